@@ -1,0 +1,100 @@
+"""Starts ipykernel the way Cellkeep wants it: no output lost, no network for display, nothing slow at start.
+
+Run as `python launcher.py -f CONNECTION_FILE`. Set-up that needs no code is in kernel.json's env;
+what takes time is done once, by bake.sh.
+"""
+
+import importlib.abc
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+ENV_ROOT = Path(__file__).resolve().parent
+
+
+def use_baked_font_cache():
+    """matplotlib needs a config folder it can write to, and takes seconds to index the fonts if it finds no index there.
+
+    The index made by bake.sh lies on a read-only file system, so each sandbox gets a copy (some tens of KB).
+    """
+    config_dir = Path(os.environ.setdefault("MPLCONFIGDIR", "/tmp/.mplconfig"))
+    try:
+        config_dir.mkdir(parents=True, exist_ok=True)
+        for baked in (ENV_ROOT / "share/mplcache").glob("fontlist-*.json"):
+            copy = config_dir / baked.name
+            if not copy.exists():
+                copy.write_bytes(baked.read_bytes())
+    except OSError as error:  # only costs the user time at the first plot
+        print(f"launcher: no font cache: {error}", file=sys.stderr)
+
+
+class AltairMimetypeHook(importlib.abc.MetaPathFinder):
+    """Makes Altair emit its Vega-Lite JSON instead of HTML that loads scripts from a CDN.
+
+    Altair has no setting for it outside of its API, and importing it at kernel start would cost everyone half a second:
+    so the renderer is switched right after the user's own `import altair`, who can still choose another one.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "altair":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        exec_module = spec.loader.exec_module
+
+        def exec_module_and_enable(module):
+            exec_module(module)
+            module.renderers.enable("mimetype")
+
+        spec.loader.exec_module = exec_module_and_enable
+        return spec
+
+
+def main():
+    # Python put this script's folder first in sys.path. (-P would prevent it, but then IPython leaves out the user's.)
+    sys.path.remove(str(ENV_ROOT))
+    # There are no widgets, so tqdm's text bar is right, and its advice to install them is noise.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    use_baked_font_cache()
+    sys.meta_path.insert(0, AltairMimetypeHook())
+
+    import zmq
+    from ipykernel.kernelapp import IPKernelApp
+
+    class KernelApp(IPKernelApp):
+        def _bind_socket(self, socket, port):
+            # By default iopub silently drops what exceeds 1,000 waiting messages. The two cures are to block
+            # (XPUB_NODROP) or to queue without limit. We queue: Cellkeep's agent always drains, so the queue stays
+            # short, and if it ever does not, memory has a limit of its own, while a kernel blocked in a print
+            # would answer nobody. There is no trait for it, and it must be set before bind.
+            if socket.type == zmq.XPUB:
+                socket.sndhwm = 0
+            return super()._bind_socket(socket, port)
+
+        def close(self):
+            # Upstream closes iopub first; if the control thread is just flushing to it, the exit hangs 10 s or for ever
+            # (seen once in a hundred). So that thread ends first.
+            if self.control_thread and self.control_thread.is_alive():
+                self.control_thread.stop()
+                self.control_thread.join()
+            super().close()
+
+    app = KernelApp.instance(
+        # Our parent is PID 1 of the sandbox. Saying so spares the note about Ctrl-C on stdout, and a polling thread.
+        parent_handle=1,
+        # The warning that TCP is not encrypted does not apply to a sandbox's own loopback.
+        log_level=logging.ERROR,
+    )
+    # One sandbox, one session: a history on disk would only cost time.
+    app.config.HistoryManager.hist_file = ":memory:"
+    app.initialize()
+    app.start()
+
+
+if __name__ == "__main__":
+    main()

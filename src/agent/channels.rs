@@ -1,0 +1,123 @@
+//! The agent's ends of the kernel's ZeroMQ sockets.
+//!
+//! One task per socket that only reads and hands on. The hub that takes it never waits, so neither does a reader for long:
+//! a kernel's socket is always drained.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use zeromq::util::PeerIdentity;
+use zeromq::{DealerSocket, Socket, SocketOptions, SocketRecv, SocketSend, SubSocket, ZmqMessage};
+
+use crate::ids::random_uuid;
+use crate::wire::connection_file::{ConnectionInfo, Transport};
+use crate::wire::{Channel, Message, Signer, WireError};
+
+/// What the sockets give, in the order it was read per socket.
+pub(super) type Received = (Channel, Result<Message, WireError>);
+
+/// How messages go to the kernel. Sending never waits; a kernel that takes nothing is bounded by what the manager submits.
+pub(super) struct Senders {
+    shell: mpsc::UnboundedSender<Message>,
+    control: mpsc::UnboundedSender<Message>,
+    stdin: mpsc::UnboundedSender<Message>,
+}
+
+impl Senders {
+    /// Queues a message. `false` where the channel takes none or the kernel is gone.
+    pub fn send(&self, channel: Channel, message: Message) -> bool {
+        let sender = match channel {
+            Channel::Shell => &self.shell,
+            Channel::Control => &self.control,
+            Channel::Stdin => &self.stdin,
+            Channel::Iopub => return false,
+        };
+        sender.send(message).is_ok()
+    }
+}
+
+/// Connects all four sockets and starts their tasks in `tasks`, which ends them when it is dropped.
+///
+/// # Errors
+/// A sentence; the kernel is then of no use.
+pub(super) async fn connect(
+    connection: &ConnectionInfo,
+    received: mpsc::Sender<Received>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Senders, String> {
+    let signer = Signer::new(connection.key.as_bytes()).ok_or("the connection file has no key")?;
+    // Connecting before the kernel has bound costs a whole reconnect interval of 100 ms.
+    for channel in Channel::ALL {
+        wait_until_bound(connection, channel).await;
+    }
+    let failed = |channel: Channel| move |error| format!("cannot connect to the kernel's {} socket: {error}", channel.name());
+    let mut iopub = SubSocket::new();
+    iopub.connect(&connection.endpoint(Channel::Iopub)).await.map_err(failed(Channel::Iopub))?;
+    iopub.subscribe("").await.map_err(failed(Channel::Iopub))?;
+    // A kernel routes input_request by the identity of the execute_request, so shell and stdin share one.
+    let identity = random_uuid();
+    let mut dealer = async |channel: Channel, identity: &str| -> Result<mpsc::UnboundedSender<Message>, String> {
+        let mut options = SocketOptions::default();
+        options.peer_identity(PeerIdentity::try_from(Bytes::from(identity.to_owned())).map_err(failed(channel))?);
+        let mut socket = DealerSocket::with_options(options);
+        socket.connect(&connection.endpoint(channel)).await.map_err(failed(channel))?;
+        let (send_half, receive_half) = socket.split();
+        let (sender, outgoing) = mpsc::unbounded_channel();
+        tasks.spawn_local(write(send_half, outgoing, signer.clone()));
+        tasks.spawn_local(read(receive_half, channel, signer.clone(), received.clone()));
+        Ok(sender)
+    };
+    let shell = dealer(Channel::Shell, &identity).await?;
+    let stdin = dealer(Channel::Stdin, &identity).await?;
+    let control = dealer(Channel::Control, &random_uuid()).await?;
+    tasks.spawn_local(read(iopub, Channel::Iopub, signer, received));
+    Ok(Senders { shell, control, stdin })
+}
+
+/// Waits until the kernel has bound a channel's socket. Without end: the kernel's exit or the manager's deadline ends it.
+async fn wait_until_bound(connection: &ConnectionInfo, channel: Channel) {
+    const STEP: Duration = Duration::from_millis(2);
+    let port = connection.port(channel);
+    match connection.transport {
+        Transport::Ipc => {
+            let path = format!("{}-{port}", connection.ip);
+            while !Path::new(&path).exists() {
+                tokio::time::sleep(STEP).await;
+            }
+        }
+        Transport::Tcp => {
+            while tokio::net::TcpStream::connect((connection.ip.as_str(), port)).await.is_err() {
+                tokio::time::sleep(STEP).await;
+            }
+        }
+    }
+}
+
+async fn write(mut socket: impl SocketSend, mut outgoing: mpsc::UnboundedReceiver<Message>, signer: Signer) {
+    while let Some(message) = outgoing.recv().await {
+        let Ok(frames) = ZmqMessage::try_from(message.to_frames(&signer)) else { continue };
+        // A send fails only when the kernel is gone, which its exit tells better.
+        if socket.send(frames).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read(mut socket: impl SocketRecv, channel: Channel, signer: Signer, received: mpsc::Sender<Received>) {
+    loop {
+        match socket.recv().await {
+            Ok(frames) => {
+                let message = Message::from_frames(frames.into_vec(), &signer);
+                if received.send((channel, message)).await.is_err() {
+                    return;
+                }
+            }
+            // After an error of the codec the peer is dropped. What the kernel process itself does decides what comes next.
+            Err(zeromq::ZmqError::NoMessage) => return,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}

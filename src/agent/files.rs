@@ -1,0 +1,227 @@
+//! The workspace's files, in and out.
+//!
+//! Every path is resolved by the system beneath the workspace (`openat2`, RESOLVE_BENEATH and no magic links), inside the
+//! sandbox: a symlink that leads out is an error, however it is swapped in meanwhile, and the host never opens a path that
+//! a sandbox can write.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::agent_protocol::{AnswerBody, FILE_CHUNK, FileEntry};
+
+const MAX_ENTRIES: usize = 10_000;
+
+/// Serves file requests beneath one folder.
+pub(super) struct Files {
+    workspace: OwnedFd,
+}
+
+/// Why a path is refused, in words for people.
+fn refuse(error: Errno) -> String {
+    match error {
+        Errno::NOENT => "no such file".to_owned(),
+        Errno::XDEV | Errno::LOOP => "the path leads out of the workspace".to_owned(),
+        Errno::ISDIR => "it is a folder".to_owned(),
+        Errno::NOTDIR => "a part of the path is not a folder".to_owned(),
+        Errno::NAMETOOLONG => "the name is too long".to_owned(),
+        Errno::NOSPC | Errno::FBIG | Errno::DQUOT => "the workspace is full".to_owned(),
+        other => io::Error::from(other).to_string(),
+    }
+}
+
+fn refuse_io(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |code| refuse(Errno::from_raw_os_error(code)))
+}
+
+/// Relative, without `.` and `..`, without NUL: what else there may be is the system's business.
+fn check(path: &str) -> Result<&str, String> {
+    let bad = path.starts_with('/')
+        || path.contains('\0')
+        || path.len() > 4096
+        || (!path.is_empty() && path.split('/').any(|part| matches!(part, "" | "." | "..")));
+    if bad { Err(format!("{path:?} is not a path inside the workspace")) } else { Ok(path) }
+}
+
+impl Files {
+    pub fn new(workspace: &str) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        Ok(Self { workspace: rustix::fs::open(workspace, flags, Mode::empty())? })
+    }
+
+    fn open(&self, path: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let path = if path.is_empty() { "." } else { path };
+        // EAGAIN: a rename raced with the walk and the system could not be sure; it asks to be asked again.
+        for _ in 0..100 {
+            match rustix::fs::openat2(&self.workspace, path, flags | OFlags::CLOEXEC, mode, resolve) {
+                Err(Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// A piece of a regular file and its size. Not waiting for a FIFO's writer, never reading a device.
+    pub fn get(&self, path: &str, offset: u64) -> Result<(u64, Bytes), String> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = File::from(self.open(check(path)?, flags, Mode::empty()).map_err(refuse)?);
+        let metadata = file.metadata().map_err(|error| refuse_io(&error))?;
+        if !metadata.is_file() {
+            return Err(if metadata.is_dir() { "it is a folder" } else { "it is not a regular file" }.to_owned());
+        }
+        let wanted = metadata.len().saturating_sub(offset).min(FILE_CHUNK as u64) as usize;
+        let mut data = vec![0; wanted];
+        let mut filled = 0;
+        while filled < wanted {
+            match file.read_at(&mut data[filled..], offset + filled as u64).map_err(|error| refuse_io(&error))? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        data.truncate(filled);
+        Ok((metadata.len(), data.into()))
+    }
+
+    /// Writes a piece; at offset 0 the file is made (with its folders) or emptied.
+    pub fn put(&self, path: &str, offset: u64, data: &[u8]) -> Result<(), String> {
+        let path = check(path)?;
+        if path.is_empty() {
+            return Err("a file needs a name".to_owned());
+        }
+        if offset == 0 {
+            self.make_parents(path)?;
+        }
+        let create = if offset == 0 { OFlags::CREATE | OFlags::TRUNC } else { OFlags::empty() };
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | create;
+        let file = File::from(self.open(path, flags, Mode::from_raw_mode(0o644)).map_err(refuse)?);
+        if !file.metadata().map_err(|error| refuse_io(&error))?.is_file() {
+            return Err("it is not a regular file".to_owned());
+        }
+        file.write_all_at(data, offset).map_err(|error| refuse_io(&error))
+    }
+
+    fn make_parents(&self, path: &str) -> Result<(), String> {
+        let Some(parent) = Path::new(path).parent() else { return Ok(()) };
+        let mut walked = String::new();
+        for part in parent.iter().filter_map(|part| part.to_str()) {
+            let folder = self.open(&walked, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
+            match rustix::fs::mkdirat(&folder, part, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(refuse(error)),
+            }
+            walked = if walked.is_empty() { part.to_owned() } else { format!("{walked}/{part}") };
+        }
+        Ok(())
+    }
+
+    /// A folder's entries.
+    pub fn list(&self, path: &str) -> Result<Vec<FileEntry>, String> {
+        let folder = self.open(check(path)?, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
+        let mut entries = Vec::new();
+        for entry in Dir::read_from(&folder).map_err(refuse)? {
+            let entry = entry.map_err(refuse)?;
+            if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let Ok(stat) = rustix::fs::statat(&folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let kind = match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => "file",
+                FileType::Directory => "folder",
+                FileType::Symlink => "link",
+                _ => "other",
+            };
+            let name = entry.file_name().to_string_lossy().into_owned();
+            entries.push(FileEntry { name, kind: kind.to_owned(), size: stat.st_size as u64 });
+            if entries.len() >= MAX_ENTRIES {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Removes a file or an empty folder; a symlink itself, never what it points to.
+    pub fn remove(&self, path: &str) -> Result<(), String> {
+        let path = check(path)?;
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if name.is_empty() {
+            return Err("the workspace itself stays".to_owned());
+        }
+        let folder = self.open(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
+        match rustix::fs::unlinkat(folder.as_fd(), name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => rustix::fs::unlinkat(folder.as_fd(), name, AtFlags::REMOVEDIR).map_err(refuse),
+            other => other.map_err(refuse),
+        }
+    }
+}
+
+/// The answer to a request that gives nothing back but success.
+pub(super) fn done(result: Result<(), String>) -> AnswerBody {
+    match result {
+        Ok(()) => AnswerBody::Done { repeated: false },
+        Err(reason) => AnswerBody::Refused { reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn workspace(name: &str) -> (std::path::PathBuf, Files) {
+        let root = std::env::temp_dir().join(format!("cellkeep-files-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(root.join("work")).unwrap();
+        fs::write(root.join("secret"), "secret").unwrap();
+        let files = Files::new(root.join("work").to_str().unwrap()).unwrap();
+        (root, files)
+    }
+
+    #[test]
+    fn files_go_in_and_out_in_pieces() {
+        let (root, files) = workspace("pieces");
+        files.put("a/b/c.bin", 0, b"hello ").unwrap();
+        files.put("a/b/c.bin", 6, b"world").unwrap();
+        assert_eq!(files.get("a/b/c.bin", 0).unwrap(), (11, Bytes::from_static(b"hello world")));
+        assert_eq!(files.get("a/b/c.bin", 6).unwrap().1, "world");
+        assert_eq!(files.list("a").unwrap()[0].kind, "folder");
+        assert!(files.remove("a").is_err());
+        files.remove("a/b/c.bin").unwrap();
+        files.remove("a/b").unwrap();
+        assert!(files.list("a").unwrap().is_empty());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn nothing_outside_the_workspace_is_reached() {
+        let (root, files) = workspace("outside");
+        symlink("../secret", root.join("work/link")).unwrap();
+        symlink(&root, root.join("work/folder")).unwrap();
+        symlink("/proc/self/root", root.join("work/magic")).unwrap();
+        for path in ["link", "folder/secret", "magic/etc/passwd", "../secret", "/etc/passwd", "a/../../secret", "./x", "a//b", "a\0b"] {
+            assert!(files.get(path, 0).is_err(), "{path:?}");
+            assert!(files.put(path, 0, b"x").is_err(), "{path:?}");
+        }
+        assert_eq!(fs::read_to_string(root.join("secret")).unwrap(), "secret");
+        files.remove("link").unwrap();
+        assert!(root.join("secret").exists());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn pipes_and_devices_are_refused_without_waiting() {
+        let (root, files) = workspace("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, root.join("work/fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert!(files.get("fifo", 0).unwrap_err().contains("regular"));
+        assert!(files.put("fifo", 0, b"x").is_err());
+        fs::remove_dir_all(root).unwrap();
+    }
+}

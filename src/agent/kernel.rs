@@ -1,0 +1,133 @@
+//! The kernel process: its connection file, its start, its signals, its last words.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal};
+
+use super::confine::Locks;
+use crate::agent_protocol::AgentConfig;
+use crate::ids::Generation;
+use crate::wire::connection_file::{ConnectionInfo, Transport};
+
+/// The score by which the system prefers to kill the kernel before the agent and the manager.
+const OOM_SCORE_ADJ: &str = "500";
+
+/// A started kernel.
+pub(super) struct KernelProcess {
+    pub pid: Pid,
+    pub connection: ConnectionInfo,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// Starts the kernel of `generation`.
+///
+/// # Errors
+/// A sentence that says which step failed.
+pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<KernelProcess, String> {
+    let connection = connection_info(config, generation).map_err(|error| format!("cannot choose sockets: {error}"))?;
+    let path = format!("{}/connection-{generation}.json", config.runtime_dir);
+    write_private(&path, &connection).map_err(|error| format!("cannot write {path}: {error}"))?;
+    let argv: Vec<String> = config.argv.iter().map(|argument| argument.replace("{connection_file}", &path)).collect();
+    let [program, arguments @ ..] = argv.as_slice() else { return Err("the kernelspec has no argv".to_owned()) };
+    let mut locks = Locks::prepare(config).map_err(|error| format!("cannot prepare the kernel's locks: {error}"))?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(&config.env)
+        .current_dir(&config.workspace)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // SAFETY: between fork and exec of this single-threaded program, so no lock can be held by another thread; the closure
+    // only makes system calls on what was prepared before.
+    #[expect(unsafe_code, reason = "the locks must be closed in the child, before exec")]
+    unsafe {
+        command.pre_exec(move || locks.close());
+    }
+    let mut child = command.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err("the kernel has no output pipes".to_owned());
+    };
+    let pid = Pid::from_child(&child);
+    // Best effort: raising one's own score is always allowed, and a system without the file has no OOM killer to steer.
+    let _ = fs::write(format!("/proc/{pid}/oom_score_adj", pid = pid.as_raw_nonzero()), OOM_SCORE_ADJ);
+    Ok(KernelProcess { pid, connection, stdout: stdout.into(), stderr: stderr.into() })
+}
+
+fn connection_info(config: &AgentConfig, generation: Generation) -> io::Result<ConnectionInfo> {
+    match config.transport {
+        Transport::Ipc => {
+            let prefix = format!("{}/{generation}", config.runtime_dir);
+            Ok(ConnectionInfo::new(Transport::Ipc, &prefix, [1, 2, 3, 4, 5], &config.kernel))
+        }
+        Transport::Tcp => {
+            // All five are held while choosing, so they differ. Nobody else can take one in between: the loopback is ours alone.
+            let held = (0..5).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
+            let mut ports = [0; 5];
+            for (port, listener) in ports.iter_mut().zip(&held) {
+                *port = listener.local_addr()?.port();
+            }
+            Ok(ConnectionInfo::new(Transport::Tcp, "127.0.0.1", ports, &config.kernel))
+        }
+    }
+}
+
+fn write_private(path: &str, connection: &ConnectionInfo) -> io::Result<()> {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    serde_json::to_writer(file, connection).map_err(io::Error::from)
+}
+
+/// Sends a signal to the kernel's process group.
+pub(super) fn signal_group(pid: Pid, signal: Signal) {
+    // The group may be gone already; then there is nobody to tell.
+    let _ = rustix::process::kill_process_group(pid, signal);
+}
+
+/// Ends every process of the sandbox but the agent: as PID 1, one call reaches all of the namespace, daemons included.
+/// Elsewhere (tests) only the kernel's group.
+pub(super) fn kill_all(pid: Option<Pid>) {
+    if rustix::process::getpid().as_raw_nonzero().get() == 1 {
+        // SAFETY: a plain system call without memory arguments. rustix has no kill(-1).
+        #[expect(unsafe_code, reason = "kill(-1) is the only call that leaves no process out")]
+        let _ = unsafe { libc::kill(-1, libc::SIGKILL) };
+    } else if let Some(pid) = pid {
+        signal_group(pid, Signal::KILL);
+    }
+}
+
+/// Takes every process that has ended, our own kernel or an orphan that came to us as PID 1.
+pub(super) fn reap() -> Vec<(Pid, ExitStatus)> {
+    let mut ended = Vec::new();
+    while let Ok(Some((pid, status))) = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG) {
+        ended.push((pid, ExitStatus::from_raw(status.as_raw())));
+    }
+    ended
+}
+
+/// Keeps the end of what a process wrote.
+#[derive(Default)]
+pub(super) struct LastWords {
+    bytes: Vec<u8>,
+}
+
+impl LastWords {
+    const KEEP: usize = 4096;
+
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(&bytes[bytes.len().saturating_sub(Self::KEEP)..]);
+        let excess = self.bytes.len().saturating_sub(Self::KEEP);
+        self.bytes.drain(..excess);
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).trim().to_owned()
+    }
+}

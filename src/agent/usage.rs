@@ -1,0 +1,130 @@
+//! Memory, CPU and OOM kills, read from inside: the sandbox sees its own cgroup under `/sys/fs/cgroup`, in version 2 or 1;
+//! where it sees none, `/proc` is added up (the PID namespace holds only our own processes).
+
+use std::fs;
+use std::path::Path;
+
+use crate::agent_protocol::UsageReading;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Reads usage; remembers the peak where only samples are to be had.
+pub(super) struct Meter {
+    source: Source,
+    sampled_peak: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    CgroupV2,
+    CgroupV1,
+    Proc,
+}
+
+impl Meter {
+    pub fn new() -> Self {
+        let source = if Path::new(&format!("{ROOT}/memory.events")).exists() {
+            Source::CgroupV2
+        } else if Path::new(&format!("{ROOT}/memory/memory.oom_control")).exists() {
+            Source::CgroupV1
+        } else {
+            Source::Proc
+        };
+        Self { source, sampled_peak: 0 }
+    }
+
+    /// The usage now.
+    pub fn read(&mut self) -> UsageReading {
+        let (memory, peak, cpu, processes) = match self.source {
+            Source::CgroupV2 => (
+                number("memory.current"),
+                number("memory.peak"),
+                field("cpu.stat", "usage_usec").map(|us| us as f64 / 1e6),
+                number("pids.current"),
+            ),
+            Source::CgroupV1 => (
+                number("memory/memory.usage_in_bytes"),
+                number("memory/memory.max_usage_in_bytes"),
+                number("cpuacct/cpuacct.usage").map(|ns| ns as f64 / 1e9),
+                number("pids/pids.current"),
+            ),
+            Source::Proc => (None, None, None, None),
+        };
+        let added_up = if memory.is_none() || cpu.is_none() { from_proc() } else { UsageReading::default() };
+        let memory_bytes = memory.unwrap_or(added_up.memory_bytes);
+        self.sampled_peak = self.sampled_peak.max(memory_bytes);
+        UsageReading {
+            memory_bytes,
+            peak_memory_bytes: peak.unwrap_or(self.sampled_peak).max(memory_bytes),
+            cpu_seconds: cpu.unwrap_or(added_up.cpu_seconds),
+            processes: processes.unwrap_or(added_up.processes),
+        }
+    }
+
+    /// How often the memory limit has killed a process of this sandbox. The counter tells, not `failcnt` and not Docker's
+    /// flag, which both lie.
+    pub fn oom_kills(&self) -> u64 {
+        match self.source {
+            Source::CgroupV2 => field("memory.events", "oom_kill"),
+            Source::CgroupV1 => field("memory/memory.oom_control", "oom_kill"),
+            Source::Proc => None,
+        }
+        .unwrap_or(0)
+    }
+}
+
+fn number(file: &str) -> Option<u64> {
+    fs::read_to_string(format!("{ROOT}/{file}")).ok()?.trim().parse().ok()
+}
+
+fn field(file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("{ROOT}/{file}")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+/// Adds up all processes but the agent itself, whose share is not the user's.
+fn from_proc() -> UsageReading {
+    let mut usage = UsageReading::default();
+    let own = std::process::id();
+    for pid in process_ids().filter(|pid| *pid != own) {
+        usage.processes += 1;
+        usage.memory_bytes += resident_bytes(pid).unwrap_or(0);
+        usage.cpu_seconds += cpu_seconds(pid).unwrap_or(0.0);
+    }
+    usage
+}
+
+fn process_ids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Private and shared-anonymous memory. Pages of mapped files (libraries) are shared and can be dropped, so they do not count.
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = |name: &str| -> Option<u64> {
+        status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse().ok())
+    };
+    Some((kib("RssAnon:")? + kib("RssShmem:")?) * 1024)
+}
+
+fn cpu_seconds(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; fields are counted from behind it. utime and stime are the 12th and 13th.
+    let after_name = stat.rsplit_once(')')?.1;
+    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_adds_up() {
+        let usage = from_proc();
+        assert!(usage.processes > 0);
+        assert!(resident_bytes(std::process::id()).unwrap() > 100_000);
+        assert!(cpu_seconds(std::process::id()).unwrap() >= 0.0);
+    }
+}

@@ -1,0 +1,105 @@
+//! `cellkeep kernels`: the environments of the process sandbox.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Exit, Failure};
+use crate::config::Paths;
+use crate::kernels::{self, Kernel, Status};
+
+/// Show or install kernels for the process sandbox.
+#[derive(Subcommand)]
+pub(super) enum KernelsCommand {
+    /// Show the kernels there are and which are installed
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Install kernels; does nothing where they are up to date
+    Install {
+        /// python, r, julia, deno, bash
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+pub(super) fn run(paths: &Paths, command: KernelsCommand) -> Result<Exit, Failure> {
+    match command {
+        KernelsCommand::List { json } => {
+            list(paths, json);
+            Ok(Exit::Ok)
+        }
+        KernelsCommand::Install { names } => {
+            let kernels = names.iter().map(|name| kernels::find(name)).collect::<Result<Vec<_>, _>>();
+            for kernel in kernels.map_err(Failure::usage)? {
+                let installed = install(paths, kernel).with_context(|| format!("cannot install {}", kernel.name));
+                installed.map_err(|error| Failure { exit: Exit::CellFailed, error })?;
+            }
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+pub(super) fn state_name(status: Status) -> &'static str {
+    match status {
+        Status::Ready => "ready",
+        Status::Stale => "stale",
+        Status::Missing => "missing",
+    }
+}
+
+fn list(paths: &Paths, as_json: bool) {
+    if as_json {
+        let all: Vec<_> = kernels::all()
+            .iter()
+            .map(|kernel| {
+                serde_json::json!({
+                    "name": kernel.name, "display_name": kernel.display_name, "language": kernel.language,
+                    "process": state_name(kernels::status(paths, kernel)),
+                })
+            })
+            .collect();
+        println!("{}", serde_json::Value::from(all));
+        return;
+    }
+    println!("{:<8} {:<24} {:<10} PROCESS SANDBOX", "NAME", "KERNEL", "LANGUAGE");
+    for kernel in kernels::all() {
+        let state = match kernels::status(paths, kernel) {
+            Status::Ready => "ready".to_owned(),
+            Status::Stale => format!("from another version; run: cellkeep kernels install {}", kernel.name),
+            Status::Missing => format!("not installed; run: cellkeep kernels install {}", kernel.name),
+        };
+        println!("{:<8} {:<24} {:<10} {state}", kernel.name, kernel.display_name, kernel.language);
+    }
+}
+
+fn install(paths: &Paths, kernel: &Kernel) -> Result<(), kernels::InstallError> {
+    if kernels::status(paths, kernel) == Status::Ready {
+        eprintln!("{} is up to date", kernel.name);
+        return Ok(());
+    }
+    let started = Instant::now();
+    let spinner = std::io::stderr().is_terminal().then(|| {
+        let spinner = ProgressBar::new_spinner();
+        let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}");
+        spinner.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        spinner.set_prefix(kernel.name.clone());
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        spinner
+    });
+    let result = kernels::install(paths, kernel, &mut |line| match &spinner {
+        Some(spinner) => spinner.set_message(line.to_owned()),
+        None => eprintln!("{}: {line}", kernel.name),
+    });
+    if let Some(spinner) = spinner {
+        spinner.finish_and_clear();
+    }
+    let path = result?;
+    eprintln!("{} is installed in {} ({:.0} s)", kernel.name, path.display(), started.elapsed().as_secs_f64());
+    Ok(())
+}

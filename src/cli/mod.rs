@@ -1,0 +1,126 @@
+//! The command line.
+
+mod doctor;
+mod exec;
+mod images;
+mod kernels;
+mod options;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Paths;
+
+/// How a command ended, as its exit code tells scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    Ok,
+    CellFailed,
+    Usage,
+    NoSandbox,
+    TimedOut,
+    Interrupted,
+    KernelDied,
+}
+
+impl Exit {
+    fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::CellFailed => 1,
+            Self::Usage => 2,
+            Self::NoSandbox => 3,
+            Self::TimedOut => 124,
+            Self::Interrupted => 130,
+            Self::KernelDied => 138,
+        }
+    }
+}
+
+/// Run Jupyter notebooks and code on real kernels, each in a locked-down sandbox.
+#[derive(Parser)]
+#[command(name = "cellkeep", version, max_term_width = 100, after_help = "\
+First steps:
+  cellkeep doctor                     what works on this machine, and how to mend what does not
+  cellkeep kernels install python     get a kernel for the process sandbox
+  cellkeep exec -c 'print(6*7)'       run code
+  cellkeep run notebook.ipynb         run a notebook; writes notebook.out.ipynb")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Where kernels and sandboxes are kept [default: /var/lib/cellkeep for root, else ~/.local/share/cellkeep]
+    #[arg(long, global = true, env = "CELLKEEP_DATA", value_name = "DIR")]
+    data: Option<std::path::PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a notebook and write it with its outputs
+    Run(run::RunArgs),
+    /// Run code and print what it prints
+    Exec(exec::ExecArgs),
+    /// Show or install kernels for the process sandbox
+    #[command(subcommand)]
+    Kernels(kernels::KernelsCommand),
+    /// Show or build container images for the docker sandbox
+    #[command(subcommand)]
+    Images(images::ImagesCommand),
+    /// Show what is usable on this machine, and how to mend what is not
+    Doctor,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    init_logging();
+    let paths = cli.data.as_deref().map_or_else(Paths::from_environment, Paths::new);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::from(Exit::Usage.code());
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Run(args) => run::run(paths, args).await,
+            Command::Exec(args) => exec::exec(paths, args).await,
+            Command::Kernels(command) => kernels::run(&paths, command),
+            Command::Images(command) => images::run(&paths, command).await,
+            Command::Doctor => doctor::run(&paths).await,
+        }
+    });
+    // A blocked read of the terminal must not keep the process alive.
+    runtime.shutdown_background();
+    match result {
+        Ok(exit) => ExitCode::from(exit.code()),
+        Err(failure) => {
+            eprintln!("error: {:#}", failure.error);
+            ExitCode::from(failure.exit.code())
+        }
+    }
+}
+
+/// An error with the exit code it means.
+struct Failure {
+    exit: Exit,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Usage, error: error.into() }
+    }
+
+    fn no_sandbox(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::NoSandbox, error: error.into() }
+    }
+}
+
+fn init_logging() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("CELLKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn,bollard=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

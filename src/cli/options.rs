@@ -1,0 +1,197 @@
+//! Options that several commands share, and what they do with them.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+
+use super::{Exit, Failure};
+use crate::agent_protocol::{FILE_CHUNK, Request};
+use crate::config::Paths;
+use crate::kernels::Kernel;
+use crate::manager::{Manager, ManagerError, SandboxChoice, Session, SessionSpec};
+use crate::output::Artifact;
+use crate::policy::{Limits, Network, parse_size};
+use crate::sandbox::SandboxKind;
+use crate::session::{RunStatus, SessionHandle};
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SandboxOption {
+    Auto,
+    Docker,
+    Process,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum NetworkOption {
+    None,
+    Open,
+}
+
+/// The sandbox a session gets.
+#[derive(Args)]
+pub(super) struct SandboxArgs {
+    /// Where the kernel runs; auto takes the process sandbox, else docker
+    #[arg(long, value_enum, default_value = "auto", env = "CELLKEEP_SANDBOX", help_heading = "Sandbox")]
+    sandbox: SandboxOption,
+    /// Memory of the whole session
+    #[arg(long, default_value = "512m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
+    memory: u64,
+    /// CPUs, in fractions if need be
+    #[arg(long, default_value_t = 1.0, value_name = "N", help_heading = "Sandbox")]
+    cpus: f64,
+    /// Processes and threads
+    #[arg(long, default_value_t = 256, value_name = "N", help_heading = "Sandbox")]
+    pids: u64,
+    /// Size of the workspace, which is gone at the end
+    #[arg(long, default_value = "256m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
+    disk: u64,
+    /// Output that one cell may produce; it is stopped beyond
+    #[arg(long, default_value = "100m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
+    output_limit: u64,
+    /// What the code may reach
+    #[arg(long, value_enum, default_value = "none", help_heading = "Sandbox")]
+    network: NetworkOption,
+    /// A variable for the kernel
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = parse_variable, help_heading = "Sandbox")]
+    env: Vec<(String, String)>,
+    /// A file to put into the workspace before the first cell
+    #[arg(long = "file", value_name = "PATH", help_heading = "Sandbox")]
+    files: Vec<PathBuf>,
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !text.contains('\0') => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it like NAME=VALUE".to_owned()),
+    }
+}
+
+/// Reads a time limit in seconds.
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    // Zero would stop every cell before it begins.
+    if seconds > 0.0 { Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()) } else { Err("it must be more than 0".to_owned()) }
+}
+
+impl SandboxArgs {
+    /// Makes a session as these options say, its files in place.
+    pub async fn session(&self, paths: Paths, kernel: &Kernel) -> Result<Session, Failure> {
+        let limits = Limits {
+            memory_mb: self.memory,
+            cpus: self.cpus,
+            pids: self.pids,
+            disk_mb: self.disk,
+            output_mb: self.output_limit,
+        };
+        let sandbox = match self.sandbox {
+            SandboxOption::Auto => SandboxChoice::Auto,
+            SandboxOption::Docker => SandboxChoice::Only(SandboxKind::Docker),
+            SandboxOption::Process => SandboxChoice::Only(SandboxKind::Process),
+        };
+        let network = match self.network {
+            NetworkOption::None => Network::None,
+            NetworkOption::Open => Network::Open,
+        };
+        let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env: self.env.clone() };
+        let session = Manager::new(paths).create(spec).await.map_err(|error| match error {
+            ManagerError::Limits(_) => Failure::usage(error),
+            _ => Failure::no_sandbox(error),
+        })?;
+        for file in &self.files {
+            if let Err(error) = put_file(&session.handle, file).await {
+                let _ = session.destroy().await;
+                return Err(Failure::usage(error.context(format!("cannot put {} into the workspace", file.display()))));
+            }
+        }
+        Ok(session)
+    }
+}
+
+async fn put_file(session: &SessionHandle, path: &Path) -> anyhow::Result<()> {
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| anyhow!("it has no usable name"))?;
+    let mut file = std::fs::File::open(path)?;
+    if !file.metadata()?.is_file() {
+        bail!("it is not a regular file");
+    }
+    let mut offset = 0;
+    loop {
+        let mut chunk = Vec::new();
+        (&mut file).take(FILE_CHUNK as u64).read_to_end(&mut chunk)?;
+        if chunk.is_empty() && offset > 0 {
+            return Ok(());
+        }
+        let read = chunk.len() as u64;
+        session.ask(Request::FilePut { path: name.to_owned(), offset }, Bytes::from(chunk)).await?;
+        offset += read;
+        if read == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// The exit code that a run's status means.
+pub(super) fn exit_of(status: RunStatus) -> Exit {
+    match status {
+        RunStatus::Ok => Exit::Ok,
+        RunStatus::Error | RunStatus::OutputExceeded | RunStatus::Cancelled => Exit::CellFailed,
+        RunStatus::Interrupted => Exit::Interrupted,
+        RunStatus::Timeout => Exit::TimedOut,
+        RunStatus::KernelDied | RunStatus::MemoryExceeded => Exit::KernelDied,
+    }
+}
+
+/// Writes artifacts into a folder; gives the paths. What cannot be decoded is told and left out.
+pub(super) fn write_artifacts(folder: &Path, artifacts: Vec<Artifact>) -> anyhow::Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for artifact in artifacts {
+        let bytes = match artifact.content {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                eprintln!("warning: {} of output {} is left out: {error}", artifact.mime, artifact.output_index + 1);
+                continue;
+            }
+        };
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = folder.join(&artifact.name);
+        write_whole(&path, &bytes)?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+/// Writes a file whole or not at all: beside it first, then in its place.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let name = path.file_name().ok_or_else(|| anyhow!("{} is no file name", path.display()))?;
+    let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), crate::ids::random_uuid()));
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create_new(&temporary)?;
+        std::io::Write::write_all(&mut file, bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().inspect_err(|_| drop(std::fs::remove_file(&temporary))).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Turns Ctrl-C into what `interrupt` does at the first, `stop` at the second. SIGTERM stops at once.
+pub(super) fn on_ctrl_c(handle: SessionHandle) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else { return };
+        let first = tokio::select! {
+            result = tokio::signal::ctrl_c() => result.is_ok(),
+            _ = terminate.recv() => false,
+        };
+        if first {
+            eprintln!("\ninterrupting the kernel; press Ctrl-C again to stop");
+            let _ = handle.interrupt();
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        let _ = handle.kill();
+    })
+}

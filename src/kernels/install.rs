@@ -1,0 +1,256 @@
+//! Managed environments: what the process sandbox mounts at `/opt/kernel`.
+//!
+//! Made from the same folder as the container image: requirements into a virtual environment (by `uv`, which takes
+//! seconds, else by pip), the kernel's own files beside it, then its `bake.sh`. Made in a staging folder and renamed when
+//! whole, so a broken installation is never seen.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use thiserror::Error;
+
+use super::catalog::{Kernel, context};
+use crate::config::Paths;
+
+/// The interpreter that environments are built on. Not the one on PATH: that is often in somebody's home, which the uid of
+/// a sandbox cannot read.
+const PYTHON: &str = "/usr/bin/python3";
+const FINGERPRINT: &str = "fingerprint";
+
+/// Told of each step and of the lines that long steps print.
+pub type Progress<'a> = &'a mut dyn FnMut(&str);
+
+/// Why a kernel cannot be installed.
+#[derive(Debug, Error)]
+pub enum InstallError {
+    /// It has not been installed.
+    #[error("it is not installed in {}", .path.display())]
+    Missing {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// Debian packages are needed and cannot be installed by us.
+    #[error("these Debian packages are needed: {packages}\n  as root, run: apt-get install {packages}")]
+    Packages {
+        /// Their names.
+        packages: String,
+    },
+    /// A program that the kernel consists of is not there.
+    #[error("{program} is not there; {remedy}")]
+    Program {
+        /// Which.
+        program: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A step failed.
+    #[error("{step} failed:\n{output}")]
+    Step {
+        /// What was being done.
+        step: String,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// A file could not be written.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// How an environment stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// There, and made from this version's folder.
+    Ready,
+    /// There, but made from another version's folder.
+    Stale,
+    /// Not there.
+    Missing,
+}
+
+fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> InstallError {
+    let doing = doing.into();
+    move |source| InstallError::Io { doing, source }
+}
+
+/// How the environment of `kernel` stands.
+pub fn status(paths: &Paths, kernel: &Kernel) -> Status {
+    let folder = paths.kernels().join(&kernel.name);
+    match fs::read_to_string(folder.join(FINGERPRINT)) {
+        Ok(fingerprint) if fingerprint.trim() == kernel.fingerprint() => Status::Ready,
+        Ok(_) => Status::Stale,
+        Err(_) => Status::Missing,
+    }
+}
+
+/// The environment's folder, to be mounted.
+///
+/// # Errors
+/// [`InstallError::Missing`].
+pub fn environment(paths: &Paths, kernel: &Kernel) -> Result<PathBuf, InstallError> {
+    let path = paths.kernels().join(&kernel.name);
+    match status(paths, kernel) {
+        Status::Missing => Err(InstallError::Missing { path }),
+        Status::Ready | Status::Stale => Ok(path),
+    }
+}
+
+/// Installs the environment of `kernel`, or does nothing where it is ready.
+///
+/// # Errors
+/// [`InstallError`]; an earlier environment then stays as it was.
+pub fn install(paths: &Paths, kernel: &Kernel, progress: Progress<'_>) -> Result<PathBuf, InstallError> {
+    let target = paths.kernels().join(&kernel.name);
+    if status(paths, kernel) == Status::Ready {
+        return Ok(target);
+    }
+    // The uid of a sandbox must be able to read all of it.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    install_packages(kernel, progress)?;
+    fs::create_dir_all(paths.kernels()).map_err(io_error("cannot make the kernels' folder"))?;
+    let staging = paths.kernels().join(format!(".{}-{}", kernel.name, crate::ids::random_uuid()));
+    let made = make(paths, kernel, &staging, progress).and_then(|()| replace(&staging, &target));
+    if made.is_err() {
+        let _ = fs::remove_dir_all(&staging);
+    }
+    made.map(|()| target)
+}
+
+fn make(paths: &Paths, kernel: &Kernel, staging: &Path, progress: Progress<'_>) -> Result<(), InstallError> {
+    fs::create_dir_all(staging).map_err(io_error("cannot make a staging folder"))?;
+    let files = context(kernel);
+    if files.iter().any(|(name, _)| name == "requirements.txt") {
+        virtual_environment(paths, kernel, staging, progress)?;
+    }
+    for (name, data) in files.iter().filter(|(name, _)| name != "Dockerfile") {
+        let path = staging.join(name);
+        let write = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, data));
+        write.map_err(io_error(format!("cannot write {}", path.display())))?;
+    }
+    let program = kernel.argv.first().map(String::as_str).unwrap_or_default();
+    if let Some(in_environment) = program.strip_prefix("/opt/kernel/") {
+        require(&staging.join(in_environment), "the environment is incomplete")?;
+    } else {
+        require(Path::new(program), &format!("install {} first; its packages: {}", kernel.display_name, kernel.packages().join(" ")))?;
+    }
+    let mut bake = Command::new("sh");
+    bake.arg(staging.join("bake.sh")).arg(staging);
+    run(&format!("preparing {}", kernel.name), &mut bake, progress)?;
+    fs::write(staging.join(FINGERPRINT), kernel.fingerprint()).map_err(io_error("cannot write the fingerprint"))
+}
+
+fn require(program: &Path, remedy: &str) -> Result<(), InstallError> {
+    if program.exists() || program.is_symlink() {
+        return Ok(());
+    }
+    Err(InstallError::Program { program: program.display().to_string(), remedy: remedy.to_owned() })
+}
+
+fn replace(staging: &Path, target: &Path) -> Result<(), InstallError> {
+    let old = staging.with_extension("old");
+    let moved = fs::rename(target, &old).is_ok();
+    let result = fs::rename(staging, target).map_err(io_error("cannot put the new environment in place"));
+    if moved {
+        let _ = fs::remove_dir_all(old);
+    }
+    result
+}
+
+fn virtual_environment(paths: &Paths, kernel: &Kernel, staging: &Path, progress: Progress<'_>) -> Result<(), InstallError> {
+    let requirements = staging.join("requirements.in");
+    fs::write(&requirements, kernel.file("requirements.txt")).map_err(io_error("cannot write the requirements"))?;
+    let step = format!("installing the packages of {}", kernel.name);
+    match uv(paths, progress) {
+        Some(uv) => {
+            let mut venv = Command::new(&uv);
+            venv.args(["venv", "--quiet", "--allow-existing", "--python", PYTHON]).arg(staging);
+            run("making a virtual environment", &mut venv, progress)?;
+            let mut sync = Command::new(&uv);
+            // Copies, since links into uv's cache would change with it.
+            sync.args(["pip", "install", "--link-mode", "copy", "--python"]).arg(staging.join("bin/python"));
+            run(&step, sync.arg("-r").arg(&requirements), progress)?;
+        }
+        None => {
+            let mut venv = Command::new(PYTHON);
+            run("making a virtual environment", venv.args(["-m", "venv"]).arg(staging), progress)?;
+            let mut pip = Command::new(staging.join("bin/python"));
+            pip.args(["-m", "pip", "install", "--no-compile", "--disable-pip-version-check", "-r"]).arg(&requirements);
+            run(&step, &mut pip, progress)?;
+        }
+    }
+    let _ = fs::remove_file(requirements);
+    Ok(())
+}
+
+/// `uv` from PATH, or our own copy, which is installed on first use. `None` where that fails: pip does the same, slower.
+fn uv(paths: &Paths, progress: Progress<'_>) -> Option<PathBuf> {
+    if Command::new("uv").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        return Some(PathBuf::from("uv"));
+    }
+    let own = paths.tools().join("bin/uv");
+    if own.exists() {
+        return Some(own);
+    }
+    let mut venv = Command::new(PYTHON);
+    run("making a folder for tools", venv.args(["-m", "venv"]).arg(paths.tools()), progress).ok()?;
+    let mut pip = Command::new(paths.tools().join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]);
+    run("installing uv", &mut pip, progress).ok()?;
+    own.exists().then_some(own)
+}
+
+fn install_packages(kernel: &Kernel, progress: Progress<'_>) -> Result<(), InstallError> {
+    let missing: Vec<String> = kernel.packages().into_iter().filter(|package| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages = missing.join(" ");
+    if !rustix::process::geteuid().is_root() {
+        return Err(InstallError::Packages { packages });
+    }
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "-y", "--no-install-recommends"]).args(&missing).env("DEBIAN_FRONTEND", "noninteractive");
+    if run(&format!("installing {packages}"), &mut apt, progress).is_ok() {
+        return Ok(());
+    }
+    // The lists may never have been fetched.
+    run("apt-get update", Command::new("apt-get").arg("update"), progress)?;
+    run(&format!("installing {packages}"), &mut apt, progress)
+}
+
+fn is_installed(package: &str) -> bool {
+    let query = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", package]).stderr(Stdio::null()).output();
+    query.is_ok_and(|output| output.stdout == b"installed")
+}
+
+/// Runs a command, telling its lines as they come.
+fn run(step: &str, command: &mut Command, progress: Progress<'_>) -> Result<(), InstallError> {
+    progress(step);
+    let (reader, writer) = io::pipe().map_err(io_error("cannot make a pipe"))?;
+    let error_writer = writer.try_clone().map_err(io_error("cannot make a pipe"))?;
+    let started = command.stdin(Stdio::null()).stdout(writer).stderr(error_writer).spawn();
+    let mut child = started.map_err(io_error(format!("cannot start {}", command.get_program().to_string_lossy())))?;
+    // The command holds the pipe's other end; reading would never see its end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut tail: Vec<String> = Vec::new();
+    for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if !line.is_empty() {
+            progress(&line);
+            tail.push(line);
+            let excess = tail.len().saturating_sub(20);
+            tail.drain(..excess);
+        }
+    }
+    match child.wait() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(InstallError::Step { step: step.to_owned(), output: tail.join("\n") }),
+        Err(error) => Err(io_error(step)(error)),
+    }
+}

@@ -1,0 +1,43 @@
+//! Cellkeep runs Jupyter kernels in locked-down sandboxes and keeps their sessions.
+//!
+//! The layers, top to bottom; each imports only from below (`tests/architecture.rs` holds the table):
+//!
+//! | layer | modules |
+//! |---|---|
+//! | top | `cli` |
+//! | domain | `runner`, `manager`, `session` |
+//! | adapter | `sandbox`, `link`, `kernels`, `config`, and inside the sandbox `agent` |
+//! | pure | `agent_protocol`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
+//!
+//! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
+//! (feature `agent`), which the manager carries. See ARCHITECTURE.md for the why.
+
+#[cfg(feature = "agent")]
+pub mod agent;
+pub mod agent_protocol;
+pub mod ids;
+pub mod policy;
+pub mod wire;
+
+#[cfg(feature = "host")]
+pub mod cli;
+#[cfg(feature = "host")]
+pub mod config;
+#[cfg(feature = "host")]
+pub mod kernels;
+#[cfg(feature = "host")]
+pub mod link;
+#[cfg(feature = "host")]
+pub mod manager;
+#[cfg(feature = "host")]
+pub mod mime;
+#[cfg(feature = "host")]
+pub mod notebook;
+#[cfg(feature = "host")]
+pub mod output;
+#[cfg(feature = "host")]
+pub mod runner;
+#[cfg(feature = "host")]
+pub mod sandbox;
+#[cfg(feature = "host")]
+pub mod session;

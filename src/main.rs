@@ -1,0 +1,7 @@
+//! The `cellkeep` command. See [`cellkeep::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cellkeep::cli::main()
+}

@@ -1,0 +1,172 @@
+//! The façade that the command line and all protocols see: it chooses a sandbox, makes sessions, and ends them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::config::Paths;
+use crate::ids::SessionId;
+use crate::kernels::Kernel;
+use crate::link::Position;
+use crate::policy::{Limits, Network};
+use crate::sandbox::docker::DockerSandbox;
+use crate::sandbox::process::{self, ProcessSandbox};
+use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec};
+use crate::session::{self, SessionError, SessionHandle};
+
+/// How long after its manager's end a sandbox of a one-shot run ends itself.
+const ORPHAN: Duration = Duration::from_secs(20);
+
+/// Which sandbox a session is to have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SandboxChoice {
+    /// The process sandbox, else Docker.
+    #[default]
+    Auto,
+    /// This one and no other.
+    Only(SandboxKind),
+}
+
+/// What a session is to be.
+#[derive(Clone, Debug)]
+pub struct SessionSpec {
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// Its sandbox.
+    pub sandbox: SandboxChoice,
+    /// Its limits.
+    pub limits: Limits,
+    /// Its network.
+    pub network: Network,
+    /// Variables for the kernel.
+    pub env: Vec<(String, String)>,
+}
+
+/// Why there is no session.
+#[derive(Debug, Error)]
+pub enum ManagerError {
+    /// The limits make no sense.
+    #[error("{0}")]
+    Limits(String),
+    /// No sandbox could be had.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// None of the kinds works for this kernel.
+    #[error("no sandbox is ready for the {kernel} kernel, and nothing runs without one:\n- {process}\n- {docker}\n`cellkeep doctor` shows what is usable")]
+    NoSandbox {
+        /// Which kernel.
+        kernel: String,
+        /// What keeps the process sandbox.
+        process: SandboxError,
+        /// What keeps Docker.
+        docker: SandboxError,
+    },
+    /// The kernel did not start in it.
+    #[error("the kernel did not start: {0}")]
+    Start(#[from] SessionError),
+}
+
+/// Makes and ends sessions.
+pub struct Manager {
+    paths: Paths,
+}
+
+/// A living session with its sandbox.
+pub struct Session {
+    /// For its runs.
+    pub handle: SessionHandle,
+    /// What it lives in.
+    pub record: SandboxRecord,
+    sandbox: Arc<dyn Sandbox>,
+}
+
+impl Manager {
+    /// A manager of this data folder.
+    pub fn new(paths: Paths) -> Self {
+        Self { paths }
+    }
+
+    /// Makes a session and waits until its kernel is ready. What an earlier, killed run left behind is cleared away meanwhile.
+    ///
+    /// # Errors
+    /// [`ManagerError`]; nothing is left behind.
+    pub async fn create(&self, spec: SessionSpec) -> Result<Session, ManagerError> {
+        spec.limits.validate().map_err(ManagerError::Limits)?;
+        let (sandbox, record) = self.sandbox_for(&spec).await?;
+        let sweeper = sandbox.clone();
+        tokio::spawn(async move {
+            if let Err(error) = sandbox::sweep(&*sweeper).await {
+                tracing::warn!(%error, "cannot look for sandboxes that were left behind");
+            }
+        });
+        let handle = session::start(sandbox.clone(), record.clone(), spec.limits, Position::default());
+        let session = Session { handle, record, sandbox };
+        match session.handle.ready().await {
+            Ok(()) => Ok(session),
+            Err(error) => {
+                session.destroy().await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn sandbox_for(&self, spec: &SessionSpec) -> Result<(Arc<dyn Sandbox>, SandboxRecord), ManagerError> {
+        let sandbox_spec = SandboxSpec {
+            session: SessionId::random(),
+            kernel: spec.kernel.clone(),
+            limits: spec.limits.clone(),
+            network: spec.network,
+            env: spec.env.clone(),
+            orphan_seconds: Some(ORPHAN.as_secs()),
+        };
+        match spec.sandbox {
+            SandboxChoice::Only(kind) => Ok(self.create_in(kind, &sandbox_spec).await?),
+            SandboxChoice::Auto => {
+                let process = match self.create_in(SandboxKind::Process, &sandbox_spec).await {
+                    Ok(made) => return Ok(made),
+                    Err(error) => error,
+                };
+                match self.create_in(SandboxKind::Docker, &sandbox_spec).await {
+                    Ok(made) => {
+                        tracing::warn!("using the docker sandbox, since {process}");
+                        Ok(made)
+                    }
+                    Err(docker) => Err(ManagerError::NoSandbox { kernel: spec.kernel.name.clone(), process, docker }),
+                }
+            }
+        }
+    }
+
+    async fn create_in(&self, kind: SandboxKind, spec: &SandboxSpec) -> Result<(Arc<dyn Sandbox>, SandboxRecord), SandboxError> {
+        let sandbox = self.sandbox(kind).await?;
+        let record = sandbox.create(spec).await?;
+        Ok((sandbox, record))
+    }
+
+    /// The sandboxes of one kind.
+    ///
+    /// # Errors
+    /// [`SandboxError::Unavailable`] when they do not work here.
+    pub async fn sandbox(&self, kind: SandboxKind) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        match kind {
+            SandboxKind::Process => Ok(Arc::new(ProcessSandbox::new(self.paths.clone()))),
+            SandboxKind::Docker => Ok(Arc::new(DockerSandbox::connect(self.paths.clone()).await?)),
+        }
+    }
+}
+
+impl Session {
+    /// Ends the session: its kernel, its sandbox and all that is in it.
+    ///
+    /// # Errors
+    /// [`SandboxError`] when something could not be ended or removed.
+    pub async fn destroy(self) -> Result<(), SandboxError> {
+        self.sandbox.destroy(&self.record).await
+    }
+}
+
+/// Whether the process sandbox works on this machine.
+pub fn probe_process_sandbox() -> process::Probe {
+    process::probe()
+}

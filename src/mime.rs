@@ -1,0 +1,240 @@
+//! MIME types of outputs: which carry base64, which are text, how files are named, what is shown first.
+
+/// Display order, best first, after the JupyterLab and nteract orders. Families are given by prefix or suffix in
+/// [`display_rank`]; the places between these entries are theirs.
+const ORDER: &[(&str, u16)] = &[
+    ("application/vnd.jupyter.widget-view+json", 20),
+    ("application/vnd.plotly.v1+json", 30),
+    ("application/vnd.bokehjs_exec.v0+json", 40),
+    ("application/vnd.bokehjs_load.v0+json", 41),
+    ("application/vnd.holoviews_exec.v0+json", 42),
+    ("application/vnd.holoviews_load.v0+json", 43),
+    ("application/geo+json", 60),
+    ("application/vnd.apache.arrow.stream", 70),
+    ("application/vnd.apache.parquet", 71),
+    ("text/html", 80),
+    ("text/markdown", 90),
+    ("text/latex", 100),
+    ("image/svg+xml", 110),
+    ("image/png", 120),
+    ("image/jpeg", 130),
+    ("image/gif", 140),
+    ("image/webp", 150),
+    ("image/avif", 160),
+    ("image/bmp", 170),
+    ("application/pdf", 180),
+    ("text/csv", 210),
+    ("application/javascript", 220),
+    ("text/javascript", 221),
+    ("application/json", 230),
+    ("text/vnd.mermaid", 240),
+    ("text/plain", 250),
+];
+
+/// File extensions of exact types; families follow in [`extension`].
+const EXTENSIONS: &[(&str, &str)] = &[
+    ("application/geo+json", "geojson"),
+    ("application/gzip", "gz"),
+    ("application/javascript", "js"),
+    ("application/json", "json"),
+    ("application/pdf", "pdf"),
+    ("application/vnd.apache.arrow.stream", "arrow"),
+    ("application/vnd.apache.parquet", "parquet"),
+    ("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet", "xlsx"),
+    ("application/xml", "xml"),
+    ("application/zip", "zip"),
+    ("audio/flac", "flac"),
+    ("audio/mpeg", "mp3"),
+    ("audio/ogg", "ogg"),
+    ("audio/wav", "wav"),
+    ("audio/x-wav", "wav"),
+    ("image/avif", "avif"),
+    ("image/bmp", "bmp"),
+    ("image/gif", "gif"),
+    ("image/jpeg", "jpg"),
+    ("image/jpg", "jpg"),
+    ("image/png", "png"),
+    ("image/svg+xml", "svg"),
+    ("image/tiff", "tiff"),
+    ("image/webp", "webp"),
+    ("text/csv", "csv"),
+    ("text/html", "html"),
+    ("text/javascript", "js"),
+    ("text/latex", "tex"),
+    ("text/markdown", "md"),
+    ("text/plain", "txt"),
+    ("text/vnd.mermaid", "mmd"),
+    ("text/xml", "xml"),
+    ("video/mp4", "mp4"),
+    ("video/ogg", "ogv"),
+    ("video/webm", "webm"),
+];
+
+/// The type without parameters and in lower case, as `text/html; charset=utf-8` means `text/html`.
+pub fn essence(mime: &str) -> String {
+    mime.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Whether the value of this type in a MIME bundle may be any JSON value, by nbformat's rule
+/// (`application/json` and `application/*+json`). All other values are strings.
+pub fn is_json(mime: &str) -> bool {
+    mime == "application/json" || (mime.starts_with("application/") && mime.ends_with("+json"))
+}
+
+/// Whether the value of this type in a MIME bundle is base64 of bytes. Jupyter has no flag for it: the type alone
+/// decides. Text are `text/*`, `*+xml`, `*+json`, and the few `application/*` types known to be text; images, audio,
+/// video, fonts and every other `application/*` type are binary.
+pub fn is_binary(mime: &str) -> bool {
+    let mime = essence(mime);
+    // The third ending is how Altair names its newer types: application/vnd.vegalite.v6.json.
+    if mime.ends_with("+xml") || mime.ends_with("+json") || mime.ends_with(".json") {
+        return false;
+    }
+    match mime.split_once('/') {
+        Some(("image" | "audio" | "video" | "font", _)) => true,
+        Some(("application", subtype)) => !is_text_application(subtype),
+        _ => false,
+    }
+}
+
+fn is_text_application(subtype: &str) -> bool {
+    const TEXT: &[&str] = &[
+        "ecmascript",
+        "graphql",
+        "javascript",
+        "json",
+        "ld",
+        "ndjson",
+        "sql",
+        "tex",
+        "toml",
+        "typescript",
+        "x-javascript",
+        "x-latex",
+        "x-ndjson",
+        "x-sh",
+        "x-tex",
+        "x-yaml",
+        "xml",
+        "yaml",
+    ];
+    TEXT.contains(&subtype) || subtype.ends_with("+yaml")
+}
+
+/// Whether Python's nbformat writes a string of this type as a list of lines (`text/*`, `application/javascript`,
+/// `image/svg+xml`). Exact and case-sensitive, as there: the bytes of a written notebook depend on it.
+pub fn is_split_on_write(mime: &str) -> bool {
+    mime.starts_with("text/") || mime == "application/javascript" || mime == "image/svg+xml"
+}
+
+/// File name extension of a type, without the dot. Plot specifications keep their kind (`plotly.json`, `vl.json`,
+/// `vg.json`). Unknown types give `json`, `xml`, `txt` or `bin`.
+pub fn extension(mime: &str) -> &'static str {
+    let mime = essence(mime);
+    if let Some((_, extension)) = EXTENSIONS.iter().find(|(known, _)| *known == mime) {
+        return extension;
+    }
+    if mime.starts_with("application/vnd.plotly.") {
+        return "plotly.json";
+    }
+    if mime.starts_with("application/vnd.vegalite.") {
+        return "vl.json";
+    }
+    if mime.starts_with("application/vnd.vega.") {
+        return "vg.json";
+    }
+    if mime.ends_with("+json") {
+        return "json";
+    }
+    if mime.ends_with("+xml") {
+        return "xml";
+    }
+    if is_binary(&mime) { "bin" } else { "txt" }
+}
+
+/// Whether this is a Vega or Vega-Lite specification (`application/vnd.vegalite.v5+json`, `…v6.json` and relatives).
+pub fn is_vega(mime: &str) -> bool {
+    mime.starts_with("application/vnd.vegalite.") || mime.starts_with("application/vnd.vega.")
+}
+
+/// Whether this is a Plotly figure.
+pub fn is_plotly(mime: &str) -> bool {
+    mime.starts_with("application/vnd.plotly.")
+}
+
+/// Place of a type in the display order: the lowest rank of a bundle is shown first, the others are alternatives.
+pub fn display_rank(mime: &str) -> u16 {
+    let mime = essence(mime);
+    if let Some((_, rank)) = ORDER.iter().find(|(known, _)| *known == mime) {
+        return *rank;
+    }
+    match mime.split_once('/') {
+        _ if mime.starts_with("application/vnd.vegalite.") => 50,
+        _ if mime.starts_with("application/vnd.vega.") => 51,
+        Some(("image", _)) => 175,
+        Some(("audio", _)) => 190,
+        Some(("video", _)) => 200,
+        _ if mime.ends_with("+json") => 231,
+        _ => 260,
+    }
+}
+
+/// The types of a bundle in display order; ties keep the bundle's order.
+pub fn display_order<'a>(mimes: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut sorted: Vec<&str> = mimes.into_iter().collect();
+    sorted.sort_by_key(|mime| display_rank(mime));
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binary_and_text() {
+        for mime in ["image/png", "IMAGE/JPEG", "audio/wav", "video/mp4", "application/pdf", "application/zip"] {
+            assert!(is_binary(mime), "{mime}");
+        }
+        for mime in [
+            "image/svg+xml",
+            "text/plain",
+            "text/html; charset=utf-8",
+            "application/json",
+            "application/javascript",
+            "application/vnd.plotly.v1+json",
+            "application/vnd.vegalite.v6.json",
+            "model/gltf+json",
+            "nonsense",
+            "",
+        ] {
+            assert!(!is_binary(mime), "{mime}");
+        }
+    }
+
+    #[test]
+    fn extensions() {
+        let cases = [
+            ("image/png", "png"),
+            ("image/jpeg", "jpg"),
+            ("image/svg+xml", "svg"),
+            ("application/vnd.plotly.v1+json", "plotly.json"),
+            ("application/vnd.vegalite.v5+json", "vl.json"),
+            ("application/vnd.vega.v6.json", "vg.json"),
+            ("application/foo+json", "json"),
+            ("application/x-unknown", "bin"),
+            ("text/x-unknown", "txt"),
+        ];
+        for (mime, expected) in cases {
+            assert_eq!(extension(mime), expected, "{mime}");
+        }
+    }
+
+    #[test]
+    fn order_puts_rich_before_plain() {
+        let bundle = ["text/plain", "image/png", "x/unknown", "text/html", "application/vnd.vegalite.v5+json"];
+        assert_eq!(
+            display_order(bundle),
+            ["application/vnd.vegalite.v5+json", "text/html", "image/png", "text/plain", "x/unknown"]
+        );
+    }
+}

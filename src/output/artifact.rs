@@ -1,0 +1,143 @@
+//! The files that outputs carry: images, documents, plot specifications.
+
+use super::CellKey;
+use super::text::joined;
+use crate::mime;
+use base64::Engine as _;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde_json::Value;
+
+/// Takes base64 with or without padding, as senders differ.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// What counts as an artifact beyond images, PDF, audio, video and plot specifications.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ArtifactOptions {
+    /// Also `text/html` (tables and most interactive plots come as HTML).
+    pub html: bool,
+}
+
+/// One file found in an output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Artifact {
+    /// The cell.
+    pub cell: CellKey,
+    /// Place of the output in the cell's list, from 0.
+    pub output_index: usize,
+    /// The type, as the kernel named it.
+    pub mime: String,
+    /// A stable file name, as `cell-03-output-1.png`: the caller's cell number, the output counted from 1.
+    pub name: String,
+    /// The decoded bytes, or why there are none.
+    pub content: Result<Vec<u8>, ArtifactError>,
+}
+
+/// Why the bytes of an artifact cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArtifactError {
+    /// The value is not base64.
+    #[error("invalid base64: {0}")]
+    Base64(String),
+    /// The value is not a string where base64 is expected.
+    #[error("a base64 string was expected, found other JSON")]
+    NotText,
+}
+
+/// Finds the files in the outputs of one cell. `number` is the cell's number for file names, from 1. Every type of an
+/// output that makes a file makes one: a figure sent as PNG and SVG gives two.
+pub fn artifacts(outputs: &[Value], cell: CellKey, number: usize, options: ArtifactOptions) -> Vec<Artifact> {
+    let mut found: Vec<Artifact> = Vec::new();
+    for (output_index, output) in outputs.iter().enumerate() {
+        let Some(data) = output.get("data").and_then(Value::as_object) else { continue };
+        let mut mimes = mime::display_order(data.keys().map(String::as_str));
+        mimes.retain(|mime| is_artifact(mime, options));
+        let first = found.len();
+        for mime in mimes {
+            let stem = format!("cell-{number:02}-output-{}", output_index + 1);
+            let mut name = format!("{stem}.{}", mime::extension(mime));
+            // Two types with one extension in the same output, as two versions of a Vega specification.
+            let mut copy = 2;
+            while found[first..].iter().any(|other| other.name == name) {
+                name = format!("{stem}-{copy}.{}", mime::extension(mime));
+                copy += 1;
+            }
+            let content = decode(mime, &data[mime]);
+            found.push(Artifact { cell, output_index, mime: mime.to_owned(), name, content });
+        }
+    }
+    found
+}
+
+fn is_artifact(mime: &str, options: ArtifactOptions) -> bool {
+    let essence = mime::essence(mime);
+    let family = essence.split('/').next().unwrap_or_default();
+    matches!(family, "image" | "audio" | "video")
+        || essence == "application/pdf"
+        || mime::is_plotly(&essence)
+        || mime::is_vega(&essence)
+        || (options.html && essence == "text/html")
+}
+
+fn decode(mime: &str, value: &Value) -> Result<Vec<u8>, ArtifactError> {
+    if !mime::is_binary(mime) {
+        return Ok(joined(Some(value)).into_bytes());
+    }
+    let is_text = value.is_string() || value.as_array().is_some_and(|items| items.iter().all(Value::is_string));
+    if !is_text {
+        return Err(ArtifactError::NotText);
+    }
+    // Python's encodebytes breaks lines at 76 characters.
+    let mut text = joined(Some(value)).into_bytes();
+    text.retain(|byte| !byte.is_ascii_whitespace());
+    BASE64.decode(text).map_err(|error| ArtifactError::Base64(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn finds_files_with_stable_names() {
+        let outputs = [
+            json!({"output_type": "stream", "name": "stdout", "text": "x"}),
+            json!({"output_type": "display_data", "data": {
+                "text/plain": "Figure", "image/png": "iVBO\nRw==\n", "image/svg+xml": ["<svg>", "</svg>"],
+                "text/html": "<b>"}}),
+            json!({"output_type": "display_data", "data": {
+                "application/vnd.plotly.v1+json": {"data": []}, "application/vnd.vegalite.v5+json": {"a": 1},
+                "application/vnd.vegalite.v6.json": {"a": 2}, "application/pdf": "JVBERg"}}),
+        ];
+        let found = artifacts(&outputs, CellKey(0), 3, ArtifactOptions::default());
+        let names: Vec<&str> = found.iter().map(|artifact| artifact.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "cell-03-output-2.svg",
+                "cell-03-output-2.png",
+                "cell-03-output-3.plotly.json",
+                "cell-03-output-3.vl.json",
+                "cell-03-output-3-2.vl.json",
+                "cell-03-output-3.pdf",
+            ]
+        );
+        assert_eq!(found[0].content.as_deref(), Ok(b"<svg></svg>".as_slice()));
+        assert_eq!(found[1].content.as_deref(), Ok(b"\x89PNG".as_slice()));
+        assert_eq!(found[2].content.as_deref(), Ok(br#"{"data":[]}"#.as_slice()));
+        assert_eq!(found[5].content.as_deref(), Ok(b"%PDF".as_slice()));
+        assert_eq!(artifacts(&outputs, CellKey(0), 3, ArtifactOptions { html: true }).len(), 7);
+    }
+
+    #[test]
+    fn bad_base64_is_an_entry_not_a_panic() {
+        let outputs = [json!({"data": {"image/png": "!!", "image/gif": {"a": 1}, "image/jpeg": null}})];
+        let found = artifacts(&outputs, CellKey(1), 1, ArtifactOptions::default());
+        assert_eq!(found.len(), 3);
+        assert!(found.iter().all(|artifact| artifact.content.is_err()));
+    }
+}

@@ -1,0 +1,200 @@
+use super::super::{repair_output, text_of};
+use super::*;
+use proptest::prelude::*;
+
+const A: CellKey = CellKey(0);
+const B: CellKey = CellKey(1);
+
+fn send(outputs: &mut Outputs, cell: CellKey, msg_type: &str, content: Value) -> Vec<Change> {
+    outputs.apply(cell, msg_type, content.to_string().as_bytes())
+}
+
+fn stream(outputs: &mut Outputs, name: &str, text: &str) -> Vec<Change> {
+    send(outputs, A, "stream", json!({"name": name, "text": text}))
+}
+
+fn display(id: &str, text: &str) -> Value {
+    json!({"data": {"text/plain": text}, "metadata": {"m": 1}, "transient": {"display_id": id}})
+}
+
+#[test]
+fn neighbouring_streams_merge_and_order_is_kept() {
+    let mut outputs = Outputs::new(StreamStyle::Terminal);
+    assert_eq!(stream(&mut outputs, "stdout", "a"), [Change::Append { cell: A, index: 0 }]);
+    assert_eq!(stream(&mut outputs, "stdout", "b\n"), [Change::Stream { cell: A, index: 0, keep: 1 }]);
+    assert_eq!(outputs.stream_tail(A, 0, 1).as_deref(), Some("b\n"));
+    stream(&mut outputs, "stderr", "e");
+    send(&mut outputs, A, "display_data", json!({"data": {}, "metadata": {}}));
+    stream(&mut outputs, "stderr", "f");
+    let kinds: Vec<Value> = outputs.outputs(A).iter().map(|output| output["text"].clone()).collect();
+    assert_eq!(kinds, [json!("ab\n"), json!("e"), Value::Null, json!("f")]);
+    assert!(outputs.is_empty(B));
+}
+
+#[test]
+fn nbclient_style_keeps_every_message() {
+    let mut outputs = Outputs::new(StreamStyle::Nbclient);
+    stream(&mut outputs, "stdout", "a\r");
+    stream(&mut outputs, "stdout", "b");
+    let texts: Vec<Value> = outputs.outputs(A).iter().map(|output| output["text"].clone()).collect();
+    assert_eq!(texts, [json!("a\r"), json!("b")]);
+}
+
+#[test]
+fn display_ids_reach_across_cells() {
+    let mut outputs = Outputs::default();
+    send(&mut outputs, A, "display_data", display("x", "1"));
+    let changes = send(&mut outputs, B, "display_data", display("x", "2"));
+    assert_eq!(changes, [Change::Update { cell: A, index: 0 }, Change::Append { cell: B, index: 0 }]);
+    let changes = send(&mut outputs, B, "update_display_data", display("x", "3"));
+    assert_eq!(changes, [Change::Update { cell: A, index: 0 }, Change::Update { cell: B, index: 0 }]);
+    for cell in [A, B] {
+        assert_eq!(
+            outputs.outputs(cell),
+            [json!({"output_type": "display_data", "data": {"text/plain": "3"}, "metadata": {"m": 1}})]
+        );
+    }
+    assert_eq!(send(&mut outputs, B, "update_display_data", display("unknown", "4")), []);
+    outputs.start(A);
+    let changes = send(&mut outputs, B, "update_display_data", display("x", "5"));
+    assert_eq!(changes, [Change::Update { cell: B, index: 0 }]);
+    send(&mut outputs, B, "clear_output", json!({}));
+    assert_eq!(send(&mut outputs, B, "update_display_data", display("x", "6")), []);
+}
+
+#[test]
+fn clear_output_now_and_later() {
+    let mut outputs = Outputs::default();
+    stream(&mut outputs, "stdout", "a");
+    assert_eq!(send(&mut outputs, A, "clear_output", json!({"wait": true})), []);
+    assert_eq!(outputs.len(A), 1);
+    send(&mut outputs, A, "update_display_data", display("x", "no append"));
+    assert_eq!(outputs.len(A), 1);
+    let changes = stream(&mut outputs, "stdout", "b");
+    assert_eq!(changes, [Change::Clear { cell: A }, Change::Append { cell: A, index: 0 }]);
+    assert_eq!(outputs.outputs(A)[0]["text"], "b");
+    assert_eq!(send(&mut outputs, A, "clear_output", json!({"wait": false})), [Change::Clear { cell: A }]);
+    assert_eq!(send(&mut outputs, A, "clear_output", json!({"wait": true})), []);
+    outputs.start(A);
+    assert_eq!(stream(&mut outputs, "stdout", "c").len(), 1, "a restart forgets the pending clear");
+}
+
+#[test]
+fn results_and_errors_keep_only_the_fields_of_the_format() {
+    let mut outputs = Outputs::default();
+    let result = json!({"data": {"text/plain": "1"}, "metadata": {}, "execution_count": 7, "transient": null, "x": 1});
+    send(&mut outputs, A, "execute_result", result);
+    send(&mut outputs, A, "error", json!({"ename": "E", "evalue": "v", "traceback": ["t"], "execution_count": 1}));
+    assert_eq!(
+        outputs.take(A),
+        [
+            json!({"output_type": "execute_result", "data": {"text/plain": "1"}, "metadata": {}, "execution_count": 7}),
+            json!({"output_type": "error", "ename": "E", "evalue": "v", "traceback": ["t"]}),
+        ]
+    );
+    assert!(outputs.cells().next().is_none());
+}
+
+#[test]
+fn odd_contents_are_read_sensibly() {
+    let mut outputs = Outputs::new(StreamStyle::Nbclient);
+    send(&mut outputs, A, "stream", json!({"text": ["a", "b"]}));
+    send(&mut outputs, A, "stream", json!({"name": "log", "text": 5}));
+    send(&mut outputs, A, "display_data", json!({"data": null, "metadata": null}));
+    send(&mut outputs, A, "display_data", json!({"data": {"text/plain": null, "image/png": {"a": 1}}}));
+    send(&mut outputs, A, "execute_result", json!({"data": "bare", "execution_count": null}));
+    send(&mut outputs, A, "error", json!({"evalue": 3, "traceback": "one"}));
+    let repaired: Vec<Value> = outputs.take(A).into_iter().map(repair_output).collect();
+    assert_eq!(
+        repaired,
+        [
+            json!({"output_type": "stream", "name": "stdout", "text": "ab"}),
+            json!({"output_type": "stream", "name": "log", "text": "5"}),
+            json!({"output_type": "display_data", "data": {}, "metadata": {}}),
+            json!({"output_type": "display_data",
+                   "data": {"text/plain": "", "image/png": "{\"a\":1}"}, "metadata": {}}),
+            json!({"output_type": "execute_result", "data": {"text/plain": "bare"}, "metadata": {},
+                   "execution_count": null}),
+            json!({"output_type": "error", "ename": "", "evalue": "3", "traceback": ["one"]}),
+        ]
+    );
+}
+
+#[test]
+fn unreadable_contents_are_told_not_lost() {
+    let mut outputs = Outputs::default();
+    for content in [&b"{\"data\": oops \x1b[31m"[..], b"[]", b""] {
+        assert_eq!(outputs.apply(A, "display_data", content).len(), 1);
+    }
+    let text = text_of(&outputs.outputs(A));
+    assert!(text.contains("unparsable display_data message of 19 bytes"), "{text}");
+    assert!(text.contains("oops") && !text.contains('\u{1b}'));
+    assert_eq!(outputs.outputs(A)[0]["name"], "stderr");
+    assert_eq!(outputs.apply(A, "status", b"not read"), []);
+}
+
+#[test]
+fn one_display_id_in_a_loop_costs_no_square() {
+    let mut outputs = Outputs::default();
+    let mut changes = 0;
+    for _ in 0..3000 {
+        changes += send(&mut outputs, A, "display_data", display("x", "1")).len();
+    }
+    assert!(changes < 3000 * (MAX_COPIES + 1));
+    assert_eq!(outputs.len(A), 3000);
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[a\r\n\u{8}é]{0,6}".prop_map(Value::from),
+    ];
+    let key = prop_oneof![
+        4 => proptest::sample::select(vec![
+            "data", "metadata", "transient", "display_id", "text", "name", "ename", "evalue", "traceback", "wait",
+            "text/plain", "image/png", "application/json", "execution_count", "output_type",
+        ]).prop_map(str::to_owned),
+        1 => "[a-z]{0,3}",
+    ];
+    leaf.prop_recursive(4, 40, 6, move |inner| {
+        prop_oneof![
+            1 => proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            3 => proptest::collection::vec((key.clone(), inner), 0..6)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+        ]
+    })
+}
+
+const TYPES: &[&str] =
+    &["stream", "display_data", "execute_result", "error", "update_display_data", "clear_output", "status"];
+
+proptest! {
+    #[test]
+    fn any_messages_are_folded(messages in proptest::collection::vec(
+        (0u32..2, proptest::sample::select(TYPES), any_json()), 0..20)) {
+        let mut outputs = Outputs::default();
+        for (cell, msg_type, content) in messages {
+            let cell = CellKey(cell);
+            for change in send(&mut outputs, cell, msg_type, content) {
+                if let Change::Append { cell, index } | Change::Update { cell, index } = change {
+                    prop_assert!(index < outputs.len(cell));
+                }
+            }
+            for output in outputs.outputs(cell) {
+                let once = repair_output(output);
+                prop_assert_eq!(repair_output(once.clone()), once);
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_folded(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        let mut outputs = Outputs::default();
+        for msg_type in TYPES {
+            outputs.apply(A, msg_type, &bytes);
+        }
+        let _ = text_of(&outputs.outputs(A));
+    }
+}

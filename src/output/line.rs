@@ -1,0 +1,189 @@
+//! One line of a stream: its text as it came, or, once the cursor went back into it, single characters.
+
+use super::pen::Pen;
+use std::sync::Arc;
+
+/// A style as the sequence that makes it; `None` is plain.
+pub(super) type Style = Option<Arc<str>>;
+
+const RESET: &str = "\u{1b}[0m";
+
+/// One character and its style.
+#[derive(Debug, Clone)]
+pub(super) struct Glyph {
+    pub(super) symbol: char,
+    pub(super) style: Style,
+}
+
+/// The content of a line.
+#[derive(Debug)]
+enum Body {
+    /// Everything verbatim, escape sequences included, with the number of columns and the style at its end.
+    Verbatim { text: String, width: usize, end: Style },
+    /// A line that was overwritten.
+    Glyphs(Vec<Glyph>),
+}
+
+/// One line of a stream.
+#[derive(Debug)]
+pub(super) struct Line {
+    body: Body,
+    /// The style in force where the line begins.
+    start: Style,
+    /// Whether the line ends in a line feed (`false` for the last one and where an over-long line was cut).
+    pub(super) ended: bool,
+}
+
+impl Line {
+    /// An empty line that starts in this style.
+    pub(super) fn new(style: &Style) -> Self {
+        Self::reusing(String::new(), style)
+    }
+
+    /// As [`Line::new`], in the memory of a line that is gone.
+    pub(super) fn reusing(mut text: String, style: &Style) -> Self {
+        text.clear();
+        let body = Body::Verbatim { text, width: 0, end: style.clone() };
+        Self { body, start: style.clone(), ended: false }
+    }
+
+    /// The memory of the line, for the next one.
+    pub(super) fn into_buffer(self) -> String {
+        match self.body {
+            Body::Verbatim { text, .. } => text,
+            Body::Glyphs(_) => String::new(),
+        }
+    }
+
+    /// The style in force where the line begins.
+    pub(super) fn start(&self) -> &Style {
+        &self.start
+    }
+
+    /// Columns in use.
+    pub(super) fn width(&self) -> usize {
+        match &self.body {
+            Body::Verbatim { width, .. } => *width,
+            Body::Glyphs(glyphs) => glyphs.len(),
+        }
+    }
+
+    /// Whether text in `style` can be added at the end of the line without rewriting it.
+    pub(super) fn is_open_for(&self, style: &Style) -> bool {
+        matches!(&self.body, Body::Verbatim { end, .. } if same(end, style))
+    }
+
+    /// Adds text of `columns` columns verbatim; false where the line is no longer verbatim.
+    pub(super) fn push_verbatim(&mut self, more: &str, columns: usize) -> bool {
+        let Body::Verbatim { text, width, .. } = &mut self.body else { return false };
+        text.push_str(more);
+        *width += columns;
+        true
+    }
+
+    /// Notes that the verbatim text now ends in this style.
+    pub(super) fn set_end(&mut self, style: &Style) {
+        if let Body::Verbatim { end, .. } = &mut self.body {
+            end.clone_from(style);
+        }
+    }
+
+    /// The line as single characters, taken apart on the first call.
+    pub(super) fn glyphs(&mut self) -> &mut Vec<Glyph> {
+        if let Body::Verbatim { text, .. } = &self.body {
+            let glyphs = take_apart(text, &self.start);
+            self.body = Body::Glyphs(glyphs);
+        }
+        match &mut self.body {
+            Body::Glyphs(glyphs) => glyphs,
+            Body::Verbatim { .. } => unreachable!("the line was just taken apart"),
+        }
+    }
+
+    /// Writes the line to `out`, so that a terminal in the line's first style ends in style `next`.
+    pub(super) fn render(&self, next: &Style, out: &mut String) {
+        match &self.body {
+            Body::Verbatim { text, .. } => out.push_str(text),
+            Body::Glyphs(glyphs) => {
+                let mut style = &self.start;
+                for glyph in glyphs {
+                    turn(style, &glyph.style, out);
+                    style = &glyph.style;
+                    out.push(glyph.symbol);
+                }
+                turn(style, next, out);
+            }
+        }
+        if self.ended {
+            out.push('\n');
+        }
+    }
+
+    /// Bytes that [`Line::render`] writes.
+    pub(super) fn rendered_len(&self, next: &Style) -> usize {
+        match &self.body {
+            Body::Verbatim { text, .. } => text.len() + usize::from(self.ended),
+            Body::Glyphs(_) => {
+                let mut out = String::new();
+                self.render(next, &mut out);
+                out.len()
+            }
+        }
+    }
+}
+
+/// Whether two styles are the same. Pointers first: styles are mostly clones of one another.
+pub(super) fn same(a: &Style, b: &Style) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a == b,
+        _ => false,
+    }
+}
+
+fn turn(from: &Style, to: &Style, out: &mut String) {
+    if same(from, to) {
+        return;
+    }
+    if from.is_some() {
+        out.push_str(RESET);
+    }
+    out.push_str(to.as_deref().unwrap_or_default());
+}
+
+/// Splits verbatim text into characters with styles. Sequences other than colours have no column to stand on and go.
+fn take_apart(text: &str, start: &Style) -> Vec<Glyph> {
+    use super::escape::{Escape, measure};
+    let mut pen = Pen::default();
+    if let Some(start) = start {
+        pen.apply(sgr_parameters(start).unwrap_or_default());
+    }
+    let mut glyphs = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(symbol) = rest.chars().next() {
+        let mut step = symbol.len_utf8();
+        if symbol == '\u{1b}' {
+            if let Escape::Sequence(len) = measure(rest) {
+                step = len;
+                if let Some(parameters) = sgr_parameters(&rest[..len]) {
+                    pen.apply(parameters);
+                }
+            }
+        } else if has_column(symbol) {
+            glyphs.push(Glyph { symbol, style: pen.style().clone() });
+        }
+        rest = &rest[step..];
+    }
+    glyphs
+}
+
+/// Whether a character takes a column: all but control characters, the tab excepted.
+pub(super) fn has_column(symbol: char) -> bool {
+    symbol == '\t' || !(symbol.is_ascii_control())
+}
+
+/// The parameters of a colour sequence; `None` for every other sequence.
+pub(super) fn sgr_parameters(sequence: &str) -> Option<&str> {
+    let parameters = sequence.strip_prefix("\u{1b}[")?.strip_suffix('m')?;
+    parameters.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b';' | b':')).then_some(parameters)
+}

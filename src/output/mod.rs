@@ -1,0 +1,72 @@
+//! Folds Jupyter iopub messages into nbformat 4.5 outputs, for all cells of a notebook at once (a display id
+//! reaches across cells).
+//!
+//! The semantics are nbclient's, with one difference in the canonical form: neighbouring messages of the same
+//! stream make one output, which holds what a terminal would show ([`StreamStyle::Terminal`]).
+//!
+//! Message contents come from kernels that user code controls. Nothing here panics on odd content or refuses it:
+//! what has a sensible reading gets it, and what has none is kept as text that says so.
+
+mod artifact;
+mod content;
+mod escape;
+mod fold;
+mod line;
+mod pen;
+mod repair;
+mod terminal;
+mod text;
+
+pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts};
+pub use escape::strip_ansi;
+pub use fold::Outputs;
+pub use repair::repair_output;
+pub use text::text_of;
+
+/// Names a cell cheaply: its index in a run or whatever number the caller keeps for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CellKey(pub u32);
+
+/// How stream messages become outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StreamStyle {
+    /// Neighbouring messages of one stream are merged, and the text is what a terminal would show.
+    #[default]
+    Terminal,
+    /// Every message is an output of its own with its raw text, as nbclient stores them.
+    Nbclient,
+}
+
+/// What one message changed, in the words of a client that mirrors the outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// A new output at the end of the cell's list.
+    Append {
+        /// The cell.
+        cell: CellKey,
+        /// Place of the output in the cell's list.
+        index: usize,
+    },
+    /// An output was replaced: a newer display with the same display id.
+    Update {
+        /// The cell.
+        cell: CellKey,
+        /// Place of the output in the cell's list.
+        index: usize,
+    },
+    /// More text in a stream output: keep the first `keep` bytes (UTF-8) of its text and put
+    /// [`Outputs::stream_tail`] behind them. Mostly `keep` is the whole former text; after a carriage return less.
+    Stream {
+        /// The cell.
+        cell: CellKey,
+        /// Place of the output in the cell's list.
+        index: usize,
+        /// Bytes of the former text that stand.
+        keep: usize,
+    },
+    /// All outputs of the cell are gone.
+    Clear {
+        /// The cell.
+        cell: CellKey,
+    },
+}

@@ -1,0 +1,317 @@
+//! What a terminal would show of a stream, kept up to date write by write.
+//!
+//! A progress bar sends the same line a thousand times with carriage returns between; a notebook should hold the
+//! last state, not the film. The model is a cursor over lines: `\r` goes to the line's start and later text
+//! overwrites, `\b` goes one back, `\n` goes on, `CSI K` erases in the line, `CSI A` and relatives move between the
+//! last lines (bars over bars). Colours have no width and stay as they came, as long as their line is only appended
+//! to; a line that is overwritten is rewritten with equivalent colours. Other control characters and sequences have
+//! no width either, and go when their line is overwritten.
+//!
+//! Only the last [`LIVE_LINES`] lines can still change. Older ones are text in one growing string, so the cost of a
+//! write does not depend on what came before. Columns are characters; a line over [`WRAP`] columns continues on the
+//! next without a line feed, as at the edge of a very wide screen, which bounds the memory of overwritten lines.
+
+use super::escape::{Escape, measure};
+use super::line::{Glyph, Line, sgr_parameters};
+use super::pen::Pen;
+use std::collections::VecDeque;
+
+/// Lines that the cursor can go back to.
+const LIVE_LINES: usize = 100;
+/// Columns of a line.
+const WRAP: usize = 8192;
+
+/// A stream as a terminal shows it.
+#[derive(Debug)]
+pub(super) struct Terminal {
+    /// Lines that can no longer change, rendered.
+    committed: String,
+    /// The number of those lines.
+    committed_lines: usize,
+    /// The last lines; never empty.
+    live: VecDeque<Line>,
+    /// Cursor: index in `live`, and column, which may be past the end of the line.
+    row: usize,
+    column: usize,
+    pen: Pen,
+    /// The beginning of an escape sequence whose end has not come yet.
+    partial: String,
+    /// During a write: the first line (counted from the stream's start) that changed other than by growing, and
+    /// where it began if it has been committed since.
+    dirty_line: usize,
+    dirty_byte: usize,
+}
+
+impl Terminal {
+    pub(super) fn new() -> Self {
+        Self {
+            committed: String::new(),
+            committed_lines: 0,
+            live: VecDeque::from([Line::new(&None)]),
+            row: 0,
+            column: 0,
+            pen: Pen::default(),
+            partial: String::new(),
+            dirty_line: usize::MAX,
+            dirty_byte: usize::MAX,
+        }
+    }
+
+    /// Takes in a piece of the stream. Returns how many bytes of the former [`Terminal::text`] still stand: the rest
+    /// is to be replaced with what now follows them.
+    pub(super) fn write(&mut self, chunk: &str) -> usize {
+        let settled = self.settled_len();
+        (self.dirty_line, self.dirty_byte) = (usize::MAX, usize::MAX);
+        if self.partial.is_empty() {
+            self.process(chunk);
+        } else {
+            let mut text = std::mem::take(&mut self.partial);
+            text.push_str(chunk);
+            self.process(&text);
+        }
+        settled.min(self.dirty_from())
+    }
+
+    /// The text shown now.
+    pub(super) fn text(&self) -> String {
+        self.text_from(0)
+    }
+
+    /// The text shown now without its first `keep` bytes.
+    pub(super) fn text_from(&self, keep: usize) -> String {
+        let mut out = String::new();
+        let skip = match self.committed.get(keep..) {
+            Some(rest) => {
+                out.push_str(rest);
+                0
+            }
+            None => keep - self.committed.len(),
+        };
+        let base = out.len();
+        self.render_live(&mut out);
+        out.push_str(&self.partial);
+        if skip > 0 {
+            let cut = (base + skip).min(out.len());
+            out.replace_range(base..cut, "");
+        }
+        out
+    }
+
+    /// The text shown at the end, in the memory it already has.
+    pub(super) fn into_text(mut self) -> String {
+        let mut out = std::mem::take(&mut self.committed);
+        self.render_live(&mut out);
+        out.push_str(&self.partial);
+        out
+    }
+
+    fn render_live(&self, out: &mut String) {
+        for (index, line) in self.live.iter().enumerate() {
+            line.render(self.style_after(index), out);
+        }
+    }
+
+    /// The style that must be in force after a live line.
+    fn style_after(&self, index: usize) -> &super::line::Style {
+        self.live.get(index + 1).map_or(self.pen.style(), Line::start)
+    }
+
+    fn settled_len(&self) -> usize {
+        self.committed.len() + self.live_len(self.live.len())
+    }
+
+    /// Bytes of the first `count` live lines.
+    fn live_len(&self, count: usize) -> usize {
+        self.live.iter().take(count).enumerate().map(|(index, line)| line.rendered_len(self.style_after(index))).sum()
+    }
+
+    fn dirty_from(&self) -> usize {
+        if self.dirty_line < self.committed_lines || self.dirty_line == usize::MAX {
+            return self.dirty_byte;
+        }
+        self.committed.len() + self.live_len(self.dirty_line - self.committed_lines)
+    }
+
+    fn mark_dirty(&mut self, row: usize) {
+        self.dirty_line = self.dirty_line.min(self.committed_lines + row);
+    }
+
+    fn process(&mut self, mut rest: &str) {
+        while !rest.is_empty() {
+            let run = rest.bytes().position(|byte| byte.is_ascii_control() && byte != b'\t').unwrap_or(rest.len());
+            self.print(&rest[..run]);
+            rest = &rest[run..];
+            let Some(control) = rest.bytes().next() else { return };
+            match control {
+                b'\n' => self.next_line(true),
+                b'\r' => self.column = 0,
+                0x08 => self.column = self.column.saturating_sub(1),
+                0x1b => match measure(rest) {
+                    Escape::Sequence(len) => {
+                        self.sequence(&rest[..len]);
+                        rest = &rest[len..];
+                        continue;
+                    }
+                    Escape::Incomplete => {
+                        rest.clone_into(&mut self.partial);
+                        return;
+                    }
+                    // Kept, it could join with later text to a sequence that was never sent.
+                    Escape::Alone => {}
+                },
+                _ => self.keep_if_appending(&rest[..1]),
+            }
+            rest = &rest[1..];
+        }
+    }
+
+    /// Whether the cursor is at the end of a line that can be appended to verbatim.
+    fn is_appending(&self) -> bool {
+        let line = &self.live[self.row];
+        self.column == line.width() && line.is_open_for(self.pen.style())
+    }
+
+    fn keep_if_appending(&mut self, zero_width: &str) {
+        if self.is_appending() {
+            self.live[self.row].push_verbatim(zero_width, 0);
+            self.mark_if_inner();
+        }
+    }
+
+    /// Growth of a line that is not the last one is a change in the middle of the text.
+    fn mark_if_inner(&mut self) {
+        if self.row + 1 < self.live.len() {
+            self.mark_dirty(self.row);
+        }
+    }
+
+    /// Writes text without control characters at the cursor.
+    fn print(&mut self, mut run: &str) {
+        while !run.is_empty() {
+            if self.column >= WRAP {
+                self.next_line(false);
+            }
+            let room = WRAP - self.column;
+            let cut = match run.len() <= room {
+                true => run.len(),
+                false => run.char_indices().nth(room).map_or(run.len(), |(at, _)| at),
+            };
+            let (piece, rest) = run.split_at(cut);
+            if self.is_appending() {
+                let columns = piece.chars().count();
+                self.live[self.row].push_verbatim(piece, columns);
+                self.column += columns;
+                self.mark_if_inner();
+            } else {
+                self.overwrite(piece);
+            }
+            run = rest;
+        }
+    }
+
+    fn overwrite(&mut self, piece: &str) {
+        self.mark_dirty(self.row);
+        let style = self.pen.style();
+        let glyphs = self.live[self.row].glyphs();
+        if glyphs.len() < self.column {
+            glyphs.resize(self.column, Glyph { symbol: ' ', style: None });
+        }
+        for symbol in piece.chars() {
+            let glyph = Glyph { symbol, style: style.clone() };
+            match glyphs.get_mut(self.column) {
+                Some(old) => *old = glyph,
+                None => glyphs.push(glyph),
+            }
+            self.column += 1;
+        }
+    }
+
+    /// Goes to the start of the next line; makes one if there is none. `feed`: by a line feed, not at the edge.
+    fn next_line(&mut self, feed: bool) {
+        self.column = 0;
+        if self.row + 1 < self.live.len() {
+            self.row += 1;
+            return;
+        }
+        if !self.live[self.row].is_open_for(self.pen.style()) {
+            // The colour changed while the cursor was elsewhere: the line must end in it, for the next begins in it.
+            self.mark_dirty(self.row);
+            self.live[self.row].glyphs();
+        }
+        self.live[self.row].ended = feed;
+        let buffer = if self.live.len() == LIVE_LINES { self.commit_first() } else { String::new() };
+        self.live.push_back(Line::reusing(buffer, self.pen.style()));
+        self.row = self.live.len() - 1;
+    }
+
+    /// Moves the oldest live line to the committed text; returns its memory. A new line is pushed right after.
+    fn commit_first(&mut self) -> String {
+        let Some(line) = self.live.pop_front() else { return String::new() };
+        if self.dirty_line <= self.committed_lines {
+            self.dirty_byte = self.dirty_byte.min(self.committed.len());
+        }
+        let next = self.live.front().map_or(self.pen.style(), Line::start);
+        line.render(next, &mut self.committed);
+        self.committed_lines += 1;
+        line.into_buffer()
+    }
+
+    /// Obeys one whole escape sequence.
+    fn sequence(&mut self, sequence: &str) {
+        if let Some(parameters) = sgr_parameters(sequence) {
+            return self.colour(sequence, parameters);
+        }
+        let control = sequence.strip_prefix("\u{1b}[").and_then(|body| {
+            let (parameters, letter) = body.split_at(body.len() - 1);
+            let number = if parameters.is_empty() { 0 } else { parameters.parse::<usize>().ok()? };
+            Some((letter, number))
+        });
+        let Some((letter, number)) = control else { return self.keep_if_appending(sequence) };
+        let steps = number.clamp(1, WRAP);
+        match letter {
+            "A" | "F" => self.row = self.row.saturating_sub(steps),
+            "B" | "E" => self.row = (self.row + steps).min(self.live.len() - 1),
+            "C" => self.column = (self.column + steps).min(WRAP - 1),
+            "D" => self.column = self.column.saturating_sub(steps),
+            "G" => self.column = steps - 1,
+            "K" => self.erase_in_line(number),
+            _ => self.keep_if_appending(sequence),
+        }
+        if matches!(letter, "E" | "F") {
+            self.column = 0;
+        }
+    }
+
+    fn colour(&mut self, sequence: &str, parameters: &str) {
+        let last = self.live.len() - 1;
+        let verbatim = self.row == last && self.is_appending();
+        self.pen.apply(parameters);
+        if verbatim {
+            self.live[last].push_verbatim(sequence, 0);
+            self.live[last].set_end(self.pen.style());
+        } else {
+            // The rendering of the last line ends in the current colour.
+            self.mark_dirty(last);
+        }
+    }
+
+    /// `CSI K`: 0 erases from the cursor to the line's end, 1 from its start to the cursor, 2 all of it.
+    fn erase_in_line(&mut self, mode: usize) {
+        let (row, column) = (self.row, self.column);
+        let width = self.live[row].width();
+        if width == 0 || (mode == 0 && column >= width) || mode > 2 {
+            return;
+        }
+        self.mark_dirty(row);
+        let glyphs = self.live[row].glyphs();
+        match mode {
+            0 => glyphs.truncate(column),
+            1 if column + 1 < width => glyphs[..=column].fill(Glyph { symbol: ' ', style: None }),
+            _ => glyphs.clear(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "terminal_tests.rs"]
+mod tests;

@@ -1,0 +1,134 @@
+use super::*;
+use proptest::prelude::*;
+
+fn shown(text: &str) -> String {
+    let mut terminal = Terminal::new();
+    terminal.write(text);
+    terminal.text()
+}
+
+#[test]
+fn plain_text_is_verbatim() {
+    let text = "a\n\n\u{1b}[31mred\u{1b}[0m é\t\n\u{1b}]8;;x\u{7}link\n\u{7}end";
+    assert_eq!(shown(text), text);
+}
+
+#[test]
+fn carriage_return_and_backspace_overwrite() {
+    let cases = [
+        ("12345\rab", "ab345"),
+        ("abc\r\ndef", "abc\ndef"),
+        ("ab\u{8}\u{8}X", "Xb"),
+        ("a\u{8}\u{8}\u{8}b", "b"),
+        ("x\n\u{8}y", "x\ny"),
+        ("10%\r20%\r100%\n", "100%\n"),
+        ("abc\r\u{1b}[Kx", "x"),
+        ("abcdef\u{1b}[3D\u{1b}[K", "abc"),
+        ("abcdef\u{1b}[3D\u{1b}[1Kz", "   zef"),
+        ("abc\u{1b}[2Kd", "   d"),
+        ("abc\u{1b}[2Gx\u{1b}[2Cy", "axc y"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(shown(text), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn cursor_up_reaches_earlier_lines_only_of_this_stream() {
+    assert_eq!(shown("one\ntwo\n\u{1b}[2A\rONE\n\n"), "ONE\ntwo\n");
+    assert_eq!(shown("a\u{1b}[99Ab\n"), "ab\n");
+    assert_eq!(shown("bar0 0%\n\rbar1 0%\u{1b}[A\rbar0 9%\n\rbar1 9%\u{1b}[A\n\n"), "bar0 9%\nbar1 9%\n");
+}
+
+#[test]
+fn colours_of_overwritten_lines_stay_right() {
+    let red_green = "\u{1b}[31mold text\u{1b}[0m\r\u{1b}[32mnew\u{1b}[0m\n";
+    assert_eq!(shown(red_green), "\u{1b}[32mnew\u{1b}[0m\u{1b}[31m text\u{1b}[0m\n");
+    // A colour that is on when the line ends goes on in the next.
+    assert_eq!(shown("abc\r\u{1b}[31mX\nY"), "\u{1b}[31mX\u{1b}[0mbc\u{1b}[31m\nY");
+    assert_eq!(shown("abc\r\u{1b}[31m\nY"), "abc\u{1b}[31m\nY");
+}
+
+#[test]
+fn sequences_may_be_cut_anywhere_or_never_end() {
+    let mut terminal = Terminal::new();
+    for piece in ["ab\u{1b}", "[3", "1mc\r", "\u{1b}[", "2", "Kd"] {
+        terminal.write(piece);
+    }
+    assert_eq!(terminal.text(), "\u{1b}[31md");
+    assert_eq!(shown("ab\u{1b}[3"), "ab\u{1b}[3", "an unfinished sequence stays in the text");
+    let endless = format!("\u{1b}]{}", "x".repeat(5000));
+    assert_eq!(shown(&endless).len(), 5001);
+}
+
+#[test]
+fn old_lines_are_committed_and_cost_nothing() {
+    let mut terminal = Terminal::new();
+    for number in 0..1000 {
+        let keep = terminal.write(&format!("line {number}\n"));
+        assert_eq!(keep, (0..number).map(|n| format!("line {n}\n").len()).sum::<usize>());
+    }
+    assert_eq!(terminal.live.len(), LIVE_LINES);
+    terminal.write("\u{1b}[500A\rLINE");
+    assert!(terminal.text().contains("\nLINE 901\n"));
+}
+
+#[test]
+fn long_lines_wrap_without_a_line_feed() {
+    let long = "é".repeat(3 * WRAP + 5);
+    assert_eq!(shown(&long), long);
+    let text = format!("{}\rX", "a".repeat(WRAP + 3));
+    assert_eq!(shown(&text), format!("{}Xaa", "a".repeat(WRAP)));
+}
+
+/// Text with everything that moves the cursor, in small lines so that the pieces meet.
+fn any_stream() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        4 => "[a-c é]{0,4}",
+        2 => Just("\n".to_owned()),
+        2 => Just("\r".to_owned()),
+        1 => Just("\u{8}".to_owned()),
+        1 => Just("\u{7}".to_owned()),
+        1 => "\u{1b}\\[[0-3]?[ABCDEFGKJ]",
+        2 => "\u{1b}\\[(0|1|31|32|39|22|38;5;7)?m",
+        1 => "\u{1b}\\][a-z]{0,3}(\u{7}|\u{1b}\\\\)?",
+        1 => "\u{1b}[\\[(]?[0-9;]{0,3}",
+        1 => "(x\n){95,105}",
+    ];
+    proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn chunks_do_not_matter(text in any_stream(), cuts in proptest::collection::vec(0usize..400, 0..12)) {
+        let whole = shown(&text);
+        let mut cuts: Vec<usize> = cuts.into_iter().filter(|cut| text.is_char_boundary(*cut)).collect();
+        cuts.sort_unstable();
+        let mut terminal = Terminal::new();
+        let mut mirror = String::new();
+        let mut from = 0;
+        for to in cuts.into_iter().chain([text.len()]) {
+            let to = to.min(text.len());
+            let keep = terminal.write(&text[from..to]);
+            // What a watcher builds from the changes is what we hold.
+            mirror.truncate(keep);
+            mirror.push_str(&terminal.text_from(keep));
+            prop_assert_eq!(&mirror, &terminal.text());
+            from = to;
+        }
+        prop_assert_eq!(&mirror, &whole);
+        prop_assert_eq!(terminal.into_text(), whole);
+    }
+
+    #[test]
+    fn without_cursor_movement_nothing_changes(text in "([a-zé \n\t]|\u{1b}\\[[0-9]{0,2}m){0,200}") {
+        prop_assert_eq!(shown(&text), text);
+    }
+
+    #[test]
+    fn rendering_holds_no_movement(text in any_stream()) {
+        let once = shown(&text);
+        let movements = once.matches(['\r', '\u{8}']).count();
+        prop_assert_eq!(movements, 0);
+    }
+}

@@ -1,0 +1,6 @@
+//! What a session may use and do. Plain values and pure decisions; adapters enforce them.
+
+mod limits;
+pub mod seccomp;
+
+pub use limits::{Isolation, IsolationLevel, Limits, Network, ParseSizeError, parse_size};

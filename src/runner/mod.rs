@@ -1,0 +1,219 @@
+//! Runs a notebook on a session: cell after cell, with the rules of nbclient.
+//!
+//! Code cells run in order; blank ones and those tagged `skip-execution` are left as they are. A cell that fails ends the
+//! run, unless errors are allowed for it (tag `raises-exception`) or for all. A kernel that died ends it in any case.
+//! Whatever happens, every output that came is in the notebook.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::notebook::{Notebook, NotebookError};
+use crate::output::{CellKey, Change, Outputs, StreamStyle};
+use crate::session::{RunEvent, RunRequest, RunResult, RunStatus, SessionError, SessionHandle};
+use crate::wire::Message;
+use crate::wire::content::ErrorInfo;
+
+/// How a notebook is run.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// The time limit of each cell. `None`: none.
+    pub timeout: Option<Duration>,
+    /// Go on after a failing cell.
+    pub allow_errors: bool,
+    /// How stream output is stored.
+    pub stream_style: StreamStyle,
+}
+
+/// What happens during a run, for those who show it.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// A cell begins.
+    CellStarted {
+        /// Its place among all cells, from 0.
+        index: usize,
+        /// Its place among the cells to be run, from 1.
+        number: usize,
+        /// How many cells are to be run.
+        total: usize,
+        /// The first line of its source.
+        title: &'a str,
+    },
+    /// Output as it comes.
+    Output {
+        /// The message's type.
+        msg_type: &'a str,
+        /// The message.
+        message: &'a Message,
+    },
+    /// An escalation, a lost stretch and the like.
+    Notice(&'a str),
+    /// A cell has ended; its outputs are in the notebook.
+    CellFinished {
+        /// Its place among all cells, from 0.
+        index: usize,
+        /// How it ended.
+        result: &'a RunResult,
+        /// The notebook as it stands.
+        notebook: &'a Notebook,
+    },
+}
+
+/// One executed cell.
+#[derive(Clone, Debug)]
+pub struct CellReport {
+    /// Its place among all cells, from 0.
+    pub index: usize,
+    /// Its id.
+    pub id: String,
+    /// How it ended.
+    pub status: RunStatus,
+    /// Whether an error in it was allowed.
+    pub allowed: bool,
+    /// How long it took.
+    pub wall: Duration,
+    /// The error, if any.
+    pub error: Option<ErrorInfo>,
+}
+
+/// How a run went.
+#[derive(Clone, Debug)]
+pub struct RunReport {
+    /// The executed cells, in order.
+    pub cells: Vec<CellReport>,
+    /// How many were to be run.
+    pub total: usize,
+    /// From the first cell to the last.
+    pub wall: Duration,
+}
+
+impl RunReport {
+    /// The cell that ended the run, if one did.
+    pub fn failure(&self) -> Option<&CellReport> {
+        self.cells.last().filter(|cell| cell.status != RunStatus::Ok && !cell.allowed)
+    }
+
+    /// The worst that happened: the failure's status, else ok.
+    pub fn status(&self) -> RunStatus {
+        self.failure().map_or(RunStatus::Ok, |cell| cell.status)
+    }
+}
+
+/// Runs the code cells of `notebook` and puts their outputs into it.
+///
+/// # Errors
+/// [`SessionError`] when the session ends between two cells, and [`NotebookError`] never for a notebook that was parsed.
+/// Outputs until then are in the notebook.
+pub async fn run_notebook(
+    session: &SessionHandle,
+    notebook: &mut Notebook,
+    options: &RunOptions,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<RunReport, RunError> {
+    let started = Instant::now();
+    let cells: Vec<usize> = (0..notebook.len()).filter(|index| is_to_be_run(notebook, *index)).collect();
+    if let Some(info) = session.kernel_info().get("language_info").filter(|info| info.is_object()) {
+        notebook.set_language_info(info.clone());
+    }
+    let mut outputs = Outputs::new(options.stream_style);
+    let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO };
+    for (number, &index) in cells.iter().enumerate() {
+        let Some(cell) = notebook.cell(index) else { continue };
+        let (source, id) = (cell.source().into_owned(), cell.id().to_owned());
+        let tagged = cell.has_tag("raises-exception");
+        let title = source.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+        progress(Progress::CellStarted { index, number: number + 1, total: report.total, title: &title });
+        let result = run_cell(session, source, index, options, &mut outputs, notebook, progress).await?;
+        // As in nbclient: cells are numbered by the order in which this run executed them.
+        record(notebook, index, &outputs, &result, number as i64 + 1)?;
+        progress(Progress::CellFinished { index, result: &result, notebook });
+        let allowed = (options.allow_errors || tagged) && result.status == RunStatus::Error;
+        let ends = result.status != RunStatus::Ok && !allowed;
+        report.cells.push(CellReport { index, id, status: result.status, allowed, wall: result.wall, error: result.error });
+        if ends {
+            break;
+        }
+    }
+    report.wall = started.elapsed();
+    Ok(report)
+}
+
+/// Why a run cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The session ended.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The notebook cannot take an output.
+    #[error(transparent)]
+    Notebook(#[from] NotebookError),
+}
+
+fn is_to_be_run(notebook: &Notebook, index: usize) -> bool {
+    notebook.cell(index).is_some_and(|cell| {
+        cell.is_code() && !cell.source().trim().is_empty() && !cell.has_tag("skip-execution")
+    })
+}
+
+fn key(index: usize) -> CellKey {
+    CellKey(u32::try_from(index).unwrap_or(u32::MAX))
+}
+
+async fn run_cell(
+    session: &SessionHandle,
+    code: String,
+    index: usize,
+    options: &RunOptions,
+    outputs: &mut Outputs,
+    notebook: &mut Notebook,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<RunResult, RunError> {
+    let mut events = session.run(RunRequest { code, timeout: options.timeout, ..RunRequest::default() })?;
+    outputs.start(key(index));
+    while let Some(event) = events.recv().await {
+        match event {
+            RunEvent::Output { msg_type, message } => {
+                progress(Progress::Output { msg_type: &msg_type, message: &message });
+                let changes = outputs.apply(key(index), &msg_type, &message.content);
+                rewrite_earlier_cells(notebook, index, outputs, &changes)?;
+            }
+            RunEvent::Notice(text) => progress(Progress::Notice(&text)),
+            RunEvent::Started | RunEvent::Input { .. } => {}
+            RunEvent::Finished(result) => return Ok(result),
+        }
+    }
+    Err(SessionError::Gone { why: "its driver ended without a word".to_owned() }.into())
+}
+
+/// A display id reaches back: cells that have already been written get the new picture too.
+fn rewrite_earlier_cells(notebook: &mut Notebook, running: usize, outputs: &Outputs, changes: &[Change]) -> Result<(), NotebookError> {
+    for change in changes {
+        if let Change::Update { cell, .. } = change
+            && *cell != key(running)
+        {
+            let earlier = cell.0 as usize;
+            let count = notebook.cell(earlier).and_then(|cell| cell.execution_count()).map(u64::cast_signed);
+            notebook.set_outputs(earlier, outputs.outputs(*cell), count)?;
+        }
+    }
+    Ok(())
+}
+
+fn record(notebook: &mut Notebook, index: usize, outputs: &Outputs, result: &RunResult, count: i64) -> Result<(), NotebookError> {
+    let mut all = outputs.outputs(key(index));
+    if let Some(error) = result.error.as_ref().filter(|_| is_ours(result.status)) {
+        all.push(error_output(error));
+    }
+    notebook.set_outputs(index, all, Some(count))?;
+    let times: Vec<(&str, &str)> = result.timing.iter().map(|(name, time)| (name.as_str(), time.as_str())).collect();
+    notebook.set_execution_timing(index, &times)
+}
+
+/// Whether the error is one that the kernel could not have told: it was stopped or dead.
+fn is_ours(status: RunStatus) -> bool {
+    !matches!(status, RunStatus::Ok | RunStatus::Error | RunStatus::Interrupted)
+}
+
+fn error_output(error: &ErrorInfo) -> Value {
+    json!({"output_type": "error", "ename": error.ename, "evalue": error.evalue, "traceback": error.traceback})
+}

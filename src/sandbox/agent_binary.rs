@@ -1,0 +1,34 @@
+//! The agent that this binary carries, written out so that sandboxes can mount it.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// The static agent, built by build.rs.
+static AGENT: &[u8] = include_bytes!(env!("CELLKEEP_AGENT_BINARY"));
+
+/// The path of the agent in `folder`, written there if need be. The name holds a hash of the content, so that sandboxes of
+/// an earlier version keep the file they were started from.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn written_out(folder: &Path) -> io::Result<PathBuf> {
+    let hash: String = Sha256::digest(AGENT).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let path = folder.join(format!("cellkeep-agent-{hash}"));
+    if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == AGENT.len() as u64) {
+        return Ok(path);
+    }
+    fs::create_dir_all(folder)?;
+    // Whole or not at all: another process may be doing the same.
+    let temporary = folder.join(format!(".agent-{}", crate::ids::random_uuid()));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&temporary)?;
+    file.write_all(AGENT)?;
+    // The mode at creation is cut by the umask; the sandbox's uid must be able to run it.
+    file.set_permissions(fs::Permissions::from_mode(0o755))?;
+    drop(file);
+    fs::rename(&temporary, &path)?;
+    Ok(path)
+}

@@ -1,0 +1,56 @@
+//! What every sandbox tells its agent, whatever its kind.
+
+use std::collections::BTreeMap;
+
+use super::SandboxSpec;
+use crate::agent_protocol::{AgentConfig, Listen};
+
+/// The workspace inside a sandbox.
+pub(super) const WORKSPACE: &str = "/work";
+/// Connection files and ipc sockets.
+pub(super) const RUNTIME_DIR: &str = "/run/kernel";
+/// Where the agent is mounted.
+pub(super) const AGENT_PATH: &str = "/run/cellkeep/agent";
+/// Size of the runtime folder, bytes.
+pub(super) const RUNTIME_DIR_BYTES: u64 = 4 << 20;
+/// Shared memory, bytes.
+pub(super) const SHM_BYTES: u64 = 64 << 20;
+
+/// The agent's configuration.
+pub(super) fn agent_config(spec: &SandboxSpec, listen: Listen, memory_enforced: bool, nproc_rlimit: bool) -> AgentConfig {
+    let writable = [WORKSPACE, RUNTIME_DIR, "/tmp", "/dev", "/proc"];
+    AgentConfig {
+        listen,
+        kernel: spec.kernel.name.clone(),
+        argv: spec.kernel.argv.clone(),
+        env: kernel_environment(spec),
+        transport: spec.kernel.transport,
+        interrupt_by_message: spec.kernel.interrupt_by_message,
+        workspace: WORKSPACE.to_owned(),
+        runtime_dir: RUNTIME_DIR.to_owned(),
+        writable: writable.map(str::to_owned).to_vec(),
+        limits: spec.limits.clone(),
+        memory_enforced,
+        nproc_rlimit,
+        orphan_seconds: spec.orphan_seconds,
+    }
+}
+
+/// Ours, then the kernelspec's, then the caller's; nothing of the manager's own.
+fn kernel_environment(spec: &SandboxSpec) -> BTreeMap<String, String> {
+    // A thread per CPU of the machine would fight over the one or two this session has.
+    let threads = (spec.limits.cpus.ceil() as u64).max(1).to_string();
+    let own = [
+        ("PATH", "/opt/kernel/bin:/usr/local/bin:/usr/bin:/bin"),
+        ("HOME", WORKSPACE),
+        ("TMPDIR", "/tmp"),
+        ("LANG", "C.UTF-8"),
+        ("OPENBLAS_NUM_THREADS", &threads),
+        ("OMP_NUM_THREADS", &threads),
+    ];
+    own.into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .chain(spec.kernel.env.clone())
+        .chain(spec.env.iter().cloned())
+        .collect()
+}

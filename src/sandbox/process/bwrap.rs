@@ -1,0 +1,214 @@
+//! bubblewrap's command line, and what its refusals mean.
+//!
+//! It is started with an empty environment and reads its options from a descriptor: whatever it was given at exec, code in
+//! the sandbox could read in `/proc/1`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::FdFlags;
+use rustix::pipe::PipeFlags;
+
+use super::cgroup::Cgroup;
+use crate::policy::Network;
+use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
+use crate::sandbox::{SANDBOX_UID, SandboxSpec};
+
+/// System folders that kernels read beyond `/usr`. Those that a machine lacks are left out.
+const ETC: &[&str] = &[
+    "/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/fonts", "/etc/localtime",
+    "/etc/R", "/etc/mime.types", "/etc/python3", "/etc/python3.11",
+];
+/// What a session with a network reads besides.
+const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/services", "/etc/protocols"];
+
+/// Everything that one start needs.
+pub(super) struct Launch<'a> {
+    pub spec: &'a SandboxSpec,
+    pub environment: &'a Path,
+    pub agent: &'a Path,
+    pub cgroup: &'a Cgroup,
+    pub config: &'a str,
+    pub data: &'a Path,
+}
+
+impl Launch<'_> {
+    /// The command, and the pipe on which bubblewrap reports the agent's process. `listener` goes to the agent, under its number.
+    pub fn command(&self, listener: OwnedFd) -> io::Result<(Command, OwnedFd)> {
+        let (status_read, status_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let arguments = memfd_create("bwrap-args", MemfdFlags::CLOEXEC)?;
+        let mut file = fs::File::from(arguments);
+        for option in self.options(&status_write)? {
+            file.write_all(option.as_bytes())?;
+            file.write_all(b"\0")?;
+        }
+        io::Seek::rewind(&mut file)?;
+        let mut command = Command::new("bwrap");
+        command.env_clear().arg("--args").arg(file.as_raw_fd().to_string()).arg(AGENT_PATH).arg(self.config);
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+        let groups = self.cgroup.open_for_joining()?;
+        let inherited = [OwnedFd::from(file), status_write, listener];
+        // SAFETY: between fork and exec; the closure makes system calls on descriptors that it owns and allocates nothing.
+        #[expect(unsafe_code, reason = "the child must join its cgroup before it becomes anything else")]
+        unsafe {
+            command.pre_exec(move || {
+                for group in &groups {
+                    // "0" is the writing process itself. The right to write came with the open descriptor.
+                    rustix::io::write(group, b"0")?;
+                }
+                rustix::process::setsid()?;
+                for fd in &inherited {
+                    rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+                }
+                Ok(())
+            });
+        }
+        Ok((command, status_read))
+    }
+
+    fn options(&self, status: &OwnedFd) -> io::Result<Vec<OsString>> {
+        let limits = &self.spec.limits;
+        let mut options = Options::default();
+        options.add(&["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]);
+        if self.spec.network == Network::None {
+            options.add(&["--unshare-net"]);
+        }
+        let uid = SANDBOX_UID.to_string();
+        options.add(&["--disable-userns", "--uid", &uid, "--gid", &uid, "--hostname", "cellkeep"]);
+        options.add(&["--as-pid-1", "--new-session", "--cap-drop", "ALL", "--clearenv"]);
+        options.add(&["--json-status-fd", &status.as_fd().as_raw_fd().to_string()]);
+        self.system(&mut options)?;
+        options.bind(self.environment, "/opt/kernel");
+        options.bind(self.agent, AGENT_PATH);
+        options.add(&["--proc", "/proc", "--dev", "/dev"]);
+        options.tmpfs("1777", SHM_BYTES, "/dev/shm");
+        options.tmpfs("1777", limits.tmp_bytes(), "/tmp");
+        options.tmpfs("0700", limits.disk_bytes(), WORKSPACE);
+        options.tmpfs("0700", RUNTIME_DIR_BYTES, RUNTIME_DIR);
+        for (source, target) in self.cgroup.views() {
+            options.bind(&source, &target);
+        }
+        // /dev is a tmpfs of its own; left writable it would be disk without a limit.
+        options.add(&["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE]);
+        Ok(options.0)
+    }
+
+    fn system(&self, options: &mut Options) -> io::Result<()> {
+        options.bind(Path::new("/usr"), "/usr");
+        for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
+            let path = PathBuf::from("/").join(name);
+            match fs::read_link(&path) {
+                Ok(target) => options.add_os(&[OsStr::new("--symlink"), target.as_os_str(), path.as_os_str()]),
+                Err(_) if path.is_dir() => options.bind(&path, &path.display().to_string()),
+                Err(_) => {}
+            }
+        }
+        let network = if self.spec.network == Network::Open { ETC_NETWORK } else { &[] };
+        for path in ETC.iter().chain(network) {
+            options.add(&["--ro-bind-try", path, path]);
+        }
+        for (name, content) in [
+            ("passwd", format!("cellkeep:x:{SANDBOX_UID}:{SANDBOX_UID}::{WORKSPACE}:/bin/bash\n")),
+            ("group", format!("cellkeep:x:{SANDBOX_UID}:\n")),
+            ("hosts", "127.0.0.1 localhost cellkeep\n::1 localhost\n".to_owned()),
+        ] {
+            let path = self.data.join("etc").join(name);
+            write_if_different(&path, &content)?;
+            options.bind(&path, &format!("/etc/{name}"));
+        }
+        Ok(())
+    }
+}
+
+fn write_if_different(path: &Path, content: &str) -> io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|now| now == content) {
+        return Ok(());
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let temporary = path.with_extension(crate::ids::random_uuid());
+    fs::write(&temporary, content)?;
+    fs::rename(temporary, path)
+}
+
+#[derive(Default)]
+struct Options(Vec<OsString>);
+
+impl Options {
+    fn add(&mut self, options: &[&str]) {
+        self.0.extend(options.iter().map(OsString::from));
+    }
+
+    fn add_os(&mut self, options: &[&OsStr]) {
+        self.0.extend(options.iter().map(OsString::from));
+    }
+
+    fn bind(&mut self, source: &Path, target: &str) {
+        self.add_os(&[OsStr::new("--ro-bind"), source.as_os_str(), OsStr::new(target)]);
+    }
+
+    fn tmpfs(&mut self, mode: &str, bytes: u64, target: &str) {
+        self.add(&["--perms", mode, "--size", &bytes.to_string(), "--tmpfs", target]);
+    }
+}
+
+/// What a trial start of bubblewrap showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// It works.
+    Works {
+        /// Its version, as it says it.
+        version: String,
+    },
+    /// It does not.
+    Fails {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Starts `true` in the same namespaces, as the uid that sandboxes will have. Takes about 5 ms.
+pub fn probe() -> Probe {
+    let version = match Command::new("bwrap").arg("--version").output() {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        Err(_) => return Probe::Fails { reason: "bubblewrap (bwrap) is not installed: apt-get install bubblewrap".to_owned() },
+    };
+    let mut command = Command::new("bwrap");
+    command.env_clear().args(["--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1", "--ro-bind", "/", "/"]);
+    command.args(["--proc", "/proc", "--dev", "/dev", "--uid", "65532", "/usr/bin/true"]);
+    if rustix::process::geteuid().is_root() {
+        command.uid(super::FIRST_UID).gid(super::FIRST_UID);
+    }
+    match command.output() {
+        Ok(output) if output.status.success() => Probe::Works { version },
+        Ok(output) => Probe::Fails { reason: explain(String::from_utf8_lossy(&output.stderr).trim()) },
+        Err(error) => Probe::Fails { reason: error.to_string() },
+    }
+}
+
+/// What bubblewrap said, with the way out where we know it.
+pub(super) fn explain(said: &str) -> String {
+    let hint = if said.contains("uid map") || said.contains("Creating new namespace") || said.contains("No permissions to create") {
+        let apparmor = fs::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns");
+        if apparmor.is_ok_and(|value| value.trim() == "1") {
+            "; AppArmor forbids user namespaces here: load a profile for bwrap (Ubuntu: apparmor-profiles, bwrap-userns-restrict), \
+             or use --sandbox docker"
+        } else {
+            "; user namespaces are forbidden here (inside a container they often are): allow them \
+             (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0), or use --sandbox docker"
+        }
+    } else if said.contains("Unknown option") {
+        "; this bubblewrap is too old: 0.8 or newer is needed"
+    } else {
+        ""
+    };
+    if said.is_empty() { "bubblewrap ended without a word".to_owned() } else { format!("{said}{hint}") }
+}

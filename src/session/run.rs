@@ -1,0 +1,367 @@
+//! What a run's messages mean. Pure: messages in, meaning out.
+//!
+//! A run has ended when its `execute_reply` *and* the iopub `idle` of the same parent were seen, in whichever order. Kernels
+//! in the field break this: an aborted request has no `idle` (IRkernel), and an `idle` can be late or missing, so a reply
+//! without one ends the run after [`IDLE_GRACE`].
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::agent_protocol::KernelExit;
+use crate::ids::RunId;
+use crate::wire::content::{self, ErrorInfo, ExecutionState, ReplyStatus};
+use crate::wire::{Channel, Header};
+
+/// How long after the reply an `idle` is waited for; nbclient waits as long.
+const IDLE_GRACE: Duration = Duration::from_secs(4);
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    /// Without an error.
+    Ok,
+    /// The code raised one.
+    Error,
+    /// It was interrupted.
+    Interrupted,
+    /// Its time was up.
+    Timeout,
+    /// The session's memory was.
+    MemoryExceeded,
+    /// It produced more output than it may.
+    OutputExceeded,
+    /// The kernel died under it.
+    KernelDied,
+    /// It was taken out of the queue before it began.
+    Cancelled,
+}
+
+impl RunStatus {
+    /// The name in the contract.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Interrupted => "interrupted",
+            Self::Timeout => "timeout",
+            Self::MemoryExceeded => "memory_exceeded",
+            Self::OutputExceeded => "output_exceeded",
+            Self::KernelDied => "kernel_died",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether the kernel that ran it is gone.
+    pub fn kernel_is_gone(self) -> bool {
+        matches!(self, Self::KernelDied | Self::MemoryExceeded)
+    }
+}
+
+/// A run's end.
+#[derive(Clone, Debug)]
+pub struct RunResult {
+    /// How it ended.
+    pub status: RunStatus,
+    /// The kernel's counter.
+    pub execution_count: Option<i64>,
+    /// The error, where there was one; for a death or a limit, ours.
+    pub error: Option<ErrorInfo>,
+    /// When the request was handed to the kernel.
+    pub started_at: SystemTime,
+    /// How long it took.
+    pub wall: Duration,
+    /// Times of the run's messages, as nbclient records them in `metadata.execution`.
+    pub timing: BTreeMap<String, String>,
+    /// Whether the kernel has ended, whatever the status: an escalated interrupt also ends it.
+    pub kernel_gone: bool,
+}
+
+/// Why we stopped a run, recorded before the first signal is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StopReason {
+    Interrupt,
+    Timeout(Duration),
+    OutputExceeded(u64),
+}
+
+/// The run that the kernel works on.
+#[derive(Debug)]
+pub(super) struct ActiveRun {
+    pub id: RunId,
+    pub started: Instant,
+    started_at: SystemTime,
+    reply: Option<(ReplyStatus, Instant)>,
+    idle: bool,
+    error: Option<ErrorInfo>,
+    execution_count: Option<i64>,
+    timing: BTreeMap<String, String>,
+    stop: Option<StopReason>,
+}
+
+/// What a message is to the run.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// An output, to be passed on.
+    Output,
+    /// A question to the user.
+    Input,
+    /// Only the run's own business.
+    Internal,
+}
+
+impl ActiveRun {
+    pub fn new(id: RunId, now: Instant) -> Self {
+        Self {
+            id,
+            started: now,
+            started_at: SystemTime::now(),
+            reply: None,
+            idle: false,
+            error: None,
+            execution_count: None,
+            timing: BTreeMap::new(),
+            stop: None,
+        }
+    }
+
+    /// Takes a message whose parent is this run.
+    pub fn take(&mut self, channel: Channel, header: &Header, content: impl FnOnce() -> Value, now: Instant) -> Meaning {
+        match (channel, header.msg_type.as_str()) {
+            (Channel::Iopub, "status") => match content::execution_state(&content()) {
+                ExecutionState::Busy => self.note("iopub.status.busy", header),
+                ExecutionState::Idle => {
+                    self.idle = true;
+                    self.note("iopub.status.idle", header);
+                }
+                _ => {}
+            },
+            (Channel::Iopub, "execute_input") => {
+                self.execution_count = content::execution_count(&content()).or(self.execution_count);
+                self.note("iopub.execute_input", header);
+            }
+            (Channel::Iopub, "error") => {
+                self.error = Some(ErrorInfo::read(&content()));
+                return Meaning::Output;
+            }
+            (Channel::Iopub, _) => return Meaning::Output,
+            (Channel::Stdin, "input_request") => return Meaning::Input,
+            (Channel::Shell, "execute_reply") => {
+                let content = content();
+                self.execution_count = content::execution_count(&content).or(self.execution_count);
+                self.reply = Some((content::reply_status(&content), now));
+                self.note("shell.execute_reply", header);
+            }
+            _ => {}
+        }
+        Meaning::Internal
+    }
+
+    fn note(&mut self, what: &str, header: &Header) {
+        let date = if header.date.is_empty() { content::now_iso8601() } else { header.date.clone() };
+        self.timing.insert(what.to_owned(), date);
+    }
+
+    /// Records why the run is being stopped; the first reason stands.
+    pub fn stop(&mut self, reason: StopReason) {
+        self.stop.get_or_insert(reason);
+    }
+
+    /// Whether somebody is stopping it.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    /// When a missing `idle` is given up.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.reply.as_ref().filter(|_| !self.idle).map(|(_, at)| *at + IDLE_GRACE)
+    }
+
+    /// The result, if the messages seen so far end the run.
+    pub fn finished(&self, now: Instant) -> Option<RunResult> {
+        let (reply, _) = self.reply.as_ref()?;
+        let complete = self.idle || *reply == ReplyStatus::Aborted || self.deadline().is_some_and(|at| at <= now);
+        if !complete {
+            return None;
+        }
+        let (status, error) = match (reply, self.stop) {
+            (_, Some(stop)) => (stop.status(), Some(stop.error())),
+            (ReplyStatus::Ok, None) => (RunStatus::Ok, None),
+            (ReplyStatus::Error(error), None) => (RunStatus::Error, Some(self.error.clone().unwrap_or_else(|| error.clone()))),
+            (ReplyStatus::Aborted, None) => (RunStatus::Cancelled, None),
+        };
+        // Output and time limits are ours to report even where the code then ended by itself.
+        Some(self.result(status, error, now, false))
+    }
+
+    /// The result after the kernel's end.
+    pub fn died(&self, exit: &KernelExit, memory_mb: u64, now: Instant) -> RunResult {
+        let (status, error) = match self.stop {
+            Some(stop) => (stop.status(), stop.error()),
+            None if exit.out_of_memory => (RunStatus::MemoryExceeded, memory_error(memory_mb)),
+            None => (RunStatus::KernelDied, death_error(exit)),
+        };
+        self.result(status, Some(error), now, true)
+    }
+
+    /// The result when the whole sandbox is gone.
+    pub fn sandbox_gone(&self, why: &str, now: Instant) -> RunResult {
+        let error = error_info("SandboxGone", format!("the sandbox ended under the running cell: {why}"));
+        self.result(RunStatus::KernelDied, Some(error), now, true)
+    }
+
+    /// The result when the kernel would not take the request.
+    pub fn refused(&self, reason: &str, now: Instant) -> RunResult {
+        self.result(RunStatus::KernelDied, Some(error_info("NotRun", reason.to_owned())), now, true)
+    }
+
+    fn result(&self, status: RunStatus, error: Option<ErrorInfo>, now: Instant, kernel_gone: bool) -> RunResult {
+        RunResult {
+            status,
+            execution_count: self.execution_count,
+            error,
+            started_at: self.started_at,
+            wall: now.duration_since(self.started),
+            timing: self.timing.clone(),
+            kernel_gone,
+        }
+    }
+}
+
+impl StopReason {
+    fn status(self) -> RunStatus {
+        match self {
+            Self::Interrupt => RunStatus::Interrupted,
+            Self::Timeout(_) => RunStatus::Timeout,
+            Self::OutputExceeded(_) => RunStatus::OutputExceeded,
+        }
+    }
+
+    fn error(self) -> ErrorInfo {
+        match self {
+            Self::Interrupt => error_info("Interrupted", "the cell was interrupted".to_owned()),
+            Self::Timeout(after) => {
+                error_info("CellTimeout", format!("the cell was stopped after its time limit of {} s", after.as_secs_f64()))
+            }
+            Self::OutputExceeded(limit) => error_info(
+                "OutputExceeded",
+                format!("the cell was stopped after {} MB of output, its limit; what came until then is kept", limit >> 20),
+            ),
+        }
+    }
+}
+
+fn error_info(ename: &str, evalue: String) -> ErrorInfo {
+    ErrorInfo { ename: ename.to_owned(), traceback: vec![format!("{ename}: {evalue}")], evalue }
+}
+
+fn memory_error(memory_mb: u64) -> ErrorInfo {
+    error_info("OutOfMemory", format!("the kernel was killed: the session used up its {memory_mb} MB of memory (--memory gives more)"))
+}
+
+fn death_error(exit: &KernelExit) -> ErrorInfo {
+    let how = match (exit.signal, exit.code) {
+        (Some(signal), _) => format!("by signal {signal}{}", signal_name(signal)),
+        (None, Some(code)) => format!("with exit code {code}"),
+        (None, None) => "in an unknown way".to_owned(),
+    };
+    let last_words = if exit.last_words.is_empty() { String::new() } else { format!("; its last words: {}", exit.last_words) };
+    error_info("KernelDied", format!("the kernel process ended {how} while the cell ran{last_words}"))
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (SIGILL)",
+        6 => " (SIGABRT)",
+        7 => " (SIGBUS)",
+        8 => " (SIGFPE)",
+        9 => " (SIGKILL)",
+        11 => " (SIGSEGV: a crash in native code)",
+        15 => " (SIGTERM)",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn header(msg_type: &str) -> Header {
+        Header { msg_type: msg_type.to_owned(), ..Header::default() }
+    }
+
+    fn run() -> (ActiveRun, Instant) {
+        let now = Instant::now();
+        (ActiveRun::new(RunId::random(), now), now)
+    }
+
+    fn idle(run: &mut ActiveRun, now: Instant) {
+        run.take(Channel::Iopub, &header("status"), || json!({"execution_state": "idle"}), now);
+    }
+
+    fn reply(run: &mut ActiveRun, content: Value, now: Instant) {
+        run.take(Channel::Shell, &header("execute_reply"), || content, now);
+    }
+
+    #[test]
+    fn reply_and_idle_in_either_order_end_a_run() {
+        for idle_first in [true, false] {
+            let (mut run, now) = run();
+            if idle_first {
+                idle(&mut run, now);
+                assert!(run.finished(now).is_none());
+            }
+            reply(&mut run, json!({"status": "ok", "execution_count": 3}), now);
+            if !idle_first {
+                assert!(run.finished(now).is_none());
+                idle(&mut run, now);
+            }
+            let result = run.finished(now).unwrap();
+            assert_eq!((result.status, result.execution_count), (RunStatus::Ok, Some(3)));
+        }
+    }
+
+    #[test]
+    fn an_idle_that_never_comes_is_given_up() {
+        let (mut run, now) = run();
+        reply(&mut run, json!({}), now);
+        assert!(run.finished(now + IDLE_GRACE / 2).is_none());
+        assert_eq!(run.finished(now + IDLE_GRACE).unwrap().status, RunStatus::Ok);
+    }
+
+    #[test]
+    fn aborted_needs_no_idle() {
+        let (mut run, now) = run();
+        reply(&mut run, json!({"status": "aborted"}), now);
+        assert_eq!(run.finished(now).unwrap().status, RunStatus::Cancelled);
+    }
+
+    #[test]
+    fn the_reason_we_recorded_wins_over_what_the_kernel_says() {
+        let (mut run, now) = run();
+        run.stop(StopReason::Timeout(Duration::from_secs(1)));
+        run.stop(StopReason::Interrupt);
+        reply(&mut run, json!({"status": "error", "ename": "KeyboardInterrupt"}), now);
+        idle(&mut run, now);
+        assert_eq!(run.finished(now).unwrap().status, RunStatus::Timeout);
+        let exit = KernelExit { code: None, signal: Some(9), out_of_memory: false, reason: None, last_words: String::new() };
+        assert_eq!(run.died(&exit, 512, now).status, RunStatus::Timeout);
+    }
+
+    #[test]
+    fn deaths_say_how() {
+        let (run, now) = run();
+        let mut exit = KernelExit { code: None, signal: Some(11), out_of_memory: false, reason: None, last_words: "oops".into() };
+        let result = run.died(&exit, 512, now);
+        assert_eq!(result.status, RunStatus::KernelDied);
+        let evalue = result.error.unwrap().evalue;
+        assert!(evalue.contains("SIGSEGV") && evalue.contains("oops"), "{evalue}");
+        exit.out_of_memory = true;
+        assert_eq!(run.died(&exit, 512, now).status, RunStatus::MemoryExceeded);
+    }
+}

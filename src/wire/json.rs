@@ -1,0 +1,496 @@
+//! Lenient JSON reading: accepts what kernels and Python really send, and says what it had to repair.
+//!
+//! Python's `json` writes `NaN` and lone surrogate escapes, R and shell kernels pass bytes through that are not
+//! UTF-8, Windows editors put a byte-order mark in front of a notebook. A strict reader turns each of these into
+//! lost output. This reader takes them and reports the repair:
+//!
+//! | input | becomes |
+//! |---|---|
+//! | `NaN`, `Infinity`, `-Infinity` | `null` (JSON has no such numbers, and a string would change the type silently) |
+//! | an escaped lone surrogate (`"\ud800"`) | U+FFFD |
+//! | bytes that are not UTF-8 | U+FFFD |
+//! | raw control characters inside a string | kept |
+//! | a leading byte-order mark | skipped |
+//!
+//! It is a parser of its own, not a repair of the text followed by `serde_json`: with `arbitrary_precision` and
+//! `raw_value`, `serde_json` gives a meaning to objects with the keys `$serde_json::private::Number` and
+//! `$serde_json::private::RawValue`. Message contents come from untrusted code, which must not be able to smuggle
+//! a parse failure or a nested document (with a fresh depth budget) through a key. Here such keys are plain keys.
+
+use serde_json::{Map, Number, Value};
+
+/// Deepest nesting of arrays and objects that [`parse_lenient`] accepts. `serde_json` refuses 128 and more, and
+/// what we read must stay readable for it once stored.
+pub const MAX_DEPTH: usize = 127;
+
+/// Why a text is not JSON, even leniently. Lines and columns count from 1; columns count bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JsonError {
+    /// The text ends inside a value: an interrupted write or transfer.
+    #[error("the JSON text ends early, at line {line} column {column}")]
+    Truncated {
+        /// Line of the end.
+        line: usize,
+        /// Column of the end.
+        column: usize,
+    },
+    /// Something is not JSON at this place.
+    #[error("not JSON at line {line} column {column}: {problem}")]
+    Syntax {
+        /// Line of the problem.
+        line: usize,
+        /// Column of the problem.
+        column: usize,
+        /// What was expected there.
+        problem: &'static str,
+    },
+    /// Arrays and objects are nested deeper than the limit.
+    #[error("JSON nested deeper than {limit} levels at line {line} column {column}")]
+    TooDeep {
+        /// The limit in force.
+        limit: usize,
+        /// Line where it was passed.
+        line: usize,
+        /// Column where it was passed.
+        column: usize,
+    },
+}
+
+/// What [`parse_reporting`] had to change to read a text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Repairs {
+    /// Numbers that are not finite, replaced with `null`.
+    pub non_finite: usize,
+    /// Escaped lone surrogates, replaced with U+FFFD.
+    pub surrogates: usize,
+    /// Strings with raw control characters, kept as they are.
+    pub control: usize,
+    /// Whether bytes that are not UTF-8 were replaced with U+FFFD.
+    pub utf8: bool,
+    /// Whether a byte-order mark was skipped.
+    pub bom: bool,
+}
+
+impl Repairs {
+    /// Whether anything was repaired.
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// A JSON value and what had to be repaired to read it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    /// The value.
+    pub value: Value,
+    /// The repairs; none for valid JSON.
+    pub repairs: Repairs,
+}
+
+/// Reads one JSON value leniently; see the module text for what is repaired.
+///
+/// # Errors
+/// [`JsonError`] where the text is no JSON even so, or is nested deeper than [`MAX_DEPTH`].
+pub fn parse_lenient(bytes: &[u8]) -> Result<Value, JsonError> {
+    parse_reporting(bytes, MAX_DEPTH).map(|parsed| parsed.value)
+}
+
+/// As [`parse_lenient`], with the repairs, and with a nesting limit of the caller's (at most [`MAX_DEPTH`]).
+///
+/// # Errors
+/// As [`parse_lenient`].
+pub fn parse_reporting(bytes: &[u8], max_depth: usize) -> Result<Parsed, JsonError> {
+    let mut repairs = Repairs::default();
+    let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    repairs.bom = body.len() != bytes.len();
+    let text = String::from_utf8_lossy(body);
+    repairs.utf8 = matches!(text, std::borrow::Cow::Owned(_));
+    let limit = max_depth.min(MAX_DEPTH);
+    let mut parser = Parser { text: &text, bytes: text.as_bytes(), at: 0, depth: 0, limit, repairs };
+    let value = parser.document().map_err(|fault| fault.locate(text.as_bytes(), limit))?;
+    Ok(Parsed { value, repairs: parser.repairs })
+}
+
+/// A problem by byte offset; lines are counted only when it is reported.
+struct Fault {
+    at: usize,
+    kind: FaultKind,
+}
+
+enum FaultKind {
+    Truncated,
+    Deep,
+    Syntax(&'static str),
+}
+
+impl Fault {
+    fn locate(self, text: &[u8], limit: usize) -> JsonError {
+        let before = &text[..self.at.min(text.len())];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
+        match self.kind {
+            FaultKind::Truncated => JsonError::Truncated { line, column },
+            FaultKind::Deep => JsonError::TooDeep { limit, line, column },
+            FaultKind::Syntax(problem) => JsonError::Syntax { line, column, problem },
+        }
+    }
+}
+
+/// Recursive descent over text known to be UTF-8. All cuts are made at ASCII bytes, so slices are always valid.
+struct Parser<'a> {
+    text: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    depth: usize,
+    limit: usize,
+    repairs: Repairs,
+}
+
+impl Parser<'_> {
+    fn document(&mut self) -> Result<Value, Fault> {
+        let value = self.value()?;
+        self.skip_space();
+        if self.at < self.bytes.len() {
+            return Err(self.syntax("more text after the end of the value"));
+        }
+        Ok(value)
+    }
+
+    fn syntax(&self, problem: &'static str) -> Fault {
+        if self.at >= self.bytes.len() {
+            return Fault { at: self.bytes.len(), kind: FaultKind::Truncated };
+        }
+        Fault { at: self.at, kind: FaultKind::Syntax(problem) }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn skip_space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
+            self.at += 1;
+        }
+    }
+
+    fn value(&mut self) -> Result<Value, Fault> {
+        self.skip_space();
+        match self.peek() {
+            Some(b'"') => self.string().map(Value::String),
+            Some(b'{') => self.nested(Self::object),
+            Some(b'[') => self.nested(Self::array),
+            Some(b't') => self.literal("true", Value::Bool(true)),
+            Some(b'f') => self.literal("false", Value::Bool(false)),
+            Some(b'n') => self.literal("null", Value::Null),
+            Some(b'N') => self.non_finite("NaN"),
+            Some(b'I') => self.non_finite("Infinity"),
+            Some(b'-') if self.bytes.get(self.at + 1) == Some(&b'I') => self.non_finite("-Infinity"),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            _ => Err(self.syntax("a value was expected")),
+        }
+    }
+
+    fn nested(&mut self, inner: fn(&mut Self) -> Result<Value, Fault>) -> Result<Value, Fault> {
+        if self.depth >= self.limit {
+            return Err(Fault { at: self.at, kind: FaultKind::Deep });
+        }
+        self.depth += 1;
+        self.at += 1;
+        let value = inner(self)?;
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn object(&mut self) -> Result<Value, Fault> {
+        let mut map = Map::new();
+        self.skip_space();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(Value::Object(map));
+        }
+        loop {
+            self.skip_space();
+            if self.peek() != Some(b'"') {
+                return Err(self.syntax("a key in double quotes was expected"));
+            }
+            let key = self.string()?;
+            self.skip_space();
+            if self.peek() != Some(b':') {
+                return Err(self.syntax("a colon was expected after the key"));
+            }
+            self.at += 1;
+            let value = self.value()?;
+            map.insert(key, value);
+            self.skip_space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b'}') => {
+                    self.at += 1;
+                    return Ok(Value::Object(map));
+                }
+                _ => return Err(self.syntax("a comma or a closing brace was expected")),
+            }
+        }
+    }
+
+    fn array(&mut self) -> Result<Value, Fault> {
+        let mut items = Vec::new();
+        self.skip_space();
+        if self.peek() == Some(b']') {
+            self.at += 1;
+            return Ok(Value::Array(items));
+        }
+        loop {
+            items.push(self.value()?);
+            self.skip_space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b']') => {
+                    self.at += 1;
+                    return Ok(Value::Array(items));
+                }
+                _ => return Err(self.syntax("a comma or a closing bracket was expected")),
+            }
+        }
+    }
+
+    fn literal(&mut self, word: &'static str, value: Value) -> Result<Value, Fault> {
+        let rest = &self.bytes[self.at..];
+        if rest.starts_with(word.as_bytes()) {
+            self.at += word.len();
+            return Ok(value);
+        }
+        if word.as_bytes().starts_with(rest) {
+            self.at = self.bytes.len();
+        }
+        Err(self.syntax("an unknown word"))
+    }
+
+    fn non_finite(&mut self, word: &'static str) -> Result<Value, Fault> {
+        let value = self.literal(word, Value::Null)?;
+        self.repairs.non_finite += 1;
+        Ok(value)
+    }
+
+    fn number(&mut self) -> Result<Value, Fault> {
+        let start = self.at;
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        let number = self.text[start..self.at].parse::<Number>();
+        number.map(Value::Number).map_err(|_| Fault { at: start, kind: FaultKind::Syntax("not a number") })
+    }
+
+    fn digits(&mut self) -> Result<(), Fault> {
+        let start = self.at;
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+        if self.at == start { Err(self.syntax("a digit was expected")) } else { Ok(()) }
+    }
+
+    /// Reads a string; the opening quote is the next byte.
+    fn string(&mut self) -> Result<String, Fault> {
+        self.at += 1;
+        let mut out = String::new();
+        let mut control = false;
+        loop {
+            let run = self.bytes[self.at..].iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f));
+            let Some(run) = run else {
+                return Err(Fault { at: self.bytes.len(), kind: FaultKind::Truncated });
+            };
+            let end = self.at + run;
+            out.push_str(&self.text[self.at..end]);
+            self.at = end + 1;
+            match self.bytes[end] {
+                b'"' => break,
+                b'\\' => self.escape(&mut out)?,
+                byte => {
+                    control = true;
+                    out.push(char::from(byte));
+                }
+            }
+        }
+        self.repairs.control += usize::from(control);
+        Ok(out)
+    }
+
+    /// Reads what follows a backslash.
+    fn escape(&mut self, out: &mut String) -> Result<(), Fault> {
+        let plain = match self.peek() {
+            Some(byte @ (b'"' | b'\\' | b'/')) => char::from(byte),
+            Some(b'b') => '\u{8}',
+            Some(b'f') => '\u{c}',
+            Some(b'n') => '\n',
+            Some(b'r') => '\r',
+            Some(b't') => '\t',
+            Some(b'u') => {
+                self.at += 1;
+                let unit = self.hex4()?;
+                out.push(self.code_point(unit));
+                return Ok(());
+            }
+            _ => return Err(self.syntax("an unknown escape in a string")),
+        };
+        self.at += 1;
+        out.push(plain);
+        Ok(())
+    }
+
+    fn hex4(&mut self) -> Result<u16, Fault> {
+        let mut unit = 0u16;
+        for _ in 0..4 {
+            let digit = self.peek().and_then(|byte| char::from(byte).to_digit(16));
+            let digit = digit.and_then(|digit| u16::try_from(digit).ok());
+            let Some(digit) = digit else {
+                return Err(self.syntax("four hexadecimal digits were expected"));
+            };
+            unit = unit << 4 | digit;
+            self.at += 1;
+        }
+        Ok(unit)
+    }
+
+    /// The character of a UTF-16 unit, with the second half of a pair if one follows.
+    fn code_point(&mut self, unit: u16) -> char {
+        if let Some(plain) = char::from_u32(u32::from(unit)) {
+            return plain;
+        }
+        let high = (0xd800..0xdc00).contains(&unit);
+        if high && self.bytes[self.at..].starts_with(b"\\u") {
+            let back = self.at;
+            self.at += 2;
+            if let Ok(low @ 0xdc00..=0xdfff) = self.hex4() {
+                let code = 0x1_0000 + ((u32::from(unit) - 0xd800) << 10) + (u32::from(low) - 0xdc00);
+                return char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
+            }
+            // What follows is not our second half: it is read again as an escape of its own.
+            self.at = back;
+        }
+        self.repairs.surrogates += 1;
+        char::REPLACEMENT_CHARACTER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn repaired(text: &[u8]) -> (Value, Repairs) {
+        let parsed = parse_reporting(text, MAX_DEPTH).unwrap();
+        (parsed.value, parsed.repairs)
+    }
+
+    #[test]
+    fn reads_plain_json_without_repairs() {
+        let (value, repairs) = repaired(br#" {"a": [1, -2.50, 1e400, true, null, "\u00e9\n\ud83d\ude00"]} "#);
+        assert_eq!(value["a"][5], json!("\u{e9}\n\u{1f600}"));
+        assert_eq!(value["a"][2].to_string(), "1e+400", "numbers keep their digits");
+        assert!(!repairs.any());
+    }
+
+    #[test]
+    fn repairs_what_python_sends() {
+        let (value, repairs) = repaired(b"\xef\xbb\xbf[NaN, Infinity, -Infinity, \"NaN\"]");
+        assert_eq!(value, json!([null, null, null, "NaN"]));
+        assert_eq!((repairs.non_finite, repairs.bom), (3, true));
+    }
+
+    #[test]
+    fn repairs_surrogates_and_bytes() {
+        let (value, repairs) = repaired(br#"["\ud800", "\udc00x", "\ud800\ud83d\ude00", "\ud800\n"]"#);
+        assert_eq!(value, json!(["\u{fffd}", "\u{fffd}x", "\u{fffd}\u{1f600}", "\u{fffd}\n"]));
+        assert_eq!(repairs.surrogates, 4);
+        let (value, repairs) = repaired(b"\"caf\xe9 \x01\"");
+        assert_eq!(value, json!("caf\u{fffd} \u{1}"));
+        assert!(repairs.utf8 && repairs.control == 1);
+    }
+
+    #[test]
+    fn errors_say_where() {
+        let error = parse_lenient(b"{\n  \"a\": oops}").unwrap_err();
+        assert_eq!(error.to_string(), "not JSON at line 2 column 8: a value was expected");
+        for text in ["", "{", "[1,", "\"abc", "{\"a\"", "tru", "-", "1e", "\"\\u12", "[-Inf"] {
+            let error = parse_lenient(text.as_bytes()).unwrap_err();
+            assert!(matches!(error, JsonError::Truncated { .. }), "{text:?}: {error}");
+        }
+        for text in ["01", "[1,]", "{,}", "nul1", "1 2", "+1", ".5", "'a'", "\"\\x\""] {
+            let error = parse_lenient(text.as_bytes()).unwrap_err();
+            assert!(matches!(error, JsonError::Syntax { .. }), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_bounded_like_serdes() {
+        let nest = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(parse_lenient(nest(MAX_DEPTH).as_bytes()).is_ok());
+        assert!(serde_json::from_str::<Value>(&nest(MAX_DEPTH)).is_ok());
+        assert!(serde_json::from_str::<Value>(&nest(MAX_DEPTH + 1)).is_err());
+        let error = parse_lenient("[".repeat(1_000_000).as_bytes()).unwrap_err();
+        assert!(matches!(error, JsonError::TooDeep { limit: MAX_DEPTH, .. }));
+    }
+
+    #[test]
+    fn private_keys_of_serde_are_plain_keys() {
+        let text = br#"{"$serde_json::private::Number": "x", "b": {"\u0024serde_json::private::RawValue": "[["}}"#;
+        let value = parse_lenient(text).unwrap();
+        assert_eq!(value["b"]["$serde_json::private::RawValue"], json!("[["));
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 40, 6, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                proptest::collection::vec((any::<String>(), inner), 0..6)
+                    .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_serde_on_valid_json(value in any_json()) {
+            let text = serde_json::to_string_pretty(&value).unwrap();
+            let (read, repairs) = repaired(text.as_bytes());
+            prop_assert_eq!(read, value);
+            prop_assert!(!repairs.any());
+        }
+
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_lenient(&bytes);
+        }
+
+        #[test]
+        fn accepts_what_serde_accepts(text in "[\\[\\]{}:,\"\\\\ud800eE0-9.+\\-a-zNI \n]{0,30}") {
+            if let Ok(value) = serde_json::from_str::<Value>(&text) {
+                prop_assert_eq!(parse_lenient(text.as_bytes()).unwrap(), value);
+            }
+        }
+    }
+}
