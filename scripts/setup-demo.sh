@@ -1,6 +1,6 @@
 #!/bin/sh
-# What `make demo` needs on a Debian 12 that has Rust and nothing else: bubblewrap for the sandbox, Python for the kernel,
-# a C compiler for SQLite and for linking.
+# What `make demo` needs on a Debian 12 that has Rust and nothing else: bubblewrap for the sandbox, Python for the
+# kernel, a C compiler for SQLite and for linking.
 #
 # Idempotent. Silent when nothing is to be done; otherwise one line per step. Root or sudo.
 set -eu

@@ -30,7 +30,7 @@ install_missing() {
 
 start_engine() {
     engine_answers && return 0
-    as_root docker version >/dev/null 2>&1 && die "an engine runs, but this user may not use it (see Debian's group 'docker')"
+    as_root docker version >/dev/null 2>&1 && die "this user may not use the engine (see Debian's group docker)"
     log=${TMPDIR:-/tmp}/cellkeep-dockerd.log
     if [ -d /run/systemd/system ] && as_root systemctl start docker 2>/dev/null; then
         say "started docker.service"

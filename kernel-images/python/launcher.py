@@ -16,7 +16,7 @@ ENV_ROOT = Path(__file__).resolve().parent
 
 
 def use_baked_font_cache():
-    """matplotlib needs a config folder it can write to, and takes seconds to index the fonts if it finds no index there.
+    """matplotlib needs a config folder that it can write to, and takes long to index the fonts if no index is there.
 
     The index made by bake.sh lies on a read-only file system, so each sandbox gets a copy (some tens of KB).
     """

@@ -72,10 +72,6 @@ fn rlimits(config: &AgentConfig) -> Vec<(Resource, u64)> {
     if config.nproc_rlimit {
         all.push((Resource::Nproc, limits.pids));
     }
-    if !config.memory_enforced {
-        // Coarse: address space, not memory. Interpreters with numeric libraries reserve far more than they use.
-        all.push((Resource::As, limits.memory_bytes().saturating_mul(4).max(4 << 30)));
-    }
     all
 }
 
@@ -125,6 +121,11 @@ fn denied_filter() -> io::Result<BpfProgram> {
     for call in ["socket", "socketpair"] {
         rules.push(serde_json::json!({"syscall": call, "args": other_family}));
     }
+    let netlink = serde_json::json!([
+        argument("eq".into(), seccomp::NETLINK),
+        {"index": 2, "type": "dword", "op": "ne", "val": seccomp::NETLINK_ROUTE},
+    ]);
+    rules.push(serde_json::json!({"syscall": "socket", "args": netlink}));
     for bit in (0..32).map(|bit| 1u64 << bit).filter(|bit| seccomp::CLONE_NEW & bit != 0 && *bit != 0x80) {
         rules.push(serde_json::json!({"syscall": "clone", "args": [argument(serde_json::json!({"masked_eq": bit}), bit)]}));
     }

@@ -47,7 +47,7 @@ const SETTLE: Duration = Duration::from_millis(60);
 /// Asking a starting kernel again: soon at first (iopub may not have been subscribed in time), then at leisure.
 const NUDGES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(500)];
 /// How often memory is looked at where no cgroup holds it.
-const WATCH: Duration = Duration::from_millis(200);
+const WATCH: Duration = Duration::from_millis(100);
 /// How many submissions are remembered, so that a repeated one is recognised.
 const REMEMBERED: usize = 4096;
 /// What the buffer holds beyond one run's whole output.

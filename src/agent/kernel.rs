@@ -106,7 +106,7 @@ pub(super) fn kill_all(pid: Option<Pid>) {
 /// Takes every process that has ended, our own kernel or an orphan that came to us as PID 1.
 pub(super) fn reap() -> Vec<(Pid, ExitStatus)> {
     let mut ended = Vec::new();
-    while let Ok(Some((pid, status))) = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG) {
+    while let Ok(Some((pid, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
         ended.push((pid, ExitStatus::from_raw(status.as_raw())));
     }
     ended

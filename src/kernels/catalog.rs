@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rust_embed::RustEmbed;
 use serde::Deserialize;
@@ -32,6 +33,8 @@ pub struct Kernel {
     pub interrupt_by_message: bool,
     /// How its sockets are reached.
     pub transport: Transport,
+    /// How long its iopub must be quiet before a run has ended, for a kernel that sends output after `idle` (Deno).
+    pub late_output: Duration,
     aliases: Vec<String>,
     kernelspec_names: Vec<String>,
 }
@@ -65,6 +68,8 @@ struct MetadataJson {
 struct OwnJson {
     transport: Transport,
     #[serde(default)]
+    late_output_ms: u64,
+    #[serde(default)]
     language_aliases: Vec<String>,
     #[serde(default)]
     kernelspec_names: Vec<String>,
@@ -94,6 +99,7 @@ fn read(path: &str) -> Option<Kernel> {
         env: json.env,
         interrupt_by_message: json.interrupt_mode == "message",
         transport: json.metadata.cellkeep.transport,
+        late_output: Duration::from_millis(json.metadata.cellkeep.late_output_ms),
         aliases: json.metadata.cellkeep.language_aliases,
         kernelspec_names: json.metadata.cellkeep.kernelspec_names,
     })
@@ -139,8 +145,8 @@ impl Kernel {
         let mut names = self.aliases.iter().chain(&self.kernelspec_names);
         self.name == wanted
             || self.language.eq_ignore_ascii_case(wanted)
-            // A name that ends in a dash stands for all its versions.
-            || names.any(|name| name == wanted || (name.ends_with('-') && wanted.starts_with(name.as_str())))
+            // `julia-*` stands for all its versions.
+            || names.any(|name| name == wanted || name.strip_suffix('*').is_some_and(|prefix| wanted.starts_with(prefix)))
     }
 
     /// A fingerprint of the kernel's folder, by which a stale image or environment is told.

@@ -37,6 +37,12 @@ pub enum InstallError {
         /// Their names.
         packages: String,
     },
+    /// It exists as a container image only.
+    #[error("{kernel} has no environment for the process sandbox; run: cellkeep images build {kernel}, and use --sandbox docker")]
+    ImageOnly {
+        /// Which kernel.
+        kernel: String,
+    },
     /// A program that the kernel consists of is not there.
     #[error("{program} is not there; {remedy}")]
     Program {
@@ -109,6 +115,9 @@ pub fn install(paths: &Paths, kernel: &Kernel, progress: Progress<'_>) -> Result
     let target = paths.kernels().join(&kernel.name);
     if status(paths, kernel) == Status::Ready {
         return Ok(target);
+    }
+    if kernel.file("bake.sh").is_empty() {
+        return Err(InstallError::ImageOnly { kernel: kernel.name.clone() });
     }
     // The uid of a sandbox must be able to read all of it.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));

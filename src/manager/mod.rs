@@ -100,7 +100,7 @@ impl Manager {
                 tracing::warn!(%error, "cannot look for sandboxes that were left behind");
             }
         });
-        let handle = session::start(sandbox.clone(), record.clone(), spec.limits, Position::default());
+        let handle = session::start(sandbox.clone(), record.clone(), spec.limits, spec.kernel.late_output, Position::default());
         let session = Session { handle, record, sandbox };
         match session.handle.ready().await {
             Ok(()) => Ok(session),

@@ -40,9 +40,16 @@ pub const FIRST_UNKNOWN: u32 = 467;
 pub const CLONE_NEW: u64 =
     0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000 | 0x80;
 
-/// Address families that `socket` may be asked for: AF_UNIX, AF_INET, AF_INET6. With no network these reach nothing but
-/// the sandbox's own loopback; all others (AF_NETLINK, AF_PACKET, AF_ALG, AF_VSOCK, ...) are kernel surface.
-pub const SOCKET_FAMILIES: &[u64] = &[1, 2, 10];
+/// Address families that `socket` may be asked for: AF_UNIX, AF_INET, AF_INET6 and, for one protocol, AF_NETLINK. With no
+/// network these reach nothing but the sandbox's own loopback; all others (AF_PACKET, AF_ALG, AF_VSOCK, ...) are kernel surface.
+pub const SOCKET_FAMILIES: &[u64] = &[1, 2, 10, NETLINK];
+
+/// AF_NETLINK, the way to many kernel subsystems.
+pub const NETLINK: u64 = 16;
+
+/// The one netlink protocol that is allowed: NETLINK_ROUTE, by which `getifaddrs` lists interfaces. libzmq does so before it
+/// binds TCP, and aborts the process when it is refused.
+pub const NETLINK_ROUTE: u64 = 0;
 
 /// The families there are (`AF_MAX` is 46 since Linux 5.18), for filters that can only name what they deny.
 pub const FAMILY_COUNT: u64 = 64;

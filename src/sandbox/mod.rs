@@ -7,6 +7,7 @@ mod agent_binary;
 pub mod docker;
 mod environment;
 pub mod process;
+mod records;
 
 use std::path::PathBuf;
 

@@ -29,6 +29,7 @@ struct Driver {
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
     limits: Limits,
+    late_output: Duration,
     link: Link,
     state: watch::Sender<SessionState>,
     info: watch::Sender<Value>,
@@ -60,7 +61,13 @@ enum Told {
 }
 
 /// Starts the driver of a session whose sandbox has been made. The session ends when the last handle is dropped.
-pub fn start(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, limits: Limits, position: Position) -> SessionHandle {
+pub fn start(
+    sandbox: Arc<dyn Sandbox>,
+    record: SandboxRecord,
+    limits: Limits,
+    late_output: Duration,
+    position: Position,
+) -> SessionHandle {
     let (link, events) = Link::open(sandbox.clone(), record.clone(), position);
     let (commands, command_receiver) = mpsc::unbounded_channel();
     let (state, state_receiver) = watch::channel(SessionState::Starting);
@@ -71,6 +78,7 @@ pub fn start(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, limits: Limits, p
         sandbox,
         record,
         limits,
+        late_output,
         link,
         state,
         info,
@@ -155,7 +163,7 @@ impl Driver {
         }
         let Some((request, events)) = self.queue.pop_front() else { return };
         let now = Instant::now();
-        let run = ActiveRun::new(RunId::random(), now);
+        let run = ActiveRun::new(RunId::random(), self.late_output, now);
         let content = json!({
             "code": request.code, "silent": false, "store_history": true, "user_expressions": {},
             "allow_stdin": request.allow_stdin,
@@ -364,7 +372,7 @@ impl Driver {
             self.finish(result);
         }
         for (_, events) in std::mem::take(&mut self.queue) {
-            let never_run = ActiveRun::new(RunId::random(), Instant::now()).sandbox_gone(&why, Instant::now());
+            let never_run = ActiveRun::new(RunId::random(), Duration::ZERO, Instant::now()).sandbox_gone(&why, Instant::now());
             let _ = events.send(RunEvent::Finished(RunResult { status: super::RunStatus::Cancelled, ..never_run }));
         }
         self.set_state(SessionState::Gone { why });

@@ -94,6 +94,9 @@ pub(super) struct ActiveRun {
     pub id: RunId,
     pub started: Instant,
     started_at: SystemTime,
+    /// How long iopub must have been quiet after the reply. Deno sends output, even results, after its `idle`.
+    late_output: Duration,
+    last_message: Instant,
     reply: Option<(ReplyStatus, Instant)>,
     idle: bool,
     error: Option<ErrorInfo>,
@@ -114,11 +117,13 @@ pub(super) enum Meaning {
 }
 
 impl ActiveRun {
-    pub fn new(id: RunId, now: Instant) -> Self {
+    pub fn new(id: RunId, late_output: Duration, now: Instant) -> Self {
         Self {
             id,
             started: now,
             started_at: SystemTime::now(),
+            late_output,
+            last_message: now,
             reply: None,
             idle: false,
             error: None,
@@ -130,6 +135,7 @@ impl ActiveRun {
 
     /// Takes a message whose parent is this run.
     pub fn take(&mut self, channel: Channel, header: &Header, content: impl FnOnce() -> Value, now: Instant) -> Meaning {
+        self.last_message = now;
         match (channel, header.msg_type.as_str()) {
             (Channel::Iopub, "status") => match content::execution_state(&content()) {
                 ExecutionState::Busy => self.note("iopub.status.busy", header),
@@ -175,18 +181,17 @@ impl ActiveRun {
         self.stop.is_some()
     }
 
-    /// When a missing `idle` is given up.
+    /// When a run whose reply was seen has ended, if nothing more comes: at once after its `idle`, else when that is given up.
     pub fn deadline(&self) -> Option<Instant> {
-        self.reply.as_ref().filter(|_| !self.idle).map(|(_, at)| *at + IDLE_GRACE)
+        let (reply, at) = self.reply.as_ref()?;
+        let quiet = self.last_message + self.late_output;
+        if self.idle || *reply == ReplyStatus::Aborted { Some(quiet) } else { Some(quiet.max(*at + IDLE_GRACE)) }
     }
 
     /// The result, if the messages seen so far end the run.
     pub fn finished(&self, now: Instant) -> Option<RunResult> {
         let (reply, _) = self.reply.as_ref()?;
-        let complete = self.idle || *reply == ReplyStatus::Aborted || self.deadline().is_some_and(|at| at <= now);
-        if !complete {
-            return None;
-        }
+        self.deadline().filter(|at| *at <= now)?;
         let (status, error) = match (reply, self.stop) {
             (_, Some(stop)) => (stop.status(), Some(stop.error())),
             (ReplyStatus::Ok, None) => (RunStatus::Ok, None),
@@ -297,7 +302,7 @@ mod tests {
 
     fn run() -> (ActiveRun, Instant) {
         let now = Instant::now();
-        (ActiveRun::new(RunId::random(), now), now)
+        (ActiveRun::new(RunId::random(), Duration::ZERO, now), now)
     }
 
     fn idle(run: &mut ActiveRun, now: Instant) {
@@ -332,6 +337,20 @@ mod tests {
         reply(&mut run, json!({}), now);
         assert!(run.finished(now + IDLE_GRACE / 2).is_none());
         assert_eq!(run.finished(now + IDLE_GRACE).unwrap().status, RunStatus::Ok);
+    }
+
+    #[test]
+    fn output_after_idle_still_belongs_to_the_run() {
+        let now = Instant::now();
+        let late = Duration::from_millis(150);
+        let mut run = ActiveRun::new(RunId::random(), late, now);
+        reply(&mut run, json!({"status": "ok"}), now);
+        idle(&mut run, now);
+        assert!(run.finished(now).is_none());
+        let meaning = run.take(Channel::Iopub, &header("stream"), || json!({}), now + late / 2);
+        assert_eq!(meaning, Meaning::Output);
+        assert!(run.finished(now + late).is_none());
+        assert!(run.finished(now + late / 2 + late).is_some());
     }
 
     #[test]

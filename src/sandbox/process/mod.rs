@@ -13,10 +13,9 @@ mod cgroup;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use self::bwrap::Launch;
 use self::cgroup::Cgroup;
 use super::{
     ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats, agent_binary,
-    environment,
+    environment, records,
 };
 use crate::agent_protocol::Listen;
 use crate::config::Paths;
@@ -57,16 +56,8 @@ impl ProcessSandbox {
         Self { paths }
     }
 
-    fn folder(&self, session: &SessionId) -> PathBuf {
-        self.paths.sandboxes().join(session.as_str())
-    }
-
     fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
-        let folder = self.folder(&spec.session);
-        let parent = self.paths.sandboxes();
-        fs::create_dir_all(&parent).map_err(SandboxError::io(format!("cannot make {}", parent.display())))?;
-        // A sandbox's own uid has no business in here: it gets an open socket, not a path.
-        fs::DirBuilder::new().mode(0o700).create(&folder).map_err(SandboxError::io(format!("cannot make {}", folder.display())))?;
+        let folder = records::make_folder(&self.paths, &spec.session)?;
         let controllers = cgroup::controllers();
         let mut record = SandboxRecord {
             session: spec.session.clone(),
@@ -79,11 +70,11 @@ impl ProcessSandbox {
             agent: None,
             container: None,
         };
-        write_record(&folder, &record)?;
+        records::write(&folder, &record)?;
         let cgroup = Cgroup::create(&controllers, &spec.session, &spec.limits)
             .map_err(SandboxError::io("cannot make the session's cgroup"))?;
         record.agent = Some(self.launch(spec, &record.socket, &cgroup)?);
-        write_record(&folder, &record)?;
+        records::write(&folder, &record)?;
         Ok(record)
     }
 
@@ -196,16 +187,6 @@ fn isolation(controllers: &Controllers, network: Network) -> Isolation {
     Isolation { level: IsolationLevel::Process, enforced, not_enforced }
 }
 
-fn write_record(folder: &Path, record: &SandboxRecord) -> Result<(), SandboxError> {
-    let write = || -> io::Result<()> {
-        let temporary = folder.join("record.tmp");
-        fs::write(&temporary, serde_json::to_vec(record)?)?;
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
-        fs::rename(temporary, folder.join("record.json"))
-    };
-    write().map_err(SandboxError::io(format!("cannot write the record in {}", folder.display())))
-}
-
 #[async_trait]
 impl Sandbox for ProcessSandbox {
     fn kind(&self) -> SandboxKind {
@@ -242,17 +223,7 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
-        let parent = self.paths.sandboxes();
-        let entries = match fs::read_dir(&parent) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(SandboxError::io(format!("cannot list {}", parent.display()))(error)),
-        };
-        let records = entries.flatten().filter_map(|entry| {
-            let record: SandboxRecord = serde_json::from_slice(&fs::read(entry.path().join("record.json")).ok()?).ok()?;
-            (record.kind == KIND).then_some(record)
-        });
-        Ok(records.collect())
+        records::list(&self.paths, KIND)
     }
 }
 
@@ -275,11 +246,6 @@ impl ProcessSandbox {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        match fs::remove_dir_all(self.folder(session)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(SandboxError::io("cannot remove the session's folder")(error))
-            }
-            _ => Ok(()),
-        }
+        records::remove_folder(&self.paths, session)
     }
 }
