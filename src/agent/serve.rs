@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,7 +41,10 @@ pub(super) fn listen(listen: &Listen, inputs: mpsc::Sender<Input>) -> io::Result
         Listen::Path(path) => {
             // A socket file that an earlier agent left behind would make bind fail.
             let _ = std::fs::remove_file(path);
-            UnixListener::bind(path)?
+            let listener = UnixListener::bind(path)?;
+            // The manager has another uid, and the folder lets nobody else come here.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+            listener
         }
     };
     tokio::task::spawn_local(accept(listener, inputs));

@@ -1,11 +1,125 @@
-//! interim
+//! `cellkeep images`: the container images of the docker sandbox.
+
+use std::time::Instant;
+
+use anyhow::anyhow;
 use clap::Subcommand;
+
+use super::kernels::{spinner, state_name};
 use super::{Exit, Failure};
-use crate::config::Paths;
-/// Images.
+use crate::kernels::{self, Kernel, Status};
+use crate::sandbox::docker::{BuildError, BuildOptions, Image, Images};
+
+/// Show or build container images for the docker sandbox.
 #[derive(Subcommand)]
 pub(super) enum ImagesCommand {
-    /// List
-    List,
+    /// Show the images there are and whether they are up to date
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build images; does nothing where they are up to date
+    #[command(after_help = "\
+CELLKEEP_BUILD_NETWORK=host in the environment builds with this machine's network instead of the engine's own.")]
+    Build {
+        /// python, r, julia, deno, bash [default: all]
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// Do every step anew, also for images that are up to date
+        #[arg(long)]
+        no_cache: bool,
+    },
 }
-pub(super) async fn run(_paths: &Paths, _command: ImagesCommand) -> Result<Exit, Failure> { Ok(Exit::Ok) }
+
+pub(super) async fn run(command: ImagesCommand) -> Result<Exit, Failure> {
+    match command {
+        ImagesCommand::List { json } => {
+            let images = Images::connect().await.map_err(Failure::no_sandbox)?;
+            list(&images, json).await.map_err(Failure::no_sandbox)?;
+            Ok(Exit::Ok)
+        }
+        ImagesCommand::Build { names, no_cache } => {
+            let kernels = chosen(&names).map_err(Failure::usage)?;
+            let images = Images::connect().await.map_err(Failure::no_sandbox)?;
+            let host_network = std::env::var("CELLKEEP_BUILD_NETWORK").is_ok_and(|network| network == "host");
+            build_all(&images, &kernels, BuildOptions { no_cache, host_network }).await
+        }
+    }
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Kernel>, kernels::KernelError> {
+    if names.is_empty() {
+        return Ok(kernels::all().iter().collect());
+    }
+    names.iter().map(|name| kernels::find(name)).collect()
+}
+
+async fn list(images: &Images, as_json: bool) -> anyhow::Result<()> {
+    let mut all = Vec::new();
+    for kernel in kernels::all() {
+        all.push((kernel, images.status(kernel).await?));
+    }
+    if as_json {
+        println!("{}", all.iter().map(|(kernel, image)| as_value(kernel, image)).collect::<serde_json::Value>());
+        return Ok(());
+    }
+    println!("{:<8} {:<26} {:>8}  STATE", "NAME", "IMAGE", "SIZE");
+    for (kernel, Image { reference, status, size_bytes }) in all {
+        let size = size_bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{:.0} MB", bytes as f64 / 1e6));
+        let state = match status {
+            Status::Ready => "ready".to_owned(),
+            Status::Stale => format!("not built by this version; run: cellkeep images build {}", kernel.name),
+            Status::Missing => format!("not built; run: cellkeep images build {}", kernel.name),
+        };
+        println!("{:<8} {reference:<26} {size:>8}  {state}", kernel.name);
+    }
+    Ok(())
+}
+
+fn as_value(kernel: &Kernel, image: &Image) -> serde_json::Value {
+    serde_json::json!({
+        "name": kernel.name, "image": image.reference, "state": state_name(image.status), "size_bytes": image.size_bytes,
+    })
+}
+
+/// Builds one after the other; one that fails does not keep the rest from being built.
+async fn build_all(images: &Images, kernels: &[&Kernel], options: BuildOptions) -> Result<Exit, Failure> {
+    let names: Vec<_> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    eprintln!("building {}", names.join(", "));
+    let mut failed = Vec::new();
+    for kernel in kernels {
+        if let Err(error) = build(images, kernel, options).await {
+            eprintln!("{} failed: {error}", kernel.name);
+            failed.push(kernel.name.as_str());
+        }
+    }
+    if failed.is_empty() {
+        return Ok(Exit::Ok);
+    }
+    Err(Failure { exit: Exit::CellFailed, error: anyhow!("not built: {}", failed.join(", ")) })
+}
+
+async fn build(images: &Images, kernel: &Kernel, options: BuildOptions) -> Result<(), BuildError> {
+    if !options.no_cache && images.status(kernel).await?.status == Status::Ready {
+        eprintln!("{} is up to date", kernel.name);
+        return Ok(());
+    }
+    let started = Instant::now();
+    let spinner = spinner(&kernel.name);
+    let result = images
+        .build(kernel, options, &mut |line| match &spinner {
+            Some(spinner) => spinner.set_message(line.to_owned()),
+            // In a log the steps are enough: a failing one is shown with its output.
+            None if line.starts_with("Step ") || line.starts_with("STEP ") => eprintln!("{}: {line}", kernel.name),
+            None => {}
+        })
+        .await;
+    if let Some(spinner) = spinner {
+        spinner.finish_and_clear();
+    }
+    result?;
+    let image = images.status(kernel).await?;
+    eprintln!("{} is built: {} ({:.0} s)", kernel.name, image.reference, started.elapsed().as_secs_f64());
+    Ok(())
+}

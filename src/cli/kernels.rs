@@ -78,20 +78,25 @@ fn list(paths: &Paths, as_json: bool) {
     }
 }
 
+/// Shows that something long goes on, where a person is watching.
+pub(super) fn spinner(name: &str) -> Option<ProgressBar> {
+    std::io::stderr().is_terminal().then(|| {
+        let spinner = ProgressBar::new_spinner();
+        let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}");
+        spinner.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        spinner.set_prefix(name.to_owned());
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        spinner
+    })
+}
+
 fn install(paths: &Paths, kernel: &Kernel) -> Result<(), kernels::InstallError> {
     if kernels::status(paths, kernel) == Status::Ready {
         eprintln!("{} is up to date", kernel.name);
         return Ok(());
     }
     let started = Instant::now();
-    let spinner = std::io::stderr().is_terminal().then(|| {
-        let spinner = ProgressBar::new_spinner();
-        let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}");
-        spinner.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        spinner.set_prefix(kernel.name.clone());
-        spinner.enable_steady_tick(Duration::from_millis(100));
-        spinner
-    });
+    let spinner = spinner(&kernel.name);
     let result = kernels::install(paths, kernel, &mut |line| match &spinner {
         Some(spinner) => spinner.set_message(line.to_owned()),
         None => eprintln!("{}: {line}", kernel.name),

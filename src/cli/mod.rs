@@ -88,7 +88,7 @@ pub fn main() -> ExitCode {
             Command::Run(args) => run::run(paths, args).await,
             Command::Exec(args) => exec::exec(paths, args).await,
             Command::Kernels(command) => kernels::run(&paths, command),
-            Command::Images(command) => images::run(&paths, command).await,
+            Command::Images(command) => images::run(command).await,
             Command::Doctor => doctor::run(&paths).await,
         }
     });

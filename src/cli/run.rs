@@ -80,6 +80,7 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     };
     let kernel = kernel.map_err(Failure::usage)?;
     let target = args.output.clone().unwrap_or_else(|| default_output(&args.notebook));
+    check_target(&target).map_err(Failure::usage)?;
     let session = args.sandbox.session(paths, kernel).await?;
     let ready_after = begun.elapsed();
     let interrupts = on_ctrl_c(session.handle.clone());
@@ -130,10 +131,28 @@ fn default_output(notebook: &Path) -> PathBuf {
     if notebook == Path::new("-") { PathBuf::from("-") } else { notebook.with_extension("out.ipynb") }
 }
 
+/// A result that cannot be written is found out before an hour of cells, not after.
+fn check_target(target: &Path) -> anyhow::Result<()> {
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if target == Path::new("-") || target.exists() && !target.is_dir() {
+        return Ok(());
+    }
+    if target.is_dir() {
+        bail!("{} is a folder; give the file to write", target.display());
+    }
+    std::fs::create_dir_all(parent).with_context(|| format!("cannot make the folder {} for the executed notebook", parent.display()))?;
+    let probe = parent.join(format!(".cellkeep-{}", crate::ids::random_uuid()));
+    std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)).with_context(|| format!("cannot write into {}", parent.display()))
+}
+
 fn save(target: &Path, notebook: &Notebook) -> anyhow::Result<()> {
     let text = notebook.print();
     if target == Path::new("-") {
         return std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output");
+    }
+    // A device or a pipe cannot be replaced by a file, only written to.
+    if target.exists() && !target.is_file() {
+        return std::fs::write(target, text).with_context(|| format!("cannot write {}", target.display()));
     }
     write_whole(target, text.as_bytes())
 }

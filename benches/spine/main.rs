@@ -1,0 +1,139 @@
+//! What Cellkeep costs, against the same kernel without it: one run, one machine, one table.
+//!
+//! ```text
+//! cargo bench --bench spine                  everything
+//! cargo bench --bench spine -- round start   some of: round, start, memory, flood
+//! ```
+//!
+//! Ours and the peers' measurements alternate in small blocks, so that whatever else this machine does hits both. The peers
+//! (jupyter_client, pyzmq, nbclient, `docker run`) run in `benches/peers/*.py`, on the very environment and launcher that
+//! our sandboxes use. The table is printed, and written to `target/bench/latest.json` for machines.
+
+mod flood;
+mod memory;
+mod peer;
+mod round_trip;
+mod start;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use cellkeep::config::Paths;
+use cellkeep::kernels::{self, Kernel};
+use cellkeep::manager::{Manager, SandboxChoice, Session, SessionSpec};
+use cellkeep::policy::{Limits, Network};
+use cellkeep::sandbox::SandboxKind;
+use cellkeep::session::{RunEvent, RunRequest, RunStatus};
+
+use self::table::Table;
+
+/// Where everything is that is measured.
+struct Lab {
+    paths: Paths,
+    manager: Manager,
+    kernel: &'static Kernel,
+    /// The kernel's environment on this machine, which sandboxes see as `/opt/kernel`.
+    environment: PathBuf,
+    /// A Python that has the peers.
+    python: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> anyhow::Result<()> {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |section: &str| asked.is_empty() || asked.iter().any(|name| name == section);
+    // As the command line has it.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let lab = Lab::find()?;
+    let mut table = Table::default();
+    let began = std::time::Instant::now();
+    runtime.block_on(async {
+        if wants("round") {
+            table.section("Execute `1`, from the call to its reply and idle", round_trip::measure(&lab).await);
+        }
+        if wants("start") {
+            table.section("From nothing to the result of `1`", start::measure(&lab).await);
+        }
+        if wants("memory") {
+            table.section("Private memory of the agent (process sandbox)", memory::measure(&lab).await);
+        }
+        if wants("flood") {
+            table.section("A cell with 60,000 flushed 1 KB writes, and one with a 50 MB output", flood::measure(&lab).await);
+        }
+    });
+    print!("{table}");
+    println!("\nTaken in {:.0} s on {}.", began.elapsed().as_secs_f64(), machine());
+    let target = project().join("target/bench/latest.json");
+    table.write(&target, &machine()).with_context(|| format!("cannot write {}", target.display()))?;
+    println!("Also in {}.", target.display());
+    ensure!(!table.has_failures(), "some of it could not be measured");
+    Ok(())
+}
+
+fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo").lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.to_owned()));
+    let count = std::thread::available_parallelism().map_or(0, usize::from);
+    let load = read("/proc/loadavg");
+    let load = load.split(' ').next().unwrap_or("?");
+    format!("{count} x {}, Linux {}, load {load}", cpu.unwrap_or("unknown CPU".into()), read("/proc/sys/kernel/osrelease").trim())
+}
+
+impl Lab {
+    fn find() -> anyhow::Result<Self> {
+        let paths = Paths::from_environment();
+        let kernel = kernels::find("python")?;
+        let environment = kernels::environment(&paths, kernel).context("run: cellkeep kernels install python")?;
+        let python = project().join("target/test-venv/bin/python");
+        ensure!(python.exists(), "{} is missing; run: sh scripts/setup-test.sh", python.display());
+        Ok(Self { manager: Manager::new(paths.clone()), paths, kernel, environment, python })
+    }
+
+    /// A session with the limits that everybody gets.
+    async fn session(&self, kind: SandboxKind) -> anyhow::Result<Session> {
+        let spec = SessionSpec {
+            kernel: self.kernel.clone(),
+            sandbox: SandboxChoice::Only(kind),
+            limits: Limits::default(),
+            network: Network::None,
+            env: Vec::new(),
+        };
+        Ok(self.manager.create(spec).await?)
+    }
+}
+
+/// Runs code to its end; gives the text that it printed. An error unless the run ends well.
+async fn run(session: &Session, code: &str) -> anyhow::Result<String> {
+    let request = RunRequest { code: code.to_owned(), ..RunRequest::default() };
+    let mut events = session.handle.run(request)?;
+    let mut printed = String::new();
+    while let Some(event) = events.recv().await {
+        match event {
+            RunEvent::Output { msg_type, message } if msg_type == "stream" => {
+                printed.push_str(message.content_value()["text"].as_str().unwrap_or_default());
+            }
+            RunEvent::Notice(text) => eprintln!("  notice: {text}"),
+            RunEvent::Finished(result) => {
+                ensure!(result.status == RunStatus::Ok, "the cell ended with {:?}: {:?}", result.status, result.error);
+                return Ok(printed);
+            }
+            _ => {}
+        }
+    }
+    anyhow::bail!("the session ended without a word")
+}

@@ -1,0 +1,394 @@
+//! The command line as a person or a script uses it: exit codes, pipes, bad input, interrupts.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cellkeep::config::Paths;
+use serde_json::{Value, json};
+
+/// A call of the built program.
+pub struct Cli {
+    command: Command,
+    input: Vec<u8>,
+}
+
+pub struct Done {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Cli {
+    pub fn new(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cellkeep"));
+        command.args(arguments);
+        Self { command, input: Vec::new() }
+    }
+
+    pub fn args(mut self, arguments: &[&str]) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    pub fn path(mut self, path: &Path) -> Self {
+        self.command.arg(path);
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    fn input(mut self, bytes: &[u8]) -> Self {
+        self.input = bytes.to_vec();
+        self
+    }
+
+    fn start(mut self) -> Child {
+        let mut child = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        std::thread::spawn(move || drop(stdin.write_all(&self.input)));
+        child
+    }
+
+    pub fn run(self) -> Done {
+        let output = self.start().wait_with_output().unwrap();
+        Done {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// An empty folder for one test.
+pub fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn code_cell(source: &str, tags: &[&str]) -> Value {
+    json!({"cell_type": "code", "id": format!("c{:x}", source.len() * 7919 + tags.len()), "metadata": {"tags": tags}, "execution_count": null, "outputs": [], "source": source})
+}
+
+fn write_notebook(folder: &Path, cells: &[Value]) -> PathBuf {
+    let path = folder.join("nb.ipynb");
+    let metadata = json!({"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "mine": {"kept": 12345678901234567890123_f64}});
+    let notebook = json!({"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": cells});
+    std::fs::write(&path, notebook.to_string()).unwrap();
+    path
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn exec_prints_what_the_code_prints() {
+    let ran = Cli::new(&["exec", "-c", "import sys\nprint('out')\nprint('err', file=sys.stderr)\n6*7"]).run();
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "out\n42\n"), "{}", ran.stderr);
+    assert_eq!(ran.stderr, "err\n");
+}
+
+#[test]
+fn exec_takes_code_from_pipes_and_files_and_answers_from_pipes() {
+    let ran = Cli::new(&["exec", "-"]).input(b"print('piped')").run();
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "piped\n"), "{}", ran.stderr);
+    let folder = scratch("exec-file");
+    std::fs::write(folder.join("script.sh"), "echo from $0 bash").unwrap();
+    let ran = Cli::new(&["exec"]).path(&folder.join("script.sh")).run();
+    assert!(ran.code == 0 && ran.stdout.contains("bash"), "{} {}", ran.stdout, ran.stderr);
+    let ran = Cli::new(&["exec", "-c", "print('hello', input())"]).input(b"you\n").run();
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "hello you\n"), "{}", ran.stderr);
+    let ran = Cli::new(&["exec", "-c", "input()"]).run();
+    assert_eq!(ran.code, 130, "no input: interrupted, not hung: {}", ran.stderr);
+    std::fs::write(folder.join("data.csv"), "a,b\n1,2\n").unwrap();
+    let ran = Cli::new(&["exec", "-c", "print(open('data.csv').read())", "--file"]).path(&folder.join("data.csv")).run();
+    assert!(ran.stdout.contains("1,2"), "{}", ran.stderr);
+}
+
+#[test]
+fn exec_writes_plots_and_reports() {
+    let folder = scratch("exec-plots");
+    let code = "import matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.show()\n1/0";
+    let ran = Cli::new(&["exec", "--json", "-c", code, "--artifacts"]).path(&folder).run();
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["status"], "error");
+    assert_eq!(report["error"]["ename"], "ZeroDivisionError");
+    let plot = std::fs::read(report["artifacts"][0].as_str().unwrap()).unwrap();
+    assert!(plot.starts_with(b"\x89PNG"));
+}
+
+#[test]
+fn exit_codes_tell_what_happened() {
+    for (arguments, code) in [
+        (vec!["-c", "1/0"], 1),
+        (vec!["-c", "import os; os._exit(1)"], 138),
+        (vec!["-c", "x = [bytearray(8 << 20) for _ in range(1000)]", "--memory", "128m"], 138),
+        (vec!["-c", "import time; time.sleep(600)", "--timeout", "0.5"], 124),
+        (vec!["-c", "1", "-k", "cobol"], 2),
+        (vec!["-c", "1", "--memory", "much"], 2),
+        (vec!["-c", "1", "--memory", "1m"], 2),
+        (vec!["-c", "1", "--cpus", "0"], 2),
+        (vec!["no-such-file.py"], 2),
+        (vec![], 2),
+    ] {
+        let ran = Cli::new(&["exec"]).args(&arguments).run();
+        assert_eq!(ran.code, code, "{arguments:?}: {}", ran.stderr);
+        assert!(!ran.stderr.contains("panicked"), "{}", ran.stderr);
+    }
+    let ran = Cli::new(&["exec", "-c", "1", "-k", "cobol"]).run();
+    assert!(ran.stderr.contains("python") && ran.stderr.contains("kernels list"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_sandbox_that_is_not_there_is_never_done_without() {
+    let folder = scratch("no-sandbox");
+    let ran = Cli::new(&["exec", "-c", "print('ran')"]).env("PATH", "/nowhere").env("DOCKER_HOST", "unix:///nowhere.sock").run();
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(ran.stdout.is_empty() && ran.stderr.contains("bubblewrap") && ran.stderr.contains("doctor"), "{}", ran.stderr);
+    let ran = Cli::new(&["exec", "-c", "1", "--sandbox", "docker"]).env("DOCKER_HOST", "unix:///nowhere.sock").run();
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    let ran = Cli::new(&["exec", "-c", "1", "--sandbox", "process", "--data"]).path(&folder).run();
+    assert_eq!(ran.code, 3);
+    assert!(ran.stderr.contains("cellkeep kernels install python"), "{}", ran.stderr);
+}
+
+#[test]
+fn run_keeps_what_it_does_not_know_and_writes_also_on_failure() {
+    let folder = scratch("run-failure");
+    let cells = [
+        code_cell("print('one')", &[]),
+        code_cell("1/0", &["raises-exception"]),
+        code_cell("print('skipped')", &["skip-execution"]),
+        code_cell("raise ValueError('two')", &[]),
+        code_cell("print('never')", &[]),
+    ];
+    let notebook = write_notebook(&folder, &cells);
+    let before: Value = read_json(&notebook);
+    let ran = Cli::new(&["run", "--json"]).path(&notebook).run();
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["status"], "error");
+    assert_eq!(report["cells"].as_array().unwrap().len(), 3);
+    let executed = read_json(&folder.join("nb.out.ipynb"));
+    assert_eq!(executed["metadata"]["mine"], before["metadata"]["mine"]);
+    assert_eq!(executed["metadata"]["language_info"]["name"], "python");
+    let outputs = |cell: usize| executed["cells"][cell]["outputs"].clone();
+    assert_eq!(outputs(0)[0]["text"], json!(["one\n"]));
+    assert_eq!(outputs(1)[0]["ename"], "ZeroDivisionError");
+    assert_eq!(outputs(2), json!([]));
+    assert_eq!(outputs(3)[0]["ename"], "ValueError");
+    assert_eq!(outputs(4), json!([]));
+    assert_eq!(executed["cells"][3]["execution_count"], 3);
+    let ran = Cli::new(&["run", "--allow-errors"]).path(&notebook).run();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(read_json(&folder.join("nb.out.ipynb"))["cells"][4]["outputs"][0]["text"], json!(["never\n"]));
+}
+
+#[test]
+fn run_through_pipes() {
+    let folder = scratch("run-pipes");
+    let notebook = write_notebook(&folder, &[code_cell("print('piped')", &[])]);
+    let ran = Cli::new(&["run", "-"]).input(&std::fs::read(notebook).unwrap()).run();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let executed: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(executed["cells"][0]["outputs"][0]["text"], json!(["piped\n"]));
+}
+
+#[test]
+fn a_display_id_reaches_back_to_earlier_cells() {
+    let folder = scratch("run-display-id");
+    let cells = [code_cell("from IPython.display import display\nh = display('one', display_id=True)", &[]), code_cell("h.update('two')", &[])];
+    let notebook = write_notebook(&folder, &cells);
+    let ran = Cli::new(&["run"]).path(&notebook).run();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(read_json(&folder.join("nb.out.ipynb"))["cells"][0]["outputs"][0]["data"]["text/plain"], json!(["'two'"]));
+}
+
+#[test]
+fn deaths_and_timeouts_are_in_the_notebook() {
+    let folder = scratch("run-deaths");
+    for (source, code, ename) in [
+        ("print('before')\nimport os; os._exit(1)", 138, "KernelDied"),
+        ("print('before')\nx = [bytearray(8 << 20) for _ in range(1000)]", 138, "OutOfMemory"),
+        ("print('before')\nimport time; time.sleep(600)", 124, "CellTimeout"),
+    ] {
+        let notebook = write_notebook(&folder, &[code_cell(source, &[]), code_cell("print('never')", &[])]);
+        let ran = Cli::new(&["run", "--timeout", "3", "--memory", "256m"]).path(&notebook).run();
+        assert_eq!(ran.code, code, "{}", ran.stderr);
+        let executed = read_json(&folder.join("nb.out.ipynb"));
+        let outputs = executed["cells"][0]["outputs"].as_array().unwrap();
+        assert_eq!(outputs[0]["text"], json!(["before\n"]));
+        assert_eq!(outputs.last().unwrap()["ename"], ename);
+        assert_eq!(executed["cells"][1]["outputs"], json!([]));
+    }
+}
+
+#[test]
+fn bad_notebooks_are_refused_with_a_reason() {
+    let folder = scratch("run-bad");
+    let whole = std::fs::read(write_notebook(&folder, &[code_cell("1", &[])])).unwrap();
+    for (bytes, reason) in [
+        (b"".to_vec(), "empty"),
+        (b"print('hello')".to_vec(), "JSON"),
+        (b"{\"a\": 1}".to_vec(), "notebook"),
+        (whole[..whole.len() / 2].to_vec(), "JSON"),
+        (br#"{"nbformat": 2, "nbformat_minor": 0, "metadata": {}, "worksheets": []}"#.to_vec(), "nbformat"),
+        (b"\x00\xff\xfe".to_vec(), ""),
+        (vec![b'['; 1_000_000], ""),
+    ] {
+        let path = folder.join("bad.ipynb");
+        std::fs::write(&path, &bytes).unwrap();
+        let ran = Cli::new(&["run"]).path(&path).run();
+        assert_eq!(ran.code, 2, "{}: {}", String::from_utf8_lossy(&bytes[..bytes.len().min(40)]), ran.stderr);
+        assert!(ran.stderr.to_lowercase().contains(&reason.to_lowercase()), "{reason}: {}", ran.stderr);
+    }
+    let mut unknown: Value = serde_json::from_slice(&whole).unwrap();
+    unknown["metadata"]["kernelspec"] = json!({"name": "cobol", "display_name": "COBOL"});
+    let path = folder.join("unknown.ipynb");
+    std::fs::write(&path, unknown.to_string()).unwrap();
+    let ran = Cli::new(&["run"]).path(&path).run();
+    assert!(ran.code == 2 && ran.stderr.contains("cobol"), "{}", ran.stderr);
+    let ran = Cli::new(&["run"]).path(&path).args(&["--kernel", "python"]).run();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let ran = Cli::new(&["run"]).path(&path).args(&["--kernel", "python", "-o", "/proc/no/such/folder/x.ipynb"]).run();
+    assert!(ran.code == 2 && ran.stderr.contains("/proc/no/such/folder"), "{}", ran.stderr);
+}
+
+#[test]
+fn old_and_future_notebooks_and_huge_ones_run() {
+    let folder = scratch("run-versions");
+    for fixture in ["v3.ipynb", "v4.99.ipynb"] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/notebooks").join(fixture);
+        let out = folder.join(fixture);
+        let ran = Cli::new(&["run", "--allow-errors", "--kernel", "python", "-o"]).path(&out).path(&source).run();
+        assert_eq!(ran.code, 0, "{fixture}: {}", ran.stderr);
+        assert_eq!(read_json(&out)["nbformat"], 4);
+    }
+    let mut cell = code_cell("print('small')", &[]);
+    cell["outputs"] = json!([{"output_type": "stream", "name": "stdout", "text": "x".repeat(100 << 20)}]);
+    let mut kept = code_cell("  ", &[]);
+    kept["outputs"] = json!([{"output_type": "display_data", "metadata": {}, "data": {"image/png": "A".repeat(100 << 20)}}]);
+    let notebook = write_notebook(&folder, &[cell, kept]);
+    let ran = Cli::new(&["run"]).path(&notebook).run();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let size = std::fs::metadata(folder.join("nb.out.ipynb")).unwrap().len();
+    assert!((100 << 20..120 << 20).contains(&size), "{size}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_secret_of_the_manager_is_nowhere_inside() {
+    let canary = format!("canary-{}", cellkeep::ids::random_uuid());
+    let code = r"
+import glob, os
+needle = 'canary-' + '-'.join(PARTS)
+hits = []
+for root in ['/proc', '/run', '/tmp', '/work', '/etc', '/dev', '/var', '/opt/cellkeep']:
+    for folder, folders, files in os.walk(root):
+        folders[:] = [f for f in folders if f not in ('task', 'map_files', 'pagemap')]
+        for name in files:
+            path = os.path.join(folder, name)
+            try:
+                if os.path.isfile(path) and name not in ('kmsg', 'kcore', 'mem', 'pagemap', 'clear_refs'):
+                    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                    data = os.read(fd, 1 << 20)
+                    os.close(fd)
+                    if needle.encode() in data: hits.append(path)
+            except OSError: pass
+if any(needle in name + value for name, value in os.environ.items()): hits.append('environ')
+# This very code is in the memory of the kernel; only places that others wrote count.
+print('hits', [hit for hit in hits])
+";
+    // The code itself must not contain the canary in one piece.
+    let parts: Vec<String> = canary.split('-').skip(1).map(|part| format!("'{part}'")).collect();
+    let code = code.replace("PARTS", &format!("[{}]", parts.join(", ")));
+    for sandbox in ["process", "docker"] {
+        let ran = Cli::new(&["exec", "--sandbox", sandbox, "-c", &code]).env("MY_SECRET", &canary).run();
+        if sandbox == "docker" && ran.code == 3 {
+            eprintln!("skipped: no docker: {}", ran.stderr);
+            continue;
+        }
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert_eq!(ran.stdout.trim(), "hits []", "in the {sandbox} sandbox");
+    }
+}
+
+/// Waits for a line of the child's output that contains `text`.
+fn wait_for(child: &mut Child, text: &str) {
+    use std::io::Read;
+    let stdout = child.stdout.as_mut().unwrap();
+    let (mut seen, mut byte) = (String::new(), [0]);
+    while !seen.contains(text) && stdout.read(&mut byte).unwrap() == 1 {
+        seen.push(byte[0] as char);
+    }
+    assert!(seen.contains(text), "it ended with {seen:?}");
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn ctrl_c_interrupts_and_a_second_one_stops() {
+    let code = "print('started', flush=True)\nimport time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('heeded', flush=True)";
+    let mut child = Cli::new(&["exec", "-c", code]).start();
+    wait_for(&mut child, "started");
+    signal(&child, rustix::process::Signal::INT);
+    let done = child.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(130));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("heeded"));
+    let code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('started', flush=True)\nwhile True: pass";
+    let mut child = Cli::new(&["exec", "-c", code]).start();
+    wait_for(&mut child, "started");
+    signal(&child, rustix::process::Signal::INT);
+    std::thread::sleep(Duration::from_millis(200));
+    signal(&child, rustix::process::Signal::INT);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+}
+
+/// The folders of sandboxes that belong to a process.
+fn sandboxes_of(pid: u32) -> Vec<PathBuf> {
+    let records = std::fs::read_dir(Paths::from_environment().sandboxes()).into_iter().flatten().flatten();
+    let belongs = |folder: &PathBuf| std::fs::read(folder.join("record.json")).is_ok_and(|bytes| {
+        serde_json::from_slice::<Value>(&bytes).is_ok_and(|record| record["owner"]["pid"] == pid)
+    });
+    records.map(|entry| entry.path()).filter(belongs).collect()
+}
+
+#[test]
+fn a_killed_run_leaves_nothing_for_long() {
+    let mut child = Cli::new(&["exec", "--sandbox", "process", "-c", "print('started', flush=True)\nimport time; time.sleep(600)"]).start();
+    wait_for(&mut child, "started");
+    let folders = sandboxes_of(child.id());
+    assert_eq!(folders.len(), 1);
+    signal(&child, rustix::process::Signal::KILL);
+    let pid = child.id();
+    child.wait().unwrap();
+    assert_eq!(sandboxes_of(pid), folders, "its sandbox outlives it for the moment");
+    // The next run sweeps it away, whether its agent has given up waiting by then or not.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !sandboxes_of(pid).is_empty() {
+        assert!(Instant::now() < deadline, "it is never swept away");
+        assert_eq!(Cli::new(&["exec", "--sandbox", "process", "-c", "import time; time.sleep(0.5)"]).run().code, 0);
+    }
+}
+
+#[test]
+fn doctor_and_lists_answer() {
+    let ran = Cli::new(&["doctor"]).run();
+    assert!(ran.code == 0 && ran.stdout.contains("process sandbox") && ran.stdout.contains("docker sandbox"), "{}", ran.stdout);
+    let ran = Cli::new(&["kernels", "list", "--json"]).run();
+    let kernels: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(kernels.as_array().unwrap().len(), 5);
+    for help in [vec!["--help"], vec!["run", "--help"], vec!["exec", "--help"], vec!["kernels", "--help"], vec!["images", "--help"]] {
+        assert_eq!(Cli::new(&help).run().code, 0);
+    }
+}

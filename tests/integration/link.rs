@@ -1,0 +1,163 @@
+//! The link alone: a manager that dies in mid-cell, a second manager that takes over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cellkeep::agent_protocol::{Event, KernelEvent};
+use cellkeep::config::Paths;
+use cellkeep::ids::{Seq, SessionId};
+use cellkeep::kernels;
+use cellkeep::link::{Link, LinkEvent, Position};
+use cellkeep::manager::Manager;
+use cellkeep::policy::{Limits, Network};
+use cellkeep::sandbox::{Sandbox, SandboxRecord, SandboxSpec, SandboxState};
+use cellkeep::wire::{Channel, Message};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::support::{PATIENCE, Place};
+
+in_every_sandbox!(a_killed_manager_loses_nothing, the_newest_manager_wins, submitting_twice_runs_once, overflow_is_named);
+
+async fn sandbox(place: Place, limits: Limits, orphan_seconds: Option<u64>) -> (Arc<dyn Sandbox>, SandboxRecord) {
+    let sandbox = Manager::new(Paths::from_environment()).sandbox(place.kind).await.unwrap();
+    let spec = SandboxSpec {
+        session: SessionId::random(),
+        kernel: kernels::find("python").unwrap().clone(),
+        limits,
+        network: Network::None,
+        env: Vec::new(),
+        orphan_seconds,
+    };
+    let record = sandbox.create(&spec).await.unwrap();
+    (sandbox, record)
+}
+
+fn execute(id: &str, code: &str) -> Message {
+    Message::request(id, "test", "execute_request", &json!({"code": code, "silent": false, "allow_stdin": false}))
+}
+
+async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> LinkEvent {
+    tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("the link lives")
+}
+
+async fn until_ready(events: &mut mpsc::Receiver<LinkEvent>) -> Seq {
+    loop {
+        if let LinkEvent::Event { seq, event: Event::Kernel { event: KernelEvent::Ready { .. }, .. } } = next(events).await {
+            return seq;
+        }
+    }
+}
+
+/// The text that stream events carry, in order, until the reply to `id`; and the numbers of all events.
+async fn read_run(events: &mut mpsc::Receiver<LinkEvent>, id: &str, at_most: usize) -> (String, Vec<u64>, bool) {
+    let (mut text, mut numbers, mut replied) = (String::new(), Vec::new(), false);
+    while !replied && text.len() < at_most {
+        if let LinkEvent::Event { seq, event } = next(events).await {
+            numbers.push(seq.0);
+            if let Event::Message { message, .. } = event {
+                match message.header().msg_type.as_str() {
+                    "stream" => text.push_str(message.content_value()["text"].as_str().unwrap()),
+                    "execute_reply" => replied = message.parent().msg_id == id,
+                    _ => {}
+                }
+            }
+        }
+    }
+    (text, numbers, replied)
+}
+
+fn lines(count: usize) -> String {
+    (0..count).map(|i| format!("line {i}\n")).collect()
+}
+
+async fn a_killed_manager_loses_nothing(place: Place) {
+    let (sandbox, record) = sandbox(place, Limits::default(), None).await;
+    let (first, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    until_ready(&mut events).await;
+    let code = "import time\nfor i in range(3000):\n    print('line', i, flush=True)\n    if i % 100 == 0: time.sleep(0.02)";
+    assert_eq!(first.submit(Channel::Shell, execute("run", code)).await, Ok(false));
+    let (seen, _, replied) = read_run(&mut events, "run", 2000).await;
+    assert!(!replied && lines(3000).starts_with(&seen));
+    // Dropped without a word or an ack, as kill -9 does it. Meanwhile the cell goes on.
+    drop((first, events));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (second, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (all, numbers, replied) = read_run(&mut events, "run", usize::MAX).await;
+    assert!(replied);
+    assert_eq!(all, lines(3000), "everything, once, in order");
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "numbered without gaps");
+    // A third one that had stored half of it gets the other half.
+    let LinkEvent::Attached(hello) = ({
+        drop((second, events));
+        let (_, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+        next(&mut events).await
+    }) else {
+        panic!("no hello")
+    };
+    let half = Seq(numbers.len() as u64 / 2);
+    let (third, mut events) = Link::open(sandbox.clone(), record.clone(), Position { epoch: hello.epoch, seq: half });
+    next(&mut events).await;
+    let LinkEvent::Event { seq, .. } = next(&mut events).await else { panic!("no event") };
+    assert_eq!(seq, half.next());
+    // What was acked is not replayed to anyone.
+    third.ack(Seq(numbers.len() as u64));
+    assert_eq!(third.submit(Channel::Shell, execute("run", code)).await, Ok(true), "submitting it again runs nothing");
+    drop((third, events));
+    let (_fourth, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
+    assert!(hello.first_seq.0 > numbers.len() as u64, "{hello:?}");
+    sandbox.destroy(&record).await.unwrap();
+}
+
+async fn the_newest_manager_wins(place: Place) {
+    let (sandbox, record) = sandbox(place, Limits::default(), None).await;
+    let (first, mut first_events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    until_ready(&mut first_events).await;
+    let (second, mut second_events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    until_ready(&mut second_events).await;
+    loop {
+        if let LinkEvent::Detached { .. } = next(&mut first_events).await {
+            break;
+        }
+    }
+    drop((first, first_events));
+    assert_eq!(second.submit(Channel::Shell, execute("run", "print('hi')")).await, Ok(false));
+    sandbox.destroy(&record).await.unwrap();
+    assert!(matches!(sandbox.inspect(&record).await.unwrap(), SandboxState::Ended { .. }));
+    sandbox.destroy(&record).await.expect("destroying what is gone is fine");
+}
+
+async fn submitting_twice_runs_once(place: Place) {
+    let (sandbox, record) = sandbox(place, Limits::default(), None).await;
+    let (link, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    until_ready(&mut events).await;
+    assert_eq!(link.submit(Channel::Shell, execute("a", "print('once')")).await, Ok(false));
+    assert_eq!(link.submit(Channel::Shell, execute("a", "print('once')")).await, Ok(true));
+    assert_eq!(link.submit(Channel::Shell, execute("b", "print('end')")).await, Ok(false));
+    let (text, _, _) = read_run(&mut events, "b", usize::MAX).await;
+    assert_eq!(text, "once\nend\n");
+    sandbox.destroy(&record).await.unwrap();
+}
+
+async fn overflow_is_named(place: Place) {
+    // The buffer holds one run's output and 32 MB more; nobody takes anything of several runs.
+    let (sandbox, record) = sandbox(place, Limits { output_mb: 20, ..Limits::default() }, None).await;
+    let (first, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    until_ready(&mut events).await;
+    for run in 0..5 {
+        first.submit(Channel::Shell, execute(&format!("run-{run}"), "print('x' * 18_000_000)")).await.unwrap();
+        let (_, _, replied) = read_run(&mut events, &format!("run-{run}"), usize::MAX).await;
+        assert!(replied);
+    }
+    drop((first, events));
+    let (_second, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
+    assert!(hello.first_seq > Seq::FIRST);
+    let LinkEvent::Lost { from, to } = next(&mut events).await else { panic!("the gap is not named") };
+    assert_eq!((from, to.next()), (Seq::FIRST, hello.first_seq));
+    let (_, numbers, replied) = read_run(&mut events, "run-4", usize::MAX).await;
+    assert!(replied, "the end is kept");
+    assert_eq!(numbers.first(), Some(&hello.first_seq.0));
+    sandbox.destroy(&record).await.unwrap();
+}

@@ -1,0 +1,50 @@
+//! What kernels send, arrives: every language, direct writes, displays, errors.
+
+use cellkeep::session::RunStatus;
+
+use crate::support::Place;
+
+in_every_sandbox!(every_language, writes_past_the_protocol, displays);
+
+async fn every_language(place: Place) {
+    for (kernel, assign, show, fail) in [
+        ("python", "x = 20", "print(x + 1); x * 2", "1/0"),
+        ("r", "x <- 20", "cat(x + 1, '\\n'); x * 2", "stop('no')"),
+        ("deno", "let x: number = 20", "console.log(x + 1); x * 2", "throw new Error('no')"),
+        ("bash", "x=20", "echo $((x + 1)); echo $((x * 2))", "false"),
+    ] {
+        let living = place.session(kernel).await;
+        living.ok(assign).await;
+        let text = living.ok(show).await;
+        assert!(text.contains("21") && text.contains("40"), "{kernel}: {text}");
+        let ran = living.run(fail).await;
+        assert_eq!(ran.status(), RunStatus::Error, "{kernel}: {ran:?}");
+        assert!(living.ok(show).await.contains("21"), "{kernel} goes on after an error");
+        living.end().await;
+    }
+}
+
+async fn writes_past_the_protocol(place: Place) {
+    let living = place.session("python").await;
+    let text = living.ok("import os, subprocess\nos.write(1, b'from fd 1\\n')\nsubprocess.run(['echo', 'from a child'])").await;
+    assert!(text.contains("from fd 1") && text.contains("from a child"), "{text}");
+    living.end().await;
+    let living = place.session("r").await;
+    let text = living.ok("system('echo from a child of R')").await;
+    assert!(text.contains("from a child of R"), "{text}");
+    living.end().await;
+}
+
+async fn displays(place: Place) {
+    let living = place.session("python").await;
+    let ran = living
+        .run("from IPython.display import display, HTML, clear_output\nimport matplotlib.pyplot as plt\nprint('gone')\nclear_output()\nh = display('one', display_id=True)\nplt.plot([1, 2]); plt.show()\nh.update('two')\nfor i in range(3): print(i, end='\\r')\nHTML('<b>x</b>')")
+        .await;
+    assert_eq!(ran.status(), RunStatus::Ok, "{}", ran.error());
+    let kinds: Vec<&str> = ran.outputs.iter().map(|output| output["output_type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["display_data", "display_data", "stream", "execute_result"], "{:?}", ran.outputs);
+    assert_eq!(ran.outputs[0]["data"]["text/plain"], "'two'");
+    assert!(ran.outputs[1]["data"]["image/png"].as_str().unwrap().len() > 1000);
+    assert_eq!(ran.outputs[3]["data"]["text/html"], "<b>x</b>");
+    living.end().await;
+}

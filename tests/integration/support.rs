@@ -1,0 +1,175 @@
+//! What the tests share: sessions, runs, and the proof that nothing is left behind.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cellkeep::config::Paths;
+use cellkeep::kernels;
+use cellkeep::manager::{Manager, SandboxChoice, Session, SessionSpec};
+use cellkeep::output::{CellKey, Outputs, StreamStyle, text_of};
+use cellkeep::policy::{Limits, Network};
+use cellkeep::sandbox::SandboxKind;
+use cellkeep::sandbox::docker::{Engine, engine};
+use cellkeep::session::{RunEvent, RunRequest, RunResult, RunStatus, SessionState};
+use serde_json::Value;
+
+/// No test waits longer for one run: a hang is a failure, not a lost CI.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Writes each test once and runs it in both sandboxes. The body is an async function of a [`Place`].
+macro_rules! in_every_sandbox {
+    ($($name:ident),* $(,)?) => {
+        mod process {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::support::Place::process()).await;
+            })*
+        }
+        mod docker {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if let Some(place) = crate::support::Place::docker().await {
+                    super::$name(place).await;
+                }
+            })*
+        }
+    };
+}
+
+/// A kind of sandbox to run a test in.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub kind: SandboxKind,
+}
+
+impl Place {
+    pub fn process() -> Self {
+        Self { kind: SandboxKind::Process }
+    }
+
+    /// `None`, with the reason printed, where no engine answers. `make test` installs one.
+    pub async fn docker() -> Option<Self> {
+        match engine().await {
+            Engine::Usable { .. } => Some(Self { kind: SandboxKind::Docker }),
+            Engine::Unusable { reason, .. } => {
+                eprintln!("skipped: no container engine: {reason}");
+                None
+            }
+        }
+    }
+
+    pub async fn session(self, kernel: &str) -> Living {
+        self.session_with(kernel, Limits::default()).await
+    }
+
+    pub async fn session_with(self, kernel: &str, limits: Limits) -> Living {
+        let spec = SessionSpec {
+            kernel: kernels::find(kernel).unwrap().clone(),
+            sandbox: SandboxChoice::Only(self.kind),
+            limits,
+            network: Network::None,
+            env: vec![("GIVEN".to_owned(), "to the kernel".to_owned())],
+        };
+        let session = Manager::new(Paths::from_environment()).create(spec).await;
+        Living { session: session.unwrap_or_else(|error| panic!("no session: {error}")) }
+    }
+}
+
+/// What a run gave.
+#[derive(Debug)]
+pub struct Ran {
+    pub result: RunResult,
+    pub outputs: Vec<Value>,
+    pub notices: Vec<String>,
+}
+
+impl Ran {
+    pub fn text(&self) -> String {
+        text_of(&self.outputs)
+    }
+
+    pub fn status(&self) -> RunStatus {
+        self.result.status
+    }
+
+    pub fn error(&self) -> String {
+        self.result.error.as_ref().map(|error| format!("{}: {}", error.ename, error.evalue)).unwrap_or_default()
+    }
+}
+
+/// A session under test.
+pub struct Living {
+    pub session: Session,
+}
+
+impl Living {
+    pub async fn run(&self, code: &str) -> Ran {
+        self.run_with(RunRequest { code: code.to_owned(), timeout: Some(Duration::from_secs(120)), ..RunRequest::default() }).await
+    }
+
+    pub async fn run_for(&self, code: &str, timeout: Duration) -> Ran {
+        self.run_with(RunRequest { code: code.to_owned(), timeout: Some(timeout), ..RunRequest::default() }).await
+    }
+
+    pub async fn run_with(&self, request: RunRequest) -> Ran {
+        let mut events = self.session.handle.run(request).unwrap();
+        let mut outputs = Outputs::new(StreamStyle::Terminal);
+        let mut notices = Vec::new();
+        outputs.start(CellKey(0));
+        let all = async {
+            loop {
+                match events.recv().await.expect("a run ends with Finished") {
+                    RunEvent::Output { msg_type, message } => drop(outputs.apply(CellKey(0), &msg_type, &message.content)),
+                    RunEvent::Notice(text) => notices.push(text),
+                    RunEvent::Started | RunEvent::Input { .. } => {}
+                    RunEvent::Finished(result) => return result,
+                }
+            }
+        };
+        let result = tokio::time::timeout(PATIENCE, all).await.expect("the run ends");
+        assert!(events.recv().await.is_none(), "nothing comes after Finished");
+        Ran { result, outputs: outputs.outputs(CellKey(0)), notices }
+    }
+
+    /// Runs code that must succeed; gives its text.
+    pub async fn ok(&self, code: &str) -> String {
+        let ran = self.run(code).await;
+        assert_eq!(ran.status(), RunStatus::Ok, "{}\n{}", ran.error(), ran.text());
+        ran.text()
+    }
+
+    /// The session still does its work.
+    pub async fn still_works(&self) {
+        tokio::time::timeout(PATIENCE, self.session.handle.ready()).await.expect("it becomes ready").expect("it lives");
+        assert_eq!(self.ok("print(6*7)").await.trim(), "42");
+    }
+
+    pub async fn is_gone(&self) -> String {
+        let gone = async {
+            loop {
+                if let SessionState::Gone { why } = self.session.handle.state() {
+                    return why;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("the session ends")
+    }
+
+    /// Ends the session and proves that nothing of it is left.
+    pub async fn end(self) {
+        let record = self.session.record.clone();
+        self.session.destroy().await.expect("it can be destroyed");
+        let id = record.session.as_str();
+        assert!(!Paths::from_environment().sandboxes().join(id).exists(), "its folder is left");
+        for hierarchy in ["", "memory", "cpu", "pids", "cpuacct"] {
+            let group = PathBuf::from("/sys/fs/cgroup").join(hierarchy).join("cellkeep").join(id);
+            assert!(!group.exists(), "its cgroup is left: {}", group.display());
+        }
+        if let Some(agent) = record.agent {
+            assert!(!agent.is_alive(), "its agent runs on");
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        assert!(!mounts.contains(id), "a mount is left");
+    }
+}
