@@ -121,8 +121,9 @@ fn notebook() -> Value {
     let cell = |(id, code): (&str, &str)| json!({
         "cell_type": "code", "id": id, "metadata": {}, "execution_count": null, "outputs": [], "source": code,
     });
+    let cells = [("flood", FLOOD), ("big", BIG)].map(cell);
     json!({
-        "cells": [("flood", FLOOD), ("big", BIG)].map(cell), "nbformat": 4, "nbformat_minor": 5,
+        "cells": cells, "nbformat": 4, "nbformat_minor": 5,
         "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
     })
 }

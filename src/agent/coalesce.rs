@@ -96,6 +96,16 @@ impl Pending {
     }
 }
 
+/// The message with only the first `room` bytes or so of its text, for the one that crosses a limit. `None` when that leaves
+/// nothing, or when it is no ordinary stream message.
+pub(super) fn cut_text(message: &Message, room: usize) -> Option<Message> {
+    let content = message.content_value();
+    let (name, text) = (content.get("name")?, content.get("text")?.as_str()?);
+    let kept = &text[..text.floor_char_boundary(room)];
+    let content = serde_json::json!({"name": name, "text": kept}).to_string();
+    (!kept.is_empty()).then(|| Message { content: content.into(), ..message.clone() })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -136,6 +146,13 @@ mod tests {
             coalescer.push(message, now, &mut |m| out.push(m));
         }
         assert_eq!(out.iter().map(text).collect::<Vec<_>>(), ["1", "2", "3", "4"]);
+    }
+
+    #[test]
+    fn the_message_that_crosses_the_limit_is_cut_at_a_character() {
+        let cut = cut_text(&stream("{}", "stdout", "aüb"), 2).unwrap();
+        assert_eq!(text(&cut), "a");
+        assert!(cut_text(&stream("{}", "stdout", "aüb"), 0).is_none());
     }
 
     proptest! {

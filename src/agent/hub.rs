@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 
 use super::buffer::Buffer;
 use super::channels::{self, Received, Senders};
-use super::coalesce::Coalescer;
+use super::coalesce::{self, Coalescer};
 use super::files::{Files, done};
 use super::kernel::{self, LastWords};
 use super::serve::{self, Connection};
@@ -476,8 +476,16 @@ impl Hub {
     fn broadcast(&mut self, header: &Header, message: Message) {
         let counts = !matches!(header.msg_type.as_str(), "status" | "execute_input");
         if counts {
+            if self.run.capped {
+                return;
+            }
             let size = message_size(&message) as u64;
-            if self.run.capped || self.run.output_bytes + size > self.config.limits.output_bytes() {
+            let room = self.config.limits.output_bytes() - self.run.output_bytes;
+            if size > room {
+                // Text can be kept up to the limit; half an image is no image.
+                if let Some(cut) = (header.msg_type == "stream").then(|| coalesce::cut_text(&message, room as usize)).flatten() {
+                    self.emit_message(Channel::Iopub, cut);
+                }
                 return self.cap_output();
             }
             self.run.output_bytes += size;

@@ -22,7 +22,10 @@ pub(super) fn make_folder(paths: &Paths, session: &SessionId) -> Result<PathBuf,
     let parent = paths.sandboxes();
     fs::create_dir_all(&parent).map_err(SandboxError::io(format!("cannot make {}", parent.display())))?;
     let folder = folder(paths, session);
-    fs::DirBuilder::new().mode(0o700).create(&folder).map_err(SandboxError::io(format!("cannot make {}", folder.display())))?;
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&folder)
+        .map_err(SandboxError::io(format!("cannot make {}", folder.display())))?;
     Ok(folder)
 }
 
@@ -64,7 +67,9 @@ pub(super) fn list(paths: &Paths, kind: SandboxKind) -> Result<Vec<SandboxRecord
 /// [`SandboxError::Io`].
 pub(super) fn remove_folder(paths: &Paths, session: &SessionId) -> Result<(), SandboxError> {
     match fs::remove_dir_all(folder(paths, session)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SandboxError::io("cannot remove the session's folder")(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(SandboxError::io("cannot remove the session's folder")(error))
+        }
         _ => Ok(()),
     }
 }

@@ -216,8 +216,8 @@ fn a_display_id_reaches_back_to_earlier_cells() {
 fn deaths_and_timeouts_are_in_the_notebook() {
     let folder = scratch("run-deaths");
     for (source, code, ename) in [
-        ("print('before')\nimport os; os._exit(1)", 138, "KernelDied"),
-        ("print('before')\nx = [bytearray(8 << 20) for _ in range(1000)]", 138, "OutOfMemory"),
+        ("print('before', flush=True)\nimport os, time; time.sleep(0.3); os._exit(1)", 138, "KernelDied"),
+        ("print('before', flush=True)\nx = [bytearray(8 << 20) for _ in range(1000)]", 138, "OutOfMemory"),
         ("print('before')\nimport time; time.sleep(600)", 124, "CellTimeout"),
     ] {
         let notebook = write_notebook(&folder, &[code_cell(source, &[]), code_cell("print('never')", &[])]);
@@ -240,7 +240,7 @@ fn bad_notebooks_are_refused_with_a_reason() {
         (b"print('hello')".to_vec(), "JSON"),
         (b"{\"a\": 1}".to_vec(), "notebook"),
         (whole[..whole.len() / 2].to_vec(), "JSON"),
-        (br#"{"nbformat": 2, "nbformat_minor": 0, "metadata": {}, "worksheets": []}"#.to_vec(), "nbformat"),
+        (br#"{"nbformat": 2, "nbformat_minor": 0, "metadata": {}, "worksheets": []}"#.to_vec(), "not supported"),
         (b"\x00\xff\xfe".to_vec(), ""),
         (vec![b'['; 1_000_000], ""),
     ] {

@@ -59,7 +59,8 @@ impl Facts {
         let components = version.components.as_deref().unwrap_or_default();
         let component = |name: &str| components.iter().find(|component| component.name == name);
         let options = info.security_options.as_deref().unwrap_or_default();
-        let secured_by = |name: &str| options.iter().any(|option| option.split(',').any(|part| part == format!("name={name}")));
+        let secured_by =
+            |name: &str| options.iter().any(|option| option.split(',').any(|part| part == format!("name={name}")));
         let podman = component("Podman Engine").is_some();
         Self {
             podman,
@@ -102,13 +103,17 @@ impl Client {
     /// [`SandboxError::Unavailable`] with what mends it.
     pub async fn open() -> Result<Self, SandboxError> {
         let socket = reachable(candidates(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))?).await?;
-        let docker = Docker::connect_with_unix(&socket.to_string_lossy(), CALL_DEADLINE.as_secs(), bollard::API_DEFAULT_VERSION)
-            .map_err(|error| unavailable(explain(&error), START_IT))?;
-        let (info, version) = timeout(PROBE_DEADLINE, async { tokio::join!(docker.info(), docker.version()) }).await.map_err(|_| {
-            let reason = format!("the engine at {} does not answer within {} s", socket.display(), PROBE_DEADLINE.as_secs());
-            unavailable(reason, "restart it: sudo systemctl restart docker")
-        })?;
-        let unusable = |error| unavailable(format!("the engine at {} answers: {}", socket.display(), explain(&error)), START_IT);
+        let docker =
+            Docker::connect_with_unix(&socket.to_string_lossy(), CALL_DEADLINE.as_secs(), bollard::API_DEFAULT_VERSION)
+                .map_err(|error| unavailable(explain(&error), START_IT))?;
+        let (info, version) =
+            timeout(PROBE_DEADLINE, async { tokio::join!(docker.info(), docker.version()) }).await.map_err(|_| {
+                let reason =
+                    format!("the engine at {} does not answer within {} s", socket.display(), PROBE_DEADLINE.as_secs());
+                unavailable(reason, "restart it: sudo systemctl restart docker")
+            })?;
+        let unusable =
+            |error| unavailable(format!("the engine at {} answers: {}", socket.display(), explain(&error)), START_IT);
         let (info, version) = (info.map_err(unusable)?, version.map_err(unusable)?);
         let facts = Facts::new(&info, &version);
         check_age(&facts, version.api_version.as_deref())?;
@@ -167,7 +172,10 @@ fn candidates(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<PathBuf>,
 async fn reachable(candidates: Vec<PathBuf>) -> Result<PathBuf, SandboxError> {
     let mut first_problem = None;
     for path in &candidates {
-        match timeout(PROBE_DEADLINE, UnixStream::connect(path)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        match timeout(PROBE_DEADLINE, UnixStream::connect(path))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        {
             Ok(_) => return Ok(path.clone()),
             Err(error) if error.kind() == io::ErrorKind::NotFound && candidates.len() > 1 => {}
             Err(error) => {

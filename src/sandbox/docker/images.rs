@@ -112,10 +112,16 @@ impl Images {
     ///
     /// # Errors
     /// [`BuildError`]; an earlier image then stays as it was.
-    pub async fn build(&self, kernel: &Kernel, options: BuildOptions, progress: &mut dyn FnMut(&str)) -> Result<(), BuildError> {
+    pub async fn build(
+        &self,
+        kernel: &Kernel,
+        options: BuildOptions,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<(), BuildError> {
         let context = Bytes::from(packed(kernel)?);
         let docker = self.docker.clone().with_timeout(BUILD_BEGIN_DEADLINE);
-        let mut answers = Box::pin(docker.build_image(build_options(kernel, options), None, Some(bollard::body_full(context))));
+        let mut answers =
+            Box::pin(docker.build_image(build_options(kernel, options), None, Some(bollard::body_full(context))));
         let mut transcript = Transcript::default();
         while let Some(answer) = answers.next().await {
             let failure = match answer {
@@ -169,7 +175,11 @@ impl Transcript {
     fn hear(&mut self, info: &BuildInfo, progress: &mut dyn FnMut(&str)) {
         let said = [info.stream.as_deref(), info.status.as_deref()];
         // A progress bar overwrites its line; its last state is what counts.
-        let lines = said.into_iter().flatten().flat_map(str::lines).filter_map(|line| line.rsplit('\r').find(|part| !part.is_empty()));
+        let lines = said
+            .into_iter()
+            .flatten()
+            .flat_map(str::lines)
+            .filter_map(|line| line.rsplit('\r').find(|part| !part.is_empty()));
         for line in lines.map(str::trim_end).filter(|line| !line.is_empty()) {
             if line.starts_with("Step ") || line.starts_with("STEP ") {
                 self.step = line.to_owned();

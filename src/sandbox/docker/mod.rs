@@ -103,10 +103,12 @@ impl DockerSandbox {
 
     /// What the session's container is to be.
     fn container(&self, spec: &SandboxSpec, socket_dir: &Path) -> Result<ContainerCreateBody, SandboxError> {
-        let agent = agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
+        let agent =
+            agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
         let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));
         let config = environment::agent_config(spec, listen, self.client.facts.memory, false);
-        let config = serde_json::to_string(&config).map_err(|error| SandboxError::io("agent configuration")(error.into()))?;
+        let config =
+            serde_json::to_string(&config).map_err(|error| SandboxError::io("agent configuration")(error.into()))?;
         let labels = [
             (LABEL_SESSION, spec.session.to_string()),
             (LABEL_OWNER, owner_label(ProcessStamp::own())),
@@ -177,7 +179,9 @@ impl DockerSandbox {
     /// not heard now can never be read.
     async fn listen_for_last_words(&self, id: &str) -> LastWords {
         let options = AttachContainerOptionsBuilder::new().stderr(true).stream(true).build();
-        let Ok(mut attached) = call(self.client.docker.attach_container(id, Some(options))).await else { return LastWords(None) };
+        let Ok(mut attached) = call(self.client.docker.attach_container(id, Some(options))).await else {
+            return LastWords(None);
+        };
         LastWords(Some(tokio::spawn(async move {
             let mut said = Vec::new();
             while let (Some(Ok(piece)), true) = (attached.output.next().await, said.len() < MAX_LAST_WORDS) {
@@ -190,7 +194,9 @@ impl DockerSandbox {
     async fn state(&self, container: &str) -> Result<SandboxState, SandboxError> {
         let inspected = match call(self.client.docker.inspect_container(container, None::<InspectContainerOptions>)).await {
             Ok(inspected) => inspected,
-            Err(error) if error.status == Some(404) => return Ok(SandboxState::Ended { why: "the container is gone".into() }),
+            Err(error) if error.status == Some(404) => {
+                return Ok(SandboxState::Ended { why: "the container is gone".into() });
+            }
             Err(error) => return Err(error.when("cannot inspect the container")),
         };
         let state = inspected.state.unwrap_or_default();
@@ -235,14 +241,18 @@ impl DockerSandbox {
         let labels = container.labels?;
         let session = SessionId::parse(labels.get(LABEL_SESSION)?)?;
         let image = container.image.unwrap_or_default();
-        let kernel = image.trim_start_matches("localhost/").trim_start_matches("cellkeep/").trim_end_matches(":latest").to_owned();
+        let kernel =
+            image.trim_start_matches("localhost/").trim_start_matches("cellkeep/").trim_end_matches(":latest").to_owned();
         Some(SandboxRecord {
             socket: records::folder(&self.paths, &session).join("sock").join(SOCKET_NAME),
             session,
             kind: KIND,
             kernel,
             isolation: Isolation { level: IsolationLevel::Container, enforced: Vec::new(), not_enforced: Vec::new() },
-            owner: labels.get(LABEL_OWNER).and_then(|label| read_owner_label(label)).unwrap_or(ProcessStamp { pid: 0, started: 0 }),
+            owner: labels
+                .get(LABEL_OWNER)
+                .and_then(|label| read_owner_label(label))
+                .unwrap_or(ProcessStamp { pid: 0, started: 0 }),
             keep: false,
             agent: None,
             container: container.id,

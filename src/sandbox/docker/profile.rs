@@ -26,9 +26,23 @@ const BYTES_PER_INODE: u64 = 4096;
 /// Paths of `/proc` and `/sys` that are hidden: what the engine's newest version hides (older ones hide less), and what
 /// tells about the machine's kernel.
 const MASKED: &[&str] = &[
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
-    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
-    "/proc/config.gz", "/proc/kallsyms", "/proc/sys/kernel/core_pattern", "/sys/kernel/security", "/sys/fs/bpf",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/proc/config.gz",
+    "/proc/kallsyms",
+    "/proc/sys/kernel/core_pattern",
+    "/sys/kernel/security",
+    "/sys/fs/bpf",
 ];
 /// Paths that can be read only.
 const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -113,7 +127,12 @@ impl Profile<'_> {
             shm_size: Some(signed(SHM_BYTES)),
             oom_score_adj: Some(OOM_SCORE_ADJ),
             // Never nproc: that is counted per uid over all containers.
-            ulimits: Some(vec![ulimit("nofile", 4096), ulimit("core", 0), ulimit("memlock", 64 << 10), ulimit("msgqueue", 0)]),
+            ulimits: Some(vec![
+                ulimit("nofile", 4096),
+                ulimit("core", 0),
+                ulimit("memlock", 64 << 10),
+                ulimit("msgqueue", 0),
+            ]),
             ..config
         }
     }
@@ -191,22 +210,21 @@ pub(super) fn seccomp_profile(architecture: &str) -> Value {
     if architecture == "x86_64" {
         rules.push(json!({"names": seccomp::DENIED_X86, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}));
     }
-    let on_first_argument = |names: &[&str], op: &str, value: u64, value_two: u64| {
-        json!({
-            "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM,
-            "args": [{"index": 0, "op": op, "value": value, "valueTwo": value_two}],
-        })
-    };
-    for bit in (0..32).map(|bit| 1 << bit).filter(|bit| seccomp::CLONE_NEW & bit != 0 && *bit != CLONE_NEWTIME) {
-        rules.push(on_first_argument(&["clone"], "SCMP_CMP_MASKED_EQ", bit, bit));
+    let rule =
+        |names: &[&str], args: Value| json!({"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM, "args": args});
+    let argument = |index: u32, op: &str, value: u64| json!({"index": index, "op": op, "value": value, "valueTwo": 0});
+    for bit in (0..32).map(|bit| 1u64 << bit).filter(|bit| seccomp::CLONE_NEW & bit != 0 && *bit != CLONE_NEWTIME) {
+        rules.push(rule(&["clone"], json!([{"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": bit, "valueTwo": bit}])));
     }
     // Rules can only deny, and one argument can be compared but once in each: the gaps, then all above the last.
     let above = seccomp::SOCKET_FAMILIES.iter().max().map_or(0, |last| last + 1);
     let sockets = ["socket", "socketpair"];
     for family in (0..above).filter(|family| !seccomp::SOCKET_FAMILIES.contains(family)) {
-        rules.push(on_first_argument(&sockets, "SCMP_CMP_EQ", family, 0));
+        rules.push(rule(&sockets, json!([argument(0, "SCMP_CMP_EQ", family)])));
     }
-    rules.push(on_first_argument(&sockets, "SCMP_CMP_GE", above, 0));
+    rules.push(rule(&sockets, json!([argument(0, "SCMP_CMP_GE", above)])));
+    let netlink = [argument(0, "SCMP_CMP_EQ", seccomp::NETLINK), argument(2, "SCMP_CMP_NE", seccomp::NETLINK_ROUTE)];
+    rules.push(rule(&sockets, json!(netlink)));
     let native = match architecture {
         "aarch64" => "SCMP_ARCH_AARCH64",
         _ => "SCMP_ARCH_X86_64",
@@ -221,10 +239,15 @@ const CLONE_NEWTIME: u64 = 0x80;
 
 /// The isolation that a container with this profile has.
 pub(super) fn isolation(facts: &Facts, runtime: Option<&str>, network: Network) -> Isolation {
-    let mut enforced: Vec<String> =
-        ["pid, ipc, uts, mount, network and cgroup namespaces", "read-only system", "no capabilities", "seccomp", "no_new_privs"]
-            .map(str::to_owned)
-            .to_vec();
+    let mut enforced: Vec<String> = [
+        "pid, ipc, uts, mount, network and cgroup namespaces",
+        "read-only system",
+        "no capabilities",
+        "seccomp",
+        "no_new_privs",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let optional = [(facts.user_namespace, "user namespace"), (facts.apparmor, "apparmor")];
     enforced.extend(optional.iter().filter(|(holds, _)| *holds).map(|(_, name)| (*name).to_owned()));
     enforced.extend(["disk", "output"].map(str::to_owned));
@@ -315,7 +338,8 @@ mod tests {
         assert!(security.contains(&"no-new-privileges:true".to_owned()));
         assert!(security.iter().any(|option| option.starts_with("seccomp={")));
         assert!(host.binds.is_none());
-        let mounts: Vec<_> = host.mounts.unwrap().into_iter().map(|mount| (mount.target.unwrap(), mount.read_only.unwrap())).collect();
+        let mounts: Vec<_> =
+            host.mounts.unwrap().into_iter().map(|mount| (mount.target.unwrap(), mount.read_only.unwrap())).collect();
         assert_eq!(mounts, [(AGENT_PATH.to_owned(), true), (SOCKET_DIR.to_owned(), false)]);
     }
 
@@ -346,7 +370,8 @@ mod tests {
         assert_eq!(profile["defaultAction"], "SCMP_ACT_ALLOW");
         assert_eq!(profile["architectures"], json!(["SCMP_ARCH_X86_64"]));
         let rules = profile["syscalls"].as_array().unwrap();
-        let named = |name: &str| rules.iter().filter(|rule| rule["names"].as_array().unwrap().contains(&json!(name))).count();
+        let named =
+            |name: &str| rules.iter().filter(|rule| rule["names"].as_array().unwrap().contains(&json!(name))).count();
         for call in seccomp::DENIED.iter().chain(seccomp::DENIED_X86).chain(seccomp::UNKNOWN) {
             assert_eq!(named(call), 1, "{call}");
         }
@@ -358,18 +383,26 @@ mod tests {
     }
 
     #[test]
-    fn socket_families_are_denied_but_for_the_three() {
+    fn socket_families_are_denied_but_for_a_few() {
         let profile = seccomp_profile("x86_64");
-        let denied = |family: u64| {
-            profile["syscalls"].as_array().unwrap().iter().filter(|rule| rule["names"][0] == "socket").any(|rule| {
-                let argument = &rule["args"][0];
-                let value = argument["value"].as_u64().unwrap();
-                if argument["op"] == "SCMP_CMP_GE" { family >= value } else { family == value }
-            })
+        let matches = |argument: &Value, arguments: [u64; 3]| {
+            let given = arguments[argument["index"].as_u64().unwrap() as usize];
+            let value = argument["value"].as_u64().unwrap();
+            match argument["op"].as_str().unwrap() {
+                "SCMP_CMP_EQ" => given == value,
+                "SCMP_CMP_NE" => given != value,
+                "SCMP_CMP_GE" => given >= value,
+                other => panic!("{other}"),
+            }
+        };
+        let denied = |family: u64, protocol: u64| {
+            let rules = profile["syscalls"].as_array().unwrap().iter().filter(|rule| rule["names"][0] == "socket");
+            rules.clone().any(|rule| rule["args"].as_array().unwrap().iter().all(|one| matches(one, [family, 2, protocol])))
         };
         for family in (0..seccomp::FAMILY_COUNT).chain([u64::MAX, 1 << 32]) {
-            assert_eq!(denied(family), !seccomp::SOCKET_FAMILIES.contains(&family), "{family}");
+            assert_eq!(denied(family, 0), !seccomp::SOCKET_FAMILIES.contains(&family), "{family}");
         }
+        assert!(denied(seccomp::NETLINK, 9) && !denied(2, 6));
     }
 
     #[test]

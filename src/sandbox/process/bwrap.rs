@@ -50,7 +50,7 @@ impl Launch<'_> {
             file.write_all(b"\0")?;
         }
         io::Seek::rewind(&mut file)?;
-        let mut command = Command::new("bwrap");
+        let mut command = Command::new(program()?);
         command.env_clear().arg("--args").arg(file.as_raw_fd().to_string()).arg(AGENT_PATH).arg(self.config);
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         let groups = self.cgroup.open_for_joining()?;
@@ -160,6 +160,13 @@ impl Options {
     }
 }
 
+/// Where bubblewrap is. Looked up here, since a command with an empty environment has no PATH of its own.
+fn program() -> io::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join("bwrap")).find(|program| program.is_file());
+    found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+}
+
 /// What a trial start of bubblewrap showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
@@ -177,11 +184,14 @@ pub enum Probe {
 
 /// Starts `true` in the same namespaces, as the uid that sandboxes will have. Takes about 5 ms.
 pub fn probe() -> Probe {
-    let version = match Command::new("bwrap").arg("--version").output() {
-        Ok(output) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-        Err(_) => return Probe::Fails { reason: "bubblewrap (bwrap) is not installed: apt-get install bubblewrap".to_owned() },
+    let Ok(program) = program() else {
+        return Probe::Fails { reason: "bubblewrap (bwrap) is not installed: apt-get install bubblewrap".to_owned() };
     };
-    let mut command = Command::new("bwrap");
+    let version = match Command::new(&program).arg("--version").output() {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        Err(error) => return Probe::Fails { reason: format!("{}: {error}", program.display()) },
+    };
+    let mut command = Command::new(&program);
     command.env_clear().args(["--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1", "--ro-bind", "/", "/"]);
     command.args(["--proc", "/proc", "--dev", "/dev", "--uid", "65532", "/usr/bin/true"]);
     if rustix::process::geteuid().is_root() {

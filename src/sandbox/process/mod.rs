@@ -97,7 +97,7 @@ impl ProcessSandbox {
         );
         let config = serde_json::to_string(&config).map_err(|error| SandboxError::io("agent configuration")(error.into()))?;
         let launch = Launch { spec, environment: &environment, agent: &agent, cgroup, config: &config, data: self.paths.data() };
-        let (mut command, status) = launch.command(listener).map_err(SandboxError::io("cannot prepare bubblewrap"))?;
+        let (mut command, status) = launch.command(listener).map_err(|error| unavailable(&error))?;
         if rustix::process::geteuid().is_root() {
             let uid = session_uid(&spec.session);
             command.uid(uid).gid(uid);
