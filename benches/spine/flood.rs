@@ -47,16 +47,27 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     let mut rows = Rows::default();
     for (name, ours) in [("session", &session), ("`cellkeep run`", &command)] {
         rows.compare(&format!("{name}: lines lost"), lost_lines(ours), "nbclient", lost_lines(&nbclient), Some(Goal::None));
-        rows.compare(&format!("{name}: bytes lost of 50 MB"), lost_bytes(ours), "nbclient", lost_bytes(&nbclient), Some(Goal::None));
+        rows.compare(
+            &format!("{name}: bytes lost of 50 MB"),
+            lost_bytes(ours),
+            "nbclient",
+            lost_bytes(&nbclient),
+            Some(Goal::None),
+        );
     }
     let cell = |run: &Run, index: usize| Figure::Seconds(run.cells.map_or(f64::NAN, |cells| cells[index]));
     rows.compare("session: the flood", cell(&session, 0), "nbclient", cell(&nbclient, 0), None);
     rows.compare("session: the 50 MB", cell(&session, 1), "nbclient", cell(&nbclient, 1), None);
     let whole = |run: &Run| Figure::Seconds(run.whole.unwrap_or(f64::NAN));
     rows.compare("`cellkeep run`: both, start and file included", whole(&command), "nbclient", whole(&nbclient), None);
-    rows.note("a line is lost unless it arrives whole and in its place; nbclient runs on the kernel with our launcher".to_owned());
+    rows.note(
+        "a line is lost unless it arrives whole and in its place; nbclient runs on the kernel with our launcher".to_owned(),
+    );
     let (Figure::Count(lines), Figure::Count(bytes)) = (lost_lines(&usual), lost_bytes(&usual)) else { return Ok(rows) };
-    rows.note(format!("nbclient with the usual launcher (python -m ipykernel_launcher): {lines} lines and {bytes} of 50 MB lost, {} s", usual.whole.unwrap_or(f64::NAN).round()));
+    rows.note(format!(
+        "nbclient with the usual launcher (python -m ipykernel_launcher): {lines} lines and {bytes} of 50 MB lost, {} s",
+        usual.whole.unwrap_or(f64::NAN).round()
+    ));
     Ok(rows)
 }
 
@@ -99,7 +110,9 @@ fn with_nbclient(lab: &Lab, folder: &Path, source: &Path, argv: &[String]) -> an
     command.arg(crate::project().join("benches/peers/notebook.py")).arg(source).arg(&target);
     command.env("JUPYTER_PATH", folder).env("HOME", folder).env("IPYTHONDIR", folder.join("ipython"));
     let (said, seconds) = timed(&mut command)?;
-    let cells = serde_json::from_str::<Value>(&said).ok().and_then(|said| Some([said["cells"][0].as_f64()?, said["cells"][1].as_f64()?]));
+    let cells = serde_json::from_str::<Value>(&said)
+        .ok()
+        .and_then(|said| Some([said["cells"][0].as_f64()?, said["cells"][1].as_f64()?]));
     Ok(Run { texts: read(&target)?, cells, whole: Some(seconds) })
 }
 
@@ -118,9 +131,11 @@ fn timed(command: &mut Command) -> anyhow::Result<(String, f64)> {
 }
 
 fn notebook() -> Value {
-    let cell = |(id, code): (&str, &str)| json!({
-        "cell_type": "code", "id": id, "metadata": {}, "execution_count": null, "outputs": [], "source": code,
-    });
+    let cell = |(id, code): (&str, &str)| {
+        json!({
+            "cell_type": "code", "id": id, "metadata": {}, "execution_count": null, "outputs": [], "source": code,
+        })
+    };
     let cells = [("flood", FLOOD), ("big", BIG)].map(cell);
     json!({
         "cells": cells, "nbformat": 4, "nbformat_minor": 5,
@@ -130,7 +145,8 @@ fn notebook() -> Value {
 
 /// The text of both cells' stream outputs.
 fn read(path: &Path) -> anyhow::Result<[String; 2]> {
-    let notebook: Value = serde_json::from_slice(&fs::read(path)?).with_context(|| format!("cannot read {}", path.display()))?;
+    let notebook: Value =
+        serde_json::from_slice(&fs::read(path)?).with_context(|| format!("cannot read {}", path.display()))?;
     let text = |index: usize| {
         let outputs = notebook["cells"][index]["outputs"].as_array().into_iter().flatten();
         let mut all = String::new();
@@ -147,7 +163,8 @@ fn lost_lines(run: &Run) -> Figure {
     let mut next = 0;
     let mut whole = 0;
     for line in run.texts[0].lines().filter(|line| line.len() == LINE_LENGTH && line.ends_with('x')) {
-        if let Some(number) = line.get(..6).and_then(|number| number.parse::<usize>().ok()).filter(|number| *number >= next) {
+        if let Some(number) = line.get(..6).and_then(|number| number.parse::<usize>().ok()).filter(|number| *number >= next)
+        {
             whole += 1;
             next = number + 1;
         }

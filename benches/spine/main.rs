@@ -87,11 +87,17 @@ fn project() -> &'static Path {
 
 fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo").lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.to_owned()));
+    let cpu = read("/proc/cpuinfo")
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.to_owned()));
     let count = std::thread::available_parallelism().map_or(0, usize::from);
     let load = read("/proc/loadavg");
     let load = load.split(' ').next().unwrap_or("?");
-    format!("{count} x {}, Linux {}, load {load}", cpu.unwrap_or("unknown CPU".into()), read("/proc/sys/kernel/osrelease").trim())
+    format!(
+        "{count} x {}, Linux {}, load {load}",
+        cpu.unwrap_or("unknown CPU".into()),
+        read("/proc/sys/kernel/osrelease").trim()
+    )
 }
 
 impl Lab {

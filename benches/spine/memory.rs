@@ -48,7 +48,8 @@ async fn settled(session: &Session) -> anyhow::Result<Memory> {
     session.handle.usage().await?;
     let pid = session.record.agent.context("the sandbox has no agent process")?.pid;
     let path = format!("/proc/{pid}/smaps_rollup");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}; agents are root's to look at"))?;
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}; agents are root's to look at"))?;
     let bytes = |name: &str| -> anyhow::Result<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name} in {path}"))?;
         Ok(line.trim_matches([':', ' ', 'k', 'B']).parse::<u64>()? * 1024)

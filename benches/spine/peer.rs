@@ -22,7 +22,9 @@ impl Launch {
     pub fn docker(lab: &Lab) -> Self {
         let name = format!("cellkeep-bench-{}", std::process::id());
         let mut argv: Vec<String> =
-            ["docker", "run", "--rm", "--network", "none", "--name", &name, "--volume", "{dir}:/run/kernel"].map(str::to_owned).into();
+            ["docker", "run", "--rm", "--network", "none", "--name", &name, "--volume", "{dir}:/run/kernel"]
+                .map(str::to_owned)
+                .into();
         argv.extend(lab.kernel.env.iter().flat_map(|(name, value)| ["--env".to_owned(), format!("{name}={value}")]));
         argv.push(docker_image(lab));
         argv.extend(lab.kernel.argv.clone());
@@ -56,9 +58,13 @@ pub(crate) fn argv(lab: &Lab) -> Vec<String> {
 /// The kernel's variables; each start has folders of its own, as in a new sandbox. `{dir}` is filled in by the peer.
 fn environment_on_host(lab: &Lab) -> BTreeMap<String, String> {
     let mut env: BTreeMap<_, _> = lab.kernel.env.iter().map(|(name, value)| (name.clone(), on_host(lab, value))).collect();
-    for (name, value) in
-        [("HOME", "{dir}"), ("TMPDIR", "{dir}"), ("IPYTHONDIR", "{dir}/ipython"), ("MPLCONFIGDIR", "{dir}/matplotlib"), ("OPENBLAS_NUM_THREADS", "1")]
-    {
+    for (name, value) in [
+        ("HOME", "{dir}"),
+        ("TMPDIR", "{dir}"),
+        ("IPYTHONDIR", "{dir}/ipython"),
+        ("MPLCONFIGDIR", "{dir}/matplotlib"),
+        ("OPENBLAS_NUM_THREADS", "1"),
+    ] {
         env.insert(name.to_owned(), value.to_owned());
     }
     env
@@ -111,7 +117,8 @@ impl Peer {
     fn ask(&mut self, what: &str, mut command: Value) -> anyhow::Result<Vec<f64>> {
         command["do"] = json!(what);
         let commands = self.commands.as_mut().context("the peer has ended")?;
-        writeln!(commands, "{command}").context("the peer has ended")?;
+        // In one piece: written bit by bit, the peer would wake for each.
+        commands.write_all(format!("{command}\n").as_bytes()).context("the peer has ended")?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         let answer: Value = serde_json::from_str(&line).context("the peer ended without an answer")?;

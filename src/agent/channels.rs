@@ -53,7 +53,8 @@ pub(super) async fn connect(
     for channel in Channel::ALL {
         wait_until_bound(connection, channel).await;
     }
-    let failed = |channel: Channel| move |error| format!("cannot connect to the kernel's {} socket: {error}", channel.name());
+    let failed =
+        |channel: Channel| move |error| format!("cannot connect to the kernel's {} socket: {error}", channel.name());
     let mut iopub = SubSocket::new();
     iopub.connect(&connection.endpoint(Channel::Iopub)).await.map_err(failed(Channel::Iopub))?;
     iopub.subscribe("").await.map_err(failed(Channel::Iopub))?;

@@ -161,8 +161,8 @@ fn compile(rules: &[serde_json::Value], errno: i32) -> io::Result<BpfProgram> {
         "kernel": {"mismatch_action": "allow", "match_action": {"errno": errno}, "filter": rules},
     });
     let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
-    let mut programs =
-        seccompiler::compile_from_json(json.to_string().as_bytes(), arch).map_err(|error| io::Error::other(error.to_string()))?;
+    let mut programs = seccompiler::compile_from_json(json.to_string().as_bytes(), arch)
+        .map_err(|error| io::Error::other(error.to_string()))?;
     programs.remove("kernel").ok_or_else(|| io::Error::other("seccomp compiled to nothing"))
 }
 

@@ -206,7 +206,17 @@ mod tests {
         symlink("../secret", root.join("work/link")).unwrap();
         symlink(&root, root.join("work/folder")).unwrap();
         symlink("/proc/self/root", root.join("work/magic")).unwrap();
-        for path in ["link", "folder/secret", "magic/etc/passwd", "../secret", "/etc/passwd", "a/../../secret", "./x", "a//b", "a\0b"] {
+        for path in [
+            "link",
+            "folder/secret",
+            "magic/etc/passwd",
+            "../secret",
+            "/etc/passwd",
+            "a/../../secret",
+            "./x",
+            "a//b",
+            "a\0b",
+        ] {
             assert!(files.get(path, 0).is_err(), "{path:?}");
             assert!(files.put(path, 0, b"x").is_err(), "{path:?}");
         }

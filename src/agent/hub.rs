@@ -232,7 +232,8 @@ impl Hub {
     }
 
     fn become_ready(&mut self) {
-        if let (KernelState::Starting, true, Some(info)) = (self.kernel.state, self.kernel.heard, self.kernel.replied.take()) {
+        if let (KernelState::Starting, true, Some(info)) = (self.kernel.state, self.kernel.heard, self.kernel.replied.take())
+        {
             self.kernel.state = KernelState::Ready;
             self.kernel.next_nudge = None;
             self.emit_kernel(KernelEvent::Ready { info });
@@ -483,7 +484,9 @@ impl Hub {
             let room = self.config.limits.output_bytes() - self.run.output_bytes;
             if size > room {
                 // Text can be kept up to the limit; half an image is no image.
-                if let Some(cut) = (header.msg_type == "stream").then(|| coalesce::cut_text(&message, room as usize)).flatten() {
+                if let Some(cut) =
+                    (header.msg_type == "stream").then(|| coalesce::cut_text(&message, room as usize)).flatten()
+                {
                     self.emit_message(Channel::Iopub, cut);
                 }
                 return self.cap_output();

@@ -91,7 +91,13 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Starts speaking: preamble and hello out, frames in.
-    pub fn open(id: u64, stream: UnixStream, hello: Hello, buffer: Rc<RefCell<Buffer>>, inputs: mpsc::Sender<Input>) -> Self {
+    pub fn open(
+        id: u64,
+        stream: UnixStream,
+        hello: Hello,
+        buffer: Rc<RefCell<Buffer>>,
+        inputs: mpsc::Sender<Input>,
+    ) -> Self {
         let (reader, writer) = stream.into_split();
         let outbox = Rc::new(RefCell::new(Outbox::default()));
         let wake = Rc::new(Notify::new());

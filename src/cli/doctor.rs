@@ -15,7 +15,8 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
     let docker = docker_sandbox().await;
     for kernel in kernels::all() {
         let status = kernels::status(paths, kernel);
-        let mend = if status == Status::Ready { String::new() } else { format!("; run: cellkeep kernels install {}", kernel.name) };
+        let mend =
+            if status == Status::Ready { String::new() } else { format!("; run: cellkeep kernels install {}", kernel.name) };
         println!("kernel {:<10} process sandbox: {}{mend}", kernel.name, state_name(status));
     }
     if process || docker {
@@ -47,7 +48,9 @@ fn process_sandbox() -> bool {
     );
     if let Some(why) = why_not {
         println!("                  {why}");
-        println!("                  without them: memory is watched by the agent, processes are held by rlimit, cpus are not held.");
+        println!(
+            "                  without them: memory is watched by the agent, processes are held by rlimit, cpus are not held."
+        );
         println!("                  to mend: run as root, or in a systemd unit with Delegate=yes");
     }
     works

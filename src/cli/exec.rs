@@ -70,7 +70,9 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let destroyed = session.destroy().await;
     let (outputs, result) = ended.map_err(Failure::no_sandbox)?;
     let files = match &args.artifacts {
-        Some(folder) => write_artifacts(folder, artifacts(&outputs, CELL, 1, ArtifactOptions::default())).map_err(Failure::usage)?,
+        Some(folder) => {
+            write_artifacts(folder, artifacts(&outputs, CELL, 1, ArtifactOptions::default())).map_err(Failure::usage)?
+        }
         None => Vec::new(),
     };
     if args.json {

@@ -41,12 +41,17 @@ impl Exit {
 
 /// Run Jupyter notebooks and code on real kernels, each in a locked-down sandbox.
 #[derive(Parser)]
-#[command(name = "cellkeep", version, max_term_width = 100, after_help = "\
+#[command(
+    name = "cellkeep",
+    version,
+    max_term_width = 100,
+    after_help = "\
 First steps:
   cellkeep doctor                     what works on this machine, and how to mend what does not
   cellkeep kernels install python     get a kernel for the process sandbox
   cellkeep exec -c 'print(6*7)'       run code
-  cellkeep run notebook.ipynb         run a notebook; writes notebook.out.ipynb")]
+  cellkeep run notebook.ipynb         run a notebook; writes notebook.out.ipynb"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

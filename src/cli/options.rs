@@ -74,7 +74,11 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
 pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
     // Zero would stop every cell before it begins.
-    if seconds > 0.0 { Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()) } else { Err("it must be more than 0".to_owned()) }
+    if seconds > 0.0 {
+        Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+    } else {
+        Err("it must be more than 0".to_owned())
+    }
 }
 
 impl SandboxArgs {
@@ -173,7 +177,9 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         file.sync_all()?;
         std::fs::rename(&temporary, path)
     };
-    write().inspect_err(|_| drop(std::fs::remove_file(&temporary))).with_context(|| format!("cannot write {}", path.display()))
+    write()
+        .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Turns Ctrl-C into what `interrupt` does at the first, `stop` at the second. SIGTERM stops at once.

@@ -109,7 +109,12 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     Ok(exit_of(report.status()))
 }
 
-async fn execute(session: &SessionHandle, notebook: &mut Notebook, options: &RunOptions, show: &mut Show) -> Result<RunReport, Failure> {
+async fn execute(
+    session: &SessionHandle,
+    notebook: &mut Notebook,
+    options: &RunOptions,
+    show: &mut Show,
+) -> Result<RunReport, Failure> {
     run_notebook(session, notebook, options, &mut |progress| show.take(progress)).await.map_err(Failure::no_sandbox)
 }
 
@@ -140,9 +145,12 @@ fn check_target(target: &Path) -> anyhow::Result<()> {
     if target.is_dir() {
         bail!("{} is a folder; give the file to write", target.display());
     }
-    std::fs::create_dir_all(parent).with_context(|| format!("cannot make the folder {} for the executed notebook", parent.display()))?;
+    std::fs::create_dir_all(parent)
+        .with_context(|| format!("cannot make the folder {} for the executed notebook", parent.display()))?;
     let probe = parent.join(format!(".cellkeep-{}", crate::ids::random_uuid()));
-    std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)).with_context(|| format!("cannot write into {}", parent.display()))
+    std::fs::write(&probe, b"")
+        .and_then(|()| std::fs::remove_file(&probe))
+        .with_context(|| format!("cannot write into {}", parent.display()))
 }
 
 fn save(target: &Path, notebook: &Notebook) -> anyhow::Result<()> {

@@ -195,9 +195,21 @@ mod tests {
     #[test]
     fn people_and_notebooks_find_their_kernel() {
         for (name, kernel) in [
-            ("python", "python"), ("py", "python"), ("python3", "python"), ("Python", "python"), ("r", "r"), ("ir", "r"),
-            ("R", "r"), ("julia-1.11", "julia"), ("deno", "deno"), ("js", "deno"), ("ts", "deno"), ("javascript", "deno"),
-            ("typescript", "deno"), ("bash", "bash"), ("sh", "bash"),
+            ("python", "python"),
+            ("py", "python"),
+            ("python3", "python"),
+            ("Python", "python"),
+            ("r", "r"),
+            ("ir", "r"),
+            ("R", "r"),
+            ("julia-1.11", "julia"),
+            ("deno", "deno"),
+            ("js", "deno"),
+            ("ts", "deno"),
+            ("javascript", "deno"),
+            ("typescript", "deno"),
+            ("bash", "bash"),
+            ("sh", "bash"),
         ] {
             assert_eq!(find(name).unwrap().name, kernel, "{name}");
         }

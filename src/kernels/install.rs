@@ -38,7 +38,9 @@ pub enum InstallError {
         packages: String,
     },
     /// It exists as a container image only.
-    #[error("{kernel} has no environment for the process sandbox; run: cellkeep images build {kernel}, and use --sandbox docker")]
+    #[error(
+        "{kernel} has no environment for the process sandbox; run: cellkeep images build {kernel}, and use --sandbox docker"
+    )]
     ImageOnly {
         /// Which kernel.
         kernel: String,
@@ -146,7 +148,10 @@ fn make(paths: &Paths, kernel: &Kernel, staging: &Path, progress: Progress<'_>) 
     if let Some(in_environment) = program.strip_prefix("/opt/kernel/") {
         require(&staging.join(in_environment), "the environment is incomplete")?;
     } else {
-        require(Path::new(program), &format!("install {} first; its packages: {}", kernel.display_name, kernel.packages().join(" ")))?;
+        require(
+            Path::new(program),
+            &format!("install {} first; its packages: {}", kernel.display_name, kernel.packages().join(" ")),
+        )?;
     }
     let mut bake = Command::new("sh");
     bake.arg(staging.join("bake.sh")).arg(staging);
@@ -199,7 +204,13 @@ fn virtual_environment(paths: &Paths, kernel: &Kernel, staging: &Path, progress:
 
 /// `uv` from PATH, or our own copy, which is installed on first use. `None` where that fails: pip does the same, slower.
 fn uv(paths: &Paths, progress: Progress<'_>) -> Option<PathBuf> {
-    if Command::new("uv").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+    if Command::new("uv")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+    {
         return Some(PathBuf::from("uv"));
     }
     let own = paths.tools().join("bin/uv");

@@ -214,7 +214,9 @@ impl Task {
             if attached {
                 (back_off, told) = (BACK_OFF.0, false);
             }
-            if !std::mem::replace(&mut told, true) && self.events.send(LinkEvent::Detached { reason: cut.to_string() }).await.is_err() {
+            if !std::mem::replace(&mut told, true)
+                && self.events.send(LinkEvent::Detached { reason: cut.to_string() }).await.is_err()
+            {
                 return;
             }
             self.fail_what_cannot_be_repeated();
@@ -314,7 +316,12 @@ impl Task {
     }
 
     fn fail_what_cannot_be_repeated(&mut self) {
-        let ids: Vec<u64> = self.waiting.iter().filter(|(_, (frame, _))| !matches!(frame, ToAgent::Submit { .. })).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> = self
+            .waiting
+            .iter()
+            .filter(|(_, (frame, _))| !matches!(frame, ToAgent::Submit { .. }))
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             if let Some((_, reply)) = self.waiting.remove(&id) {
                 let _ = reply.send(Err(LinkError::Cut));

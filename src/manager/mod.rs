@@ -53,7 +53,9 @@ pub enum ManagerError {
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     /// None of the kinds works for this kernel.
-    #[error("no sandbox is ready for the {kernel} kernel, and nothing runs without one:\n- {process}\n- {docker}\n`cellkeep doctor` shows what is usable")]
+    #[error(
+        "no sandbox is ready for the {kernel} kernel, and nothing runs without one:\n- {process}\n- {docker}\n`cellkeep doctor` shows what is usable"
+    )]
     NoSandbox {
         /// Which kernel.
         kernel: String,
@@ -100,7 +102,8 @@ impl Manager {
                 tracing::warn!(%error, "cannot look for sandboxes that were left behind");
             }
         });
-        let handle = session::start(sandbox.clone(), record.clone(), spec.limits, spec.kernel.late_output, Position::default());
+        let handle =
+            session::start(sandbox.clone(), record.clone(), spec.limits, spec.kernel.late_output, Position::default());
         let session = Session { handle, record, sandbox };
         match session.handle.ready().await {
             Ok(()) => Ok(session),
@@ -138,7 +141,11 @@ impl Manager {
         }
     }
 
-    async fn create_in(&self, kind: SandboxKind, spec: &SandboxSpec) -> Result<(Arc<dyn Sandbox>, SandboxRecord), SandboxError> {
+    async fn create_in(
+        &self,
+        kind: SandboxKind,
+        spec: &SandboxSpec,
+    ) -> Result<(Arc<dyn Sandbox>, SandboxRecord), SandboxError> {
         let sandbox = self.sandbox(kind).await?;
         let record = sandbox.create(spec).await?;
         Ok((sandbox, record))

@@ -150,9 +150,9 @@ pub enum RunError {
 }
 
 fn is_to_be_run(notebook: &Notebook, index: usize) -> bool {
-    notebook.cell(index).is_some_and(|cell| {
-        cell.is_code() && !cell.source().trim().is_empty() && !cell.has_tag("skip-execution")
-    })
+    notebook
+        .cell(index)
+        .is_some_and(|cell| cell.is_code() && !cell.source().trim().is_empty() && !cell.has_tag("skip-execution"))
 }
 
 fn key(index: usize) -> CellKey {
@@ -186,7 +186,12 @@ async fn run_cell(
 }
 
 /// A display id reaches back: cells that have already been written get the new picture too.
-fn rewrite_earlier_cells(notebook: &mut Notebook, running: usize, outputs: &Outputs, changes: &[Change]) -> Result<(), NotebookError> {
+fn rewrite_earlier_cells(
+    notebook: &mut Notebook,
+    running: usize,
+    outputs: &Outputs,
+    changes: &[Change],
+) -> Result<(), NotebookError> {
     for change in changes {
         if let Change::Update { cell, .. } = change
             && *cell != key(running)
@@ -199,7 +204,13 @@ fn rewrite_earlier_cells(notebook: &mut Notebook, running: usize, outputs: &Outp
     Ok(())
 }
 
-fn record(notebook: &mut Notebook, index: usize, outputs: &Outputs, result: &RunResult, count: i64) -> Result<(), NotebookError> {
+fn record(
+    notebook: &mut Notebook,
+    index: usize,
+    outputs: &Outputs,
+    result: &RunResult,
+    count: i64,
+) -> Result<(), NotebookError> {
     let mut all = outputs.outputs(key(index));
     if let Some(error) = result.error.as_ref().filter(|_| is_ours(result.status)) {
         all.push(error_output(error));

@@ -228,7 +228,10 @@ impl Driver {
             LinkEvent::Attached(hello) => {
                 self.generation = hello.generation;
                 self.acked = Seq(hello.first_seq.0.saturating_sub(1));
-                if hello.kernel_state == KernelState::Ready && *self.state.borrow() == SessionState::Starting && hello.first_seq > Seq::FIRST {
+                if hello.kernel_state == KernelState::Ready
+                    && *self.state.borrow() == SessionState::Starting
+                    && hello.first_seq > Seq::FIRST
+                {
                     // Its being ready was told to an earlier manager.
                     self.become_idle();
                 }
@@ -253,7 +256,9 @@ impl Driver {
 
     fn take_event(&mut self, event: Event) {
         match event {
-            Event::Message { channel, generation, message } if generation == self.generation => self.take_message(channel, message),
+            Event::Message { channel, generation, message } if generation == self.generation => {
+                self.take_message(channel, message)
+            }
             // From a kernel that has ended: its runs have, too.
             Event::Message { .. } => {}
             Event::Kernel { generation, event } => self.take_kernel_event(generation, event),
@@ -299,7 +304,9 @@ impl Driver {
                     self.stop(StopReason::OutputExceeded(limit));
                 }
             }
-            KernelEvent::BadMessage { reason } => self.notice(format!("the kernel sent something that is no message: {reason}")),
+            KernelEvent::BadMessage { reason } => {
+                self.notice(format!("the kernel sent something that is no message: {reason}"))
+            }
         }
     }
 
@@ -372,7 +379,8 @@ impl Driver {
             self.finish(result);
         }
         for (_, events) in std::mem::take(&mut self.queue) {
-            let never_run = ActiveRun::new(RunId::random(), Duration::ZERO, Instant::now()).sandbox_gone(&why, Instant::now());
+            let never_run =
+                ActiveRun::new(RunId::random(), Duration::ZERO, Instant::now()).sandbox_gone(&why, Instant::now());
             let _ = events.send(RunEvent::Finished(RunResult { status: super::RunStatus::Cancelled, ..never_run }));
         }
         self.set_state(SessionState::Gone { why });

@@ -195,7 +195,9 @@ impl ActiveRun {
         let (status, error) = match (reply, self.stop) {
             (_, Some(stop)) => (stop.status(), Some(stop.error())),
             (ReplyStatus::Ok, None) => (RunStatus::Ok, None),
-            (ReplyStatus::Error(error), None) => (RunStatus::Error, Some(self.error.clone().unwrap_or_else(|| error.clone()))),
+            (ReplyStatus::Error(error), None) => {
+                (RunStatus::Error, Some(self.error.clone().unwrap_or_else(|| error.clone())))
+            }
             (ReplyStatus::Aborted, None) => (RunStatus::Cancelled, None),
         };
         // Output and time limits are ours to report even where the code then ended by itself.
@@ -264,7 +266,10 @@ fn error_info(ename: &str, evalue: String) -> ErrorInfo {
 }
 
 fn memory_error(memory_mb: u64) -> ErrorInfo {
-    error_info("OutOfMemory", format!("the kernel was killed: the session used up its {memory_mb} MB of memory (--memory gives more)"))
+    error_info(
+        "OutOfMemory",
+        format!("the kernel was killed: the session used up its {memory_mb} MB of memory (--memory gives more)"),
+    )
 }
 
 fn death_error(exit: &KernelExit) -> ErrorInfo {
@@ -273,7 +278,8 @@ fn death_error(exit: &KernelExit) -> ErrorInfo {
         (None, Some(code)) => format!("with exit code {code}"),
         (None, None) => "in an unknown way".to_owned(),
     };
-    let last_words = if exit.last_words.is_empty() { String::new() } else { format!("; its last words: {}", exit.last_words) };
+    let last_words =
+        if exit.last_words.is_empty() { String::new() } else { format!("; its last words: {}", exit.last_words) };
     error_info("KernelDied", format!("the kernel process ended {how} while the cell ran{last_words}"))
 }
 
@@ -375,7 +381,8 @@ mod tests {
     #[test]
     fn deaths_say_how() {
         let (run, now) = run();
-        let mut exit = KernelExit { code: None, signal: Some(11), out_of_memory: false, reason: None, last_words: "oops".into() };
+        let mut exit =
+            KernelExit { code: None, signal: Some(11), out_of_memory: false, reason: None, last_words: "oops".into() };
         let result = run.died(&exit, 512, now);
         assert_eq!(result.status, RunStatus::KernelDied);
         let evalue = result.error.unwrap().evalue;

@@ -203,10 +203,8 @@ impl Message {
     /// endian), a length (u32) per part, then header, parent, metadata, content and buffers. No identities, no signature:
     /// the stream's ends are the only two that speak on it.
     pub fn pack(&self) -> Vec<Bytes> {
-        let parts: Vec<&Bytes> = [&self.header, &self.parent_header, &self.metadata, &self.content]
-            .into_iter()
-            .chain(&self.buffers)
-            .collect();
+        let parts: Vec<&Bytes> =
+            [&self.header, &self.parent_header, &self.metadata, &self.content].into_iter().chain(&self.buffers).collect();
         let mut index = BytesMut::with_capacity(4 * (parts.len() + 1));
         index.put_u32_le(parts.len() as u32);
         parts.iter().for_each(|part| index.put_u32_le(part.len() as u32));

@@ -29,7 +29,12 @@ async fn fork_bomb(place: Place) {
     let living = place.session_with("python", Limits { pids: 64, ..Limits::default() }).await;
     let code = "import os, time\nfailed = 0\nwhile not failed:\n    try:\n        if os.fork() == 0:\n            time.sleep(600)\n    except BlockingIOError:\n        failed = 1\nprint('refused')";
     assert!(living.ok(code).await.contains("refused"));
-    let ran = living.run_for("import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass", Duration::from_secs(2)).await;
+    let ran = living
+        .run_for(
+            "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass",
+            Duration::from_secs(2),
+        )
+        .await;
     assert_eq!(ran.status(), RunStatus::Timeout, "{}", ran.error());
     living.end().await;
 }
@@ -106,9 +111,15 @@ print('quick', time.time() - began < 20)";
     let text = living.ok(code).await;
     assert!(!text.contains("reached") && !text.contains("resolved"), "{text}");
     assert!(text.contains("quick True"), "{text}");
-    for harmless in text.split("interfaces").nth(1).unwrap_or_default().lines().next().unwrap_or_default().split('\'').skip(1).step_by(2) {
+    for harmless in
+        text.split("interfaces").nth(1).unwrap_or_default().lines().next().unwrap_or_default().split('\'').skip(1).step_by(2)
+    {
         // Tunnel stubs that the kernel makes in every namespace, down and without addresses.
-        assert!(["lo", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"].contains(&harmless), "{text}");
+        assert!(
+            ["lo", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"]
+                .contains(&harmless),
+            "{text}"
+        );
     }
     living.end().await;
 }
@@ -156,7 +167,10 @@ print([line for line in status.splitlines() if line.split(':')[0] in ('CapEff', 
     let text = living.ok(code).await;
     assert!(!text.contains("ALLOWED") && !text.contains("opened"), "{text}");
     for line in text.lines().filter(|line| line.starts_with("family")) {
-        assert!(["family 1 ", "family 2 ", "family 10 ", "family 16 "].iter().any(|allowed| line.starts_with(allowed)), "{text}");
+        assert!(
+            ["family 1 ", "family 2 ", "family 10 ", "family 16 "].iter().any(|allowed| line.starts_with(allowed)),
+            "{text}"
+        );
     }
     for absent in ["future ENOSYS", "x32 ENOSYS", "clone3 ENOSYS"] {
         assert!(text.contains(absent), "{absent}: {text}");
@@ -209,7 +223,8 @@ for path in ['/var/run/docker.sock', '/run/docker.sock', '/root', '/home', '/var
     let text = living.ok(code).await;
     assert!(text.contains("leaked []") && text.contains("given to the kernel"), "{text}");
     let allowed = |line: &&str| !(line.contains("/etc/hostname"));
-    let seen: Vec<&str> = text.lines().filter(|line| line.starts_with("sees") || line.starts_with("reads")).filter(allowed).collect();
+    let seen: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("sees") || line.starts_with("reads")).filter(allowed).collect();
     assert!(seen.is_empty(), "{text}");
     living.end().await;
 }
@@ -342,7 +357,9 @@ async fn ignored_interrupt(place: Place) {
     assert!(ran.text().contains("deaf"), "what came before is kept");
     assert!(ran.notices.iter().any(|notice| notice.contains("killing")), "each step is told: {:?}", ran.notices);
     living.still_works().await;
-    let ran = living.run_for("while True:\n    try:\n        while True: pass\n    except BaseException: pass", Duration::from_secs(1)).await;
+    let ran = living
+        .run_for("while True:\n    try:\n        while True: pass\n    except BaseException: pass", Duration::from_secs(1))
+        .await;
     assert_eq!(ran.status(), RunStatus::Timeout);
     living.still_works().await;
     living.end().await;

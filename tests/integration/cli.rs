@@ -150,7 +150,8 @@ fn exit_codes_tell_what_happened() {
 #[test]
 fn a_sandbox_that_is_not_there_is_never_done_without() {
     let folder = scratch("no-sandbox");
-    let ran = Cli::new(&["exec", "-c", "print('ran')"]).env("PATH", "/nowhere").env("DOCKER_HOST", "unix:///nowhere.sock").run();
+    let ran =
+        Cli::new(&["exec", "-c", "print('ran')"]).env("PATH", "/nowhere").env("DOCKER_HOST", "unix:///nowhere.sock").run();
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     assert!(ran.stdout.is_empty() && ran.stderr.contains("bubblewrap") && ran.stderr.contains("doctor"), "{}", ran.stderr);
     let ran = Cli::new(&["exec", "-c", "1", "--sandbox", "docker"]).env("DOCKER_HOST", "unix:///nowhere.sock").run();
@@ -205,7 +206,10 @@ fn run_through_pipes() {
 #[test]
 fn a_display_id_reaches_back_to_earlier_cells() {
     let folder = scratch("run-display-id");
-    let cells = [code_cell("from IPython.display import display\nh = display('one', display_id=True)", &[]), code_cell("h.update('two')", &[])];
+    let cells = [
+        code_cell("from IPython.display import display\nh = display('one', display_id=True)", &[]),
+        code_cell("h.update('two')", &[]),
+    ];
     let notebook = write_notebook(&folder, &cells);
     let ran = Cli::new(&["run"]).path(&notebook).run();
     assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -357,15 +361,18 @@ fn ctrl_c_interrupts_and_a_second_one_stops() {
 /// The folders of sandboxes that belong to a process.
 fn sandboxes_of(pid: u32) -> Vec<PathBuf> {
     let records = std::fs::read_dir(Paths::from_environment().sandboxes()).into_iter().flatten().flatten();
-    let belongs = |folder: &PathBuf| std::fs::read(folder.join("record.json")).is_ok_and(|bytes| {
-        serde_json::from_slice::<Value>(&bytes).is_ok_and(|record| record["owner"]["pid"] == pid)
-    });
+    let belongs = |folder: &PathBuf| {
+        std::fs::read(folder.join("record.json"))
+            .is_ok_and(|bytes| serde_json::from_slice::<Value>(&bytes).is_ok_and(|record| record["owner"]["pid"] == pid))
+    };
     records.map(|entry| entry.path()).filter(belongs).collect()
 }
 
 #[test]
 fn a_killed_run_leaves_nothing_for_long() {
-    let mut child = Cli::new(&["exec", "--sandbox", "process", "-c", "print('started', flush=True)\nimport time; time.sleep(600)"]).start();
+    let mut child =
+        Cli::new(&["exec", "--sandbox", "process", "-c", "print('started', flush=True)\nimport time; time.sleep(600)"])
+            .start();
     wait_for(&mut child, "started");
     let folders = sandboxes_of(child.id());
     assert_eq!(folders.len(), 1);
@@ -384,11 +391,17 @@ fn a_killed_run_leaves_nothing_for_long() {
 #[test]
 fn doctor_and_lists_answer() {
     let ran = Cli::new(&["doctor"]).run();
-    assert!(ran.code == 0 && ran.stdout.contains("process sandbox") && ran.stdout.contains("docker sandbox"), "{}", ran.stdout);
+    assert!(
+        ran.code == 0 && ran.stdout.contains("process sandbox") && ran.stdout.contains("docker sandbox"),
+        "{}",
+        ran.stdout
+    );
     let ran = Cli::new(&["kernels", "list", "--json"]).run();
     let kernels: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(kernels.as_array().unwrap().len(), 5);
-    for help in [vec!["--help"], vec!["run", "--help"], vec!["exec", "--help"], vec!["kernels", "--help"], vec!["images", "--help"]] {
+    for help in
+        [vec!["--help"], vec!["run", "--help"], vec!["exec", "--help"], vec!["kernels", "--help"], vec!["images", "--help"]]
+    {
         assert_eq!(Cli::new(&help).run().code, 0);
     }
 }

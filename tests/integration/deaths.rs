@@ -62,12 +62,16 @@ async fn stdin_without_anyone(place: Place) {
     assert!(ran.error().contains("StdinNotImplemented"), "{}", ran.error());
     // And with somebody who answers.
     let handle = living.session.handle.clone();
-    let mut events = handle.run(RunRequest { code: "print('hello', input('who? '))".into(), allow_stdin: true, ..RunRequest::default() }).unwrap();
+    let mut events = handle
+        .run(RunRequest { code: "print('hello', input('who? '))".into(), allow_stdin: true, ..RunRequest::default() })
+        .unwrap();
     let mut text = String::new();
     while let Some(event) = events.recv().await {
         match event {
             cellkeep::session::RunEvent::Input { .. } => handle.input("you").unwrap(),
-            cellkeep::session::RunEvent::Output { message, .. } => text.push_str(message.content_value()["text"].as_str().unwrap_or_default()),
+            cellkeep::session::RunEvent::Output { message, .. } => {
+                text.push_str(message.content_value()["text"].as_str().unwrap_or_default())
+            }
             cellkeep::session::RunEvent::Finished(result) => assert_eq!(result.status, RunStatus::Ok),
             _ => {}
         }

@@ -29,7 +29,10 @@ async fn in_and_out(place: Place) {
     names.sort();
     assert_eq!(names, ["file out.bin", "folder data"]);
     let usage = living.session.handle.usage().await.unwrap();
-    assert!(usage.memory_bytes > 10 << 20 && usage.peak_memory_bytes >= usage.memory_bytes && usage.cpu_seconds > 0.05, "{usage:?}");
+    assert!(
+        usage.memory_bytes > 10 << 20 && usage.peak_memory_bytes >= usage.memory_bytes && usage.cpu_seconds > 0.05,
+        "{usage:?}"
+    );
     living.end().await;
 }
 

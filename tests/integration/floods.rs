@@ -72,7 +72,9 @@ async fn endless_output(place: Place) {
 
 async fn one_output_too_large(place: Place) {
     let living = place.session_with("python", Limits { output_mb: 2, ..Limits::default() }).await;
-    let ran = living.run("from IPython.display import display\nprint('before')\ndisplay({'text/plain': 'z' * 5_000_000}, raw=True)").await;
+    let ran = living
+        .run("from IPython.display import display\nprint('before')\ndisplay({'text/plain': 'z' * 5_000_000}, raw=True)")
+        .await;
     assert_eq!(ran.status(), RunStatus::OutputExceeded, "{}", ran.error());
     assert!(ran.text().contains("before"));
     living.still_works().await;

@@ -11,3 +11,4 @@ mod floods;
 mod link;
 mod notebooks;
 mod outputs;
+mod transcripts;

@@ -15,7 +15,12 @@ fn notebook(name: &str) -> PathBuf {
 fn outputs(name: &str, sandbox: &str) -> Vec<Value> {
     let folder = scratch(&format!("notebook-{name}-{sandbox}"));
     let out = folder.join("out.ipynb");
-    let ran = Cli::new(&["run"]).path(&notebook(name)).args(&["--sandbox", sandbox, "-o"]).path(&out).args(&["--memory", "1g"]).run();
+    let ran = Cli::new(&["run"])
+        .path(&notebook(name))
+        .args(&["--sandbox", sandbox, "-o"])
+        .path(&out)
+        .args(&["--memory", "1g"])
+        .run();
     assert_eq!(ran.code, 0, "{name} in {sandbox}: {}", ran.stderr);
     let executed: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
     let cells = executed["cells"].as_array().unwrap().iter().filter(|cell| cell["cell_type"] == "code");

@@ -26,7 +26,8 @@ async fn every_language(place: Place) {
 
 async fn writes_past_the_protocol(place: Place) {
     let living = place.session("python").await;
-    let text = living.ok("import os, subprocess\nos.write(1, b'from fd 1\\n')\nsubprocess.run(['echo', 'from a child'])").await;
+    let text =
+        living.ok("import os, subprocess\nos.write(1, b'from fd 1\\n')\nsubprocess.run(['echo', 'from a child'])").await;
     assert!(text.contains("from fd 1") && text.contains("from a child"), "{text}");
     living.end().await;
     let living = place.session("r").await;

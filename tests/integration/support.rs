@@ -104,7 +104,8 @@ pub struct Living {
 
 impl Living {
     pub async fn run(&self, code: &str) -> Ran {
-        self.run_with(RunRequest { code: code.to_owned(), timeout: Some(Duration::from_secs(120)), ..RunRequest::default() }).await
+        self.run_with(RunRequest { code: code.to_owned(), timeout: Some(Duration::from_secs(120)), ..RunRequest::default() })
+            .await
     }
 
     pub async fn run_for(&self, code: &str, timeout: Duration) -> Ran {

@@ -50,15 +50,12 @@ pub enum BuildError {
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     /// The image that the build starts from cannot be had.
-    #[error(
-        "the base image cannot be had: {reason}\n  where an image registry can be reached, run: docker pull {image}\n  \
-         elsewhere make it from Debian's packages, as scripts/setup-docker.sh in Cellkeep's sources does"
-    )]
+    #[error("the base image cannot be had: {reason}\n  {remedy}")]
     Base {
-        /// Which.
-        image: String,
         /// What the engine said.
         reason: String,
+        /// What mends it.
+        remedy: String,
     },
     /// A step failed.
     #[error("{step}\n{reason}\nThe end of its output:\n{output}")]
@@ -168,6 +165,8 @@ fn packed(kernel: &Kernel) -> io::Result<Vec<u8>> {
 #[derive(Default)]
 struct Transcript {
     step: String,
+    /// The build arguments and their values, as Dockerfiles write them.
+    arguments: Vec<(String, String)>,
     lines: Vec<String>,
 }
 
@@ -183,6 +182,8 @@ impl Transcript {
         for line in lines.map(str::trim_end).filter(|line| !line.is_empty()) {
             if line.starts_with("Step ") || line.starts_with("STEP ") {
                 self.step = line.to_owned();
+                let argument = line.split_once("ARG ").and_then(|(_, argument)| argument.split_once('='));
+                self.arguments.extend(argument.map(|(name, value)| (format!("${{{name}}}"), value.to_owned())));
                 self.lines.clear();
             } else {
                 self.lines.push(line.to_owned());
@@ -194,9 +195,20 @@ impl Transcript {
 
     fn failure(self, reason: String) -> BuildError {
         // Both engines name a step as "... : FROM image" or "...: FROM image".
-        match self.step.split_once("FROM ") {
-            Some((_, image)) => BuildError::Base { image: image.trim().to_owned(), reason },
+        match self.step.split_once("FROM ").and_then(|(_, rest)| rest.split_whitespace().next()) {
+            Some(image) => BuildError::Base { reason, remedy: self.base_remedy(image) },
             None => BuildError::Step { step: self.step, reason, output: self.lines.join("\n") },
+        }
+    }
+
+    fn base_remedy(&self, image: &str) -> String {
+        let image = self.arguments.iter().fold(image.to_owned(), |image, (name, value)| image.replace(name, value));
+        let pull = format!("where an image registry can be reached, run: docker pull {image}");
+        match image.starts_with("debian:") {
+            true => format!(
+                "{pull}\n  elsewhere make it from Debian's packages: scripts/setup-docker.sh in Cellkeep's sources does"
+            ),
+            false => pull,
         }
     }
 }
@@ -236,9 +248,14 @@ mod tests {
 
     #[test]
     fn a_missing_base_image_is_told_from_a_failing_step() {
-        let mut transcript = Transcript::default();
-        transcript.hear(&said("Step 1/2 : FROM debian:bookworm-slim\n"), &mut |_| {});
-        let error = transcript.failure("pull access denied".into());
-        assert!(error.to_string().contains("docker pull debian:bookworm-slim"), "{error}");
+        let remedy = |steps: &[&str]| {
+            let mut transcript = Transcript::default();
+            steps.iter().for_each(|step| transcript.hear(&said(step), &mut |_| {}));
+            transcript.failure("pull access denied".into()).to_string()
+        };
+        let debian = remedy(&["Step 1/2 : FROM debian:bookworm-slim AS build\n"]);
+        assert!(debian.contains("docker pull debian:bookworm-slim\n") && debian.contains("setup-docker.sh"), "{debian}");
+        let julia = remedy(&["Step 1/2 : ARG BASE=julia:1.11\n", "Step 2/2 : FROM ${BASE}\n"]);
+        assert!(julia.ends_with("docker pull julia:1.11"), "{julia}");
     }
 }

@@ -23,8 +23,16 @@ use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
 /// System folders that kernels read beyond `/usr`. Those that a machine lacks are left out.
 const ETC: &[&str] = &[
-    "/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/fonts", "/etc/localtime",
-    "/etc/R", "/etc/mime.types", "/etc/python3", "/etc/python3.11",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/fonts",
+    "/etc/localtime",
+    "/etc/R",
+    "/etc/mime.types",
+    "/etc/python3",
+    "/etc/python3.11",
 ];
 /// What a session with a network reads besides.
 const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/services", "/etc/protocols"];
@@ -206,7 +214,10 @@ pub fn probe() -> Probe {
 
 /// What bubblewrap said, with the way out where we know it.
 pub(super) fn explain(said: &str) -> String {
-    let hint = if said.contains("uid map") || said.contains("Creating new namespace") || said.contains("No permissions to create") {
+    let hint = if said.contains("uid map")
+        || said.contains("Creating new namespace")
+        || said.contains("No permissions to create")
+    {
         let apparmor = fs::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns");
         if apparmor.is_ok_and(|value| value.trim() == "1") {
             "; AppArmor forbids user namespaces here: load a profile for bwrap (Ubuntu: apparmor-profiles, bwrap-userns-restrict), \

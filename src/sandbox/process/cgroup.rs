@@ -42,7 +42,11 @@ pub fn controllers() -> Controllers {
 fn version2() -> Controllers {
     let ours = Path::new(ROOT).join(OURS);
     if let Err(error) = fs::create_dir_all(&ours) {
-        return Controllers { version: 2, why_not: Some(format!("cannot make {}: {error}", ours.display())), ..Controllers::default() };
+        return Controllers {
+            version: 2,
+            why_not: Some(format!("cannot make {}: {error}", ours.display())),
+            ..Controllers::default()
+        };
     }
     for folder in [Path::new(ROOT), &ours] {
         for controller in ["memory", "cpu", "pids"] {

@@ -85,7 +85,8 @@ impl ProcessSandbox {
             reason: error.to_string(),
             remedy: format!("run: cellkeep kernels install {}", spec.kernel.name),
         })?;
-        let agent = agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
+        let agent =
+            agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
         let listener = UnixListener::bind(socket)
             .map_err(SandboxError::io(format!("cannot listen on {} (a shorter data folder may help)", socket.display())))?;
         let listener = OwnedFd::from(listener);
@@ -95,8 +96,10 @@ impl ProcessSandbox {
             cgroup.limits_memory(),
             !cgroup.limits_processes(),
         );
-        let config = serde_json::to_string(&config).map_err(|error| SandboxError::io("agent configuration")(error.into()))?;
-        let launch = Launch { spec, environment: &environment, agent: &agent, cgroup, config: &config, data: self.paths.data() };
+        let config =
+            serde_json::to_string(&config).map_err(|error| SandboxError::io("agent configuration")(error.into()))?;
+        let launch =
+            Launch { spec, environment: &environment, agent: &agent, cgroup, config: &config, data: self.paths.data() };
         let (mut command, status) = launch.command(listener).map_err(|error| unavailable(&error))?;
         if rustix::process::geteuid().is_root() {
             let uid = session_uid(&spec.session);
@@ -133,7 +136,11 @@ fn session_uid(session: &SessionId) -> u32 {
 fn unavailable(error: &io::Error) -> SandboxError {
     let missing = error.kind() == io::ErrorKind::NotFound;
     let reason = if missing { "bubblewrap (bwrap) is not installed".to_owned() } else { error.to_string() };
-    SandboxError::Unavailable { kind: KIND, reason, remedy: "install it: apt-get install bubblewrap; then run: cellkeep doctor".into() }
+    SandboxError::Unavailable {
+        kind: KIND,
+        reason,
+        remedy: "install it: apt-get install bubblewrap; then run: cellkeep doctor".into(),
+    }
 }
 
 /// Reads bubblewrap's status lines until the one with the agent's process.
@@ -155,7 +162,9 @@ fn read_agent_pid(status: OwnedFd) -> Option<ProcessStamp> {
         }
         said.extend_from_slice(&chunk[..read]);
         let lines = said.split(|byte| *byte == b'\n');
-        let pid = lines.filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok()).find_map(|line| line["child-pid"].as_i64());
+        let pid = lines
+            .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
+            .find_map(|line| line["child-pid"].as_i64());
         if let Some(pid) = pid {
             return ProcessStamp::of(i32::try_from(pid).ok()?);
         }
@@ -163,10 +172,16 @@ fn read_agent_pid(status: OwnedFd) -> Option<ProcessStamp> {
 }
 
 fn isolation(controllers: &Controllers, network: Network) -> Isolation {
-    let mut enforced: Vec<String> =
-        ["user, pid, ipc, uts, mount and cgroup namespaces", "read-only system", "seccomp", "no_new_privs", "disk", "output"]
-            .map(str::to_owned)
-            .to_vec();
+    let mut enforced: Vec<String> = [
+        "user, pid, ipc, uts, mount and cgroup namespaces",
+        "read-only system",
+        "seccomp",
+        "no_new_privs",
+        "disk",
+        "output",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let mut not_enforced = Vec::new();
     match network {
         Network::None => enforced.push("no network".into()),

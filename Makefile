@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh Debian machine with Rust:
+#   make demo   installs what is missing, builds, and runs a notebook in a sandbox
+#   make test   installs what the tests need (engine, images, R, ...), and passes all of them
+# Both are safe to repeat, and quick the second time.
+
+CELLKEEP := target/release/cellkeep
+TEST_KERNELS := python r deno bash
+OUT := target/demo
+
+.PHONY: all build demo test check unit integration bench images kernels setup-demo setup-test clean
+
+all: build
+
+# build.rs builds the agent statically and puts it into the binary.
+build:
+	cargo build --release --locked
+
+setup-demo:
+	@sh scripts/setup-demo.sh
+
+setup-test:
+	@sh scripts/setup-test.sh
+
+demo: setup-demo build
+	@$(CELLKEEP) kernels install python
+	@mkdir -p $(OUT)
+	@$(CELLKEEP) run notebooks/quickstart.ipynb -o $(OUT)/quickstart.ipynb --artifacts $(OUT)/plots --sandbox process
+
+# The tests use the debug build, so a machine that only tests never waits for a release build.
+test: setup-test check kernels images unit
+
+kernels:
+	@cargo build --quiet --locked
+	@target/debug/cellkeep kernels install $(TEST_KERNELS)
+
+images:
+	@cargo build --quiet --locked
+	@target/debug/cellkeep images build $(TEST_KERNELS)
+
+check:
+	cargo fmt --check
+	cargo clippy --locked --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --quiet --no-deps --all-features --document-private-items
+
+# Unit, architecture, oracle and integration tests, all in one run.
+unit:
+	cargo nextest run --locked --all-features --no-fail-fast
+
+bench: setup-test build
+	@$(CELLKEEP) kernels install python
+	@-$(CELLKEEP) images build python
+	cargo bench --locked --bench spine
+
+clean:
+	cargo clean

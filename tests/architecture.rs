@@ -1,0 +1,223 @@
+//! Holds the import table of ARCHITECTURE.md, which the compiler cannot inside one crate, and keeps the dependencies tidy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Module by module: what of ours it may import.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    // pure
+    ("ids", &[]),
+    ("mime", &[]),
+    ("policy", &["ids"]),
+    ("wire", &["ids"]),
+    ("output", &["ids", "wire", "mime"]),
+    ("notebook", &["ids", "mime", "output", "wire"]),
+    ("agent_protocol", &["ids", "wire", "policy"]),
+    // adapters
+    ("config", &["policy"]),
+    ("kernels", &["ids", "wire", "policy", "config"]),
+    ("sandbox", &["ids", "policy", "config", "kernels", "agent_protocol"]),
+    ("link", &["ids", "wire", "agent_protocol", "sandbox"]),
+    ("agent", &["ids", "wire", "policy", "agent_protocol"]),
+    // domain
+    ("session", &["ids", "wire", "output", "policy", "agent_protocol", "link", "sandbox"]),
+    ("manager", &["ids", "policy", "config", "kernels", "sandbox", "link", "session"]),
+    ("runner", &["wire", "session", "notebook", "output"]),
+    // top
+    (
+        "cli",
+        &[
+            "ids",
+            "mime",
+            "policy",
+            "wire",
+            "output",
+            "notebook",
+            "agent_protocol",
+            "config",
+            "kernels",
+            "sandbox",
+            "session",
+            "manager",
+            "runner",
+        ],
+    ),
+];
+
+/// Crates that appear in one module only.
+const CONFINED: &[(&str, &str)] = &[
+    ("bollard", "sandbox/docker"),
+    ("zeromq", "agent/channels.rs"),
+    ("seccompiler", "agent/confine.rs"),
+    ("landlock", "agent/confine.rs"),
+    ("rust_embed", "kernels"),
+    ("clap", "cli"),
+    ("anyhow", "cli"),
+    ("indicatif", "cli"),
+];
+
+/// Pure modules do no I/O: none of these words is in their code.
+const PURE: &[&str] = &["mime", "policy", "wire", "output", "notebook"];
+const IMPURE: &[&str] = &["std::fs", "std::net", "std::process", "tokio::", "rustix::"];
+
+/// The longest file, lines, tests at its end left out.
+const LONGEST_FILE: usize = 620;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Each source file: its path below `src`, its module, and its code without comments and unit tests.
+fn sources() -> Vec<(String, String, String)> {
+    let src = root().join("src");
+    rust_files(&src)
+        .into_iter()
+        .map(|path| {
+            let relative = path.strip_prefix(&src).unwrap().to_string_lossy().into_owned();
+            let module = relative.split('/').next().unwrap().trim_end_matches(".rs").to_owned();
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let code: Vec<&str> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+            (relative, module, code.join("\n"))
+        })
+        .filter(|(relative, ..)| !["lib.rs", "main.rs", "bin/agent.rs"].contains(&relative.as_str()))
+        .collect()
+}
+
+/// Our modules that the code names with `crate::NAME` or inside `use crate::{NAME...`.
+fn imports(code: &str) -> BTreeSet<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    code.match_indices("crate::")
+        .map(|(at, found)| word(&code[at + found.len()..]))
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+#[test]
+fn modules_import_only_what_the_table_allows() {
+    let table: BTreeMap<&str, BTreeSet<&str>> =
+        MAY_IMPORT.iter().map(|(module, may)| (*module, may.iter().copied().collect())).collect();
+    let mut broken = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (file, module, code) in sources() {
+        assert!(!code.contains("use crate::{"), "{file}: one `use` per module, so that this test can read it");
+        let allowed = table
+            .get(module.as_str())
+            .unwrap_or_else(|| panic!("{module} is not in the table: a new module needs a reason"));
+        for import in imports(&code).into_iter().filter(|import| *import != module) {
+            if !allowed.contains(import.as_str()) {
+                broken.push(format!("{file} imports {import}"));
+            }
+        }
+        seen.insert(module);
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+    let gone: Vec<_> = table.keys().filter(|module| !seen.contains(**module)).collect();
+    assert!(gone.is_empty(), "in the table, but not there: {gone:?}");
+}
+
+#[test]
+fn some_crates_are_known_in_one_place_only() {
+    let strays: Vec<String> = sources()
+        .into_iter()
+        .flat_map(|(file, _, code)| {
+            let uses = move |name: &str| code.contains(&format!("{name}::")) || code.contains(&format!("use {name}"));
+            let file_name = file.clone();
+            CONFINED
+                .iter()
+                .filter(move |(name, home)| !file.starts_with(home) && uses(name))
+                .map(move |(name, _)| format!("{file_name}: {name}"))
+        })
+        .collect();
+    assert!(strays.is_empty(), "{strays:#?}");
+}
+
+#[test]
+fn pure_modules_do_no_io() {
+    for (file, module, code) in sources() {
+        if PURE.contains(&module.as_str()) {
+            for word in IMPURE {
+                assert!(!code.contains(word), "{file} is pure and says {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn files_stay_readable() {
+    for (file, _, code) in sources() {
+        let lines = code.lines().count();
+        assert!(lines <= LONGEST_FILE, "{file} has {lines} lines; it tells more than one story");
+    }
+}
+
+#[test]
+fn architecture_md_names_every_module() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    for (module, _) in MAY_IMPORT {
+        assert!(text.contains(&format!("`{module}`")), "ARCHITECTURE.md does not name {module}");
+    }
+}
+
+#[test]
+fn every_dependency_is_used() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let dependencies = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    let code: String = sources().into_iter().map(|(_, _, code)| code).collect();
+    for line in dependencies.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        let name = line.split([' ', '=', '.']).next().unwrap().replace('-', "_");
+        assert!(code.contains(&format!("{name}::")), "{name} is a dependency that no code names");
+    }
+}
+
+/// Licences that may be linked into the binary.
+const LICENCES: &[&str] = &[
+    "MIT",
+    "Apache-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Zlib",
+    "Unicode-3.0",
+    "Unlicense",
+    "0BSD",
+    "BSL-1.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "CC0-1.0",
+    "MIT-0",
+];
+
+#[test]
+fn every_licence_is_allowed() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--offline", "--locked", "--all-features"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for package in metadata["packages"].as_array().unwrap() {
+        let licence = package["license"].as_str().unwrap_or_default().replace('/', " OR ");
+        // Each alternative joined by AND must have one choice joined by OR that is allowed.
+        let allowed = licence
+            .split(" AND ")
+            .all(|all| all.split(" OR ").any(|one| LICENCES.contains(&one.trim_matches(['(', ')', ' ']))));
+        assert!(allowed, "{} has the licence {licence:?}", package["name"]);
+    }
+}
