@@ -99,7 +99,7 @@ pub enum LinkError {
 type Reply = oneshot::Sender<Result<(AnswerBody, Bytes), LinkError>>;
 
 enum Command {
-    Send { id: u64, frame: ToAgent, reply: Reply },
+    Send { id: u64, frame: Box<ToAgent>, reply: Reply },
     Ack(Seq),
 }
 
@@ -164,7 +164,7 @@ impl Link {
 
     async fn send(&self, id: u64, frame: ToAgent) -> Result<(AnswerBody, Bytes), LinkError> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Send { id, frame, reply }).map_err(|_| LinkError::Closed)?;
+        self.commands.send(Command::Send { id, frame: Box::new(frame), reply }).map_err(|_| LinkError::Closed)?;
         match answer.await.map_err(|_| LinkError::Closed)?? {
             (AnswerBody::Refused { reason }, _) => Err(LinkError::Refused(reason)),
             answer => Ok(answer),
@@ -199,7 +199,7 @@ struct Task {
     position: Arc<std::sync::Mutex<Position>>,
     events: mpsc::Sender<LinkEvent>,
     commands: mpsc::UnboundedReceiver<Command>,
-    waiting: HashMap<u64, (ToAgent, Reply)>,
+    waiting: HashMap<u64, (Box<ToAgent>, Reply)>,
 }
 
 impl Task {
@@ -319,7 +319,7 @@ impl Task {
         let ids: Vec<u64> = self
             .waiting
             .iter()
-            .filter(|(_, (frame, _))| !matches!(frame, ToAgent::Submit { .. }))
+            .filter(|(_, (frame, _))| !matches!(**frame, ToAgent::Submit { .. }))
             .map(|(id, _)| *id)
             .collect();
         for id in ids {

@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn times() {
-        let at = |seconds| iso8601(UNIX_EPOCH + Duration::from_micros(seconds * 1_000_000 + 7));
+        let at = |seconds: u64| iso8601(UNIX_EPOCH + Duration::from_micros(seconds * 1_000_000 + 7));
         assert_eq!(at(0), "1970-01-01T00:00:00.000007Z");
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00.000007Z");
         assert_eq!(at(1_795_219_199), "2026-11-20T23:59:59.000007Z");

@@ -1,5 +1,7 @@
 //! Drives real kernels in every sandbox that this machine has. One binary, since linking it is most of its cost.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is how a failure is told")]
+
 #[macro_use]
 mod support;
 

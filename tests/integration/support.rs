@@ -10,7 +10,7 @@ use cellkeep::output::{CellKey, Outputs, StreamStyle, text_of};
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
 use cellkeep::sandbox::docker::{Engine, engine};
-use cellkeep::session::{RunEvent, RunRequest, RunResult, RunStatus, SessionState};
+use cellkeep::session::{RunEvent, RunRequest, RunResult, RunStatus};
 use serde_json::Value;
 
 /// No test waits longer for one run: a hang is a failure, not a lost CI.
@@ -143,18 +143,6 @@ impl Living {
     pub async fn still_works(&self) {
         tokio::time::timeout(PATIENCE, self.session.handle.ready()).await.expect("it becomes ready").expect("it lives");
         assert_eq!(self.ok("print(6*7)").await.trim(), "42");
-    }
-
-    pub async fn is_gone(&self) -> String {
-        let gone = async {
-            loop {
-                if let SessionState::Gone { why } = self.session.handle.state() {
-                    return why;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, gone).await.expect("the session ends")
     }
 
     /// Ends the session and proves that nothing of it is left.

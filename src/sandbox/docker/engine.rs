@@ -18,6 +18,8 @@ use crate::sandbox::SandboxError;
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one request may take: a loaded machine needs seconds to make or remove a container.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
+/// How much of an engine's refusal is shown, characters.
+const MAX_WORDS: usize = 1000;
 /// The API of Docker 20.10.
 const OLDEST_API: (u32, u32) = (1, 41);
 
@@ -235,6 +237,15 @@ fn status(error: &bollard::errors::Error) -> Option<u16> {
 
 /// The engine's own words; else the error with its causes, which it does not show by itself.
 pub(super) fn explain(error: &bollard::errors::Error) -> String {
+    let mut words = in_words(error);
+    // Some refusals repeat the request, which may be long.
+    if let Some((end, _)) = words.char_indices().nth(MAX_WORDS) {
+        words.replace_range(end.., " ...");
+    }
+    words
+}
+
+fn in_words(error: &bollard::errors::Error) -> String {
     match error {
         bollard::errors::Error::DockerResponseServerError { message, .. } => message.trim().to_owned(),
         bollard::errors::Error::DockerStreamError { error } => error.trim().to_owned(),
@@ -286,7 +297,8 @@ fn warnings(facts: &Facts) -> Vec<String> {
     if !facts.seccomp {
         warnings.push("the engine cannot filter system calls: only the agent's own filter is in force".to_owned());
     }
-    if !facts.user_namespace {
+    // Podman has no such setting: there it is a matter of running it rootless.
+    if !facts.user_namespace && !facts.podman {
         warnings.push(
             "user namespaces are not remapped: a container's uid is the same uid here (\"userns-remap\": \"default\" in \
              /etc/docker/daemon.json)"

@@ -46,6 +46,8 @@ const KIND: SandboxKind = SandboxKind::Docker;
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the engine may take to remove a container that is being removed already.
 const END_DEADLINE: Duration = Duration::from_secs(20);
+/// The folder in the session's own that the agent makes its socket in.
+const SOCKET_FOLDER: &str = "sock";
 /// The longest path that a unix socket's address holds.
 const MAX_SOCKET_PATH: usize = 107;
 /// How much of what an agent says before it fails is kept, bytes.
@@ -79,7 +81,7 @@ impl DockerSandbox {
 
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
         let folder = records::make_folder(&self.paths, &spec.session)?;
-        let socket_dir = folder.join("sock");
+        let socket_dir = folder.join(SOCKET_FOLDER);
         let mut record = SandboxRecord {
             session: spec.session.clone(),
             kind: KIND,
@@ -93,7 +95,7 @@ impl DockerSandbox {
         };
         records::write(&folder, &record)?;
         make_socket_dir(&socket_dir)?;
-        let id = self.make(spec, self.container(spec, &socket_dir)?).await?;
+        let id = self.make(spec, self.container(spec, &folder)?).await?;
         record.container = Some(id.clone());
         records::write(&folder, &record)?;
         self.run(&id, &record.socket).await?;
@@ -102,7 +104,7 @@ impl DockerSandbox {
     }
 
     /// What the session's container is to be.
-    fn container(&self, spec: &SandboxSpec, socket_dir: &Path) -> Result<ContainerCreateBody, SandboxError> {
+    fn container(&self, spec: &SandboxSpec, folder: &Path) -> Result<ContainerCreateBody, SandboxError> {
         let agent =
             agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
         let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));
@@ -119,11 +121,23 @@ impl DockerSandbox {
             facts: &self.client.facts,
             runtime: self.runtime.as_deref(),
             agent: &agent,
-            socket_dir,
+            socket_dir: &folder.join(SOCKET_FOLDER),
             config,
+            seccomp: self.seccomp(folder)?,
             labels: labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         };
         Ok(profile.container())
+    }
+
+    /// The filter of system calls: Docker takes it as text, Podman's service only as a file.
+    fn seccomp(&self, folder: &Path) -> Result<String, SandboxError> {
+        let profile = profile::seccomp_profile(std::env::consts::ARCH).to_string();
+        if !self.client.facts.podman {
+            return Ok(profile);
+        }
+        let path = folder.join("seccomp.json");
+        fs::write(&path, profile).map_err(SandboxError::io(format!("cannot write {}", path.display())))?;
+        Ok(path.to_string_lossy().into_owned())
     }
 
     /// Makes the container; returns its id.
@@ -244,7 +258,7 @@ impl DockerSandbox {
         let kernel =
             image.trim_start_matches("localhost/").trim_start_matches("cellkeep/").trim_end_matches(":latest").to_owned();
         Some(SandboxRecord {
-            socket: records::folder(&self.paths, &session).join("sock").join(SOCKET_NAME),
+            socket: records::folder(&self.paths, &session).join(SOCKET_FOLDER).join(SOCKET_NAME),
             session,
             kind: KIND,
             kernel,

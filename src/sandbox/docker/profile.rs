@@ -59,6 +59,8 @@ pub(super) struct Profile<'a> {
     pub socket_dir: &'a Path,
     /// The agent's configuration, as JSON.
     pub config: String,
+    /// The filter of system calls, as the engine wants to be told it: [`seccomp_profile`] itself or a file with it.
+    pub seccomp: String,
     pub labels: HashMap<String, String>,
 }
 
@@ -96,7 +98,7 @@ impl Profile<'_> {
             masked_paths: Some(strings(MASKED)),
             readonly_paths: Some(strings(READONLY)),
             mounts: Some(vec![bind(self.agent, AGENT_PATH, true), bind(self.socket_dir, SOCKET_DIR, false)]),
-            tmpfs: Some(tmpfs(&self.spec.limits)),
+            tmpfs: Some(tmpfs(&self.spec.limits, self.facts.podman)),
             runtime: self.runtime.map(str::to_owned),
             // The agent is the first process and reaps.
             init: Some(false),
@@ -129,7 +131,7 @@ impl Profile<'_> {
             // Never nproc: that is counted per uid over all containers.
             ulimits: Some(vec![
                 ulimit("nofile", 4096),
-                ulimit("core", 0),
+                ulimit("core", 0), ulimit("nproc", 20000),
                 ulimit("memlock", 64 << 10),
                 ulimit("msgqueue", 0),
             ]),
@@ -141,7 +143,7 @@ impl Profile<'_> {
         // Without a word about AppArmor, an engine that has it applies its own profile, whose name differs.
         let mut options = vec!["no-new-privileges:true".to_owned()];
         if self.facts.seccomp {
-            options.push(format!("seccomp={}", seccomp_profile(std::env::consts::ARCH)));
+            options.push(format!("seccomp={}", self.seccomp));
         }
         options
     }
@@ -187,12 +189,17 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
 }
 
 /// The folders that can be written, all of them in memory, with an end to bytes and to inodes.
-fn tmpfs(limits: &Limits) -> HashMap<String, String> {
-    let sized = |bytes: u64| format!("rw,nosuid,nodev,size={bytes},nr_inodes={}", (bytes / BYTES_PER_INODE).max(1024));
-    let own = format!("uid={SANDBOX_UID},gid={SANDBOX_UID},mode=0700");
+fn tmpfs(limits: &Limits, podman: bool) -> HashMap<String, String> {
+    let all = "mode=1777".to_owned();
+    // Podman knows neither owners nor inodes: there the folders are open to all uids of the container, which has but one,
+    // and inodes end with the session's memory.
+    let own = if podman { all.clone() } else { format!("uid={SANDBOX_UID},gid={SANDBOX_UID},mode=0700") };
+    let inodes =
+        |bytes: u64| if podman { String::new() } else { format!(",nr_inodes={}", (bytes / BYTES_PER_INODE).max(1024)) };
+    let sized = |bytes: u64| format!("rw,nosuid,nodev,size={bytes}{}", inodes(bytes));
     // Programs may be run where people build and unpack them; "noexec" would be added if nothing were said.
     HashMap::from([
-        ("/tmp".to_owned(), format!("{},exec,mode=1777", sized(limits.tmp_bytes()))),
+        ("/tmp".to_owned(), format!("{},exec,{all}", sized(limits.tmp_bytes()))),
         (WORKSPACE.to_owned(), format!("{},exec,{own}", sized(limits.disk_bytes()))),
         (RUNTIME_DIR.to_owned(), format!("{},noexec,{own}", sized(RUNTIME_DIR_BYTES))),
     ])
@@ -319,6 +326,7 @@ mod tests {
             agent: Path::new("/data/agent"),
             socket_dir: Path::new("/data/a:b/sock"),
             config: "{}".into(),
+            seccomp: "{}".into(),
             labels: HashMap::new(),
         };
         profile.container()
@@ -336,7 +344,7 @@ mod tests {
         assert_eq!(host.cap_add, None);
         let security = host.security_opt.unwrap();
         assert!(security.contains(&"no-new-privileges:true".to_owned()));
-        assert!(security.iter().any(|option| option.starts_with("seccomp={")));
+        assert!(security.iter().any(|option| option.starts_with("seccomp=")));
         assert!(host.binds.is_none());
         let mounts: Vec<_> =
             host.mounts.unwrap().into_iter().map(|mount| (mount.target.unwrap(), mount.read_only.unwrap())).collect();
