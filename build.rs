@@ -5,6 +5,7 @@
 
 use std::env;
 use std::error::Error;
+use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -23,6 +24,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => build_agent()?,
     };
     println!("cargo::rustc-env=CELLKEEP_AGENT_BINARY={}", agent.canonicalize()?.display());
+    // Hashed here and not at every start: it only has to tell one version from another.
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::fs::read(&agent)?.hash(&mut hasher);
+    println!("cargo::rustc-env=CELLKEEP_AGENT_FINGERPRINT={:016x}", hasher.finish());
     Ok(())
 }
 

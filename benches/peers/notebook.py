@@ -1,5 +1,6 @@
-"""Runs a notebook with nbclient: notebook.py IN.ipynb OUT.ipynb, the kernelspec taken from JUPYTER_PATH.
+"""Runs a notebook with nbclient: notebook.py IN.ipynb OUT.ipynb SECONDS, the kernelspec "bench" taken from JUPYTER_PATH.
 
+SECONDS is how long nbclient waits for output that comes after a cell's reply; it calls this iopub_timeout and takes 4.
 Prints one JSON line: seconds of each cell's execution and of the whole, kernel start included.
 """
 
@@ -25,11 +26,11 @@ class TimedClient(NotebookClient):
 
 
 def main():
-    source, target = sys.argv[1:]
+    source, target, patience = sys.argv[1:]
     notebook = nbformat.read(source, as_version=4)
     # The same transport as in a sandbox.
     config = Config({"KernelManager": {"transport": "ipc"}})
-    client = TimedClient(notebook, kernel_name="bench", timeout=120, config=config)
+    client = TimedClient(notebook, kernel_name="bench", timeout=120, iopub_timeout=int(patience), config=config)
     client.seconds = []
     began = time.perf_counter()
     asyncio.run(client.async_execute())

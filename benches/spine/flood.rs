@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use cellkeep::manager::Session;
 use cellkeep::sandbox::SandboxKind;
 use serde_json::{Value, json};
 
@@ -15,80 +16,114 @@ use crate::{Lab, run};
 
 /// Numbered lines of 1,024 bytes, each flushed.
 pub(crate) const FLOOD: &str = "for i in range(60000): print(f'{i:06d} ' + 'x'*1016, flush=True)";
+/// How long nbclient waits by default for output after a cell's reply, and long enough for all of it, seconds.
+const PATIENCE: [u32; 2] = [4, 120];
 const LINES: usize = 60_000;
 const LINE_LENGTH: usize = 1023;
 /// One output as large as many a dump of a table.
-const BIG: &str = "print('y'*50_000_000)";
+pub(crate) const BIG: &str = "print('y'*50_000_000)";
 const BIG_LENGTH: usize = 50_000_001;
 
 /// One way to run the two cells.
 struct Run {
     /// Text of each cell's outputs.
     texts: [String; 2],
-    /// Seconds of each cell, where the way shows them.
-    cells: Option<[f64; 2]>,
-    /// Seconds of the whole, from the start of the program to its end.
-    whole: Option<f64>,
+    /// Seconds of each cell; `NAN` where the way does not show them.
+    cells: [f64; 2],
+    /// Seconds of the whole, from the start of the program or session to its end.
+    whole: f64,
+}
+
+impl Run {
+    fn cell(&self, index: usize) -> Figure {
+        Figure::Seconds(self.cells[index])
+    }
+
+    fn lost_lines(&self) -> Figure {
+        let (mut next, mut whole) = (0, 0);
+        for line in self.texts[0].lines().filter(|line| line.len() == LINE_LENGTH && line.ends_with('x')) {
+            let number = line.get(..6).and_then(|number| number.parse::<usize>().ok());
+            if let Some(number) = number.filter(|number| *number >= next) {
+                whole += 1;
+                next = number + 1;
+            }
+        }
+        Figure::Count(LINES - whole)
+    }
+
+    fn lost_bytes(&self) -> Figure {
+        let right = self.texts[1].bytes().filter(|byte| matches!(byte, b'y' | b'\n')).count();
+        Figure::Count(BIG_LENGTH.saturating_sub(right))
+    }
 }
 
 pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     let folder = Folder::new()?;
     let source = folder.0.join("in.ipynb");
     fs::write(&source, notebook().to_string())?;
-    eprintln!("flood: nbclient");
-    let nbclient = with_nbclient(lab, &folder.0, &source, &argv(lab))?;
+    let nbclient = |argv: &[String], patience: u32| with_nbclient(lab, &folder.0, &source, argv, patience);
     eprintln!("flood: session");
     let session = in_session(lab).await?;
+    eprintln!("flood: nbclient, patient");
+    let patient = nbclient(&argv(lab), PATIENCE[1])?;
     eprintln!("flood: cellkeep run");
     let command = with_cellkeep(lab, &folder.0, &source)?;
+    eprintln!("flood: nbclient");
+    let hasty = nbclient(&argv(lab), PATIENCE[0])?;
     eprintln!("flood: nbclient with the usual launcher");
-    let usual = with_nbclient(lab, &folder.0, &source, &usual_argv(lab))?;
+    let usual = nbclient(&usual_argv(lab), PATIENCE[0])?;
 
     let mut rows = Rows::default();
     for (name, ours) in [("session", &session), ("`cellkeep run`", &command)] {
-        rows.compare(&format!("{name}: lines lost"), lost_lines(ours), "nbclient", lost_lines(&nbclient), Some(Goal::None));
+        rows.compare(&format!("{name}: lines lost"), ours.lost_lines(), "nbclient", hasty.lost_lines(), Some(Goal::None));
         rows.compare(
             &format!("{name}: bytes lost of 50 MB"),
-            lost_bytes(ours),
+            ours.lost_bytes(),
             "nbclient",
-            lost_bytes(&nbclient),
+            hasty.lost_bytes(),
             Some(Goal::None),
         );
     }
-    let cell = |run: &Run, index: usize| Figure::Seconds(run.cells.map_or(f64::NAN, |cells| cells[index]));
-    rows.compare("session: the flood", cell(&session, 0), "nbclient", cell(&nbclient, 0), None);
-    rows.compare("session: the 50 MB", cell(&session, 1), "nbclient", cell(&nbclient, 1), None);
-    let whole = |run: &Run| Figure::Seconds(run.whole.unwrap_or(f64::NAN));
-    rows.compare("`cellkeep run`: both, start and file included", whole(&command), "nbclient", whole(&nbclient), None);
-    rows.note(
-        "a line is lost unless it arrives whole and in its place; nbclient runs on the kernel with our launcher".to_owned(),
+    for (what, index) in [("session: the flood", 0), ("session: the 50 MB", 1)] {
+        rows.compare(what, session.cell(index), "nbclient+", patient.cell(index), None);
+    }
+    rows.compare(
+        "`cellkeep run`: both, from start to file",
+        Figure::Seconds(command.whole),
+        "nbclient+",
+        Figure::Seconds(patient.whole),
+        None,
     );
-    let (Figure::Count(lines), Figure::Count(bytes)) = (lost_lines(&usual), lost_bytes(&usual)) else { return Ok(rows) };
+    rows.note("a line is lost unless it arrives whole and in order".to_owned());
+    rows.note(format!("nbclient: on our launcher, as it is: after a cell's reply it waits {} s for output", PATIENCE[0]));
     rows.note(format!(
-        "nbclient with the usual launcher (python -m ipykernel_launcher): {lines} lines and {bytes} of 50 MB lost, {} s",
-        usual.whole.unwrap_or(f64::NAN).round()
+        "nbclient+: waits {} s; loses {} lines and {} bytes",
+        PATIENCE[1],
+        patient.lost_lines(),
+        patient.lost_bytes()
+    ));
+    rows.note(format!(
+        "nbclient as it is, on the usual launcher (python -m ipykernel_launcher), loses {} lines and {} bytes, in {}",
+        usual.lost_lines(),
+        usual.lost_bytes(),
+        Figure::Seconds(usual.whole)
     ));
     Ok(rows)
 }
 
 async fn in_session(lab: &Lab) -> anyhow::Result<Run> {
+    let began = Instant::now();
     let session = lab.session(SandboxKind::Process).await?;
-    let mut texts = [String::new(), String::new()];
-    let mut cells = [0.0; 2];
-    for (index, code) in [FLOOD, BIG].into_iter().enumerate() {
-        let began = Instant::now();
-        let ran = run(&session, code).await;
-        cells[index] = began.elapsed().as_secs_f64();
-        match ran {
-            Ok(text) => texts[index] = text,
-            Err(error) => {
-                session.destroy().await?;
-                return Err(error);
-            }
-        }
-    }
+    let cells = async { anyhow::Ok([timed_cell(&session, FLOOD).await?, timed_cell(&session, BIG).await?]) }.await;
     session.destroy().await?;
-    Ok(Run { texts, cells: Some(cells), whole: None })
+    let [(flood, flood_seconds), (big, big_seconds)] = cells?;
+    Ok(Run { texts: [flood, big], cells: [flood_seconds, big_seconds], whole: began.elapsed().as_secs_f64() })
+}
+
+async fn timed_cell(session: &Session, code: &str) -> anyhow::Result<(String, f64)> {
+    let began = Instant::now();
+    let text = run(session, code).await?;
+    Ok((text, began.elapsed().as_secs_f64()))
 }
 
 fn with_cellkeep(lab: &Lab, folder: &Path, source: &Path) -> anyhow::Result<Run> {
@@ -96,10 +131,10 @@ fn with_cellkeep(lab: &Lab, folder: &Path, source: &Path) -> anyhow::Result<Run>
     let mut command = Command::new(env!("CARGO_BIN_EXE_cellkeep"));
     command.arg("--data").arg(lab.paths.data()).args(["run", "--sandbox", "process", "--output"]).arg(&target).arg(source);
     let (_, seconds) = timed(&mut command)?;
-    Ok(Run { texts: read(&target)?, cells: None, whole: Some(seconds) })
+    Ok(Run { texts: read(&target)?, cells: [f64::NAN; 2], whole: seconds })
 }
 
-fn with_nbclient(lab: &Lab, folder: &Path, source: &Path, argv: &[String]) -> anyhow::Result<Run> {
+fn with_nbclient(lab: &Lab, folder: &Path, source: &Path, argv: &[String], patience: u32) -> anyhow::Result<Run> {
     let spec = folder.join("kernels/bench");
     fs::create_dir_all(&spec)?;
     let json = json!({"argv": argv, "display_name": "bench", "language": "python", "env": lab.kernel.env});
@@ -107,13 +142,12 @@ fn with_nbclient(lab: &Lab, folder: &Path, source: &Path, argv: &[String]) -> an
     fs::write(spec.join("kernel.json"), json)?;
     let target = folder.join("nbclient.ipynb");
     let mut command = Command::new(&lab.python);
-    command.arg(crate::project().join("benches/peers/notebook.py")).arg(source).arg(&target);
+    command.arg(crate::project().join("benches/peers/notebook.py")).arg(source).arg(&target).arg(patience.to_string());
     command.env("JUPYTER_PATH", folder).env("HOME", folder).env("IPYTHONDIR", folder.join("ipython"));
     let (said, seconds) = timed(&mut command)?;
-    let cells = serde_json::from_str::<Value>(&said)
-        .ok()
-        .and_then(|said| Some([said["cells"][0].as_f64()?, said["cells"][1].as_f64()?]));
-    Ok(Run { texts: read(&target)?, cells, whole: Some(seconds) })
+    let said: Value = serde_json::from_str(&said).context("nbclient did not tell its times")?;
+    let cells = [0, 1].map(|index| said["cells"][index].as_f64().unwrap_or(f64::NAN));
+    Ok(Run { texts: read(&target)?, cells, whole: seconds })
 }
 
 /// The kernel as everybody else starts it.
@@ -157,24 +191,6 @@ fn read(path: &Path) -> anyhow::Result<[String; 2]> {
         all
     };
     Ok([text(0), text(1)])
-}
-
-fn lost_lines(run: &Run) -> Figure {
-    let mut next = 0;
-    let mut whole = 0;
-    for line in run.texts[0].lines().filter(|line| line.len() == LINE_LENGTH && line.ends_with('x')) {
-        if let Some(number) = line.get(..6).and_then(|number| number.parse::<usize>().ok()).filter(|number| *number >= next)
-        {
-            whole += 1;
-            next = number + 1;
-        }
-    }
-    Figure::Count(LINES - whole)
-}
-
-fn lost_bytes(run: &Run) -> Figure {
-    let right = run.texts[1].bytes().filter(|byte| matches!(byte, b'y' | b'\n')).count();
-    Figure::Count(BIG_LENGTH.saturating_sub(right))
 }
 
 /// A folder that goes with its owner.

@@ -6,7 +6,7 @@ use anyhow::Context;
 use cellkeep::manager::Session;
 use cellkeep::sandbox::SandboxKind;
 
-use crate::flood::FLOOD;
+use crate::flood::{BIG, FLOOD};
 use crate::table::{Figure, Goal, Rows};
 use crate::{Lab, run};
 
@@ -34,12 +34,14 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     Ok(rows)
 }
 
-async fn measure_session(session: &Session) -> anyhow::Result<[(&'static str, Memory); 2]> {
+async fn measure_session(session: &Session) -> anyhow::Result<[(&'static str, Memory); 3]> {
     run(session, "1").await?;
     let fresh = settled(session).await?;
     eprintln!("memory: flood");
     run(session, FLOOD).await?;
-    Ok([("after the start", fresh), ("after the flood", settled(session).await?)])
+    let flooded = settled(session).await?;
+    run(session, BIG).await?;
+    Ok([("after the start", fresh), ("after the flood", flooded), ("after 50 MB in one piece", settled(session).await?)])
 }
 
 /// The memory once everything is acknowledged: an answer to a question says that what was sent before it has been read.

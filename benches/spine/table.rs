@@ -101,9 +101,9 @@ impl fmt::Display for Goal {
 impl Row {
     fn ratio(&self) -> Option<f64> {
         let (_, theirs) = self.peer.as_ref()?;
-        let ratio = self.ours.number() / theirs.number();
-        // Nothing lost of nothing lost is no ratio.
-        ratio.is_finite().then_some(ratio)
+        // What is counted should be nothing at all, and has no ratio.
+        let has_ratio = !matches!(self.ours, Figure::Count(_));
+        has_ratio.then(|| self.ours.number() / theirs.number())
     }
 
     fn is_met(&self) -> Option<bool> {
@@ -186,13 +186,13 @@ impl Table {
 
 impl Section {
     fn json(&self) -> Value {
-        match &self.content {
-            Ok(rows) => json!({
-                "title": self.title, "rows": rows.rows.iter().map(Row::json).collect::<Vec<_>>(), "notes": rows.notes,
-                "skipped": rows.skipped.iter().map(|(what, reason)| json!({"what": what, "reason": reason})).collect::<Vec<_>>(),
-            }),
-            Err(error) => json!({"title": self.title, "error": error}),
-        }
+        let Rows { rows, skipped, notes } = match &self.content {
+            Ok(rows) => rows,
+            Err(error) => return json!({"title": self.title, "error": error}),
+        };
+        let rows: Vec<Value> = rows.iter().map(Row::json).collect();
+        let skipped: Vec<Value> = skipped.iter().map(|(what, reason)| json!({"what": what, "reason": reason})).collect();
+        json!({"title": self.title, "rows": rows, "skipped": skipped, "notes": notes})
     }
 }
 

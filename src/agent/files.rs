@@ -98,9 +98,14 @@ impl Files {
         if offset == 0 {
             self.make_parents(path)?;
         }
-        let create = if offset == 0 { OFlags::CREATE | OFlags::TRUNC } else { OFlags::empty() };
+        // A mode without O_CREAT is an error to openat2.
+        let (create, mode) = if offset == 0 {
+            (OFlags::CREATE | OFlags::TRUNC, Mode::from_raw_mode(0o644))
+        } else {
+            (OFlags::empty(), Mode::empty())
+        };
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | create;
-        let file = File::from(self.open(path, flags, Mode::from_raw_mode(0o644)).map_err(refuse)?);
+        let file = File::from(self.open(path, flags, mode).map_err(refuse)?);
         if !file.metadata().map_err(|error| refuse_io(&error))?.is_file() {
             return Err("it is not a regular file".to_owned());
         }

@@ -32,6 +32,7 @@ use super::channels::{self, Received, Senders};
 use super::coalesce::{self, Coalescer};
 use super::files::{Files, done};
 use super::kernel::{self, LastWords};
+use super::runs::{Room, Runs};
 use super::serve::{self, Connection};
 use super::usage::Meter;
 use crate::agent_protocol::{
@@ -39,8 +40,7 @@ use crate::agent_protocol::{
     Request, SignalKind, ToAgent,
 };
 use crate::ids::{Epoch, Generation};
-use crate::policy::Limits;
-use crate::wire::{Channel, Header, Message, WireError};
+use crate::wire::{Channel, Header, Message};
 
 /// How long a dead kernel's sockets must be quiet before its exit is told.
 const SETTLE: Duration = Duration::from_millis(60);
@@ -88,17 +88,6 @@ struct Kernel {
     last_words: LastWords,
 }
 
-/// The run that the kernel works on, as far as the agent must know.
-#[derive(Default)]
-struct CurrentRun {
-    msg_id: String,
-    header: Bytes,
-    output_bytes: u64,
-    capped: bool,
-    /// Whether its reply has not been seen.
-    open: bool,
-}
-
 struct Hub {
     config: AgentConfig,
     epoch: Epoch,
@@ -110,7 +99,7 @@ struct Hub {
     connection: Option<Connection>,
     connections: u64,
     kernel: Kernel,
-    run: CurrentRun,
+    runs: Runs,
     submitted: HashSet<String>,
     submitted_order: VecDeque<String>,
     files: Files,
@@ -188,7 +177,7 @@ impl Hub {
             connection: None,
             connections: 0,
             kernel: Kernel::new(Generation(0), 0),
-            run: CurrentRun::default(),
+            runs: Runs::new(config.limits.output_bytes()),
             submitted: HashSet::new(),
             submitted_order: VecDeque::new(),
             meter: Meter::new(),
@@ -202,7 +191,7 @@ impl Hub {
 
     fn start_kernel(&mut self, generation: Generation) {
         self.kernel = Kernel::new(generation, self.meter.oom_kills());
-        self.run = CurrentRun::default();
+        self.runs = Runs::new(self.config.limits.output_bytes());
         let process = match kernel::start(&self.config, generation) {
             Ok(process) => process,
             Err(reason) => {
@@ -362,7 +351,7 @@ impl Hub {
             return AnswerBody::Refused { reason: format!("nothing can be sent on {}", channel.name()) };
         }
         if channel == Channel::Shell && header.msg_type == "execute_request" {
-            self.run = CurrentRun { msg_id: header.msg_id, header: raw_header, open: true, ..CurrentRun::default() };
+            self.runs.begin(header.msg_id, raw_header);
         }
         self.submitted.insert(msg_id.clone());
         self.submitted_order.push_back(msg_id);
@@ -447,7 +436,7 @@ impl Hub {
         }
         let message = match message {
             Ok(message) => message,
-            Err(error) => return self.refuse(error),
+            Err(error) => return self.refuse(&error.to_string()),
         };
         let (header, parent) = (message.header(), message.parent());
         if channel == Channel::Iopub {
@@ -461,12 +450,11 @@ impl Hub {
         }
         self.become_ready();
         if message_size(&message) > MAX_MESSAGE {
-            return self.cap_output();
+            return self.refuse(&format!("it is larger than {} MB", MAX_MESSAGE >> 20));
         }
         match channel {
-            Channel::Iopub => self.broadcast(&header, message),
-            Channel::Shell if header.msg_type == "execute_reply" && parent.msg_id == self.run.msg_id => {
-                self.run.open = false;
+            Channel::Iopub => self.broadcast(&header, &parent.msg_id, message),
+            Channel::Shell if header.msg_type == "execute_reply" && self.runs.replied(&parent.msg_id) => {
                 self.check_child_oom();
                 self.emit_message(channel, message);
             }
@@ -474,26 +462,16 @@ impl Hub {
         }
     }
 
-    fn broadcast(&mut self, header: &Header, message: Message) {
-        let counts = !matches!(header.msg_type.as_str(), "status" | "execute_input");
-        if counts {
-            if self.run.capped {
-                return;
+    fn broadcast(&mut self, header: &Header, run: &str, message: Message) {
+        let is_stream = header.msg_type == "stream";
+        if !matches!(header.msg_type.as_str(), "status" | "execute_input") {
+            match self.runs.take(run, message_size(&message) as u64) {
+                Room::Enough => {}
+                Room::Only { bytes, msg_id } => return self.cap_output(is_stream.then_some(message), bytes, msg_id),
+                Room::None => return,
             }
-            let size = message_size(&message) as u64;
-            let room = self.config.limits.output_bytes() - self.run.output_bytes;
-            if size > room {
-                // Text can be kept up to the limit; half an image is no image.
-                if let Some(cut) =
-                    (header.msg_type == "stream").then(|| coalesce::cut_text(&message, room as usize)).flatten()
-                {
-                    self.emit_message(Channel::Iopub, cut);
-                }
-                return self.cap_output();
-            }
-            self.run.output_bytes += size;
         }
-        if header.msg_type == "stream" {
+        if is_stream {
             let mut out = Vec::new();
             self.coalescer.push(message, Instant::now(), &mut |message| out.push(message));
             out.into_iter().for_each(|message| self.store_message(Channel::Iopub, message));
@@ -502,17 +480,17 @@ impl Hub {
         }
     }
 
-    /// Says once per run that there is too much output, and lets the rest of it go.
-    fn cap_output(&mut self) {
-        if !std::mem::replace(&mut self.run.capped, true) {
-            let (msg_id, Limits { output_mb, .. }) = (self.run.msg_id.clone(), &self.config.limits);
-            let limit = output_mb.saturating_mul(1 << 20);
-            self.emit_kernel(KernelEvent::OutputCapped { msg_id, limit });
+    /// Says that a run has produced too much; the rest of it is let go. Text is kept up to the limit, half an image is none.
+    fn cap_output(&mut self, stream: Option<Message>, room: u64, msg_id: String) {
+        if let Some(cut) = stream.and_then(|message| coalesce::cut_text(&message, room as usize)) {
+            self.emit_message(Channel::Iopub, cut);
         }
+        let limit = self.config.limits.output_bytes();
+        self.emit_kernel(KernelEvent::OutputCapped { msg_id, limit });
     }
 
-    fn refuse(&mut self, error: WireError) {
-        self.emit_kernel(KernelEvent::BadMessage { reason: error.to_string() });
+    fn refuse(&mut self, reason: &str) {
+        self.emit_kernel(KernelEvent::BadMessage { reason: reason.to_owned() });
     }
 
     fn check_child_oom(&mut self) {
@@ -529,11 +507,12 @@ impl Hub {
         if let Some((_, settled)) = &mut self.kernel.exit {
             *settled = Instant::now() + SETTLE;
         }
-        if self.run.open {
+        if let Some(parent_header) = self.runs.open_header() {
             let content = json!({"name": name, "text": String::from_utf8_lossy(bytes)});
             let mut message = Message::new_request(&self.own_session, "stream", &content);
-            message.parent_header = self.run.header.clone();
-            self.broadcast(&message.header(), message);
+            message.parent_header = parent_header;
+            let (header, parent) = (message.header(), message.parent());
+            self.broadcast(&header, &parent.msg_id, message);
         }
     }
 

@@ -19,6 +19,7 @@ mod confine;
 mod files;
 mod hub;
 mod kernel;
+mod runs;
 mod serve;
 mod usage;
 

@@ -100,9 +100,6 @@ pub const NETLINK: u64 = 16;
 /// binds TCP, and aborts the process when it is refused.
 pub const NETLINK_ROUTE: u64 = 0;
 
-/// The families there are (`AF_MAX` is 46 since Linux 5.18), for filters that can only name what they deny.
-pub const FAMILY_COUNT: u64 = 64;
-
 #[cfg(test)]
 mod tests {
     use super::*;

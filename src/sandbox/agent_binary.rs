@@ -5,8 +5,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 /// The static agent, built by build.rs.
 static AGENT: &[u8] = include_bytes!(env!("CELLKEEP_AGENT_BINARY"));
 
@@ -16,8 +14,7 @@ static AGENT: &[u8] = include_bytes!(env!("CELLKEEP_AGENT_BINARY"));
 /// # Errors
 /// When it cannot be written.
 pub(super) fn written_out(folder: &Path) -> io::Result<PathBuf> {
-    let hash: String = Sha256::digest(AGENT).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let path = folder.join(format!("cellkeep-agent-{hash}"));
+    let path = folder.join(concat!("cellkeep-agent-", env!("CELLKEEP_AGENT_FINGERPRINT")));
     if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == AGENT.len() as u64) {
         return Ok(path);
     }

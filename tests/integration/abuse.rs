@@ -155,8 +155,9 @@ try:
 except OSError: pass
 for path in ['/proc/sysrq-trigger', '/proc/sys/kernel/core_pattern', '/dev/mem', '/dev/kmem', '/proc/kcore', '/sys/kernel/uevent_helper', '/proc/sys/kernel/hostname']:
     try:
-        open(path, 'r+b').close()
-        print('opened', path)
+        with open(path, 'r+b') as file:
+            # Docker masks some with /dev/null.
+            if os.fstat(file.fileno()).st_rdev != os.makedev(1, 3): print('opened', path)
     except OSError: pass
 try:
     os.mknod('/work/device', 0o020600, os.makedev(1, 1)); open('/work/device'); print('device ALLOWED')

@@ -153,7 +153,7 @@ async fn overflow_is_named(place: Place) {
     drop((first, events));
     let (_second, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
-    assert!(hello.first_seq > Seq::FIRST);
+    assert!(hello.first_seq > Seq::FIRST, "{hello:?}");
     let LinkEvent::Lost { from, to } = next(&mut events).await else { panic!("the gap is not named") };
     assert_eq!((from, to.next()), (Seq::FIRST, hello.first_seq));
     let (_, numbers, replied) = read_run(&mut events, "run-4", usize::MAX).await;

@@ -142,7 +142,8 @@ impl Living {
     /// The session still does its work.
     pub async fn still_works(&self) {
         tokio::time::timeout(PATIENCE, self.session.handle.ready()).await.expect("it becomes ready").expect("it lives");
-        assert_eq!(self.ok("print(6*7)").await.trim(), "42");
+        let text = self.ok("print(6*7)").await;
+        assert!(text.contains("42"), "{text}");
     }
 
     /// Ends the session and proves that nothing of it is left.

@@ -131,7 +131,7 @@ impl Profile<'_> {
             // Never nproc: that is counted per uid over all containers.
             ulimits: Some(vec![
                 ulimit("nofile", 4096),
-                ulimit("core", 0), ulimit("nproc", 20000),
+                ulimit("core", 0),
                 ulimit("memlock", 64 << 10),
                 ulimit("msgqueue", 0),
             ]),
@@ -190,9 +190,9 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
 
 /// The folders that can be written, all of them in memory, with an end to bytes and to inodes.
 fn tmpfs(limits: &Limits, podman: bool) -> HashMap<String, String> {
-    let all = "mode=1777".to_owned();
-    // Podman knows neither owners nor inodes: there the folders are open to all uids of the container, which has but one,
-    // and inodes end with the session's memory.
+    // Podman knows neither owners nor inodes, and would take the mode from the image: there the folders are open to all uids
+    // of the container, which has but one, and inodes end with the session's memory.
+    let all = if podman { "mode=1777,notmpcopyup" } else { "mode=1777" }.to_owned();
     let own = if podman { all.clone() } else { format!("uid={SANDBOX_UID},gid={SANDBOX_UID},mode=0700") };
     let inodes =
         |bytes: u64| if podman { String::new() } else { format!(",nr_inodes={}", (bytes / BYTES_PER_INODE).max(1024)) };
@@ -232,11 +232,12 @@ pub(super) fn seccomp_profile(architecture: &str) -> Value {
     rules.push(rule(&sockets, json!([argument(0, "SCMP_CMP_GE", above)])));
     let netlink = [argument(0, "SCMP_CMP_EQ", seccomp::NETLINK), argument(2, "SCMP_CMP_NE", seccomp::NETLINK_ROUTE)];
     rules.push(rule(&sockets, json!(netlink)));
-    let native = match architecture {
-        "aarch64" => "SCMP_ARCH_AARCH64",
-        _ => "SCMP_ARCH_X86_64",
+    // An architecture that is not named is answered with a kill. x32 is named so that the agent's filter can refuse it.
+    let architectures = match architecture {
+        "aarch64" => json!(["SCMP_ARCH_AARCH64"]),
+        _ => json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X32"]),
     };
-    json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": [native], "syscalls": rules})
+    json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures, "syscalls": rules})
 }
 
 const EPERM: i32 = 1;
@@ -376,7 +377,7 @@ mod tests {
     fn the_seccomp_profile_holds_the_whole_table() {
         let profile = seccomp_profile("x86_64");
         assert_eq!(profile["defaultAction"], "SCMP_ACT_ALLOW");
-        assert_eq!(profile["architectures"], json!(["SCMP_ARCH_X86_64"]));
+        assert_eq!(profile["architectures"], json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X32"]));
         let rules = profile["syscalls"].as_array().unwrap();
         let named =
             |name: &str| rules.iter().filter(|rule| rule["names"].as_array().unwrap().contains(&json!(name))).count();
@@ -407,7 +408,7 @@ mod tests {
             let rules = profile["syscalls"].as_array().unwrap().iter().filter(|rule| rule["names"][0] == "socket");
             rules.clone().any(|rule| rule["args"].as_array().unwrap().iter().all(|one| matches(one, [family, 2, protocol])))
         };
-        for family in (0..seccomp::FAMILY_COUNT).chain([u64::MAX, 1 << 32]) {
+        for family in (0..64).chain([u64::MAX, 1 << 32]) {
             assert_eq!(denied(family, 0), !seccomp::SOCKET_FAMILIES.contains(&family), "{family}");
         }
         assert!(denied(seccomp::NETLINK, 9) && !denied(2, 6));

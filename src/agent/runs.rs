@@ -1,0 +1,104 @@
+//! How much output each recent run has produced, and whether it may produce more.
+//!
+//! Several runs are remembered, because iopub has no order with the shell: what a run said may be read after its reply, when the
+//! next has begun already.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+/// Runs remembered. Output of an older one, or of none that we know, counts for the newest.
+const REMEMBERED: usize = 8;
+
+/// One run, as far as the agent must know it.
+#[derive(Default)]
+struct Run {
+    msg_id: String,
+    header: Bytes,
+    output_bytes: u64,
+    capped: bool,
+    open: bool,
+}
+
+/// What may be done with an output.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Pass it on.
+    Enough,
+    /// It crosses the limit: only so many bytes fit, and this is said once.
+    Only { bytes: u64, msg_id: String },
+    /// The limit was crossed before: drop it.
+    None,
+}
+
+/// The recent runs of one kernel; never empty, so that output outside of any run has a place too.
+pub(super) struct Runs {
+    limit: u64,
+    recent: VecDeque<Run>,
+}
+
+impl Runs {
+    /// With a limit per run, bytes.
+    pub fn new(limit: u64) -> Self {
+        Self { limit, recent: VecDeque::from([Run::default()]) }
+    }
+
+    /// A run begins: its request has been handed to the kernel.
+    pub fn begin(&mut self, msg_id: String, header: Bytes) {
+        self.recent.push_front(Run { msg_id, header, open: true, ..Run::default() });
+        self.recent.truncate(REMEMBERED);
+    }
+
+    /// Its reply was seen. `true` if it was open until now.
+    pub fn replied(&mut self, msg_id: &str) -> bool {
+        self.recent.iter_mut().find(|run| run.msg_id == msg_id).is_some_and(|run| std::mem::take(&mut run.open))
+    }
+
+    /// The header of the run that the kernel works on, if it works.
+    pub fn open_header(&self) -> Option<Bytes> {
+        self.recent.front().filter(|run| run.open).map(|run| run.header.clone())
+    }
+
+    /// Counts an output of `size` bytes for the run `msg_id`.
+    pub fn take(&mut self, msg_id: &str, size: u64) -> Room {
+        let known = self.recent.iter().position(|run| run.msg_id == msg_id).unwrap_or(0);
+        let Some(run) = self.recent.get_mut(known) else { return Room::None };
+        if run.capped {
+            return Room::None;
+        }
+        let room = self.limit.saturating_sub(run.output_bytes);
+        if size <= room {
+            run.output_bytes += size;
+            return Room::Enough;
+        }
+        run.capped = true;
+        Room::Only { bytes: room, msg_id: run.msg_id.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_run_has_its_own_limit_also_when_outputs_come_late() {
+        let mut runs = Runs::new(10);
+        runs.begin("a".into(), Bytes::new());
+        assert_eq!(runs.take("a", 6), Room::Enough);
+        assert!(runs.replied("a") && !runs.replied("a"));
+        runs.begin("b".into(), Bytes::new());
+        assert_eq!(runs.take("b", 9), Room::Enough);
+        assert_eq!(runs.take("a", 4), Room::Enough, "late, but its own");
+        assert_eq!(runs.take("a", 3), Room::Only { bytes: 0, msg_id: "a".into() });
+        assert_eq!(runs.take("a", 1), Room::None);
+        assert_eq!(runs.take("b", 1), Room::Enough);
+    }
+
+    #[test]
+    fn output_of_nobody_is_bounded_too() {
+        let mut runs = Runs::new(10);
+        assert_eq!(runs.take("", 8), Room::Enough);
+        assert_eq!(runs.take("?", 8), Room::Only { bytes: 2, msg_id: String::new() });
+        assert_eq!(runs.take("??", 8), Room::None);
+    }
+}
