@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::options::{SandboxArgs, exit_of, on_ctrl_c, parse_seconds, write_artifacts, write_whole};
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels;
-use crate::notebook::Notebook;
+use crate::notebook::{Notebook, parameters};
 use crate::output::{ArtifactOptions, CellKey, StreamStyle, artifacts, strip_ansi};
 use crate::runner::{Progress, RunOptions, RunReport, run_notebook};
 use crate::session::{RunStatus, SessionHandle};
@@ -32,6 +32,7 @@ Examples:
   cellkeep run analysis.ipynb                          writes analysis.out.ipynb
   cellkeep run analysis.ipynb -o done.ipynb --artifacts plots
   cellkeep run - < in.ipynb > out.ipynb
+  cellkeep run report.ipynb -p year 2026 -r region 07 -f params.yaml
   cellkeep run big.ipynb --memory 4g --cpus 2 --timeout 600 --file data.csv
 
 Exit codes: 0 all cells ok, 1 a cell failed, 2 usage or unreadable notebook, 3 no sandbox,
@@ -46,6 +47,15 @@ pub(super) struct RunArgs {
     /// The kernel to run it on [default: as the notebook says]
     #[arg(short, long, value_name = "NAME")]
     kernel: Option<String>,
+    /// A parameter; True, False, None and numbers are read as such
+    #[arg(short, long = "parameter", num_args = 2, value_names = ["NAME", "VALUE"], help_heading = "Parameters", allow_hyphen_values = true)]
+    parameters: Vec<String>,
+    /// A parameter whose value is text, whatever it looks like
+    #[arg(short, long = "raw-parameter", num_args = 2, value_names = ["NAME", "STRING"], help_heading = "Parameters", allow_hyphen_values = true)]
+    raw_parameters: Vec<String>,
+    /// A YAML file with parameters; -p and -r go over it
+    #[arg(short = 'f', long = "parameters-file", value_name = "FILE", help_heading = "Parameters")]
+    parameter_files: Vec<PathBuf>,
     /// Stop a cell after so many seconds [default: never]
     #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
     timeout: Option<Duration>,
@@ -79,6 +89,8 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
         None => kernels::for_notebook(notebook.kernelspec_name(), notebook.language()),
     };
     let kernel = kernel.map_err(Failure::usage)?;
+    let parameters = read_parameters(&args).map_err(Failure::usage)?;
+    parameters::inject(&mut notebook, &kernel.language, &parameters).map_err(Failure::usage)?;
     let target = args.output.clone().unwrap_or_else(|| default_output(&args.notebook));
     check_target(&target).map_err(Failure::usage)?;
     let session = args.sandbox.session(paths, kernel).await?;
@@ -130,6 +142,21 @@ fn read_notebook(path: &Path) -> anyhow::Result<Notebook> {
         bail!("{} is larger than {} MB; it cannot be run", path.display(), MAX_NOTEBOOK >> 20);
     }
     Notebook::parse(&bytes).with_context(|| format!("cannot read {} as a notebook", path.display()))
+}
+
+/// Files first, then `-p`, then `-r`: what is more particular wins, as in papermill.
+fn read_parameters(args: &RunArgs) -> anyhow::Result<Map<String, Value>> {
+    let mut all = Map::new();
+    for path in &args.parameter_files {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let values: Map<String, Value> = serde_yaml_ng::from_str(&text)
+            .with_context(|| format!("{} is not a YAML mapping of names to values", path.display()))?;
+        all.extend(values);
+    }
+    let pairs = |list: &[String]| list.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect::<Vec<_>>();
+    all.extend(pairs(&args.parameters).into_iter().map(|(name, value)| (name, parameters::guess(&value))));
+    all.extend(pairs(&args.raw_parameters).into_iter().map(|(name, value)| (name, Value::from(value))));
+    Ok(all)
 }
 
 fn default_output(notebook: &Path) -> PathBuf {

@@ -10,6 +10,7 @@ mod error;
 mod ids;
 mod lines;
 mod number;
+pub mod parameters;
 mod parse;
 mod print;
 mod upgrade;

@@ -194,6 +194,24 @@ fn run_keeps_what_it_does_not_know_and_writes_also_on_failure() {
 }
 
 #[test]
+fn parameters_reach_the_kernel_as_they_were_meant() {
+    let folder = scratch("run-parameters");
+    let cells = [code_cell("a = b = c = d = 0", &["parameters"]), code_cell("print(repr((a, b, c, d)))", &[])];
+    let notebook = write_notebook(&folder, &cells);
+    std::fs::write(folder.join("params.yaml"), "a: over\nd: [1, {k: \"it's $x\"}]\n").unwrap();
+    let ran = Cli::new(&["run", "-p", "a", "-7", "-r", "b", "07", "-p", "c", "None", "-f"])
+        .path(&folder.join("params.yaml"))
+        .path(&notebook)
+        .run();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let executed = read_json(&folder.join("nb.out.ipynb"));
+    let text = executed["cells"][2]["outputs"][0]["text"][0].as_str().unwrap().to_owned();
+    assert_eq!(text.trim(), r#"(-7, '07', None, [1, {'k': "it's $x"}])"#);
+    let ran = Cli::new(&["run", "-p", "a b", "1"]).path(&notebook).run();
+    assert!(ran.code == 2 && ran.stderr.contains("a b"), "{}", ran.stderr);
+}
+
+#[test]
 fn run_through_pipes() {
     let folder = scratch("run-pipes");
     let notebook = write_notebook(&folder, &[code_cell("print('piped')", &[])]);
