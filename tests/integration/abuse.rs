@@ -208,6 +208,10 @@ print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit())[:3], len([p for
 }
 
 async fn host_secrets(place: Place) {
+    // A descriptor that the manager's own parent left open must not be seen inside.
+    let (left_open, _other_end) = std::io::pipe().unwrap();
+    let number = rustix::io::fcntl_dupfd_cloexec(&left_open, 700).unwrap();
+    rustix::io::fcntl_setfd(&number, rustix::io::FdFlags::empty()).unwrap();
     // The canary is in the environment of the process that starts the sandbox; see tests/integration/cli.rs for the CLI's.
     let living = place.session("python").await;
     let code = r"
@@ -215,6 +219,7 @@ import os, glob
 found = [name for name in os.environ if any(word in name.upper() for word in ('CARGO', 'NEXTEST', 'CELLKEEP', 'SSL', 'PIP_'))]
 print('leaked', found)
 print('given', os.environ['GIVEN'])
+print('descriptors', [fd for fd in os.listdir('/proc/self/fd') if int(fd) >= 600])
 for path in ['/var/run/docker.sock', '/run/docker.sock', '/root', '/home', '/var/lib/cellkeep', '/etc/shadow', '/etc/ssh', '/etc/hostname', '/mnt', '/boot']:
     try:
         if os.path.isdir(path): print('sees', path, os.listdir(path)[:3]) if os.listdir(path) else None
@@ -222,6 +227,7 @@ for path in ['/var/run/docker.sock', '/run/docker.sock', '/root', '/home', '/var
     except OSError: pass
 ";
     let text = living.ok(code).await;
+    assert!(text.contains("descriptors []"), "{text}");
     assert!(text.contains("leaked []") && text.contains("given to the kernel"), "{text}");
     let allowed = |line: &&str| !(line.contains("/etc/hostname"));
     let seen: Vec<&str> =
