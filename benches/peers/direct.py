@@ -2,10 +2,12 @@
 
 Driven by benches/spine: one JSON command per line on stdin, one JSON answer per line on stdout.
 
-    {"do": "open", "argv": [...], "env": {...}, "inside": null, "end": [...]}   start a kernel and keep it
-    {"do": "rounds", "client": "jupyter_client" | "pyzmq", "count": 25}         execute `1` on it so many times
+    {"do": "open", "client": "jupyter_client" | "pyzmq", "argv": [...], "env": {...}}   start a kernel and keep it
+    {"do": "rounds", "count": 10}                                                      execute `1` on it so many times
     {"do": "close"}
-    {"do": "start", ...as open...}                                             start, execute `1`, end
+    {"do": "start", "argv": [...], "env": {...}, "inside": "/run", "end": [...]}        start, execute `1`, end
+
+One process and one kernel per client: a second subscriber on the same kernel would cost both of them.
 
 In an argv `{connection_file}` is the file as the kernel sees it and `{dir}` its folder as we see it; `inside` is where the
 kernel sees that folder if that is elsewhere. `end` is a command that ends the kernel where killing our child does not.
@@ -102,6 +104,7 @@ class Direct:
         self.poller = zmq.Poller()
         self.poller.register(self.iopub, zmq.POLLIN)
         self.poller.register(self.shell, zmq.POLLIN)
+        self.wait_until_ready()
 
     def send(self, msg_type, content):
         msg_id = uuid.uuid4().hex
@@ -188,22 +191,16 @@ class JupyterClient:
 class Bench:
     def __init__(self):
         self.kernel = None
-        self.clients = {}
+        self.client = None
 
-    def open(self, **how):
+    def open(self, client, **how):
         self.kernel = Kernel(**how)
         self.kernel.wait_until_bound()
-        direct = Direct(self.kernel)
-        direct.wait_until_ready()
-        self.clients = {"pyzmq": direct, "jupyter_client": JupyterClient(self.kernel)}
+        self.client = {"pyzmq": Direct, "jupyter_client": JupyterClient}[client](self.kernel)
         return {}
 
-    def rounds(self, client, count):
-        execute, clock, seconds = self.clients[client].execute, time.perf_counter, []
-        if client == "pyzmq":
-            # What the other client was told meanwhile is in our queue too.
-            while self.clients[client].iopub.poll(0):
-                self.clients[client].iopub.recv_multipart()
+    def rounds(self, count):
+        execute, clock, seconds = self.client.execute, time.perf_counter, []
         for _ in range(count):
             began = clock()
             execute()
@@ -211,20 +208,16 @@ class Bench:
         return {"seconds": seconds}
 
     def close(self):
-        for client in self.clients.values():
-            client.close()
-        self.clients = {}
+        if self.client:
+            self.client.close()
         if self.kernel:
             self.kernel.end()
-        self.kernel = None
+        self.client = self.kernel = None
         return {}
 
     def start(self, **how):
-        self.kernel = Kernel(**how)
-        self.kernel.wait_until_bound()
-        self.clients = {"pyzmq": Direct(self.kernel)}
-        self.clients["pyzmq"].wait_until_ready()
-        self.clients["pyzmq"].execute()
+        self.open("pyzmq", **how)
+        self.client.execute()
         seconds = time.perf_counter() - self.kernel.began
         self.close()
         return {"seconds": [seconds]}

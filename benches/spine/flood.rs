@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use cellkeep::manager::Session;
+use cellkeep::policy::Limits;
 use cellkeep::sandbox::SandboxKind;
 use serde_json::{Value, json};
 
@@ -63,9 +64,11 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     fs::write(&source, notebook().to_string())?;
     let nbclient = |argv: &[String], patience: u32| with_nbclient(lab, &folder.0, &source, argv, patience);
     eprintln!("flood: session");
-    let session = in_session(lab).await?;
+    let session = in_session(lab, Limits::default()).await?;
     eprintln!("flood: nbclient, patient");
     let patient = nbclient(&argv(lab), PATIENCE[1])?;
+    eprintln!("flood: session with all CPUs");
+    let unthrottled = in_session(lab, all_cpus()).await?;
     eprintln!("flood: cellkeep run");
     let command = with_cellkeep(lab, &folder.0, &source)?;
     eprintln!("flood: nbclient");
@@ -84,8 +87,10 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
             Some(Goal::None),
         );
     }
-    for (what, index) in [("session: the flood", 0), ("session: the 50 MB", 1)] {
-        rows.compare(what, session.cell(index), "nbclient+", patient.cell(index), None);
+    for (name, ours) in [("session", &session), ("session with all CPUs", &unthrottled)] {
+        for (what, index) in [("the flood", 0), ("the 50 MB", 1)] {
+            rows.compare(&format!("{name}: {what}"), ours.cell(index), "nbclient+", patient.cell(index), None);
+        }
     }
     rows.compare(
         "`cellkeep run`: both, from start to file",
@@ -94,7 +99,11 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
         Figure::Seconds(patient.whole),
         None,
     );
-    rows.note("a line is lost unless it arrives whole and in order".to_owned());
+    rows.note("a line is lost unless it arrives whole and in order; times are of one run each".to_owned());
+    rows.note(format!(
+        "a session has {} CPU if it asks for no more; nbclient's kernel has all of them",
+        Limits::default().cpus
+    ));
     rows.note(format!("nbclient: on our launcher, as it is: after a cell's reply it waits {} s for output", PATIENCE[0]));
     rows.note(format!(
         "nbclient+: waits {} s; loses {} lines and {} bytes",
@@ -111,9 +120,15 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     Ok(rows)
 }
 
-async fn in_session(lab: &Lab) -> anyhow::Result<Run> {
+/// What a kernel without a sandbox has.
+fn all_cpus() -> Limits {
+    let cpus = std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64);
+    Limits { cpus, ..Limits::default() }
+}
+
+async fn in_session(lab: &Lab, limits: Limits) -> anyhow::Result<Run> {
     let began = Instant::now();
-    let session = lab.session(SandboxKind::Process).await?;
+    let session = lab.session_with(SandboxKind::Process, limits).await?;
     let cells = async { anyhow::Ok([timed_cell(&session, FLOOD).await?, timed_cell(&session, BIG).await?]) }.await;
     session.destroy().await?;
     let [(flood, flood_seconds), (big, big_seconds)] = cells?;

@@ -112,10 +112,14 @@ impl Lab {
 
     /// A session with the limits that everybody gets.
     async fn session(&self, kind: SandboxKind) -> anyhow::Result<Session> {
+        self.session_with(kind, Limits::default()).await
+    }
+
+    async fn session_with(&self, kind: SandboxKind, limits: Limits) -> anyhow::Result<Session> {
         let spec = SessionSpec {
             kernel: self.kernel.clone(),
             sandbox: SandboxChoice::Only(kind),
-            limits: Limits::default(),
+            limits,
             network: Network::None,
             env: Vec::new(),
         };

@@ -94,19 +94,16 @@ impl Peer {
         Ok(Self { child, commands, answers })
     }
 
-    /// Starts a kernel and keeps it for [`Peer::rounds`].
-    pub fn open(&mut self, launch: &Launch) -> anyhow::Result<()> {
-        self.ask("open", launch.0.clone()).map(drop)
+    /// Starts a kernel and keeps it for [`Peer::rounds`] by a client: `jupyter_client` or `pyzmq`.
+    pub fn open(&mut self, client: &str, launch: &Launch) -> anyhow::Result<()> {
+        let mut how = launch.0.clone();
+        how["client"] = json!(client);
+        self.ask("open", how).map(drop)
     }
 
-    /// Seconds of so many executions by a client: `jupyter_client` or `pyzmq`.
-    pub fn rounds(&mut self, client: &str, count: usize) -> anyhow::Result<Vec<f64>> {
-        self.ask("rounds", json!({"client": client, "count": count}))
-    }
-
-    /// Ends the kept kernel.
-    pub fn close(&mut self) -> anyhow::Result<()> {
-        self.ask("close", json!({})).map(drop)
+    /// Seconds of so many executions by the client.
+    pub fn rounds(&mut self, count: usize) -> anyhow::Result<Vec<f64>> {
+        self.ask("rounds", json!({"count": count}))
     }
 
     /// Seconds from starting a kernel to its first result; it is ended again.

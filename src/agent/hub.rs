@@ -50,6 +50,8 @@ const NUDGES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(
 const WATCH: Duration = Duration::from_millis(100);
 /// How many submissions are remembered, so that a repeated one is recognised.
 const REMEMBERED: usize = 4096;
+/// How many refused messages of one kernel are told.
+const REFUSALS_TOLD: u32 = 10;
 /// What the buffer holds beyond one run's whole output.
 const BUFFER_SLACK: usize = 32 << 20;
 
@@ -86,6 +88,8 @@ struct Kernel {
     kill_reason: Option<KillReason>,
     oom_kills_before: u64,
     last_words: LastWords,
+    /// Messages that were none.
+    refused: u32,
 }
 
 struct Hub {
@@ -159,6 +163,7 @@ impl Kernel {
             kill_reason: None,
             oom_kills_before,
             last_words: LastWords::default(),
+            refused: 0,
         }
     }
 }
@@ -489,7 +494,12 @@ impl Hub {
         self.emit_kernel(KernelEvent::OutputCapped { msg_id, limit });
     }
 
+    /// Told a few times and then no more: a kernel can send garbage faster than anyone can read of it.
     fn refuse(&mut self, reason: &str) {
+        self.kernel.refused += 1;
+        if self.kernel.refused > REFUSALS_TOLD {
+            return;
+        }
         self.emit_kernel(KernelEvent::BadMessage { reason: reason.to_owned() });
     }
 
@@ -592,7 +602,8 @@ impl Hub {
 }
 
 fn message_size(message: &Message) -> usize {
-    message.content.len() + message.metadata.len() + message.buffers.iter().map(Bytes::len).sum::<usize>()
+    let json = [&message.header, &message.parent_header, &message.metadata, &message.content];
+    json.into_iter().map(Bytes::len).sum::<usize>() + message.buffers.iter().map(Bytes::len).sum::<usize>()
 }
 
 async fn connect(

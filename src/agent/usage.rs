@@ -99,13 +99,21 @@ fn process_ids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Private and shared-anonymous memory. Pages of mapped files (libraries) are shared and can be dropped, so they do not count.
+/// Anonymous and shared-anonymous memory, pages shared by several processes (after a fork) counted in parts. Pages of mapped
+/// files (libraries) can be dropped, so they do not count.
 fn resident_bytes(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let rollup = format!("/proc/{pid}/smaps_rollup");
+    fields_kib(&rollup, ["Pss_Anon:", "Pss_Shmem:"])
+        .or_else(|| fields_kib(&format!("/proc/{pid}/status"), ["RssAnon:", "RssShmem:"]))
+}
+
+/// The sum of two fields given in kB, in bytes.
+fn fields_kib(path: &str, names: [&str; 2]) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
     let kib = |name: &str| -> Option<u64> {
-        status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse().ok())
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse().ok())
     };
-    Some((kib("RssAnon:")? + kib("RssShmem:")?) * 1024)
+    Some((kib(names[0])? + kib(names[1])?) * 1024)
 }
 
 fn cpu_seconds(pid: u32) -> Option<f64> {

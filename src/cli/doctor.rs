@@ -9,49 +9,44 @@ use crate::sandbox::process::{self, Controllers, Probe};
 
 /// Exits with 0 when at least one sandbox works.
 pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
-    println!("data folder       {}", paths.data().display());
-    println!("running as        uid {}", rustix::process::geteuid().as_raw());
+    tell!("data folder       {}", paths.data().display());
+    tell!("running as        uid {}", rustix::process::geteuid().as_raw());
     let process = process_sandbox();
     let docker = docker_sandbox().await;
     for kernel in kernels::all() {
         let status = kernels::status(paths, kernel);
         let mend =
             if status == Status::Ready { String::new() } else { format!("; run: cellkeep kernels install {}", kernel.name) };
-        println!("kernel {:<10} process sandbox: {}{mend}", kernel.name, state_name(status));
+        tell!("kernel {:<10} process sandbox: {}{mend}", kernel.name, state_name(status));
     }
     if process || docker {
         return Ok(Exit::Ok);
     }
-    println!("\nNo sandbox is usable, so nothing can be run: cellkeep never runs code without one.");
+    tell!("\nNo sandbox is usable, so nothing can be run: cellkeep never runs code without one.");
     Ok(Exit::NoSandbox)
 }
 
 fn process_sandbox() -> bool {
     let works = match process::probe() {
         Probe::Works { version } => {
-            println!("process sandbox   usable ({version}, user namespaces)");
+            tell!("process sandbox   usable ({version}, user namespaces)");
             true
         }
         Probe::Fails { reason } => {
-            println!("process sandbox   NOT usable: {reason}");
+            tell!("process sandbox   NOT usable: {reason}");
             false
         }
     };
     let controllers = process::controllers();
     let held = |held: bool| if held { "enforced" } else { "NOT enforced" };
     let Controllers { version, memory, cpu, pids, why_not, .. } = &controllers;
-    println!(
-        "cgroups           version {version}: memory {}, cpus {}, processes {}",
-        held(*memory),
-        held(*cpu),
-        held(*pids)
-    );
+    tell!("cgroups           version {version}: memory {}, cpus {}, processes {}", held(*memory), held(*cpu), held(*pids));
     if let Some(why) = why_not {
-        println!("                  {why}");
-        println!(
+        tell!("                  {why}");
+        tell!(
             "                  without them: memory is watched by the agent, processes are held by rlimit, cpus are not held."
         );
-        println!("                  to mend: run as root, or in a systemd unit with Delegate=yes");
+        tell!("                  to mend: run as root");
     }
     works
 }
@@ -59,15 +54,15 @@ fn process_sandbox() -> bool {
 async fn docker_sandbox() -> bool {
     match docker::engine().await {
         Engine::Usable { description, warnings } => {
-            println!("docker sandbox    usable ({description})");
+            tell!("docker sandbox    usable ({description})");
             for warning in warnings {
-                println!("                  {warning}");
+                tell!("                  {warning}");
             }
             true
         }
         Engine::Unusable { reason, remedy } => {
-            println!("docker sandbox    NOT usable: {reason}");
-            println!("                  {remedy}");
+            tell!("docker sandbox    NOT usable: {reason}");
+            tell!("                  {remedy}");
             false
         }
     }

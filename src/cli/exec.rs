@@ -76,7 +76,7 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
         None => Vec::new(),
     };
     if args.json {
-        println!("{}", report(&outputs, &result, &files));
+        tell!("{}", report(&outputs, &result, &files));
     } else {
         tell_end(&outputs, &result, &files, args.artifacts.is_some());
     }
@@ -128,7 +128,7 @@ async fn follow(session: &SessionHandle, mut events: RunEvents, live: bool) -> a
                 outputs.apply(CELL, &msg_type, &message.content);
             }
             RunEvent::Input { message } => answer_from_terminal(session.clone(), &message),
-            RunEvent::Notice(text) => eprintln!("cellkeep: {text}"),
+            RunEvent::Notice(text) => say!("cellkeep: {text}"),
             RunEvent::Started => {}
             RunEvent::Finished(result) => return Ok((outputs.outputs(CELL), result)),
         }
@@ -169,15 +169,15 @@ fn print_live(msg_type: &str, message: &Message) {
 fn answer_from_terminal(session: SessionHandle, message: &Message) {
     let InputRequest { prompt, password } = InputRequest::read(&message.content_value());
     tokio::task::spawn_blocking(move || {
-        eprint!("{prompt}");
+        let _ = write!(std::io::stderr(), "{prompt}");
         if password && std::io::stdin().is_terminal() {
-            eprint!("(shown as you type) ");
+            let _ = write!(std::io::stderr(), "(shown as you type) ");
         }
         let mut line = String::new();
         match std::io::stdin().read_line(&mut line) {
             Ok(1..) => session.input(line.trim_end_matches(['\n', '\r'])),
             _ => {
-                eprintln!("cellkeep: the code asks for input and there is none; interrupting it");
+                say!("cellkeep: the code asks for input and there is none; interrupting it");
                 session.interrupt()
             }
         }
@@ -186,15 +186,15 @@ fn answer_from_terminal(session: SessionHandle, message: &Message) {
 
 fn tell_end(outputs: &[Value], result: &RunResult, files: &[PathBuf], told_where: bool) {
     for file in files {
-        eprintln!("wrote {}", file.display());
+        say!("wrote {}", file.display());
     }
     let pictures = artifacts(outputs, CELL, 1, ArtifactOptions::default()).len();
     if pictures > 0 && !told_where {
-        eprintln!("cellkeep: {pictures} plot file(s) were not kept; --artifacts DIR writes them");
+        say!("cellkeep: {pictures} plot file(s) were not kept; --artifacts DIR writes them");
     }
     // An ordinary error has been printed already, as an output.
     if let Some(error) = result.error.as_ref().filter(|_| !matches!(result.status, RunStatus::Ok | RunStatus::Error)) {
-        eprintln!("cellkeep: {}", error.evalue);
+        say!("cellkeep: {}", error.evalue);
     }
 }
 

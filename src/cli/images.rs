@@ -61,10 +61,10 @@ async fn list(images: &Images, as_json: bool) -> anyhow::Result<()> {
         all.push((kernel, images.status(kernel).await?));
     }
     if as_json {
-        println!("{}", all.iter().map(|(kernel, image)| as_value(kernel, image)).collect::<serde_json::Value>());
+        tell!("{}", all.iter().map(|(kernel, image)| as_value(kernel, image)).collect::<serde_json::Value>());
         return Ok(());
     }
-    println!("{:<8} {:<26} {:>8}  STATE", "NAME", "IMAGE", "SIZE");
+    tell!("{:<8} {:<26} {:>8}  STATE", "NAME", "IMAGE", "SIZE");
     for (kernel, Image { reference, status, size_bytes }) in all {
         let size = size_bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{:.0} MB", bytes as f64 / 1e6));
         let state = match status {
@@ -72,7 +72,7 @@ async fn list(images: &Images, as_json: bool) -> anyhow::Result<()> {
             Status::Stale => format!("not built by this version; run: cellkeep images build {}", kernel.name),
             Status::Missing => format!("not built; run: cellkeep images build {}", kernel.name),
         };
-        println!("{:<8} {reference:<26} {size:>8}  {state}", kernel.name);
+        tell!("{:<8} {reference:<26} {size:>8}  {state}", kernel.name);
     }
     Ok(())
 }
@@ -86,11 +86,11 @@ fn as_value(kernel: &Kernel, image: &Image) -> serde_json::Value {
 /// Builds one after the other; one that fails does not keep the rest from being built.
 async fn build_all(images: &Images, kernels: &[&Kernel], options: BuildOptions) -> Result<Exit, Failure> {
     let names: Vec<_> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
-    eprintln!("building {}", names.join(", "));
+    say!("building {}", names.join(", "));
     let mut failed = Vec::new();
     for kernel in kernels {
         if let Err(error) = build(images, kernel, options).await {
-            eprintln!("{} failed: {error}", kernel.name);
+            say!("{} failed: {error}", kernel.name);
             failed.push(kernel.name.as_str());
         }
     }
@@ -102,7 +102,7 @@ async fn build_all(images: &Images, kernels: &[&Kernel], options: BuildOptions) 
 
 async fn build(images: &Images, kernel: &Kernel, options: BuildOptions) -> Result<(), BuildError> {
     if !options.no_cache && images.status(kernel).await?.status == Status::Ready {
-        eprintln!("{} is up to date", kernel.name);
+        say!("{} is up to date", kernel.name);
         return Ok(());
     }
     let started = Instant::now();
@@ -111,7 +111,7 @@ async fn build(images: &Images, kernel: &Kernel, options: BuildOptions) -> Resul
         .build(kernel, options, &mut |line| match &spinner {
             Some(spinner) => spinner.set_message(line.to_owned()),
             // In a log the steps are enough: a failing one is shown with its output.
-            None if line.starts_with("Step ") || line.starts_with("STEP ") => eprintln!("{}: {line}", kernel.name),
+            None if line.starts_with("Step ") || line.starts_with("STEP ") => say!("{}: {line}", kernel.name),
             None => {}
         })
         .await;
@@ -120,6 +120,6 @@ async fn build(images: &Images, kernel: &Kernel, options: BuildOptions) -> Resul
     }
     result?;
     let image = images.status(kernel).await?;
-    eprintln!("{} is built: {} ({:.0} s)", kernel.name, image.reference, started.elapsed().as_secs_f64());
+    say!("{} is built: {} ({:.0} s)", kernel.name, image.reference, started.elapsed().as_secs_f64());
     Ok(())
 }

@@ -64,17 +64,17 @@ fn list(paths: &Paths, as_json: bool) {
                 })
             })
             .collect();
-        println!("{}", serde_json::Value::from(all));
+        tell!("{}", serde_json::Value::from(all));
         return;
     }
-    println!("{:<8} {:<24} {:<10} PROCESS SANDBOX", "NAME", "KERNEL", "LANGUAGE");
+    tell!("{:<8} {:<24} {:<10} PROCESS SANDBOX", "NAME", "KERNEL", "LANGUAGE");
     for kernel in kernels::all() {
         let state = match kernels::status(paths, kernel) {
             Status::Ready => "ready".to_owned(),
             Status::Stale => format!("from another version; run: cellkeep kernels install {}", kernel.name),
             Status::Missing => format!("not installed; run: cellkeep kernels install {}", kernel.name),
         };
-        println!("{:<8} {:<24} {:<10} {state}", kernel.name, kernel.display_name, kernel.language);
+        tell!("{:<8} {:<24} {:<10} {state}", kernel.name, kernel.display_name, kernel.language);
     }
 }
 
@@ -92,19 +92,19 @@ pub(super) fn spinner(name: &str) -> Option<ProgressBar> {
 
 fn install(paths: &Paths, kernel: &Kernel) -> Result<(), kernels::InstallError> {
     if kernels::status(paths, kernel) == Status::Ready {
-        eprintln!("{} is up to date", kernel.name);
+        say!("{} is up to date", kernel.name);
         return Ok(());
     }
     let started = Instant::now();
     let spinner = spinner(&kernel.name);
     let result = kernels::install(paths, kernel, &mut |line| match &spinner {
         Some(spinner) => spinner.set_message(line.to_owned()),
-        None => eprintln!("{}: {line}", kernel.name),
+        None => say!("{}: {line}", kernel.name),
     });
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
     let path = result?;
-    eprintln!("{} is installed in {} ({:.0} s)", kernel.name, path.display(), started.elapsed().as_secs_f64());
+    say!("{} is installed in {} ({:.0} s)", kernel.name, path.display(), started.elapsed().as_secs_f64());
     Ok(())
 }

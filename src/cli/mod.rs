@@ -1,5 +1,21 @@
 //! The command line.
 
+/// A line on standard error. One that nobody reads any more (`2>&1 | head`) is no reason to stop, let alone to panic.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+/// A line on standard output, likewise.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod doctor;
 mod exec;
 mod images;
@@ -84,7 +100,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start: {error}");
+            say!("error: cannot start: {error}");
             return ExitCode::from(Exit::Usage.code());
         }
     };
@@ -102,7 +118,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(failure) => {
-            eprintln!("error: {:#}", failure.error);
+            say!("error: {:#}", failure.error);
             ExitCode::from(failure.exit.code())
         }
     }

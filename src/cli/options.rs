@@ -101,10 +101,7 @@ impl SandboxArgs {
             NetworkOption::Open => Network::Open,
         };
         let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env: self.env.clone() };
-        let session = Manager::new(paths).create(spec).await.map_err(|error| match error {
-            ManagerError::Limits(_) => Failure::usage(error),
-            _ => Failure::no_sandbox(error),
-        })?;
+        let session = create_or_stop(paths, spec).await?;
         for file in &self.files {
             if let Err(error) = put_file(&session.handle, file).await {
                 let _ = session.destroy().await;
@@ -112,6 +109,41 @@ impl SandboxArgs {
             }
         }
         Ok(session)
+    }
+}
+
+/// Makes the session; one that was called off meanwhile is ended as soon as it stands, so that nothing is left of it.
+async fn create_or_stop(paths: Paths, spec: SessionSpec) -> Result<Session, Failure> {
+    let manager = Manager::new(paths);
+    let creating = manager.create(spec);
+    tokio::pin!(creating);
+    let failed = |error| match error {
+        ManagerError::Limits(_) => Failure::usage(error),
+        _ => Failure::no_sandbox(error),
+    };
+    tokio::select! {
+        session = &mut creating => session.map_err(failed),
+        () = stop_signal() => {
+            if let Ok(session) = creating.await {
+                let _ = session.destroy().await;
+            }
+            Err(Failure { exit: Exit::Interrupted, error: anyhow!("stopped before the kernel was ready") })
+        }
+    }
+}
+
+/// Waits for Ctrl-C, SIGTERM or the terminal's end.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind as Unix, signal};
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hang_up)) =
+        (signal(Unix::interrupt()), signal(Unix::terminate()), signal(Unix::hangup()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
     }
 }
 
@@ -155,7 +187,7 @@ pub(super) fn write_artifacts(folder: &Path, artifacts: Vec<Artifact>) -> anyhow
         let bytes = match artifact.content {
             Ok(bytes) => bytes,
             Err(error) => {
-                eprintln!("warning: {} of output {} is left out: {error}", artifact.mime, artifact.output_index + 1);
+                say!("warning: {} of output {} is left out: {error}", artifact.mime, artifact.output_index + 1);
                 continue;
             }
         };
@@ -185,17 +217,20 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// Turns Ctrl-C into what `interrupt` does at the first, `stop` at the second. SIGTERM stops at once.
 pub(super) fn on_ctrl_c(handle: SessionHandle) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
-        let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else { return };
+        use tokio::signal::unix::{SignalKind as Unix, signal};
+        let (Ok(mut terminate), Ok(mut hang_up)) = (signal(Unix::terminate()), signal(Unix::hangup())) else { return };
         let first = tokio::select! {
             result = tokio::signal::ctrl_c() => result.is_ok(),
             _ = terminate.recv() => false,
+            _ = hang_up.recv() => false,
         };
         if first {
-            eprintln!("\ninterrupting the kernel; press Ctrl-C again to stop");
+            say!("\ninterrupting the kernel; press Ctrl-C again to stop");
             let _ = handle.interrupt();
             tokio::select! {
                 _ = tokio::signal::ctrl_c() => {}
                 _ = terminate.recv() => {}
+                _ = hang_up.recv() => {}
             }
         }
         let _ = handle.kill();

@@ -82,7 +82,7 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     }
     let mut notebook = read_notebook(&args.notebook).map_err(Failure::usage)?;
     for warning in notebook.warnings() {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
     let kernel = match &args.kernel {
         Some(name) => kernels::find(name),
@@ -113,7 +113,7 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     };
     let told = Told { report: &report, target: &target, files: &files, ready_after, whole: begun.elapsed() };
     if args.json {
-        println!("{}", told.json());
+        tell!("{}", told.json());
     } else {
         told.lines();
     }
@@ -166,7 +166,7 @@ fn default_output(notebook: &Path) -> PathBuf {
 /// A result that cannot be written is found out before an hour of cells, not after.
 fn check_target(target: &Path) -> anyhow::Result<()> {
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if target == Path::new("-") || target.exists() && !target.is_dir() {
+    if target == Path::new("-") || target.exists() && !target.is_dir() && !target.is_file() {
         return Ok(());
     }
     if target.is_dir() {
@@ -224,8 +224,8 @@ impl Show {
 
     fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say!("{text}")),
+            None => say!("{text}"),
         }
     }
 
@@ -238,7 +238,7 @@ impl Show {
                     bar.set_length(total as u64);
                     bar.set_message(title);
                 } else if self.verbose {
-                    eprintln!("{}", self.current);
+                    say!("{}", self.current);
                 }
             }
             Progress::Output { msg_type, message } if self.verbose => self.output(msg_type, message),
@@ -294,18 +294,18 @@ struct Told<'a> {
 impl Told<'_> {
     fn lines(&self) {
         if let Some(cell) = self.report.failure() {
-            eprintln!("cell {} ({}): {}", cell.index + 1, cell.id, cell.status.name());
+            say!("cell {} ({}): {}", cell.index + 1, cell.id, cell.status.name());
             if let Some(error) = &cell.error {
-                eprintln!("  {}: {}", error.ename, strip_ansi(&error.evalue));
+                say!("  {}: {}", error.ename, strip_ansi(&error.evalue));
             }
         }
         if self.target != Path::new("-") {
-            eprintln!("wrote {}", self.target.display());
+            say!("wrote {}", self.target.display());
         }
         for file in self.files {
-            eprintln!("wrote {}", file.display());
+            say!("wrote {}", file.display());
         }
-        eprintln!(
+        say!(
             "{} of {} cells in {:.2} s; kernel ready after {:.2} s, {:.2} s in all",
             self.report.cells.len(),
             self.report.total,

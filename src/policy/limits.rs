@@ -60,6 +60,9 @@ impl Limits {
         if !(self.cpus.is_finite() && (0.01..=1024.0).contains(&self.cpus)) {
             return Err(format!("{} CPUs cannot be given; use 0.01 to 1024", self.cpus));
         }
+        if self.pids > 4_194_304 {
+            return Err(format!("{} processes are more than Linux has numbers for; give at most 4194304", self.pids));
+        }
         if self.pids < 16 {
             return Err(format!("{} processes are too few for a kernel and its threads; give at least 16", self.pids));
         }

@@ -19,6 +19,10 @@ pub(super) fn written_out(folder: &Path) -> io::Result<PathBuf> {
         return Ok(path);
     }
     fs::create_dir_all(folder)?;
+    // The sandbox's uid must reach it, whatever the umask: the folder itself and the data folder that holds it.
+    for reachable in [Some(folder), folder.parent()].into_iter().flatten() {
+        let _ = fs::set_permissions(reachable, fs::Permissions::from_mode(0o755));
+    }
     // Whole or not at all: another process may be doing the same.
     let temporary = folder.join(format!(".agent-{}", crate::ids::random_uuid()));
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&temporary)?;

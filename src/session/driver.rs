@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::handle::{Command, RunEvent, RunRequest, SessionHandle, SessionState};
-use super::ladder::Ladder;
+use super::ladder::{Ladder, Step};
 use super::run::{ActiveRun, Meaning, RunResult, StopReason};
 use crate::agent_protocol::{Event, KernelEvent, KernelExit, KernelState, KillReason, Request, SignalKind};
 use crate::ids::{Generation, RunId, Seq};
@@ -239,7 +239,7 @@ impl Driver {
             LinkEvent::Event { seq, event } => {
                 self.take_event(event);
                 self.unacked = Some(seq);
-                if seq.0 >= self.acked.0 + ACK_EVERY {
+                if seq.0 >= self.acked.0.saturating_add(ACK_EVERY) {
                     self.ack();
                 }
             }
@@ -331,7 +331,11 @@ impl Driver {
         match told {
             Told::Submitted { run, result: Err(error) } => {
                 if let Some(active) = self.active.as_ref().filter(|active| active.run.id == run) {
-                    let result = active.run.refused(&error.to_string(), Instant::now());
+                    let never_run = matches!(error, LinkError::TooLarge { .. });
+                    let mut result = active.run.refused(&error.to_string(), Instant::now());
+                    if never_run {
+                        (result.status, result.kernel_gone) = (super::RunStatus::Error, false);
+                    }
                     self.finish(result);
                     self.become_idle();
                 }
@@ -432,9 +436,13 @@ impl Driver {
             self.stop(StopReason::Timeout(limit));
         }
         let Some(active) = &mut self.active else { return };
-        if let Some(signal) = active.ladder.as_mut().and_then(|ladder| ladder.due(now)) {
-            self.signal(signal);
-            self.notice(describe_step(signal).to_owned());
+        match active.ladder.as_mut().and_then(|ladder| ladder.due(now)) {
+            Some(Step::Signal(signal)) => {
+                self.signal(signal);
+                self.notice(describe_step(signal).to_owned());
+            }
+            Some(Step::GiveUp) => return self.end("its kernel was killed, and the sandbox does not answer".to_owned()),
+            None => {}
         }
         let Some(active) = &self.active else { return };
         if let Some(result) = active.run.finished(now) {

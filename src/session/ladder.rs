@@ -4,13 +4,26 @@ use std::time::{Duration, Instant};
 
 use crate::agent_protocol::SignalKind;
 
+/// One step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A signal to the kernel.
+    Signal(SignalKind),
+    /// Not even SIGKILL was heard of: whoever should answer does not, and the session is over.
+    GiveUp,
+}
+
 /// The steps and how long after the one before each follows.
-const STEPS: [(SignalKind, Duration); 4] = [
-    (SignalKind::Interrupt, Duration::ZERO),
-    (SignalKind::Interrupt, Duration::from_secs(2)),
-    (SignalKind::Terminate, Duration::from_secs(3)),
-    (SignalKind::Kill, Duration::from_secs(2)),
+const STEPS: [(Step, Duration); 5] = [
+    (Step::Signal(SignalKind::Interrupt), Duration::ZERO),
+    (Step::Signal(SignalKind::Interrupt), Duration::from_secs(2)),
+    (Step::Signal(SignalKind::Terminate), Duration::from_secs(3)),
+    (Step::Signal(SignalKind::Kill), Duration::from_secs(2)),
+    (Step::GiveUp, Duration::from_secs(15)),
 ];
+
+/// Which step is the kill.
+const KILL: usize = 3;
 
 /// One escalation in progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,19 +44,20 @@ impl Ladder {
     }
 
     /// The step that is due now, if any.
-    pub fn due(&mut self, now: Instant) -> Option<SignalKind> {
-        let (signal, _) = STEPS.get(self.step).filter(|_| self.next_at <= now)?;
+    pub fn due(&mut self, now: Instant) -> Option<Step> {
+        let (step, _) = STEPS.get(self.step).filter(|_| self.next_at <= now)?;
         self.step += 1;
         if let Some((_, wait)) = STEPS.get(self.step) {
             self.next_at = now + *wait;
         }
-        Some(*signal)
+        Some(*step)
     }
 
-    /// Goes to the last step at once.
+    /// Goes to the kill at once, if it has not been reached.
     pub fn hurry(&mut self, now: Instant) {
-        self.step = self.step.max(STEPS.len() - 1);
-        self.next_at = self.next_at.min(now);
+        if self.step < KILL {
+            (self.step, self.next_at) = (KILL, now);
+        }
     }
 }
 
@@ -56,10 +70,19 @@ mod tests {
         let start = Instant::now();
         let mut ladder = Ladder::new(start);
         let mut seen = Vec::new();
-        for second in 0..20 {
+        for second in 0..40 {
             seen.extend(ladder.due(start + Duration::from_secs(second)));
         }
-        assert_eq!(seen, [SignalKind::Interrupt, SignalKind::Interrupt, SignalKind::Terminate, SignalKind::Kill]);
+        assert_eq!(
+            seen,
+            [
+                Step::Signal(SignalKind::Interrupt),
+                Step::Signal(SignalKind::Interrupt),
+                Step::Signal(SignalKind::Terminate),
+                Step::Signal(SignalKind::Kill),
+                Step::GiveUp,
+            ]
+        );
         assert_eq!(ladder.deadline(), None);
     }
 
@@ -69,7 +92,7 @@ mod tests {
         let mut ladder = Ladder::new(start);
         ladder.due(start);
         ladder.hurry(start);
-        assert_eq!(ladder.due(start), Some(SignalKind::Kill));
+        assert_eq!(ladder.due(start), Some(Step::Signal(SignalKind::Kill)));
         assert_eq!(ladder.due(start + Duration::from_secs(9)), None);
     }
 }

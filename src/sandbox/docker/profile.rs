@@ -265,7 +265,7 @@ pub(super) fn isolation(facts: &Facts, runtime: Option<&str>, network: Network) 
         Network::Open => not_enforced.push("network: open, as asked".into()),
     }
     for (name, held, instead) in [
-        ("memory", facts.memory, "watched by the agent, and bounded per process"),
+        ("memory", facts.memory, "watched by the agent every 0.1 s, not held"),
         ("cpus", facts.cpu, "not held"),
         ("pids", facts.pids, "not held"),
     ] {

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -146,9 +147,11 @@ fn write_if_different(path: &Path, content: &str) -> io::Result<()> {
     }
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     }
     let temporary = path.with_extension(crate::ids::random_uuid());
     fs::write(&temporary, content)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
     fs::rename(temporary, path)
 }
 

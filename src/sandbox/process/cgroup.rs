@@ -88,7 +88,7 @@ pub(super) struct Cgroup {
 fn folders(controllers: &Controllers, session: &SessionId) -> Vec<(&'static str, PathBuf)> {
     let group = |hierarchy: &str| Path::new(ROOT).join(hierarchy).join(OURS).join(session.as_str());
     match controllers.version {
-        2 if controllers.why_not.is_none() => vec![("", group(""))],
+        2 if controllers.memory || controllers.cpu || controllers.pids => vec![("", group(""))],
         1 => [
             ("memory", controllers.memory),
             ("cpu", controllers.cpu),
@@ -113,11 +113,17 @@ impl Cgroup {
         let quota = (limits.cpus * CPU_PERIOD as f64) as u64;
         let memory = limits.memory_bytes().to_string();
         if controllers.version == 2 && !cgroup.folders.is_empty() {
-            cgroup.set("", "memory.max", &memory)?;
-            // Absent where the system has no swap accounting; then there is no swap to fear either, or nothing to be done.
-            let _ = cgroup.set("", "memory.swap.max", "0");
-            cgroup.set("", "cpu.max", &format!("{quota} {CPU_PERIOD}"))?;
-            cgroup.set("", "pids.max", &limits.pids.to_string())?;
+            if controllers.memory {
+                cgroup.set("", "memory.max", &memory)?;
+                // Absent where the system has no swap accounting; then there is no swap to fear either, or nothing to be done.
+                let _ = cgroup.set("", "memory.swap.max", "0");
+            }
+            if controllers.cpu {
+                cgroup.set("", "cpu.max", &format!("{quota} {CPU_PERIOD}"))?;
+            }
+            if controllers.pids {
+                cgroup.set("", "pids.max", &limits.pids.to_string())?;
+            }
         }
         if controllers.version == 1 {
             if controllers.memory {

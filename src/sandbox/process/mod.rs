@@ -189,7 +189,7 @@ fn isolation(controllers: &Controllers, network: Network) -> Isolation {
     }
     let why = || controllers.why_not.clone().unwrap_or_else(|| "no such cgroup controller".into());
     for (name, held, instead) in [
-        ("memory", controllers.memory, "watched by the agent, and bounded per process"),
+        ("memory", controllers.memory, "watched by the agent every 0.1 s, not held"),
         ("cpus", controllers.cpu, "not held"),
         ("pids", controllers.pids, "held per user namespace by RLIMIT_NPROC"),
     ] {
