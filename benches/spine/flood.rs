@@ -99,7 +99,8 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
         Figure::Seconds(patient.whole),
         None,
     );
-    rows.note("a line is lost unless it arrives whole and in order; times are of one run each".to_owned());
+    rows.note("a line is lost unless it arrives whole and in order".to_owned());
+    rows.note("times are of one run each, and equal runs differ by half: no more than a hint".to_owned());
     rows.note(format!(
         "a session has {} CPU if it asks for no more; nbclient's kernel has all of them",
         Limits::default().cpus
