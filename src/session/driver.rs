@@ -22,6 +22,8 @@ use crate::wire::{Channel, Message, json as wire_json};
 const START_DEADLINE: Duration = Duration::from_secs(120);
 /// Events are acknowledged in batches of so many, or when there is nothing else to do.
 const ACK_EVERY: u64 = 64;
+/// How long a cell over its output limit may end by itself before it is interrupted. Its output is dropped meanwhile.
+const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 /// A kernel that dies by itself is started again, unless it has died so often in a row without finishing a run.
 const RESTARTS: u32 = 3;
 
@@ -188,7 +190,10 @@ impl Driver {
     fn stop(&mut self, reason: StopReason) {
         let Some(active) = &mut self.active else { return };
         active.run.stop(reason);
-        active.ladder.get_or_insert_with(|| Ladder::new(Instant::now()));
+        // A cell that has just said too much has often said all: an interrupt that meets it between two requests could hit the
+        // kernel's own dispatch, and cost the next request.
+        let patience = if matches!(reason, StopReason::OutputExceeded(_)) { OUTPUT_GRACE } else { Duration::ZERO };
+        active.ladder.get_or_insert_with(|| Ladder::new(Instant::now() + patience));
         self.set_state(SessionState::Interrupting);
     }
 
