@@ -17,25 +17,27 @@ mod channels;
 mod coalesce;
 mod confine;
 mod files;
+mod handover;
 mod hub;
 mod kernel;
 mod runs;
 mod serve;
 mod usage;
 
+use std::io::Write;
 use std::process::ExitCode;
 
-use crate::agent_protocol::AgentConfig;
+use crate::agent_protocol::Listen;
 
-/// Runs the agent until the manager terminates it. `arguments` are those after the program's name: one JSON
-/// [`AgentConfig`].
+/// Runs the agent until the manager terminates it. `arguments` are those after the program's name: one JSON [`Listen`],
+/// where the configuration and then the manager come.
 pub fn main(arguments: &[String]) -> ExitCode {
-    let config: AgentConfig = match arguments {
+    let listen: Listen = match arguments {
         [json] => match serde_json::from_str(json) {
-            Ok(config) => config,
-            Err(error) => return fail(&format!("cannot read the configuration: {error}")),
+            Ok(listen) => listen,
+            Err(error) => return fail(&format!("cannot read where to listen: {error}")),
         },
-        _ => return fail("usage: cellkeep-agent CONFIG-JSON (started by cellkeep inside a sandbox, not by hand)"),
+        _ => return fail("usage: cellkeep-agent LISTEN-JSON (started by cellkeep inside a sandbox, not by hand)"),
     };
     if let Err(error) = confine::protect_agent() {
         return fail(&format!("cannot protect itself: {error}"));
@@ -45,13 +47,15 @@ pub fn main(arguments: &[String]) -> ExitCode {
         Err(error) => return fail(&format!("cannot start: {error}")),
     };
     let local = tokio::task::LocalSet::new();
-    match local.block_on(&runtime, hub::run(config)) {
+    let life = async { hub::run(handover::configuration(&listen).await?).await };
+    match local.block_on(&runtime, life) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }
 }
 
 fn fail(message: &str) -> ExitCode {
-    eprintln!("cellkeep-agent: {message}");
+    // Nobody may be reading any more, which is no reason to panic.
+    let _ = writeln!(std::io::stderr(), "cellkeep-agent: {message}");
     ExitCode::FAILURE
 }

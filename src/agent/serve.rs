@@ -26,17 +26,23 @@ const PREAMBLE_DEADLINE: Duration = Duration::from_secs(10);
 /// Answers waiting for a manager that does not read; beyond it the connection is closed.
 const MAX_ANSWERS: usize = 1024;
 
-/// Opens the listening socket and hands every connection of a manager to the hub.
+/// Hands every connection of a manager to the hub.
 pub(super) fn listen(listen: &Listen, inputs: mpsc::Sender<Input>) -> io::Result<()> {
-    let listener = match listen {
+    tokio::task::spawn_local(accept(open_listener(listen)?, inputs));
+    Ok(())
+}
+
+/// Opens the listening socket. A number is owned from here on: nobody else may have made an owner of it.
+pub(super) fn open_listener(listen: &Listen) -> io::Result<UnixListener> {
+    match listen {
         Listen::Fd(fd) => {
-            // SAFETY: the manager put a listening socket at this number for us alone; nothing else in this process knows it.
+            // SAFETY: a listening socket was put at this number for us alone; nothing else in this process owns it.
             #[expect(unsafe_code, reason = "an inherited descriptor is only a number until it is owned")]
             let owned = unsafe { OwnedFd::from_raw_fd(*fd) };
             rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)?;
             let listener = std::os::unix::net::UnixListener::from(owned);
             listener.set_nonblocking(true)?;
-            UnixListener::from_std(listener)?
+            UnixListener::from_std(listener)
         }
         Listen::Path(path) => {
             // A socket file that an earlier agent left behind would make bind fail.
@@ -44,11 +50,9 @@ pub(super) fn listen(listen: &Listen, inputs: mpsc::Sender<Input>) -> io::Result
             let listener = UnixListener::bind(path)?;
             // The manager has another uid, and the folder lets nobody else come here.
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-            listener
+            Ok(listener)
         }
-    };
-    tokio::task::spawn_local(accept(listener, inputs));
-    Ok(())
+    }
 }
 
 async fn accept(listener: UnixListener, inputs: mpsc::Sender<Input>) {
@@ -68,7 +72,7 @@ async fn accept(listener: UnixListener, inputs: mpsc::Sender<Input>) {
 
 /// Whether the peer is the manager and not a process of the sandbox: to us as PID 1, a process outside our PID namespace
 /// has no number.
-fn comes_from_outside(stream: &UnixStream) -> bool {
+pub(super) fn comes_from_outside(stream: &UnixStream) -> bool {
     let namespace_is_ours = std::process::id() == 1;
     !namespace_is_ours || stream.peer_cred().is_ok_and(|peer| peer.pid().unwrap_or(0) == 0)
 }

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! manager                                     agent
+//!    ── AgentConfig, once, on the first connection ▶
+//!    ◀──────────────────────────────────── taken ──
 //!    ── preamble ──────────────────────────────▶
 //!    ◀────────────────────────────── preamble ──
 //!    ◀───────────── Hello{epoch, numbers, state} ──
@@ -18,7 +20,7 @@ mod config;
 mod frame;
 mod message;
 
-pub use config::{AgentConfig, Listen};
+pub use config::{AgentConfig, Listen, receive_config, send_config};
 pub use frame::{FrameError, FrameReader, PREAMBLE, RawFrame, encode_frame, read_preamble, write_all_vectored};
 pub use message::{
     Answer, AnswerBody, EVENT_CHUNK, Event, EventAssembler, FILE_CHUNK, FileEntry, FromAgent, Hello, KernelEvent,

@@ -55,8 +55,8 @@ pub(super) struct SandboxArgs {
     /// What the code may reach
     #[arg(long, value_enum, default_value = "none", help_heading = "Sandbox")]
     network: NetworkOption,
-    /// A variable for the kernel
-    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = parse_variable, help_heading = "Sandbox")]
+    /// A variable for the kernel; with its name alone, as it is here, so that no other user sees it in the list of processes
+    #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = parse_variable, help_heading = "Sandbox")]
     env: Vec<(String, String)>,
     /// A file to put into the workspace before the first cell
     #[arg(long = "file", value_name = "PATH", help_heading = "Sandbox")]
@@ -66,7 +66,11 @@ pub(super) struct SandboxArgs {
 fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() && !text.contains('\0') => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("write it like NAME=VALUE".to_owned()),
+        None if !text.is_empty() => match std::env::var(text) {
+            Ok(value) => Ok((text.to_owned(), value)),
+            Err(_) => Err(format!("{text} is not set here, or not text; to give a value, write it like NAME=VALUE")),
+        },
+        _ => Err("write it like NAME=VALUE, or NAME for a variable that is set here".to_owned()),
     }
 }
 

@@ -110,6 +110,13 @@ impl ProcessStamp {
     pub fn is_alive(self) -> bool {
         Self::of(self.pid) == Some(self)
     }
+
+    /// Ends that very process, where it still runs.
+    fn kill(self) {
+        if let (true, Some(pid)) = (self.is_alive(), rustix::process::Pid::from_raw(self.pid)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 /// What has become of a sandbox.

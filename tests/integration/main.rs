@@ -13,4 +13,5 @@ mod floods;
 mod link;
 mod notebooks;
 mod outputs;
+mod secrets;
 mod transcripts;

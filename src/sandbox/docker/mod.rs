@@ -1,7 +1,7 @@
 //! The sandbox of a container engine: a hardened container of Docker or Podman, on this machine.
 //!
 //! ```text
-//! create: record on disk ─▶ folder for the socket ─▶ container made ─▶ started ─▶ the agent listens ─▶ folder closed
+//! create: record on disk ─▶ folder for the socket ─▶ container made ─▶ started ─▶ the agent listens ─▶ configuration ─▶ folder closed
 //! ```
 //!
 //! The agent is mounted into the container and is its first process. It makes its socket in a folder that is mounted from
@@ -33,7 +33,7 @@ use super::{
     ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats, agent_binary,
     environment, records,
 };
-use crate::agent_protocol::Listen;
+use crate::agent_protocol::{AgentConfig, Listen, send_config};
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::policy::{Isolation, IsolationLevel};
@@ -95,22 +95,21 @@ impl DockerSandbox {
         };
         records::write(&folder, &record)?;
         make_socket_dir(&socket_dir)?;
-        let id = self.make(spec, self.container(spec, &folder)?).await?;
+        let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));
+        let id = self.make(spec, self.container(spec, &folder, &listen)?).await?;
         record.container = Some(id.clone());
         records::write(&folder, &record)?;
-        self.run(&id, &record.socket).await?;
+        let config = environment::agent_config(spec, listen, self.client.facts.memory, false);
+        self.run(&id, &record.socket, &config).await?;
         close_socket_dir(&socket_dir)?;
         Ok(record)
     }
 
     /// What the session's container is to be.
-    fn container(&self, spec: &SandboxSpec, folder: &Path) -> Result<ContainerCreateBody, SandboxError> {
+    fn container(&self, spec: &SandboxSpec, folder: &Path, listen: &Listen) -> Result<ContainerCreateBody, SandboxError> {
         let agent =
             agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
-        let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));
-        let config = environment::agent_config(spec, listen, self.client.facts.memory, false);
-        let config =
-            serde_json::to_string(&config).map_err(|error| SandboxError::io("agent configuration")(error.into()))?;
+        let listen = serde_json::to_string(listen).map_err(|error| SandboxError::io("agent argument")(error.into()))?;
         let labels = [
             (LABEL_SESSION, spec.session.to_string()),
             (LABEL_OWNER, owner_label(ProcessStamp::own())),
@@ -122,7 +121,7 @@ impl DockerSandbox {
             runtime: self.runtime.as_deref(),
             agent: &agent,
             socket_dir: &folder.join(SOCKET_FOLDER),
-            config,
+            listen,
             seccomp: self.seccomp(folder)?,
             labels: labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         };
@@ -157,13 +156,17 @@ impl DockerSandbox {
         }
     }
 
-    /// Starts the container and waits until its agent listens.
-    async fn run(&self, id: &str, socket: &Path) -> Result<(), SandboxError> {
+    /// Starts the container, waits until its agent listens, and gives it its configuration.
+    async fn run(&self, id: &str, socket: &Path, config: &AgentConfig) -> Result<(), SandboxError> {
         let last_words = self.listen_for_last_words(id).await;
         let started = call(self.client.docker.start_container(id, None::<StartContainerOptions>)).await;
         started.map_err(|error| SandboxError::Start { kind: KIND, reason: error.reason })?;
         let (end, mut next_look) = (Instant::now() + START_DEADLINE, Instant::now() + Duration::from_millis(100));
-        while UnixStream::connect(socket).await.is_err() {
+        loop {
+            let handed_over = async { send_config(UnixStream::connect(socket).await?, config).await };
+            if let Ok(Ok(())) = tokio::time::timeout_at(end, handed_over).await {
+                return Ok(());
+            }
             if Instant::now() > end {
                 return Err(SandboxError::Start { kind: KIND, reason: self.silence() });
             }
@@ -175,7 +178,6 @@ impl DockerSandbox {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Ok(())
     }
 
     /// Why an agent that runs may not be heard.

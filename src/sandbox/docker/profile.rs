@@ -57,8 +57,8 @@ pub(super) struct Profile<'a> {
     pub agent: &'a Path,
     /// The folder on this machine that the agent makes its socket in.
     pub socket_dir: &'a Path,
-    /// The agent's configuration, as JSON.
-    pub config: String,
+    /// Where the agent listens, as JSON. The engine shows it to all its users, so it is all that is said here.
+    pub listen: String,
     /// The filter of system calls, as the engine wants to be told it: [`seccomp_profile`] itself or a file with it.
     pub seccomp: String,
     pub labels: HashMap<String, String>,
@@ -74,8 +74,8 @@ impl Profile<'_> {
             working_dir: Some(WORKSPACE.into()),
             host_config: Some(self.host_config()),
             entrypoint: Some(vec![AGENT_PATH.into()]),
-            cmd: Some(vec![self.config]),
-            // The kernel's environment is in the agent's configuration; the engine's own would be added to it.
+            cmd: Some(vec![self.listen]),
+            // The agent is told the kernel's environment; the engine's own would be added to it.
             env: Some(Vec::new()),
             labels: Some(self.labels),
             tty: Some(false),
@@ -326,7 +326,7 @@ mod tests {
             runtime: None,
             agent: Path::new("/data/agent"),
             socket_dir: Path::new("/data/a:b/sock"),
-            config: "{}".into(),
+            listen: "{}".into(),
             seccomp: "{}".into(),
             labels: HashMap::new(),
         };

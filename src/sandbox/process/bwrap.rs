@@ -18,6 +18,7 @@ use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
 use super::cgroup::Cgroup;
+use crate::agent_protocol::Listen;
 use crate::policy::Network;
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
@@ -47,7 +48,7 @@ pub(super) struct Launch<'a> {
     pub environment: &'a Path,
     pub agent: &'a Path,
     pub cgroup: &'a Cgroup,
-    pub config: &'a str,
+    pub listen: &'a Listen,
     pub data: &'a Path,
 }
 
@@ -63,7 +64,12 @@ impl Launch<'_> {
         }
         io::Seek::rewind(&mut file)?;
         let mut command = Command::new(program()?);
-        command.env_clear().arg("--args").arg(file.as_raw_fd().to_string()).arg(AGENT_PATH).arg(self.config);
+        command
+            .env_clear()
+            .arg("--args")
+            .arg(file.as_raw_fd().to_string())
+            .arg(AGENT_PATH)
+            .arg(serde_json::to_string(self.listen)?);
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         let groups = self.cgroup.open_for_joining()?;
         let inherited = [OwnedFd::from(file), status_write, listener];
@@ -236,6 +242,8 @@ pub(super) fn explain(said: &str) -> String {
         }
     } else if said.contains("Unknown option") {
         "; this bubblewrap is too old: 0.8 or newer is needed"
+    } else if said.contains("Permission denied") && said.contains("find source path") {
+        "; sandboxes run under another uid, which must be able to reach the data folder: use one that others may enter (--data DIR)"
     } else {
         ""
     };

@@ -1,7 +1,7 @@
 //! The sandbox that needs no daemon: bubblewrap around a process of this machine.
 //!
 //! ```text
-//! create: record on disk ─▶ cgroup with limits ─▶ listening socket ─▶ fork: into the cgroup, own uid ─▶ bwrap ─▶ agent
+//! create: record on disk ─▶ cgroup with limits ─▶ listening socket ─▶ fork: into the cgroup, own uid ─▶ bwrap ─▶ agent ─▶ configuration
 //! ```
 //!
 //! The agent inherits the listening socket, so no path of the host but the agent's binary and the kernel's environment is
@@ -9,14 +9,12 @@
 
 mod bwrap;
 mod cgroup;
+mod start;
 
-use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,11 +22,12 @@ use tokio::net::UnixStream;
 
 use self::bwrap::Launch;
 use self::cgroup::Cgroup;
+use self::start::Started;
 use super::{
     ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats, agent_binary,
     environment, records,
 };
-use crate::agent_protocol::Listen;
+use crate::agent_protocol::{AgentConfig, Listen};
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::kernels;
@@ -38,8 +37,6 @@ pub use bwrap::{Probe, probe};
 pub use cgroup::{Controllers, controllers};
 
 const KIND: SandboxKind = SandboxKind::Process;
-/// How long bubblewrap may take to report the agent's process; it takes 4 ms on an idle machine.
-const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a killed namespace may take to be gone.
 const END_DEADLINE: Duration = Duration::from_secs(20);
 /// As root, every sandbox runs under a uid of its own from here on, so that an escape is nobody, and a different nobody.
@@ -56,7 +53,14 @@ impl ProcessSandbox {
         Self { paths }
     }
 
-    fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
+    async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
+        // Mostly system calls of microseconds; the wait for bubblewrap is a few milliseconds.
+        let (record, started, config) = tokio::task::block_in_place(|| self.spawn(spec))?;
+        started.hand_over(&record.socket, &config).await?;
+        Ok(record)
+    }
+
+    fn spawn(&self, spec: &SandboxSpec) -> Result<(SandboxRecord, Started, AgentConfig), SandboxError> {
         let folder = records::make_folder(&self.paths, &spec.session)?;
         let controllers = cgroup::controllers();
         let mut record = SandboxRecord {
@@ -73,12 +77,13 @@ impl ProcessSandbox {
         records::write(&folder, &record)?;
         let cgroup = Cgroup::create(&controllers, &spec.session, &spec.limits)
             .map_err(SandboxError::io("cannot make the session's cgroup"))?;
-        record.agent = Some(self.launch(spec, &record.socket, &cgroup)?);
+        let (started, config) = self.launch(spec, &record.socket, &cgroup)?;
+        record.agent = Some(started.agent);
         records::write(&folder, &record)?;
-        Ok(record)
+        Ok((record, started, config))
     }
 
-    fn launch(&self, spec: &SandboxSpec, socket: &Path, cgroup: &Cgroup) -> Result<ProcessStamp, SandboxError> {
+    fn launch(&self, spec: &SandboxSpec, socket: &Path, cgroup: &Cgroup) -> Result<(Started, AgentConfig), SandboxError> {
         let environment = kernels::environment(&self.paths, &spec.kernel).map_err(|error| SandboxError::NoKernel {
             kernel: spec.kernel.name.clone(),
             kind: KIND,
@@ -90,40 +95,12 @@ impl ProcessSandbox {
         let listener = UnixListener::bind(socket)
             .map_err(SandboxError::io(format!("cannot listen on {} (a shorter data folder may help)", socket.display())))?;
         let listener = OwnedFd::from(listener);
-        let config = environment::agent_config(
-            spec,
-            Listen::Fd(listener.as_raw_fd()),
-            cgroup.limits_memory(),
-            !cgroup.limits_processes(),
-        );
-        let config =
-            serde_json::to_string(&config).map_err(|error| SandboxError::io("agent configuration")(error.into()))?;
+        let listen = Listen::Fd(listener.as_raw_fd());
         let launch =
-            Launch { spec, environment: &environment, agent: &agent, cgroup, config: &config, data: self.paths.data() };
-        let (mut command, status) = launch.command(listener).map_err(|error| unavailable(&error))?;
-        if rustix::process::geteuid().is_root() {
-            let uid = session_uid(&spec.session);
-            command.uid(uid).gid(uid);
-        }
-        command.stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| unavailable(&error))?;
-        // The child's ends of all pipes are in the command; the status pipe ends only when they are closed here.
-        drop(command);
-        let stderr = child.stderr.take();
-        match read_agent_pid(status) {
-            Some(agent) => {
-                // Nobody else would take bubblewrap's exit status; where we die first, init does.
-                std::thread::spawn(move || child.wait());
-                Ok(agent)
-            }
-            None => {
-                let _ = child.kill();
-                let _ = child.wait();
-                let mut said = String::new();
-                let _ = stderr.map(|pipe| pipe.take(4096).read_to_string(&mut said));
-                Err(SandboxError::Start { kind: KIND, reason: bwrap::explain(said.trim()) })
-            }
-        }
+            Launch { spec, environment: &environment, agent: &agent, cgroup, listen: &listen, data: self.paths.data() };
+        let uid = rustix::process::geteuid().is_root().then(|| session_uid(&spec.session));
+        let started = Started::spawn(&launch, listener, uid)?;
+        Ok((started, environment::agent_config(spec, listen, cgroup.limits_memory(), !cgroup.limits_processes())))
     }
 }
 
@@ -140,34 +117,6 @@ fn unavailable(error: &io::Error) -> SandboxError {
         kind: KIND,
         reason,
         remedy: "install it: apt-get install bubblewrap; then run: cellkeep doctor".into(),
-    }
-}
-
-/// Reads bubblewrap's status lines until the one with the agent's process.
-fn read_agent_pid(status: OwnedFd) -> Option<ProcessStamp> {
-    let mut pipe = fs::File::from(status);
-    let mut said = Vec::new();
-    let end = std::time::Instant::now() + START_DEADLINE;
-    loop {
-        let left = end.saturating_duration_since(std::time::Instant::now());
-        let timeout = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        let mut poll = [rustix::event::PollFd::new(&pipe, rustix::event::PollFlags::IN)];
-        if rustix::event::poll(&mut poll, Some(&timeout)).unwrap_or(0) == 0 {
-            return None;
-        }
-        let mut chunk = [0; 512];
-        let read = pipe.read(&mut chunk).unwrap_or(0);
-        if read == 0 || said.len() > 4096 {
-            return None;
-        }
-        said.extend_from_slice(&chunk[..read]);
-        let lines = said.split(|byte| *byte == b'\n');
-        let pid = lines
-            .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
-            .find_map(|line| line["child-pid"].as_i64());
-        if let Some(pid) = pid {
-            return ProcessStamp::of(i32::try_from(pid).ok()?);
-        }
     }
 }
 
@@ -209,8 +158,7 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
-        // Mostly system calls of microseconds; the wait for bubblewrap is a few milliseconds.
-        let result = tokio::task::block_in_place(|| self.start(spec));
+        let result = self.start(spec).await;
         if result.is_err() {
             self.remove(&spec.session, None).await?;
         }
@@ -246,10 +194,8 @@ impl ProcessSandbox {
     async fn remove(&self, session: &SessionId, agent: Option<ProcessStamp>) -> Result<(), SandboxError> {
         let end = tokio::time::Instant::now() + END_DEADLINE;
         if let Some(agent) = agent {
-            if let (true, Some(pid)) = (agent.is_alive(), rustix::process::Pid::from_raw(agent.pid)) {
-                // The first process of a PID namespace takes all others with it.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
+            // The first process of a PID namespace takes all others with it.
+            agent.kill();
             while agent.is_alive() && tokio::time::Instant::now() < end {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }

@@ -1,0 +1,100 @@
+//! What the user gives a kernel is the user's: the host's other users do not see it. And a start that fails says why.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use cellkeep::config::Paths;
+use cellkeep::kernels;
+use cellkeep::manager::{Manager, SandboxChoice, SessionSpec};
+use cellkeep::policy::{Limits, Network};
+use cellkeep::sandbox::SandboxKind;
+
+use crate::cli::{Cli, scratch};
+use crate::support::{Living, Place};
+
+in_every_sandbox!(the_environment_is_the_kernels_alone);
+
+fn spec(kind: SandboxKind, env: Vec<(String, String)>) -> SessionSpec {
+    SessionSpec {
+        kernel: kernels::find("python").unwrap().clone(),
+        sandbox: SandboxChoice::Only(kind),
+        limits: Limits::default(),
+        network: Network::None,
+        env,
+    }
+}
+
+/// The argument lists of all processes, and the files beneath `folder` in which `needle` is.
+fn found_on_the_host(needle: &str, folder: &Path) -> Vec<String> {
+    let holds = |path: &Path| fs::read(path).is_ok_and(|data| String::from_utf8_lossy(&data).contains(needle));
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path().join("cmdline"));
+    let files = fs::read_dir(folder).unwrap().flatten().flat_map(|entry| {
+        let deeper = fs::read_dir(entry.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        deeper.chain([entry.path()]).collect::<Vec<_>>()
+    });
+    processes.chain(files).filter(|path| holds(path)).map(|path| path.display().to_string()).collect()
+}
+
+async fn the_environment_is_the_kernels_alone(place: Place) {
+    let canary = format!("canary-{}", cellkeep::ids::random_uuid());
+    // Together more than one argument of a program may hold (128 KiB).
+    let big = |name: &str| (name.to_owned(), "x".repeat(100 << 10));
+    let env = vec![("TOKEN".to_owned(), canary.clone()), big("BIG1"), big("BIG2"), big("BIG3")];
+    let session = Manager::new(Paths::from_environment()).create(spec(place.kind, env)).await.unwrap();
+    let living = Living { session };
+    let record = living.session.record.clone();
+    let folder = Paths::from_environment().sandboxes().join(record.session.as_str());
+    assert_eq!(found_on_the_host(&canary, &folder), Vec::<String>::new());
+    if let Some(container) = &record.container {
+        let shown = Command::new("docker").args(["inspect", container]).output().unwrap();
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("cellkeep.session") && !shown.contains(&canary), "{shown}");
+    }
+    if let Some(agent) = record.agent {
+        let environment = fs::read(format!("/proc/{}/environ", agent.pid)).unwrap();
+        assert_eq!(String::from_utf8_lossy(&environment), "PWD=/work\0", "bubblewrap's only word");
+    }
+    let code = r"
+import os
+print(os.environ['TOKEN'], [len(os.environ[f'BIG{i}']) for i in (1, 2, 3)])
+for name in ['cmdline', 'environ']:
+    try:
+        print(name, len(open(f'/proc/1/{name}').read()) < 200)
+    except OSError:
+        print(name, True)
+";
+    let text = living.ok(code).await;
+    assert!(text.contains(&canary) && text.contains("[102400, 102400, 102400]"), "{text}");
+    assert!(text.contains("cmdline True") && text.contains("environ True"), "{text}");
+    living.end().await;
+}
+
+#[test]
+fn a_variable_can_be_taken_from_the_callers_environment() {
+    let ran = Cli::new(&["exec", "--env", "TOKEN", "--sandbox", "process", "-c", "import os; print(os.environ['TOKEN'])"])
+        .env("TOKEN", "from the caller")
+        .run();
+    assert_eq!((ran.code, ran.stdout.trim()), (0, "from the caller"), "{}", ran.stderr);
+    let ran = Cli::new(&["exec", "--env", "NO_SUCH_VARIABLE", "-c", "1"]).run();
+    assert!(ran.code == 2 && ran.stderr.contains("NO_SUCH_VARIABLE is not set"), "{}", ran.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_bubblewrap_says_after_the_process_id_is_told() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only as root do sandboxes have a uid that can be kept out");
+    }
+    let folder = scratch("unreachable");
+    let data = folder.join("data");
+    fs::create_dir_all(&data).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::symlink(Paths::from_environment().kernels(), data.join("kernels")).unwrap();
+    let refused = Manager::new(Paths::new(&data)).create(spec(SandboxKind::Process, Vec::new())).await;
+    let told = refused.err().unwrap().to_string();
+    assert!(told.contains("find source path") && told.contains("Permission denied"), "{told}");
+    assert!(told.contains("must be able to reach the data folder"), "{told}");
+    assert_eq!(fs::read_dir(data.join("s")).unwrap().count(), 0, "nothing is left behind");
+    fs::remove_dir_all(folder).unwrap();
+}
