@@ -28,8 +28,11 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
 
 fn process_sandbox() -> bool {
     let works = match process::probe() {
-        Probe::Works { version } => {
+        Probe::Works { version, unmasked } => {
             tell!("process sandbox   usable ({version}, user namespaces)");
+            if let Some(why) = unmasked {
+                tell!("                  parts of /proc that tell about the machine cannot be hidden: {why}");
+            }
             true
         }
         Probe::Fails { reason } => {

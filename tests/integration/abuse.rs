@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use cellkeep::policy::Limits;
+use cellkeep::policy::{Limits, paths};
+use cellkeep::sandbox::SandboxKind;
 use cellkeep::session::RunStatus;
 
 use crate::support::Place;
@@ -18,6 +19,7 @@ in_every_sandbox!(
     kernel_surface,
     other_processes,
     host_secrets,
+    machine_facts,
     forged_messages,
     garbage_on_the_sockets,
     agent_socket,
@@ -233,6 +235,44 @@ for path in ['/var/run/docker.sock', '/run/docker.sock', '/root', '/home', '/var
     let seen: Vec<&str> =
         text.lines().filter(|line| line.starts_with("sees") || line.starts_with("reads")).filter(allowed).collect();
     assert!(seen.is_empty(), "{text}");
+    living.end().await;
+}
+
+async fn machine_facts(place: Place) {
+    let living = place.session("python").await;
+    let code = r"
+import os
+for path in cellkeep_masked:
+    try:
+        if os.path.isdir(path): found = os.listdir(path)
+        else: found = open(path, 'rb').read(100)
+        if found: print('sees', path, found)
+    except OSError: pass
+for path in cellkeep_readonly:
+    for inner in ([path] if not os.path.isdir(path) else [path + '/x'] + [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names][:2000]):
+        try:
+            with open(inner, 'ab') as file:
+                # What is masked is /dev/null.
+                if os.fstat(file.fileno()).st_rdev != os.makedev(1, 3): print('opened', inner)
+        except OSError: pass
+    print(path, 'ro' if not os.path.exists(path) or os.statvfs(path).f_flag & os.ST_RDONLY else 'writable')
+print('release', open('/proc/sys/kernel/osrelease').read() != '')
+for line in open('/proc/self/mountinfo'):
+    root, target = line.split()[3:5]
+    if target in ('/etc/passwd', '/etc/group', '/etc/hosts'): print('account', root)
+";
+    let code = format!("cellkeep_masked = {:?}\ncellkeep_readonly = {:?}\n{code}", paths::MASKED, paths::READONLY);
+    let text = living.ok(&code).await;
+    assert!(!text.contains("sees") && !text.contains("opened") && !text.contains("writable"), "{text}");
+    assert!(text.contains("release True"), "programs read some of /proc/sys: {text}");
+    if place.kind == SandboxKind::Process {
+        let accounts: Vec<&str> = text.lines().filter(|line| line.starts_with("account")).collect();
+        assert!(accounts.len() == 3 && accounts.iter().all(|line| line.contains("bindfile")), "no host path: {text}");
+        let code =
+            format!("import os\nprint([os.listdir(path) for path in {:?} if os.path.exists(path)])", paths::HOST_FOLDERS);
+        let text = living.ok(&code).await;
+        assert!(text.contains("[]") && !text.contains('\''), "{text}");
+    }
     living.end().await;
 }
 

@@ -15,3 +15,4 @@ mod notebooks;
 mod outputs;
 mod secrets;
 mod transcripts;
+mod weak_hosts;

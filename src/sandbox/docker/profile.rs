@@ -10,7 +10,7 @@ use bollard::models::{
 use serde_json::{Value, json};
 
 use super::engine::Facts;
-use crate::policy::{Isolation, IsolationLevel, Limits, Network, seccomp};
+use crate::policy::{Isolation, IsolationLevel, Limits, Network, paths, seccomp};
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
@@ -22,30 +22,6 @@ pub(super) const SOCKET_NAME: &str = "agent.sock";
 const OOM_SCORE_ADJ: i64 = 100;
 /// How many bytes of a tmpfs there are per inode: a file of one page each.
 const BYTES_PER_INODE: u64 = 4096;
-
-/// Paths of `/proc` and `/sys` that are hidden: what the engine's newest version hides (older ones hide less), and what
-/// tells about the machine's kernel.
-const MASKED: &[&str] = &[
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-    "/proc/config.gz",
-    "/proc/kallsyms",
-    "/proc/sys/kernel/core_pattern",
-    "/sys/kernel/security",
-    "/sys/fs/bpf",
-];
-/// Paths that can be read only.
-const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What differs from one session's container to another's.
 pub(super) struct Profile<'a> {
@@ -95,8 +71,8 @@ impl Profile<'_> {
             security_opt: Some(self.security_options()),
             cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
             ipc_mode: Some("private".into()),
-            masked_paths: Some(strings(MASKED)),
-            readonly_paths: Some(strings(READONLY)),
+            masked_paths: Some(strings(paths::MASKED)),
+            readonly_paths: Some(strings(paths::READONLY)),
             mounts: Some(vec![bind(self.agent, AGENT_PATH, true), bind(self.socket_dir, SOCKET_DIR, false)]),
             tmpfs: Some(tmpfs(&self.spec.limits, self.facts.podman)),
             runtime: self.runtime.map(str::to_owned),

@@ -8,7 +8,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +18,7 @@ use rustix::pipe::PipeFlags;
 
 use super::cgroup::Cgroup;
 use crate::agent_protocol::Listen;
-use crate::policy::Network;
+use crate::policy::{Network, paths};
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
@@ -39,6 +38,9 @@ const ETC: &[&str] = &[
 /// What a session with a network reads besides.
 const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/services", "/etc/protocols"];
 
+/// Size of the empty folders that cover others, bytes.
+const COVER_BYTES: u64 = 4096;
+
 /// Flag of `close_range`: close at exec, not now.
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
 
@@ -49,30 +51,27 @@ pub(super) struct Launch<'a> {
     pub agent: &'a Path,
     pub cgroup: &'a Cgroup,
     pub listen: &'a Listen,
-    pub data: &'a Path,
+    /// Whether to hide what `/proc` tells about the machine. A few machines forbid that to ordinary users.
+    pub masked: bool,
 }
 
 impl Launch<'_> {
     /// The command, and the pipe on which bubblewrap reports the agent's process. `listener` goes to the agent, under its number.
     pub fn command(&self, listener: OwnedFd) -> io::Result<(Command, OwnedFd)> {
         let (status_read, status_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let arguments = memfd_create("bwrap-args", MemfdFlags::CLOEXEC)?;
-        let mut file = fs::File::from(arguments);
-        for option in self.options(&status_write)? {
-            file.write_all(option.as_bytes())?;
-            file.write_all(b"\0")?;
-        }
-        io::Seek::rewind(&mut file)?;
+        let Options { list, mut inherited } = self.options(&status_write)?;
+        let list: Vec<u8> = list.iter().flat_map(|option| option.as_bytes().iter().chain(b"\0")).copied().collect();
+        let arguments = in_memory(&list)?;
         let mut command = Command::new(program()?);
         command
             .env_clear()
             .arg("--args")
-            .arg(file.as_raw_fd().to_string())
+            .arg(arguments.as_raw_fd().to_string())
             .arg(AGENT_PATH)
             .arg(serde_json::to_string(self.listen)?);
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         let groups = self.cgroup.open_for_joining()?;
-        let inherited = [OwnedFd::from(file), status_write, listener];
+        inherited.extend([arguments, status_write, listener]);
         // SAFETY: between fork and exec; the closure makes system calls on descriptors that it owns and allocates nothing.
         #[expect(unsafe_code, reason = "the child must join its cgroup before it becomes anything else")]
         unsafe {
@@ -93,7 +92,7 @@ impl Launch<'_> {
         Ok((command, status_read))
     }
 
-    fn options(&self, status: &OwnedFd) -> io::Result<Vec<OsString>> {
+    fn options(&self, status: &OwnedFd) -> io::Result<Options> {
         let limits = &self.spec.limits;
         let mut options = Options::default();
         options.add(&["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]);
@@ -108,6 +107,9 @@ impl Launch<'_> {
         options.bind(self.environment, "/opt/kernel");
         options.bind(self.agent, AGENT_PATH);
         options.add(&["--proc", "/proc", "--dev", "/dev"]);
+        if self.masked {
+            options.mask();
+        }
         options.tmpfs("1777", SHM_BYTES, "/dev/shm");
         options.tmpfs("1777", limits.tmp_bytes(), "/tmp");
         options.tmpfs("0700", limits.disk_bytes(), WORKSPACE);
@@ -117,11 +119,15 @@ impl Launch<'_> {
         }
         // /dev is a tmpfs of its own; left writable it would be disk without a limit.
         options.add(&["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE]);
-        Ok(options.0)
+        Ok(options)
     }
 
     fn system(&self, options: &mut Options) -> io::Result<()> {
         options.bind(Path::new("/usr"), "/usr");
+        // A link among them leads elsewhere, and what it leads to is not shown.
+        for path in paths::HOST_FOLDERS.iter().filter(|path| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())) {
+            options.cover(path);
+        }
         for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
             let path = PathBuf::from("/").join(name);
             match fs::read_link(&path) {
@@ -139,38 +145,26 @@ impl Launch<'_> {
             ("group", format!("cellkeep:x:{SANDBOX_UID}:\n")),
             ("hosts", "127.0.0.1 localhost cellkeep\n::1 localhost\n".to_owned()),
         ] {
-            let path = self.data.join("etc").join(name);
-            write_if_different(&path, &content)?;
-            options.bind(&path, &format!("/etc/{name}"));
+            options.file(content.as_bytes(), &format!("/etc/{name}"))?;
         }
         Ok(())
     }
 }
 
-fn write_if_different(path: &Path, content: &str) -> io::Result<()> {
-    if fs::read_to_string(path).is_ok_and(|now| now == content) {
-        return Ok(());
-    }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
-    }
-    let temporary = path.with_extension(crate::ids::random_uuid());
-    fs::write(&temporary, content)?;
-    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
-    fs::rename(temporary, path)
-}
-
+/// Options, and the descriptors that they name.
 #[derive(Default)]
-struct Options(Vec<OsString>);
+struct Options {
+    list: Vec<OsString>,
+    inherited: Vec<OwnedFd>,
+}
 
 impl Options {
     fn add(&mut self, options: &[&str]) {
-        self.0.extend(options.iter().map(OsString::from));
+        self.list.extend(options.iter().map(OsString::from));
     }
 
     fn add_os(&mut self, options: &[&OsStr]) {
-        self.0.extend(options.iter().map(OsString::from));
+        self.list.extend(options.iter().map(OsString::from));
     }
 
     fn bind(&mut self, source: &Path, target: &str) {
@@ -179,6 +173,36 @@ impl Options {
 
     fn tmpfs(&mut self, mode: &str, bytes: u64, target: &str) {
         self.add(&["--perms", mode, "--size", &bytes.to_string(), "--tmpfs", target]);
+    }
+
+    /// Covers a folder with an empty one.
+    fn cover(&mut self, target: &str) {
+        self.tmpfs("0755", COVER_BYTES, target);
+        self.add(&["--remount-ro", target]);
+    }
+
+    /// A file of our own making: no path of the host stands behind it.
+    fn file(&mut self, content: &[u8], target: &str) -> io::Result<()> {
+        let file = in_memory(content)?;
+        self.add(&["--perms", "0444", "--ro-bind-data", &file.as_raw_fd().to_string(), target]);
+        self.inherited.push(file);
+        Ok(())
+    }
+
+    /// Hides what `/proc` tells about the machine. There is no `/sys`. Whether a path exists is seen out here: both `/proc`
+    /// are of the same kernel.
+    fn mask(&mut self) {
+        for path in paths::READONLY.iter().filter(|path| Path::new(path).exists()) {
+            self.bind(Path::new(path), path);
+        }
+        for path in paths::MASKED.iter().filter(|path| path.starts_with("/proc/")) {
+            match fs::metadata(path) {
+                Ok(found) if found.is_dir() => self.cover(path),
+                // As engines do it: it can be opened, and is empty.
+                Ok(_) => self.add(&["--dev-bind", "/dev/null", path]),
+                Err(_) => {}
+            }
+        }
     }
 }
 
@@ -189,6 +213,19 @@ fn program() -> io::Result<PathBuf> {
     found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
 }
 
+/// A file in memory, read from its start by whoever inherits it.
+fn in_memory(content: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = fs::File::from(memfd_create("cellkeep", MemfdFlags::CLOEXEC)?);
+    file.write_all(content)?;
+    io::Seek::rewind(&mut file)?;
+    Ok(file.into())
+}
+
+/// Whether bubblewrap failed at hiding something in `/proc`, which a sandbox can do without, and not at mounting it.
+pub(super) fn refused_masks(said: &str) -> bool {
+    said.contains("/proc/")
+}
+
 /// What a trial start of bubblewrap showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
@@ -196,6 +233,8 @@ pub enum Probe {
     Works {
         /// Its version, as it says it.
         version: String,
+        /// Why what `/proc` tells about the machine cannot be hidden, where it cannot.
+        unmasked: Option<String>,
     },
     /// It does not.
     Fails {
@@ -204,7 +243,7 @@ pub enum Probe {
     },
 }
 
-/// Starts `true` in the same namespaces, as the uid that sandboxes will have. Takes about 5 ms.
+/// Starts `true` in the same namespaces and with the same masks, as the uid that sandboxes will have. Takes about 5 ms.
 pub fn probe() -> Probe {
     let Ok(program) = program() else {
         return Probe::Fails { reason: "bubblewrap (bwrap) is not installed: apt-get install bubblewrap".to_owned() };
@@ -213,16 +252,32 @@ pub fn probe() -> Probe {
         Ok(output) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         Err(error) => return Probe::Fails { reason: format!("{}: {error}", program.display()) },
     };
-    let mut command = Command::new(&program);
-    command.env_clear().args(["--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1", "--ro-bind", "/", "/"]);
-    command.args(["--proc", "/proc", "--dev", "/dev", "--uid", "65532", "/usr/bin/true"]);
+    match trial(&program, true) {
+        Ok(()) => Probe::Works { version, unmasked: None },
+        Err(masks) if refused_masks(&masks) => match trial(&program, false) {
+            Ok(()) => Probe::Works { version, unmasked: Some(masks) },
+            Err(reason) => Probe::Fails { reason },
+        },
+        Err(reason) => Probe::Fails { reason },
+    }
+}
+
+fn trial(program: &Path, masked: bool) -> Result<(), String> {
+    let mut options = Options::default();
+    options.add(&["--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1", "--ro-bind", "/", "/"]);
+    options.add(&["--proc", "/proc", "--dev", "/dev", "--uid", "65532"]);
+    if masked {
+        options.mask();
+    }
+    let mut command = Command::new(program);
+    command.env_clear().args(options.list).arg("/usr/bin/true");
     if rustix::process::geteuid().is_root() {
         command.uid(super::FIRST_UID).gid(super::FIRST_UID);
     }
     match command.output() {
-        Ok(output) if output.status.success() => Probe::Works { version },
-        Ok(output) => Probe::Fails { reason: explain(String::from_utf8_lossy(&output.stderr).trim()) },
-        Err(error) => Probe::Fails { reason: error.to_string() },
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(explain(String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Err(error.to_string()),
     }
 }
 

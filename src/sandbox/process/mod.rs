@@ -54,13 +54,24 @@ impl ProcessSandbox {
     }
 
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
+        match self.start_as(spec, true).await {
+            Err(SandboxError::Start { reason, .. }) if bwrap::refused_masks(&reason) => {
+                tracing::debug!(%reason, "starting again without hiding parts of /proc");
+                self.remove(&spec.session, None).await?;
+                self.start_as(spec, false).await
+            }
+            result => result,
+        }
+    }
+
+    async fn start_as(&self, spec: &SandboxSpec, masked: bool) -> Result<SandboxRecord, SandboxError> {
         // Mostly system calls of microseconds; the wait for bubblewrap is a few milliseconds.
-        let (record, started, config) = tokio::task::block_in_place(|| self.spawn(spec))?;
+        let (record, started, config) = tokio::task::block_in_place(|| self.spawn(spec, masked))?;
         started.hand_over(&record.socket, &config).await?;
         Ok(record)
     }
 
-    fn spawn(&self, spec: &SandboxSpec) -> Result<(SandboxRecord, Started, AgentConfig), SandboxError> {
+    fn spawn(&self, spec: &SandboxSpec, masked: bool) -> Result<(SandboxRecord, Started, AgentConfig), SandboxError> {
         let folder = records::make_folder(&self.paths, &spec.session)?;
         let controllers = cgroup::controllers();
         let mut record = SandboxRecord {
@@ -68,7 +79,7 @@ impl ProcessSandbox {
             kind: KIND,
             kernel: spec.kernel.name.clone(),
             socket: folder.join("agent.sock"),
-            isolation: isolation(&controllers, spec.network),
+            isolation: isolation(&controllers, spec.network, masked),
             owner: ProcessStamp::own(),
             keep: spec.orphan_seconds.is_none(),
             agent: None,
@@ -77,13 +88,19 @@ impl ProcessSandbox {
         records::write(&folder, &record)?;
         let cgroup = Cgroup::create(&controllers, &spec.session, &spec.limits)
             .map_err(SandboxError::io("cannot make the session's cgroup"))?;
-        let (started, config) = self.launch(spec, &record.socket, &cgroup)?;
+        let (started, config) = self.launch(spec, &record.socket, &cgroup, masked)?;
         record.agent = Some(started.agent);
         records::write(&folder, &record)?;
         Ok((record, started, config))
     }
 
-    fn launch(&self, spec: &SandboxSpec, socket: &Path, cgroup: &Cgroup) -> Result<(Started, AgentConfig), SandboxError> {
+    fn launch(
+        &self,
+        spec: &SandboxSpec,
+        socket: &Path,
+        cgroup: &Cgroup,
+        masked: bool,
+    ) -> Result<(Started, AgentConfig), SandboxError> {
         let environment = kernels::environment(&self.paths, &spec.kernel).map_err(|error| SandboxError::NoKernel {
             kernel: spec.kernel.name.clone(),
             kind: KIND,
@@ -96,8 +113,7 @@ impl ProcessSandbox {
             .map_err(SandboxError::io(format!("cannot listen on {} (a shorter data folder may help)", socket.display())))?;
         let listener = OwnedFd::from(listener);
         let listen = Listen::Fd(listener.as_raw_fd());
-        let launch =
-            Launch { spec, environment: &environment, agent: &agent, cgroup, listen: &listen, data: self.paths.data() };
+        let launch = Launch { spec, environment: &environment, agent: &agent, cgroup, listen: &listen, masked };
         let uid = rustix::process::geteuid().is_root().then(|| session_uid(&spec.session));
         let started = Started::spawn(&launch, listener, uid)?;
         Ok((started, environment::agent_config(spec, listen, cgroup.limits_memory(), !cgroup.limits_processes())))
@@ -120,7 +136,7 @@ fn unavailable(error: &io::Error) -> SandboxError {
     }
 }
 
-fn isolation(controllers: &Controllers, network: Network) -> Isolation {
+fn isolation(controllers: &Controllers, network: Network, masked: bool) -> Isolation {
     let mut enforced: Vec<String> = [
         "user, pid, ipc, uts, mount and cgroup namespaces",
         "read-only system",
@@ -132,6 +148,11 @@ fn isolation(controllers: &Controllers, network: Network) -> Isolation {
     .map(str::to_owned)
     .to_vec();
     let mut not_enforced = Vec::new();
+    if masked {
+        enforced.push("machine's files in /proc hidden".into());
+    } else {
+        not_enforced.push("/proc: tells about the machine, as hiding parts of it is forbidden here".into());
+    }
     match network {
         Network::None => enforced.push("no network".into()),
         Network::Open => not_enforced.push("network: open, as asked".into()),
