@@ -14,8 +14,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_HOST").is_none() {
         return Ok(());
     }
-    for path in ["src/agent", "src/agent_protocol", "src/wire", "src/policy", "src/ids.rs", "src/bin/agent.rs", "Cargo.lock"]
-    {
+    for path in [
+        "src/agent",
+        "src/agent_protocol",
+        "src/descriptors.rs",
+        "src/wire",
+        "src/policy",
+        "src/ids.rs",
+        "src/bin/agent.rs",
+        "Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={path}");
     }
     println!("cargo::rerun-if-env-changed=CELLKEEP_AGENT");

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | top | `cli` |
 //! | domain | `runner`, `manager`, `session` |
-//! | adapter | `sandbox`, `link`, `kernels`, `config`, and inside the sandbox `agent` |
+//! | adapter | `sandbox`, `link`, `kernels`, `config`, `descriptors`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
@@ -15,6 +15,8 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod agent_protocol;
+#[cfg(any(feature = "agent", feature = "host"))]
+mod descriptors;
 pub mod ids;
 pub mod policy;
 pub mod wire;

@@ -19,10 +19,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("agent_protocol", &["ids", "wire", "policy"]),
     // adapters
     ("config", &["policy"]),
+    ("descriptors", &[]),
     ("kernels", &["ids", "wire", "policy", "config"]),
-    ("sandbox", &["ids", "policy", "config", "kernels", "agent_protocol"]),
+    ("sandbox", &["ids", "policy", "config", "kernels", "agent_protocol", "descriptors"]),
     ("link", &["ids", "wire", "agent_protocol", "sandbox"]),
-    ("agent", &["ids", "wire", "policy", "agent_protocol"]),
+    ("agent", &["ids", "wire", "policy", "agent_protocol", "descriptors"]),
     // domain
     ("session", &["ids", "wire", "output", "policy", "agent_protocol", "link", "sandbox"]),
     ("manager", &["ids", "policy", "config", "kernels", "sandbox", "link", "session"]),

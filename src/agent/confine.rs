@@ -11,6 +11,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use seccompiler::{BpfProgram, sock_filter};
 
 use crate::agent_protocol::AgentConfig;
+use crate::descriptors;
 use crate::policy::seccomp;
 
 /// Keeps the kernel from reading or tracing the agent, which has the same uid: a process that is not dumpable gives its
@@ -45,7 +46,7 @@ impl Locks {
     /// # Errors
     /// The failing lock's; the child then never becomes the kernel.
     pub fn close(&mut self) -> io::Result<()> {
-        close_inherited_on_exec();
+        descriptors::close_all_at_exec()?;
         rustix::process::setsid()?;
         for (resource, limit) in &self.rlimits {
             lower_rlimit(*resource, *limit)?;
@@ -59,15 +60,6 @@ impl Locks {
         }
         Ok(())
     }
-}
-
-/// Marks everything but the standard streams to be closed at exec, whoever opened it. Best effort: without the call (before
-/// Linux 5.11) our own descriptors still are, since each was opened so.
-fn close_inherited_on_exec() {
-    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
-    // SAFETY: a plain system call without memory arguments.
-    #[expect(unsafe_code, reason = "rustix has no close_range")]
-    let _ = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
 }
 
 fn rlimits(config: &AgentConfig) -> Vec<(Resource, u64)> {

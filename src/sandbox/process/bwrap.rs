@@ -18,6 +18,7 @@ use rustix::pipe::PipeFlags;
 
 use super::cgroup::Cgroup;
 use crate::agent_protocol::Listen;
+use crate::descriptors;
 use crate::policy::{Network, paths};
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
@@ -40,9 +41,6 @@ const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/ssl", "/etc/ca-certific
 
 /// Size of the empty folders that cover others, bytes.
 const COVER_BYTES: u64 = 4096;
-
-/// Flag of `close_range`: close at exec, not now.
-const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
 
 /// Everything that one start needs.
 pub(super) struct Launch<'a> {
@@ -81,8 +79,8 @@ impl Launch<'_> {
                     rustix::io::write(group, b"0")?;
                 }
                 rustix::process::setsid()?;
-                // What our own parent left open is no business of a sandbox. (Linux before 5.11 lacks the call.)
-                libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC);
+                // What our own parent left open is no business of a sandbox.
+                descriptors::close_all_at_exec()?;
                 for fd in &inherited {
                     rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
                 }
