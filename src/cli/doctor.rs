@@ -1,9 +1,9 @@
 //! `cellkeep doctor`: what is usable here, and how to mend what is not.
 
-use super::kernels::state_name;
+use super::kernels::state_in_words;
 use super::{Exit, Failure};
 use crate::config::Paths;
-use crate::kernels::{self, Status};
+use crate::kernels;
 use crate::sandbox::docker::{self, Engine};
 use crate::sandbox::process::{self, Controllers, Probe};
 
@@ -15,9 +15,7 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
     let docker = docker_sandbox().await;
     for kernel in kernels::all() {
         let status = kernels::status(paths, kernel);
-        let mend =
-            if status == Status::Ready { String::new() } else { format!("; run: cellkeep kernels install {}", kernel.name) };
-        tell!("kernel {:<10} process sandbox: {}{mend}", kernel.name, state_name(status));
+        tell!("kernel {:<10} process sandbox: {}", kernel.name, state_in_words(kernel, status));
     }
     if process || docker {
         return Ok(Exit::Ok);
@@ -30,6 +28,7 @@ fn process_sandbox() -> bool {
     let works = match process::probe() {
         Probe::Works { version, unmasked } => {
             tell!("process sandbox   usable ({version}, user namespaces)");
+            tell!("                  with --network open: {}", process::OPEN_NETWORK);
             if let Some(why) = unmasked {
                 tell!("                  parts of /proc that tell about the machine cannot be hidden: {why}");
             }

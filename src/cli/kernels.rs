@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Kernel, Status};
+use crate::sandbox::process;
 
 /// Show or install kernels for the process sandbox.
 #[derive(Subcommand)]
@@ -53,6 +54,15 @@ pub(super) fn state_name(status: Status) -> &'static str {
     }
 }
 
+/// How a kernel stands in the process sandbox, and the command that mends it.
+pub(super) fn state_in_words(kernel: &Kernel, status: Status) -> String {
+    match status {
+        Status::Ready => "ready".to_owned(),
+        Status::Stale => format!("from another version; {}", process::how_to_install(kernel)),
+        Status::Missing => format!("not installed; {}", process::how_to_install(kernel)),
+    }
+}
+
 fn list(paths: &Paths, as_json: bool) {
     if as_json {
         let all: Vec<_> = kernels::all()
@@ -69,11 +79,7 @@ fn list(paths: &Paths, as_json: bool) {
     }
     tell!("{:<8} {:<24} {:<10} PROCESS SANDBOX", "NAME", "KERNEL", "LANGUAGE");
     for kernel in kernels::all() {
-        let state = match kernels::status(paths, kernel) {
-            Status::Ready => "ready".to_owned(),
-            Status::Stale => format!("from another version; run: cellkeep kernels install {}", kernel.name),
-            Status::Missing => format!("not installed; run: cellkeep kernels install {}", kernel.name),
-        };
+        let state = state_in_words(kernel, kernels::status(paths, kernel));
         tell!("{:<8} {:<24} {:<10} {state}", kernel.name, kernel.display_name, kernel.language);
     }
 }

@@ -52,7 +52,7 @@ pub(super) struct SandboxArgs {
     /// Output that one cell may produce; it is stopped beyond
     #[arg(long, default_value = "100m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
     output_limit: u64,
-    /// What the code may reach
+    /// What the code may reach; with open, in the process sandbox, all that this machine does, its localhost too
     #[arg(long, value_enum, default_value = "none", help_heading = "Sandbox")]
     network: NetworkOption,
     /// A variable for the kernel; with its name alone, as it is here, so that no other user sees it in the list of processes

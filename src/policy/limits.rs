@@ -80,7 +80,7 @@ pub enum Network {
     /// Nothing but its own loopback.
     #[default]
     None,
-    /// Whatever the host reaches.
+    /// Whatever the host reaches. The process sandbox then has the host's own network, the container a bridge.
     Open,
 }
 
@@ -109,6 +109,54 @@ pub struct Isolation {
     pub enforced: Vec<String>,
     /// What was asked for and is not enforced here, each with its reason.
     pub not_enforced: Vec<String>,
+}
+
+/// A limit, and whether the system holds it here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitState<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it holds.
+    pub held: bool,
+    /// What there is instead, where it does not.
+    pub instead: &'a str,
+    /// Why it does not.
+    pub why_not: &'a str,
+}
+
+impl Isolation {
+    /// Isolation of this level, of which nothing is known to hold yet.
+    pub fn new(level: IsolationLevel) -> Self {
+        Self { level, enforced: Vec::new(), not_enforced: Vec::new() }
+    }
+
+    /// Adds locks that hold.
+    pub fn with(mut self, locks: &[&str]) -> Self {
+        self.enforced.extend(locks.iter().map(|lock| (*lock).to_owned()));
+        self
+    }
+
+    /// Adds what does not hold, with the reason.
+    pub fn without(mut self, name: &str, reason: &str) -> Self {
+        self.not_enforced.push(format!("{name}: {reason}"));
+        self
+    }
+
+    /// Adds the network; `open` says what an open one reaches.
+    pub fn with_network(self, network: Network, open: &str) -> Self {
+        match network {
+            Network::None => self.with(&["no network"]),
+            Network::Open => self.without("network", &format!("open, as asked: {open}")),
+        }
+    }
+
+    /// Adds limits, each to where it belongs.
+    pub fn with_limits<'a>(self, limits: impl IntoIterator<Item = LimitState<'a>>) -> Self {
+        limits.into_iter().fold(self, |isolation, LimitState { name, held, instead, why_not }| match held {
+            true => isolation.with(&[name]),
+            false => isolation.without(name, &format!("{instead} ({why_not})")),
+        })
+    }
 }
 
 /// A size that cannot be read.
@@ -153,6 +201,18 @@ mod tests {
         for bad in ["", "m", "-1m", "1t", "many", "0", "nan", "inf", "1e400"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn isolation_tells_apart_what_holds_and_what_does_not() {
+        let limit = |name, held| LimitState { name, held, instead: "not held", why_not: "no controller" };
+        let isolation = Isolation::new(IsolationLevel::Process)
+            .with(&["seccomp"])
+            .with_network(Network::Open, "all of it")
+            .with_limits([limit("memory", true), limit("cpus", false)]);
+        assert_eq!(isolation.enforced, ["seccomp", "memory"]);
+        assert_eq!(isolation.not_enforced, ["network: open, as asked: all of it", "cpus: not held (no controller)"]);
+        assert_eq!(Isolation::new(IsolationLevel::Vm).with_network(Network::None, "").enforced, ["no network"]);
     }
 
     #[test]

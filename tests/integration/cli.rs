@@ -414,6 +414,12 @@ fn doctor_and_lists_answer() {
         "{}",
         ran.stdout
     );
+    assert!(ran.stdout.contains("with --network open: the machine's own network"), "{}", ran.stdout);
+    for told in [ran.stdout, Cli::new(&["kernels", "list"]).run().stdout] {
+        assert!(told.contains("cellkeep images build julia"), "it exists for docker only: {told}");
+        assert!(!told.contains("kernels install julia"), "{told}");
+    }
+    assert!(Cli::new(&["exec", "--help"]).run().stdout.contains("its localhost too"));
     let ran = Cli::new(&["kernels", "list", "--json"]).run();
     let kernels: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(kernels.as_array().unwrap().len(), 5);

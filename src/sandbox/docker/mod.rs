@@ -264,7 +264,7 @@ impl DockerSandbox {
             session,
             kind: KIND,
             kernel,
-            isolation: Isolation { level: IsolationLevel::Container, enforced: Vec::new(), not_enforced: Vec::new() },
+            isolation: Isolation::new(IsolationLevel::Container),
             owner: labels
                 .get(LABEL_OWNER)
                 .and_then(|label| read_owner_label(label))

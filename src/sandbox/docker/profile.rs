@@ -10,7 +10,7 @@ use bollard::models::{
 use serde_json::{Value, json};
 
 use super::engine::Facts;
-use crate::policy::{Isolation, IsolationLevel, Limits, Network, paths, seccomp};
+use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network, paths, seccomp};
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
@@ -223,38 +223,23 @@ const CLONE_NEWTIME: u64 = 0x80;
 
 /// The isolation that a container with this profile has.
 pub(super) fn isolation(facts: &Facts, runtime: Option<&str>, network: Network) -> Isolation {
-    let mut enforced: Vec<String> = [
-        "pid, ipc, uts, mount, network and cgroup namespaces",
-        "read-only system",
-        "no capabilities",
-        "seccomp",
-        "no_new_privs",
-    ]
-    .map(str::to_owned)
-    .to_vec();
+    let limit = |name, held, instead| LimitState { name, held, instead, why_not: "the engine cannot limit it here" };
+    // Of swap there is nothing to say where not even memory is held.
+    let swap = (facts.memory && !facts.swap).then(|| limit("swap", false, "not held"));
     let optional = [(facts.user_namespace, "user namespace"), (facts.apparmor, "apparmor")];
-    enforced.extend(optional.iter().filter(|(holds, _)| *holds).map(|(_, name)| (*name).to_owned()));
-    enforced.extend(["disk", "output"].map(str::to_owned));
-    let mut not_enforced = Vec::new();
-    match network {
-        Network::None => enforced.push("no network".into()),
-        Network::Open => not_enforced.push("network: open, as asked".into()),
-    }
-    for (name, held, instead) in [
-        ("memory", facts.memory, "watched by the agent every 0.1 s, not held"),
-        ("cpus", facts.cpu, "not held"),
-        ("pids", facts.pids, "not held"),
-    ] {
-        if held {
-            enforced.push(name.into());
-        } else {
-            not_enforced.push(format!("{name}: {instead} (the engine cannot limit it here)"));
-        }
-    }
-    if facts.memory && !facts.swap {
-        not_enforced.push("swap: not held (the engine cannot limit it here)".into());
-    }
-    Isolation { level: level(runtime), enforced, not_enforced }
+    let optional: Vec<&str> = optional.into_iter().filter(|(holds, _)| *holds).map(|(_, name)| name).collect();
+    Isolation::new(level(runtime))
+        .with(&["pid, ipc, uts, mount, network and cgroup namespaces", "read-only system", "no capabilities"])
+        .with(&["seccomp", "no_new_privs"])
+        .with(&optional)
+        .with(&["disk", "output", "machine's files in /proc hidden"])
+        .with_network(network, "the engine's bridge, and what the machine reaches from there")
+        .with_limits([
+            limit("memory", facts.memory, "watched by the agent every 0.1 s, not held"),
+            limit("cpus", facts.cpu, "not held"),
+            limit("pids", facts.pids, "not held"),
+        ])
+        .with_limits(swap)
 }
 
 fn level(runtime: Option<&str>) -> IsolationLevel {

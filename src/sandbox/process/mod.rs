@@ -30,8 +30,8 @@ use super::{
 use crate::agent_protocol::{AgentConfig, Listen};
 use crate::config::Paths;
 use crate::ids::SessionId;
-use crate::kernels;
-use crate::policy::{Isolation, IsolationLevel, Network};
+use crate::kernels::{self, Kernel};
+use crate::policy::{Isolation, IsolationLevel, LimitState, Network};
 
 pub use bwrap::{Probe, probe};
 pub use cgroup::{Controllers, controllers};
@@ -105,7 +105,7 @@ impl ProcessSandbox {
             kernel: spec.kernel.name.clone(),
             kind: KIND,
             reason: error.to_string(),
-            remedy: format!("run: cellkeep kernels install {}", spec.kernel.name),
+            remedy: how_to_install(&spec.kernel),
         })?;
         let agent =
             agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
@@ -118,6 +118,15 @@ impl ProcessSandbox {
         let started = Started::spawn(&launch, listener, uid)?;
         Ok((started, environment::agent_config(spec, listen, cgroup.limits_memory(), !cgroup.limits_processes())))
     }
+}
+
+/// The command that gets a kernel for this sandbox, or for another where there is none for this.
+pub fn how_to_install(kernel: &Kernel) -> String {
+    // No environment is made without a bake.sh.
+    if kernel.file("bake.sh").is_empty() {
+        return format!("run: cellkeep images build {}, and use --sandbox docker", kernel.name);
+    }
+    format!("run: cellkeep kernels install {}", kernel.name)
 }
 
 /// A uid derived from the session's random id: 2^28 of them, so that two living sessions practically never share one.
@@ -136,40 +145,25 @@ fn unavailable(error: &io::Error) -> SandboxError {
     }
 }
 
+/// What a session with an open network reaches: there is no namespace around it then.
+pub const OPEN_NETWORK: &str = "the machine's own network, with all that listens on its localhost and on its abstract sockets; docker has a bridge instead";
+
 fn isolation(controllers: &Controllers, network: Network, masked: bool) -> Isolation {
-    let mut enforced: Vec<String> = [
-        "user, pid, ipc, uts, mount and cgroup namespaces",
-        "read-only system",
-        "seccomp",
-        "no_new_privs",
-        "disk",
-        "output",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    let mut not_enforced = Vec::new();
-    if masked {
-        enforced.push("machine's files in /proc hidden".into());
-    } else {
-        not_enforced.push("/proc: tells about the machine, as hiding parts of it is forbidden here".into());
+    let why_not = controllers.why_not.as_deref().unwrap_or("no such cgroup controller");
+    let limit = |name, held, instead| LimitState { name, held, instead, why_not };
+    let isolation = Isolation::new(IsolationLevel::Process)
+        .with(&["user, pid, ipc, uts, mount and cgroup namespaces", "read-only system", "seccomp", "no_new_privs"])
+        .with(&["disk", "output"])
+        .with_network(network, OPEN_NETWORK)
+        .with_limits([
+            limit("memory", controllers.memory, "watched by the agent every 0.1 s, not held"),
+            limit("cpus", controllers.cpu, "not held"),
+            limit("pids", controllers.pids, "held per user namespace by RLIMIT_NPROC"),
+        ]);
+    match masked {
+        true => isolation.with(&["machine's files in /proc hidden"]),
+        false => isolation.without("/proc", "tells about the machine, as hiding parts of it is forbidden here"),
     }
-    match network {
-        Network::None => enforced.push("no network".into()),
-        Network::Open => not_enforced.push("network: open, as asked".into()),
-    }
-    let why = || controllers.why_not.clone().unwrap_or_else(|| "no such cgroup controller".into());
-    for (name, held, instead) in [
-        ("memory", controllers.memory, "watched by the agent every 0.1 s, not held"),
-        ("cpus", controllers.cpu, "not held"),
-        ("pids", controllers.pids, "held per user namespace by RLIMIT_NPROC"),
-    ] {
-        if held {
-            enforced.push(name.into());
-        } else {
-            not_enforced.push(format!("{name}: {instead} ({})", why()));
-        }
-    }
-    Isolation { level: IsolationLevel::Process, enforced, not_enforced }
 }
 
 #[async_trait]
@@ -229,5 +223,21 @@ impl ProcessSandbox {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         records::remove_folder(&self.paths, session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn isolation_says_what_an_open_network_is_and_what_is_not_held() {
+        let nothing_held = Controllers { why_not: Some("no cgroups".to_owned()), ..Controllers::default() };
+        let weak = isolation(&nothing_held, Network::Open, false).not_enforced.join("\n");
+        for told in ["the machine's own network", "/proc:", "memory: watched", "cpus: not held (no cgroups)", "pids:"] {
+            assert!(weak.contains(told), "{told}: {weak}");
+        }
+        let all = Controllers { version: 2, memory: true, cpu: true, pids: true, cpuacct: true, why_not: None };
+        assert!(isolation(&all, Network::None, true).not_enforced.is_empty());
     }
 }
