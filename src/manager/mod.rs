@@ -96,9 +96,9 @@ impl Manager {
     pub async fn create(&self, spec: SessionSpec) -> Result<Session, ManagerError> {
         spec.limits.validate().map_err(ManagerError::Limits)?;
         let (sandbox, record) = self.sandbox_for(&spec).await?;
-        let sweeper = sandbox.clone();
+        let (sweeper, paths) = (sandbox.clone(), self.paths.clone());
         tokio::spawn(async move {
-            if let Err(error) = sandbox::sweep(&*sweeper).await {
+            if let Err(error) = sandbox::sweep(&*sweeper, &paths).await {
                 tracing::warn!(%error, "cannot look for sandboxes that were left behind");
             }
         });
@@ -108,7 +108,9 @@ impl Manager {
         match session.handle.ready().await {
             Ok(()) => Ok(session),
             Err(error) => {
-                session.destroy().await?;
+                if let Err(remains) = session.destroy().await {
+                    tracing::warn!(%remains, "a sandbox whose kernel did not start is left behind");
+                }
                 Err(error.into())
             }
         }

@@ -4,9 +4,16 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::records::is_older;
 
 /// The static agent, built by build.rs.
 static AGENT: &[u8] = include_bytes!(env!("CELLKEEP_AGENT_BINARY"));
+
+fn current(folder: &Path) -> PathBuf {
+    folder.join(concat!("cellkeep-agent-", env!("CELLKEEP_AGENT_FINGERPRINT")))
+}
 
 /// The path of the agent in `folder`, written there if need be. The name holds a hash of the content, so that sandboxes of
 /// an earlier version keep the file they were started from.
@@ -14,8 +21,10 @@ static AGENT: &[u8] = include_bytes!(env!("CELLKEEP_AGENT_BINARY"));
 /// # Errors
 /// When it cannot be written.
 pub(super) fn written_out(folder: &Path) -> io::Result<PathBuf> {
-    let path = folder.join(concat!("cellkeep-agent-", env!("CELLKEEP_AGENT_FINGERPRINT")));
+    let path = current(folder);
     if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == AGENT.len() as u64) {
+        // Its age is the time since its last use, by which another version tells whether it may be removed.
+        let _ = fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         return Ok(path);
     }
     fs::create_dir_all(folder)?;
@@ -32,4 +41,15 @@ pub(super) fn written_out(folder: &Path) -> io::Result<PathBuf> {
     drop(file);
     fs::rename(&temporary, &path)?;
     Ok(path)
+}
+
+/// Removes the agents of other versions that are not `in_use` and were not for `min_age`, and what interrupted writes left.
+pub(super) fn remove_unused(folder: &Path, in_use: &[PathBuf], min_age: Duration) {
+    let current = current(folder);
+    for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        if path != current && !in_use.contains(&path) && is_older(&path, min_age) {
+            // It stays for the next sweep where it cannot be removed.
+            let _ = fs::remove_file(path);
+        }
+    }
 }

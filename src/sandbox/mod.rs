@@ -8,6 +8,8 @@ pub mod docker;
 mod environment;
 pub mod process;
 mod records;
+mod stamp;
+mod sweep;
 
 use std::path::PathBuf;
 
@@ -19,6 +21,9 @@ use tokio::net::UnixStream;
 use crate::ids::SessionId;
 use crate::kernels::Kernel;
 use crate::policy::{Isolation, Limits, Network};
+
+pub use stamp::{ProcessStamp, Sight};
+pub use sweep::sweep;
 
 /// The uid and gid of the kernel, as it sees itself.
 pub const SANDBOX_UID: u32 = 65532;
@@ -76,47 +81,14 @@ pub struct SandboxRecord {
     pub owner: ProcessStamp,
     /// Whether it outlives its owner.
     pub keep: bool,
+    /// The agent's binary, mounted from here.
+    pub agent_binary: PathBuf,
     /// The agent's process on this machine (process sandbox).
     pub agent: Option<ProcessStamp>,
+    /// The cgroup controllers that hold its limits (process sandbox).
+    pub controllers: Option<process::Controllers>,
     /// Container id (docker).
     pub container: Option<String>,
-}
-
-/// A process that cannot be mistaken for a later one with the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessStamp {
-    /// Its number.
-    pub pid: i32,
-    /// When it started, in clock ticks after boot.
-    pub started: u64,
-}
-
-impl ProcessStamp {
-    /// The stamp of a running process. `None` when there is none of that number.
-    pub fn of(pid: i32) -> Option<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in parentheses may hold anything; the start time is the 20th field behind it.
-        let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
-        Some(Self { pid, started })
-    }
-
-    /// The stamp of this process.
-    pub fn own() -> Self {
-        let pid = std::process::id().cast_signed();
-        Self::of(pid).unwrap_or(Self { pid, started: 0 })
-    }
-
-    /// Whether that very process still runs.
-    pub fn is_alive(self) -> bool {
-        Self::of(self.pid) == Some(self)
-    }
-
-    /// Ends that very process, where it still runs.
-    fn kill(self) {
-        if let (true, Some(pid)) = (self.is_alive(), rustix::process::Pid::from_raw(self.pid)) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-    }
 }
 
 /// What has become of a sandbox.
@@ -181,6 +153,14 @@ pub enum SandboxError {
         /// What went wrong.
         source: std::io::Error,
     },
+    /// It could not be made, and what there was of it could not be removed.
+    #[error("{error}\n  what had been begun is left behind: {remains}")]
+    Remains {
+        /// Why it could not be made.
+        error: Box<SandboxError>,
+        /// Why it could not be removed.
+        remains: Box<SandboxError>,
+    },
     /// The container engine refused or failed.
     #[error("{doing}: {reason}")]
     Engine {
@@ -192,6 +172,14 @@ pub enum SandboxError {
 }
 
 impl SandboxError {
+    /// This error, with what kept its remains from being removed, if anything did.
+    fn with_remains(self, removed: Result<(), Self>) -> Self {
+        match removed {
+            Ok(()) => self,
+            Err(remains) => Self::Remains { error: Box::new(self), remains: Box::new(remains) },
+        }
+    }
+
     fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
@@ -207,7 +195,7 @@ pub trait Sandbox: Send + Sync {
     /// Starts a sandbox with its agent; returns when the agent can be dialled, not when the kernel is ready.
     ///
     /// # Errors
-    /// [`SandboxError`]; nothing is left behind then.
+    /// [`SandboxError`]; nothing is left behind then, but where it says so ([`SandboxError::Remains`]).
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError>;
 
     /// Opens a stream to the agent.
@@ -241,17 +229,17 @@ pub trait Sandbox: Send + Sync {
     async fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError>;
 }
 
-/// Ends the sandboxes whose owner has died without ending them (killed in a one-shot run), but those meant to be kept.
-/// Returns how many.
-///
-/// # Errors
-/// [`SandboxError`] when they cannot be listed.
-pub async fn sweep(sandbox: &dyn Sandbox) -> Result<usize, SandboxError> {
-    let mut swept = 0;
-    for record in sandbox.list().await? {
-        if !record.keep && !record.owner.is_alive() && sandbox.destroy(&record).await.is_ok() {
-            swept += 1;
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_clean_up_does_not_hide_why_there_was_one() {
+        let start = || SandboxError::Start { kind: SandboxKind::Process, reason: "no memory".into() };
+        assert!(matches!(start().with_remains(Ok(())), SandboxError::Start { .. }));
+        let busy = SandboxError::io("cannot remove the cgroup")(std::io::Error::other("busy"));
+        let told = start().with_remains(Err(busy)).to_string();
+        assert!(told.starts_with("the process sandbox did not start: no memory"), "{told}");
+        assert!(told.ends_with("cannot remove the cgroup: busy"), "{told}");
     }
-    Ok(swept)
 }

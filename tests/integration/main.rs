@@ -14,5 +14,6 @@ mod link;
 mod notebooks;
 mod outputs;
 mod secrets;
+mod sweeping;
 mod transcripts;
 mod weak_hosts;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bollard::models::{ContainerCreateBody, ContainerSummary};
+use bollard::models::{ContainerCreateBody, ContainerSummary, MountPoint};
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
     RemoveContainerOptionsBuilder, StartContainerOptions, StatsOptionsBuilder,
@@ -81,6 +81,8 @@ impl DockerSandbox {
 
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
         let folder = records::make_folder(&self.paths, &spec.session)?;
+        let agent_binary =
+            agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
         let socket_dir = folder.join(SOCKET_FOLDER);
         let mut record = SandboxRecord {
             session: spec.session.clone(),
@@ -90,13 +92,15 @@ impl DockerSandbox {
             isolation: profile::isolation(&self.client.facts, self.runtime.as_deref(), spec.network),
             owner: ProcessStamp::own(),
             keep: spec.orphan_seconds.is_none(),
+            agent_binary,
             agent: None,
+            controllers: None,
             container: None,
         };
         records::write(&folder, &record)?;
         make_socket_dir(&socket_dir)?;
         let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));
-        let id = self.make(spec, self.container(spec, &folder, &listen)?).await?;
+        let id = self.make(spec, self.container(spec, &folder, &record.agent_binary, &listen)?).await?;
         record.container = Some(id.clone());
         records::write(&folder, &record)?;
         let config = environment::agent_config(spec, listen, self.client.facts.memory, false);
@@ -106,9 +110,13 @@ impl DockerSandbox {
     }
 
     /// What the session's container is to be.
-    fn container(&self, spec: &SandboxSpec, folder: &Path, listen: &Listen) -> Result<ContainerCreateBody, SandboxError> {
-        let agent =
-            agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
+    fn container(
+        &self,
+        spec: &SandboxSpec,
+        folder: &Path,
+        agent: &Path,
+        listen: &Listen,
+    ) -> Result<ContainerCreateBody, SandboxError> {
         let listen = serde_json::to_string(listen).map_err(|error| SandboxError::io("agent argument")(error.into()))?;
         let labels = [
             (LABEL_SESSION, spec.session.to_string()),
@@ -119,7 +127,7 @@ impl DockerSandbox {
             spec,
             facts: &self.client.facts,
             runtime: self.runtime.as_deref(),
-            agent: &agent,
+            agent,
             socket_dir: &folder.join(SOCKET_FOLDER),
             listen,
             seccomp: self.seccomp(folder)?,
@@ -265,12 +273,11 @@ impl DockerSandbox {
             kind: KIND,
             kernel,
             isolation: Isolation::new(IsolationLevel::Container),
-            owner: labels
-                .get(LABEL_OWNER)
-                .and_then(|label| read_owner_label(label))
-                .unwrap_or(ProcessStamp { pid: 0, started: 0 }),
+            owner: labels.get(LABEL_OWNER).and_then(|label| read_owner_label(label)).unwrap_or(ProcessStamp::unknown()),
             keep: false,
+            agent_binary: mounted_agent(container.mounts.as_deref().unwrap_or_default()),
             agent: None,
+            controllers: None,
             container: container.id,
         })
     }
@@ -308,12 +315,25 @@ fn name(session: &SessionId) -> String {
 }
 
 fn owner_label(owner: ProcessStamp) -> String {
-    format!("{}:{}", owner.pid, owner.started)
+    let ProcessStamp { pid, started, boot, namespace } = owner;
+    format!("{pid}:{started}:{boot:x}:{namespace}")
 }
 
 fn read_owner_label(label: &str) -> Option<ProcessStamp> {
-    let (pid, started) = label.split_once(':')?;
-    Some(ProcessStamp { pid: pid.parse().ok()?, started: started.parse().ok()? })
+    let parts: Vec<&str> = label.split(':').collect();
+    let [pid, started, boot, namespace] = parts.as_slice() else { return None };
+    Some(ProcessStamp {
+        pid: pid.parse().ok()?,
+        started: started.parse().ok()?,
+        boot: u64::from_str_radix(boot, 16).ok()?,
+        namespace: namespace.parse().ok()?,
+    })
+}
+
+/// The agent's binary on this machine, by a container's mounts.
+fn mounted_agent(mounts: &[MountPoint]) -> PathBuf {
+    let mount = mounts.iter().find(|mount| mount.destination.as_deref() == Some(environment::AGENT_PATH));
+    mount.and_then(|mount| mount.source.clone()).unwrap_or_default().into()
 }
 
 fn check_runtime(wanted: Option<&str>, known: &[String]) -> Result<(), SandboxError> {
@@ -366,13 +386,10 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
-        let result = self.start(spec).await;
-        if result.is_err()
-            && let Err(error) = self.remove(&spec.session).await
-        {
-            tracing::warn!(%error, session = %spec.session, "a container that did not start could not be removed");
+        match self.start(spec).await {
+            Err(error) => Err(error.with_remains(self.remove(&spec.session).await)),
+            made => made,
         }
-        result
     }
 
     async fn connect(&self, record: &SandboxRecord) -> Result<UnixStream, SandboxError> {
@@ -426,9 +443,10 @@ mod tests {
 
     #[test]
     fn owners_are_read_back() {
-        let owner = ProcessStamp { pid: 12, started: 345 };
+        let owner = ProcessStamp { pid: 12, started: 345, boot: u64::MAX, namespace: 4_026_531_836 };
         assert_eq!(read_owner_label(&owner_label(owner)), Some(owner));
         assert_eq!(read_owner_label("12"), None);
+        assert_eq!(read_owner_label("12:345"), None);
     }
 
     #[test]

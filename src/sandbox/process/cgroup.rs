@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::SessionId;
 use crate::policy::Limits;
 use crate::sandbox::SandboxStats;
@@ -18,7 +20,7 @@ const OURS: &str = "cellkeep";
 const CPU_PERIOD: u64 = 100_000;
 
 /// Which limits cgroups can hold here, for this user.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Controllers {
     /// 2, 1, or 0 for none.
     pub version: u8,
@@ -69,9 +71,10 @@ fn version1() -> Controllers {
             return false;
         }
         let made = fs::create_dir_all(hierarchy.join(OURS));
-        // An existing group of root's is of no use to another user.
-        let writable = made.and_then(|()| fs::create_dir_all(hierarchy.join(OURS).join(".probe")));
-        let _ = fs::remove_dir(hierarchy.join(OURS).join(".probe"));
+        // An existing group of root's is of no use to another user. Others may be trying at the same time.
+        let trial = hierarchy.join(OURS).join(format!(".probe-{}", crate::ids::random_uuid()));
+        let writable = made.and_then(|()| fs::create_dir(&trial));
+        let _ = fs::remove_dir(&trial);
         writable.map_err(|error| why_not = Some(format!("cannot make cgroups: {error}"))).is_ok()
     };
     let (memory, cpu, pids, cpuacct) = (usable("memory"), usable("cpu"), usable("pids"), usable("cpuacct"));
@@ -203,5 +206,19 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_may_find_out_at_once() {
+        let alone = controllers();
+        let trials: Vec<_> = (0..8).map(|_| std::thread::spawn(|| [(); 50].map(|()| controllers()))).collect();
+        for trial in trials {
+            assert!(trial.join().unwrap().iter().all(|found| *found == alone));
+        }
     }
 }

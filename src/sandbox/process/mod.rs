@@ -14,7 +14,6 @@ mod start;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,8 +23,8 @@ use self::bwrap::Launch;
 use self::cgroup::Cgroup;
 use self::start::Started;
 use super::{
-    ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats, agent_binary,
-    environment, records,
+    ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats, Sight,
+    agent_binary, environment, records,
 };
 use crate::agent_protocol::{AgentConfig, Listen};
 use crate::config::Paths;
@@ -57,7 +56,7 @@ impl ProcessSandbox {
         match self.start_as(spec, true).await {
             Err(SandboxError::Start { reason, .. }) if bwrap::refused_masks(&reason) => {
                 tracing::debug!(%reason, "starting again without hiding parts of /proc");
-                self.remove(&spec.session, None).await?;
+                self.remove_failed(&spec.session).await?;
                 self.start_as(spec, false).await
             }
             result => result,
@@ -73,22 +72,26 @@ impl ProcessSandbox {
 
     fn spawn(&self, spec: &SandboxSpec, masked: bool) -> Result<(SandboxRecord, Started, AgentConfig), SandboxError> {
         let folder = records::make_folder(&self.paths, &spec.session)?;
+        let agent_binary =
+            agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
         let controllers = cgroup::controllers();
         let mut record = SandboxRecord {
             session: spec.session.clone(),
             kind: KIND,
             kernel: spec.kernel.name.clone(),
-            socket: folder.join("agent.sock"),
+            socket: folder.join(records::SOCKETS[0]),
             isolation: isolation(&controllers, spec.network, masked),
             owner: ProcessStamp::own(),
             keep: spec.orphan_seconds.is_none(),
+            agent_binary,
             agent: None,
+            controllers: Some(controllers.clone()),
             container: None,
         };
         records::write(&folder, &record)?;
         let cgroup = Cgroup::create(&controllers, &spec.session, &spec.limits)
             .map_err(SandboxError::io("cannot make the session's cgroup"))?;
-        let (started, config) = self.launch(spec, &record.socket, &cgroup, masked)?;
+        let (started, config) = self.launch(spec, &record, &cgroup, masked)?;
         record.agent = Some(started.agent);
         records::write(&folder, &record)?;
         Ok((record, started, config))
@@ -97,7 +100,7 @@ impl ProcessSandbox {
     fn launch(
         &self,
         spec: &SandboxSpec,
-        socket: &Path,
+        record: &SandboxRecord,
         cgroup: &Cgroup,
         masked: bool,
     ) -> Result<(Started, AgentConfig), SandboxError> {
@@ -107,13 +110,12 @@ impl ProcessSandbox {
             reason: error.to_string(),
             remedy: how_to_install(&spec.kernel),
         })?;
-        let agent =
-            agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
+        let SandboxRecord { socket, agent_binary, .. } = record;
         let listener = UnixListener::bind(socket)
             .map_err(SandboxError::io(format!("cannot listen on {} (a shorter data folder may help)", socket.display())))?;
         let listener = OwnedFd::from(listener);
         let listen = Listen::Fd(listener.as_raw_fd());
-        let launch = Launch { spec, environment: &environment, agent: &agent, cgroup, listen: &listen, masked };
+        let launch = Launch { spec, environment: &environment, agent: agent_binary, cgroup, listen: &listen, masked };
         let uid = rustix::process::geteuid().is_root().then(|| session_uid(&spec.session));
         let started = Started::spawn(&launch, listener, uid)?;
         Ok((started, environment::agent_config(spec, listen, cgroup.limits_memory(), !cgroup.limits_processes())))
@@ -173,11 +175,10 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
-        let result = self.start(spec).await;
-        if result.is_err() {
-            self.remove(&spec.session, None).await?;
+        match self.start(spec).await {
+            Err(error) => Err(error.with_remains(self.remove_failed(&spec.session).await)),
+            made => made,
         }
-        result
     }
 
     async fn connect(&self, record: &SandboxRecord) -> Result<UnixStream, SandboxError> {
@@ -185,19 +186,37 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn inspect(&self, record: &SandboxRecord) -> Result<SandboxState, SandboxError> {
-        Ok(match record.agent {
-            Some(agent) if agent.is_alive() => SandboxState::Running,
+        Ok(match record.agent.map(ProcessStamp::sight) {
+            Some(Sight::Running) => SandboxState::Running,
+            Some(Sight::OutOfSight) if records::somebody_listens(&record.socket) => SandboxState::Running,
             Some(_) => SandboxState::Ended { why: "the agent's process is gone".into() },
             None => SandboxState::Ended { why: "it was never started".into() },
         })
     }
 
     async fn stats(&self, record: &SandboxRecord) -> Result<SandboxStats, SandboxError> {
-        Cgroup::stats(&cgroup::controllers(), &record.session).map_err(SandboxError::io("cannot read the session's cgroup"))
+        Cgroup::stats(&record.controllers.clone().unwrap_or_default(), &record.session)
+            .map_err(SandboxError::io("cannot read the session's cgroup"))
     }
 
     async fn destroy(&self, record: &SandboxRecord) -> Result<(), SandboxError> {
-        self.remove(&record.session, record.agent).await
+        let end = tokio::time::Instant::now() + END_DEADLINE;
+        if let Some(agent) = record.agent {
+            // The first process of a PID namespace takes all others with it.
+            agent.kill();
+            while agent.is_alive() && tokio::time::Instant::now() < end {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        // A cgroup can be removed only when its last process has been reaped, which happens a moment after its end.
+        let controllers = record.controllers.clone().unwrap_or_default();
+        while let Err(error) = Cgroup::remove(&controllers, &record.session) {
+            if tokio::time::Instant::now() > end {
+                return Err(SandboxError::io("cannot remove the session's cgroup")(error));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        records::remove_folder(&self.paths, &record.session)
     }
 
     async fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
@@ -206,23 +225,12 @@ impl Sandbox for ProcessSandbox {
 }
 
 impl ProcessSandbox {
-    async fn remove(&self, session: &SessionId, agent: Option<ProcessStamp>) -> Result<(), SandboxError> {
-        let end = tokio::time::Instant::now() + END_DEADLINE;
-        if let Some(agent) = agent {
-            // The first process of a PID namespace takes all others with it.
-            agent.kill();
-            while agent.is_alive() && tokio::time::Instant::now() < end {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
+    /// Removes what there is of a sandbox that did not start: its record, written before all else, tells.
+    async fn remove_failed(&self, session: &SessionId) -> Result<(), SandboxError> {
+        match records::read(&records::folder(&self.paths, session)) {
+            Some(record) => self.destroy(&record).await,
+            None => records::remove_folder(&self.paths, session),
         }
-        // A cgroup can be removed only when its last process has been reaped, which happens a moment after its end.
-        while let Err(error) = Cgroup::remove(&cgroup::controllers(), session) {
-            if tokio::time::Instant::now() > end {
-                return Err(SandboxError::io("cannot remove the session's cgroup")(error));
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        records::remove_folder(&self.paths, session)
     }
 }
 
