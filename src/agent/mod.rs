@@ -22,6 +22,7 @@ mod hub;
 mod kernel;
 mod runs;
 mod serve;
+mod shared_memory;
 mod usage;
 
 use std::io::Write;

@@ -1,9 +1,11 @@
 //! Memory, CPU and OOM kills, read from inside: the sandbox sees its own cgroup under `/sys/fs/cgroup`, in version 2 or 1;
-//! where it sees none, `/proc` is added up (the PID namespace holds only our own processes).
+//! where it sees none, `/proc` is added up (the PID namespace holds only our own processes), and what no process's count
+//! holds on top ([`SharedMemory`]).
 
 use std::fs;
 use std::path::Path;
 
+use super::shared_memory::{Mapped, SharedMemory};
 use crate::agent_protocol::UsageReading;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -11,6 +13,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// Reads usage; remembers the peak where only samples are to be had.
 pub(super) struct Meter {
     source: Source,
+    shared: SharedMemory,
     sampled_peak: u64,
 }
 
@@ -30,7 +33,7 @@ impl Meter {
         } else {
             Source::Proc
         };
-        Self { source, sampled_peak: 0 }
+        Self { source, shared: SharedMemory::new(), sampled_peak: 0 }
     }
 
     /// The usage now.
@@ -50,7 +53,7 @@ impl Meter {
             ),
             Source::Proc => (None, None, None, None),
         };
-        let added_up = if memory.is_none() || cpu.is_none() { from_proc() } else { UsageReading::default() };
+        let added_up = if memory.is_none() || cpu.is_none() { from_proc(&mut self.shared) } else { UsageReading::default() };
         let memory_bytes = memory.unwrap_or(added_up.memory_bytes);
         self.sampled_peak = self.sampled_peak.max(memory_bytes);
         UsageReading {
@@ -83,14 +86,18 @@ fn field(file: &str, name: &str) -> Option<u64> {
 }
 
 /// Adds up all processes but the agent itself, whose share is not the user's.
-fn from_proc() -> UsageReading {
+fn from_proc(shared: &mut SharedMemory) -> UsageReading {
     let mut usage = UsageReading::default();
+    let mut mapped = Vec::new();
     let own = std::process::id();
     for pid in process_ids().filter(|pid| *pid != own) {
+        let (anonymous, bytes) = resident_bytes(pid).unwrap_or_default();
+        mapped.push(Mapped { pid, bytes });
         usage.processes += 1;
-        usage.memory_bytes += resident_bytes(pid).unwrap_or(0);
+        usage.memory_bytes += anonymous;
         usage.cpu_seconds += cpu_seconds(pid).unwrap_or(0.0);
     }
+    usage.memory_bytes += shared.bytes(&mapped);
     usage
 }
 
@@ -99,21 +106,21 @@ fn process_ids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Anonymous and shared-anonymous memory, pages shared by several processes (after a fork) counted in parts. Pages of mapped
-/// files (libraries) can be dropped, so they do not count.
-fn resident_bytes(pid: u32) -> Option<u64> {
+/// Anonymous and shared memory, pages shared by several processes (after a fork) counted in parts. Pages of mapped files
+/// (libraries) can be dropped, so they do not count.
+fn resident_bytes(pid: u32) -> Option<(u64, u64)> {
     let rollup = format!("/proc/{pid}/smaps_rollup");
     fields_kib(&rollup, ["Pss_Anon:", "Pss_Shmem:"])
         .or_else(|| fields_kib(&format!("/proc/{pid}/status"), ["RssAnon:", "RssShmem:"]))
 }
 
-/// The sum of two fields given in kB, in bytes.
-fn fields_kib(path: &str, names: [&str; 2]) -> Option<u64> {
+/// Two fields given in kB, in bytes.
+fn fields_kib(path: &str, names: [&str; 2]) -> Option<(u64, u64)> {
     let text = fs::read_to_string(path).ok()?;
     let kib = |name: &str| -> Option<u64> {
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse().ok())
     };
-    Some((kib(names[0])? + kib(names[1])?) * 1024)
+    Some((kib(names[0])? * 1024, kib(names[1])? * 1024))
 }
 
 fn cpu_seconds(pid: u32) -> Option<f64> {
@@ -130,9 +137,9 @@ mod tests {
 
     #[test]
     fn proc_adds_up() {
-        let usage = from_proc();
+        let usage = from_proc(&mut SharedMemory::new());
         assert!(usage.processes > 0);
-        assert!(resident_bytes(std::process::id()).unwrap() > 100_000);
+        assert!(resident_bytes(std::process::id()).unwrap().0 > 100_000);
         assert!(cpu_seconds(std::process::id()).unwrap() >= 0.0);
     }
 }

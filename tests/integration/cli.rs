@@ -1,6 +1,7 @@
 //! The command line as a person or a script uses it: exit codes, pipes, bad input, interrupts.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -39,6 +40,14 @@ impl Cli {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Runs it as another user, where one is given.
+    pub fn uid(mut self, uid: Option<u32>) -> Self {
+        if let Some(uid) = uid {
+            self.command.uid(uid).gid(uid);
+        }
         self
     }
 

@@ -65,3 +65,65 @@ async fn where_proc_cannot_be_hidden_it_is_said() {
     living.end().await;
     fs::remove_dir_all(folder).unwrap();
 }
+
+/// A data folder of a user who may make no cgroups, and that user: ourselves, or a stranger where we are root.
+fn ordinary_user(name: &str) -> (PathBuf, Option<u32>) {
+    let uid = rustix::process::geteuid().is_root().then_some(64_999);
+    // Not beneath the target folder: it may be where only root comes.
+    let folder = std::env::temp_dir().join(format!("cellkeep-{name}-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink(Paths::from_environment().kernels(), folder.join("kernels")).unwrap();
+    if uid.is_some() {
+        std::os::unix::fs::chown(&folder, uid, uid).unwrap();
+    }
+    (folder, uid)
+}
+
+#[test]
+fn memory_that_no_process_has_mapped_is_watched_too() {
+    let (data, uid) = ordinary_user("watch");
+    let hold = |name: &str, how: &str| {
+        let code = format!("import os, time\n{how}\nprint('held', flush=True)\ntime.sleep(3)\nprint('alive')");
+        let arguments = ["exec", "--sandbox", "process", "--memory", "192m", "--disk", "256m", "-c", &code, "--data"];
+        let ran = Cli::new(&arguments).path(&data).uid(uid).run();
+        assert!(!ran.stdout.contains("alive"), "{name}: {} {}", ran.stdout, ran.stderr);
+        assert!(ran.code == 138 && ran.stderr.contains("192 MB"), "{name}: {} {}", ran.code, ran.stderr);
+    };
+    let fill = |path: &str| {
+        format!("for _ in range(48): os.write(os.open('{path}', os.O_WRONLY | os.O_CREAT | os.O_APPEND), bytes(1 << 20))")
+    };
+    hold(
+        "memfd",
+        "for n in range(20):\n    fd = os.memfd_create('m')\n    for _ in range(16): os.write(fd, bytes(1 << 20))",
+    );
+    hold("files", &["/tmp/f", "/dev/shm/f", "/work/f", "/work/g", "/work/h"].map(fill).join("\n"));
+    let segment = "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\nfor _ in range(10):\n    id = libc.shmget(0, ctypes.c_size_t(32 << 20), 0o1600)\n    at = libc.shmat(id, None, 0)\n    ctypes.memset(at, 1, 32 << 20)\n    libc.shmdt(ctypes.c_void_p(at))";
+    hold("System V", segment);
+    fs::remove_dir_all(data).unwrap();
+}
+
+#[test]
+fn what_is_both_in_a_file_and_mapped_counts_once() {
+    let (data, uid) = ordinary_user("once");
+    // 100 MB, mapped by three processes: in all ways of counting but the right one more than 192 MB together with Python.
+    let code = "import mmap, os, time
+memfd = os.memfd_create('shared')
+os.ftruncate(memfd, 60 << 20)
+file = os.open('/dev/shm/shared', os.O_RDWR | os.O_CREAT)
+os.ftruncate(file, 40 << 20)
+maps = [mmap.mmap(memfd, 0), mmap.mmap(file, 0)]
+for map in maps:
+    for offset in range(0, len(map), 4096): map[offset] = 1
+children = []
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        for map in maps: sum(map[offset] for offset in range(0, len(map), 4096))
+        time.sleep(2); os._exit(0)
+    children.append(pid)
+print([os.waitpid(pid, 0)[1] for pid in children])";
+    let arguments = ["exec", "--sandbox", "process", "--memory", "192m", "-c", code, "--data"];
+    let ran = Cli::new(&arguments).path(&data).uid(uid).run();
+    assert_eq!((ran.code, ran.stdout.trim()), (0, "[0, 0]"), "{}", ran.stderr);
+    fs::remove_dir_all(data).unwrap();
+}
