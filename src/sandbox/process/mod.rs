@@ -54,10 +54,12 @@ impl ProcessSandbox {
 
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
         match self.start_as(spec, true).await {
-            Err(SandboxError::Start { reason, .. }) if bwrap::refused_masks(&reason) => {
+            Err(SandboxError::Start { kind, reason }) if bwrap::refused_masks(&reason) => {
                 tracing::debug!(%reason, "starting again without hiding parts of /proc");
-                self.remove_failed(&spec.session).await?;
-                self.start_as(spec, false).await
+                match self.remove_failed(&spec.session).await {
+                    Ok(()) => self.start_as(spec, false).await,
+                    remains => Err(SandboxError::Start { kind, reason }.with_remains(remains)),
+                }
             }
             result => result,
         }
@@ -93,8 +95,14 @@ impl ProcessSandbox {
             .map_err(SandboxError::io("cannot make the session's cgroup"))?;
         let (started, config) = self.launch(spec, &record, &cgroup, masked)?;
         record.agent = Some(started.agent);
-        records::write(&folder, &record)?;
-        Ok((record, started, config))
+        match records::write(&folder, &record) {
+            Ok(()) => Ok((record, started, config)),
+            // Nobody could find it again.
+            Err(error) => {
+                started.abandon();
+                Err(error)
+            }
+        }
     }
 
     fn launch(

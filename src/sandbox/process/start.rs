@@ -49,6 +49,14 @@ impl Started {
         }
     }
 
+    /// Ends it.
+    pub fn abandon(self) {
+        let Self { agent, mut child, .. } = self;
+        agent.kill();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
     /// Gives the agent its configuration, and with it the sandbox its own life.
     ///
     /// # Errors
