@@ -293,6 +293,9 @@ pub(super) fn explain(said: &str) -> String {
             "; user namespaces are forbidden here (inside a container they often are): allow them \
              (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0), or use --sandbox docker"
         }
+    } else if said.contains("mount proc on") {
+        "; inside a container, whose own /proc is covered in parts, no other can be made: start that container with \
+         --security-opt systempaths=unconfined"
     } else if said.contains("Unknown option") {
         "; this bubblewrap is too old: 0.8 or newer is needed"
     } else if said.contains("Permission denied") && said.contains("find source path") {
@@ -301,4 +304,28 @@ pub(super) fn explain(said: &str) -> String {
         ""
     };
     if said.is_empty() { "bubblewrap ended without a word".to_owned() } else { format!("{said}{hint}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_come_with_the_way_out() {
+        for (said, way_out) in [
+            ("bwrap: Can't mount proc on /newroot/proc: Operation not permitted", "systempaths=unconfined"),
+            ("bwrap: Can't find source path /root/x: Permission denied", "--data DIR"),
+            ("bwrap: Unknown option --disable-userns", "0.8 or newer"),
+            ("bwrap: setting up uid map: Permission denied", "--sandbox docker"),
+        ] {
+            let told = explain(said);
+            assert!(told.starts_with(said) && told.contains(way_out), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_done_without_is_told_from_what_cannot() {
+        assert!(refused_masks("bwrap: Can't bind mount /oldroot/proc/sys on /newroot/proc/sys: Operation not permitted"));
+        assert!(!refused_masks(&explain("bwrap: Can't mount proc on /newroot/proc: Operation not permitted")));
+    }
 }
