@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{SandboxError, SandboxRecord, Sight, agent_binary, records};
+use super::{SandboxError, SandboxRecord, Sight, agent_binary, process, records};
 use crate::config::Paths;
 use crate::sandbox::Sandbox;
 
@@ -10,7 +10,7 @@ use crate::sandbox::Sandbox;
 const IN_THE_MAKING: Duration = Duration::from_secs(600);
 
 /// Ends the sandboxes whose owner has died without ending them (killed in a one-shot run), but those meant to be kept.
-/// Removes folders of sandboxes that are no more, and agents of other versions that no sandbox uses. Returns how many
+/// Removes folders and cgroups of sandboxes that are no more, and agents of other versions that no sandbox uses. Returns how many
 /// sandboxes were ended.
 ///
 /// # Errors
@@ -23,6 +23,7 @@ pub async fn sweep(sandbox: &dyn Sandbox, paths: &Paths) -> Result<usize, Sandbo
         }
     }
     records::remove_unreadable(paths, IN_THE_MAKING)?;
+    process::remove_empty_cgroups(IN_THE_MAKING);
     let in_use: Vec<_> = records::all(paths)?.into_iter().map(|record| record.agent_binary).collect();
     agent_binary::remove_unused(&paths.agent(), &in_use, IN_THE_MAKING);
     Ok(swept)

@@ -144,6 +144,32 @@ async fn agents_that_no_sandbox_uses_go() {
     ground.end();
 }
 
+#[tokio::test]
+async fn cgroups_without_a_sandbox_go() {
+    let controllers = cellkeep::sandbox::process::controllers();
+    let hierarchy = match controllers.version {
+        2 if controllers.memory => "",
+        1 if controllers.memory => "memory",
+        _ => return eprintln!("skipped: no cgroups can be made here"),
+    };
+    let ground = Ground::new("cgroups");
+    let ours = Path::new("/sys/fs/cgroup").join(hierarchy).join("cellkeep");
+    let [young, old, lived_in] = [(); 3].map(|()| ours.join(SessionId::random().as_str()));
+    for group in [&young, &old, &lived_in] {
+        fs::create_dir(group).unwrap();
+    }
+    fs::write(lived_in.join("cgroup.procs"), ground.bystander.id().to_string()).unwrap();
+    for left_alone in [&old, &lived_in] {
+        make_old(left_alone);
+    }
+    ground.sweep().await;
+    assert!(young.exists() && lived_in.exists() && !old.exists());
+    ground.end();
+    for group in [&young, &lived_in] {
+        fs::remove_dir(group).unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_controllers_of_a_sandbox_are_in_its_record() {
     let living = crate::support::Place::process().session("bash").await;

@@ -6,12 +6,14 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::SessionId;
 use crate::policy::Limits;
 use crate::sandbox::SandboxStats;
+use crate::sandbox::records::is_older;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// All our groups are beneath one, so that a look at it shows them all.
@@ -80,6 +82,17 @@ fn version1() -> Controllers {
     let (memory, cpu, pids, cpuacct) = (usable("memory"), usable("cpu"), usable("pids"), usable("cpuacct"));
     let version = u8::from(memory || cpu || pids);
     Controllers { version, memory, cpu, pids, cpuacct, why_not }
+}
+
+/// Removes groups that are empty and were made at least `min_age` ago: their sandboxes' records are lost. The system itself
+/// keeps one in which a process lives.
+pub fn remove_empty(min_age: Duration) {
+    for hierarchy in ["", "memory", "cpu", "pids", "cpuacct"] {
+        let groups = fs::read_dir(Path::new(ROOT).join(hierarchy).join(OURS)).into_iter().flatten().flatten();
+        for group in groups.map(|entry| entry.path()).filter(|path| path.is_dir() && is_older(path, min_age)) {
+            let _ = fs::remove_dir(group);
+        }
+    }
 }
 
 /// The groups of one session: one in version 2, one per hierarchy in version 1.

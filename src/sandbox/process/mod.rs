@@ -35,6 +35,8 @@ use crate::policy::{Isolation, IsolationLevel, LimitState, Network};
 pub use bwrap::{Probe, probe};
 pub use cgroup::{Controllers, controllers};
 
+pub(super) use cgroup::remove_empty as remove_empty_cgroups;
+
 const KIND: SandboxKind = SandboxKind::Process;
 /// How long a killed namespace may take to be gone.
 const END_DEADLINE: Duration = Duration::from_secs(20);
