@@ -7,13 +7,12 @@ use cellkeep::agent_protocol::{Event, KernelEvent};
 use cellkeep::config::Paths;
 use cellkeep::ids::{Seq, SessionId};
 use cellkeep::kernels;
-use cellkeep::link::{Link, LinkEvent, Position};
+use cellkeep::link::{Link, LinkEvent, LinkEvents, Position};
 use cellkeep::manager::Manager;
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::{Sandbox, SandboxRecord, SandboxSpec, SandboxState};
 use cellkeep::wire::{Channel, Message};
 use serde_json::json;
-use tokio::sync::mpsc;
 
 use crate::support::{PATIENCE, Place};
 
@@ -37,11 +36,11 @@ fn execute(id: &str, code: &str) -> Message {
     Message::request(id, "test", "execute_request", &json!({"code": code, "silent": false, "allow_stdin": false}))
 }
 
-async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> LinkEvent {
+async fn next(events: &mut LinkEvents) -> LinkEvent {
     tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("the link lives")
 }
 
-async fn until_ready(events: &mut mpsc::Receiver<LinkEvent>) -> Seq {
+async fn until_ready(events: &mut LinkEvents) -> Seq {
     loop {
         if let LinkEvent::Event { seq, event: Event::Kernel { event: KernelEvent::Ready { .. }, .. } } = next(events).await {
             return seq;
@@ -50,7 +49,7 @@ async fn until_ready(events: &mut mpsc::Receiver<LinkEvent>) -> Seq {
 }
 
 /// The text that stream events carry, in order, until the reply to `id`; and the numbers of all events.
-async fn read_run(events: &mut mpsc::Receiver<LinkEvent>, id: &str, at_most: usize) -> (String, Vec<u64>, bool) {
+async fn read_run(events: &mut LinkEvents, id: &str, at_most: usize) -> (String, Vec<u64>, bool) {
     let (mut text, mut numbers, mut replied) = (String::new(), Vec::new(), false);
     while !replied && text.len() < at_most {
         if let LinkEvent::Event { seq, event } = next(events).await {
