@@ -6,7 +6,7 @@
 //! |---|---|
 //! | top | `cli` |
 //! | domain | `runner`, `manager`, `session` |
-//! | adapter | `sandbox`, `link`, `kernels`, `config`, `descriptors`, and inside the sandbox `agent` |
+//! | adapter | `store`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
@@ -43,3 +43,5 @@ pub mod runner;
 pub mod sandbox;
 #[cfg(feature = "host")]
 pub mod session;
+#[cfg(feature = "host")]
+pub mod store;

@@ -96,8 +96,12 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     let session = args.sandbox.session(paths, kernel).await?;
     let ready_after = begun.elapsed();
     let interrupts = on_ctrl_c(session.handle.clone());
-    let options =
-        RunOptions { timeout: args.timeout, allow_errors: args.allow_errors, stream_style: StreamStyle::default() };
+    let options = RunOptions {
+        timeout: args.timeout,
+        allow_errors: args.allow_errors,
+        stream_style: StreamStyle::default(),
+        output_memory: Some(args.sandbox.limits().output_memory()),
+    };
     let mut show = Show::new(&args, &target);
     let ended = execute(&session.handle, &mut notebook, &options, &mut show).await;
     interrupts.abort();
@@ -259,7 +263,7 @@ impl Show {
     fn output(&self, msg_type: &str, message: &Message) {
         let mut one = crate::output::Outputs::new(StreamStyle::Terminal);
         one.apply(CellKey(0), msg_type, &message.content);
-        let text = crate::output::text_of(&one.outputs(CellKey(0)));
+        let text = crate::output::text_of(one.outputs(CellKey(0)));
         if !text.is_empty() {
             self.line(text.trim_end_matches('\n'));
         }

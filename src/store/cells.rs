@@ -1,0 +1,141 @@
+//! Cells: what they are (set once or edited) and how their last run stands.
+
+use rusqlite::{Connection, Row, named_params, params};
+
+use super::sessions::{signed, unsigned};
+use super::{Store, StoreError};
+use crate::ids::{Seq, SessionId};
+
+/// A cell as stored. JSON columns are opaque to the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CellRow {
+    /// Its number in the session, in the order of making.
+    pub number: u32,
+    /// Its nbformat id.
+    pub id: String,
+    /// Its place in the notebook: cells are ordered by it.
+    pub place: f64,
+    /// `code`, `markdown` or `raw`.
+    pub cell_type: String,
+    /// The source.
+    pub source: String,
+    /// Its metadata, as a JSON object.
+    pub metadata: String,
+    /// How it is to be run (timeout and the like), as a JSON object.
+    pub options: String,
+    /// How its last run stands.
+    pub run: CellState,
+}
+
+/// How a cell's last run stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CellState {
+    /// `queued`, `running` or `finished`.
+    pub state: String,
+    /// How it ended.
+    pub status: Option<String>,
+    /// The id of the run: the `msg_id` of its request.
+    pub run: Option<String>,
+    /// The kernel's counter.
+    pub execution_count: Option<i64>,
+    /// The error, as JSON.
+    pub error: Option<String>,
+    /// Time and memory, as JSON.
+    pub metrics: Option<String>,
+    /// When the kernel was given it.
+    pub started_at: Option<i64>,
+    /// When it ended.
+    pub finished_at: Option<i64>,
+    /// Its outputs are told by its events from here on.
+    pub first_seq: Seq,
+    /// Its last event.
+    pub last_seq: Seq,
+}
+
+const COLUMNS: &str = "number, id, place, cell_type, source, metadata, options, state, status, run, execution_count, \
+                       error, metrics, started_at, finished_at, first_seq, last_seq";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<CellRow> {
+    Ok(CellRow {
+        number: row.get(0)?,
+        id: row.get(1)?,
+        place: row.get(2)?,
+        cell_type: row.get(3)?,
+        source: row.get(4)?,
+        metadata: row.get(5)?,
+        options: row.get(6)?,
+        run: CellState {
+            state: row.get(7)?,
+            status: row.get(8)?,
+            run: row.get(9)?,
+            execution_count: row.get(10)?,
+            error: row.get(11)?,
+            metrics: row.get(12)?,
+            started_at: row.get(13)?,
+            finished_at: row.get(14)?,
+            first_seq: Seq(unsigned(row.get(15)?)),
+            last_seq: Seq(unsigned(row.get(16)?)),
+        },
+    })
+}
+
+/// Writes a whole cell, new or edited.
+pub(super) fn put(connection: &Connection, session: &SessionId, cell: &CellRow) -> rusqlite::Result<()> {
+    let put = "INSERT INTO cells (session, number, id, place, cell_type, source, metadata, options, state, first_seq, last_seq) \
+               VALUES (:session, :number, :id, :place, :cell_type, :source, :metadata, :options, '', 0, 0) \
+               ON CONFLICT (session, number) DO UPDATE SET id = :id, place = :place, cell_type = :cell_type, \
+               source = :source, metadata = :metadata, options = :options";
+    connection.prepare_cached(put)?.execute(named_params! {
+        ":session": session.as_str(), ":number": cell.number, ":id": cell.id, ":place": cell.place,
+        ":cell_type": cell.cell_type, ":source": cell.source, ":metadata": cell.metadata, ":options": cell.options,
+    })?;
+    set_state(connection, session, cell.number, &cell.run)
+}
+
+/// Writes how a cell's run stands, and leaves the source alone, which may be long.
+pub(super) fn set_state(connection: &Connection, session: &SessionId, number: u32, run: &CellState) -> rusqlite::Result<()> {
+    let update = "UPDATE cells SET state = :state, status = :status, run = :run, execution_count = :count, error = :error, \
+                  metrics = :metrics, started_at = :started_at, finished_at = :finished_at, first_seq = :first_seq, \
+                  last_seq = :last_seq WHERE session = :session AND number = :number";
+    connection.prepare_cached(update)?.execute(named_params! {
+        ":session": session.as_str(), ":number": number, ":state": run.state, ":status": run.status, ":run": run.run,
+        ":count": run.execution_count, ":error": run.error, ":metrics": run.metrics, ":started_at": run.started_at,
+        ":finished_at": run.finished_at, ":first_seq": signed(run.first_seq.0), ":last_seq": signed(run.last_seq.0),
+    })?;
+    Ok(())
+}
+
+/// Removes a cell. Its events stay: they have been told.
+pub(super) fn delete(connection: &Connection, session: &SessionId, number: u32) -> rusqlite::Result<()> {
+    let delete = "DELETE FROM cells WHERE session = ?1 AND number = ?2";
+    connection.prepare_cached(delete)?.execute(params![session.as_str(), number])?;
+    Ok(())
+}
+
+impl Store {
+    /// A session's cells in the order of the notebook.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn cells(&self, session: &SessionId) -> Result<Vec<CellRow>, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let select = format!("SELECT {COLUMNS} FROM cells WHERE session = ?1 ORDER BY place, number");
+            connection.prepare_cached(&select)?.query_map([id.as_str()], read)?.collect()
+        })
+        .await
+    }
+
+    /// One cell by its id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn cell(&self, session: &SessionId, cell: &str) -> Result<Option<CellRow>, StoreError> {
+        let (id, cell) = (session.clone(), cell.to_owned());
+        self.read(move |connection| {
+            let select = format!("SELECT {COLUMNS} FROM cells WHERE session = ?1 AND id = ?2");
+            connection.prepare_cached(&select)?.query_map(params![id.as_str(), cell], read)?.next().transpose()
+        })
+        .await
+    }
+}

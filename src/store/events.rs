@@ -1,0 +1,99 @@
+//! The numbered events: what a client sees is "the log after N, then follow".
+
+use rusqlite::{Connection, Row, params};
+
+use super::sessions::{signed, unsigned};
+use super::{Store, StoreError};
+use crate::ids::{Seq, SessionId};
+
+/// An event as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRow {
+    /// Its number in the session, from 1, without gaps as it is written.
+    pub seq: Seq,
+    /// When it was taken in, milliseconds since 1970.
+    pub time: i64,
+    /// The cell that it is about.
+    pub cell: Option<String>,
+    /// Its type, by the contract.
+    pub kind: String,
+    /// Its own fields, a JSON object.
+    pub body: String,
+}
+
+const COLUMNS: &str = "seq, time, cell, type, body";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<EventRow> {
+    Ok(EventRow {
+        seq: Seq(unsigned(row.get(0)?)),
+        time: row.get(1)?,
+        cell: row.get(2)?,
+        kind: row.get(3)?,
+        body: row.get(4)?,
+    })
+}
+
+pub(super) fn append(connection: &Connection, session: &SessionId, event: &EventRow) -> rusqlite::Result<()> {
+    let insert = "INSERT INTO events (session, seq, time, cell, type, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    connection.prepare_cached(insert)?.execute(params![
+        session.as_str(),
+        signed(event.seq.0),
+        event.time,
+        event.cell,
+        event.kind,
+        event.body
+    ])?;
+    Ok(())
+}
+
+/// Takes rows until there are none, or until more than so many bytes were taken.
+fn take(rows: impl Iterator<Item = rusqlite::Result<EventRow>>, max_bytes: usize) -> rusqlite::Result<Vec<EventRow>> {
+    let (mut events, mut bytes) = (Vec::new(), 0);
+    for event in rows {
+        let event = event?;
+        bytes += event.body.len();
+        events.push(event);
+        if bytes > max_bytes {
+            break;
+        }
+    }
+    Ok(events)
+}
+
+impl Store {
+    /// The events after a number, in order: at most `max_events`, and no more after `max_bytes` of bodies. At least one, if
+    /// there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn events_after(
+        &self,
+        session: &SessionId,
+        after: Seq,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<EventRow>, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let select = format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3");
+            let mut select = connection.prepare_cached(&select)?;
+            let rows = select.query_map(params![id.as_str(), signed(after.0), max_events as i64], read)?;
+            take(rows, max_bytes)
+        })
+        .await
+    }
+
+    /// One cell's events from a number on, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn cell_events(&self, session: &SessionId, cell: &str, from: Seq) -> Result<Vec<EventRow>, StoreError> {
+        let (id, cell) = (session.clone(), cell.to_owned());
+        self.read(move |connection| {
+            let select = format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND cell = ?2 AND seq >= ?3 ORDER BY seq");
+            let mut select = connection.prepare_cached(&select)?;
+            select.query_map(params![id.as_str(), cell, signed(from.0)], read)?.collect()
+        })
+        .await
+    }
+}

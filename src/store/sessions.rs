@@ -1,0 +1,201 @@
+//! The sessions' own rows.
+
+use rusqlite::{Connection, Row, named_params, params};
+
+use super::{Store, StoreError};
+use crate::ids::{Epoch, Seq, SessionId};
+
+/// A session as stored. JSON columns are opaque to the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionRow {
+    /// Its id.
+    pub id: SessionId,
+    /// Who made it.
+    pub principal: String,
+    /// What its maker calls it.
+    pub name: Option<String>,
+    /// Its kernel's name.
+    pub kernel: String,
+    /// The language.
+    pub language: String,
+    /// Limits, network, labels and lifetimes, as JSON.
+    pub spec: String,
+    /// Where it stands.
+    pub state: String,
+    /// Why it ended.
+    pub why: Option<String>,
+    /// The sandbox's record, as JSON; before there is one, none.
+    pub sandbox: Option<String>,
+    /// The agent's life, and the last of its events that is in the store.
+    pub position: (Epoch, Seq),
+    /// The last of the session's own events.
+    pub last_seq: Seq,
+    /// What its driver needs to go on, as JSON.
+    pub resume: Option<String>,
+    /// When it was made.
+    pub created_at: i64,
+    /// When somebody last used it.
+    pub last_active_at: i64,
+    /// When it is to end, whatever happens.
+    pub expires_at: Option<i64>,
+}
+
+const COLUMNS: &str = "id, principal, name, kernel, language, spec, state, why, sandbox, epoch, seq, last_seq, resume, \
+                       created_at, last_active_at, expires_at";
+
+/// Numbers of 64 bits go in and out bit by bit: SQLite's are signed.
+pub(super) fn signed(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+pub(super) fn unsigned(number: i64) -> u64 {
+    number.cast_unsigned()
+}
+
+pub(super) fn session_id(row: &Row<'_>, column: usize) -> rusqlite::Result<SessionId> {
+    let text: String = row.get(column)?;
+    SessionId::parse(&text).ok_or_else(|| {
+        let problem = format!("{text:?} is no session id").into();
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, problem)
+    })
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
+    Ok(SessionRow {
+        id: session_id(row, 0)?,
+        principal: row.get(1)?,
+        name: row.get(2)?,
+        kernel: row.get(3)?,
+        language: row.get(4)?,
+        spec: row.get(5)?,
+        state: row.get(6)?,
+        why: row.get(7)?,
+        sandbox: row.get(8)?,
+        position: (Epoch(unsigned(row.get(9)?)), Seq(unsigned(row.get(10)?))),
+        last_seq: Seq(unsigned(row.get(11)?)),
+        resume: row.get(12)?,
+        created_at: row.get(13)?,
+        last_active_at: row.get(14)?,
+        expires_at: row.get(15)?,
+    })
+}
+
+fn insert(connection: &Connection, session: &SessionRow) -> rusqlite::Result<()> {
+    connection.execute(
+        &format!(
+            "INSERT INTO sessions ({COLUMNS}) VALUES (:id, :principal, :name, :kernel, :language, :spec, :state, :why, \
+             :sandbox, :epoch, :seq, :last_seq, :resume, :created_at, :last_active_at, :expires_at)"
+        ),
+        named_params! {
+            ":id": session.id.as_str(), ":principal": session.principal, ":name": session.name,
+            ":kernel": session.kernel, ":language": session.language, ":spec": session.spec,
+            ":state": session.state, ":why": session.why, ":sandbox": session.sandbox,
+            ":epoch": signed(session.position.0.0), ":seq": signed(session.position.1.0),
+            ":last_seq": signed(session.last_seq.0), ":resume": session.resume,
+            ":created_at": session.created_at, ":last_active_at": session.last_active_at,
+            ":expires_at": session.expires_at,
+        },
+    )?;
+    Ok(())
+}
+
+impl Store {
+    /// Writes a new session down, before anything is made for it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn insert_session(&self, session: SessionRow) -> Result<(), StoreError> {
+        self.write(move |connection| insert(connection, &session)).await
+    }
+
+    /// Notes the sandbox that a session is to have.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn set_sandbox(&self, session: &SessionId, record: String) -> Result<(), StoreError> {
+        let id = session.clone();
+        self.write(move |connection| {
+            connection.execute("UPDATE sessions SET sandbox = ?2 WHERE id = ?1", params![id.as_str(), record]).map(|_| ())
+        })
+        .await
+    }
+
+    /// Changes what its owner may change of a session.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn set_session_facts(
+        &self,
+        session: &SessionId,
+        name: Option<String>,
+        spec: String,
+        expires_at: Option<i64>,
+    ) -> Result<(), StoreError> {
+        let id = session.clone();
+        self.write(move |connection| {
+            let update = "UPDATE sessions SET name = ?2, spec = ?3, expires_at = ?4 WHERE id = ?1";
+            connection.execute(update, params![id.as_str(), name, spec, expires_at]).map(|_| ())
+        })
+        .await
+    }
+
+    /// Notes that somebody uses a session.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn touch_session(&self, session: &SessionId, at: i64) -> Result<(), StoreError> {
+        let id = session.clone();
+        self.write(move |connection| {
+            let update = "UPDATE sessions SET last_active_at = max(last_active_at, ?2) WHERE id = ?1";
+            connection.execute(update, params![id.as_str(), at]).map(|_| ())
+        })
+        .await
+    }
+
+    /// Removes a session with all that is its own. Gives the hashes of artifacts that no other session has.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn delete_session(&self, session: &SessionId) -> Result<Vec<String>, StoreError> {
+        let id = session.clone();
+        self.write(move |connection| {
+            let orphans = "SELECT DISTINCT sha256 FROM artifacts AS mine WHERE session = ?1 AND NOT EXISTS \
+                           (SELECT 1 FROM artifacts WHERE sha256 = mine.sha256 AND session <> ?1)";
+            let orphans = connection
+                .prepare_cached(orphans)?
+                .query_map([id.as_str()], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            connection.execute("DELETE FROM sessions WHERE id = ?1", [id.as_str()])?;
+            // Given back in pieces, so that one large session does not hold up the others.
+            connection.execute_batch("PRAGMA incremental_vacuum(4096)")?;
+            Ok(orphans)
+        })
+        .await
+    }
+
+    /// One session.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn session(&self, session: &SessionId) -> Result<Option<SessionRow>, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let mut select = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1"))?;
+            select.query_map([id.as_str()], read)?.next().transpose()
+        })
+        .await
+    }
+
+    /// All sessions, the oldest first; of one principal, if named.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sessions(&self, principal: Option<String>) -> Result<Vec<SessionRow>, StoreError> {
+        self.read(move |connection| {
+            let select =
+                format!("SELECT {COLUMNS} FROM sessions WHERE ?1 IS NULL OR principal = ?1 ORDER BY created_at, id");
+            connection.prepare_cached(&select)?.query_map([principal], read)?.collect()
+        })
+        .await
+    }
+}

@@ -1,0 +1,209 @@
+use super::*;
+use crate::ids::{Epoch, Seq, SessionId};
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("cellkeep-store-{}", crate::ids::random_uuid()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("journal.db")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn session(principal: &str) -> SessionRow {
+    SessionRow {
+        id: SessionId::random(),
+        principal: principal.to_owned(),
+        name: None,
+        kernel: "python".to_owned(),
+        language: "python".to_owned(),
+        spec: "{}".to_owned(),
+        state: "starting".to_owned(),
+        why: None,
+        sandbox: None,
+        position: (Epoch(0), Seq(0)),
+        last_seq: Seq(0),
+        resume: None,
+        created_at: now_ms(),
+        last_active_at: now_ms(),
+        expires_at: None,
+    }
+}
+
+fn event(seq: u64, body: &str) -> EventRow {
+    let (cell, kind) = (Some("c1".to_owned()), "output.append".to_owned());
+    EventRow { seq: Seq(seq), time: 7, cell, kind, body: body.to_owned() }
+}
+
+fn cell(number: u32, id: &str, place: f64) -> CellRow {
+    CellRow {
+        number,
+        id: id.to_owned(),
+        place,
+        cell_type: "code".to_owned(),
+        source: "1".to_owned(),
+        metadata: "{}".to_owned(),
+        options: "{}".to_owned(),
+        run: CellState { state: "queued".to_owned(), ..CellState::default() },
+    }
+}
+
+#[tokio::test]
+async fn what_was_committed_is_there_for_the_next_server() {
+    let folder = Folder::new();
+    let row = session("a");
+    let epoch = Epoch(u64::MAX - 3);
+    {
+        let store = Store::open(&folder.file()).unwrap();
+        store.insert_session(row.clone()).await.unwrap();
+        let run = CellState { state: "running".to_owned(), run: Some("r".to_owned()), ..CellState::default() };
+        let commit = Commit {
+            events: vec![event(1, "{}"), event(2, r#"{"x":1}"#)],
+            cells: vec![
+                CellChange::Put(Box::new(cell(1, "c1", 2.0))),
+                CellChange::Put(Box::new(cell(2, "c2", 1.0))),
+                CellChange::State { number: 1, run },
+            ],
+            artifacts: Vec::new(),
+            session: SessionChange {
+                state: Some(("busy".to_owned(), None)),
+                position: Some((epoch, Seq(9))),
+                last_seq: Some(Seq(2)),
+                ..SessionChange::default()
+            },
+        };
+        store.commit(&row.id, commit).await.unwrap();
+    }
+    let store = Store::open(&folder.file()).unwrap();
+    let stored = store.session(&row.id).await.unwrap().unwrap();
+    assert_eq!((stored.state.as_str(), stored.position, stored.last_seq), ("busy", (epoch, Seq(9)), Seq(2)));
+    let ids: Vec<String> = store.cells(&row.id).await.unwrap().into_iter().map(|cell| cell.id).collect();
+    assert_eq!(ids, ["c2", "c1"], "by place");
+    assert_eq!(store.cell(&row.id, "c1").await.unwrap().unwrap().run.state, "running");
+    assert_eq!(store.events_after(&row.id, Seq(1), 10, 1000).await.unwrap(), [event(2, r#"{"x":1}"#)]);
+    assert_eq!(store.events_after(&row.id, Seq(0), 10, 1).await.unwrap().len(), 1, "bytes bound a page");
+    assert_eq!(store.cell_events(&row.id, "c1", Seq(2)).await.unwrap().len(), 1);
+    assert_eq!(fs::metadata(folder.file()).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_failing_piece_is_undone_alone() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let (good, bad) = (session("a"), session("a"));
+    store.insert_session(good.clone()).await.unwrap();
+    store.insert_session(bad.clone()).await.unwrap();
+    let twice = Commit { events: vec![event(1, "{}"), event(1, "{}")], ..Commit::default() };
+    let once = Commit { events: vec![event(1, "{}")], ..Commit::default() };
+    let (bad_result, good_result) = tokio::join!(store.commit(&bad.id, twice), store.commit(&good.id, once));
+    assert!(matches!(bad_result, Err(StoreError::Failed(_))), "{bad_result:?}");
+    good_result.unwrap();
+    assert!(store.events_after(&bad.id, Seq(0), 10, 10).await.unwrap().is_empty());
+    assert_eq!(store.events_after(&good.id, Seq(0), 10, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_named_and_nothing_is_corrupt_when_there_is_room_again() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let row = session("a");
+    store.insert_session(row.clone()).await.unwrap();
+    // SQLite's own limit stands in for the disk's: it fails at the same place, with the same code.
+    let pages: i64 = store.write(|c| c.pragma_query_value(None, "page_count", |row| row.get(0))).await.unwrap();
+    let limit = move |pages: i64| move |c: &Connection| c.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()));
+    store.write(limit(pages + 4)).await.unwrap();
+    let large = Commit { events: vec![event(1, &"x".repeat(200_000))], ..Commit::default() };
+    let small = Commit { events: vec![event(1, "{}")], ..Commit::default() };
+    let (refused, _) = tokio::join!(store.commit(&row.id, large.clone()), store.sessions(None));
+    assert_eq!(refused, Err(StoreError::Full));
+    store.commit(&row.id, small).await.unwrap();
+    store.write(limit(1_000_000)).await.unwrap();
+    let large = Commit { events: vec![EventRow { seq: Seq(2), ..large.events[0].clone() }], ..large };
+    store.commit(&row.id, large).await.unwrap();
+    assert_eq!(store.events_after(&row.id, Seq(0), 10, 1 << 20).await.unwrap().len(), 2);
+    let check: String = store.read(|c| c.pragma_query_value(None, "integrity_check", |row| row.get(0))).await.unwrap();
+    assert_eq!(check, "ok");
+}
+
+#[tokio::test]
+async fn deleting_a_session_takes_all_with_it_but_what_others_share() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let (one, two) = (session("a"), session("b"));
+    let artifact = |sha256: &str| ArtifactRow {
+        sha256: sha256.to_owned(),
+        cell: "c1".to_owned(),
+        name: "plot.png".to_owned(),
+        mime: "image/png".to_owned(),
+        bytes: 3,
+        width: None,
+        height: None,
+        seq: Seq(1),
+    };
+    for (row, hashes) in [(&one, ["shared", "mine"]), (&two, ["shared", "other"])] {
+        store.insert_session(row.clone()).await.unwrap();
+        let artifacts = hashes.map(artifact).to_vec();
+        let cells = vec![CellChange::Put(Box::new(cell(1, "c1", 1.0)))];
+        store.commit(&row.id, Commit { events: vec![event(1, "{}")], cells, artifacts, ..Commit::default() }).await.unwrap();
+    }
+    assert_eq!(store.artifact_mime("mine", Some("b".to_owned())).await.unwrap(), None, "another's artifact");
+    assert_eq!(store.artifact_mime("mine", Some("a".to_owned())).await.unwrap().as_deref(), Some("image/png"));
+    assert_eq!(store.delete_session(&one.id).await.unwrap(), ["mine"]);
+    assert!(store.session(&one.id).await.unwrap().is_none());
+    let left: i64 = store
+        .read(|c| {
+            let count =
+                "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM cells) + (SELECT count(*) FROM artifacts)";
+            c.query_row(count, [], |row| row.get(0))
+        })
+        .await
+        .unwrap();
+    assert_eq!(left, 1 + 1 + 2, "only the other session's");
+    assert_eq!(store.sessions(Some("a".to_owned())).await.unwrap(), []);
+    assert_eq!(store.sessions(None).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_later_file_is_refused_and_left_alone() {
+    let folder = Folder::new();
+    drop(Store::open(&folder.file()).unwrap());
+    let connection = Connection::open(folder.file()).unwrap();
+    connection.pragma_update(None, "user_version", 999).unwrap();
+    let error = Store::open(&folder.file()).err().unwrap();
+    assert!(
+        matches!(error, StoreError::Newer { found: 999, .. }) && error.to_string().contains("later cellkeep"),
+        "{error}"
+    );
+    fs::write(folder.0.join("text"), "no database, but long enough to be looked at as one".repeat(100)).unwrap();
+    assert!(matches!(Store::open(&folder.0.join("text")), Err(StoreError::Failed(_))));
+}
+
+#[tokio::test]
+async fn tokens_are_kept_by_hash() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let token = TokenRow {
+        id: "t1".to_owned(),
+        name: "laptop".to_owned(),
+        principal: "admin".to_owned(),
+        scope: "admin".to_owned(),
+        hash: vec![1; 32],
+        created_at: 5,
+        expires_at: None,
+    };
+    store.put_token(token.clone()).await.unwrap();
+    assert_eq!(store.tokens().await.unwrap(), [token]);
+    assert!(store.delete_token("t1").await.unwrap());
+    assert!(!store.delete_token("t1").await.unwrap());
+}

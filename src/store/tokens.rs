@@ -1,0 +1,86 @@
+//! Tokens, by the hash of their secret.
+
+use rusqlite::{Row, params};
+
+use super::{Store, StoreError};
+
+/// A token as stored: enough to know it again, not enough to use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Its public id, for lists and for revoking it.
+    pub id: String,
+    /// What its maker calls it.
+    pub name: String,
+    /// Whose it is.
+    pub principal: String,
+    /// What it allows.
+    pub scope: String,
+    /// SHA-256 of the secret.
+    pub hash: Vec<u8>,
+    /// When it was made, milliseconds since 1970.
+    pub created_at: i64,
+    /// When it ends.
+    pub expires_at: Option<i64>,
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
+    Ok(TokenRow {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        principal: row.get(2)?,
+        scope: row.get(3)?,
+        hash: row.get(4)?,
+        created_at: row.get(5)?,
+        expires_at: row.get(6)?,
+    })
+}
+
+impl Store {
+    /// Stores a token; one with the same secret is replaced.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_token(&self, token: TokenRow) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let put = "INSERT OR REPLACE INTO tokens (id, name, principal, scope, hash, created_at, expires_at) \
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            connection
+                .execute(
+                    put,
+                    params![
+                        token.id,
+                        token.name,
+                        token.principal,
+                        token.scope,
+                        token.hash,
+                        token.created_at,
+                        token.expires_at
+                    ],
+                )
+                .map(|_| ())
+        })
+        .await
+    }
+
+    /// All tokens, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
+        self.read(|connection| {
+            let select =
+                "SELECT id, name, principal, scope, hash, created_at, expires_at FROM tokens ORDER BY created_at, id";
+            connection.prepare_cached(select)?.query_map([], read)?.collect()
+        })
+        .await
+    }
+
+    /// Removes a token by its id; `false` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn delete_token(&self, id: &str) -> Result<bool, StoreError> {
+        let id = id.to_owned();
+        self.write(move |connection| Ok(connection.execute("DELETE FROM tokens WHERE id = ?1", [id])? > 0)).await
+    }
+}
