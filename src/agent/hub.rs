@@ -86,6 +86,8 @@ struct Kernel {
     next_nudge: Option<Instant>,
     exit: Option<(ExitStatus, Instant)>,
     kill_reason: Option<KillReason>,
+    /// An interrupt waits for the run that it is meant for to begin.
+    interrupt_held: bool,
     oom_kills_before: u64,
     last_words: LastWords,
     /// Messages that were none.
@@ -161,6 +163,7 @@ impl Kernel {
             next_nudge: None,
             exit: None,
             kill_reason: None,
+            interrupt_held: false,
             oom_kills_before,
             last_words: LastWords::default(),
             refused: 0,
@@ -357,6 +360,7 @@ impl Hub {
         }
         if channel == Channel::Shell && header.msg_type == "execute_request" {
             self.runs.begin(header.msg_id, raw_header);
+            self.kernel.interrupt_held = false;
         }
         self.submitted.insert(msg_id.clone());
         self.submitted_order.push_back(msg_id);
@@ -395,12 +399,12 @@ impl Hub {
             return AnswerBody::Refused { reason: "that kernel is gone".to_owned() };
         };
         match signal {
-            SignalKind::Interrupt if self.config.interrupt_by_message => {
-                if let Some(senders) = &self.kernel.senders {
-                    senders.send(Channel::Control, Message::new_request(&self.own_session, "interrupt_request", &json!({})));
-                }
+            // The run is still on its way to the kernel, which would take the interrupt for nobody's. A second one is sent
+            // in any case: a kernel may work on something that we do not know of.
+            SignalKind::Interrupt if self.runs.is_waiting() && !self.kernel.interrupt_held => {
+                self.kernel.interrupt_held = true;
             }
-            SignalKind::Interrupt => kernel::signal_group(pid, Signal::INT),
+            SignalKind::Interrupt => self.interrupt(),
             SignalKind::Terminate => {
                 self.kernel.kill_reason.get_or_insert(KillReason::Asked);
                 kernel::signal_group(pid, Signal::TERM);
@@ -411,6 +415,17 @@ impl Hub {
             }
         }
         AnswerBody::Done { repeated: false }
+    }
+
+    fn interrupt(&mut self) {
+        self.kernel.interrupt_held = false;
+        match (&self.kernel.senders, self.kernel.pid) {
+            (Some(senders), _) if self.config.interrupt_by_message => {
+                senders.send(Channel::Control, Message::new_request(&self.own_session, "interrupt_request", &json!({})));
+            }
+            (_, Some(pid)) => kernel::signal_group(pid, Signal::INT),
+            _ => {}
+        }
     }
 
     fn restart(&mut self) {
@@ -458,7 +473,12 @@ impl Hub {
             return self.refuse(&format!("it is larger than {} MB", MAX_MESSAGE >> 20));
         }
         match channel {
-            Channel::Iopub => self.broadcast(&header, &parent.msg_id, message),
+            Channel::Iopub => {
+                if header.msg_type != "status" && self.runs.begun(&parent.msg_id) && self.kernel.interrupt_held {
+                    self.interrupt();
+                }
+                self.broadcast(&header, &parent.msg_id, message);
+            }
             Channel::Shell if header.msg_type == "execute_reply" && self.runs.replied(&parent.msg_id) => {
                 self.check_child_oom();
                 self.emit_message(channel, message);

@@ -18,6 +18,7 @@ struct Run {
     output_bytes: u64,
     capped: bool,
     open: bool,
+    begun: bool,
 }
 
 /// What may be done with an output.
@@ -47,6 +48,17 @@ impl Runs {
     pub fn begin(&mut self, msg_id: String, header: Bytes) {
         self.recent.push_front(Run { msg_id, header, open: true, ..Run::default() });
         self.recent.truncate(REMEMBERED);
+    }
+
+    /// The kernel has said something of it other than a status: it works on it. `true` if it had not until now.
+    pub fn begun(&mut self, msg_id: &str) -> bool {
+        let run = self.recent.iter_mut().find(|run| run.msg_id == msg_id);
+        run.is_some_and(|run| !std::mem::replace(&mut run.begun, true))
+    }
+
+    /// Whether the newest run waits in a queue: handed to the kernel, but not begun.
+    pub fn is_waiting(&self) -> bool {
+        self.recent.front().is_some_and(|run| run.open && !run.begun)
     }
 
     /// Its reply was seen. `true` if it was open until now.
@@ -92,6 +104,18 @@ mod tests {
         assert_eq!(runs.take("a", 3), Room::Only { bytes: 0, msg_id: "a".into() });
         assert_eq!(runs.take("a", 1), Room::None);
         assert_eq!(runs.take("b", 1), Room::Enough);
+    }
+
+    #[test]
+    fn a_run_waits_until_the_kernel_speaks_of_it() {
+        let mut runs = Runs::new(10);
+        assert!(!runs.is_waiting() && !runs.begun("a"));
+        runs.begin("a".into(), Bytes::new());
+        assert!(runs.is_waiting() && !runs.begun("b") && runs.is_waiting());
+        assert!(runs.begun("a") && !runs.begun("a") && !runs.is_waiting());
+        runs.begin("b".into(), Bytes::new());
+        runs.replied("b");
+        assert!(!runs.is_waiting(), "refused without a word");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,8 +23,6 @@ use crate::wire::{Channel, Message, json as wire_json};
 const START_DEADLINE: Duration = Duration::from_secs(120);
 /// Events are acknowledged in batches of so many, or when there is nothing else to do.
 const ACK_EVERY: u64 = 64;
-/// How long a cell over its output limit may end by itself before it is interrupted. Its output is dropped meanwhile.
-const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 /// A kernel that dies by itself is started again, unless it has died so often in a row without finishing a run.
 const RESTARTS: u32 = 3;
 
@@ -152,7 +151,7 @@ impl Driver {
             }
             Command::Ask { request, data, reply } => {
                 let link = self.link.clone();
-                tokio::spawn(async move {
+                hand_over(async move {
                     let _ = reply.send(link.request(request, data).await);
                 });
             }
@@ -177,7 +176,7 @@ impl Driver {
             message.metadata = metadata.to_string().into();
         }
         let (link, told, id) = (self.link.clone(), self.told.clone(), run.id.clone());
-        tokio::spawn(async move {
+        hand_over(async move {
             let result = link.submit(Channel::Shell, message).await;
             let _ = told.send(Told::Submitted { run: id, result });
         });
@@ -190,10 +189,7 @@ impl Driver {
     fn stop(&mut self, reason: StopReason) {
         let Some(active) = &mut self.active else { return };
         active.run.stop(reason);
-        // A cell that has just said too much has often said all: an interrupt that meets it between two requests could hit the
-        // kernel's own dispatch, and cost the next request.
-        let patience = if matches!(reason, StopReason::OutputExceeded(_)) { OUTPUT_GRACE } else { Duration::ZERO };
-        active.ladder.get_or_insert_with(|| Ladder::new(Instant::now() + patience));
+        active.ladder.get_or_insert_with(|| Ladder::new(Instant::now()));
         self.set_state(SessionState::Interrupting);
     }
 
@@ -201,29 +197,30 @@ impl Driver {
         let Some(asked) = self.active.as_mut().and_then(|active| active.input.take()) else { return };
         let mut reply = Message::new_request(&self.name, "input_reply", &json!({"value": value}));
         reply.parent_header = asked.header;
-        self.in_background(|link| async move { link.submit(Channel::Stdin, reply).await.map(|_| ()) });
+        self.send(|link| async move { link.submit(Channel::Stdin, reply).await.map(|_| ()) });
     }
 
-    fn in_background<F>(&self, work: impl FnOnce(Link) -> F)
+    /// Sends what needs no answer: a cut shows as a detached link, and what the agent refuses is about a kernel that has ended
+    /// meanwhile.
+    fn send<F>(&self, request: impl FnOnce(Link) -> F)
     where
         F: Future<Output = Result<(), LinkError>> + Send + 'static,
     {
-        let work = work(self.link.clone());
-        // A cut shows as a detached link; what the agent refuses is about a kernel that has ended meanwhile.
-        tokio::spawn(async move {
-            let _ = work.await;
+        let request = request(self.link.clone());
+        hand_over(async move {
+            let _ = request.await;
         });
     }
 
     fn signal(&self, signal: SignalKind) {
         let request = Request::Signal { signal, generation: self.generation };
-        self.in_background(|link| async move { link.request(request, Bytes::new()).await.map(|_| ()) });
+        self.send(|link| async move { link.request(request, Bytes::new()).await.map(|_| ()) });
     }
 
     fn restart_kernel(&mut self) {
         self.set_state(SessionState::Restarting);
         self.start_deadline = Some(Instant::now() + START_DEADLINE);
-        self.in_background(|link| async move { link.request(Request::Restart, Bytes::new()).await.map(|_| ()) });
+        self.send(|link| async move { link.request(Request::Restart, Bytes::new()).await.map(|_| ()) });
     }
 
     // ---- events -----------------------------------------------------------------------------------------------------
@@ -454,6 +451,16 @@ impl Driver {
             self.finish(result);
             self.become_idle();
         }
+    }
+}
+
+/// Starts a request: it is in the link's queue when this returns, and its answer is waited for in the background. So what is
+/// asked first is sent first, an interrupt never before the run that it is meant for.
+fn hand_over(request: impl Future<Output = ()> + Send + 'static) {
+    let mut request = Box::pin(request);
+    // A link queues a request when its future is first polled. The task polls again, and is woken from then on.
+    if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        tokio::spawn(request);
     }
 }
 
