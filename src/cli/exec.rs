@@ -8,7 +8,8 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::options::{SandboxArgs, exit_of, on_ctrl_c, parse_seconds, write_artifacts};
+use super::options::{SandboxArgs, exit_of, parse_seconds, write_artifacts};
+use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Kernel};
@@ -58,15 +59,22 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let kernel = choose_kernel(&args).map_err(Failure::usage)?;
     let code = read_code(&args).map_err(Failure::usage)?;
     let from_stdin = args.file_or_stdin.as_deref() == Some(Path::new("-"));
-    let session = args.sandbox.session(paths, kernel).await?;
-    let interrupts = on_ctrl_c(session.handle.clone());
+    let mut signals = Signals::listen()?;
+    let session = args.sandbox.session(paths, kernel, &mut signals).await?;
+    let following = signals.follow(session.handle.clone());
     // Standard input cannot be both the code and the answers.
     let request = RunRequest { code, timeout: args.timeout, allow_stdin: !from_stdin, metadata: None };
     let ended = match session.handle.run(request) {
-        Ok(events) => follow(&session.handle, events, !args.json).await,
+        Ok(events) => {
+            // Asked for just before the session got the code: it knew of nothing to interrupt.
+            if following.interruption.is_asked() {
+                let _ = session.handle.interrupt();
+            }
+            follow(&session.handle, events, !args.json).await
+        }
         Err(error) => Err(error.into()),
     };
-    interrupts.abort();
+    following.finish();
     let destroyed = session.destroy().await;
     let (outputs, result) = ended.map_err(Failure::no_sandbox)?;
     let files = match &args.artifacts {

@@ -22,6 +22,7 @@ mod images;
 mod kernels;
 mod options;
 mod run;
+mod signals;
 
 use std::process::ExitCode;
 

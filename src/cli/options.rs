@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
+use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::agent_protocol::{FILE_CHUNK, Request};
 use crate::config::Paths;
@@ -83,7 +84,7 @@ pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 impl SandboxArgs {
     /// Makes a session as these options say, its files in place.
-    pub async fn session(&self, paths: Paths, kernel: &Kernel) -> Result<Session, Failure> {
+    pub async fn session(&self, paths: Paths, kernel: &Kernel, signals: &mut Signals) -> Result<Session, Failure> {
         let limits = Limits {
             memory_mb: self.memory,
             cpus: self.cpus,
@@ -101,7 +102,7 @@ impl SandboxArgs {
             NetworkOption::Open => Network::Open,
         };
         let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env: self.env.clone() };
-        let session = create_or_stop(paths, spec).await?;
+        let session = create_or_stop(paths, spec, signals).await?;
         for file in &self.files {
             if let Err(error) = put_file(&session.handle, file).await {
                 let _ = session.destroy().await;
@@ -113,7 +114,7 @@ impl SandboxArgs {
 }
 
 /// Makes the session; one that was called off meanwhile is ended as soon as it stands, so that nothing is left of it.
-async fn create_or_stop(paths: Paths, spec: SessionSpec) -> Result<Session, Failure> {
+async fn create_or_stop(paths: Paths, spec: SessionSpec, signals: &mut Signals) -> Result<Session, Failure> {
     let manager = Manager::new(paths);
     let creating = manager.create(spec);
     tokio::pin!(creating);
@@ -123,27 +124,12 @@ async fn create_or_stop(paths: Paths, spec: SessionSpec) -> Result<Session, Fail
     };
     tokio::select! {
         session = &mut creating => session.map_err(failed),
-        () = stop_signal() => {
+        () = signals.any() => {
             if let Ok(session) = creating.await {
                 let _ = session.destroy().await;
             }
             Err(Failure { exit: Exit::Interrupted, error: anyhow!("stopped before the kernel was ready") })
         }
-    }
-}
-
-/// Waits for Ctrl-C, SIGTERM or the terminal's end.
-async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind as Unix, signal};
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hang_up)) =
-        (signal(Unix::interrupt()), signal(Unix::terminate()), signal(Unix::hangup()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hang_up.recv() => {}
     }
 }
 
@@ -212,27 +198,4 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     write()
         .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
         .with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Turns Ctrl-C into what `interrupt` does at the first, `stop` at the second. SIGTERM stops at once.
-pub(super) fn on_ctrl_c(handle: SessionHandle) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async move {
-        use tokio::signal::unix::{SignalKind as Unix, signal};
-        let (Ok(mut terminate), Ok(mut hang_up)) = (signal(Unix::terminate()), signal(Unix::hangup())) else { return };
-        let first = tokio::select! {
-            result = tokio::signal::ctrl_c() => result.is_ok(),
-            _ = terminate.recv() => false,
-            _ = hang_up.recv() => false,
-        };
-        if first {
-            say!("\ninterrupting the kernel; press Ctrl-C again to stop");
-            let _ = handle.interrupt();
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-                _ = hang_up.recv() => {}
-            }
-        }
-        let _ = handle.kill();
-    })
 }

@@ -10,7 +10,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use super::options::{SandboxArgs, exit_of, on_ctrl_c, parse_seconds, write_artifacts, write_whole};
+use super::options::{SandboxArgs, exit_of, parse_seconds, write_artifacts, write_whole};
+use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels;
@@ -93,14 +94,19 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     parameters::inject(&mut notebook, &kernel.language, &parameters).map_err(Failure::usage)?;
     let target = args.output.clone().unwrap_or_else(|| default_output(&args.notebook));
     check_target(&target).map_err(Failure::usage)?;
-    let session = args.sandbox.session(paths, kernel).await?;
+    let mut signals = Signals::listen()?;
+    let session = args.sandbox.session(paths, kernel, &mut signals).await?;
     let ready_after = begun.elapsed();
-    let interrupts = on_ctrl_c(session.handle.clone());
-    let options =
-        RunOptions { timeout: args.timeout, allow_errors: args.allow_errors, stream_style: StreamStyle::default() };
+    let following = signals.follow(session.handle.clone());
+    let options = RunOptions {
+        timeout: args.timeout,
+        allow_errors: args.allow_errors,
+        stream_style: StreamStyle::default(),
+        interruption: following.interruption.clone(),
+    };
     let mut show = Show::new(&args, &target);
     let ended = execute(&session.handle, &mut notebook, &options, &mut show).await;
-    interrupts.abort();
+    following.finish();
     show.done();
     // Whatever happened: what was produced is written before anything else can go wrong.
     let saved = save(&target, &notebook);
@@ -293,6 +299,9 @@ struct Told<'a> {
 
 impl Told<'_> {
     fn lines(&self) {
+        if self.report.interrupted {
+            say!("interrupted between two cells");
+        }
         if let Some(cell) = self.report.failure() {
             say!("cell {} ({}): {}", cell.index + 1, cell.id, cell.status.name());
             if let Some(error) = &cell.error {

@@ -4,6 +4,8 @@
 //! run, unless errors are allowed for it (tag `raises-exception`) or for all. A kernel that died ends it in any case.
 //! Whatever happens, every output that came is in the notebook.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -23,6 +25,25 @@ pub struct RunOptions {
     pub allow_errors: bool,
     /// How stream output is stored.
     pub stream_style: StreamStyle,
+    /// By which the run can be stopped.
+    pub interruption: Interruption,
+}
+
+/// A wish that a run should stop. Between two cells a session has nothing to interrupt and forgets that it was asked; this
+/// remembers.
+#[derive(Clone, Debug, Default)]
+pub struct Interruption(Arc<AtomicBool>);
+
+impl Interruption {
+    /// Asks. The session must be interrupted besides, for the cell that runs.
+    pub fn ask(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it has been asked for.
+    pub fn is_asked(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
 }
 
 /// What happens during a run, for those who show it.
@@ -85,6 +106,8 @@ pub struct RunReport {
     pub total: usize,
     /// From the first cell to the last.
     pub wall: Duration,
+    /// Whether it was stopped between two cells.
+    pub interrupted: bool,
 }
 
 impl RunReport {
@@ -95,7 +118,8 @@ impl RunReport {
 
     /// The worst that happened: the failure's status, else ok.
     pub fn status(&self) -> RunStatus {
-        self.failure().map_or(RunStatus::Ok, |cell| cell.status)
+        let otherwise = if self.interrupted { RunStatus::Interrupted } else { RunStatus::Ok };
+        self.failure().map_or(otherwise, |cell| cell.status)
     }
 }
 
@@ -116,8 +140,12 @@ pub async fn run_notebook(
         notebook.set_language_info(info.clone());
     }
     let mut outputs = Outputs::new(options.stream_style);
-    let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO };
+    let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO, interrupted: false };
     for (number, &index) in cells.iter().enumerate() {
+        if options.interruption.is_asked() {
+            report.interrupted = true;
+            break;
+        }
         let Some(cell) = notebook.cell(index) else { continue };
         let (source, id) = (cell.source().into_owned(), cell.id().to_owned());
         let tagged = cell.has_tag("raises-exception");
@@ -169,6 +197,10 @@ async fn run_cell(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<RunResult, RunError> {
     let mut events = session.run(RunRequest { code, timeout: options.timeout, ..RunRequest::default() })?;
+    // Asked for just before the session got the cell: it knows nothing of it.
+    if options.interruption.is_asked() {
+        session.interrupt()?;
+    }
     outputs.start(key(index));
     while let Some(event) = events.recv().await {
         match event {

@@ -345,10 +345,16 @@ print('hits', [hit for hit in hits])
 
 /// Waits for a line of the child's output that contains `text`.
 fn wait_for(child: &mut Child, text: &str) {
-    use std::io::Read;
-    let stdout = child.stdout.as_mut().unwrap();
+    read_until(child.stdout.as_mut().unwrap(), text);
+}
+
+fn wait_for_stderr(child: &mut Child, text: &str) {
+    read_until(child.stderr.as_mut().unwrap(), text);
+}
+
+fn read_until(stream: &mut impl std::io::Read, text: &str) {
     let (mut seen, mut byte) = (String::new(), [0]);
-    while !seen.contains(text) && stdout.read(&mut byte).unwrap() == 1 {
+    while !seen.contains(text) && stream.read(&mut byte).unwrap() == 1 {
         seen.push(byte[0] as char);
     }
     assert!(seen.contains(text), "it ended with {seen:?}");
@@ -374,6 +380,29 @@ fn ctrl_c_interrupts_and_a_second_one_stops() {
     std::thread::sleep(Duration::from_millis(200));
     signal(&child, rustix::process::Signal::INT);
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+}
+
+#[test]
+fn a_signal_is_heard_to_the_last() {
+    let folder = scratch("run-late-signal");
+    let notebook = write_notebook(&folder, &[code_cell("print('piped')", &[])]);
+    let fifo = folder.join("fifo.ipynb");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    // The cells have run when it waits for somebody to read the result.
+    let mut child = Cli::new(&["run", "--sandbox", "process", "-o"]).path(&fifo).path(&notebook).start();
+    wait_for_stderr(&mut child, "ok");
+    std::thread::sleep(Duration::from_millis(300));
+    signal(&child, rustix::process::Signal::TERM);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(child.try_wait().unwrap().is_none(), "what was produced is still to be written");
+    signal(&child, rustix::process::Signal::TERM);
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = child.kill();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 /// The folders of sandboxes that belong to a process.

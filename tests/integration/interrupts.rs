@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use cellkeep::notebook::Notebook;
+use cellkeep::runner::{Progress, RunOptions, run_notebook};
 use cellkeep::session::{RunRequest, RunStatus};
+
+use serde_json::{Value, json};
 
 use crate::support::{Living, Place, Ran};
 
@@ -127,4 +131,37 @@ async fn when_a_cell_has_said_too_much(place: Place) {
         assert_eq!(living.ok("print(kept)").await.trim(), "kept");
     }
     living.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn between_two_cells_the_wish_is_remembered() {
+    let cells: Vec<Value> = ["'one'", "import time; time.sleep(60)", "'three'"]
+        .iter()
+        .enumerate()
+        .map(|(id, source)| json!({"cell_type": "code", "id": format!("c{id}"), "metadata": {}, "execution_count": null, "outputs": [], "source": source}))
+        .collect();
+    let json = json!({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}).to_string();
+    // At the end of the first cell, and when the second has been announced but not yet given to the session.
+    for announced in [false, true] {
+        let living = Place::process().session("python").await;
+        let mut notebook = Notebook::parse(json.as_bytes()).unwrap();
+        let options = RunOptions::default();
+        let mut progress = |progress: Progress<'_>| {
+            let now = match progress {
+                Progress::CellStarted { index, .. } => announced && index == 1,
+                Progress::CellFinished { index, .. } => !announced && index == 0,
+                _ => false,
+            };
+            if now {
+                options.interruption.ask();
+                living.session.handle.interrupt().unwrap();
+            }
+        };
+        let begun = Instant::now();
+        let report = run_notebook(&living.session.handle, &mut notebook, &options, &mut progress).await.unwrap();
+        assert_eq!((report.status(), report.cells.len()), (RunStatus::Interrupted, 1 + usize::from(announced)));
+        assert_eq!(report.interrupted, !announced);
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        living.end().await;
+    }
 }
