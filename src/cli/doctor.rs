@@ -1,10 +1,10 @@
 //! `cellkeep doctor`: what is usable here, and how to mend what is not.
 
-use super::kernels::state_name;
+use super::kernels::{image_status, state_name};
 use super::{Exit, Failure};
 use crate::config::Paths;
-use crate::kernels::{self, Status};
-use crate::sandbox::docker::{self, Engine};
+use crate::kernels::{self, Kernel, Status};
+use crate::sandbox::docker::{self, Engine, Images};
 use crate::sandbox::process::{self, Controllers, Probe};
 
 /// Exits with 0 when at least one sandbox works.
@@ -13,17 +13,24 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
     tell!("running as        uid {}", rustix::process::geteuid().as_raw());
     let process = process_sandbox();
     let docker = docker_sandbox().await;
+    let images = if docker { Images::connect().await.ok() } else { None };
     for kernel in kernels::all() {
-        let status = kernels::status(paths, kernel);
-        let mend =
-            if status == Status::Ready { String::new() } else { format!("; run: cellkeep kernels install {}", kernel.name) };
-        tell!("kernel {:<10} process sandbox: {}{mend}", kernel.name, state_name(status));
+        let environment = kernels::status(paths, kernel);
+        tell!("kernel {:<10} process sandbox: {}", kernel.name, mend(environment, "kernels install", kernel));
+        if let Some(image) = image_status(images.as_ref(), kernel).await {
+            tell!("{:<17} docker sandbox: {}", "", mend(image, "images build", kernel));
+        }
     }
     if process || docker {
         return Ok(Exit::Ok);
     }
     tell!("\nNo sandbox is usable, so nothing can be run: cellkeep never runs code without one.");
     Ok(Exit::NoSandbox)
+}
+
+fn mend(status: Status, command: &str, kernel: &Kernel) -> String {
+    let state = state_name(status);
+    if status == Status::Ready { state.to_owned() } else { format!("{state}; run: cellkeep {command} {}", kernel.name) }
 }
 
 fn process_sandbox() -> bool {

@@ -109,7 +109,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(paths, args).await,
             Command::Exec(args) => exec::exec(paths, args).await,
-            Command::Kernels(command) => kernels::run(&paths, command),
+            Command::Kernels(command) => kernels::run(&paths, command).await,
             Command::Images(command) => images::run(command).await,
             Command::Doctor => doctor::run(&paths).await,
         }

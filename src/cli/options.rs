@@ -8,15 +8,17 @@ use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
+use super::kernels::image_status;
 use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::agent_protocol::{FILE_CHUNK, Request};
 use crate::config::Paths;
-use crate::kernels::Kernel;
+use crate::kernels::{self, Kernel, Status};
 use crate::manager::{Manager, ManagerError, SandboxChoice, Session, SessionSpec};
 use crate::output::Artifact;
 use crate::policy::{Limits, Network, parse_size};
 use crate::sandbox::SandboxKind;
+use crate::sandbox::docker::Images;
 use crate::session::{RunStatus, SessionHandle};
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -102,7 +104,8 @@ impl SandboxArgs {
             NetworkOption::Open => Network::Open,
         };
         let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env: self.env.clone() };
-        let session = create_or_stop(paths, spec, signals).await?;
+        let session = create_or_stop(paths.clone(), spec, signals).await?;
+        hint_if_stale(&paths, kernel, session.record.kind);
         for file in &self.files {
             if let Err(error) = put_file(&session.handle, file).await {
                 let _ = session.destroy().await;
@@ -111,6 +114,23 @@ impl SandboxArgs {
         }
         Ok(session)
     }
+}
+
+/// Says when the kernel was not made by this version. In the background: an engine is asked, and nobody need wait for it.
+fn hint_if_stale(paths: &Paths, kernel: &Kernel, kind: SandboxKind) {
+    let (paths, kernel) = (paths.clone(), kernel.clone());
+    tokio::spawn(async move {
+        let (status, command) = match kind {
+            SandboxKind::Process => (Some(kernels::status(&paths, &kernel)), "kernels install"),
+            SandboxKind::Docker => (image_status(Images::connect().await.ok().as_ref(), &kernel).await, "images build"),
+        };
+        if status == Some(Status::Stale) {
+            let name = &kernel.name;
+            say!(
+                "cellkeep: the {name} kernel was made by another version of cellkeep; to renew it, run: cellkeep {command} {name}"
+            );
+        }
+    });
 }
 
 /// Makes the session; one that was called off meanwhile is ended as soon as it stands, so that nothing is left of it.

@@ -15,3 +15,4 @@ mod link;
 mod notebooks;
 mod outputs;
 mod transcripts;
+mod versions;
