@@ -19,6 +19,7 @@ struct Run {
     capped: bool,
     open: bool,
     begun: bool,
+    refused: u32,
 }
 
 /// What may be done with an output.
@@ -64,6 +65,14 @@ impl Runs {
     /// Its reply was seen. `true` if it was open until now.
     pub fn replied(&mut self, msg_id: &str) -> bool {
         self.recent.iter_mut().find(|run| run.msg_id == msg_id).is_some_and(|run| std::mem::take(&mut run.open))
+    }
+
+    /// Counts a message that was none for the newest run; gives how many it has had.
+    pub fn refuse(&mut self) -> u32 {
+        self.recent.front_mut().map_or(u32::MAX, |run| {
+            run.refused = run.refused.saturating_add(1);
+            run.refused
+        })
     }
 
     /// The header of the run that the kernel works on, if it works.
@@ -116,6 +125,14 @@ mod tests {
         runs.begin("b".into(), Bytes::new());
         runs.replied("b");
         assert!(!runs.is_waiting(), "refused without a word");
+    }
+
+    #[test]
+    fn each_run_has_its_own_refusals() {
+        let mut runs = Runs::new(10);
+        assert_eq!((runs.refuse(), runs.refuse()), (1, 2));
+        runs.begin("a".into(), Bytes::new());
+        assert_eq!(runs.refuse(), 1);
     }
 
     #[test]

@@ -111,6 +111,7 @@ impl Driver {
                 self.ack();
             }
             let deadline = self.next_deadline();
+            let due = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => self.obey(command),
@@ -121,7 +122,7 @@ impl Driver {
                     Some(event) => self.take(event),
                     None => return self.end("its link was closed".to_owned()),
                 },
-                () = sleep_until(deadline) => {}
+                () = due, if deadline.is_some() => {}
             }
             self.tick(Instant::now());
         }
@@ -461,13 +462,6 @@ fn hand_over(request: impl Future<Output = ()> + Send + 'static) {
     // A link queues a request when its future is first polled. The task polls again, and is woken from then on.
     if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
         tokio::spawn(request);
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }
 
