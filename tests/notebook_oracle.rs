@@ -70,7 +70,7 @@ fn folded() -> Result<Notebook, NotebookError> {
     let mut notebook = Notebook::new("python3", "Python 3", "python");
     notebook.insert_cell(0, NewCell::code("a\nb").with_tags(&["x"]));
     notebook.insert_cell(1, NewCell::markdown("# T"));
-    notebook.set_outputs(0, outputs.take(cell), Some(1))?;
+    notebook.set_outputs(0, outputs.finish(cell), Some(1))?;
     notebook.set_execution_timing(0, &[("iopub.status.busy", "2026-01-02T03:04:05.000006Z")])?;
     Ok(notebook)
 }

@@ -75,6 +75,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { reader, buffer: BytesMut::with_capacity(16 * 1024), cap }
     }
 
+    /// The transport, for what comes before the first frame.
+    pub fn get_mut(&mut self) -> &mut R {
+        &mut self.reader
+    }
+
     /// The next frame.
     ///
     /// # Errors

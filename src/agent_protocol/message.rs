@@ -261,6 +261,18 @@ pub enum KernelEvent {
     },
 }
 
+impl KernelEvent {
+    /// Bytes of its texts.
+    fn size(&self) -> usize {
+        match self {
+            Self::Ready { info: text } | Self::Failed { reason: text } | Self::BadMessage { reason: text } => text.len(),
+            Self::Exited(exit) => exit.last_words.len(),
+            Self::OutputCapped { msg_id, .. } => msg_id.len(),
+            Self::Starting | Self::ChildOutOfMemory => 0,
+        }
+    }
+}
+
 /// One numbered event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -283,6 +295,14 @@ pub enum Event {
 }
 
 impl Event {
+    /// Bytes that it holds, roughly.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Message { message, .. } => message.size(),
+            Self::Kernel { event, .. } => event.size(),
+        }
+    }
+
     /// The event as pieces that share its memory.
     pub fn encode(&self) -> Vec<Bytes> {
         let mut head = BytesMut::with_capacity(6);

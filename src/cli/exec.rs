@@ -138,7 +138,7 @@ async fn follow(session: &SessionHandle, mut events: RunEvents, live: bool) -> a
             RunEvent::Input { message } => answer_from_terminal(session.clone(), &message),
             RunEvent::Notice(text) => say!("cellkeep: {text}"),
             RunEvent::Started => {}
-            RunEvent::Finished(result) => return Ok((outputs.outputs(CELL), result)),
+            RunEvent::Finished(result) => return Ok((outputs.finish(CELL), result)),
         }
     }
     Err(anyhow!("the session ended without a word"))
@@ -161,7 +161,7 @@ fn print_live(msg_type: &str, message: &Message) {
     }
     let mut one = Outputs::new(StreamStyle::Terminal);
     one.apply(CELL, msg_type, &message.content);
-    let text = text_of(&one.outputs(CELL));
+    let text = text_of(one.outputs(CELL));
     if text.trim().is_empty() {
         return;
     }

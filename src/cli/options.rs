@@ -85,15 +85,14 @@ pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
 }
 
 impl SandboxArgs {
+    /// The limits they ask for.
+    pub fn limits(&self) -> Limits {
+        Limits { memory_mb: self.memory, cpus: self.cpus, pids: self.pids, disk_mb: self.disk, output_mb: self.output_limit }
+    }
+
     /// Makes a session as these options say, its files in place.
     pub async fn session(&self, paths: Paths, kernel: &Kernel, signals: &mut Signals) -> Result<Session, Failure> {
-        let limits = Limits {
-            memory_mb: self.memory,
-            cpus: self.cpus,
-            pids: self.pids,
-            disk_mb: self.disk,
-            output_mb: self.output_limit,
-        };
+        let limits = self.limits();
         let sandbox = match self.sandbox {
             SandboxOption::Auto => SandboxChoice::Auto,
             SandboxOption::Docker => SandboxChoice::Only(SandboxKind::Docker),

@@ -102,6 +102,7 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
         timeout: args.timeout,
         allow_errors: args.allow_errors,
         stream_style: StreamStyle::default(),
+        output_memory: Some(args.sandbox.limits().output_memory()),
         interruption: following.interruption.clone(),
     };
     let mut show = Show::new(&args, &target);
@@ -265,7 +266,7 @@ impl Show {
     fn output(&self, msg_type: &str, message: &Message) {
         let mut one = crate::output::Outputs::new(StreamStyle::Terminal);
         one.apply(CellKey(0), msg_type, &message.content);
-        let text = crate::output::text_of(&one.outputs(CellKey(0)));
+        let text = crate::output::text_of(one.outputs(CellKey(0)));
         if !text.is_empty() {
             self.line(text.trim_end_matches('\n'));
         }

@@ -6,13 +6,16 @@
 //!  hello ─▶ attach(from the last event taken) ─▶ events, answers
 //! ```
 //!
-//! A link redials for as long as it is kept. Submissions that were not answered when it was cut are submitted again, which
+//! A link redials for as long as it is kept, unless what comes breaks the protocol again and again at the same event: an agent
+//! that a tenant has taken over. Then it ends with [`LinkEvent::Broken`]. Submissions that were not answered when it was cut are submitted again, which
 //! the agent recognises; other requests fail with [`LinkError::Cut`], since doing them twice may not be the same as once.
+
+pub(crate) mod weighed;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,13 +33,20 @@ use crate::agent_protocol::{
 use crate::ids::{Epoch, Seq};
 use crate::sandbox::{Sandbox, SandboxRecord};
 use crate::wire::{Channel, Message};
+pub use weighed::WeighedReceiver;
+use weighed::WeighedSender;
 
 /// How long an agent may take to answer a dial. It answers in microseconds, unless its CPU quota is used up.
 const HELLO_DEADLINE: Duration = Duration::from_secs(20);
 /// Waits between dials double from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// Events waiting for the session. When it is full the link reads no further, and the agent keeps what follows.
-const EVENT_QUEUE: usize = 64;
+/// Bytes of events, and of answers, that wait for the session. When so many do, the link reads no further, and the agent
+/// keeps what follows.
+const QUEUED: usize = 8 << 20;
+/// What an event weighs beside its message.
+const EVENT_WEIGHT: usize = 512;
+/// How often in a row the protocol may be broken without a single event between.
+const BREACHES: u32 = 5;
 
 /// The last event that is safe with us, from which an agent replays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +81,24 @@ pub enum LinkEvent {
         /// Why.
         reason: String,
     },
+    /// The agent does not keep to the protocol, however often it is dialled. The last event.
+    Broken {
+        /// How.
+        reason: String,
+    },
 }
+
+impl LinkEvent {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Event { event, .. } => EVENT_WEIGHT + event.size(),
+            _ => EVENT_WEIGHT,
+        }
+    }
+}
+
+/// The events of a link, in order.
+pub type LinkEvents = WeighedReceiver<LinkEvent>;
 
 /// Why a request has no answer.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -112,14 +139,14 @@ pub struct Link {
 
 impl Link {
     /// Opens a link that replays from behind `position`. Dialling happens in the background; the first event tells of it.
-    pub fn open(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, position: Position) -> (Self, mpsc::Receiver<LinkEvent>) {
+    pub fn open(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, position: Position) -> (Self, LinkEvents) {
         let (commands, command_receiver) = mpsc::unbounded_channel();
-        let (events, event_receiver) = mpsc::channel(EVENT_QUEUE);
+        let (events, event_receiver) = weighed::channel(QUEUED);
         let task = Task {
             sandbox,
             record,
-            position: Arc::new(std::sync::Mutex::new(position)),
-            events,
+            position: Arc::new(Mutex::new(position)),
+            events: Arc::new(events),
             commands: command_receiver,
             waiting: HashMap::new(),
         };
@@ -192,12 +219,23 @@ enum Cut {
     Closed,
 }
 
+impl Cut {
+    /// Whether the agent said what no agent of ours says, so that dialling again will hardly help.
+    fn breaks_protocol(&self) -> bool {
+        match self {
+            Self::Frame(error) => !matches!(error, FrameError::Io(_) | FrameError::Closed),
+            Self::Protocol(_) | Self::Numbering { .. } => true,
+            Self::Write(_) | Self::NoHello | Self::Dial(_) | Self::Closed => false,
+        }
+    }
+}
+
 struct Task {
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
     /// Written by the reading task of the moment, read when attaching.
-    position: Arc<std::sync::Mutex<Position>>,
-    events: mpsc::Sender<LinkEvent>,
+    position: Arc<Mutex<Position>>,
+    events: Arc<WeighedSender<LinkEvent>>,
     commands: mpsc::UnboundedReceiver<Command>,
     waiting: HashMap<u64, (Box<ToAgent>, Reply)>,
 }
@@ -206,6 +244,7 @@ impl Task {
     async fn run(mut self) {
         let mut back_off = BACK_OFF.0;
         let mut told = false;
+        let (mut breaches, mut breached_at) = (0, Position::default());
         loop {
             let (attached, cut) = self.connection().await;
             if matches!(cut, Cut::Closed) {
@@ -214,8 +253,17 @@ impl Task {
             if attached {
                 (back_off, told) = (BACK_OFF.0, false);
             }
+            if cut.breaks_protocol() {
+                let at = *self.position();
+                breaches = if at == breached_at { breaches + 1 } else { 1 };
+                breached_at = at;
+                if breaches >= BREACHES {
+                    let _ = self.tell(LinkEvent::Broken { reason: cut.to_string() }).await;
+                    return;
+                }
+            }
             if !std::mem::replace(&mut told, true)
-                && self.events.send(LinkEvent::Detached { reason: cut.to_string() }).await.is_err()
+                && self.tell(LinkEvent::Detached { reason: cut.to_string() }).await.is_err()
             {
                 return;
             }
@@ -225,6 +273,14 @@ impl Task {
             }
             back_off = (back_off * 2).min(BACK_OFF.1);
         }
+    }
+
+    async fn tell(&self, event: LinkEvent) -> Result<(), Cut> {
+        tell(&self.events, event).await
+    }
+
+    fn position(&self) -> MutexGuard<'_, Position> {
+        lock(&self.position)
     }
 
     /// Waits between dials; commands are taken meanwhile, so that a closed link is noticed.
@@ -273,12 +329,12 @@ impl Task {
     ) -> Result<(), Cut> {
         let epoch = hello.epoch;
         let from_seq = self.enter(epoch);
-        self.events.send(LinkEvent::Attached(hello)).await.map_err(|_| Cut::Closed)?;
+        self.tell(LinkEvent::Attached(hello)).await?;
         write_all_vectored(&mut writer, ToAgent::Attach { epoch, from_seq }.encode()).await?;
         for (frame, _) in self.waiting.values() {
             write_all_vectored(&mut writer, frame.encode()).await?;
         }
-        let (answers, mut answered) = mpsc::unbounded_channel();
+        let (answers, mut answered) = weighed::channel(QUEUED);
         let reading = read(reader, from_seq, self.position.clone(), self.events.clone(), answers);
         let mut reading = AbortOnDrop(tokio::spawn(reading));
         loop {
@@ -301,7 +357,7 @@ impl Task {
 
     /// Makes `epoch` the current one; gives the first number still wanted of it.
     fn enter(&self, epoch: Epoch) -> Seq {
-        let mut position = self.position.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut position = self.position();
         if position.epoch != epoch {
             *position = Position { epoch, seq: Seq::default() };
         }
@@ -330,7 +386,8 @@ impl Task {
     }
 }
 
-struct AbortOnDrop<T>(JoinHandle<T>);
+/// A task that ends with whoever holds it.
+pub(crate) struct AbortOnDrop<T>(pub JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
@@ -342,15 +399,17 @@ impl<T> Drop for AbortOnDrop<T> {
 async fn read(
     mut reader: FrameReader<OwnedReadHalf>,
     mut expected: Seq,
-    position: Arc<std::sync::Mutex<Position>>,
-    events: mpsc::Sender<LinkEvent>,
-    answers: mpsc::UnboundedSender<Answer>,
+    position: Arc<Mutex<Position>>,
+    events: Arc<WeighedSender<LinkEvent>>,
+    answers: WeighedSender<Answer>,
 ) -> Result<(), Cut> {
     let mut assembler = EventAssembler::default();
     loop {
         let event = match FromAgent::decode(reader.next().await?)? {
             FromAgent::Answer(answer) => {
-                let _ = answers.send(answer);
+                answers.room().await;
+                let weight = EVENT_WEIGHT + answer.data.len();
+                let _ = answers.send(answer, weight);
                 continue;
             }
             FromAgent::EventPiece { seq, total, piece } => {
@@ -372,7 +431,17 @@ async fn read(
         };
         let (taken, event) = event;
         expected = taken.next();
-        events.send(event).await.map_err(|_| Cut::Closed)?;
-        position.lock().unwrap_or_else(std::sync::PoisonError::into_inner).seq = taken;
+        tell(&events, event).await?;
+        lock(&position).seq = taken;
     }
+}
+
+async fn tell(events: &WeighedSender<LinkEvent>, event: LinkEvent) -> Result<(), Cut> {
+    events.room().await;
+    let weight = event.weight();
+    events.send(event, weight).map_err(|_| Cut::Closed)
+}
+
+fn lock(position: &Mutex<Position>) -> MutexGuard<'_, Position> {
+    position.lock().unwrap_or_else(PoisonError::into_inner)
 }

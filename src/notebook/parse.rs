@@ -3,14 +3,14 @@
 use super::error::{NotebookError, NotebookWarning};
 use super::lines::joined;
 use super::{MINOR, Notebook, ids, upgrade};
-use crate::wire::json::{self, MAX_DEPTH};
+use crate::wire::json::{self, Bounds};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 
 /// See [`Notebook::parse`].
 pub(super) fn parse(bytes: &[u8]) -> Result<Notebook, NotebookError> {
-    let parsed =
-        json::parse_reporting(bytes, MAX_DEPTH).map_err(|source| NotebookError::Json { source, hint: hint(bytes) })?;
+    let parsed = json::parse_reporting(bytes, Bounds::default())
+        .map_err(|source| NotebookError::Json { source, hint: hint(bytes) })?;
     let mut warnings = Vec::new();
     if parsed.repairs.any() {
         warnings.push(NotebookWarning::Json(parsed.repairs));

@@ -1,6 +1,6 @@
 //! Reads the content of one iopub message into what it means for the outputs, whatever its shape.
 
-use crate::wire::json::{self, MAX_DEPTH};
+use crate::wire::json::{self, Bounds, MAX_DEPTH, MAX_VALUES};
 use serde_json::{Map, Value, json};
 
 /// Nesting allowed in a content: in a notebook it lies a few levels deeper, and must still be readable there.
@@ -23,7 +23,8 @@ pub(super) fn read(msg_type: &str, content: &[u8]) -> Reading {
     if !TYPES.contains(&msg_type) {
         return Reading::Nothing;
     }
-    let mut content = match json::parse_reporting(content, CONTENT_DEPTH).map(|parsed| parsed.value) {
+    let bounds = Bounds { depth: CONTENT_DEPTH, values: MAX_VALUES };
+    let mut content = match json::parse_reporting(content, bounds).map(|parsed| parsed.value) {
         Ok(Value::Object(content)) => content,
         Ok(_) => return unreadable(msg_type, content, "the content is no JSON object"),
         Err(error) => return unreadable(msg_type, content, &error.to_string()),

@@ -1,7 +1,7 @@
-//! The state of all outputs, and how each message type changes it.
+//! How each message type changes the outputs. Holds no outputs: only what later messages need to know of earlier ones.
 
 use super::content::{self, Reading};
-use super::terminal::Terminal;
+use super::terminal::{Edit, Terminal};
 use super::{CellKey, Change, StreamStyle};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -10,18 +10,21 @@ use std::collections::{BTreeMap, HashMap};
 /// the square of its messages.
 const MAX_COPIES: usize = 1000;
 
-/// The outputs of all cells, built from messages. See the [module](super) text.
+/// Turns messages into changes of outputs. See the [module](super) text.
 #[derive(Debug, Default)]
-pub struct Outputs {
+pub struct Fold {
     style: StreamStyle,
-    cells: BTreeMap<CellKey, CellOutputs>,
+    cells: BTreeMap<CellKey, CellState>,
     /// Where each display id is shown.
     displays: HashMap<String, Vec<(CellKey, usize)>>,
 }
 
 #[derive(Debug, Default)]
-struct CellOutputs {
-    items: Vec<Item>,
+struct CellState {
+    /// Number of outputs.
+    len: usize,
+    /// The stream that may still grow; only ever the last output.
+    open: Option<Open>,
     /// `clear_output(wait=True)` was asked for: the next appended output takes the place of all.
     clear_pending: bool,
     /// Display ids that have a copy here, so that clearing need not look at all ids.
@@ -29,36 +32,16 @@ struct CellOutputs {
 }
 
 #[derive(Debug)]
-enum Item {
-    /// The stream that may still grow; only ever the last item.
-    Open {
-        name: String,
-        terminal: Box<Terminal>,
-    },
-    Done(Value),
+struct Open {
+    name: String,
+    terminal: Box<Terminal>,
 }
 
-impl Item {
-    fn value(&self) -> Value {
-        match self {
-            Self::Open { name, terminal } => stream_output(name, terminal.text()),
-            Self::Done(value) => value.clone(),
-        }
-    }
-
-    fn into_value(self) -> Value {
-        match self {
-            Self::Open { name, terminal } => stream_output(&name, terminal.into_text()),
-            Self::Done(value) => value,
-        }
-    }
-}
-
-fn stream_output(name: &str, text: String) -> Value {
+fn stream_output(name: &str, text: &str) -> Value {
     json!({"output_type": "stream", "name": name, "text": text})
 }
 
-impl Outputs {
+impl Fold {
     /// No outputs yet.
     pub fn new(style: StreamStyle) -> Self {
         Self { style, ..Self::default() }
@@ -67,7 +50,7 @@ impl Outputs {
     /// An execution of the cell starts: its outputs go, a pending clear and its display ids are forgotten.
     pub fn start(&mut self, cell: CellKey) {
         self.forget_displays(cell);
-        self.cells.insert(cell, CellOutputs::default());
+        self.cells.insert(cell, CellState::default());
     }
 
     /// Takes in one iopub message of the cell. `content` is the raw JSON of the message's content. Types that make no
@@ -78,120 +61,75 @@ impl Outputs {
             Reading::Nothing => {}
             Reading::Stream { name, text } => self.stream(cell, name, &text, &mut changes),
             Reading::Output { output, display_id } => self.display(cell, output, display_id, &mut changes),
-            Reading::Update { data, metadata, display_id } => {
-                self.update(&display_id, &data, &metadata, &mut changes);
-            }
+            Reading::Update { data, metadata, display_id } => self.update(&display_id, data, metadata, &mut changes),
             Reading::Clear { wait } => self.clear(cell, wait, &mut changes),
         }
         changes
     }
 
-    /// The cells that have been started or have outputs, in the order of their keys.
-    pub fn cells(&self) -> impl Iterator<Item = CellKey> + '_ {
-        self.cells.keys().copied()
+    /// Whether a later message can still change outputs of this cell by a display id.
+    pub fn has_displays(&self, cell: CellKey) -> bool {
+        self.cells.get(&cell).is_some_and(|state| !state.display_ids.is_empty())
     }
 
-    /// Number of outputs of a cell.
-    pub fn len(&self, cell: CellKey) -> usize {
-        self.cells.get(&cell).map_or(0, |outputs| outputs.items.len())
-    }
-
-    /// Whether a cell has no outputs.
-    pub fn is_empty(&self, cell: CellKey) -> bool {
-        self.len(cell) == 0
-    }
-
-    /// The outputs of a cell as nbformat objects. Streams have their text as one string, and MIME values are what
-    /// the kernel sent; [`repair_output`](super::repair_output) makes them valid for a file.
-    pub fn outputs(&self, cell: CellKey) -> Vec<Value> {
-        let items = self.cells.get(&cell).map(|outputs| outputs.items.as_slice()).unwrap_or_default();
-        items.iter().map(Item::value).collect()
-    }
-
-    /// One output of a cell.
-    pub fn output(&self, cell: CellKey, index: usize) -> Option<Value> {
-        self.cells.get(&cell)?.items.get(index).map(Item::value)
-    }
-
-    /// The text of a stream output without its first `keep` bytes, for [`Change::Stream`]. `None` where there is no
-    /// such stream that can still grow.
-    pub fn stream_tail(&self, cell: CellKey, index: usize, keep: usize) -> Option<String> {
-        match self.cells.get(&cell)?.items.get(index)? {
-            Item::Open { terminal, .. } => Some(terminal.text_from(keep)),
-            Item::Done(_) => None,
-        }
-    }
-
-    /// Takes the outputs of a cell out, without a copy. The cell is as if never started.
-    pub fn take(&mut self, cell: CellKey) -> Vec<Value> {
+    /// Forgets a cell, as if it had never been started.
+    pub fn forget(&mut self, cell: CellKey) {
         self.forget_displays(cell);
-        let outputs = self.cells.remove(&cell).unwrap_or_default();
-        outputs.items.into_iter().map(Item::into_value).collect()
+        self.cells.remove(&cell);
     }
 
     fn stream(&mut self, cell: CellKey, name: String, text: &str, changes: &mut Vec<Change>) {
         if self.style == StreamStyle::Nbclient {
-            return self.push(cell, Item::Done(stream_output(&name, text.to_owned())), changes);
+            return self.push(cell, stream_output(&name, text), changes);
         }
         self.clear_if_pending(cell, changes);
         if text.is_empty() {
             return;
         }
-        let items = &mut self.cells.entry(cell).or_default().items;
-        let index = items.len().saturating_sub(1);
-        if let Some(Item::Open { name: open, terminal }) = items.last_mut()
-            && *open == name
-        {
-            let keep = terminal.write(text);
-            changes.push(Change::Stream { cell, index, keep });
+        let state = self.cells.entry(cell).or_default();
+        if let Some(open) = state.open.as_mut().filter(|open| open.name == name) {
+            let Edit { keep, tail } = open.terminal.write(text);
+            changes.push(Change::Stream { cell, index: state.len - 1, keep, text: tail });
             return;
         }
         let mut terminal = Box::new(Terminal::new());
-        terminal.write(text);
-        self.push(cell, Item::Open { name, terminal }, changes);
+        let shown = terminal.write(text).tail;
+        self.push(cell, stream_output(&name, &shown), changes);
+        self.cells.entry(cell).or_default().open = Some(Open { name, terminal });
     }
 
     fn display(&mut self, cell: CellKey, output: Value, display_id: Option<String>, changes: &mut Vec<Change>) {
-        let Some(id) = display_id else { return self.push(cell, Item::Done(output), changes) };
+        let Some(id) = display_id else { return self.push(cell, output, changes) };
         // Earlier copies show the newest state too; the cell's own go if a clear is pending.
         self.clear_if_pending(cell, changes);
-        let part = |key| output.get(key).cloned().unwrap_or_else(|| Value::Object(Map::new()));
         if self.displays.contains_key(&id) {
-            self.update(&id, &part("data"), &part("metadata"), changes);
+            let part = |key| output.get(key).cloned().unwrap_or_else(|| Value::Object(Map::new()));
+            self.update(&id, part("data"), part("metadata"), changes);
         }
-        self.push(cell, Item::Done(output), changes);
-        let outputs = self.cells.entry(cell).or_default();
+        self.push(cell, output, changes);
+        let state = self.cells.entry(cell).or_default();
         let copies = self.displays.entry(id.clone()).or_default();
         if copies.len() < MAX_COPIES {
             if !copies.iter().any(|(holder, _)| *holder == cell) {
-                outputs.display_ids.push(id);
+                state.display_ids.push(id);
             }
-            copies.push((cell, outputs.items.len() - 1));
+            copies.push((cell, state.len - 1));
         }
     }
 
-    fn update(&mut self, id: &str, data: &Value, metadata: &Value, changes: &mut Vec<Change>) {
-        for (cell, index) in self.displays.get(id).into_iter().flatten().copied() {
-            let item = self.cells.get_mut(&cell).and_then(|outputs| outputs.items.get_mut(index));
-            if let Some(Item::Done(Value::Object(output))) = item {
-                output.insert("data".to_owned(), data.clone());
-                output.insert("metadata".to_owned(), metadata.clone());
-                changes.push(Change::Update { cell, index });
-            }
+    fn update(&mut self, id: &str, data: Value, metadata: Value, changes: &mut Vec<Change>) {
+        if let Some(places) = self.displays.get(id) {
+            changes.push(Change::Update { places: places.clone(), data, metadata });
         }
     }
 
-    fn push(&mut self, cell: CellKey, item: Item, changes: &mut Vec<Change>) {
+    fn push(&mut self, cell: CellKey, output: Value, changes: &mut Vec<Change>) {
         self.clear_if_pending(cell, changes);
-        let items = &mut self.cells.entry(cell).or_default().items;
+        let state = self.cells.entry(cell).or_default();
         // A stream that something follows is finished: its lines need no cursor any more.
-        if matches!(items.last(), Some(Item::Open { .. }))
-            && let Some(open) = items.pop()
-        {
-            items.push(Item::Done(open.into_value()));
-        }
-        items.push(item);
-        changes.push(Change::Append { cell, index: items.len() - 1 });
+        state.open = None;
+        state.len += 1;
+        changes.push(Change::Append { cell, index: state.len - 1, output });
     }
 
     fn clear(&mut self, cell: CellKey, wait: bool, changes: &mut Vec<Change>) {
@@ -203,24 +141,23 @@ impl Outputs {
     }
 
     fn clear_if_pending(&mut self, cell: CellKey, changes: &mut Vec<Change>) {
-        if self.cells.get(&cell).is_some_and(|outputs| outputs.clear_pending) {
+        if self.cells.get(&cell).is_some_and(|state| state.clear_pending) {
             self.clear_now(cell, changes);
         }
     }
 
     fn clear_now(&mut self, cell: CellKey, changes: &mut Vec<Change>) {
         self.forget_displays(cell);
-        let outputs = self.cells.entry(cell).or_default();
-        outputs.clear_pending = false;
-        if !outputs.items.is_empty() {
-            outputs.items.clear();
+        let state = self.cells.entry(cell).or_default();
+        let had_any = std::mem::take(state).len > 0;
+        if had_any {
             changes.push(Change::Clear { cell });
         }
     }
 
     fn forget_displays(&mut self, cell: CellKey) {
-        let Some(outputs) = self.cells.get_mut(&cell) else { return };
-        for id in std::mem::take(&mut outputs.display_ids) {
+        let Some(state) = self.cells.get_mut(&cell) else { return };
+        for id in std::mem::take(&mut state.display_ids) {
             let Some(copies) = self.displays.get_mut(&id) else { continue };
             copies.retain(|(holder, _)| *holder != cell);
             if copies.is_empty() {
@@ -229,7 +166,3 @@ impl Outputs {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "fold_tests.rs"]
-mod tests;

@@ -1,6 +1,7 @@
 //! One line of a stream: its text as it came, or, once the cursor went back into it, single characters.
 
 use super::pen::Pen;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A style as the sequence that makes it; `None` is plain.
@@ -9,14 +10,14 @@ pub(super) type Style = Option<Arc<str>>;
 const RESET: &str = "\u{1b}[0m";
 
 /// One character and its style.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Glyph {
     pub(super) symbol: char,
     pub(super) style: Style,
 }
 
 /// The content of a line.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Body {
     /// Everything verbatim, escape sequences included, with the number of columns and the style at its end.
     Verbatim { text: String, width: usize, end: Style },
@@ -25,7 +26,7 @@ enum Body {
 }
 
 /// One line of a stream.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Line {
     body: Body,
     /// The style in force where the line begins.

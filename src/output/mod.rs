@@ -7,10 +7,13 @@
 //! Message contents come from kernels that user code controls. Nothing here panics on odd content or refuses it:
 //! what has a sensible reading gets it, and what has none is kept as text that says so.
 
+use serde_json::Value;
+
 mod artifact;
 mod content;
 mod escape;
 mod fold;
+mod held;
 mod line;
 mod pen;
 mod repair;
@@ -19,7 +22,8 @@ mod text;
 
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts};
 pub use escape::strip_ansi;
-pub use fold::Outputs;
+pub use fold::Fold;
+pub use held::Outputs;
 pub use repair::repair_output;
 pub use text::text_of;
 
@@ -38,24 +42,28 @@ pub enum StreamStyle {
 }
 
 /// What one message changed, in the words of a client that mirrors the outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// A new output at the end of the cell's list.
     Append {
         /// The cell.
         cell: CellKey,
-        /// Place of the output in the cell's list.
+        /// Its place in the cell's list.
         index: usize,
+        /// The output, as nbformat has it. A stream's text is one string, and may grow by [`Change::Stream`].
+        output: Value,
     },
-    /// An output was replaced: a newer display with the same display id.
+    /// A newer state of a display id: the data and metadata of all outputs that show it are replaced.
     Update {
-        /// The cell.
-        cell: CellKey,
-        /// Place of the output in the cell's list.
-        index: usize,
+        /// Cell and place in its list of each output that shows it.
+        places: Vec<(CellKey, usize)>,
+        /// The MIME bundle.
+        data: Value,
+        /// Its metadata.
+        metadata: Value,
     },
-    /// More text in a stream output: keep the first `keep` bytes (UTF-8) of its text and put
-    /// [`Outputs::stream_tail`] behind them. Mostly `keep` is the whole former text; after a carriage return less.
+    /// A stream output changed: keep the first `keep` bytes (UTF-8) of its text and put `text` behind them. Mostly
+    /// `keep` is the whole former text; after a carriage return less.
     Stream {
         /// The cell.
         cell: CellKey,
@@ -63,6 +71,8 @@ pub enum Change {
         index: usize,
         /// Bytes of the former text that stand.
         keep: usize,
+        /// What follows them.
+        text: String,
     },
     /// All outputs of the cell are gone.
     Clear {

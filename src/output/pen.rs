@@ -1,12 +1,13 @@
 //! The colours and attributes in force at the cursor, as far as lines that are overwritten need them.
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Attributes remembered at once; a real terminal has ten kinds.
 const MAX_ATTRIBUTES: usize = 16;
 
 /// The state that SGR sequences (`ESC [ … m`) have built up: the last parameters of each kind, in their own words.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Pen {
     attributes: Vec<(u16, String)>,
     sequence: Option<Arc<str>>,

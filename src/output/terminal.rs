@@ -7,13 +7,15 @@
 //! to; a line that is overwritten is rewritten with equivalent colours. Other control characters and sequences have
 //! no width either, and go when their line is overwritten.
 //!
-//! Only the last [`LIVE_LINES`] lines can still change. Older ones are text in one growing string, so the cost of a
-//! write does not depend on what came before. Columns are characters; a line over [`WRAP`] columns continues on the
-//! next without a line feed, as at the edge of a very wide screen, which bounds the memory of overwritten lines.
+//! Only the last [`LIVE_LINES`] lines can still change, and only they are held: a write gives its effect on the text
+//! as an [`Edit`], and whoever wants the text keeps it. So neither memory nor the cost of a write depends on what came
+//! before. Columns are characters; a line over [`WRAP`] columns continues on the next without a line feed, as at the
+//! edge of a very wide screen, which bounds the memory of overwritten lines.
 
 use super::escape::{Escape, measure};
 use super::line::{Glyph, Line, sgr_parameters};
 use super::pen::Pen;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Lines that the cursor can go back to.
@@ -21,13 +23,23 @@ const LIVE_LINES: usize = 100;
 /// Columns of a line.
 const WRAP: usize = 8192;
 
+/// What a write does to the text shown: its first `keep` bytes stand, and `tail` follows them.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Edit {
+    pub(super) keep: usize,
+    pub(super) tail: String,
+}
+
 /// A stream as a terminal shows it.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Terminal {
-    /// Lines that can no longer change, rendered.
-    committed: String,
-    /// The number of those lines.
-    committed_lines: usize,
+    /// Bytes of the lines that can no longer change, those in `settling` left out.
+    settled: usize,
+    /// Lines that ceased to be able to change in this write, rendered. Empty between writes.
+    #[serde(skip)]
+    settling: String,
+    /// The number of lines that can no longer change.
+    settled_lines: usize,
     /// The last lines; never empty.
     live: VecDeque<Line>,
     /// Cursor: index in `live`, and column, which may be past the end of the line.
@@ -37,16 +49,19 @@ pub(super) struct Terminal {
     /// The beginning of an escape sequence whose end has not come yet.
     partial: String,
     /// During a write: the first line (counted from the stream's start) that changed other than by growing, and
-    /// where it began if it has been committed since.
+    /// where it began if it has settled since.
+    #[serde(skip)]
     dirty_line: usize,
+    #[serde(skip)]
     dirty_byte: usize,
 }
 
 impl Terminal {
     pub(super) fn new() -> Self {
         Self {
-            committed: String::new(),
-            committed_lines: 0,
+            settled: 0,
+            settling: String::new(),
+            settled_lines: 0,
             live: VecDeque::from([Line::new(&None)]),
             row: 0,
             column: 0,
@@ -57,10 +72,9 @@ impl Terminal {
         }
     }
 
-    /// Takes in a piece of the stream. Returns how many bytes of the former [`Terminal::text`] still stand: the rest
-    /// is to be replaced with what now follows them.
-    pub(super) fn write(&mut self, chunk: &str) -> usize {
-        let settled = self.settled_len();
+    /// Takes in a piece of the stream.
+    pub(super) fn write(&mut self, chunk: &str) -> Edit {
+        let before = self.shown_len();
         (self.dirty_line, self.dirty_byte) = (usize::MAX, usize::MAX);
         if self.partial.is_empty() {
             self.process(chunk);
@@ -69,46 +83,31 @@ impl Terminal {
             text.push_str(chunk);
             self.process(&text);
         }
-        settled.min(self.dirty_from())
+        let keep = before.min(self.dirty_from());
+        Edit { keep, tail: self.tail(keep) }
     }
 
-    /// The text shown now.
-    pub(super) fn text(&self) -> String {
-        self.text_from(0)
-    }
-
-    /// The text shown now without its first `keep` bytes.
-    pub(super) fn text_from(&self, keep: usize) -> String {
-        let mut out = String::new();
-        let skip = match self.committed.get(keep..) {
-            Some(rest) => {
-                out.push_str(rest);
-                0
-            }
-            None => keep - self.committed.len(),
-        };
-        let base = out.len();
-        self.render_live(&mut out);
-        out.push_str(&self.partial);
-        if skip > 0 {
-            let cut = (base + skip).min(out.len());
-            out.replace_range(base..cut, "");
-        }
-        out
-    }
-
-    /// The text shown at the end, in the memory it already has.
-    pub(super) fn into_text(mut self) -> String {
-        let mut out = std::mem::take(&mut self.committed);
-        self.render_live(&mut out);
-        out.push_str(&self.partial);
-        out
-    }
-
-    fn render_live(&self, out: &mut String) {
+    /// The text shown behind its first `keep` bytes, which end in or before what this write has settled.
+    fn tail(&mut self, keep: usize) -> String {
+        let mut out = std::mem::take(&mut self.settling);
+        let mut from = self.settled;
+        self.settled += out.len();
+        let mut at = self.settled;
         for (index, line) in self.live.iter().enumerate() {
-            line.render(self.style_after(index), out);
+            let next = self.style_after(index);
+            let end = at + line.rendered_len(next);
+            if end > keep {
+                line.render(next, &mut out);
+            } else {
+                // The lines before `keep` are never rendered: a write to the last line costs that line.
+                out.clear();
+                from = end;
+            }
+            at = end;
         }
+        out.push_str(&self.partial);
+        out.drain(..keep.saturating_sub(from).min(out.len()));
+        out
     }
 
     /// The style that must be in force after a live line.
@@ -116,8 +115,9 @@ impl Terminal {
         self.live.get(index + 1).map_or(self.pen.style(), Line::start)
     }
 
-    fn settled_len(&self) -> usize {
-        self.committed.len() + self.live_len(self.live.len())
+    /// Bytes shown, an unfinished sequence at the end left out.
+    fn shown_len(&self) -> usize {
+        self.settled + self.settling.len() + self.live_len(self.live.len())
     }
 
     /// Bytes of the first `count` live lines.
@@ -126,14 +126,14 @@ impl Terminal {
     }
 
     fn dirty_from(&self) -> usize {
-        if self.dirty_line < self.committed_lines || self.dirty_line == usize::MAX {
+        if self.dirty_line < self.settled_lines || self.dirty_line == usize::MAX {
             return self.dirty_byte;
         }
-        self.committed.len() + self.live_len(self.dirty_line - self.committed_lines)
+        self.settled + self.settling.len() + self.live_len(self.dirty_line - self.settled_lines)
     }
 
     fn mark_dirty(&mut self, row: usize) {
-        self.dirty_line = self.dirty_line.min(self.committed_lines + row);
+        self.dirty_line = self.dirty_line.min(self.settled_lines + row);
     }
 
     fn process(&mut self, mut rest: &str) {
@@ -239,20 +239,20 @@ impl Terminal {
             self.live[self.row].glyphs();
         }
         self.live[self.row].ended = feed;
-        let buffer = if self.live.len() == LIVE_LINES { self.commit_first() } else { String::new() };
+        let buffer = if self.live.len() == LIVE_LINES { self.settle_first() } else { String::new() };
         self.live.push_back(Line::reusing(buffer, self.pen.style()));
         self.row = self.live.len() - 1;
     }
 
-    /// Moves the oldest live line to the committed text; returns its memory. A new line is pushed right after.
-    fn commit_first(&mut self) -> String {
+    /// Moves the oldest live line to the settled text; returns its memory. A new line is pushed right after.
+    fn settle_first(&mut self) -> String {
         let Some(line) = self.live.pop_front() else { return String::new() };
-        if self.dirty_line <= self.committed_lines {
-            self.dirty_byte = self.dirty_byte.min(self.committed.len());
+        if self.dirty_line <= self.settled_lines {
+            self.dirty_byte = self.dirty_byte.min(self.settled + self.settling.len());
         }
         let next = self.live.front().map_or(self.pen.style(), Line::start);
-        line.render(next, &mut self.committed);
-        self.committed_lines += 1;
+        line.render(next, &mut self.settling);
+        self.settled_lines += 1;
         line.into_buffer()
     }
 

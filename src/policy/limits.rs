@@ -49,6 +49,11 @@ impl Limits {
         self.output_mb.saturating_mul(MIB)
     }
 
+    /// Memory in bytes that the parsed outputs of one run may take in the manager: JSON takes several times its text.
+    pub fn output_memory(&self) -> usize {
+        usize::try_from(self.output_bytes().saturating_mul(4).saturating_add(64 * MIB)).unwrap_or(usize::MAX)
+    }
+
     /// Checks that a kernel can live within the limits at all.
     ///
     /// # Errors

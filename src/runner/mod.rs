@@ -4,6 +4,7 @@
 //! run, unless errors are allowed for it (tag `raises-exception`) or for all. A kernel that died ends it in any case.
 //! Whatever happens, every output that came is in the notebook.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::notebook::{Notebook, NotebookError};
-use crate::output::{CellKey, Change, Outputs, StreamStyle};
+use crate::output::{CellKey, Outputs, StreamStyle};
 use crate::session::{RunEvent, RunRequest, RunResult, RunStatus, SessionError, SessionHandle};
 use crate::wire::Message;
 use crate::wire::content::ErrorInfo;
@@ -25,6 +26,8 @@ pub struct RunOptions {
     pub allow_errors: bool,
     /// How stream output is stored.
     pub stream_style: StreamStyle,
+    /// Memory that the outputs of one cell may take here, bytes. `None`: a default that suits the default limits.
+    pub output_memory: Option<usize>,
     /// By which the run can be stopped.
     pub interruption: Interruption,
 }
@@ -140,6 +143,9 @@ pub async fn run_notebook(
         notebook.set_language_info(info.clone());
     }
     let mut outputs = Outputs::new(options.stream_style);
+    if let Some(memory) = options.output_memory {
+        outputs = outputs.with_memory(memory);
+    }
     let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO, interrupted: false };
     for (number, &index) in cells.iter().enumerate() {
         if options.interruption.is_asked() {
@@ -153,7 +159,7 @@ pub async fn run_notebook(
         progress(Progress::CellStarted { index, number: number + 1, total: report.total, title: &title });
         let result = run_cell(session, source, index, options, &mut outputs, notebook, progress).await?;
         // As in nbclient: cells are numbered by the order in which this run executed them.
-        record(notebook, index, &outputs, &result, number as i64 + 1)?;
+        record(notebook, index, outputs.finish(key(index)), &result, number as i64 + 1)?;
         progress(Progress::CellFinished { index, result: &result, notebook });
         let allowed = (options.allow_errors || tagged) && result.status == RunStatus::Error;
         let ends = result.status != RunStatus::Ok && !allowed;
@@ -202,36 +208,31 @@ async fn run_cell(
         session.interrupt()?;
     }
     outputs.start(key(index));
+    let mut touched = BTreeSet::new();
     while let Some(event) = events.recv().await {
         match event {
             RunEvent::Output { msg_type, message } => {
                 progress(Progress::Output { msg_type: &msg_type, message: &message });
-                let changes = outputs.apply(key(index), &msg_type, &message.content);
-                rewrite_earlier_cells(notebook, index, outputs, &changes)?;
+                touched.append(&mut outputs.apply(key(index), &msg_type, &message.content));
             }
             RunEvent::Notice(text) => progress(Progress::Notice(&text)),
             RunEvent::Started | RunEvent::Input { .. } => {}
-            RunEvent::Finished(result) => return Ok(result),
+            RunEvent::Finished(result) => {
+                touched.remove(&key(index));
+                rewrite(notebook, outputs, &touched)?;
+                return Ok(result);
+            }
         }
     }
     Err(SessionError::Gone { why: "its driver ended without a word".to_owned() }.into())
 }
 
 /// A display id reaches back: cells that have already been written get the new picture too.
-fn rewrite_earlier_cells(
-    notebook: &mut Notebook,
-    running: usize,
-    outputs: &Outputs,
-    changes: &[Change],
-) -> Result<(), NotebookError> {
-    for change in changes {
-        if let Change::Update { cell, .. } = change
-            && *cell != key(running)
-        {
-            let earlier = cell.0 as usize;
-            let count = notebook.cell(earlier).and_then(|cell| cell.execution_count()).map(u64::cast_signed);
-            notebook.set_outputs(earlier, outputs.outputs(*cell), count)?;
-        }
+fn rewrite(notebook: &mut Notebook, outputs: &Outputs, earlier: &BTreeSet<CellKey>) -> Result<(), NotebookError> {
+    for cell in earlier {
+        let index = cell.0 as usize;
+        let count = notebook.cell(index).and_then(|cell| cell.execution_count()).map(u64::cast_signed);
+        notebook.set_outputs(index, outputs.outputs(*cell).to_vec(), count)?;
     }
     Ok(())
 }
@@ -239,11 +240,10 @@ fn rewrite_earlier_cells(
 fn record(
     notebook: &mut Notebook,
     index: usize,
-    outputs: &Outputs,
+    mut all: Vec<Value>,
     result: &RunResult,
     count: i64,
 ) -> Result<(), NotebookError> {
-    let mut all = outputs.outputs(key(index));
     if let Some(error) = result.error.as_ref().filter(|_| is_ours(result.status)) {
         all.push(error_output(error));
     }

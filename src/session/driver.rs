@@ -14,7 +14,8 @@ use super::ladder::{Ladder, Step};
 use super::run::{ActiveRun, Meaning, RunResult, StopReason};
 use crate::agent_protocol::{Event, KernelEvent, KernelExit, KernelState, KillReason, Request, SignalKind};
 use crate::ids::{Generation, RunId, Seq};
-use crate::link::{Link, LinkError, LinkEvent, Position};
+use crate::link::weighed::WeighedSender;
+use crate::link::{AbortOnDrop, Link, LinkError, LinkEvent, LinkEvents, Position};
 use crate::policy::Limits;
 use crate::sandbox::{Sandbox, SandboxRecord, SandboxState};
 use crate::wire::{Channel, Message, json as wire_json};
@@ -26,6 +27,11 @@ const ACK_EVERY: u64 = 64;
 /// A kernel that dies by itself is started again, unless it has died so often in a row without finishing a run.
 const RESTARTS: u32 = 3;
 
+/// Room above the output limit for what the agent does not count, bytes; an eighth of the limit comes to it.
+const OUTPUT_SLACK: u64 = 1 << 20;
+/// Between two looks at a sandbox whose agent is away: from the first to the last, doubling.
+const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
 struct Driver {
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
@@ -35,7 +41,7 @@ struct Driver {
     state: watch::Sender<SessionState>,
     info: watch::Sender<Value>,
     generation: Generation,
-    queue: VecDeque<(RunRequest, mpsc::UnboundedSender<RunEvent>)>,
+    queue: VecDeque<(RunRequest, WeighedSender<RunEvent>)>,
     active: Option<Active>,
     /// The name of this session in the headers of its requests.
     name: String,
@@ -43,13 +49,21 @@ struct Driver {
     restarts: u32,
     unacked: Option<Seq>,
     acked: Seq,
+    /// Bytes that a run may say before we stop listening: the limit, and some room for what the agent does not count.
+    output_cap: u64,
+    /// Asks what has become of the sandbox while its agent is away.
+    watch: Option<AbortOnDrop<()>>,
+    /// The question whose answer shows that the kernel is done with the run, after events were lost.
+    probe: Option<String>,
     /// Results of requests made in the background.
     told: mpsc::UnboundedSender<Told>,
 }
 
 struct Active {
     run: ActiveRun,
-    events: mpsc::UnboundedSender<RunEvent>,
+    events: WeighedSender<RunEvent>,
+    /// Bytes of output and questions so far. The agent counts too, and stops first, unless a tenant has taken it over.
+    bytes: u64,
     timeout: Option<(Instant, Duration)>,
     ladder: Option<Ladder>,
     input: Option<Message>,
@@ -74,6 +88,7 @@ pub fn start(
     let (state, state_receiver) = watch::channel(SessionState::Starting);
     let (info, info_receiver) = watch::channel(Value::Null);
     let (told, told_receiver) = mpsc::unbounded_channel();
+    let output_cap = limits.output_bytes() + limits.output_bytes() / 8 + OUTPUT_SLACK;
     let driver = Driver {
         name: record.session.to_string(),
         sandbox,
@@ -90,6 +105,9 @@ pub fn start(
         restarts: 0,
         unacked: None,
         acked: Seq::default(),
+        output_cap,
+        watch: None,
+        probe: None,
         told,
     };
     tokio::spawn(driver.run(events, command_receiver, told_receiver));
@@ -99,7 +117,7 @@ pub fn start(
 impl Driver {
     async fn run(
         mut self,
-        mut events: mpsc::Receiver<LinkEvent>,
+        mut events: LinkEvents,
         mut commands: mpsc::UnboundedReceiver<Command>,
         mut told: mpsc::UnboundedReceiver<Told>,
     ) {
@@ -118,7 +136,7 @@ impl Driver {
                     None => return self.end("all its handles were dropped".to_owned()),
                 },
                 Some(told) = told.recv() => self.hear(told),
-                event = events.recv() => match event {
+                event = next_event(&mut events, self.active.as_ref()) => match event {
                     Some(event) => self.take(event),
                     None => return self.end("its link was closed".to_owned()),
                 },
@@ -181,9 +199,9 @@ impl Driver {
             let result = link.submit(Channel::Shell, message).await;
             let _ = told.send(Told::Submitted { run: id, result });
         });
-        let _ = events.send(RunEvent::Started);
+        tell(&events, RunEvent::Started);
         let timeout = request.timeout.map(|limit| (now + limit, limit));
-        self.active = Some(Active { run, events, timeout, ladder: None, input: None });
+        self.active = Some(Active { run, events, timeout, ladder: None, input: None, bytes: 0 });
         self.set_state(SessionState::Busy);
     }
 
@@ -229,6 +247,7 @@ impl Driver {
     fn take(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Attached(hello) => {
+                self.watch = None;
                 self.generation = hello.generation;
                 self.acked = Seq(hello.first_seq.0.saturating_sub(1));
                 if hello.kernel_state == KernelState::Ready
@@ -249,12 +268,27 @@ impl Driver {
             LinkEvent::Lost { from, to } => {
                 self.notice(format!("events {from} to {to} of the sandbox were lost: its buffer overflowed"));
                 self.unacked = Some(to);
+                self.ask_whether_done();
             }
             LinkEvent::Detached { reason } => {
                 tracing::debug!(session = %self.name, reason, "link detached");
                 self.look_at_sandbox();
             }
+            LinkEvent::Broken { reason } => {
+                self.end(format!("the agent in its sandbox does not keep to the protocol: {reason}"))
+            }
         }
+    }
+
+    /// The run's reply may have been among the lost events. A kernel answers in order: once it answers this question, it has
+    /// done with the run.
+    fn ask_whether_done(&mut self) {
+        if self.active.is_none() {
+            return;
+        }
+        let question = Message::new_request(&self.name, "kernel_info_request", &json!({}));
+        self.probe = Some(question.header().msg_id);
+        self.send(|link| async move { link.submit(Channel::Shell, question).await.map(|_| ()) });
     }
 
     fn take_event(&mut self, event: Event) {
@@ -271,17 +305,26 @@ impl Driver {
     fn take_message(&mut self, channel: Channel, message: Message) {
         let Some(active) = &mut self.active else { return };
         let (header, parent) = (message.header(), message.parent());
-        if parent.msg_id != active.run.id.0 {
+        let now = Instant::now();
+        if channel == Channel::Shell && self.probe.as_ref() == Some(&parent.msg_id) {
+            active.run.reply_lost(now);
+        } else if parent.msg_id != active.run.id.0 {
             return;
         }
-        let now = Instant::now();
-        match active.run.take(channel, &header, || message.content_value(), now) {
+        let meaning = active.run.take(channel, &header, || message.content_value(), now);
+        if meaning != Meaning::Internal {
+            active.bytes += message.size() as u64;
+            if active.bytes > self.output_cap {
+                return self.stop(StopReason::OutputExceeded(self.limits.output_bytes()));
+            }
+        }
+        match meaning {
             Meaning::Output => {
-                let _ = active.events.send(RunEvent::Output { msg_type: header.msg_type, message });
+                tell(&active.events, RunEvent::Output { msg_type: header.msg_type, message });
             }
             Meaning::Input => {
                 active.input = Some(message.clone());
-                let _ = active.events.send(RunEvent::Input { message });
+                tell(&active.events, RunEvent::Input { message });
             }
             Meaning::Internal => {}
         }
@@ -348,29 +391,30 @@ impl Driver {
         }
     }
 
-    /// Asks what has become of the sandbox after its agent stopped talking; again while it still runs.
-    fn look_at_sandbox(&self) {
+    /// Asks what has become of the sandbox after its agent stopped talking, again and again until it talks.
+    fn look_at_sandbox(&mut self) {
         let (sandbox, record, told) = (self.sandbox.clone(), self.record.clone(), self.told.clone());
-        let mut link_is_back = self.state.subscribe();
-        tokio::spawn(async move {
-            for _ in 0..600 {
-                if matches!(*link_is_back.borrow_and_update(), SessionState::Gone { .. }) {
-                    return;
+        self.watch.get_or_insert_with(|| {
+            AbortOnDrop(tokio::spawn(async move {
+                let mut pause = LOOK.0;
+                loop {
+                    if let Ok(state @ SandboxState::Ended { .. }) = sandbox.inspect(&record).await {
+                        let _ = told.send(Told::Sandbox(state));
+                        return;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LOOK.1);
                 }
-                if let Ok(state @ SandboxState::Ended { .. }) = sandbox.inspect(&record).await {
-                    let _ = told.send(Told::Sandbox(state));
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            }))
         });
     }
 
     // ---- state ------------------------------------------------------------------------------------------------------
 
     fn finish(&mut self, result: RunResult) {
+        self.probe = None;
         if let Some(active) = self.active.take() {
-            let _ = active.events.send(RunEvent::Finished(result));
+            tell(&active.events, RunEvent::Finished(result));
         }
     }
 
@@ -388,7 +432,7 @@ impl Driver {
         for (_, events) in std::mem::take(&mut self.queue) {
             let never_run =
                 ActiveRun::new(RunId::random(), Duration::ZERO, Instant::now()).sandbox_gone(&why, Instant::now());
-            let _ = events.send(RunEvent::Finished(RunResult { status: super::RunStatus::Cancelled, ..never_run }));
+            tell(&events, RunEvent::Finished(RunResult { status: super::RunStatus::Cancelled, ..never_run }));
         }
         self.set_state(SessionState::Gone { why });
     }
@@ -405,7 +449,7 @@ impl Driver {
 
     fn notice(&self, text: String) {
         if let Some(active) = &self.active {
-            let _ = active.events.send(RunEvent::Notice(text));
+            tell(&active.events, RunEvent::Notice(text));
         }
     }
 
@@ -453,6 +497,20 @@ impl Driver {
             self.become_idle();
         }
     }
+}
+
+/// The next event of the link, once whoever follows the run has taken enough of what came before.
+async fn next_event(events: &mut LinkEvents, active: Option<&Active>) -> Option<LinkEvent> {
+    if let Some(active) = active {
+        active.events.room().await;
+    }
+    events.recv().await
+}
+
+/// Nobody may be listening any more, which does not concern the run.
+fn tell(events: &WeighedSender<RunEvent>, event: RunEvent) {
+    let weight = event.weight();
+    let _ = events.send(event, weight);
 }
 
 /// Starts a request: it is in the link's queue when this returns, and its answer is waited for in the background. So what is

@@ -10,7 +10,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::run::RunResult;
 use crate::agent_protocol::{AnswerBody, Request, UsageReading};
 use crate::link::LinkError;
+use crate::link::weighed::{self, WeighedReceiver, WeighedSender};
 use crate::wire::Message;
+
+/// Bytes of a run's events that wait for whoever follows it.
+const QUEUED: usize = 8 << 20;
 
 /// Where a session stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,8 +72,20 @@ pub enum RunEvent {
     Finished(RunResult),
 }
 
-/// The events of one run.
-pub type RunEvents = mpsc::UnboundedReceiver<RunEvent>;
+impl RunEvent {
+    /// What it weighs in the queue, bytes.
+    pub(super) fn weight(&self) -> usize {
+        const SMALL: usize = 256;
+        match self {
+            Self::Output { message, .. } | Self::Input { message } => SMALL + message.size(),
+            Self::Started | Self::Notice(_) | Self::Finished(_) => SMALL,
+        }
+    }
+}
+
+/// The events of one run. Whoever does not take them holds up the session: it reads no further, and its agent keeps what
+/// follows.
+pub type RunEvents = WeighedReceiver<RunEvent>;
 
 /// Why a session does not do what it is told.
 #[derive(Debug, Error, PartialEq)]
@@ -86,7 +102,7 @@ pub enum SessionError {
 }
 
 pub(super) enum Command {
-    Run { request: RunRequest, events: mpsc::UnboundedSender<RunEvent> },
+    Run { request: RunRequest, events: WeighedSender<RunEvent> },
     Interrupt,
     Kill,
     Input(String),
@@ -132,7 +148,7 @@ impl SessionHandle {
     /// # Errors
     /// [`SessionError::Gone`].
     pub fn run(&self, request: RunRequest) -> Result<RunEvents, SessionError> {
-        let (events, receiver) = mpsc::unbounded_channel();
+        let (events, receiver) = weighed::channel(QUEUED);
         self.send(Command::Run { request, events })?;
         Ok(receiver)
     }

@@ -166,6 +166,20 @@ impl ActiveRun {
         Meaning::Internal
     }
 
+    /// The kernel has gone on to later requests, and no reply was seen: it was among events that were lost.
+    pub fn reply_lost(&mut self, now: Instant) {
+        if self.reply.is_none() {
+            let error = error_info(
+                "EndLost",
+                "the end of the cell was lost with output that the sandbox could not hold; the kernel is ready again"
+                    .to_owned(),
+            );
+            self.error = Some(error.clone());
+            self.reply = Some((ReplyStatus::Error(error), now));
+        }
+        self.idle = true;
+    }
+
     fn note(&mut self, what: &str, header: &Header) {
         let date = if header.date.is_empty() { content::now_iso8601() } else { header.date.clone() };
         self.timing.insert(what.to_owned(), date);
@@ -357,6 +371,18 @@ mod tests {
         assert_eq!(meaning, Meaning::Output);
         assert!(run.finished(now + late).is_none());
         assert!(run.finished(now + late / 2 + late).is_some());
+    }
+
+    #[test]
+    fn a_reply_that_was_lost_ends_the_run_by_name() {
+        let (mut run, now) = run();
+        run.reply_lost(now);
+        let result = run.finished(now).unwrap();
+        assert_eq!((result.status, result.error.unwrap().ename.as_str()), (RunStatus::Error, "EndLost"));
+        let (mut run, now) = self::run();
+        reply(&mut run, json!({"status": "ok"}), now);
+        run.reply_lost(now);
+        assert_eq!(run.finished(now).unwrap().status, RunStatus::Ok, "only its idle was lost");
     }
 
     #[test]

@@ -23,6 +23,10 @@ use serde_json::{Map, Number, Value};
 /// what we read must stay readable for it once stored.
 pub const MAX_DEPTH: usize = 127;
 
+/// Most values (numbers, strings, arrays, ...) that a message's content may hold. Each takes about a hundred bytes once
+/// parsed, fifty times what it takes in the text, so that a small message could else fill the memory.
+pub const MAX_VALUES: usize = 4_000_000;
+
 /// Why a text is not JSON, even leniently. Lines and columns count from 1; columns count bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
@@ -53,6 +57,12 @@ pub enum JsonError {
         line: usize,
         /// Column where it was passed.
         column: usize,
+    },
+    /// There are more values than allowed.
+    #[error("more than {limit} JSON values")]
+    TooMany {
+        /// The limit in force.
+        limit: usize,
     },
 }
 
@@ -90,24 +100,40 @@ pub struct Parsed {
 /// Reads one JSON value leniently; see the module text for what is repaired.
 ///
 /// # Errors
-/// [`JsonError`] where the text is no JSON even so, or is nested deeper than [`MAX_DEPTH`].
+/// [`JsonError`] where the text is no JSON even so, is nested deeper than [`MAX_DEPTH`], or holds more than [`MAX_VALUES`].
 pub fn parse_lenient(bytes: &[u8]) -> Result<Value, JsonError> {
-    parse_reporting(bytes, MAX_DEPTH).map(|parsed| parsed.value)
+    parse_reporting(bytes, Bounds { values: MAX_VALUES, ..Bounds::default() }).map(|parsed| parsed.value)
 }
 
-/// As [`parse_lenient`], with the repairs, and with a nesting limit of the caller's (at most [`MAX_DEPTH`]).
+/// What a text may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Nesting of arrays and objects, at most [`MAX_DEPTH`].
+    pub depth: usize,
+    /// Values in all.
+    pub values: usize,
+}
+
+impl Default for Bounds {
+    /// The deepest nesting, and no limit of values: for files of the user's own.
+    fn default() -> Self {
+        Self { depth: MAX_DEPTH, values: usize::MAX }
+    }
+}
+
+/// As [`parse_lenient`], with the repairs, and within bounds of the caller's.
 ///
 /// # Errors
-/// As [`parse_lenient`].
-pub fn parse_reporting(bytes: &[u8], max_depth: usize) -> Result<Parsed, JsonError> {
+/// As [`parse_lenient`], and [`JsonError::TooMany`].
+pub fn parse_reporting(bytes: &[u8], bounds: Bounds) -> Result<Parsed, JsonError> {
+    let bounds = Bounds { depth: bounds.depth.min(MAX_DEPTH), ..bounds };
     let mut repairs = Repairs::default();
     let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     repairs.bom = body.len() != bytes.len();
     let text = String::from_utf8_lossy(body);
     repairs.utf8 = matches!(text, std::borrow::Cow::Owned(_));
-    let limit = max_depth.min(MAX_DEPTH);
-    let mut parser = Parser { text: &text, bytes: text.as_bytes(), at: 0, depth: 0, limit, repairs };
-    let value = parser.document().map_err(|fault| fault.locate(text.as_bytes(), limit))?;
+    let mut parser = Parser { text: &text, bytes: text.as_bytes(), at: 0, depth: 0, values: 0, bounds, repairs };
+    let value = parser.document().map_err(|fault| fault.locate(text.as_bytes(), bounds))?;
     Ok(Parsed { value, repairs: parser.repairs })
 }
 
@@ -120,17 +146,19 @@ struct Fault {
 enum FaultKind {
     Truncated,
     Deep,
+    Many,
     Syntax(&'static str),
 }
 
 impl Fault {
-    fn locate(self, text: &[u8], limit: usize) -> JsonError {
+    fn locate(self, text: &[u8], bounds: Bounds) -> JsonError {
         let before = &text[..self.at.min(text.len())];
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
         match self.kind {
             FaultKind::Truncated => JsonError::Truncated { line, column },
-            FaultKind::Deep => JsonError::TooDeep { limit, line, column },
+            FaultKind::Deep => JsonError::TooDeep { limit: bounds.depth, line, column },
+            FaultKind::Many => JsonError::TooMany { limit: bounds.values },
             FaultKind::Syntax(problem) => JsonError::Syntax { line, column, problem },
         }
     }
@@ -142,7 +170,8 @@ struct Parser<'a> {
     bytes: &'a [u8],
     at: usize,
     depth: usize,
-    limit: usize,
+    values: usize,
+    bounds: Bounds,
     repairs: Repairs,
 }
 
@@ -174,6 +203,10 @@ impl Parser<'_> {
     }
 
     fn value(&mut self) -> Result<Value, Fault> {
+        self.values += 1;
+        if self.values > self.bounds.values {
+            return Err(Fault { at: self.at, kind: FaultKind::Many });
+        }
         self.skip_space();
         match self.peek() {
             Some(b'"') => self.string().map(Value::String),
@@ -191,7 +224,7 @@ impl Parser<'_> {
     }
 
     fn nested(&mut self, inner: fn(&mut Self) -> Result<Value, Fault>) -> Result<Value, Fault> {
-        if self.depth >= self.limit {
+        if self.depth >= self.bounds.depth {
             return Err(Fault { at: self.at, kind: FaultKind::Deep });
         }
         self.depth += 1;
@@ -395,8 +428,15 @@ mod tests {
     use serde_json::json;
 
     fn repaired(text: &[u8]) -> (Value, Repairs) {
-        let parsed = parse_reporting(text, MAX_DEPTH).unwrap();
+        let parsed = parse_reporting(text, Bounds::default()).unwrap();
         (parsed.value, parsed.repairs)
+    }
+
+    #[test]
+    fn values_are_counted() {
+        let bounds = Bounds { values: 4, ..Bounds::default() };
+        assert!(parse_reporting(b"[1,2,{}]", bounds).is_ok());
+        assert_eq!(parse_reporting(b"[1,2,{\"a\":1}]", bounds), Err(JsonError::TooMany { limit: 4 }));
     }
 
     #[test]

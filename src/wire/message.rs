@@ -11,6 +11,8 @@ use crate::ids;
 const DELIMITER: &[u8] = b"<IDS|MSG>";
 /// More frames than any real message has (widgets send a handful of buffers); a hostile kernel may send any number.
 const MAX_FRAMES: usize = 4096;
+/// Largest header or parent header, bytes. Real ones have a few hundred.
+const MAX_HEADER: usize = 64 * 1024;
 
 /// The sockets of a kernel, the heartbeat left out: it says nothing about liveness (R answers it only when idle).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,6 +84,20 @@ pub enum WireError {
     /// The packed form is cut short or its lengths do not add up.
     #[error("malformed packed message")]
     Packed,
+    /// A header or parent header that no kernel needs.
+    #[error("a header of {bytes} bytes, at most {MAX_HEADER} are taken")]
+    HeaderTooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+}
+
+/// Headers are read on every message, so that they must stay cheap.
+fn check_headers(header: &Bytes, parent: &Bytes) -> Result<(), WireError> {
+    match header.len().max(parent.len()) {
+        bytes if bytes > MAX_HEADER => Err(WireError::HeaderTooLarge { bytes }),
+        _ => Ok(()),
+    }
 }
 
 /// What we read of a header. Absent or mistyped fields are empty: the raw frame is what is passed on.
@@ -157,6 +173,12 @@ impl Message {
         Header::read(&self.parent_header)
     }
 
+    /// Bytes of all its parts, identities left out.
+    pub fn size(&self) -> usize {
+        let parts = [&self.header, &self.parent_header, &self.metadata, &self.content];
+        parts.into_iter().chain(&self.buffers).map(Bytes::len).sum()
+    }
+
     /// The content as JSON, repaired where kernels deviate; `null` where it cannot be read at all.
     pub fn content_value(&self) -> Value {
         json::parse_lenient(&self.content).unwrap_or(Value::Null)
@@ -184,6 +206,7 @@ impl Message {
         if !signer.verify(&signature, [&header, &parent_header, &metadata, &content]) {
             return Err(WireError::BadSignature);
         }
+        check_headers(&header, &parent_header)?;
         Ok(Self { identities: frames, header, parent_header, metadata, content, buffers: body.collect() })
     }
 
@@ -239,6 +262,7 @@ impl Message {
         if at != bytes.len() {
             return Err(WireError::Packed);
         }
+        check_headers(&header, &parent_header)?;
         Ok(Self { identities: Vec::new(), header, parent_header, metadata, content, buffers })
     }
 }

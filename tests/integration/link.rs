@@ -7,13 +7,12 @@ use cellkeep::agent_protocol::{Event, KernelEvent};
 use cellkeep::config::Paths;
 use cellkeep::ids::{Seq, SessionId};
 use cellkeep::kernels;
-use cellkeep::link::{Link, LinkEvent, Position};
+use cellkeep::link::{Link, LinkEvent, LinkEvents, Position};
 use cellkeep::manager::Manager;
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::{Sandbox, SandboxRecord, SandboxSpec, SandboxState};
 use cellkeep::wire::{Channel, Message};
 use serde_json::json;
-use tokio::sync::mpsc;
 
 use crate::support::{PATIENCE, Place};
 
@@ -37,11 +36,11 @@ fn execute(id: &str, code: &str) -> Message {
     Message::request(id, "test", "execute_request", &json!({"code": code, "silent": false, "allow_stdin": false}))
 }
 
-async fn next(events: &mut mpsc::Receiver<LinkEvent>) -> LinkEvent {
+async fn next(events: &mut LinkEvents) -> LinkEvent {
     tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("the link lives")
 }
 
-async fn until_ready(events: &mut mpsc::Receiver<LinkEvent>) -> Seq {
+async fn until_ready(events: &mut LinkEvents) -> Seq {
     loop {
         if let LinkEvent::Event { seq, event: Event::Kernel { event: KernelEvent::Ready { .. }, .. } } = next(events).await {
             return seq;
@@ -50,7 +49,7 @@ async fn until_ready(events: &mut mpsc::Receiver<LinkEvent>) -> Seq {
 }
 
 /// The text that stream events carry, in order, until the reply to `id`; and the numbers of all events.
-async fn read_run(events: &mut mpsc::Receiver<LinkEvent>, id: &str, at_most: usize) -> (String, Vec<u64>, bool) {
+async fn read_run(events: &mut LinkEvents, id: &str, at_most: usize) -> (String, Vec<u64>, bool) {
     let (mut text, mut numbers, mut replied) = (String::new(), Vec::new(), false);
     while !replied && text.len() < at_most {
         if let LinkEvent::Event { seq, event } = next(events).await {
@@ -152,9 +151,11 @@ async fn overflow_is_named(place: Place) {
     let (first, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     until_ready(&mut events).await;
     for run in 0..5 {
-        first.submit(Channel::Shell, execute(&format!("run-{run}"), "print('x' * 18_000_000)")).await.unwrap();
-        let (_, _, replied) = read_run(&mut events, &format!("run-{run}"), usize::MAX).await;
-        assert!(replied);
+        // Together: the answer may come behind more events than wait without a reader.
+        let name = format!("run-{run}");
+        let submitted = first.submit(Channel::Shell, execute(&name, "print('x' * 18_000_000)"));
+        let (submitted, (_, _, replied)) = tokio::join!(submitted, read_run(&mut events, &name, usize::MAX));
+        assert!(submitted.is_ok() && replied);
     }
     drop((first, events));
     let (_second, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());

@@ -10,6 +10,7 @@ mod cli;
 mod deaths;
 mod files;
 mod floods;
+mod hostile;
 mod interrupts;
 mod link;
 mod notebooks;

@@ -129,7 +129,7 @@ impl Living {
         };
         let result = tokio::time::timeout(PATIENCE, all).await.expect("the run ends");
         assert!(events.recv().await.is_none(), "nothing comes after Finished");
-        Ran { result, outputs: outputs.outputs(CellKey(0)), notices }
+        Ran { result, outputs: outputs.finish(CellKey(0)), notices }
     }
 
     /// Runs code that must succeed; gives its text.

@@ -96,7 +96,9 @@ async fn record(kernel: &str, codes: &[&str]) {
         if go_on {
             // Late output (Deno's) belongs to the run before.
             tokio::time::sleep(std::time::Duration::from_millis(400)).await;
-            while let Ok(LinkEvent::Event { event: Event::Message { channel, message, .. }, .. }) = events.try_recv() {
+            while !events.is_empty()
+                && let Some(LinkEvent::Event { event: Event::Message { channel, message, .. }, .. }) = events.recv().await
+            {
                 lines.push(line(channel, &message));
             }
             let Some((number, code)) = to_run.next() else { break };
@@ -133,7 +135,7 @@ fn replay(kernel: &str) -> Vec<(Vec<Value>, ReplyStatus)> {
     replies
         .into_iter()
         .enumerate()
-        .map(|(run, reply)| (outputs.outputs(CellKey(run as u32)), reply.expect("every run has a reply")))
+        .map(|(run, reply)| (outputs.outputs(CellKey(run as u32)).to_vec(), reply.expect("every run has a reply")))
         .collect()
 }
 

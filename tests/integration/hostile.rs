@@ -1,0 +1,295 @@
+//! Agents that a tenant has taken over: scripted ends of the stream that say what no agent of ours says. Nothing of it may
+//! hurt the manager, and each session ends within its limits in a clear state.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cellkeep::agent_protocol::{
+    Answer, AnswerBody, Event, FrameReader, FromAgent, Hello, KernelEvent, KernelState, PREAMBLE, ToAgent,
+    encode_event_frames, read_preamble, write_all_vectored,
+};
+use cellkeep::ids::{Epoch, Generation, Seq, SessionId};
+use cellkeep::link::Position;
+use cellkeep::policy::{Isolation, IsolationLevel, Limits};
+use cellkeep::sandbox::{
+    ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
+};
+use cellkeep::session::{self, RunEvent, RunRequest, RunResult, RunStatus, SessionHandle, SessionState};
+use cellkeep::wire::{Channel, Message};
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::support::PATIENCE;
+
+/// What an agent does on each connection, from its preamble on.
+type Script = fn(Agent) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A sandbox whose agent is a script in this process.
+struct Scripted(Script);
+
+#[async_trait]
+impl Sandbox for Scripted {
+    fn kind(&self) -> SandboxKind {
+        SandboxKind::Process
+    }
+
+    async fn create(&self, _: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
+        unreachable!("the test has the record")
+    }
+
+    async fn connect(&self, _: &SandboxRecord) -> Result<UnixStream, SandboxError> {
+        let (ours, agents) = UnixStream::pair().unwrap();
+        let (reader, writer) = agents.into_split();
+        tokio::spawn((self.0)(Agent { reader: FrameReader::new(reader, ToAgent::cap), writer, seq: Seq::default() }));
+        Ok(ours)
+    }
+
+    async fn inspect(&self, _: &SandboxRecord) -> Result<SandboxState, SandboxError> {
+        Ok(SandboxState::Running)
+    }
+
+    async fn stats(&self, _: &SandboxRecord) -> Result<SandboxStats, SandboxError> {
+        Ok(SandboxStats::default())
+    }
+
+    async fn destroy(&self, _: &SandboxRecord) -> Result<(), SandboxError> {
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
+        Ok(Vec::new())
+    }
+}
+
+struct Agent {
+    reader: FrameReader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+    seq: Seq,
+}
+
+impl Agent {
+    async fn say(&mut self, frame: Vec<Bytes>) {
+        // The manager may have hung up, which the script need not mind.
+        let _ = write_all_vectored(&mut self.writer, frame).await;
+    }
+
+    async fn hello(&mut self) {
+        let hello = Hello {
+            epoch: Epoch(1),
+            generation: Generation(1),
+            first_seq: Seq::FIRST,
+            next_seq: Seq::FIRST,
+            kernel_state: KernelState::Starting,
+            version: "scripted".to_owned(),
+        };
+        self.writer.write_all(&PREAMBLE).await.unwrap();
+        self.say(FromAgent::Hello(hello).encode()).await;
+    }
+
+    async fn event(&mut self, event: &Event) {
+        self.seq = self.seq.next();
+        for frame in encode_event_frames(self.seq, &event.encode()) {
+            self.say(frame).await;
+        }
+    }
+
+    async fn ready(&mut self) {
+        self.hello().await;
+        let info = json!({"status": "ok"}).to_string();
+        self.event(&Event::Kernel { generation: Generation(1), event: KernelEvent::Ready { info } }).await;
+    }
+
+    async fn message(&mut self, channel: Channel, parent: &Message, msg_type: &str, content: serde_json::Value) {
+        let mut message = Message::new_request("kernel", msg_type, &content);
+        message.parent_header = parent.header.clone();
+        self.event(&Event::Message { channel, generation: Generation(1), message }).await;
+    }
+
+    /// The next message that is submitted, answered as taken.
+    async fn submitted(&mut self) -> Option<Message> {
+        loop {
+            if let ToAgent::Submit { id, message, .. } = ToAgent::decode(self.reader.next().await.ok()?).unwrap() {
+                let answer = Answer { id, body: AnswerBody::Done { repeated: false }, data: Bytes::new() };
+                self.say(FromAgent::Answer(answer).encode()).await;
+                return Some(message);
+            }
+        }
+    }
+}
+
+fn start(script: Script, limits: Limits) -> SessionHandle {
+    let record = SandboxRecord {
+        session: SessionId::random(),
+        kind: SandboxKind::Process,
+        kernel: "python".to_owned(),
+        socket: "nowhere".into(),
+        isolation: Isolation { level: IsolationLevel::None, enforced: Vec::new(), not_enforced: Vec::new() },
+        owner: ProcessStamp::own(),
+        keep: false,
+        agent: None,
+        container: None,
+    };
+    session::start(Arc::new(Scripted(script)), record, limits, Duration::ZERO, Position::default())
+}
+
+async fn gone(handle: &SessionHandle) -> String {
+    let ended = tokio::time::timeout(PATIENCE, handle.ready()).await.expect("an end in time");
+    assert!(ended.is_err(), "the session should have ended");
+    match handle.state() {
+        SessionState::Gone { why } => why,
+        state => panic!("the session is {state:?}"),
+    }
+}
+
+async fn result(handle: &SessionHandle) -> (RunResult, usize) {
+    let mut events = handle.run(RunRequest { code: "1".to_owned(), ..RunRequest::default() }).unwrap();
+    let mut bytes = 0;
+    loop {
+        match tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("an end") {
+            RunEvent::Finished(result) => return (result, bytes),
+            RunEvent::Output { message, .. } => bytes += message.content.len(),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn forged_numbers_end_the_session() {
+    let script: Script = |mut agent| {
+        Box::pin(async move {
+            read_first(&mut agent).await;
+            agent.hello().await;
+            agent.seq = Seq(6);
+            agent.event(&Event::Kernel { generation: Generation(1), event: KernelEvent::Starting }).await;
+            while agent.reader.next().await.is_ok() {}
+        })
+    };
+    let why = gone(&start(script, Limits::default())).await;
+    assert!(why.contains("does not keep to the protocol") && why.contains("numbered event 7"), "{why}");
+}
+
+#[tokio::test]
+async fn huge_lengths_and_foreign_preambles_end_the_session() {
+    let huge: Script = |mut agent| {
+        Box::pin(async move {
+            read_first(&mut agent).await;
+            agent.hello().await;
+            agent.say(vec![Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 0x82])]).await;
+            while agent.reader.next().await.is_ok() {}
+        })
+    };
+    let why = gone(&start(huge, Limits::default())).await;
+    assert!(why.contains("claims 4294967295 bytes"), "{why}");
+    let foreign: Script = |mut agent| Box::pin(async move { agent.say(vec![Bytes::from_static(b"SSH-2.0-x")]).await });
+    let why = gone(&start(foreign, Limits::default())).await;
+    assert!(why.contains("not a cellkeep agent"), "{why}");
+}
+
+#[tokio::test]
+async fn deep_and_broken_json_end_the_session() {
+    let script: Script = |mut agent| {
+        Box::pin(async move {
+            agent.writer.write_all(&PREAMBLE).await.unwrap();
+            let deep = "[".repeat(4000);
+            let mut frame = ((deep.len() + 1) as u32).to_le_bytes().to_vec();
+            frame.push(0x81);
+            frame.extend_from_slice(deep.as_bytes());
+            agent.say(vec![frame.into()]).await;
+            while agent.reader.next().await.is_ok() {}
+        })
+    };
+    let why = gone(&start(script, Limits::default())).await;
+    assert!(why.contains("does not keep to the protocol"), "{why}");
+}
+
+#[tokio::test]
+async fn a_lost_reply_ends_its_run() {
+    let script: Script = |mut agent| {
+        Box::pin(async move {
+            read_first(&mut agent).await;
+            agent.ready().await;
+            while let Some(message) = agent.submitted().await {
+                match message.header().msg_type.as_str() {
+                    "execute_request" => {
+                        let (from, to) = (agent.seq.next(), Seq(agent.seq.0 + 10));
+                        agent.seq = to;
+                        agent.say(FromAgent::Lost { from, to }.encode()).await;
+                    }
+                    _ => agent.message(Channel::Shell, &message, "kernel_info_reply", json!({"status": "ok"})).await,
+                }
+            }
+        })
+    };
+    let handle = start(script, Limits::default());
+    handle.ready().await.unwrap();
+    let (result, _) = result(&handle).await;
+    assert_eq!(result.status, RunStatus::Error);
+    assert_eq!(result.error.unwrap().ename, "EndLost");
+    assert_eq!(handle.state(), SessionState::Idle);
+}
+
+/// The preamble of the manager, before its frames.
+async fn read_first(agent: &mut Agent) {
+    read_preamble(agent.reader.get_mut()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_count_is_not_listened_to_for_ever() {
+    let script: Script = |mut agent| {
+        Box::pin(async move {
+            read_first(&mut agent).await;
+            agent.ready().await;
+            let Some(run) = agent.submitted().await else { return };
+            for _ in 0..100 {
+                agent.message(Channel::Iopub, &run, "stream", json!({"name": "stdout", "text": "x".repeat(100_000)})).await;
+            }
+            agent.message(Channel::Iopub, &run, "status", json!({"execution_state": "idle"})).await;
+            agent.message(Channel::Shell, &run, "execute_reply", json!({"status": "ok"})).await;
+            while agent.reader.next().await.is_ok() {}
+        })
+    };
+    let handle = start(script, Limits { output_mb: 2, ..Limits::default() });
+    handle.ready().await.unwrap();
+    let (result, bytes) = result(&handle).await;
+    assert_eq!(result.status, RunStatus::OutputExceeded);
+    assert!((2_000_000..4_000_000).contains(&bytes), "{bytes} bytes were passed on");
+}
+
+#[tokio::test]
+async fn who_does_not_take_a_runs_events_holds_up_its_agent_and_not_the_memory() {
+    static WRITTEN: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let script: Script = |mut agent| {
+        Box::pin(async move {
+            read_first(&mut agent).await;
+            agent.ready().await;
+            let Some(run) = agent.submitted().await else { return };
+            let text = "x".repeat(1 << 20);
+            for _ in 0..90 {
+                agent.message(Channel::Iopub, &run, "stream", json!({"name": "stdout", "text": text})).await;
+                WRITTEN.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+            agent.message(Channel::Iopub, &run, "status", json!({"execution_state": "idle"})).await;
+            agent.message(Channel::Shell, &run, "execute_reply", json!({"status": "ok"})).await;
+            while agent.reader.next().await.is_ok() {}
+        })
+    };
+    let handle = start(script, Limits::default());
+    handle.ready().await.unwrap();
+    let mut events = handle.run(RunRequest { code: "1".to_owned(), ..RunRequest::default() }).unwrap();
+    let mut before = usize::MAX;
+    // It stands still once nothing is written in half a second.
+    while before != WRITTEN.load(std::sync::atomic::Ordering::Relaxed) {
+        before = WRITTEN.load(std::sync::atomic::Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!((8..30).contains(&before), "{before} MB were taken without a reader");
+    let mut taken = 0;
+    while let Some(event) = tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time") {
+        taken += usize::from(matches!(event, RunEvent::Output { .. }));
+    }
+    assert_eq!(taken, 90, "and all of it comes once there is one");
+}
