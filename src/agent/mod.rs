@@ -21,6 +21,7 @@ mod hub;
 mod kernel;
 mod runs;
 mod serve;
+mod stdio;
 mod usage;
 
 use std::process::ExitCode;

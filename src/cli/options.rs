@@ -204,8 +204,20 @@ pub(super) fn write_artifacts(folder: &Path, artifacts: Vec<Artifact>) -> anyhow
     Ok(written)
 }
 
-/// Writes a file whole or not at all: beside it first, then in its place.
+/// The file that a path stands for, through links, also to one that is yet to be made.
+pub(super) fn behind_links(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    // As many as the system itself follows.
+    for _ in 0..40 {
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = path.parent().map_or(target.clone(), |folder| folder.join(&target));
+    }
+    path
+}
+
+/// Writes a file whole or not at all: beside it first, then in its place. Through a link, which stays.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let path = &behind_links(path);
     let name = path.file_name().ok_or_else(|| anyhow!("{} is no file name", path.display()))?;
     let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), crate::ids::random_uuid()));
     let write = || -> std::io::Result<()> {

@@ -10,7 +10,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use super::options::{SandboxArgs, exit_of, parse_seconds, write_artifacts, write_whole};
+use super::options::{SandboxArgs, behind_links, exit_of, parse_seconds, write_artifacts, write_whole};
+use super::print::as_text;
 use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
@@ -172,6 +173,7 @@ fn default_output(notebook: &Path) -> PathBuf {
 
 /// A result that cannot be written is found out before an hour of cells, not after.
 fn check_target(target: &Path) -> anyhow::Result<()> {
+    let target = &behind_links(target);
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if target == Path::new("-") || target.exists() && !target.is_dir() && !target.is_file() {
         return Ok(());
@@ -250,6 +252,7 @@ impl Show {
             }
             Progress::Output { msg_type, message } if self.verbose => self.output(msg_type, message),
             Progress::Output { .. } => {}
+            Progress::Stray(output) => self.line(output.text.trim_end_matches('\n')),
             Progress::Notice(text) => self.line(&format!("cellkeep: {text}")),
             Progress::CellFinished { result, notebook, .. } => {
                 if let Some(bar) = &self.bar {
@@ -264,9 +267,7 @@ impl Show {
     }
 
     fn output(&self, msg_type: &str, message: &Message) {
-        let mut one = crate::output::Outputs::new(StreamStyle::Terminal);
-        one.apply(CellKey(0), msg_type, &message.content);
-        let text = crate::output::text_of(one.outputs(CellKey(0)));
+        let text = as_text(msg_type, message);
         if !text.is_empty() {
             self.line(text.trim_end_matches('\n'));
         }

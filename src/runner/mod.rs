@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::notebook::{Notebook, NotebookError};
 use crate::output::{CellKey, Outputs, StreamStyle};
-use crate::session::{RunEvent, RunRequest, RunResult, RunStatus, SessionError, SessionHandle};
+use crate::session::{RunEvent, RunRequest, RunResult, RunStatus, SessionError, SessionHandle, StrayOutput};
 use crate::wire::Message;
 use crate::wire::content::ErrorInfo;
 
@@ -70,6 +70,8 @@ pub enum Progress<'a> {
         /// The message.
         message: &'a Message,
     },
+    /// Output that belongs to no cell. It is nowhere in the notebook.
+    Stray(&'a StrayOutput),
     /// An escalation, a lost stretch and the like.
     Notice(&'a str),
     /// A cell has ended; its outputs are in the notebook.
@@ -147,6 +149,7 @@ pub async fn run_notebook(
         outputs = outputs.with_memory(memory);
     }
     let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO, interrupted: false };
+    let mut stray = session.stray_output();
     for (number, &index) in cells.iter().enumerate() {
         if options.interruption.is_asked() {
             report.interrupted = true;
@@ -160,6 +163,9 @@ pub async fn run_notebook(
         let result = run_cell(session, source, index, options, &mut outputs, notebook, progress).await?;
         // As in nbclient: cells are numbered by the order in which this run executed them.
         record(notebook, index, outputs.finish(key(index)), &result, number as i64 + 1)?;
+        while let Ok(output) = stray.try_recv() {
+            progress(Progress::Stray(&output));
+        }
         progress(Progress::CellFinished { index, result: &result, notebook });
         let allowed = (options.allow_errors || tagged) && result.status == RunStatus::Error;
         let ends = result.status != RunStatus::Ok && !allowed;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
-use super::handle::{Command, RunEvent, RunRequest, SessionHandle, SessionState};
+use super::handle::{Command, RunEvent, RunRequest, SessionHandle, SessionState, StrayOutput};
 use super::ladder::{Ladder, Step};
 use super::run::{ActiveRun, Meaning, RunResult, StopReason};
 use crate::agent_protocol::{Event, KernelEvent, KernelExit, KernelState, KillReason, Request, SignalKind};
@@ -32,6 +32,11 @@ const OUTPUT_SLACK: u64 = 1 << 20;
 /// Between two looks at a sandbox whose agent is away: from the first to the last, doubling.
 const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
+/// Pieces of output that belong to no run and wait for those who want them.
+const STRAY_KEPT: usize = 16;
+/// Bytes of such a piece. An agent of ours makes none as large.
+const STRAY_MAX: usize = 2 << 20;
+
 struct Driver {
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
@@ -40,6 +45,7 @@ struct Driver {
     link: Link,
     state: watch::Sender<SessionState>,
     info: watch::Sender<Value>,
+    stray: broadcast::Sender<StrayOutput>,
     generation: Generation,
     queue: VecDeque<(RunRequest, WeighedSender<RunEvent>)>,
     active: Option<Active>,
@@ -87,6 +93,7 @@ pub fn start(
     let (commands, command_receiver) = mpsc::unbounded_channel();
     let (state, state_receiver) = watch::channel(SessionState::Starting);
     let (info, info_receiver) = watch::channel(Value::Null);
+    let (stray, _) = broadcast::channel(STRAY_KEPT);
     let (told, told_receiver) = mpsc::unbounded_channel();
     let output_cap = limits.output_bytes() + limits.output_bytes() / 8 + OUTPUT_SLACK;
     let driver = Driver {
@@ -98,6 +105,7 @@ pub fn start(
         link,
         state,
         info,
+        stray: stray.clone(),
         generation: Generation(0),
         queue: VecDeque::new(),
         active: None,
@@ -111,7 +119,7 @@ pub fn start(
         told,
     };
     tokio::spawn(driver.run(events, command_receiver, told_receiver));
-    SessionHandle { commands, state: state_receiver, info: info_receiver }
+    SessionHandle { commands, state: state_receiver, info: info_receiver, stray }
 }
 
 impl Driver {
@@ -303,8 +311,11 @@ impl Driver {
     }
 
     fn take_message(&mut self, channel: Channel, message: Message) {
-        let Some(active) = &mut self.active else { return };
         let (header, parent) = (message.header(), message.parent());
+        if channel == Channel::Iopub && header.msg_type == "stream" && parent.msg_id.is_empty() {
+            return self.take_stray(&message);
+        }
+        let Some(active) = &mut self.active else { return };
         let now = Instant::now();
         if channel == Channel::Shell && self.probe.as_ref() == Some(&parent.msg_id) {
             active.run.reply_lost(now);
@@ -333,6 +344,16 @@ impl Driver {
             self.finish(result);
             self.become_idle();
         }
+    }
+
+    fn take_stray(&self, message: &Message) {
+        if message.content.len() > STRAY_MAX {
+            return;
+        }
+        let content = message.content_value();
+        let text = |name: &str| content.get(name).and_then(Value::as_str).unwrap_or_default();
+        // Nobody may want it.
+        let _ = self.stray.send(StrayOutput { stderr: text("name") == "stderr", text: text("text").to_owned() });
     }
 
     fn take_kernel_event(&mut self, generation: Generation, event: KernelEvent) {

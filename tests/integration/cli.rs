@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use cellkeep::config::Paths;
 use serde_json::{Value, json};
 
+use crate::support::skip;
+
 /// A call of the built program.
 pub struct Cli {
     command: Command,
@@ -96,6 +98,23 @@ fn exec_prints_what_the_code_prints() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for arguments in [&["exec", "-c", "print(1)"][..], &["exec", "--json", "-c", "1"], &["kernels", "list"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_cellkeep")).args(arguments).stdout(full()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("No space left"), "{stderr}");
+    }
+    // Whoever has read enough is no failure.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let arguments = ["exec", "-c", "print(1)"];
+    let output = Command::new(env!("CARGO_BIN_EXE_cellkeep")).args(arguments).stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
 fn exec_takes_code_from_pipes_and_files_and_answers_from_pipes() {
     let ran = Cli::new(&["exec", "-"]).input(b"print('piped')").run();
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "piped\n"), "{}", ran.stderr);
@@ -110,6 +129,29 @@ fn exec_takes_code_from_pipes_and_files_and_answers_from_pipes() {
     std::fs::write(folder.join("data.csv"), "a,b\n1,2\n").unwrap();
     let ran = Cli::new(&["exec", "-c", "print(open('data.csv').read())", "--file"]).path(&folder.join("data.csv")).run();
     assert!(ran.stdout.contains("1,2"), "{}", ran.stderr);
+}
+
+#[test]
+fn forged_questions_are_asked_one_at_a_time() {
+    // Many questions, as no kernel asks them; nobody answers. They are the user's own affair, and cost no thread each.
+    let code = "k = get_ipython().kernel
+ident, parent = k._shell_parent_ident.get(), k.get_parent()
+for i in range(2000):
+    k.session.send(k.stdin_socket, 'input_request', {'prompt': 'forged ', 'password': False}, parent, ident=ident)
+import time; time.sleep(1); print('asked', flush=True); time.sleep(600)";
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cellkeep"))
+        .args(["exec", "-c", code])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(&mut child, "asked");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let threads: u32 = status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap().trim().parse().unwrap();
+    assert!(threads < 20, "{threads} threads");
+    signal(&child, rustix::process::Signal::INT);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
 }
 
 #[test]
@@ -209,6 +251,24 @@ fn parameters_reach_the_kernel_as_they_were_meant() {
     assert_eq!(text.trim(), r#"(-7, '07', None, [1, {'k': "it's $x"}])"#);
     let ran = Cli::new(&["run", "-p", "a b", "1"]).path(&notebook).run();
     assert!(ran.code == 2 && ran.stderr.contains("a b"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_link_to_the_result_stays_a_link() {
+    let folder = scratch("run-link");
+    let notebook = write_notebook(&folder, &[code_cell("print('linked')", &[])]);
+    std::fs::create_dir(folder.join("elsewhere")).unwrap();
+    let link = folder.join("result.ipynb");
+    // First to a file that is yet to be made, then to one that is there.
+    std::os::unix::fs::symlink("elsewhere/real.ipynb", &link).unwrap();
+    for _ in 0..2 {
+        let ran = Cli::new(&["run", "--sandbox", "process", "-o"]).path(&link).path(&notebook).run();
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert!(link.is_symlink());
+        let executed = read_json(&folder.join("elsewhere/real.ipynb"));
+        assert_eq!(executed["cells"][0]["outputs"][0]["text"], json!(["linked\n"]));
+        assert_eq!(std::fs::read_dir(folder.join("elsewhere")).unwrap().count(), 1, "nothing is left beside it");
+    }
 }
 
 #[test]
@@ -335,7 +395,7 @@ print('hits', [hit for hit in hits])
     for sandbox in ["process", "docker"] {
         let ran = Cli::new(&["exec", "--sandbox", sandbox, "-c", &code]).env("MY_SECRET", &canary).run();
         if sandbox == "docker" && ran.code == 3 {
-            eprintln!("skipped: no docker: {}", ran.stderr);
+            skip(&format!("no docker: {}", ran.stderr));
             continue;
         }
         assert_eq!(ran.code, 0, "{}", ran.stderr);

@@ -2,15 +2,12 @@
 //!
 //! Its exit is told only after its sockets have been quiet for [`SETTLE`]: what it said before it died comes first.
 
-use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use rustix::process::{Pid, Signal};
 use serde_json::json;
-use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -18,6 +15,7 @@ use super::{Hub, Input};
 use crate::agent::channels::{self, Received, Senders};
 use crate::agent::kernel::{self, LastWords};
 use crate::agent::runs::Runs;
+use crate::agent::stdio;
 use crate::agent_protocol::{AnswerBody, KernelEvent, KernelExit, KernelState, KillReason, SignalKind};
 use crate::ids::Generation;
 use crate::wire::connection_file::ConnectionInfo;
@@ -85,7 +83,7 @@ impl Hub {
         self.kernel.pid = Some(process.pid);
         let tasks = &mut self.kernel.tasks;
         for (name, fd) in [("stdout", process.stdout), ("stderr", process.stderr)] {
-            tasks.spawn_local(read_stdio(generation, name, fd, self.inputs.clone()));
+            tasks.spawn_local(stdio::read(generation, name, fd, self.inputs.clone()));
         }
         let inputs = self.inputs.clone();
         tasks.spawn_local(async move {
@@ -214,16 +212,4 @@ async fn connect(
         }
     });
     Ok((senders, tasks))
-}
-
-async fn read_stdio(generation: Generation, name: &'static str, fd: OwnedFd, inputs: mpsc::Sender<Input>) {
-    use tokio::io::AsyncReadExt;
-    let Ok(mut reader) = pipe::Receiver::from_owned_fd(fd) else { return };
-    let mut chunk = vec![0; 16 * 1024];
-    while let Ok(read @ 1..) = reader.read(&mut chunk).await {
-        let bytes = Bytes::copy_from_slice(&chunk[..read]);
-        if inputs.send(Input::Stdio { generation, name, bytes }).await.is_err() {
-            return;
-        }
-    }
 }

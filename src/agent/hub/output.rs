@@ -98,19 +98,20 @@ impl Hub {
         }
     }
 
-    /// What the process writes past the protocol (C code, child processes) is output of the running cell all the same.
+    /// What the process writes past the protocol (C code, child processes) is output of the running cell all the same. Outside
+    /// of any it has no parent, and is the session's.
     pub(super) fn stdio(&mut self, name: &'static str, bytes: &[u8]) {
         self.kernel.last_words.push(bytes);
         if let Some((_, settled)) = &mut self.kernel.exit {
             *settled = Instant::now() + SETTLE;
         }
+        let content = json!({"name": name, "text": String::from_utf8_lossy(bytes)});
+        let mut message = Message::new_request(&self.own_session, "stream", &content);
         if let Some(parent_header) = self.runs.open_header() {
-            let content = json!({"name": name, "text": String::from_utf8_lossy(bytes)});
-            let mut message = Message::new_request(&self.own_session, "stream", &content);
             message.parent_header = parent_header;
-            let (header, parent) = (message.header(), message.parent());
-            self.broadcast(&header, &parent.msg_id, message);
         }
+        let (header, parent) = (message.header(), message.parent());
+        self.broadcast(&header, &parent.msg_id, message);
     }
 
     fn emit_message(&mut self, channel: Channel, message: Message) {

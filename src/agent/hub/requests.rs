@@ -81,7 +81,7 @@ impl Hub {
             Request::FilePut { path, offset } => done(self.files.put(&path, offset, data)),
             Request::FileRemove { path } => done(self.files.remove(&path)),
             Request::FileList { path } => match self.files.list(&path) {
-                Ok(entries) => AnswerBody::Listing { entries },
+                Ok((entries, truncated)) => AnswerBody::Listing { entries, truncated },
                 Err(reason) => AnswerBody::Refused { reason },
             },
             Request::Terminate => AnswerBody::Refused { reason: "already ending".to_owned() },
