@@ -75,6 +75,11 @@ impl Runs {
         })
     }
 
+    /// Whether the kernel works on one, or is about to.
+    pub fn is_open(&self) -> bool {
+        self.recent.front().is_some_and(|run| run.open)
+    }
+
     /// The header of the run that the kernel works on, if it works.
     pub fn open_header(&self) -> Option<Bytes> {
         self.recent.front().filter(|run| run.open).map(|run| run.header.clone())

@@ -256,6 +256,10 @@ impl Driver {
         match event {
             LinkEvent::Attached(hello) => {
                 self.watch = None;
+                if hello.generation < self.generation {
+                    let why = "the agent in its sandbox does not keep to the protocol: its kernel is one that ended before";
+                    return self.end(why.to_owned());
+                }
                 self.generation = hello.generation;
                 self.acked = Seq(hello.first_seq.0.saturating_sub(1));
                 if hello.kernel_state == KernelState::Ready

@@ -8,6 +8,8 @@ use crate::agent::kernel;
 use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Request, ToAgent};
 use crate::wire::{Channel, Message};
 
+/// Bytes of events after which the allocator may have kept enough to be worth a trim.
+const TRIM_AFTER: usize = 256 * 1024;
 /// How many submissions are remembered, so that a repeated one is recognised.
 const REMEMBERED: usize = 4096;
 
@@ -19,7 +21,10 @@ impl Hub {
                     connection.attach(self.epoch, epoch, from_seq);
                 }
             }
-            ToAgent::Ack { seq } => self.buffer.borrow_mut().ack(seq),
+            ToAgent::Ack { seq } => {
+                self.buffer.borrow_mut().ack(seq);
+                self.give_memory_back();
+            }
             ToAgent::Submit { id, channel, msg_id, message } => {
                 let body = self.submit(channel, msg_id, message);
                 self.answer(id, body, Bytes::new());
@@ -38,6 +43,17 @@ impl Hub {
             }
         }
         false
+    }
+
+    /// After a flood, between two runs: what the allocator has kept of it goes back to the system. It costs some hundred
+    /// microseconds, so not for every few lines.
+    fn give_memory_back(&mut self) {
+        let mut buffer = self.buffer.borrow_mut();
+        if buffer.is_empty() && !self.runs.is_open() && buffer.take_stored(TRIM_AFTER).is_some() {
+            // SAFETY: it takes no pointer and touches only memory that is free.
+            #[expect(unsafe_code, reason = "the allocator has no other interface for it")]
+            let _ = unsafe { libc::malloc_trim(0) };
+        }
     }
 
     fn submit(&mut self, channel: Channel, msg_id: String, message: Message) -> AnswerBody {
