@@ -24,7 +24,7 @@ MPLCONFIGDIR=$env_dir/share/mplcache "$python" -B -c 'import matplotlib.font_man
 # -f: pip may have left byte code with time stamps. Some packages carry a file or two that is not valid Python 3.11:
 # no reason to fail.
 "$python" -B -m compileall -qq -f -j 0 --invalidation-mode unchecked-hash -s "$env_dir" -p /opt/kernel \
-    "$site" "$env_dir/launcher.py" || true
+    "$site" "$env_dir/launcher.py" "$env_dir/cellkeep_interrupts.py" || true
 
 # Prove that nothing needed was taken away.
 "$python" -B -c 'import altair, ipykernel, matplotlib.pyplot, pandas, PIL, plotly.express, scipy.stats, seaborn

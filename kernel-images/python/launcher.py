@@ -1,4 +1,5 @@
-"""Starts ipykernel the way Cellkeep wants it: no output lost, no network for display, nothing slow at start.
+"""Starts ipykernel the way Cellkeep wants it: no output lost, no interrupt astray, no network for display, nothing slow at
+start.
 
 Run as `python launcher.py -f CONNECTION_FILE`. Set-up that needs no code is in kernel.json's env;
 what takes time is done once, by bake.sh.
@@ -56,6 +57,8 @@ class AltairMimetypeHook(importlib.abc.MetaPathFinder):
 
 
 def main():
+    from cellkeep_interrupts import INTERRUPTS, Kernel
+
     # Python put this script's folder first in sys.path. (-P would prevent it, but then IPython leaves out the user's.)
     sys.path.remove(str(ENV_ROOT))
     # There are no widgets, so tqdm's text bar is right, and its advice to install them is noise.
@@ -67,6 +70,9 @@ def main():
     from ipykernel.kernelapp import IPKernelApp
 
     class KernelApp(IPKernelApp):
+        def init_signal(self):
+            INTERRUPTS.install()
+
         def _bind_socket(self, socket, port):
             # By default iopub silently drops what exceeds 1,000 waiting messages. The two cures are to block
             # (XPUB_NODROP) or to queue without limit. We queue: Cellkeep's agent always drains, so the queue stays
@@ -85,6 +91,7 @@ def main():
             super().close()
 
     app = KernelApp.instance(
+        kernel_class=Kernel,
         # Our parent is PID 1 of the sandbox. Saying so spares the note about Ctrl-C on stdout, and a polling thread.
         parent_handle=1,
         # The warning that TCP is not encrypted does not apply to a sandbox's own loopback.

@@ -27,6 +27,8 @@ pub(super) struct Buffer {
     next: Seq,
     size: usize,
     limit: usize,
+    /// Bytes stored since [`Buffer::take_stored`].
+    stored: usize,
 }
 
 /// What one event costs beyond its bytes: many tiny events must not escape the bound.
@@ -44,7 +46,7 @@ pub(super) enum Lookup<'a> {
 
 impl Buffer {
     pub fn new(limit: usize) -> Self {
-        Self { events: VecDeque::new(), next: Seq::FIRST, size: 0, limit }
+        Self { events: VecDeque::new(), next: Seq::FIRST, size: 0, limit, stored: 0 }
     }
 
     /// Stores an event under the next number.
@@ -53,6 +55,7 @@ impl Buffer {
         self.events.push_back(Stored { seq: self.next, pieces, size });
         self.next = self.next.next();
         self.size += size;
+        self.stored += size;
         // The newest always stays: it may be the very message that says how the run ended.
         while self.size > self.limit && self.events.len() > 1 {
             self.drop_oldest();
@@ -67,6 +70,16 @@ impl Buffer {
         if self.events.capacity() > 4096 && self.events.len() < self.events.capacity() / 8 {
             self.events.shrink_to(self.events.len() * 2);
         }
+    }
+
+    /// Whether everything is safe with the manager.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// How many bytes were stored since this was last asked, if they are `at_least` so many; else they count on.
+    pub fn take_stored(&mut self, at_least: usize) -> Option<usize> {
+        (self.stored >= at_least).then(|| std::mem::take(&mut self.stored))
     }
 
     fn drop_oldest(&mut self) {
@@ -121,6 +134,18 @@ mod tests {
         assert!(matches!(buffer.get(Seq(6)), Lookup::Nothing));
         buffer.ack(Seq(u64::MAX));
         assert_eq!((buffer.first(), buffer.size), (Seq(6), 0));
+    }
+
+    #[test]
+    fn what_was_stored_is_counted_until_it_is_asked_for() {
+        let mut buffer = Buffer::new(1 << 20);
+        push(&mut buffer, 100);
+        assert_eq!(buffer.take_stored(1000), None);
+        push(&mut buffer, 1000);
+        buffer.ack(Seq(2));
+        assert!(buffer.is_empty());
+        assert_eq!(buffer.take_stored(1000), Some(1100 + 2 * OVERHEAD));
+        assert_eq!(buffer.take_stored(1), None);
     }
 
     #[test]

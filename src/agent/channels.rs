@@ -16,6 +16,9 @@ use crate::ids::random_uuid;
 use crate::wire::connection_file::{ConnectionInfo, Transport};
 use crate::wire::{Channel, Message, Signer, WireError};
 
+/// Frames of this size, bytes, are worth the trouble of giving their memory back.
+const LARGE_FRAME: usize = 1 << 20;
+
 /// What the sockets give, in the order it was read per socket.
 pub(super) type Received = (Channel, Result<Message, WireError>);
 
@@ -108,10 +111,16 @@ async fn write(mut socket: impl SocketSend, mut outgoing: mpsc::UnboundedReceive
 }
 
 async fn read(mut socket: impl SocketRecv, channel: Channel, signer: Signer, received: mpsc::Sender<Received>) {
+    // zeromq reads on behind a large frame, in the frame's own memory; and when it has room for no more and the frame has been
+    // let go by everyone else, it takes all of that memory for its buffer, for good. So we hold the frame until zeromq has gone.
+    let mut held: Vec<Bytes> = Vec::new();
     loop {
         match socket.recv().await {
             Ok(frames) => {
-                let message = Message::from_frames(frames.into_vec(), &signer);
+                let frames = frames.into_vec();
+                held.retain(|frame| !frame.is_unique());
+                held.extend(frames.iter().filter(|frame| frame.len() >= LARGE_FRAME).cloned());
+                let message = Message::from_frames(frames, &signer);
                 if received.send((channel, message)).await.is_err() {
                     return;
                 }

@@ -16,7 +16,10 @@ use rustix::io::Errno;
 
 use crate::agent_protocol::{AnswerBody, FILE_CHUNK, FileEntry};
 
+/// Entries of a listing.
 const MAX_ENTRIES: usize = 10_000;
+/// Bytes of a listing as JSON. An answer may have four times as many: no name, however it must be escaped, takes it over.
+const MAX_LISTING: usize = FILE_CHUNK;
 
 /// Serves file requests beneath one folder.
 pub(super) struct Files {
@@ -126,10 +129,10 @@ impl Files {
         Ok(())
     }
 
-    /// A folder's entries.
-    pub fn list(&self, path: &str) -> Result<Vec<FileEntry>, String> {
+    /// A folder's entries, and whether there are more than a listing holds.
+    pub fn list(&self, path: &str) -> Result<(Vec<FileEntry>, bool), String> {
         let folder = self.open(check(path)?, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
-        let mut entries = Vec::new();
+        let (mut entries, mut size) = (Vec::new(), 0);
         for entry in Dir::read_from(&folder).map_err(refuse)? {
             let entry = entry.map_err(refuse)?;
             if matches!(entry.file_name().to_bytes(), b"." | b"..") {
@@ -143,12 +146,14 @@ impl Files {
                 _ => "other",
             };
             let name = entry.file_name().to_string_lossy().into_owned();
-            entries.push(FileEntry { name, kind: kind.to_owned(), size: stat.st_size as u64 });
-            if entries.len() >= MAX_ENTRIES {
-                break;
+            let entry = FileEntry { name, kind: kind.to_owned(), size: stat.st_size as u64 };
+            size += entry.json_size();
+            if entries.len() == MAX_ENTRIES || size > MAX_LISTING {
+                return Ok((entries, true));
             }
+            entries.push(entry);
         }
-        Ok(entries)
+        Ok((entries, false))
     }
 
     /// Removes a file or an empty folder; a symlink itself, never what it points to.
@@ -180,6 +185,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::agent_protocol::{Answer, FromAgent};
 
     fn workspace(name: &str) -> (std::path::PathBuf, Files) {
         let root = std::env::temp_dir().join(format!("cellkeep-files-{}-{name}", std::process::id()));
@@ -197,11 +203,11 @@ mod tests {
         files.put("a/b/c.bin", 6, b"world").unwrap();
         assert_eq!(files.get("a/b/c.bin", 0).unwrap(), (11, Bytes::from_static(b"hello world")));
         assert_eq!(files.get("a/b/c.bin", 6).unwrap().1, "world");
-        assert_eq!(files.list("a").unwrap()[0].kind, "folder");
+        assert_eq!(files.list("a").unwrap().0[0].kind, "folder");
         assert!(files.remove("a").is_err());
         files.remove("a/b/c.bin").unwrap();
         files.remove("a/b").unwrap();
-        assert!(files.list("a").unwrap().is_empty());
+        assert!(files.list("a").unwrap() == (Vec::new(), false));
         fs::remove_dir_all(root).unwrap();
     }
 
@@ -228,6 +234,20 @@ mod tests {
         assert_eq!(fs::read_to_string(root.join("secret")).unwrap(), "secret");
         files.remove("link").unwrap();
         assert!(root.join("secret").exists());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_listing_is_bounded_and_says_so() {
+        let (root, files) = workspace("listing");
+        // Control characters take six bytes each as JSON, and bytes that are no UTF-8 three.
+        let name = |i: usize, filler: &str| root.join("work").join(format!("{i:05}{}", filler.repeat(250)));
+        (0..3000).for_each(|i| fs::write(name(i, "\u{1}"), "").unwrap());
+        let (entries, truncated) = files.list("").unwrap();
+        assert!(truncated && entries.len() > 500);
+        let answer = Answer { id: 1, body: AnswerBody::Listing { entries, truncated }, data: Bytes::new() };
+        let size: usize = FromAgent::Answer(answer).encode().iter().map(Bytes::len).sum();
+        assert!(size < FromAgent::cap(0x84).unwrap(), "{size}");
         fs::remove_dir_all(root).unwrap();
     }
 

@@ -23,6 +23,7 @@ mod kernel;
 mod runs;
 mod serve;
 mod shared_memory;
+mod stdio;
 mod usage;
 
 use std::io::Write;

@@ -18,6 +18,8 @@ struct Run {
     output_bytes: u64,
     capped: bool,
     open: bool,
+    begun: bool,
+    refused: u32,
 }
 
 /// What may be done with an output.
@@ -49,9 +51,33 @@ impl Runs {
         self.recent.truncate(REMEMBERED);
     }
 
+    /// The kernel has said something of it other than a status: it works on it. `true` if it had not until now.
+    pub fn begun(&mut self, msg_id: &str) -> bool {
+        let run = self.recent.iter_mut().find(|run| run.msg_id == msg_id);
+        run.is_some_and(|run| !std::mem::replace(&mut run.begun, true))
+    }
+
+    /// Whether the newest run waits in a queue: handed to the kernel, but not begun.
+    pub fn is_waiting(&self) -> bool {
+        self.recent.front().is_some_and(|run| run.open && !run.begun)
+    }
+
     /// Its reply was seen. `true` if it was open until now.
     pub fn replied(&mut self, msg_id: &str) -> bool {
         self.recent.iter_mut().find(|run| run.msg_id == msg_id).is_some_and(|run| std::mem::take(&mut run.open))
+    }
+
+    /// Counts a message that was none for the newest run; gives how many it has had.
+    pub fn refuse(&mut self) -> u32 {
+        self.recent.front_mut().map_or(u32::MAX, |run| {
+            run.refused = run.refused.saturating_add(1);
+            run.refused
+        })
+    }
+
+    /// Whether the kernel works on one, or is about to.
+    pub fn is_open(&self) -> bool {
+        self.recent.front().is_some_and(|run| run.open)
     }
 
     /// The header of the run that the kernel works on, if it works.
@@ -92,6 +118,26 @@ mod tests {
         assert_eq!(runs.take("a", 3), Room::Only { bytes: 0, msg_id: "a".into() });
         assert_eq!(runs.take("a", 1), Room::None);
         assert_eq!(runs.take("b", 1), Room::Enough);
+    }
+
+    #[test]
+    fn a_run_waits_until_the_kernel_speaks_of_it() {
+        let mut runs = Runs::new(10);
+        assert!(!runs.is_waiting() && !runs.begun("a"));
+        runs.begin("a".into(), Bytes::new());
+        assert!(runs.is_waiting() && !runs.begun("b") && runs.is_waiting());
+        assert!(runs.begun("a") && !runs.begun("a") && !runs.is_waiting());
+        runs.begin("b".into(), Bytes::new());
+        runs.replied("b");
+        assert!(!runs.is_waiting(), "refused without a word");
+    }
+
+    #[test]
+    fn each_run_has_its_own_refusals() {
+        let mut runs = Runs::new(10);
+        assert_eq!((runs.refuse(), runs.refuse()), (1, 2));
+        runs.begin("a".into(), Bytes::new());
+        assert_eq!(runs.refuse(), 1);
     }
 
     #[test]

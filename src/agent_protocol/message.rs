@@ -161,6 +161,14 @@ pub struct FileEntry {
     pub size: u64,
 }
 
+impl FileEntry {
+    /// How many bytes it takes in an answer, at most.
+    pub fn json_size(&self) -> usize {
+        let escaped = |text: &str| text.chars().map(|c| if c < ' ' { 6 } else { c.len_utf8() + 1 }).sum::<usize>();
+        escaped(&self.name) + escaped(&self.kind) + 64
+    }
+}
+
 /// The agent's answer to a [`Request`] or a submission.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -184,8 +192,10 @@ pub enum AnswerBody {
     },
     /// A folder's entries.
     Listing {
-        /// In no particular order; at most 10,000.
+        /// In no particular order.
         entries: Vec<FileEntry>,
+        /// Whether there are more than one answer holds.
+        truncated: bool,
     },
 }
 

@@ -1,10 +1,10 @@
 //! `cellkeep doctor`: what is usable here, and how to mend what is not.
 
-use super::kernels::state_in_words;
+use super::kernels::{image_status, state_name};
 use super::{Exit, Failure};
 use crate::config::Paths;
-use crate::kernels;
-use crate::sandbox::docker::{self, Engine};
+use crate::kernels::{self, Status};
+use crate::sandbox::docker::{self, Engine, Images};
 use crate::sandbox::process::{self, Controllers, Probe};
 
 /// Exits with 0 when at least one sandbox works.
@@ -13,15 +13,25 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
     tell!("running as        uid {}", rustix::process::geteuid().as_raw());
     let process = process_sandbox();
     let docker = docker_sandbox().await;
+    let images = if docker { Images::connect().await.ok() } else { None };
     for kernel in kernels::all() {
-        let status = kernels::status(paths, kernel);
-        tell!("kernel {:<10} process sandbox: {}", kernel.name, state_in_words(kernel, status));
+        let environment = kernels::status(paths, kernel);
+        tell!("kernel {:<10} process sandbox: {}", kernel.name, mend(environment, &process::how_to_install(kernel)));
+        if let Some(image) = image_status(images.as_ref(), kernel).await {
+            tell!("{:<17} docker sandbox: {}", "", mend(image, &format!("run: cellkeep images build {}", kernel.name)));
+        }
     }
     if process || docker {
         return Ok(Exit::Ok);
     }
     tell!("\nNo sandbox is usable, so nothing can be run: cellkeep never runs code without one.");
     Ok(Exit::NoSandbox)
+}
+
+/// A state, and what mends it.
+fn mend(status: Status, remedy: &str) -> String {
+    let state = state_name(status);
+    if status == Status::Ready { state.to_owned() } else { format!("{state}; {remedy}") }
 }
 
 fn process_sandbox() -> bool {

@@ -2,17 +2,20 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::options::{SandboxArgs, exit_of, on_ctrl_c, parse_seconds, write_artifacts};
+use super::options::{SandboxArgs, exit_of, parse_seconds, write_artifacts};
+use super::print::{as_text, is_for_stderr, to_stderr, to_stdout};
+use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Kernel};
-use crate::output::{ArtifactOptions, CellKey, Outputs, StreamStyle, artifacts, text_of};
+use crate::output::{ArtifactOptions, CellKey, Outputs, StreamStyle, artifacts};
 use crate::session::{RunEvent, RunEvents, RunRequest, RunResult, RunStatus, SessionHandle};
 use crate::wire::Message;
 use crate::wire::content::InputRequest;
@@ -58,15 +61,22 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let kernel = choose_kernel(&args).map_err(Failure::usage)?;
     let code = read_code(&args).map_err(Failure::usage)?;
     let from_stdin = args.file_or_stdin.as_deref() == Some(Path::new("-"));
-    let session = args.sandbox.session(paths, kernel).await?;
-    let interrupts = on_ctrl_c(session.handle.clone());
+    let mut signals = Signals::listen()?;
+    let session = args.sandbox.session(paths, kernel, &mut signals).await?;
+    let following = signals.follow(session.handle.clone());
     // Standard input cannot be both the code and the answers.
     let request = RunRequest { code, timeout: args.timeout, allow_stdin: !from_stdin, metadata: None };
     let ended = match session.handle.run(request) {
-        Ok(events) => follow(&session.handle, events, !args.json).await,
+        Ok(events) => {
+            // Asked for just before the session got the code: it knew of nothing to interrupt.
+            if following.interruption.is_asked() {
+                let _ = session.handle.interrupt();
+            }
+            follow(&session.handle, events, !args.json).await
+        }
         Err(error) => Err(error.into()),
     };
-    interrupts.abort();
+    following.finish();
     let destroyed = session.destroy().await;
     let (outputs, result) = ended.map_err(Failure::no_sandbox)?;
     let files = match &args.artifacts {
@@ -119,7 +129,17 @@ fn read_code(args: &ExecArgs) -> anyhow::Result<String> {
 async fn follow(session: &SessionHandle, mut events: RunEvents, live: bool) -> anyhow::Result<(Vec<Value>, RunResult)> {
     let mut outputs = Outputs::new(StreamStyle::Terminal);
     outputs.start(CELL);
-    while let Some(event) = events.recv().await {
+    let mut stray = session.stray_output();
+    let questions = asker(session.clone());
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = events.recv() => event.ok_or_else(|| anyhow!("the session ended without a word"))?,
+            Ok(output) = stray.recv() => {
+                to_stderr(&output.text);
+                continue;
+            }
+        };
         match event {
             RunEvent::Output { msg_type, message } => {
                 if live {
@@ -127,61 +147,48 @@ async fn follow(session: &SessionHandle, mut events: RunEvents, live: bool) -> a
                 }
                 outputs.apply(CELL, &msg_type, &message.content);
             }
-            RunEvent::Input { message } => answer_from_terminal(session.clone(), &message),
+            RunEvent::Input { message } => drop(questions.try_send(InputRequest::read(&message.content_value()))),
             RunEvent::Notice(text) => say!("cellkeep: {text}"),
             RunEvent::Started => {}
             RunEvent::Finished(result) => return Ok((outputs.finish(CELL), result)),
         }
     }
-    Err(anyhow!("the session ended without a word"))
 }
 
 /// Streams go where they belong as they come; displays as their text.
 fn print_live(msg_type: &str, message: &Message) {
-    let content = message.content_value();
-    if msg_type == "stream" {
-        let text = content.get("text").and_then(Value::as_str).unwrap_or_default();
-        let to_stderr = content.get("name").and_then(Value::as_str) == Some("stderr");
-        // A closed pipe downstream (`| head`) is no reason to stop the code.
-        let _ = if to_stderr {
-            std::io::stderr().write_all(text.as_bytes())
-        } else {
-            let mut stdout = std::io::stdout();
-            stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
-        };
-        return;
-    }
-    let mut one = Outputs::new(StreamStyle::Terminal);
-    one.apply(CELL, msg_type, &message.content);
-    let text = text_of(one.outputs(CELL));
-    if text.trim().is_empty() {
-        return;
-    }
-    let line = format!("{}\n", text.trim_end_matches('\n'));
-    let _ = if msg_type == "error" {
-        std::io::stderr().write_all(line.as_bytes())
+    let text = as_text(msg_type, message);
+    if is_for_stderr(msg_type, message) {
+        to_stderr(&text);
     } else {
-        std::io::stdout().write_all(line.as_bytes())
-    };
+        to_stdout(&text);
+    }
+}
+
+/// Where questions go that the terminal is to answer, one after the other. A kernel waits for its answer before it asks again;
+/// of questions that come faster, which are nobody's, those are dropped for which there is no place.
+fn asker(session: SessionHandle) -> SyncSender<InputRequest> {
+    let (questions, asked) = std::sync::mpsc::sync_channel(1);
+    // Reading blocks for as long as nobody types. The end of the process ends it.
+    std::thread::spawn(move || asked.into_iter().for_each(|question| answer_from_terminal(&session, question)));
+    questions
 }
 
 /// Asks the person at the terminal, or takes a line of standard input. At its end the code is interrupted.
-fn answer_from_terminal(session: SessionHandle, message: &Message) {
-    let InputRequest { prompt, password } = InputRequest::read(&message.content_value());
-    tokio::task::spawn_blocking(move || {
-        let _ = write!(std::io::stderr(), "{prompt}");
-        if password && std::io::stdin().is_terminal() {
-            let _ = write!(std::io::stderr(), "(shown as you type) ");
+fn answer_from_terminal(session: &SessionHandle, InputRequest { prompt, password }: InputRequest) {
+    let _ = write!(std::io::stderr(), "{prompt}");
+    if password && std::io::stdin().is_terminal() {
+        let _ = write!(std::io::stderr(), "(shown as you type) ");
+    }
+    let mut line = String::new();
+    // A session that is over needs no answer.
+    let _ = match std::io::stdin().read_line(&mut line) {
+        Ok(1..) => session.input(line.trim_end_matches(['\n', '\r'])),
+        _ => {
+            say!("cellkeep: the code asks for input and there is none; interrupting it");
+            session.interrupt()
         }
-        let mut line = String::new();
-        match std::io::stdin().read_line(&mut line) {
-            Ok(1..) => session.input(line.trim_end_matches(['\n', '\r'])),
-            _ => {
-                say!("cellkeep: the code asks for input and there is none; interrupting it");
-                session.interrupt()
-            }
-        }
-    });
+    };
 }
 
 fn tell_end(outputs: &[Value], result: &RunResult, files: &[PathBuf], told_where: bool) {

@@ -10,7 +10,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Kernel, Status};
-use crate::sandbox::process;
+use crate::sandbox::Sandbox;
+use crate::sandbox::docker::Images;
+use crate::sandbox::process::ProcessSandbox;
 
 /// Show or install kernels for the process sandbox.
 #[derive(Subcommand)]
@@ -29,10 +31,10 @@ pub(super) enum KernelsCommand {
     },
 }
 
-pub(super) fn run(paths: &Paths, command: KernelsCommand) -> Result<Exit, Failure> {
+pub(super) async fn run(paths: &Paths, command: KernelsCommand) -> Result<Exit, Failure> {
     match command {
         KernelsCommand::List { json } => {
-            list(paths, json);
+            list(paths, json).await;
             Ok(Exit::Ok)
         }
         KernelsCommand::Install { names } => {
@@ -40,6 +42,7 @@ pub(super) fn run(paths: &Paths, command: KernelsCommand) -> Result<Exit, Failur
             for kernel in kernels.map_err(Failure::usage)? {
                 let installed = install(paths, kernel).with_context(|| format!("cannot install {}", kernel.name));
                 installed.map_err(|error| Failure { exit: Exit::CellFailed, error })?;
+                remove_unused(paths, kernel).await;
             }
             Ok(Exit::Ok)
         }
@@ -54,33 +57,83 @@ pub(super) fn state_name(status: Status) -> &'static str {
     }
 }
 
-/// How a kernel stands in the process sandbox, and the command that mends it.
-pub(super) fn state_in_words(kernel: &Kernel, status: Status) -> String {
-    match status {
-        Status::Ready => "ready".to_owned(),
-        Status::Stale => format!("from another version; {}", process::how_to_install(kernel)),
-        Status::Missing => format!("not installed; {}", process::how_to_install(kernel)),
+/// How a kernel's container image stands; `None` where no engine can be asked.
+pub(super) async fn image_status(images: Option<&Images>, kernel: &Kernel) -> Option<Status> {
+    Some(images?.status(kernel).await.ok()?.status)
+}
+
+/// A kernel with its two forms.
+struct Row {
+    kernel: &'static Kernel,
+    process: Status,
+    /// `None` where no engine can be asked.
+    docker: Option<Status>,
+}
+
+impl Row {
+    /// The commands that bring it up to date, or to be at all.
+    fn remedy(&self) -> String {
+        let usable = |status: Status| status != Status::Missing;
+        let nowhere = !usable(self.process) && !self.docker.is_some_and(usable);
+        let (has_environment, name) = (self.kernel.has_environment(), &self.kernel.name);
+        let mut commands = Vec::new();
+        if self.process == Status::Stale || nowhere && has_environment {
+            commands.push(format!("cellkeep kernels install {name}"));
+        }
+        if self.docker == Some(Status::Stale) || nowhere && !has_environment {
+            commands.push(format!("cellkeep images build {name}"));
+        }
+        commands.join("; ")
     }
 }
 
-fn list(paths: &Paths, as_json: bool) {
+async fn list(paths: &Paths, as_json: bool) {
+    let images = Images::connect().await.ok();
+    let mut rows = Vec::new();
+    for kernel in kernels::all() {
+        let docker = image_status(images.as_ref(), kernel).await;
+        rows.push(Row { kernel, process: kernels::status(paths, kernel), docker });
+    }
     if as_json {
-        let all: Vec<_> = kernels::all()
-            .iter()
-            .map(|kernel| {
-                serde_json::json!({
-                    "name": kernel.name, "display_name": kernel.display_name, "language": kernel.language,
-                    "process": state_name(kernels::status(paths, kernel)),
-                })
+        let as_value = |Row { kernel, process, docker }: &Row| {
+            serde_json::json!({
+                "name": kernel.name, "display_name": kernel.display_name, "language": kernel.language,
+                "process": state_name(*process), "docker": docker.map(state_name),
             })
-            .collect();
-        tell!("{}", serde_json::Value::from(all));
+        };
+        tell!("{}", rows.iter().map(as_value).collect::<serde_json::Value>());
         return;
     }
-    tell!("{:<8} {:<24} {:<10} PROCESS SANDBOX", "NAME", "KERNEL", "LANGUAGE");
-    for kernel in kernels::all() {
-        let state = state_in_words(kernel, kernels::status(paths, kernel));
-        tell!("{:<8} {:<24} {:<10} {state}", kernel.name, kernel.display_name, kernel.language);
+    tell!("{:<8} {:<24} {:<10} {:<8} {:<8} TO RENEW", "NAME", "KERNEL", "LANGUAGE", "PROCESS", "DOCKER");
+    for row in rows {
+        let Kernel { name, display_name, language, .. } = row.kernel;
+        let (process, docker) = (state_name(row.process), row.docker.map_or("-", state_name));
+        let line = format!("{name:<8} {display_name:<24} {language:<10} {process:<8} {docker:<8} {}", row.remedy());
+        tell!("{}", line.trim_end());
+    }
+}
+
+/// Removes earlier versions of an environment, unless a session may still use one.
+async fn remove_unused(paths: &Paths, kernel: &Kernel) {
+    if !kernels::has_old_versions(paths, kernel) {
+        return;
+    }
+    let used = match ProcessSandbox::new(paths.clone()).list().await {
+        // A session that is just being started has no agent yet, but an owner.
+        Ok(records) => records
+            .iter()
+            .filter(|record| record.kernel == kernel.name)
+            .any(|record| record.agent.unwrap_or(record.owner).is_alive()),
+        Err(_) => true,
+    };
+    if used {
+        return say!(
+            "{}: earlier versions stay, since sessions may use them; the next installation removes them",
+            kernel.name
+        );
+    }
+    if let Err(error) = kernels::remove_old_versions(paths, kernel) {
+        say!("warning: {error}");
     }
 }
 

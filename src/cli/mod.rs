@@ -1,20 +1,7 @@
 //! The command line.
 
-/// A line on standard error. One that nobody reads any more (`2>&1 | head`) is no reason to stop, let alone to panic.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
-}
-
-/// A line on standard output, likewise.
-macro_rules! tell {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
-}
+#[macro_use]
+mod print;
 
 mod doctor;
 mod exec;
@@ -22,6 +9,7 @@ mod images;
 mod kernels;
 mod options;
 mod run;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -108,7 +96,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(paths, args).await,
             Command::Exec(args) => exec::exec(paths, args).await,
-            Command::Kernels(command) => kernels::run(&paths, command),
+            Command::Kernels(command) => kernels::run(&paths, command).await,
             Command::Images(command) => images::run(command).await,
             Command::Doctor => doctor::run(&paths).await,
         }
@@ -116,6 +104,10 @@ pub fn main() -> ExitCode {
     // A blocked read of the terminal must not keep the process alive.
     runtime.shutdown_background();
     match result {
+        Ok(Exit::Ok) if let Some(failure) = print::failure() => {
+            say!("error: {failure}");
+            ExitCode::from(Exit::CellFailed.code())
+        }
         Ok(exit) => ExitCode::from(exit.code()),
         Err(failure) => {
             say!("error: {:#}", failure.error);

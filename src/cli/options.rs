@@ -8,14 +8,17 @@ use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
+use super::kernels::image_status;
+use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::agent_protocol::{FILE_CHUNK, Request};
 use crate::config::Paths;
-use crate::kernels::Kernel;
+use crate::kernels::{self, Kernel, Status};
 use crate::manager::{Manager, ManagerError, SandboxChoice, Session, SessionSpec};
 use crate::output::Artifact;
 use crate::policy::{Limits, Network, parse_size};
 use crate::sandbox::SandboxKind;
+use crate::sandbox::docker::Images;
 use crate::session::{RunStatus, SessionHandle};
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -92,7 +95,7 @@ impl SandboxArgs {
     }
 
     /// Makes a session as these options say, its files in place.
-    pub async fn session(&self, paths: Paths, kernel: &Kernel) -> Result<Session, Failure> {
+    pub async fn session(&self, paths: Paths, kernel: &Kernel, signals: &mut Signals) -> Result<Session, Failure> {
         let limits = self.limits();
         let sandbox = match self.sandbox {
             SandboxOption::Auto => SandboxChoice::Auto,
@@ -104,7 +107,8 @@ impl SandboxArgs {
             NetworkOption::Open => Network::Open,
         };
         let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env: self.env.clone() };
-        let session = create_or_stop(paths, spec).await?;
+        let session = create_or_stop(paths.clone(), spec, signals).await?;
+        hint_if_stale(&paths, kernel, session.record.kind);
         for file in &self.files {
             if let Err(error) = put_file(&session.handle, file).await {
                 let _ = session.destroy().await;
@@ -115,8 +119,25 @@ impl SandboxArgs {
     }
 }
 
+/// Says when the kernel was not made by this version. In the background: an engine is asked, and nobody need wait for it.
+fn hint_if_stale(paths: &Paths, kernel: &Kernel, kind: SandboxKind) {
+    let (paths, kernel) = (paths.clone(), kernel.clone());
+    tokio::spawn(async move {
+        let (status, command) = match kind {
+            SandboxKind::Process => (Some(kernels::status(&paths, &kernel)), "kernels install"),
+            SandboxKind::Docker => (image_status(Images::connect().await.ok().as_ref(), &kernel).await, "images build"),
+        };
+        if status == Some(Status::Stale) {
+            let name = &kernel.name;
+            say!(
+                "cellkeep: the {name} kernel was made by another version of cellkeep; to renew it, run: cellkeep {command} {name}"
+            );
+        }
+    });
+}
+
 /// Makes the session; one that was called off meanwhile is ended as soon as it stands, so that nothing is left of it.
-async fn create_or_stop(paths: Paths, spec: SessionSpec) -> Result<Session, Failure> {
+async fn create_or_stop(paths: Paths, spec: SessionSpec, signals: &mut Signals) -> Result<Session, Failure> {
     let manager = Manager::new(paths);
     let creating = manager.create(spec);
     tokio::pin!(creating);
@@ -126,27 +147,12 @@ async fn create_or_stop(paths: Paths, spec: SessionSpec) -> Result<Session, Fail
     };
     tokio::select! {
         session = &mut creating => session.map_err(failed),
-        () = stop_signal() => {
+        () = signals.any() => {
             if let Ok(session) = creating.await {
                 let _ = session.destroy().await;
             }
             Err(Failure { exit: Exit::Interrupted, error: anyhow!("stopped before the kernel was ready") })
         }
-    }
-}
-
-/// Waits for Ctrl-C, SIGTERM or the terminal's end.
-async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind as Unix, signal};
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hang_up)) =
-        (signal(Unix::interrupt()), signal(Unix::terminate()), signal(Unix::hangup()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hang_up.recv() => {}
     }
 }
 
@@ -202,8 +208,20 @@ pub(super) fn write_artifacts(folder: &Path, artifacts: Vec<Artifact>) -> anyhow
     Ok(written)
 }
 
-/// Writes a file whole or not at all: beside it first, then in its place.
+/// The file that a path stands for, through links, also to one that is yet to be made.
+pub(super) fn behind_links(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    // As many as the system itself follows.
+    for _ in 0..40 {
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = path.parent().map_or(target.clone(), |folder| folder.join(&target));
+    }
+    path
+}
+
+/// Writes a file whole or not at all: beside it first, then in its place. Through a link, which stays.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let path = &behind_links(path);
     let name = path.file_name().ok_or_else(|| anyhow!("{} is no file name", path.display()))?;
     let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), crate::ids::random_uuid()));
     let write = || -> std::io::Result<()> {
@@ -215,27 +233,4 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     write()
         .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
         .with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Turns Ctrl-C into what `interrupt` does at the first, `stop` at the second. SIGTERM stops at once.
-pub(super) fn on_ctrl_c(handle: SessionHandle) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async move {
-        use tokio::signal::unix::{SignalKind as Unix, signal};
-        let (Ok(mut terminate), Ok(mut hang_up)) = (signal(Unix::terminate()), signal(Unix::hangup())) else { return };
-        let first = tokio::select! {
-            result = tokio::signal::ctrl_c() => result.is_ok(),
-            _ = terminate.recv() => false,
-            _ = hang_up.recv() => false,
-        };
-        if first {
-            say!("\ninterrupting the kernel; press Ctrl-C again to stop");
-            let _ = handle.interrupt();
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-                _ = hang_up.recv() => {}
-            }
-        }
-        let _ = handle.kill();
-    })
 }

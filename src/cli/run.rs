@@ -10,7 +10,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use super::options::{SandboxArgs, exit_of, on_ctrl_c, parse_seconds, write_artifacts, write_whole};
+use super::options::{SandboxArgs, behind_links, exit_of, parse_seconds, write_artifacts, write_whole};
+use super::print::as_text;
+use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels;
@@ -93,18 +95,20 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     parameters::inject(&mut notebook, &kernel.language, &parameters).map_err(Failure::usage)?;
     let target = args.output.clone().unwrap_or_else(|| default_output(&args.notebook));
     check_target(&target).map_err(Failure::usage)?;
-    let session = args.sandbox.session(paths, kernel).await?;
+    let mut signals = Signals::listen()?;
+    let session = args.sandbox.session(paths, kernel, &mut signals).await?;
     let ready_after = begun.elapsed();
-    let interrupts = on_ctrl_c(session.handle.clone());
+    let following = signals.follow(session.handle.clone());
     let options = RunOptions {
         timeout: args.timeout,
         allow_errors: args.allow_errors,
         stream_style: StreamStyle::default(),
         output_memory: Some(args.sandbox.limits().output_memory()),
+        interruption: following.interruption.clone(),
     };
     let mut show = Show::new(&args, &target);
     let ended = execute(&session.handle, &mut notebook, &options, &mut show).await;
-    interrupts.abort();
+    following.finish();
     show.done();
     // Whatever happened: what was produced is written before anything else can go wrong.
     let saved = save(&target, &notebook);
@@ -169,6 +173,7 @@ fn default_output(notebook: &Path) -> PathBuf {
 
 /// A result that cannot be written is found out before an hour of cells, not after.
 fn check_target(target: &Path) -> anyhow::Result<()> {
+    let target = &behind_links(target);
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if target == Path::new("-") || target.exists() && !target.is_dir() && !target.is_file() {
         return Ok(());
@@ -247,6 +252,7 @@ impl Show {
             }
             Progress::Output { msg_type, message } if self.verbose => self.output(msg_type, message),
             Progress::Output { .. } => {}
+            Progress::Stray(output) => self.line(output.text.trim_end_matches('\n')),
             Progress::Notice(text) => self.line(&format!("cellkeep: {text}")),
             Progress::CellFinished { result, notebook, .. } => {
                 if let Some(bar) = &self.bar {
@@ -261,9 +267,7 @@ impl Show {
     }
 
     fn output(&self, msg_type: &str, message: &Message) {
-        let mut one = crate::output::Outputs::new(StreamStyle::Terminal);
-        one.apply(CellKey(0), msg_type, &message.content);
-        let text = crate::output::text_of(one.outputs(CellKey(0)));
+        let text = as_text(msg_type, message);
         if !text.is_empty() {
             self.line(text.trim_end_matches('\n'));
         }
@@ -297,6 +301,9 @@ struct Told<'a> {
 
 impl Told<'_> {
     fn lines(&self) {
+        if self.report.interrupted {
+            say!("interrupted between two cells");
+        }
         if let Some(cell) = self.report.failure() {
             say!("cell {} ({}): {}", cell.index + 1, cell.id, cell.status.name());
             if let Some(error) = &cell.error {

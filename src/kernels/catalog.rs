@@ -168,6 +168,11 @@ impl Kernel {
             .unwrap_or_default()
     }
 
+    /// Whether the process sandbox can have it. Without, it exists as a container image only.
+    pub fn has_environment(&self) -> bool {
+        !self.file("bake.sh").is_empty()
+    }
+
     /// Debian packages that it needs.
     pub fn packages(&self) -> Vec<String> {
         let text = self.file("apt.txt");

@@ -1,8 +1,9 @@
 //! Managed environments: what the process sandbox mounts at `/opt/kernel`.
 //!
 //! Made from the same folder as the container image: requirements into a virtual environment (by `uv`, which takes
-//! seconds, else by pip), the kernel's own files beside it, then its `bake.sh`. Made in a staging folder and renamed when
-//! whole, so a broken installation is never seen.
+//! seconds, else by pip), the kernel's own files beside it, then its `bake.sh`. Made in a staging folder, which becomes a
+//! version when it is whole ([`versions`]): a broken installation is never seen, and a new one takes nothing from under a
+//! running session.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -12,6 +13,7 @@ use std::process::{Command, Stdio};
 use thiserror::Error;
 
 use super::catalog::{Kernel, context};
+use super::versions;
 use crate::config::Paths;
 
 /// The interpreter that environments are built on. Not the one on PATH: that is often in somebody's home, which the uid of
@@ -102,35 +104,54 @@ pub fn status(paths: &Paths, kernel: &Kernel) -> Status {
 /// # Errors
 /// [`InstallError::Missing`].
 pub fn environment(paths: &Paths, kernel: &Kernel) -> Result<PathBuf, InstallError> {
-    let path = paths.kernels().join(&kernel.name);
-    match status(paths, kernel) {
-        Status::Missing => Err(InstallError::Missing { path }),
-        Status::Ready | Status::Stale => Ok(path),
-    }
+    versions::current(&paths.kernels(), &kernel.name)
+        .map_err(|_| InstallError::Missing { path: paths.kernels().join(&kernel.name) })
 }
 
-/// Installs the environment of `kernel`, or does nothing where it is ready.
+/// Installs the environment of `kernel`, or does nothing where it is ready. An earlier version stays beside it until
+/// [`remove_old_versions`].
 ///
 /// # Errors
-/// [`InstallError`]; an earlier environment then stays as it was.
+/// [`InstallError`]; the current version then stays current.
 pub fn install(paths: &Paths, kernel: &Kernel, progress: Progress<'_>) -> Result<PathBuf, InstallError> {
-    let target = paths.kernels().join(&kernel.name);
+    let (kernels, fingerprint) = (paths.kernels(), kernel.fingerprint());
     if status(paths, kernel) == Status::Ready {
-        return Ok(target);
+        return environment(paths, kernel);
     }
-    if kernel.file("bake.sh").is_empty() {
+    if !kernel.has_environment() {
         return Err(InstallError::ImageOnly { kernel: kernel.name.clone() });
     }
     // The uid of a sandbox must be able to read all of it.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     install_packages(kernel, progress)?;
-    fs::create_dir_all(paths.kernels()).map_err(io_error("cannot make the kernels' folder"))?;
-    let staging = paths.kernels().join(format!(".{}-{}", kernel.name, crate::ids::random_uuid()));
-    let made = make(paths, kernel, &staging, progress).and_then(|()| replace(&staging, &target));
-    if made.is_err() {
-        let _ = fs::remove_dir_all(&staging);
+    fs::create_dir_all(&kernels).map_err(io_error("cannot make the kernels' folder"))?;
+    if !versions::exists(&kernels, &kernel.name, &fingerprint) {
+        let staging = kernels.join(format!(".new-{}-{}", kernel.name, crate::ids::random_uuid()));
+        let made = make(paths, kernel, &staging, progress).and_then(|()| {
+            versions::add(&kernels, &kernel.name, &fingerprint, &staging).map_err(io_error("cannot keep the environment"))
+        });
+        if made.is_err() {
+            let _ = fs::remove_dir_all(&staging);
+        }
+        made?;
     }
-    made.map(|()| target)
+    versions::make_current(&kernels, &kernel.name, &fingerprint)
+        .map_err(io_error("cannot put the new environment in place"))?;
+    environment(paths, kernel)
+}
+
+/// Whether there are versions that are not current.
+pub fn has_old_versions(paths: &Paths, kernel: &Kernel) -> bool {
+    versions::others(&paths.kernels(), &kernel.name).is_ok_and(|others| !others.is_empty())
+}
+
+/// Removes the versions that are not current. The caller knows that no session uses them: one that is being started has
+/// written its record before it looked for its environment, so records that are read now tell of it.
+///
+/// # Errors
+/// [`InstallError::Io`].
+pub fn remove_old_versions(paths: &Paths, kernel: &Kernel) -> Result<(), InstallError> {
+    versions::remove_others(&paths.kernels(), &kernel.name).map_err(io_error("cannot remove earlier versions"))
 }
 
 fn make(paths: &Paths, kernel: &Kernel, staging: &Path, progress: Progress<'_>) -> Result<(), InstallError> {
@@ -164,16 +185,6 @@ fn require(program: &Path, remedy: &str) -> Result<(), InstallError> {
         return Ok(());
     }
     Err(InstallError::Program { program: program.display().to_string(), remedy: remedy.to_owned() })
-}
-
-fn replace(staging: &Path, target: &Path) -> Result<(), InstallError> {
-    let old = staging.with_extension("old");
-    let moved = fs::rename(target, &old).is_ok();
-    let result = fs::rename(staging, target).map_err(io_error("cannot put the new environment in place"));
-    if moved {
-        let _ = fs::remove_dir_all(old);
-    }
-    result
 }
 
 fn virtual_environment(paths: &Paths, kernel: &Kernel, staging: &Path, progress: Progress<'_>) -> Result<(), InstallError> {

@@ -5,13 +5,15 @@
 //! Whatever happens, every output that came is in the notebook.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::notebook::{Notebook, NotebookError};
 use crate::output::{CellKey, Outputs, StreamStyle};
-use crate::session::{RunEvent, RunRequest, RunResult, RunStatus, SessionError, SessionHandle};
+use crate::session::{RunEvent, RunRequest, RunResult, RunStatus, SessionError, SessionHandle, StrayOutput};
 use crate::wire::Message;
 use crate::wire::content::ErrorInfo;
 
@@ -26,6 +28,25 @@ pub struct RunOptions {
     pub stream_style: StreamStyle,
     /// Memory that the outputs of one cell may take here, bytes. `None`: a default that suits the default limits.
     pub output_memory: Option<usize>,
+    /// By which the run can be stopped.
+    pub interruption: Interruption,
+}
+
+/// A wish that a run should stop. Between two cells a session has nothing to interrupt and forgets that it was asked; this
+/// remembers.
+#[derive(Clone, Debug, Default)]
+pub struct Interruption(Arc<AtomicBool>);
+
+impl Interruption {
+    /// Asks. The session must be interrupted besides, for the cell that runs.
+    pub fn ask(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it has been asked for.
+    pub fn is_asked(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
 }
 
 /// What happens during a run, for those who show it.
@@ -49,6 +70,8 @@ pub enum Progress<'a> {
         /// The message.
         message: &'a Message,
     },
+    /// Output that belongs to no cell. It is nowhere in the notebook.
+    Stray(&'a StrayOutput),
     /// An escalation, a lost stretch and the like.
     Notice(&'a str),
     /// A cell has ended; its outputs are in the notebook.
@@ -88,6 +111,8 @@ pub struct RunReport {
     pub total: usize,
     /// From the first cell to the last.
     pub wall: Duration,
+    /// Whether it was stopped between two cells.
+    pub interrupted: bool,
 }
 
 impl RunReport {
@@ -98,7 +123,8 @@ impl RunReport {
 
     /// The worst that happened: the failure's status, else ok.
     pub fn status(&self) -> RunStatus {
-        self.failure().map_or(RunStatus::Ok, |cell| cell.status)
+        let otherwise = if self.interrupted { RunStatus::Interrupted } else { RunStatus::Ok };
+        self.failure().map_or(otherwise, |cell| cell.status)
     }
 }
 
@@ -122,8 +148,13 @@ pub async fn run_notebook(
     if let Some(memory) = options.output_memory {
         outputs = outputs.with_memory(memory);
     }
-    let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO };
+    let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO, interrupted: false };
+    let mut stray = session.stray_output();
     for (number, &index) in cells.iter().enumerate() {
+        if options.interruption.is_asked() {
+            report.interrupted = true;
+            break;
+        }
         let Some(cell) = notebook.cell(index) else { continue };
         let (source, id) = (cell.source().into_owned(), cell.id().to_owned());
         let tagged = cell.has_tag("raises-exception");
@@ -132,6 +163,9 @@ pub async fn run_notebook(
         let result = run_cell(session, source, index, options, &mut outputs, notebook, progress).await?;
         // As in nbclient: cells are numbered by the order in which this run executed them.
         record(notebook, index, outputs.finish(key(index)), &result, number as i64 + 1)?;
+        while let Ok(output) = stray.try_recv() {
+            progress(Progress::Stray(&output));
+        }
         progress(Progress::CellFinished { index, result: &result, notebook });
         let allowed = (options.allow_errors || tagged) && result.status == RunStatus::Error;
         let ends = result.status != RunStatus::Ok && !allowed;
@@ -175,6 +209,10 @@ async fn run_cell(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<RunResult, RunError> {
     let mut events = session.run(RunRequest { code, timeout: options.timeout, ..RunRequest::default() })?;
+    // Asked for just before the session got the cell: it knows nothing of it.
+    if options.interruption.is_asked() {
+        session.interrupt()?;
+    }
     outputs.start(key(index));
     let mut touched = BTreeSet::new();
     while let Some(event) = events.recv().await {

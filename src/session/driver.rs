@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
-use super::handle::{Command, RunEvent, RunRequest, SessionHandle, SessionState};
+use super::handle::{Command, RunEvent, RunRequest, SessionHandle, SessionState, StrayOutput};
 use super::ladder::{Ladder, Step};
 use super::run::{ActiveRun, Meaning, RunResult, StopReason};
 use crate::agent_protocol::{Event, KernelEvent, KernelExit, KernelState, KillReason, Request, SignalKind};
@@ -23,8 +24,6 @@ use crate::wire::{Channel, Message, json as wire_json};
 const START_DEADLINE: Duration = Duration::from_secs(120);
 /// Events are acknowledged in batches of so many, or when there is nothing else to do.
 const ACK_EVERY: u64 = 64;
-/// How long a cell over its output limit may end by itself before it is interrupted. Its output is dropped meanwhile.
-const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 /// A kernel that dies by itself is started again, unless it has died so often in a row without finishing a run.
 const RESTARTS: u32 = 3;
 
@@ -32,6 +31,11 @@ const RESTARTS: u32 = 3;
 const OUTPUT_SLACK: u64 = 1 << 20;
 /// Between two looks at a sandbox whose agent is away: from the first to the last, doubling.
 const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// Pieces of output that belong to no run and wait for those who want them.
+const STRAY_KEPT: usize = 16;
+/// Bytes of such a piece. An agent of ours makes none as large.
+const STRAY_MAX: usize = 2 << 20;
 
 struct Driver {
     sandbox: Arc<dyn Sandbox>,
@@ -41,6 +45,7 @@ struct Driver {
     link: Link,
     state: watch::Sender<SessionState>,
     info: watch::Sender<Value>,
+    stray: broadcast::Sender<StrayOutput>,
     generation: Generation,
     queue: VecDeque<(RunRequest, WeighedSender<RunEvent>)>,
     active: Option<Active>,
@@ -88,6 +93,7 @@ pub fn start(
     let (commands, command_receiver) = mpsc::unbounded_channel();
     let (state, state_receiver) = watch::channel(SessionState::Starting);
     let (info, info_receiver) = watch::channel(Value::Null);
+    let (stray, _) = broadcast::channel(STRAY_KEPT);
     let (told, told_receiver) = mpsc::unbounded_channel();
     let output_cap = limits.output_bytes() + limits.output_bytes() / 8 + OUTPUT_SLACK;
     let driver = Driver {
@@ -99,6 +105,7 @@ pub fn start(
         link,
         state,
         info,
+        stray: stray.clone(),
         generation: Generation(0),
         queue: VecDeque::new(),
         active: None,
@@ -112,7 +119,7 @@ pub fn start(
         told,
     };
     tokio::spawn(driver.run(events, command_receiver, told_receiver));
-    SessionHandle { commands, state: state_receiver, info: info_receiver }
+    SessionHandle { commands, state: state_receiver, info: info_receiver, stray }
 }
 
 impl Driver {
@@ -130,6 +137,7 @@ impl Driver {
                 self.ack();
             }
             let deadline = self.next_deadline();
+            let due = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => self.obey(command),
@@ -140,7 +148,7 @@ impl Driver {
                     Some(event) => self.take(event),
                     None => return self.end("its link was closed".to_owned()),
                 },
-                () = sleep_until(deadline) => {}
+                () = due, if deadline.is_some() => {}
             }
             self.tick(Instant::now());
         }
@@ -170,7 +178,7 @@ impl Driver {
             }
             Command::Ask { request, data, reply } => {
                 let link = self.link.clone();
-                tokio::spawn(async move {
+                hand_over(async move {
                     let _ = reply.send(link.request(request, data).await);
                 });
             }
@@ -195,7 +203,7 @@ impl Driver {
             message.metadata = metadata.to_string().into();
         }
         let (link, told, id) = (self.link.clone(), self.told.clone(), run.id.clone());
-        tokio::spawn(async move {
+        hand_over(async move {
             let result = link.submit(Channel::Shell, message).await;
             let _ = told.send(Told::Submitted { run: id, result });
         });
@@ -208,10 +216,7 @@ impl Driver {
     fn stop(&mut self, reason: StopReason) {
         let Some(active) = &mut self.active else { return };
         active.run.stop(reason);
-        // A cell that has just said too much has often said all: an interrupt that meets it between two requests could hit the
-        // kernel's own dispatch, and cost the next request.
-        let patience = if matches!(reason, StopReason::OutputExceeded(_)) { OUTPUT_GRACE } else { Duration::ZERO };
-        active.ladder.get_or_insert_with(|| Ladder::new(Instant::now() + patience));
+        active.ladder.get_or_insert_with(|| Ladder::new(Instant::now()));
         self.set_state(SessionState::Interrupting);
     }
 
@@ -219,29 +224,30 @@ impl Driver {
         let Some(asked) = self.active.as_mut().and_then(|active| active.input.take()) else { return };
         let mut reply = Message::new_request(&self.name, "input_reply", &json!({"value": value}));
         reply.parent_header = asked.header;
-        self.in_background(|link| async move { link.submit(Channel::Stdin, reply).await.map(|_| ()) });
+        self.send(|link| async move { link.submit(Channel::Stdin, reply).await.map(|_| ()) });
     }
 
-    fn in_background<F>(&self, work: impl FnOnce(Link) -> F)
+    /// Sends what needs no answer: a cut shows as a detached link, and what the agent refuses is about a kernel that has ended
+    /// meanwhile.
+    fn send<F>(&self, request: impl FnOnce(Link) -> F)
     where
         F: Future<Output = Result<(), LinkError>> + Send + 'static,
     {
-        let work = work(self.link.clone());
-        // A cut shows as a detached link; what the agent refuses is about a kernel that has ended meanwhile.
-        tokio::spawn(async move {
-            let _ = work.await;
+        let request = request(self.link.clone());
+        hand_over(async move {
+            let _ = request.await;
         });
     }
 
     fn signal(&self, signal: SignalKind) {
         let request = Request::Signal { signal, generation: self.generation };
-        self.in_background(|link| async move { link.request(request, Bytes::new()).await.map(|_| ()) });
+        self.send(|link| async move { link.request(request, Bytes::new()).await.map(|_| ()) });
     }
 
     fn restart_kernel(&mut self) {
         self.set_state(SessionState::Restarting);
         self.start_deadline = Some(Instant::now() + START_DEADLINE);
-        self.in_background(|link| async move { link.request(Request::Restart, Bytes::new()).await.map(|_| ()) });
+        self.send(|link| async move { link.request(Request::Restart, Bytes::new()).await.map(|_| ()) });
     }
 
     // ---- events -----------------------------------------------------------------------------------------------------
@@ -250,6 +256,10 @@ impl Driver {
         match event {
             LinkEvent::Attached(hello) => {
                 self.watch = None;
+                if hello.generation < self.generation {
+                    let why = "the agent in its sandbox does not keep to the protocol: its kernel is one that ended before";
+                    return self.end(why.to_owned());
+                }
                 self.generation = hello.generation;
                 self.acked = Seq(hello.first_seq.0.saturating_sub(1));
                 if hello.kernel_state == KernelState::Ready
@@ -290,7 +300,7 @@ impl Driver {
         }
         let question = Message::new_request(&self.name, "kernel_info_request", &json!({}));
         self.probe = Some(question.header().msg_id);
-        self.in_background(|link| async move { link.submit(Channel::Shell, question).await.map(|_| ()) });
+        self.send(|link| async move { link.submit(Channel::Shell, question).await.map(|_| ()) });
     }
 
     fn take_event(&mut self, event: Event) {
@@ -305,8 +315,11 @@ impl Driver {
     }
 
     fn take_message(&mut self, channel: Channel, message: Message) {
-        let Some(active) = &mut self.active else { return };
         let (header, parent) = (message.header(), message.parent());
+        if channel == Channel::Iopub && header.msg_type == "stream" && parent.msg_id.is_empty() {
+            return self.take_stray(&message);
+        }
+        let Some(active) = &mut self.active else { return };
         let now = Instant::now();
         if channel == Channel::Shell && self.probe.as_ref() == Some(&parent.msg_id) {
             active.run.reply_lost(now);
@@ -335,6 +348,16 @@ impl Driver {
             self.finish(result);
             self.become_idle();
         }
+    }
+
+    fn take_stray(&self, message: &Message) {
+        if message.content.len() > STRAY_MAX {
+            return;
+        }
+        let content = message.content_value();
+        let text = |name: &str| content.get(name).and_then(Value::as_str).unwrap_or_default();
+        // Nobody may want it.
+        let _ = self.stray.send(StrayOutput { stderr: text("name") == "stderr", text: text("text").to_owned() });
     }
 
     fn take_kernel_event(&mut self, generation: Generation, event: KernelEvent) {
@@ -515,10 +538,13 @@ fn tell(events: &WeighedSender<RunEvent>, event: RunEvent) {
     let _ = events.send(event, weight);
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
+/// Starts a request: it is in the link's queue when this returns, and its answer is waited for in the background. So what is
+/// asked first is sent first, an interrupt never before the run that it is meant for.
+fn hand_over(request: impl Future<Output = ()> + Send + 'static) {
+    let mut request = Box::pin(request);
+    // A link queues a request when its future is first polled. The task polls again, and is woken from then on.
+    if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        tokio::spawn(request);
     }
 }
 

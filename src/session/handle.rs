@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::run::RunResult;
 use crate::agent_protocol::{AnswerBody, Request, UsageReading};
@@ -72,6 +72,15 @@ pub enum RunEvent {
     Finished(RunResult),
 }
 
+/// Output that belongs to no run: what the kernel process or a child of it writes between two cells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StrayOutput {
+    /// Whether it was written to stderr.
+    pub stderr: bool,
+    /// The text.
+    pub text: String,
+}
+
 impl RunEvent {
     /// What it weighs in the queue, bytes.
     pub(super) fn weight(&self) -> usize {
@@ -116,12 +125,18 @@ pub struct SessionHandle {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) state: watch::Receiver<SessionState>,
     pub(super) info: watch::Receiver<Value>,
+    pub(super) stray: broadcast::Sender<StrayOutput>,
 }
 
 impl SessionHandle {
     /// Where it stands now.
     pub fn state(&self) -> SessionState {
         self.state.borrow().clone()
+    }
+
+    /// Output that belongs to no run, from now on. A receiver that falls far behind is told how much it missed.
+    pub fn stray_output(&self) -> broadcast::Receiver<StrayOutput> {
+        self.stray.subscribe()
     }
 
     /// The content of the kernel's `kernel_info_reply`; `null` before it is ready.

@@ -19,5 +19,5 @@ mod ladder;
 mod run;
 
 pub use driver::start;
-pub use handle::{RunEvent, RunEvents, RunRequest, SessionError, SessionHandle, SessionState};
+pub use handle::{RunEvent, RunEvents, RunRequest, SessionError, SessionHandle, SessionState, StrayOutput};
 pub use run::{RunResult, RunStatus};

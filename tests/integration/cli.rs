@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use cellkeep::config::Paths;
 use serde_json::{Value, json};
 
+use crate::support::skip;
+
 /// A call of the built program.
 pub struct Cli {
     command: Command,
@@ -105,6 +107,23 @@ fn exec_prints_what_the_code_prints() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for arguments in [&["exec", "-c", "print(1)"][..], &["exec", "--json", "-c", "1"], &["kernels", "list"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_cellkeep")).args(arguments).stdout(full()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("No space left"), "{stderr}");
+    }
+    // Whoever has read enough is no failure.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let arguments = ["exec", "-c", "print(1)"];
+    let output = Command::new(env!("CARGO_BIN_EXE_cellkeep")).args(arguments).stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
 fn exec_takes_code_from_pipes_and_files_and_answers_from_pipes() {
     let ran = Cli::new(&["exec", "-"]).input(b"print('piped')").run();
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "piped\n"), "{}", ran.stderr);
@@ -119,6 +138,29 @@ fn exec_takes_code_from_pipes_and_files_and_answers_from_pipes() {
     std::fs::write(folder.join("data.csv"), "a,b\n1,2\n").unwrap();
     let ran = Cli::new(&["exec", "-c", "print(open('data.csv').read())", "--file"]).path(&folder.join("data.csv")).run();
     assert!(ran.stdout.contains("1,2"), "{}", ran.stderr);
+}
+
+#[test]
+fn forged_questions_are_asked_one_at_a_time() {
+    // Many questions, as no kernel asks them; nobody answers. They are the user's own affair, and cost no thread each.
+    let code = "k = get_ipython().kernel
+ident, parent = k._shell_parent_ident.get(), k.get_parent()
+for i in range(2000):
+    k.session.send(k.stdin_socket, 'input_request', {'prompt': 'forged ', 'password': False}, parent, ident=ident)
+import time; time.sleep(1); print('asked', flush=True); time.sleep(600)";
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cellkeep"))
+        .args(["exec", "-c", code])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(&mut child, "asked");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let threads: u32 = status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap().trim().parse().unwrap();
+    assert!(threads < 20, "{threads} threads");
+    signal(&child, rustix::process::Signal::INT);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
 }
 
 #[test]
@@ -218,6 +260,24 @@ fn parameters_reach_the_kernel_as_they_were_meant() {
     assert_eq!(text.trim(), r#"(-7, '07', None, [1, {'k': "it's $x"}])"#);
     let ran = Cli::new(&["run", "-p", "a b", "1"]).path(&notebook).run();
     assert!(ran.code == 2 && ran.stderr.contains("a b"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_link_to_the_result_stays_a_link() {
+    let folder = scratch("run-link");
+    let notebook = write_notebook(&folder, &[code_cell("print('linked')", &[])]);
+    std::fs::create_dir(folder.join("elsewhere")).unwrap();
+    let link = folder.join("result.ipynb");
+    // First to a file that is yet to be made, then to one that is there.
+    std::os::unix::fs::symlink("elsewhere/real.ipynb", &link).unwrap();
+    for _ in 0..2 {
+        let ran = Cli::new(&["run", "--sandbox", "process", "-o"]).path(&link).path(&notebook).run();
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert!(link.is_symlink());
+        let executed = read_json(&folder.join("elsewhere/real.ipynb"));
+        assert_eq!(executed["cells"][0]["outputs"][0]["text"], json!(["linked\n"]));
+        assert_eq!(std::fs::read_dir(folder.join("elsewhere")).unwrap().count(), 1, "nothing is left beside it");
+    }
 }
 
 #[test]
@@ -344,7 +404,7 @@ print('hits', [hit for hit in hits])
     for sandbox in ["process", "docker"] {
         let ran = Cli::new(&["exec", "--sandbox", sandbox, "-c", &code]).env("MY_SECRET", &canary).run();
         if sandbox == "docker" && ran.code == 3 {
-            eprintln!("skipped: no docker: {}", ran.stderr);
+            skip(&format!("no docker: {}", ran.stderr));
             continue;
         }
         assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -354,10 +414,16 @@ print('hits', [hit for hit in hits])
 
 /// Waits for a line of the child's output that contains `text`.
 fn wait_for(child: &mut Child, text: &str) {
-    use std::io::Read;
-    let stdout = child.stdout.as_mut().unwrap();
+    read_until(child.stdout.as_mut().unwrap(), text);
+}
+
+fn wait_for_stderr(child: &mut Child, text: &str) {
+    read_until(child.stderr.as_mut().unwrap(), text);
+}
+
+fn read_until(stream: &mut impl std::io::Read, text: &str) {
     let (mut seen, mut byte) = (String::new(), [0]);
-    while !seen.contains(text) && stdout.read(&mut byte).unwrap() == 1 {
+    while !seen.contains(text) && stream.read(&mut byte).unwrap() == 1 {
         seen.push(byte[0] as char);
     }
     assert!(seen.contains(text), "it ended with {seen:?}");
@@ -383,6 +449,29 @@ fn ctrl_c_interrupts_and_a_second_one_stops() {
     std::thread::sleep(Duration::from_millis(200));
     signal(&child, rustix::process::Signal::INT);
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+}
+
+#[test]
+fn a_signal_is_heard_to_the_last() {
+    let folder = scratch("run-late-signal");
+    let notebook = write_notebook(&folder, &[code_cell("print('piped')", &[])]);
+    let fifo = folder.join("fifo.ipynb");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    // The cells have run when it waits for somebody to read the result.
+    let mut child = Cli::new(&["run", "--sandbox", "process", "-o"]).path(&fifo).path(&notebook).start();
+    wait_for_stderr(&mut child, "ok");
+    std::thread::sleep(Duration::from_millis(300));
+    signal(&child, rustix::process::Signal::TERM);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(child.try_wait().unwrap().is_none(), "what was produced is still to be written");
+    signal(&child, rustix::process::Signal::TERM);
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = child.kill();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 /// The folders of sandboxes that belong to a process.

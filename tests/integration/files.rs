@@ -23,7 +23,7 @@ async fn in_and_out(place: Place) {
     living.ok("open('out.bin', 'wb').write(open('data/in.bin', 'rb').read() + b'out')").await;
     assert_eq!(get(&living, "out.bin").await.unwrap(), b"\x00\xffinout".as_slice());
     let (answer, _) = living.session.handle.ask(Request::FileList { path: String::new() }, Bytes::new()).await.unwrap();
-    let AnswerBody::Listing { entries } = answer else { panic!("{answer:?}") };
+    let AnswerBody::Listing { entries, truncated: false } = answer else { panic!("{answer:?}") };
     let mut names: Vec<_> = entries.iter().map(|entry| format!("{} {}", entry.kind, entry.name)).collect();
     names.retain(|name| !name.contains(" ."));
     names.sort();

@@ -175,6 +175,21 @@ async fn forged_numbers_end_the_session() {
 }
 
 #[tokio::test]
+async fn a_kernel_that_comes_back_from_the_dead_ends_the_session() {
+    // On each connection: the first kernel says hello, the seventh starts, and the connection is cut.
+    let script: Script = |mut agent| {
+        Box::pin(async move {
+            read_first(&mut agent).await;
+            agent.hello().await;
+            agent.event(&Event::Kernel { generation: Generation(7), event: KernelEvent::Starting }).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        })
+    };
+    let why = gone(&start(script, Limits::default())).await;
+    assert!(why.contains("ended before"), "{why}");
+}
+
+#[tokio::test]
 async fn huge_lengths_and_foreign_preambles_end_the_session() {
     let huge: Script = |mut agent| {
         Box::pin(async move {

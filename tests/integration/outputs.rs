@@ -4,7 +4,7 @@ use cellkeep::session::RunStatus;
 
 use crate::support::Place;
 
-in_every_sandbox!(every_language, writes_past_the_protocol, displays);
+in_every_sandbox!(every_language, writes_past_the_protocol, output_of_no_run, displays);
 
 async fn every_language(place: Place) {
     for (kernel, assign, show, fail) in [
@@ -33,6 +33,20 @@ async fn writes_past_the_protocol(place: Place) {
     let living = place.session("r").await;
     let text = living.ok("system('echo from a child of R')").await;
     assert!(text.contains("from a child of R"), "{text}");
+    living.end().await;
+}
+
+async fn output_of_no_run(place: Place) {
+    let living = place.session("python").await;
+    let mut stray = living.session.handle.stray_output();
+    // ipykernel takes over descriptors 1 and 2; this is what it has kept of the process's own stdout.
+    let own = "import os, threading\nown = sys.stdout._original_stdstream_copy\n";
+    let text = living.ok(&format!("import sys\n{own}os.write(own, ('x' + 'ü€' * 30000).encode());")).await;
+    assert!(text.contains(&format!("x{}", "ü€".repeat(30_000))), "whole characters: {}", text.contains('\u{fffd}'));
+    assert!(stray.try_recv().is_err(), "that was the run's");
+    living.ok("threading.Timer(0.3, lambda: os.write(own, b'nobody asked')).start()").await;
+    let heard = tokio::time::timeout(std::time::Duration::from_secs(10), stray.recv()).await.expect("it comes").unwrap();
+    assert_eq!((heard.stderr, heard.text.as_str()), (false, "nobody asked"));
     living.end().await;
 }
 

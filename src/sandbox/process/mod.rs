@@ -134,8 +134,7 @@ impl ProcessSandbox {
 
 /// The command that gets a kernel for this sandbox, or for another where there is none for this.
 pub fn how_to_install(kernel: &Kernel) -> String {
-    // No environment is made without a bake.sh.
-    if kernel.file("bake.sh").is_empty() {
+    if !kernel.has_environment() {
         return format!("run: cellkeep images build {}, and use --sandbox docker", kernel.name);
     }
     format!("run: cellkeep kernels install {}", kernel.name)

@@ -1,0 +1,167 @@
+//! Interrupts at every moment of a cell's life: it ends as interrupted or as what it was, and costs nothing else.
+
+use std::time::{Duration, Instant};
+
+use cellkeep::notebook::Notebook;
+use cellkeep::runner::{Progress, RunOptions, run_notebook};
+use cellkeep::session::{RunRequest, RunStatus};
+
+use serde_json::{Value, json};
+
+use crate::support::{Living, Place, Ran};
+
+in_every_sandbox!(at_any_moment, in_every_kind_of_code, after_the_end, when_a_cell_has_said_too_much);
+
+/// Different in each run and the same in none; printed when a test fails.
+fn random_below(limit: u128) -> u64 {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    u64::try_from(nanos / 1000 * 2_654_435_761 % limit).unwrap()
+}
+
+/// Runs code and interrupts it so long after its start.
+async fn interrupted_after(living: &Living, code: &str, wait: Duration) -> (Ran, Duration) {
+    let handle = living.session.handle.clone();
+    let request = RunRequest { code: code.to_owned(), ..RunRequest::default() };
+    let begun = Instant::now();
+    let interrupting = async {
+        tokio::time::sleep(wait).await;
+        handle.interrupt().unwrap();
+    };
+    let (ran, ()) = tokio::join!(living.run_with(request), interrupting);
+    assert!(!ran.result.kernel_gone, "it cost the kernel: {wait:?}, {}", ran.error());
+    (ran, begun.elapsed())
+}
+
+async fn at_any_moment(place: Place) {
+    let living = place.session("python").await;
+    living.ok("kept = 0").await;
+    let (mut done, mut interrupted) = (0, 0);
+    for round in 0..50 {
+        // Over before, while or after the interrupt comes.
+        let code = ["kept += 1", "kept += 1\nimport time; time.sleep(0.01)", "kept += 1\nwhile True: pass"][round % 3];
+        let wait = Duration::from_micros(random_below(30_000));
+        let (ran, took) = interrupted_after(&living, code, wait).await;
+        match ran.status() {
+            RunStatus::Ok => done += 1,
+            RunStatus::Interrupted => {
+                assert!(
+                    took < Duration::from_millis(1900),
+                    "round {round}: only the second one was heeded: {wait:?}, {took:?}"
+                );
+                interrupted += 1;
+            }
+            other => panic!("round {round}: {other:?} after {wait:?}: {}", ran.text()),
+        }
+        let begun = Instant::now();
+        let kept: u32 = living.ok("print(kept)").await.trim().parse().expect("the state is kept");
+        assert!(
+            kept <= round as u32 + 1 && begun.elapsed() < Duration::from_secs(2),
+            "round {round}: {kept}, {:?}",
+            begun.elapsed()
+        );
+    }
+    assert!(interrupted >= 16, "{done} done, {interrupted} interrupted");
+    living.end().await;
+}
+
+async fn in_every_kind_of_code(place: Place) {
+    let living = place.session("python").await;
+    // IPython loads its magics when they are first used; one that is interrupted in its import stays broken, as any module.
+    living.ok("kept = 'kept'\nimport asyncio, subprocess, threading, time\n%time pass").await;
+    for code in [
+        "time.sleep(600)",
+        "while True: print('x' * 100)",
+        "await asyncio.sleep(600)",
+        "await asyncio.sleep(0)\nwhile True: pass",
+        "for i in range(10 ** 9): await asyncio.sleep(0)",
+        "await asyncio.gather(*(asyncio.sleep(600) for _ in range(10)))",
+        "exec('while True: pass')",
+        "get_ipython().run_cell('while True: pass')",
+        "%time time.sleep(600)",
+        "threading.Thread(target=time.sleep, args=(3,)).start()\ntime.sleep(600)",
+        "subprocess.run(['sleep', '600'])",
+        "class Slow:\n    def __repr__(self): time.sleep(600)\nSlow()",
+        "get_ipython().events.register('post_execute', f := lambda: (get_ipython().events.unregister('post_execute', f), time.sleep(600)))",
+    ] {
+        // Twice: what an interrupt leaves behind must not touch the next.
+        for wait in [0, 300] {
+            let (ran, took) = interrupted_after(&living, code, Duration::from_millis(wait)).await;
+            assert_eq!(ran.status(), RunStatus::Interrupted, "{code}: {}", ran.text());
+            assert!(!ran.text().contains("cellkeep_interrupts"), "{}", ran.text());
+            // One in hundreds meets CPython between its last look for signals and a system call that waits, and only the
+            // second one wakes it.
+            assert!(took < Duration::from_millis(3900), "{code}: {took:?}");
+            assert_eq!(living.ok("print(kept)").await.trim(), "kept", "{code}");
+        }
+    }
+    // What the code does with it is its own affair, and the next one is raised again.
+    let code = "caught = 0\nwhile caught < 1:\n    try: time.sleep(600)\n    except KeyboardInterrupt: caught += 1\nprint('went on')";
+    let (ran, _) = interrupted_after(&living, code, Duration::from_millis(300)).await;
+    assert_eq!(ran.status(), RunStatus::Interrupted);
+    assert_eq!(living.ok("print(caught)").await.trim(), "1");
+    living.end().await;
+}
+
+async fn after_the_end(place: Place) {
+    let living = place.session("python").await;
+    living.ok("kept = 'kept'").await;
+    for _ in 0..10 {
+        // From inside, where no agent holds it back: between two requests there is nobody to take it.
+        living
+            .ok("import os, signal, threading\nthreading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()")
+            .await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(living.ok("print(kept)").await.trim(), "kept");
+        // A handler that a cell leaves behind is gone with it.
+        living.ok("signal.signal(signal.SIGINT, signal.default_int_handler)\nthreading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(living.ok("print(kept)").await.trim(), "kept");
+    }
+    living.end().await;
+}
+
+async fn when_a_cell_has_said_too_much(place: Place) {
+    let limits = cellkeep::policy::Limits { output_mb: 1, ..Default::default() };
+    let living = place.session_with("python", limits).await;
+    for _ in 0..5 {
+        // It is over by the time that it is stopped.
+        let ran = living.run("kept = 'kept'\nprint('x' * 2_000_000)").await;
+        assert_eq!(ran.status(), RunStatus::OutputExceeded, "{}", ran.error());
+        assert!(!ran.result.kernel_gone);
+        assert_eq!(living.ok("print(kept)").await.trim(), "kept");
+    }
+    living.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn between_two_cells_the_wish_is_remembered() {
+    let cells: Vec<Value> = ["'one'", "import time; time.sleep(60)", "'three'"]
+        .iter()
+        .enumerate()
+        .map(|(id, source)| json!({"cell_type": "code", "id": format!("c{id}"), "metadata": {}, "execution_count": null, "outputs": [], "source": source}))
+        .collect();
+    let json = json!({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}).to_string();
+    // At the end of the first cell, and when the second has been announced but not yet given to the session.
+    for announced in [false, true] {
+        let living = Place::process().session("python").await;
+        let mut notebook = Notebook::parse(json.as_bytes()).unwrap();
+        let options = RunOptions::default();
+        let mut progress = |progress: Progress<'_>| {
+            let now = match progress {
+                Progress::CellStarted { index, .. } => announced && index == 1,
+                Progress::CellFinished { index, .. } => !announced && index == 0,
+                _ => false,
+            };
+            if now {
+                options.interruption.ask();
+                living.session.handle.interrupt().unwrap();
+            }
+        };
+        let begun = Instant::now();
+        let report = run_notebook(&living.session.handle, &mut notebook, &options, &mut progress).await.unwrap();
+        assert_eq!((report.status(), report.cells.len()), (RunStatus::Interrupted, 1 + usize::from(announced)));
+        assert_eq!(report.interrupted, !announced);
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        living.end().await;
+    }
+}
