@@ -96,8 +96,9 @@ async fn an_agent_keeps_no_memory_of_a_flood() {
     let big = "print('y' * 50_000_000)";
     let flood = &LINES.replace("60000", "10000");
     for code in [flood, big, big, flood] {
-        // Taken, and nothing made of it: that would take a while.
+        // Taken late, so that the agent has much to keep, and nothing made of it: that would take a while.
         let mut events = living.session.handle.run(RunRequest { code: code.to_owned(), ..RunRequest::default() }).unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
         while events.recv().await.is_some() {}
         // What zeromq still reads into is let go when the next messages have come.
         for _ in 0..3 {
