@@ -16,6 +16,9 @@ use crate::ids::random_uuid;
 use crate::wire::connection_file::{ConnectionInfo, Transport};
 use crate::wire::{Channel, Message, Signer, WireError};
 
+/// Bytes that are read from a socket at once, always as many. By default zeromq shrinks its reads after a burst, and then reads
+/// a hundred small messages into what is left of a large frame's memory, which stays until it is used up.
+const READ_CHUNK: usize = 16 * 1024;
 /// Frames of this size, bytes, are worth the trouble of giving their memory back.
 const LARGE_FRAME: usize = 1 << 20;
 
@@ -58,13 +61,13 @@ pub(super) async fn connect(
     }
     let failed =
         |channel: Channel| move |error| format!("cannot connect to the kernel's {} socket: {error}", channel.name());
-    let mut iopub = SubSocket::new();
+    let mut iopub = SubSocket::with_options(options());
     iopub.connect(&connection.endpoint(Channel::Iopub)).await.map_err(failed(Channel::Iopub))?;
     iopub.subscribe("").await.map_err(failed(Channel::Iopub))?;
     // A kernel routes input_request by the identity of the execute_request, so shell and stdin share one.
     let identity = random_uuid();
     let mut dealer = async |channel: Channel, identity: &str| -> Result<mpsc::UnboundedSender<Message>, String> {
-        let mut options = SocketOptions::default();
+        let mut options = options();
         options.peer_identity(PeerIdentity::try_from(Bytes::from(identity.to_owned())).map_err(failed(channel))?);
         let mut socket = DealerSocket::with_options(options);
         socket.connect(&connection.endpoint(channel)).await.map_err(failed(channel))?;
@@ -79,6 +82,12 @@ pub(super) async fn connect(
     let control = dealer(Channel::Control, &random_uuid()).await?;
     tasks.spawn_local(read(iopub, Channel::Iopub, signer, received));
     Ok(Senders { shell, control, stdin })
+}
+
+fn options() -> SocketOptions {
+    let mut options = SocketOptions::default();
+    options.read_buffer(READ_CHUNK, READ_CHUNK, 1);
+    options
 }
 
 /// Waits until the kernel has bound a channel's socket. Without end: the kernel's exit or the manager's deadline ends it.

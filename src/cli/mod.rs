@@ -110,7 +110,7 @@ pub fn main() -> ExitCode {
         }
         Ok(exit) => ExitCode::from(exit.code()),
         Err(failure) => {
-            say!("error: {:#}", failure.error);
+            say!("error: {}", print::explain(&failure.error));
             ExitCode::from(failure.exit.code())
         }
     }

@@ -53,6 +53,15 @@ pub(super) fn failure() -> Option<&'static str> {
     FAILURE.get().map(String::as_str)
 }
 
+/// An error with its causes, each said once: some name their cause themselves, and others leave that to whoever shows them.
+pub(super) fn explain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        told if told.contains(&cause) => told.to_owned(),
+        told => format!("{told}: {cause}"),
+    })
+}
+
 /// An output as text for a terminal: streams as they are, displays in a line of their own. Empty where there is none.
 pub(super) fn as_text(msg_type: &str, message: &Message) -> String {
     if msg_type == "stream" {
@@ -71,4 +80,25 @@ pub(super) fn as_text(msg_type: &str, message: &Message) -> String {
 pub(super) fn is_for_stderr(msg_type: &str, message: &Message) -> bool {
     msg_type == "error"
         || msg_type == "stream" && message.content_value().get("name").and_then(Value::as_str) == Some("stderr")
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn every_cause_is_said_once() {
+        let names_its_cause = || serde_json::from_str::<Value>("{").map_err(|source| NamesItsCause { source });
+        let error = names_its_cause().context("cannot begin").unwrap_err();
+        assert_eq!(explain(&error), "cannot begin: bad JSON: EOF while parsing an object at line 1 column 1");
+        assert_eq!(explain(&anyhow::anyhow!("alone")), "alone");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("bad JSON: {source}")]
+    struct NamesItsCause {
+        source: serde_json::Error,
+    }
 }

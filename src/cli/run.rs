@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use super::options::{SandboxArgs, behind_links, exit_of, parse_seconds, write_artifacts, write_whole};
-use super::print::as_text;
+use super::print::{as_text, explain};
 use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
@@ -277,7 +277,7 @@ impl Show {
     fn save_now_and_then(&mut self, notebook: &Notebook) {
         if self.saved.elapsed() >= SAVE_EVERY && self.target != Path::new("-") {
             if let Err(error) = save(&self.target, notebook) {
-                self.line(&format!("warning: {error:#}"));
+                self.line(&format!("warning: {}", explain(&error)));
             }
             self.saved = Instant::now();
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cellkeep::policy::Limits;
 use cellkeep::session::{RunEvent, RunRequest, RunStatus};
 
-use crate::support::Place;
+use crate::support::{Living, Place};
 
 in_every_sandbox!(sixty_thousand_lines, slow_reader_and_slow_kernel, fifty_megabytes, endless_output, one_output_too_large);
 
@@ -78,5 +78,37 @@ async fn one_output_too_large(place: Place) {
     assert_eq!(ran.status(), RunStatus::OutputExceeded, "{}", ran.error());
     assert!(ran.text().contains("before"));
     living.still_works().await;
+    living.end().await;
+}
+
+/// What the agent's process has written to: its heap, stack and data, bytes. `None` where we may not look (not root).
+fn agent_memory(living: &Living) -> Option<u64> {
+    let pid = living.session.record.agent?.pid;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_keeps_no_memory_of_a_flood() {
+    let living = Place::process().session("python").await;
+    let mut seen = Vec::new();
+    let big = "print('y' * 50_000_000)";
+    let flood = &LINES.replace("60000", "10000");
+    for code in [flood, big, big, flood] {
+        // Taken late, so that the agent has much to keep, and nothing made of it: that would take a while.
+        let mut events = living.session.handle.run(RunRequest { code: code.to_owned(), ..RunRequest::default() }).unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        while events.recv().await.is_some() {}
+        // What zeromq still reads into is let go when the next messages have come.
+        for _ in 0..3 {
+            living.ok("1").await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        living.session.handle.usage().await.unwrap();
+        let Some(memory) = agent_memory(&living) else { return living.end().await };
+        seen.push(memory >> 10);
+    }
+    assert!(seen.iter().all(|kilobytes| *kilobytes < 1024), "{seen:?} KB");
     living.end().await;
 }
