@@ -44,6 +44,16 @@ impl Paths {
         self.data.join("s")
     }
 
+    /// The journal of `serve`.
+    pub fn journal(&self) -> PathBuf {
+        self.data.join("journal.db")
+    }
+
+    /// Artifacts by their hash.
+    pub fn blobs(&self) -> PathBuf {
+        self.data.join("blobs")
+    }
+
     /// The agent binary, written out to be mounted.
     pub fn agent(&self) -> PathBuf {
         self.data.join("agent")

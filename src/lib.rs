@@ -6,7 +6,7 @@
 //! |---|---|
 //! | top | `cli` |
 //! | domain | `runner`, `manager`, `session` |
-//! | adapter | `store`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, and inside the sandbox `agent` |
+//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
@@ -21,6 +21,12 @@ pub mod ids;
 pub mod policy;
 pub mod wire;
 
+#[cfg(feature = "host")]
+pub mod api;
+#[cfg(feature = "host")]
+pub mod artifacts;
+#[cfg(feature = "host")]
+pub mod auth;
 #[cfg(feature = "host")]
 pub mod cli;
 #[cfg(feature = "host")]
@@ -41,6 +47,8 @@ pub mod output;
 pub mod runner;
 #[cfg(feature = "host")]
 pub mod sandbox;
+#[cfg(feature = "host")]
+pub mod server;
 #[cfg(feature = "host")]
 pub mod session;
 #[cfg(feature = "host")]

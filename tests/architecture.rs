@@ -21,15 +21,37 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["policy"]),
     ("descriptors", &[]),
     ("store", &["ids"]),
+    ("artifacts", &["ids"]),
+    ("auth", &["ids", "store"]),
     ("kernels", &["ids", "wire", "policy", "config"]),
     ("sandbox", &["ids", "policy", "config", "kernels", "agent_protocol", "descriptors"]),
     ("link", &["ids", "wire", "agent_protocol", "sandbox"]),
     ("agent", &["ids", "wire", "policy", "agent_protocol", "descriptors"]),
     // domain
     ("session", &["ids", "wire", "output", "policy", "agent_protocol", "link", "sandbox"]),
-    ("manager", &["ids", "policy", "config", "kernels", "sandbox", "link", "session"]),
+    (
+        "manager",
+        &[
+            "ids",
+            "mime",
+            "policy",
+            "wire",
+            "output",
+            "agent_protocol",
+            "config",
+            "store",
+            "artifacts",
+            "kernels",
+            "sandbox",
+            "link",
+            "session",
+        ],
+    ),
     ("runner", &["wire", "session", "notebook", "output"]),
+    // faces
+    ("api", &["ids", "mime", "policy", "wire", "artifacts", "auth", "kernels", "session", "manager"]),
     // top
+    ("server", &["config", "store", "auth", "manager", "api"]),
     (
         "cli",
         &[
@@ -41,11 +63,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "notebook",
             "agent_protocol",
             "config",
+            "store",
+            "auth",
             "kernels",
             "sandbox",
             "session",
             "manager",
             "runner",
+            "server",
         ],
     ),
 ];

@@ -129,14 +129,14 @@ fn all_cpus() -> Limits {
 
 async fn in_session(lab: &Lab, limits: Limits) -> anyhow::Result<Run> {
     let began = Instant::now();
-    let session = lab.session_with(SandboxKind::Process, limits).await?;
-    let cells = async { anyhow::Ok([timed_cell(&session, FLOOD).await?, timed_cell(&session, BIG).await?]) }.await;
+    let mut session = lab.session_with(SandboxKind::Process, limits).await?;
+    let cells = async { anyhow::Ok([timed_cell(&mut session, FLOOD).await?, timed_cell(&mut session, BIG).await?]) }.await;
     session.destroy().await?;
     let [(flood, flood_seconds), (big, big_seconds)] = cells?;
     Ok(Run { texts: [flood, big], cells: [flood_seconds, big_seconds], whole: began.elapsed().as_secs_f64() })
 }
 
-async fn timed_cell(session: &Session, code: &str) -> anyhow::Result<(String, f64)> {
+async fn timed_cell(session: &mut Session, code: &str) -> anyhow::Result<(String, f64)> {
     let began = Instant::now();
     let text = run(session, code).await?;
     Ok((text, began.elapsed().as_secs_f64()))

@@ -25,7 +25,7 @@ use cellkeep::kernels::{self, Kernel};
 use cellkeep::manager::{Manager, SandboxChoice, Session, SessionSpec};
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
-use cellkeep::session::{RunEvent, RunRequest, RunStatus};
+use cellkeep::session::{EventBody, NewCell, RunStatus};
 
 use self::table::Table;
 
@@ -128,21 +128,19 @@ impl Lab {
 }
 
 /// Runs code to its end; gives the text that it printed. An error unless the run ends well.
-async fn run(session: &Session, code: &str) -> anyhow::Result<String> {
-    let request = RunRequest { code: code.to_owned(), ..RunRequest::default() };
-    let mut events = session.handle.run(request)?;
+async fn run(session: &mut Session, code: &str) -> anyhow::Result<String> {
+    session.handle.add_cell(NewCell { source: code.to_owned(), run: true, ..NewCell::default() }).await?;
     let mut printed = String::new();
-    while let Some(event) = events.recv().await {
-        match event {
-            RunEvent::Output { msg_type, message } if msg_type == "stream" => {
+    while let Some(event) = session.events.recv().await {
+        match event.body {
+            EventBody::Message { msg_type, message } if msg_type == "stream" => {
                 printed.push_str(message.content_value()["text"].as_str().unwrap_or_default());
             }
-            RunEvent::Notice(text) => eprintln!("  notice: {text}"),
-            RunEvent::Finished(result) => {
+            EventBody::Finished(result) => {
                 ensure!(result.status == RunStatus::Ok, "the cell ended with {:?}: {:?}", result.status, result.error);
                 return Ok(printed);
             }
-            _ => {}
+            body => body.notice().into_iter().for_each(|text| eprintln!("  notice: {text}")),
         }
     }
     anyhow::bail!("the session ended without a word")

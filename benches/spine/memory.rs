@@ -21,8 +21,8 @@ struct Memory {
 pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     // A second agent, as on any machine with more than one session: their program is then shared, as it is in life.
     let other = lab.session(SandboxKind::Process).await?;
-    let session = lab.session(SandboxKind::Process).await?;
-    let measured = measure_session(&session).await;
+    let mut session = lab.session(SandboxKind::Process).await?;
+    let measured = measure_session(&mut session).await;
     session.destroy().await?;
     other.destroy().await?;
     let mut rows = Rows::default();
@@ -34,7 +34,7 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     Ok(rows)
 }
 
-async fn measure_session(session: &Session) -> anyhow::Result<[(&'static str, Memory, Option<Goal>); 3]> {
+async fn measure_session(session: &mut Session) -> anyhow::Result<[(&'static str, Memory, Option<Goal>); 3]> {
     let goal = Some(Goal::Below(1 << 20));
     run(session, "1").await?;
     let fresh = settled(session).await?;

@@ -28,8 +28,8 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     let mut ratios = Vec::new();
     for set in 1..=SETS {
         eprintln!("round trip: kernels {set} of {SETS}");
-        let session = lab.session(SandboxKind::Process).await?;
-        let measured = measure_set(lab, &session).await;
+        let mut session = lab.session(SandboxKind::Process).await?;
+        let measured = measure_set(lab, &mut session).await;
         session.destroy().await?;
         let times = measured?;
         ratios.push(percentile(&times.ours, 50) / percentile(&times.theirs[0], 50));
@@ -55,7 +55,7 @@ pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     Ok(rows)
 }
 
-async fn measure_set(lab: &Lab, session: &Session) -> anyhow::Result<Times> {
+async fn measure_set(lab: &Lab, session: &mut Session) -> anyhow::Result<Times> {
     let mut peers = Vec::new();
     for client in CLIENTS {
         let mut peer = Peer::start(lab)?;
@@ -74,7 +74,7 @@ async fn measure_set(lab: &Lab, session: &Session) -> anyhow::Result<Times> {
     Ok(times)
 }
 
-async fn rounds(session: &Session, count: usize) -> anyhow::Result<Vec<f64>> {
+async fn rounds(session: &mut Session, count: usize) -> anyhow::Result<Vec<f64>> {
     let mut seconds = Vec::with_capacity(count);
     for _ in 0..count {
         let began = Instant::now();

@@ -61,8 +61,8 @@ impl Pair {
 
 async fn first_result(lab: &Lab, kind: SandboxKind) -> anyhow::Result<f64> {
     let began = Instant::now();
-    let session = lab.session(kind).await?;
-    let ran = run(&session, "1").await;
+    let mut session = lab.session(kind).await?;
+    let ran = run(&mut session, "1").await;
     let seconds = began.elapsed().as_secs_f64();
     session.destroy().await?;
     ran.map(|_| seconds)

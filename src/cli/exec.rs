@@ -3,11 +3,13 @@
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
+
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
+use tokio::runtime::Handle as Runtime;
 
 use super::options::{SandboxArgs, exit_of, parse_seconds, write_artifacts};
 use super::print::{as_text, is_for_stderr, to_stderr, to_stdout};
@@ -16,7 +18,7 @@ use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Kernel};
 use crate::output::{ArtifactOptions, CellKey, Outputs, StreamStyle, artifacts};
-use crate::session::{RunEvent, RunEvents, RunRequest, RunResult, RunStatus, SessionHandle};
+use crate::session::{EventBody, NewCell, RunOptions, RunResult, RunStatus, SessionEvents, SessionHandle};
 use crate::wire::Message;
 use crate::wire::content::InputRequest;
 
@@ -62,17 +64,18 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let code = read_code(&args).map_err(Failure::usage)?;
     let from_stdin = args.file_or_stdin.as_deref() == Some(Path::new("-"));
     let mut signals = Signals::listen()?;
-    let session = args.sandbox.session(paths, kernel, &mut signals).await?;
+    let mut session = args.sandbox.session(paths, kernel, &mut signals).await?;
     let following = signals.follow(session.handle.clone());
     // Standard input cannot be both the code and the answers.
-    let request = RunRequest { code, timeout: args.timeout, allow_stdin: !from_stdin, metadata: None };
-    let ended = match session.handle.run(request) {
-        Ok(events) => {
+    let options = RunOptions { timeout_seconds: args.timeout.map(|limit| limit.as_secs_f64()), allow_stdin: !from_stdin };
+    let cell = NewCell { source: code, options, run: true, ..NewCell::default() };
+    let ended = match session.handle.add_cell(cell).await {
+        Ok(_) => {
             // Asked for just before the session got the code: it knew of nothing to interrupt.
             if following.interruption.is_asked() {
-                let _ = session.handle.interrupt();
+                let _ = session.handle.interrupt().await;
             }
-            follow(&session.handle, events, !args.json).await
+            follow(&session.handle, &mut session.events, args.sandbox.limits().output_memory(), !args.json).await
         }
         Err(error) => Err(error.into()),
     };
@@ -125,34 +128,34 @@ fn read_code(args: &ExecArgs) -> anyhow::Result<String> {
     String::from_utf8(bytes).map_err(|error| anyhow!("the code is not UTF-8 text: {error}"))
 }
 
-/// Follows a run to its end; prints as it goes if `live`.
-async fn follow(session: &SessionHandle, mut events: RunEvents, live: bool) -> anyhow::Result<(Vec<Value>, RunResult)> {
-    let mut outputs = Outputs::new(StreamStyle::Terminal);
+/// Follows the one cell to its end; prints as it goes if `live`.
+async fn follow(
+    session: &SessionHandle,
+    events: &mut SessionEvents,
+    memory: usize,
+    live: bool,
+) -> anyhow::Result<(Vec<Value>, RunResult)> {
+    let mut outputs = Outputs::new(StreamStyle::Terminal).with_memory(memory);
     outputs.start(CELL);
-    let mut stray = session.stray_output();
     let questions = asker(session.clone());
-    loop {
-        let event = tokio::select! {
-            biased;
-            event = events.recv() => event.ok_or_else(|| anyhow!("the session ended without a word"))?,
-            Ok(output) = stray.recv() => {
-                to_stderr(&output.text);
-                continue;
-            }
-        };
-        match event {
-            RunEvent::Output { msg_type, message } => {
+    while let Some(event) = events.recv().await {
+        match event.body {
+            EventBody::Message { msg_type, message } => {
                 if live {
                     print_live(&msg_type, &message);
                 }
                 outputs.apply(CELL, &msg_type, &message.content);
             }
-            RunEvent::Input { message } => drop(questions.try_send(InputRequest::read(&message.content_value()))),
-            RunEvent::Notice(text) => say!("cellkeep: {text}"),
-            RunEvent::Started => {}
-            RunEvent::Finished(result) => return Ok((outputs.finish(CELL), result)),
+            EventBody::Input { prompt, password } => drop(questions.try_send(InputRequest { prompt, password })),
+            EventBody::Finished(result) => return Ok((outputs.finish(CELL), *result)),
+            body => {
+                if let Some(notice) = body.notice() {
+                    say!("cellkeep: {notice}");
+                }
+            }
         }
     }
+    Err(anyhow!("the session ended without a word"))
 }
 
 /// Streams go where they belong as they come; displays as their text.
@@ -170,12 +173,15 @@ fn print_live(msg_type: &str, message: &Message) {
 fn asker(session: SessionHandle) -> SyncSender<InputRequest> {
     let (questions, asked) = std::sync::mpsc::sync_channel(1);
     // Reading blocks for as long as nobody types. The end of the process ends it.
-    std::thread::spawn(move || asked.into_iter().for_each(|question| answer_from_terminal(&session, question)));
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn(move || {
+        asked.into_iter().for_each(|question| answer_from_terminal(&runtime, &session, question));
+    });
     questions
 }
 
 /// Asks the person at the terminal, or takes a line of standard input. At its end the code is interrupted.
-fn answer_from_terminal(session: &SessionHandle, InputRequest { prompt, password }: InputRequest) {
+fn answer_from_terminal(runtime: &Runtime, session: &SessionHandle, InputRequest { prompt, password }: InputRequest) {
     let _ = write!(std::io::stderr(), "{prompt}");
     if password && std::io::stdin().is_terminal() {
         let _ = write!(std::io::stderr(), "(shown as you type) ");
@@ -183,10 +189,10 @@ fn answer_from_terminal(session: &SessionHandle, InputRequest { prompt, password
     let mut line = String::new();
     // A session that is over needs no answer.
     let _ = match std::io::stdin().read_line(&mut line) {
-        Ok(1..) => session.input(line.trim_end_matches(['\n', '\r'])),
+        Ok(1..) => runtime.block_on(session.input(line.trim_end_matches(['\n', '\r']))),
         _ => {
             say!("cellkeep: the code asks for input and there is none; interrupting it");
-            session.interrupt()
+            runtime.block_on(session.interrupt())
         }
     };
 }

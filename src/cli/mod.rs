@@ -9,7 +9,9 @@ mod images;
 mod kernels;
 mod options;
 mod run;
+mod serve;
 mod signals;
+mod token;
 
 use std::process::ExitCode;
 
@@ -54,7 +56,8 @@ First steps:
   cellkeep doctor                     what works on this machine, and how to mend what does not
   cellkeep kernels install python     get a kernel for the process sandbox
   cellkeep exec -c 'print(6*7)'       run code
-  cellkeep run notebook.ipynb         run a notebook; writes notebook.out.ipynb"
+  cellkeep run notebook.ipynb         run a notebook; writes notebook.out.ipynb
+  cellkeep serve                      keep sessions, and serve them over HTTP"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -70,6 +73,8 @@ enum Command {
     Run(run::RunArgs),
     /// Run code and print what it prints
     Exec(exec::ExecArgs),
+    /// Keep sessions, and serve them over HTTP
+    Serve(serve::ServeArgs),
     /// Show or install kernels for the process sandbox
     #[command(subcommand)]
     Kernels(kernels::KernelsCommand),
@@ -78,6 +83,9 @@ enum Command {
     Images(images::ImagesCommand),
     /// Show what is usable on this machine, and how to mend what is not
     Doctor,
+    /// Make, list and revoke tokens of a server
+    #[command(subcommand)]
+    Token(token::TokenCommand),
 }
 
 /// Runs the command line of this process.
@@ -99,6 +107,8 @@ pub fn main() -> ExitCode {
             Command::Kernels(command) => kernels::run(&paths, command).await,
             Command::Images(command) => images::run(command).await,
             Command::Doctor => doctor::run(&paths).await,
+            Command::Serve(args) => serve::serve(paths, args).await,
+            Command::Token(command) => token::run(&paths, command).await,
         }
     });
     // A blocked read of the terminal must not keep the process alive.

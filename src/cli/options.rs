@@ -22,10 +22,20 @@ use crate::sandbox::docker::Images;
 use crate::session::{RunStatus, SessionHandle};
 
 #[derive(Clone, Copy, ValueEnum)]
-enum SandboxOption {
+pub(super) enum SandboxOption {
     Auto,
     Docker,
     Process,
+}
+
+impl SandboxOption {
+    pub fn choice(self) -> SandboxChoice {
+        match self {
+            Self::Auto => SandboxChoice::Auto,
+            Self::Docker => SandboxChoice::Only(SandboxKind::Docker),
+            Self::Process => SandboxChoice::Only(SandboxKind::Process),
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -97,11 +107,7 @@ impl SandboxArgs {
     /// Makes a session as these options say, its files in place.
     pub async fn session(&self, paths: Paths, kernel: &Kernel, signals: &mut Signals) -> Result<Session, Failure> {
         let limits = self.limits();
-        let sandbox = match self.sandbox {
-            SandboxOption::Auto => SandboxChoice::Auto,
-            SandboxOption::Docker => SandboxChoice::Only(SandboxKind::Docker),
-            SandboxOption::Process => SandboxChoice::Only(SandboxKind::Process),
-        };
+        let sandbox = self.sandbox.choice();
         let network = match self.network {
             NetworkOption::None => Network::None,
             NetworkOption::Open => Network::Open,
@@ -170,7 +176,7 @@ async fn put_file(session: &SessionHandle, path: &Path) -> anyhow::Result<()> {
             return Ok(());
         }
         let read = chunk.len() as u64;
-        session.ask(Request::FilePut { path: name.to_owned(), offset }, Bytes::from(chunk)).await?;
+        session.ask_agent(Request::FilePut { path: name.to_owned(), offset }, Bytes::from(chunk)).await?;
         offset += read;
         if read == 0 {
             return Ok(());

@@ -16,10 +16,11 @@ use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels;
+use crate::manager::Session;
 use crate::notebook::{Notebook, parameters};
 use crate::output::{ArtifactOptions, CellKey, StreamStyle, artifacts, strip_ansi};
 use crate::runner::{Progress, RunOptions, RunReport, run_notebook};
-use crate::session::{RunStatus, SessionHandle};
+use crate::session::RunStatus;
 use crate::wire::Message;
 
 /// The largest notebook that is read.
@@ -96,7 +97,7 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     let target = args.output.clone().unwrap_or_else(|| default_output(&args.notebook));
     check_target(&target).map_err(Failure::usage)?;
     let mut signals = Signals::listen()?;
-    let session = args.sandbox.session(paths, kernel, &mut signals).await?;
+    let mut session = args.sandbox.session(paths, kernel, &mut signals).await?;
     let ready_after = begun.elapsed();
     let following = signals.follow(session.handle.clone());
     let options = RunOptions {
@@ -107,7 +108,7 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
         interruption: following.interruption.clone(),
     };
     let mut show = Show::new(&args, &target);
-    let ended = execute(&session.handle, &mut notebook, &options, &mut show).await;
+    let ended = execute(&mut session, &mut notebook, &options, &mut show).await;
     following.finish();
     show.done();
     // Whatever happened: what was produced is written before anything else can go wrong.
@@ -130,12 +131,14 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
 }
 
 async fn execute(
-    session: &SessionHandle,
+    session: &mut Session,
     notebook: &mut Notebook,
     options: &RunOptions,
     show: &mut Show,
 ) -> Result<RunReport, Failure> {
-    run_notebook(session, notebook, options, &mut |progress| show.take(progress)).await.map_err(Failure::no_sandbox)
+    run_notebook(&session.handle, &mut session.events, notebook, options, &mut |progress| show.take(progress))
+        .await
+        .map_err(Failure::no_sandbox)
 }
 
 fn read_notebook(path: &Path) -> anyhow::Result<Notebook> {
@@ -252,7 +255,6 @@ impl Show {
             }
             Progress::Output { msg_type, message } if self.verbose => self.output(msg_type, message),
             Progress::Output { .. } => {}
-            Progress::Stray(output) => self.line(output.text.trim_end_matches('\n')),
             Progress::Notice(text) => self.line(&format!("cellkeep: {text}")),
             Progress::CellFinished { result, notebook, .. } => {
                 if let Some(bar) = &self.bar {

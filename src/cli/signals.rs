@@ -85,9 +85,9 @@ impl Signals {
                 // A session that is over needs no telling.
                 let _ = if first && wish == Wish::Interrupt {
                     say!("\ninterrupting the kernel; press Ctrl-C again to stop");
-                    session.interrupt()
+                    session.interrupt().await
                 } else {
-                    session.kill()
+                    session.kill().await
                 };
             }
         });

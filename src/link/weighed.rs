@@ -52,6 +52,13 @@ impl<T> WeighedReceiver<T> {
         Some(item)
     }
 
+    /// The next item, if one waits.
+    pub fn try_recv(&mut self) -> Option<T> {
+        let (item, taken) = self.items.try_recv().ok()?;
+        self.room.add_permits(taken);
+        Some(item)
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()

@@ -1,4 +1,11 @@
-//! The façade that the command line and all protocols see: it chooses a sandbox, makes sessions, and ends them.
+//! The façade that the command line and all protocols see: it chooses a sandbox, makes sessions, and ends them. [`Keeper`] has
+//! those that outlive this process.
+
+mod files;
+mod journal;
+mod keeper;
+mod pool;
+mod recovery;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +15,16 @@ use thiserror::Error;
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::kernels::Kernel;
-use crate::link::Position;
 use crate::policy::{Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec};
-use crate::session::{self, SessionError, SessionHandle};
+use crate::session::{self, SessionError, SessionEvents, SessionHandle, SessionParts, Telling, VolatileJournal};
+
+pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, now_ms};
+pub use files::{FileEntry, FileError, MAX_FILE};
+pub use journal::Follower;
+pub use keeper::{Keeper, KeeperError, KeeperSettings, KeptSpec, NewSession};
 
 /// How long after its manager's end a sandbox of a one-shot run ends itself.
 const ORPHAN: Duration = Duration::from_secs(20);
@@ -78,6 +89,8 @@ pub struct Manager {
 pub struct Session {
     /// For its runs.
     pub handle: SessionHandle,
+    /// What it tells, as the kernel's messages.
+    pub events: SessionEvents,
     /// What it lives in.
     pub record: SandboxRecord,
     sandbox: Arc<dyn Sandbox>,
@@ -95,16 +108,25 @@ impl Manager {
     /// [`ManagerError`]; nothing is left behind.
     pub async fn create(&self, spec: SessionSpec) -> Result<Session, ManagerError> {
         spec.limits.validate().map_err(ManagerError::Limits)?;
-        let (sandbox, record) = self.sandbox_for(&spec).await?;
+        let (sandbox, record) = self.sandbox_for(&spec, &SessionId::random(), Some(ORPHAN)).await?;
         let (sweeper, paths) = (sandbox.clone(), self.paths.clone());
         tokio::spawn(async move {
             if let Err(error) = sandbox::sweep(&*sweeper, &paths).await {
                 tracing::warn!(%error, "cannot look for sandboxes that were left behind");
             }
         });
-        let handle =
-            session::start(sandbox.clone(), record.clone(), spec.limits, spec.kernel.late_output, Position::default());
-        let session = Session { handle, record, sandbox };
+        let (journal, events) = VolatileJournal::new();
+        let handle = session::start(SessionParts {
+            sandbox: sandbox.clone(),
+            record: record.clone(),
+            limits: spec.limits,
+            late_output: spec.kernel.late_output,
+            telling: Telling::Messages,
+            journal: Box::new(journal),
+            durable: false,
+            stored: None,
+        });
+        let session = Session { handle, events, record, sandbox };
         match session.handle.ready().await {
             Ok(()) => Ok(session),
             Err(error) => {
@@ -116,14 +138,20 @@ impl Manager {
         }
     }
 
-    async fn sandbox_for(&self, spec: &SessionSpec) -> Result<(Arc<dyn Sandbox>, SandboxRecord), ManagerError> {
+    /// Makes a sandbox; one with `orphan` ends itself so long after its manager's end, others live on.
+    async fn sandbox_for(
+        &self,
+        spec: &SessionSpec,
+        session: &SessionId,
+        orphan: Option<Duration>,
+    ) -> Result<(Arc<dyn Sandbox>, SandboxRecord), ManagerError> {
         let sandbox_spec = SandboxSpec {
-            session: SessionId::random(),
+            session: session.clone(),
             kernel: spec.kernel.clone(),
             limits: spec.limits.clone(),
             network: spec.network,
             env: spec.env.clone(),
-            orphan_seconds: Some(ORPHAN.as_secs()),
+            orphan_seconds: orphan.map(|after| after.as_secs()),
         };
         match spec.sandbox {
             SandboxChoice::Only(kind) => Ok(self.create_in(kind, &sandbox_spec).await?),

@@ -51,24 +51,32 @@ pub enum ArtifactError {
 /// Finds the files in the outputs of one cell. `number` is the cell's number for file names, from 1. Every type of an
 /// output that makes a file makes one: a figure sent as PNG and SVG gives two.
 pub fn artifacts(outputs: &[Value], cell: CellKey, number: usize, options: ArtifactOptions) -> Vec<Artifact> {
+    outputs.iter().enumerate().flat_map(|(index, output)| artifacts_of(output, index, cell, number, options)).collect()
+}
+
+/// As [`artifacts`], of the one output at this place in the cell's list.
+pub fn artifacts_of(
+    output: &Value,
+    output_index: usize,
+    cell: CellKey,
+    number: usize,
+    options: ArtifactOptions,
+) -> Vec<Artifact> {
+    let Some(data) = output.get("data").and_then(Value::as_object) else { return Vec::new() };
+    let mut mimes = mime::display_order(data.keys().map(String::as_str));
+    mimes.retain(|mime| is_artifact(mime, options));
     let mut found: Vec<Artifact> = Vec::new();
-    for (output_index, output) in outputs.iter().enumerate() {
-        let Some(data) = output.get("data").and_then(Value::as_object) else { continue };
-        let mut mimes = mime::display_order(data.keys().map(String::as_str));
-        mimes.retain(|mime| is_artifact(mime, options));
-        let first = found.len();
-        for mime in mimes {
-            let stem = format!("cell-{number:02}-output-{}", output_index + 1);
-            let mut name = format!("{stem}.{}", mime::extension(mime));
-            // Two types with one extension in the same output, as two versions of a Vega specification.
-            let mut copy = 2;
-            while found[first..].iter().any(|other| other.name == name) {
-                name = format!("{stem}-{copy}.{}", mime::extension(mime));
-                copy += 1;
-            }
-            let content = decode(mime, &data[mime]);
-            found.push(Artifact { cell, output_index, mime: mime.to_owned(), name, content });
+    for mime in mimes {
+        let stem = format!("cell-{number:02}-output-{}", output_index + 1);
+        let mut name = format!("{stem}.{}", mime::extension(mime));
+        // Two types with one extension in the same output, as two versions of a Vega specification.
+        let mut copy = 2;
+        while found.iter().any(|other| other.name == name) {
+            name = format!("{stem}-{copy}.{}", mime::extension(mime));
+            copy += 1;
         }
+        let content = decode(mime, &data[mime]);
+        found.push(Artifact { cell, output_index, mime: mime.to_owned(), name, content });
     }
     found
 }

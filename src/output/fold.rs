@@ -2,24 +2,27 @@
 
 use super::content::{self, Reading};
 use super::terminal::{Edit, Terminal};
-use super::{CellKey, Change, StreamStyle};
+use super::{CellKey, Change, Place, StreamStyle};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// Copies of one display id that are kept up to date. A hostile loop that shows the same id for ever would else cost
 /// the square of its messages.
 const MAX_COPIES: usize = 1000;
 
 /// Turns messages into changes of outputs. See the [module](super) text.
-#[derive(Debug, Default)]
+///
+/// It can be written down and read again (serde), to go on where another left off.
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Fold {
     style: StreamStyle,
     cells: BTreeMap<CellKey, CellState>,
     /// Where each display id is shown.
-    displays: HashMap<String, Vec<(CellKey, usize)>>,
+    displays: BTreeMap<String, Vec<Place>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct CellState {
     /// Number of outputs.
     len: usize,
@@ -31,7 +34,7 @@ struct CellState {
     display_ids: Vec<String>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Open {
     name: String,
     terminal: Box<Terminal>,
@@ -88,8 +91,10 @@ impl Fold {
         }
         let state = self.cells.entry(cell).or_default();
         if let Some(open) = state.open.as_mut().filter(|open| open.name == name) {
+            let before = open.terminal.len();
             let Edit { keep, tail } = open.terminal.write(text);
-            changes.push(Change::Stream { cell, index: state.len - 1, keep, text: tail });
+            let (index, grows) = (state.len - 1, keep == before);
+            changes.push(Change::Stream { cell, index, name, keep, text: tail, grows });
             return;
         }
         let mut terminal = Box::new(Terminal::new());
@@ -106,14 +111,16 @@ impl Fold {
             let part = |key| output.get(key).cloned().unwrap_or_else(|| Value::Object(Map::new()));
             self.update(&id, part("data"), part("metadata"), changes);
         }
+        let is_result = output.get("output_type").is_some_and(|kind| kind == "execute_result");
+        let execution_count = output.get("execution_count").and_then(Value::as_u64);
         self.push(cell, output, changes);
         let state = self.cells.entry(cell).or_default();
         let copies = self.displays.entry(id.clone()).or_default();
         if copies.len() < MAX_COPIES {
-            if !copies.iter().any(|(holder, _)| *holder == cell) {
+            if !copies.iter().any(|copy| copy.cell == cell) {
                 state.display_ids.push(id);
             }
-            copies.push((cell, state.len - 1));
+            copies.push(Place { cell, index: state.len - 1, is_result, execution_count });
         }
     }
 
@@ -159,7 +166,7 @@ impl Fold {
         let Some(state) = self.cells.get_mut(&cell) else { return };
         for id in std::mem::take(&mut state.display_ids) {
             let Some(copies) = self.displays.get_mut(&id) else { continue };
-            copies.retain(|(holder, _)| *holder != cell);
+            copies.retain(|copy| copy.cell != cell);
             if copies.is_empty() {
                 self.displays.remove(&id);
             }

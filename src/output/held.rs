@@ -1,6 +1,6 @@
 //! Outputs held in memory, for those who write them into a notebook.
 
-use super::{CellKey, Change, Fold, StreamStyle};
+use super::{CellKey, Change, Fold, Place, StreamStyle};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -89,6 +89,13 @@ impl Outputs {
         self.cells.remove(&cell).unwrap_or_default().items
     }
 
+    /// Takes in a change that a [`Fold`] elsewhere has told.
+    pub fn take(&mut self, change: Change) -> BTreeSet<CellKey> {
+        let mut touched = BTreeSet::new();
+        self.change(change, &mut touched);
+        touched
+    }
+
     fn change(&mut self, change: Change, touched: &mut BTreeSet<CellKey>) {
         let memory = self.memory;
         match change {
@@ -96,12 +103,12 @@ impl Outputs {
                 self.cells.entry(cell).or_default().append(output, memory);
                 touched.insert(cell);
             }
-            Change::Stream { cell, index, keep, text } => {
+            Change::Stream { cell, index, keep, text, .. } => {
                 self.cells.entry(cell).or_default().edit_stream(index, keep, &text, memory);
                 touched.insert(cell);
             }
             Change::Update { places, data, metadata } => {
-                for (cell, index) in places {
+                for Place { cell, index, .. } in places {
                     self.cells.entry(cell).or_default().update(index, &data, &metadata, memory);
                     touched.insert(cell);
                 }

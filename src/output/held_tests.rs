@@ -221,7 +221,7 @@ proptest! {
                     }
                     Change::Stream { cell, index, .. } => prop_assert_eq!(index + 1, lens[&cell]),
                     Change::Update { places, .. } => {
-                        prop_assert!(places.iter().all(|(cell, index)| *index < lens[cell]));
+                        prop_assert!(places.iter().all(|place| place.index < lens[&place.cell]));
                     }
                     Change::Clear { cell } => { lens.insert(cell, 0); }
                 }

@@ -7,7 +7,8 @@
 //! Message contents come from kernels that user code controls. Nothing here panics on odd content or refuses it:
 //! what has a sensible reading gets it, and what has none is kept as text that says so.
 
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 mod artifact;
 mod content;
@@ -20,7 +21,7 @@ mod repair;
 mod terminal;
 mod text;
 
-pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts};
+pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts, artifacts_of};
 pub use escape::strip_ansi;
 pub use fold::Fold;
 pub use held::Outputs;
@@ -28,17 +29,42 @@ pub use repair::repair_output;
 pub use text::text_of;
 
 /// Names a cell cheaply: its index in a run or whatever number the caller keeps for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CellKey(pub u32);
 
 /// How stream messages become outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum StreamStyle {
     /// Neighbouring messages of one stream are merged, and the text is what a terminal would show.
     #[default]
     Terminal,
     /// Every message is an output of its own with its raw text, as nbclient stores them.
     Nbclient,
+}
+
+/// An output that shows a display id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Place {
+    /// The cell.
+    pub cell: CellKey,
+    /// Place of the output in the cell's list.
+    pub index: usize,
+    /// Whether it is a result and not a display.
+    is_result: bool,
+    /// The result's count.
+    execution_count: Option<u64>,
+}
+
+impl Place {
+    /// The whole output that stands here once the display id has this state.
+    pub fn output(&self, data: Value, metadata: Value) -> Value {
+        if self.is_result {
+            let count = self.execution_count;
+            json!({"output_type": "execute_result", "data": data, "metadata": metadata, "execution_count": count})
+        } else {
+            json!({"output_type": "display_data", "data": data, "metadata": metadata})
+        }
+    }
 }
 
 /// What one message changed, in the words of a client that mirrors the outputs.
@@ -55,8 +81,8 @@ pub enum Change {
     },
     /// A newer state of a display id: the data and metadata of all outputs that show it are replaced.
     Update {
-        /// Cell and place in its list of each output that shows it.
-        places: Vec<(CellKey, usize)>,
+        /// The outputs that show it.
+        places: Vec<Place>,
         /// The MIME bundle.
         data: Value,
         /// Its metadata.
@@ -69,10 +95,14 @@ pub enum Change {
         cell: CellKey,
         /// Place of the output in the cell's list.
         index: usize,
+        /// `stdout` or `stderr`.
+        name: String,
         /// Bytes of the former text that stand.
         keep: usize,
         /// What follows them.
         text: String,
+        /// Whether all of the former text stands.
+        grows: bool,
     },
     /// All outputs of the cell are gone.
     Clear {

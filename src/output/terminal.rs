@@ -115,6 +115,11 @@ impl Terminal {
         self.live.get(index + 1).map_or(self.pen.style(), Line::start)
     }
 
+    /// Bytes of the text shown.
+    pub(super) fn len(&self) -> usize {
+        self.shown_len() + self.partial.len()
+    }
+
     /// Bytes shown, an unfinished sequence at the end left out.
     fn shown_len(&self) -> usize {
         self.settled + self.settling.len() + self.live_len(self.live.len())

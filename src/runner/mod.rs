@@ -4,7 +4,7 @@
 //! run, unless errors are allowed for it (tag `raises-exception`) or for all. A kernel that died ends it in any case.
 //! Whatever happens, every output that came is in the notebook.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 
 use crate::notebook::{Notebook, NotebookError};
 use crate::output::{CellKey, Outputs, StreamStyle};
-use crate::session::{RunEvent, RunRequest, RunResult, RunStatus, SessionError, SessionHandle, StrayOutput};
+use crate::session::{
+    self, EventBody, NewCell, RunResult, RunStatus, SessionError, SessionEvent, SessionEvents, SessionHandle,
+};
 use crate::wire::Message;
 use crate::wire::content::ErrorInfo;
 
@@ -70,8 +72,6 @@ pub enum Progress<'a> {
         /// The message.
         message: &'a Message,
     },
-    /// Output that belongs to no cell. It is nowhere in the notebook.
-    Stray(&'a StrayOutput),
     /// An escalation, a lost stretch and the like.
     Notice(&'a str),
     /// A cell has ended; its outputs are in the notebook.
@@ -128,13 +128,14 @@ impl RunReport {
     }
 }
 
-/// Runs the code cells of `notebook` and puts their outputs into it.
+/// Runs the code cells of `notebook` on a session that tells messages in `events`, and puts their outputs into it.
 ///
 /// # Errors
 /// [`SessionError`] when the session ends between two cells, and [`NotebookError`] never for a notebook that was parsed.
 /// Outputs until then are in the notebook.
 pub async fn run_notebook(
     session: &SessionHandle,
+    events: &mut SessionEvents,
     notebook: &mut Notebook,
     options: &RunOptions,
     progress: &mut dyn FnMut(Progress<'_>),
@@ -144,12 +145,8 @@ pub async fn run_notebook(
     if let Some(info) = session.kernel_info().get("language_info").filter(|info| info.is_object()) {
         notebook.set_language_info(info.clone());
     }
-    let mut outputs = Outputs::new(options.stream_style);
-    if let Some(memory) = options.output_memory {
-        outputs = outputs.with_memory(memory);
-    }
+    let mut run = Run { session, events, options, outputs: outputs(options), indexes: HashMap::new() };
     let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO, interrupted: false };
-    let mut stray = session.stray_output();
     for (number, &index) in cells.iter().enumerate() {
         if options.interruption.is_asked() {
             report.interrupted = true;
@@ -160,12 +157,9 @@ pub async fn run_notebook(
         let tagged = cell.has_tag("raises-exception");
         let title = source.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
         progress(Progress::CellStarted { index, number: number + 1, total: report.total, title: &title });
-        let result = run_cell(session, source, index, options, &mut outputs, notebook, progress).await?;
+        let result = run.cell(source, index, notebook, progress).await?;
         // As in nbclient: cells are numbered by the order in which this run executed them.
-        record(notebook, index, outputs.finish(key(index)), &result, number as i64 + 1)?;
-        while let Ok(output) = stray.try_recv() {
-            progress(Progress::Stray(&output));
-        }
+        record(notebook, index, run.outputs.outputs(key(index)).to_vec(), &result, number as i64 + 1)?;
         progress(Progress::CellFinished { index, result: &result, notebook });
         let allowed = (options.allow_errors || tagged) && result.status == RunStatus::Error;
         let ends = result.status != RunStatus::Ok && !allowed;
@@ -199,38 +193,71 @@ fn key(index: usize) -> CellKey {
     CellKey(u32::try_from(index).unwrap_or(u32::MAX))
 }
 
-async fn run_cell(
-    session: &SessionHandle,
-    code: String,
-    index: usize,
-    options: &RunOptions,
-    outputs: &mut Outputs,
-    notebook: &mut Notebook,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<RunResult, RunError> {
-    let mut events = session.run(RunRequest { code, timeout: options.timeout, ..RunRequest::default() })?;
-    // Asked for just before the session got the cell: it knows nothing of it.
-    if options.interruption.is_asked() {
-        session.interrupt()?;
+fn outputs(options: &RunOptions) -> Outputs {
+    let outputs = Outputs::new(options.stream_style);
+    match options.output_memory {
+        Some(memory) => outputs.with_memory(memory),
+        None => outputs,
     }
-    outputs.start(key(index));
-    let mut touched = BTreeSet::new();
-    while let Some(event) = events.recv().await {
-        match event {
-            RunEvent::Output { msg_type, message } => {
-                progress(Progress::Output { msg_type: &msg_type, message: &message });
-                touched.append(&mut outputs.apply(key(index), &msg_type, &message.content));
-            }
-            RunEvent::Notice(text) => progress(Progress::Notice(&text)),
-            RunEvent::Started | RunEvent::Input { .. } => {}
-            RunEvent::Finished(result) => {
-                touched.remove(&key(index));
-                rewrite(notebook, outputs, &touched)?;
-                return Ok(result);
+}
+
+/// A run in progress.
+struct Run<'a> {
+    session: &'a SessionHandle,
+    events: &'a mut SessionEvents,
+    options: &'a RunOptions,
+    outputs: Outputs,
+    /// Where the session's cells stand in the notebook.
+    indexes: HashMap<String, usize>,
+}
+
+impl Run<'_> {
+    async fn cell(
+        &mut self,
+        source: String,
+        index: usize,
+        notebook: &mut Notebook,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<RunResult, RunError> {
+        let timeout_seconds = self.options.timeout.map(|limit| limit.as_secs_f64());
+        let options = session::RunOptions { timeout_seconds, allow_stdin: false };
+        let cell = self.session.add_cell(NewCell { source, options, run: true, ..NewCell::default() }).await?;
+        self.indexes.insert(cell.id.clone(), index);
+        // Asked for just before the session got the cell: it knows nothing of it.
+        if self.options.interruption.is_asked() {
+            self.session.interrupt().await?;
+        }
+        self.outputs.start(key(index));
+        let mut touched = BTreeSet::new();
+        while let Some(event) = self.events.recv().await {
+            match event.body {
+                EventBody::Finished(result) if event.cell.as_ref() == Some(&cell.id) => {
+                    touched.remove(&key(index));
+                    rewrite(notebook, &self.outputs, &touched)?;
+                    return Ok(*result);
+                }
+                _ => touched.append(&mut self.take(&event, progress)),
             }
         }
+        Err(SessionError::Gone { why: "its driver ended without a word".to_owned() }.into())
     }
-    Err(SessionError::Gone { why: "its driver ended without a word".to_owned() }.into())
+
+    /// Takes in what a cell says: mostly the running one, but threads go on after their cell's end. Gives the changed cells.
+    fn take(&mut self, event: &SessionEvent, progress: &mut dyn FnMut(Progress<'_>)) -> BTreeSet<CellKey> {
+        match &event.body {
+            EventBody::Message { msg_type, message } => {
+                progress(Progress::Output { msg_type, message });
+                let index = event.cell.as_ref().and_then(|id| self.indexes.get(id));
+                return index.map(|index| self.outputs.apply(key(*index), msg_type, &message.content)).unwrap_or_default();
+            }
+            body => {
+                if let Some(notice) = body.notice() {
+                    progress(Progress::Notice(&notice));
+                }
+            }
+        }
+        BTreeSet::new()
+    }
 }
 
 /// A display id reaches back: cells that have already been written get the new picture too.

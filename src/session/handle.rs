@@ -1,23 +1,19 @@
-//! What others hold of a session: a way to give it commands, and what it says of its runs.
-
-use std::time::Duration;
+//! What others hold of a session: a way to give it commands, and to see where it stands.
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::run::RunResult;
+use super::cells::{Cell, RunOptions};
+use super::commands::{CellEdit, Denied, NewCell};
 use crate::agent_protocol::{AnswerBody, Request, UsageReading};
 use crate::link::LinkError;
-use crate::link::weighed::{self, WeighedReceiver, WeighedSender};
-use crate::wire::Message;
-
-/// Bytes of a run's events that wait for whoever follows it.
-const QUEUED: usize = 8 << 20;
 
 /// Where a session stands.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SessionState {
     /// The kernel has not answered yet.
     Starting,
@@ -36,65 +32,19 @@ pub enum SessionState {
     },
 }
 
-/// A run to be queued.
-#[derive(Clone, Debug, Default)]
-pub struct RunRequest {
-    /// The code.
-    pub code: String,
-    /// When to stop it. `None`: never.
-    pub timeout: Option<Duration>,
-    /// Whether the code may ask for input. Without, `input()` raises an error at once.
-    pub allow_stdin: bool,
-    /// The `metadata` of the request, as the kernel sees it.
-    pub metadata: Option<Value>,
-}
-
-/// What happens in a run, in order. [`RunEvent::Finished`] is the last, and comes exactly once.
-#[derive(Clone, Debug)]
-pub enum RunEvent {
-    /// The kernel has been given the code.
-    Started,
-    /// A message from iopub that is (or may be) an output.
-    Output {
-        /// Its type.
-        msg_type: String,
-        /// The message.
-        message: Message,
-    },
-    /// The code asks for input.
-    Input {
-        /// The message.
-        message: Message,
-    },
-    /// Something that people should know: an escalation, a lost stretch, a child killed for memory.
-    Notice(String),
-    /// The end.
-    Finished(RunResult),
-}
-
-/// Output that belongs to no run: what the kernel process or a child of it writes between two cells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StrayOutput {
-    /// Whether it was written to stderr.
-    pub stderr: bool,
-    /// The text.
-    pub text: String,
-}
-
-impl RunEvent {
-    /// What it weighs in the queue, bytes.
-    pub(super) fn weight(&self) -> usize {
-        const SMALL: usize = 256;
+impl SessionState {
+    /// Its name in the contract.
+    pub fn name(&self) -> &'static str {
         match self {
-            Self::Output { message, .. } | Self::Input { message } => SMALL + message.size(),
-            Self::Started | Self::Notice(_) | Self::Finished(_) => SMALL,
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Interrupting => "interrupting",
+            Self::Restarting => "restarting",
+            Self::Gone { .. } => "gone",
         }
     }
 }
-
-/// The events of one run. Whoever does not take them holds up the session: it reads no further, and its agent keeps what
-/// follows.
-pub type RunEvents = WeighedReceiver<RunEvent>;
 
 /// Why a session does not do what it is told.
 #[derive(Debug, Error, PartialEq)]
@@ -105,27 +55,46 @@ pub enum SessionError {
         /// Why.
         why: String,
     },
+    /// It says no.
+    #[error(transparent)]
+    Denied(Denied),
     /// The agent said no, or the connection was cut.
     #[error(transparent)]
     Link(#[from] LinkError),
 }
 
-pub(super) enum Command {
-    Run { request: RunRequest, events: WeighedSender<RunEvent> },
-    Interrupt,
-    Kill,
-    Input(String),
-    Restart,
-    Ask { request: Request, data: Bytes, reply: oneshot::Sender<Result<(AnswerBody, Bytes), LinkError>> },
+impl From<Denied> for SessionError {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Gone { why } => Self::Gone { why },
+            denied => Self::Denied(denied),
+        }
+    }
 }
 
-/// A session's handle. Clones share the session; it ends when the last is dropped or the sandbox is.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Denied>>;
+
+pub(super) enum Command {
+    Add { cell: Box<NewCell>, reply: Reply<Cell> },
+    Run { id: String, options: Option<RunOptions>, reply: Reply<Cell> },
+    Edit { id: String, edit: Box<CellEdit>, reply: Reply<Cell> },
+    Delete { id: String, reply: Reply<()> },
+    Cancel { id: String, reply: Reply<Cell> },
+    Interrupt { reply: Reply<()> },
+    Kill { reply: Reply<()> },
+    Input { value: String, reply: Reply<()> },
+    Restart { reply: Reply<()> },
+    AskKernel { msg_type: &'static str, content: Value, reply: Reply<Value> },
+    AskAgent { request: Request, data: Bytes, reply: oneshot::Sender<Result<(AnswerBody, Bytes), LinkError>> },
+    End { why: String, reply: Reply<()> },
+}
+
+/// A session's handle. Clones share the session; its driver ends when the last is dropped.
 #[derive(Clone)]
 pub struct SessionHandle {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) state: watch::Receiver<SessionState>,
     pub(super) info: watch::Receiver<Value>,
-    pub(super) stray: broadcast::Sender<StrayOutput>,
 }
 
 impl SessionHandle {
@@ -134,9 +103,9 @@ impl SessionHandle {
         self.state.borrow().clone()
     }
 
-    /// Output that belongs to no run, from now on. A receiver that falls far behind is told how much it missed.
-    pub fn stray_output(&self) -> broadcast::Receiver<StrayOutput> {
-        self.stray.subscribe()
+    /// Follows where it stands.
+    pub fn watch_state(&self) -> watch::Receiver<SessionState> {
+        self.state.clone()
     }
 
     /// The content of the kernel's `kernel_info_reply`; `null` before it is ready.
@@ -158,55 +127,111 @@ impl SessionHandle {
         }
     }
 
-    /// Queues a run. Its events end with [`RunEvent::Finished`].
+    /// Adds a cell, and queues it if asked to. Returns once that is written down.
     ///
     /// # Errors
-    /// [`SessionError::Gone`].
-    pub fn run(&self, request: RunRequest) -> Result<RunEvents, SessionError> {
-        let (events, receiver) = weighed::channel(QUEUED);
-        self.send(Command::Run { request, events })?;
-        Ok(receiver)
+    /// [`SessionError`].
+    pub async fn add_cell(&self, cell: NewCell) -> Result<Cell, SessionError> {
+        self.ask(|reply| Command::Add { cell: Box::new(cell), reply }).await
+    }
+
+    /// Runs a cell again. Returns once that is written down.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn run_cell(&self, id: &str, options: Option<RunOptions>) -> Result<Cell, SessionError> {
+        self.ask(|reply| Command::Run { id: id.to_owned(), options, reply }).await
+    }
+
+    /// Changes a cell.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn edit_cell(&self, id: &str, edit: CellEdit) -> Result<Cell, SessionError> {
+        self.ask(|reply| Command::Edit { id: id.to_owned(), edit: Box::new(edit), reply }).await
+    }
+
+    /// Removes a cell.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn delete_cell(&self, id: &str) -> Result<(), SessionError> {
+        self.ask(|reply| Command::Delete { id: id.to_owned(), reply }).await
+    }
+
+    /// Takes a cell out of the queue, or interrupts it.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn cancel_cell(&self, id: &str) -> Result<Cell, SessionError> {
+        self.ask(|reply| Command::Cancel { id: id.to_owned(), reply }).await
     }
 
     /// Interrupts the running cell, with escalation if it does not heed. Does nothing when none runs.
     ///
     /// # Errors
-    /// [`SessionError::Gone`].
-    pub fn interrupt(&self) -> Result<(), SessionError> {
-        self.send(Command::Interrupt)
+    /// [`SessionError`].
+    pub async fn interrupt(&self) -> Result<(), SessionError> {
+        self.ask(|reply| Command::Interrupt { reply }).await
     }
 
     /// Kills the kernel under the running cell, now.
     ///
     /// # Errors
-    /// [`SessionError::Gone`].
-    pub fn kill(&self) -> Result<(), SessionError> {
-        self.send(Command::Kill)
+    /// [`SessionError`].
+    pub async fn kill(&self) -> Result<(), SessionError> {
+        self.ask(|reply| Command::Kill { reply }).await
     }
 
     /// Answers the code's question.
     ///
     /// # Errors
-    /// [`SessionError::Gone`].
-    pub fn input(&self, value: &str) -> Result<(), SessionError> {
-        self.send(Command::Input(value.to_owned()))
+    /// [`SessionError`].
+    pub async fn input(&self, value: &str) -> Result<(), SessionError> {
+        self.ask(|reply| Command::Input { value: value.to_owned(), reply }).await
     }
 
-    /// Starts the kernel anew in its sandbox. The workspace stays.
+    /// Starts the kernel anew in its sandbox. The workspace and the cells stay.
     ///
     /// # Errors
-    /// [`SessionError::Gone`].
-    pub fn restart(&self) -> Result<(), SessionError> {
-        self.send(Command::Restart)
+    /// [`SessionError`].
+    pub async fn restart(&self) -> Result<(), SessionError> {
+        self.ask(|reply| Command::Restart { reply }).await
+    }
+
+    /// The kernel's completions at a place in some code, counted in Unicode characters. Gives the content of its reply.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn complete(&self, code: &str, cursor: usize) -> Result<Value, SessionError> {
+        let content = json!({"code": code, "cursor_pos": cursor});
+        self.ask(|reply| Command::AskKernel { msg_type: "complete_request", content, reply }).await
+    }
+
+    /// What the kernel knows of the name at a place in some code. Gives the content of its reply.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn inspect(&self, code: &str, cursor: usize) -> Result<Value, SessionError> {
+        let content = json!({"code": code, "cursor_pos": cursor, "detail_level": 0});
+        self.ask(|reply| Command::AskKernel { msg_type: "inspect_request", content, reply }).await
+    }
+
+    /// Ends the session's driver; what runs ends as gone. The sandbox is left to the caller.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn end(&self, why: &str) -> Result<(), SessionError> {
+        self.ask(|reply| Command::End { why: why.to_owned(), reply }).await
     }
 
     /// Asks the agent: usage, files.
     ///
     /// # Errors
     /// [`SessionError`].
-    pub async fn ask(&self, request: Request, data: Bytes) -> Result<(AnswerBody, Bytes), SessionError> {
+    pub async fn ask_agent(&self, request: Request, data: Bytes) -> Result<(AnswerBody, Bytes), SessionError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Ask { request, data, reply })?;
+        self.commands.send(Command::AskAgent { request, data, reply }).map_err(|_| self.gone())?;
         Ok(answer.await.map_err(|_| self.gone())??)
     }
 
@@ -215,14 +240,16 @@ impl SessionHandle {
     /// # Errors
     /// [`SessionError`].
     pub async fn usage(&self) -> Result<UsageReading, SessionError> {
-        match self.ask(Request::Usage, Bytes::new()).await? {
+        match self.ask_agent(Request::Usage, Bytes::new()).await? {
             (AnswerBody::Usage(usage), _) => Ok(usage),
             _ => Err(LinkError::Unexpected.into()),
         }
     }
 
-    fn send(&self, command: Command) -> Result<(), SessionError> {
-        self.commands.send(command).map_err(|_| self.gone())
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, SessionError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| self.gone())?;
+        Ok(answer.await.map_err(|_| self.gone())??)
     }
 
     fn gone(&self) -> SessionError {

@@ -1,4 +1,4 @@
-//! A session: one kernel in one sandbox, and the runs it is given, one at a time.
+//! A session: one kernel in one sandbox, and the cells it is given, which run one at a time.
 //!
 //! ```text
 //!            Ready             run                     interrupt, timeout, too much output
@@ -7,17 +7,33 @@
 //!    │                 │ kernel died    │ kernel died (run: kernel_died, ...)    │ reply: back to Idle
 //!    └── Restarting ◀──┴────────────────┴────────────────────────────────────────┘ SIGKILL: kernel died
 //!
-//! any ── sandbox gone, stop ──▶ Gone (nothing leads out of it)
+//! any ── sandbox gone, ended ──▶ Gone (nothing leads out of it)
+//!
+//!   commands ──▶ ┌────────┐ piece  ┌─────────┐ then   ┌──────────────────────┐
+//!   link     ──▶ │  core  │ ─────▶ │ journal │ ─────▶ │ effects, acks, replies│
+//!   time     ──▶ └────────┘        └─────────┘        └──────────────────────┘
 //! ```
 //!
-//! [`driver`] is the one task that owns all of this. [`run`] and [`ladder`] are pure: what a run's messages mean, and how an
-//! interrupt escalates. Every accepted run ends exactly once, in one of the [`RunStatus`]es.
+//! `core` (with `commands` and `messages`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
+//! notebook; `run` and `ladder` are what a run's messages mean and how an interrupt escalates. Every accepted run ends exactly
+//! once, in one of the [`RunStatus`]es. What has happened is in the [`Journal`] before anything that follows from it is done.
 
+mod cells;
+mod commands;
+mod core;
 mod driver;
 mod handle;
 mod ladder;
+mod messages;
+mod piece;
 mod run;
+mod volatile;
 
-pub use driver::start;
-pub use handle::{RunEvent, RunEvents, RunRequest, SessionError, SessionHandle, SessionState, StrayOutput};
+pub use cells::{Cell, CellPhase, CellRun, CellType, RunOptions};
+pub use commands::{CellEdit, Denied, NewCell};
+pub use core::Stored;
+pub use driver::{SessionParts, end_stored, start};
+pub use handle::{SessionError, SessionHandle, SessionState};
+pub use piece::{CellChange, EventBody, Journal, JournalError, NotebookChange, Piece, SessionEvent, Telling};
 pub use run::{RunResult, RunStatus};
+pub use volatile::{SessionEvents, VolatileJournal};

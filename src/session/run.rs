@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::agent_protocol::KernelExit;
@@ -18,8 +18,15 @@ use crate::wire::{Channel, Header};
 /// How long after the reply an `idle` is waited for; nbclient waits as long.
 const IDLE_GRACE: Duration = Duration::from_secs(4);
 
+/// The time, on both clocks: one for waiting, one for telling.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    pub instant: Instant,
+    pub time: SystemTime,
+}
+
 /// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStatus {
     /// Without an error.
@@ -62,7 +69,7 @@ impl RunStatus {
 }
 
 /// A run's end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
     /// How it ended.
     pub status: RunStatus,
@@ -80,8 +87,23 @@ pub struct RunResult {
     pub kernel_gone: bool,
 }
 
+impl RunResult {
+    /// The end of a run that the kernel was never given, or of which nothing is known.
+    pub(super) fn without_run(status: RunStatus, why: &str, now: SystemTime) -> Self {
+        Self {
+            status,
+            execution_count: None,
+            error: Some(error_info("NotRun", why.to_owned())),
+            started_at: now,
+            wall: Duration::ZERO,
+            timing: BTreeMap::new(),
+            kernel_gone: false,
+        }
+    }
+}
+
 /// Why we stopped a run, recorded before the first signal is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum StopReason {
     Interrupt,
     Timeout(Duration),
@@ -91,13 +113,21 @@ pub(super) enum StopReason {
 /// The run that the kernel works on.
 #[derive(Debug)]
 pub(super) struct ActiveRun {
-    pub id: RunId,
-    pub started: Instant,
-    started_at: SystemTime,
+    /// What is known of it; all that is written down.
+    facts: RunFacts,
+    started: Instant,
     /// How long iopub must have been quiet after the reply. Deno sends output, even results, after its `idle`.
     late_output: Duration,
     last_message: Instant,
-    reply: Option<(ReplyStatus, Instant)>,
+    replied_at: Option<Instant>,
+}
+
+/// What is known of a run that has not ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct RunFacts {
+    id: RunId,
+    started_at: SystemTime,
+    reply: Option<ReplyStatus>,
     idle: bool,
     error: Option<ErrorInfo>,
     execution_count: Option<i64>,
@@ -117,20 +147,41 @@ pub(super) enum Meaning {
 }
 
 impl ActiveRun {
-    pub fn new(id: RunId, late_output: Duration, now: Instant) -> Self {
-        Self {
+    pub fn new(id: RunId, late_output: Duration, now: Now) -> Self {
+        let facts = RunFacts {
             id,
-            started: now,
-            started_at: SystemTime::now(),
-            late_output,
-            last_message: now,
+            started_at: now.time,
             reply: None,
             idle: false,
             error: None,
             execution_count: None,
             timing: BTreeMap::new(),
             stop: None,
-        }
+        };
+        Self { facts, started: now.instant, late_output, last_message: now.instant, replied_at: None }
+    }
+
+    /// A run as it was written down by an earlier server.
+    pub fn restore(facts: RunFacts, late_output: Duration, now: Now) -> Self {
+        let since = now.time.duration_since(facts.started_at).unwrap_or_default();
+        let started = now.instant.checked_sub(since).unwrap_or(now.instant);
+        let replied_at = facts.reply.is_some().then_some(now.instant);
+        Self { facts, started, late_output, last_message: now.instant, replied_at }
+    }
+
+    /// What is to be written down of it.
+    pub fn facts(&self) -> &RunFacts {
+        &self.facts
+    }
+
+    /// The `msg_id` of its request.
+    pub fn id(&self) -> &RunId {
+        &self.facts.id
+    }
+
+    /// When it was handed to the kernel.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// Takes a message whose parent is this run.
@@ -140,25 +191,26 @@ impl ActiveRun {
             (Channel::Iopub, "status") => match content::execution_state(&content()) {
                 ExecutionState::Busy => self.note("iopub.status.busy", header),
                 ExecutionState::Idle => {
-                    self.idle = true;
+                    self.facts.idle = true;
                     self.note("iopub.status.idle", header);
                 }
                 _ => {}
             },
             (Channel::Iopub, "execute_input") => {
-                self.execution_count = content::execution_count(&content()).or(self.execution_count);
+                self.facts.execution_count = content::execution_count(&content()).or(self.facts.execution_count);
                 self.note("iopub.execute_input", header);
             }
             (Channel::Iopub, "error") => {
-                self.error = Some(ErrorInfo::read(&content()));
+                self.facts.error = Some(ErrorInfo::read(&content()));
                 return Meaning::Output;
             }
             (Channel::Iopub, _) => return Meaning::Output,
             (Channel::Stdin, "input_request") => return Meaning::Input,
             (Channel::Shell, "execute_reply") => {
                 let content = content();
-                self.execution_count = content::execution_count(&content).or(self.execution_count);
-                self.reply = Some((content::reply_status(&content), now));
+                self.facts.execution_count = content::execution_count(&content).or(self.facts.execution_count);
+                self.facts.reply = Some(content::reply_status(&content));
+                self.replied_at = Some(now);
                 self.note("shell.execute_reply", header);
             }
             _ => {}
@@ -168,49 +220,50 @@ impl ActiveRun {
 
     /// The kernel has gone on to later requests, and no reply was seen: it was among events that were lost.
     pub fn reply_lost(&mut self, now: Instant) {
-        if self.reply.is_none() {
+        if self.facts.reply.is_none() {
             let error = error_info(
                 "EndLost",
                 "the end of the cell was lost with output that the sandbox could not hold; the kernel is ready again"
                     .to_owned(),
             );
-            self.error = Some(error.clone());
-            self.reply = Some((ReplyStatus::Error(error), now));
+            self.facts.error = Some(error.clone());
+            self.facts.reply = Some(ReplyStatus::Error(error));
+            self.replied_at = Some(now);
         }
-        self.idle = true;
+        self.facts.idle = true;
     }
 
     fn note(&mut self, what: &str, header: &Header) {
         let date = if header.date.is_empty() { content::now_iso8601() } else { header.date.clone() };
-        self.timing.insert(what.to_owned(), date);
+        self.facts.timing.insert(what.to_owned(), date);
     }
 
     /// Records why the run is being stopped; the first reason stands.
     pub fn stop(&mut self, reason: StopReason) {
-        self.stop.get_or_insert(reason);
+        self.facts.stop.get_or_insert(reason);
     }
 
     /// Whether somebody is stopping it.
     pub fn is_stopping(&self) -> bool {
-        self.stop.is_some()
+        self.facts.stop.is_some()
     }
 
     /// When a run whose reply was seen has ended, if nothing more comes: at once after its `idle`, else when that is given up.
     pub fn deadline(&self) -> Option<Instant> {
-        let (reply, at) = self.reply.as_ref()?;
+        let (reply, at) = (self.facts.reply.as_ref()?, self.replied_at?);
         let quiet = self.last_message + self.late_output;
-        if self.idle || *reply == ReplyStatus::Aborted { Some(quiet) } else { Some(quiet.max(*at + IDLE_GRACE)) }
+        if self.facts.idle || *reply == ReplyStatus::Aborted { Some(quiet) } else { Some(quiet.max(at + IDLE_GRACE)) }
     }
 
     /// The result, if the messages seen so far end the run.
     pub fn finished(&self, now: Instant) -> Option<RunResult> {
-        let (reply, _) = self.reply.as_ref()?;
+        let reply = self.facts.reply.as_ref()?;
         self.deadline().filter(|at| *at <= now)?;
-        let (status, error) = match (reply, self.stop) {
+        let (status, error) = match (reply, self.facts.stop) {
             (_, Some(stop)) => (stop.status(), Some(stop.error())),
             (ReplyStatus::Ok, None) => (RunStatus::Ok, None),
             (ReplyStatus::Error(error), None) => {
-                (RunStatus::Error, Some(self.error.clone().unwrap_or_else(|| error.clone())))
+                (RunStatus::Error, Some(self.facts.error.clone().unwrap_or_else(|| error.clone())))
             }
             (ReplyStatus::Aborted, None) => (RunStatus::Cancelled, None),
         };
@@ -220,7 +273,7 @@ impl ActiveRun {
 
     /// The result after the kernel's end.
     pub fn died(&self, exit: &KernelExit, memory_mb: u64, now: Instant) -> RunResult {
-        let (status, error) = match self.stop {
+        let (status, error) = match self.facts.stop {
             Some(stop) => (stop.status(), stop.error()),
             None if exit.out_of_memory => (RunStatus::MemoryExceeded, memory_error(memory_mb)),
             None => (RunStatus::KernelDied, death_error(exit)),
@@ -242,11 +295,11 @@ impl ActiveRun {
     fn result(&self, status: RunStatus, error: Option<ErrorInfo>, now: Instant, kernel_gone: bool) -> RunResult {
         RunResult {
             status,
-            execution_count: self.execution_count,
+            execution_count: self.facts.execution_count,
             error,
-            started_at: self.started_at,
+            started_at: self.facts.started_at,
             wall: now.duration_since(self.started),
-            timing: self.timing.clone(),
+            timing: self.facts.timing.clone(),
             kernel_gone,
         }
     }
@@ -322,7 +375,7 @@ mod tests {
 
     fn run() -> (ActiveRun, Instant) {
         let now = Instant::now();
-        (ActiveRun::new(RunId::random(), Duration::ZERO, now), now)
+        (ActiveRun::new(RunId::random(), Duration::ZERO, Now { instant: now, time: SystemTime::now() }), now)
     }
 
     fn idle(run: &mut ActiveRun, now: Instant) {
@@ -363,7 +416,7 @@ mod tests {
     fn output_after_idle_still_belongs_to_the_run() {
         let now = Instant::now();
         let late = Duration::from_millis(150);
-        let mut run = ActiveRun::new(RunId::random(), late, now);
+        let mut run = ActiveRun::new(RunId::random(), late, Now { instant: now, time: SystemTime::now() });
         reply(&mut run, json!({"status": "ok"}), now);
         idle(&mut run, now);
         assert!(run.finished(now).is_none());

@@ -32,28 +32,20 @@ pub struct CellRow {
 pub struct CellState {
     /// `queued`, `running` or `finished`.
     pub state: String,
-    /// How it ended.
-    pub status: Option<String>,
     /// The id of the run: the `msg_id` of its request.
     pub run: Option<String>,
-    /// The kernel's counter.
-    pub execution_count: Option<i64>,
-    /// The error, as JSON.
-    pub error: Option<String>,
-    /// Time and memory, as JSON.
-    pub metrics: Option<String>,
     /// When the kernel was given it.
     pub started_at: Option<i64>,
-    /// When it ended.
-    pub finished_at: Option<i64>,
+    /// How it ended, as JSON.
+    pub result: Option<String>,
     /// Its outputs are told by its events from here on.
     pub first_seq: Seq,
     /// Its last event.
     pub last_seq: Seq,
 }
 
-const COLUMNS: &str = "number, id, place, cell_type, source, metadata, options, state, status, run, execution_count, \
-                       error, metrics, started_at, finished_at, first_seq, last_seq";
+const COLUMNS: &str =
+    "number, id, place, cell_type, source, metadata, options, state, run, started_at, result, first_seq, last_seq";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<CellRow> {
     Ok(CellRow {
@@ -66,15 +58,11 @@ fn read(row: &Row<'_>) -> rusqlite::Result<CellRow> {
         options: row.get(6)?,
         run: CellState {
             state: row.get(7)?,
-            status: row.get(8)?,
-            run: row.get(9)?,
-            execution_count: row.get(10)?,
-            error: row.get(11)?,
-            metrics: row.get(12)?,
-            started_at: row.get(13)?,
-            finished_at: row.get(14)?,
-            first_seq: Seq(unsigned(row.get(15)?)),
-            last_seq: Seq(unsigned(row.get(16)?)),
+            run: row.get(8)?,
+            started_at: row.get(9)?,
+            result: row.get(10)?,
+            first_seq: Seq(unsigned(row.get(11)?)),
+            last_seq: Seq(unsigned(row.get(12)?)),
         },
     })
 }
@@ -94,13 +82,12 @@ pub(super) fn put(connection: &Connection, session: &SessionId, cell: &CellRow) 
 
 /// Writes how a cell's run stands, and leaves the source alone, which may be long.
 pub(super) fn set_state(connection: &Connection, session: &SessionId, number: u32, run: &CellState) -> rusqlite::Result<()> {
-    let update = "UPDATE cells SET state = :state, status = :status, run = :run, execution_count = :count, error = :error, \
-                  metrics = :metrics, started_at = :started_at, finished_at = :finished_at, first_seq = :first_seq, \
-                  last_seq = :last_seq WHERE session = :session AND number = :number";
+    let update = "UPDATE cells SET state = :state, run = :run, started_at = :started_at, result = :result, \
+                  first_seq = :first_seq, last_seq = :last_seq WHERE session = :session AND number = :number";
     connection.prepare_cached(update)?.execute(named_params! {
-        ":session": session.as_str(), ":number": number, ":state": run.state, ":status": run.status, ":run": run.run,
-        ":count": run.execution_count, ":error": run.error, ":metrics": run.metrics, ":started_at": run.started_at,
-        ":finished_at": run.finished_at, ":first_seq": signed(run.first_seq.0), ":last_seq": signed(run.last_seq.0),
+        ":session": session.as_str(), ":number": number, ":state": run.state, ":run": run.run,
+        ":started_at": run.started_at, ":result": run.result, ":first_seq": signed(run.first_seq.0),
+        ":last_seq": signed(run.last_seq.0),
     })?;
     Ok(())
 }
@@ -122,6 +109,21 @@ impl Store {
         self.read(move |connection| {
             let select = format!("SELECT {COLUMNS} FROM cells WHERE session = ?1 ORDER BY place, number");
             connection.prepare_cached(&select)?.query_map([id.as_str()], read)?.collect()
+        })
+        .await
+    }
+
+    /// How many cells a session has, and how many of them are queued.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn count_cells(&self, session: &SessionId) -> Result<(usize, usize), StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let select = "SELECT count(*), count(*) FILTER (WHERE state = 'queued') FROM cells WHERE session = ?1";
+            let numbers = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
+            let (cells, queued) = connection.prepare_cached(select)?.query_row([id.as_str()], numbers)?;
+            Ok((usize::try_from(cells).unwrap_or(0), usize::try_from(queued).unwrap_or(0)))
         })
         .await
     }

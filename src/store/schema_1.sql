@@ -27,13 +27,9 @@ CREATE TABLE cells (
     metadata        TEXT NOT NULL,         -- JSON
     options         TEXT NOT NULL,         -- JSON: timeout and the like of the last run
     state           TEXT NOT NULL,
-    status          TEXT,
     run             TEXT,                  -- the msg_id of the last run
-    execution_count INTEGER,
-    error           TEXT,                  -- JSON
-    metrics         TEXT,                  -- JSON
     started_at      INTEGER,
-    finished_at     INTEGER,
+    result          TEXT,                  -- JSON: how it ended
     first_seq       INTEGER NOT NULL,      -- its outputs are told by its events from here on
     last_seq        INTEGER NOT NULL,
     PRIMARY KEY (session, number)

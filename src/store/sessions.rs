@@ -108,6 +108,23 @@ impl Store {
         self.write(move |connection| insert(connection, &session)).await
     }
 
+    /// Gives a session that was made ahead to its owner.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn claim_session(&self, row: SessionRow) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let update = "UPDATE sessions SET principal = ?2, name = ?3, spec = ?4, created_at = ?5, last_active_at = ?6, \
+                          expires_at = ?7 WHERE id = ?1";
+            let SessionRow { id, principal, name, spec, created_at, last_active_at, expires_at, .. } = row;
+            connection
+                .prepare_cached(update)?
+                .execute(params![id.as_str(), principal, name, spec, created_at, last_active_at, expires_at])
+                .map(|_| ())
+        })
+        .await
+    }
+
     /// Notes the sandbox that a session is to have.
     ///
     /// # Errors

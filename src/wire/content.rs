@@ -3,6 +3,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The kernel's state as told by an iopub `status` message.
@@ -29,7 +30,7 @@ pub fn execution_state(content: &Value) -> ExecutionState {
 }
 
 /// How a kernel says that a request ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplyStatus {
     /// Done; also when the kernel left `status` out (xeus kernels do).
     Ok,
@@ -40,7 +41,7 @@ pub enum ReplyStatus {
 }
 
 /// An error as kernels report it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorInfo {
     /// The error's class, for example `ValueError`.
     pub ename: String,

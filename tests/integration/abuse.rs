@@ -387,7 +387,7 @@ if pid == 0:
 while not os.path.exists('/work/daemon'): time.sleep(0.01)
 ";
     assert!(living.ok(code).await.contains("left True"));
-    living.session.handle.restart().unwrap();
+    living.session.handle.restart().await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     living.still_works().await;
     let text = living.ok("import os\nprint('daemon lives', os.path.exists('/proc/' + open('/work/daemon').read()))").await;

@@ -1,9 +1,9 @@
 //! Kernels that die under a cell: the run ends at once, says how, and keeps what came before.
 
 use cellkeep::policy::Limits;
-use cellkeep::session::{RunRequest, RunStatus};
+use cellkeep::session::{EventBody, RunStatus};
 
-use crate::support::Place;
+use crate::support::{Place, cell};
 
 in_every_sandbox!(every_way_to_die, out_of_memory, child_out_of_memory, restart_keeps_the_workspace, stdin_without_anyone);
 
@@ -48,7 +48,7 @@ async fn child_out_of_memory(place: Place) {
 async fn restart_keeps_the_workspace(place: Place) {
     let living = place.session("python").await;
     living.ok("x = 1\nopen('kept', 'w').write('kept')").await;
-    living.session.handle.restart().unwrap();
+    living.session.handle.restart().await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     living.session.handle.ready().await.unwrap();
     assert_eq!(living.ok("print(open('kept').read(), 'x' in dir())").await.trim(), "kept False");
@@ -62,20 +62,29 @@ async fn stdin_without_anyone(place: Place) {
     assert!(ran.error().contains("StdinNotImplemented"), "{}", ran.error());
     // And with somebody who answers.
     let handle = living.session.handle.clone();
-    let mut events = handle
-        .run(RunRequest { code: "print('hello', input('who? '))".into(), allow_stdin: true, ..RunRequest::default() })
-        .unwrap();
+    let mut events = living.events.lock().await;
+    let mut asking = cell("print('hello', input('who? '))", None);
+    asking.options.allow_stdin = true;
+    handle.add_cell(asking).await.unwrap();
     let mut text = String::new();
     while let Some(event) = events.recv().await {
-        match event {
-            cellkeep::session::RunEvent::Input { .. } => handle.input("you").unwrap(),
-            cellkeep::session::RunEvent::Output { message, .. } => {
-                text.push_str(message.content_value()["text"].as_str().unwrap_or_default())
+        match event.body {
+            EventBody::Input { prompt, password } => {
+                assert_eq!((prompt.as_str(), password), ("who? ", false));
+                handle.input("you").await.unwrap();
             }
-            cellkeep::session::RunEvent::Finished(result) => assert_eq!(result.status, RunStatus::Ok),
+            EventBody::Message { message, .. } => {
+                text.push_str(message.content_value()["text"].as_str().unwrap_or_default());
+            }
+            EventBody::Finished(result) => {
+                assert_eq!(result.status, RunStatus::Ok);
+                break;
+            }
             _ => {}
         }
     }
+    drop(events);
+    assert!(handle.input("nobody asked").await.is_err());
     assert_eq!(text.trim(), "hello you");
     living.end().await;
 }

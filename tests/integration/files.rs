@@ -9,12 +9,12 @@ in_every_sandbox!(in_and_out, tricks);
 
 async fn get(living: &Living, path: &str) -> Result<Bytes, String> {
     let request = Request::FileGet { path: path.to_owned(), offset: 0 };
-    living.session.handle.ask(request, Bytes::new()).await.map(|(_, data)| data).map_err(|error| error.to_string())
+    living.session.handle.ask_agent(request, Bytes::new()).await.map(|(_, data)| data).map_err(|error| error.to_string())
 }
 
 async fn put(living: &Living, path: &str, data: &'static [u8]) -> Result<(), String> {
     let request = Request::FilePut { path: path.to_owned(), offset: 0 };
-    living.session.handle.ask(request, Bytes::from_static(data)).await.map(drop).map_err(|error| error.to_string())
+    living.session.handle.ask_agent(request, Bytes::from_static(data)).await.map(drop).map_err(|error| error.to_string())
 }
 
 async fn in_and_out(place: Place) {
@@ -22,7 +22,8 @@ async fn in_and_out(place: Place) {
     put(&living, "data/in.bin", b"\x00\xffin").await.unwrap();
     living.ok("open('out.bin', 'wb').write(open('data/in.bin', 'rb').read() + b'out')").await;
     assert_eq!(get(&living, "out.bin").await.unwrap(), b"\x00\xffinout".as_slice());
-    let (answer, _) = living.session.handle.ask(Request::FileList { path: String::new() }, Bytes::new()).await.unwrap();
+    let (answer, _) =
+        living.session.handle.ask_agent(Request::FileList { path: String::new() }, Bytes::new()).await.unwrap();
     let AnswerBody::Listing { entries, truncated: false } = answer else { panic!("{answer:?}") };
     let mut names: Vec<_> = entries.iter().map(|entry| format!("{} {}", entry.kind, entry.name)).collect();
     names.retain(|name| !name.contains(" ."));

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use cellkeep::policy::Limits;
-use cellkeep::session::{RunEvent, RunRequest, RunStatus};
+use cellkeep::session::{EventBody, RunStatus};
 
-use crate::support::{Living, Place};
+use crate::support::{Living, Place, cell};
 
 in_every_sandbox!(sixty_thousand_lines, slow_reader_and_slow_kernel, fifty_megabytes, endless_output, one_output_too_large);
 
@@ -30,19 +30,24 @@ async fn sixty_thousand_lines(place: Place) {
 async fn slow_reader_and_slow_kernel(place: Place) {
     let living = place.session_with("python", Limits { cpus: 0.3, ..Limits::default() }).await;
     let code = LINES.replace("60000", "20000");
-    let mut events = living.session.handle.run(RunRequest { code, ..RunRequest::default() }).unwrap();
+    let mut events = living.events.lock().await;
+    living.session.handle.add_cell(cell(&code, None)).await.unwrap();
     let mut text = String::new();
     while let Some(event) = events.recv().await {
-        match event {
-            RunEvent::Output { message, .. } => {
+        match event.body {
+            EventBody::Message { message, .. } => {
                 text.push_str(message.content_value()["text"].as_str().unwrap());
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            RunEvent::Finished(result) => assert_eq!(result.status, RunStatus::Ok),
+            EventBody::Finished(result) => {
+                assert_eq!(result.status, RunStatus::Ok);
+                break;
+            }
             _ => {}
         }
     }
     assert_all_lines(&text, 20_000);
+    drop(events);
     living.end().await;
 }
 
@@ -97,9 +102,11 @@ async fn an_agent_keeps_no_memory_of_a_flood() {
     let flood = &LINES.replace("60000", "10000");
     for code in [flood, big, big, flood] {
         // Taken late, so that the agent has much to keep, and nothing made of it: that would take a while.
-        let mut events = living.session.handle.run(RunRequest { code: code.to_owned(), ..RunRequest::default() }).unwrap();
+        let mut events = living.events.lock().await;
+        living.session.handle.add_cell(cell(code, None)).await.unwrap();
         tokio::time::sleep(Duration::from_secs(2)).await;
-        while events.recv().await.is_some() {}
+        while !matches!(events.recv().await.unwrap().body, EventBody::Finished(_)) {}
+        drop(events);
         // What zeromq still reads into is let go when the next messages have come.
         for _ in 0..3 {
             living.ok("1").await;

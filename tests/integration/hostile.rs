@@ -11,19 +11,21 @@ use cellkeep::agent_protocol::{
     encode_event_frames, read_preamble, write_all_vectored,
 };
 use cellkeep::ids::{Epoch, Generation, Seq, SessionId};
-use cellkeep::link::Position;
 use cellkeep::policy::{Isolation, IsolationLevel, Limits};
 use cellkeep::sandbox::{
     ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
 };
-use cellkeep::session::{self, RunEvent, RunRequest, RunResult, RunStatus, SessionHandle, SessionState};
+use cellkeep::session::{
+    self, EventBody, RunResult, RunStatus, SessionEvents, SessionHandle, SessionParts, SessionState, Telling,
+    VolatileJournal,
+};
 use cellkeep::wire::{Channel, Message};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, cell};
 
 /// What an agent does on each connection, from its preamble on.
 type Script = fn(Agent) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -121,7 +123,7 @@ impl Agent {
     }
 }
 
-fn start(script: Script, limits: Limits) -> SessionHandle {
+fn start(script: Script, limits: Limits) -> (SessionHandle, SessionEvents) {
     let record = SandboxRecord {
         session: SessionId::random(),
         kind: SandboxKind::Process,
@@ -135,7 +137,18 @@ fn start(script: Script, limits: Limits) -> SessionHandle {
         controllers: None,
         container: None,
     };
-    session::start(Arc::new(Scripted(script)), record, limits, Duration::ZERO, Position::default())
+    let (journal, events) = VolatileJournal::new();
+    let parts = SessionParts {
+        sandbox: Arc::new(Scripted(script)),
+        record,
+        limits,
+        late_output: Duration::ZERO,
+        telling: Telling::Messages,
+        journal: Box::new(journal),
+        durable: false,
+        stored: None,
+    };
+    (session::start(parts), events)
 }
 
 async fn gone(handle: &SessionHandle) -> String {
@@ -147,13 +160,14 @@ async fn gone(handle: &SessionHandle) -> String {
     }
 }
 
-async fn result(handle: &SessionHandle) -> (RunResult, usize) {
-    let mut events = handle.run(RunRequest { code: "1".to_owned(), ..RunRequest::default() }).unwrap();
+async fn result(handle: &SessionHandle, events: &mut SessionEvents) -> (RunResult, usize) {
+    handle.add_cell(cell("1", None)).await.unwrap();
     let mut bytes = 0;
     loop {
-        match tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("an end") {
-            RunEvent::Finished(result) => return (result, bytes),
-            RunEvent::Output { message, .. } => bytes += message.content.len(),
+        let event = tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("an end");
+        match event.body {
+            EventBody::Finished(result) => return (*result, bytes),
+            EventBody::Message { message, .. } => bytes += message.content.len(),
             _ => {}
         }
     }
@@ -170,7 +184,7 @@ async fn forged_numbers_end_the_session() {
             while agent.reader.next().await.is_ok() {}
         })
     };
-    let why = gone(&start(script, Limits::default())).await;
+    let why = gone(&start(script, Limits::default()).0).await;
     assert!(why.contains("does not keep to the protocol") && why.contains("numbered event 7"), "{why}");
 }
 
@@ -185,7 +199,7 @@ async fn a_kernel_that_comes_back_from_the_dead_ends_the_session() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         })
     };
-    let why = gone(&start(script, Limits::default())).await;
+    let why = gone(&start(script, Limits::default()).0).await;
     assert!(why.contains("ended before"), "{why}");
 }
 
@@ -199,10 +213,10 @@ async fn huge_lengths_and_foreign_preambles_end_the_session() {
             while agent.reader.next().await.is_ok() {}
         })
     };
-    let why = gone(&start(huge, Limits::default())).await;
+    let why = gone(&start(huge, Limits::default()).0).await;
     assert!(why.contains("claims 4294967295 bytes"), "{why}");
     let foreign: Script = |mut agent| Box::pin(async move { agent.say(vec![Bytes::from_static(b"SSH-2.0-x")]).await });
-    let why = gone(&start(foreign, Limits::default())).await;
+    let why = gone(&start(foreign, Limits::default()).0).await;
     assert!(why.contains("not a cellkeep agent"), "{why}");
 }
 
@@ -219,7 +233,7 @@ async fn deep_and_broken_json_end_the_session() {
             while agent.reader.next().await.is_ok() {}
         })
     };
-    let why = gone(&start(script, Limits::default())).await;
+    let why = gone(&start(script, Limits::default()).0).await;
     assert!(why.contains("does not keep to the protocol"), "{why}");
 }
 
@@ -241,9 +255,9 @@ async fn a_lost_reply_ends_its_run() {
             }
         })
     };
-    let handle = start(script, Limits::default());
+    let (handle, mut events) = start(script, Limits::default());
     handle.ready().await.unwrap();
-    let (result, _) = result(&handle).await;
+    let (result, _) = result(&handle, &mut events).await;
     assert_eq!(result.status, RunStatus::Error);
     assert_eq!(result.error.unwrap().ename, "EndLost");
     assert_eq!(handle.state(), SessionState::Idle);
@@ -269,9 +283,9 @@ async fn an_agent_that_does_not_count_is_not_listened_to_for_ever() {
             while agent.reader.next().await.is_ok() {}
         })
     };
-    let handle = start(script, Limits { output_mb: 2, ..Limits::default() });
+    let (handle, mut events) = start(script, Limits { output_mb: 2, ..Limits::default() });
     handle.ready().await.unwrap();
-    let (result, bytes) = result(&handle).await;
+    let (result, bytes) = result(&handle, &mut events).await;
     assert_eq!(result.status, RunStatus::OutputExceeded);
     assert!((2_000_000..4_000_000).contains(&bytes), "{bytes} bytes were passed on");
 }
@@ -294,9 +308,9 @@ async fn who_does_not_take_a_runs_events_holds_up_its_agent_and_not_the_memory()
             while agent.reader.next().await.is_ok() {}
         })
     };
-    let handle = start(script, Limits::default());
+    let (handle, mut events) = start(script, Limits::default());
     handle.ready().await.unwrap();
-    let mut events = handle.run(RunRequest { code: "1".to_owned(), ..RunRequest::default() }).unwrap();
+    handle.add_cell(cell("1", None)).await.unwrap();
     let mut before = usize::MAX;
     // It stands still once nothing is written in half a second.
     while before != WRITTEN.load(std::sync::atomic::Ordering::Relaxed) {
@@ -306,7 +320,11 @@ async fn who_does_not_take_a_runs_events_holds_up_its_agent_and_not_the_memory()
     assert!((8..30).contains(&before), "{before} MB were taken without a reader");
     let mut taken = 0;
     while let Some(event) = tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time") {
-        taken += usize::from(matches!(event, RunEvent::Output { .. }));
+        match event.body {
+            EventBody::Message { .. } => taken += 1,
+            EventBody::Finished(_) => break,
+            _ => {}
+        }
     }
     assert_eq!(taken, 90, "and all of it comes once there is one");
 }

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use cellkeep::notebook::Notebook;
 use cellkeep::runner::{Progress, RunOptions, run_notebook};
-use cellkeep::session::{RunRequest, RunStatus};
+use cellkeep::session::RunStatus;
 
 use serde_json::{Value, json};
 
-use crate::support::{Living, Place, Ran};
+use crate::support::{Living, Place, Ran, cell};
 
 in_every_sandbox!(at_any_moment, in_every_kind_of_code, after_the_end, when_a_cell_has_said_too_much);
 
@@ -21,13 +21,12 @@ fn random_below(limit: u128) -> u64 {
 /// Runs code and interrupts it so long after its start.
 async fn interrupted_after(living: &Living, code: &str, wait: Duration) -> (Ran, Duration) {
     let handle = living.session.handle.clone();
-    let request = RunRequest { code: code.to_owned(), ..RunRequest::default() };
     let begun = Instant::now();
     let interrupting = async {
         tokio::time::sleep(wait).await;
-        handle.interrupt().unwrap();
+        handle.interrupt().await.unwrap();
     };
-    let (ran, ()) = tokio::join!(living.run_with(request), interrupting);
+    let (ran, ()) = tokio::join!(living.run_with(cell(code, None)), interrupting);
     assert!(!ran.result.kernel_gone, "it cost the kernel: {wait:?}, {}", ran.error());
     (ran, begun.elapsed())
 }
@@ -144,6 +143,7 @@ async fn between_two_cells_the_wish_is_remembered() {
     // At the end of the first cell, and when the second has been announced but not yet given to the session.
     for announced in [false, true] {
         let living = Place::process().session("python").await;
+        let mut events = living.events.lock().await;
         let mut notebook = Notebook::parse(json.as_bytes()).unwrap();
         let options = RunOptions::default();
         let mut progress = |progress: Progress<'_>| {
@@ -154,14 +154,17 @@ async fn between_two_cells_the_wish_is_remembered() {
             };
             if now {
                 options.interruption.ask();
-                living.session.handle.interrupt().unwrap();
+                let handle = living.session.handle.clone();
+                tokio::spawn(async move { handle.interrupt().await.unwrap() });
             }
         };
         let begun = Instant::now();
-        let report = run_notebook(&living.session.handle, &mut notebook, &options, &mut progress).await.unwrap();
+        let report =
+            run_notebook(&living.session.handle, &mut events, &mut notebook, &options, &mut progress).await.unwrap();
         assert_eq!((report.status(), report.cells.len()), (RunStatus::Interrupted, 1 + usize::from(announced)));
         assert_eq!(report.interrupted, !announced);
         assert!(begun.elapsed() < Duration::from_secs(10));
+        drop(events);
         living.end().await;
     }
 }

@@ -43,7 +43,7 @@ async fn the_environment_is_the_kernels_alone(place: Place) {
     let big = |name: &str| (name.to_owned(), "x".repeat(100 << 10));
     let env = vec![("TOKEN".to_owned(), canary.clone()), big("BIG1"), big("BIG2"), big("BIG3")];
     let session = Manager::new(Paths::from_environment()).create(spec(place.kind, env)).await.unwrap();
-    let living = Living { session };
+    let living = Living::new(session);
     let record = living.session.record.clone();
     let folder = Paths::from_environment().sandboxes().join(record.session.as_str());
     assert_eq!(found_on_the_host(&canary, &folder), Vec::<String>::new());

@@ -10,7 +10,7 @@ use cellkeep::output::{CellKey, Outputs, StreamStyle, text_of};
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
 use cellkeep::sandbox::docker::{Engine, engine};
-use cellkeep::session::{RunEvent, RunRequest, RunResult, RunStatus};
+use cellkeep::session::{EventBody, NewCell, RunOptions, RunResult, RunStatus, SessionEvents, VolatileJournal};
 use serde_json::Value;
 
 /// No test waits longer for one run: a hang is a failure, not a lost CI.
@@ -79,7 +79,7 @@ impl Place {
             env: vec![("GIVEN".to_owned(), "to the kernel".to_owned())],
         };
         let session = Manager::new(Paths::from_environment()).create(spec).await;
-        Living { session: session.unwrap_or_else(|error| panic!("no session: {error}")) }
+        Living::new(session.unwrap_or_else(|error| panic!("no session: {error}")))
     }
 }
 
@@ -108,35 +108,50 @@ impl Ran {
 /// A session under test.
 pub struct Living {
     pub session: Session,
+    /// What it tells.
+    pub events: tokio::sync::Mutex<SessionEvents>,
+}
+
+/// A code cell that is run at once.
+pub fn cell(source: &str, timeout: Option<Duration>) -> NewCell {
+    let options = RunOptions { timeout_seconds: timeout.map(|limit| limit.as_secs_f64()), allow_stdin: false };
+    NewCell { source: source.to_owned(), options, run: true, ..NewCell::default() }
 }
 
 impl Living {
+    pub fn new(mut session: Session) -> Self {
+        let events = std::mem::replace(&mut session.events, VolatileJournal::new().1);
+        Self { session, events: events.into() }
+    }
+
     pub async fn run(&self, code: &str) -> Ran {
-        self.run_with(RunRequest { code: code.to_owned(), timeout: Some(Duration::from_secs(120)), ..RunRequest::default() })
-            .await
+        self.run_with(cell(code, Some(Duration::from_secs(120)))).await
     }
 
     pub async fn run_for(&self, code: &str, timeout: Duration) -> Ran {
-        self.run_with(RunRequest { code: code.to_owned(), timeout: Some(timeout), ..RunRequest::default() }).await
+        self.run_with(cell(code, Some(timeout))).await
     }
 
-    pub async fn run_with(&self, request: RunRequest) -> Ran {
-        let mut events = self.session.handle.run(request).unwrap();
+    pub async fn run_with(&self, cell: NewCell) -> Ran {
+        let mut events = self.events.lock().await;
+        let cell = self.session.handle.add_cell(cell).await.expect("a living session takes a cell");
         let mut outputs = Outputs::new(StreamStyle::Terminal);
         let mut notices = Vec::new();
         outputs.start(CellKey(0));
         let all = async {
             loop {
-                match events.recv().await.expect("a run ends with Finished") {
-                    RunEvent::Output { msg_type, message } => drop(outputs.apply(CellKey(0), &msg_type, &message.content)),
-                    RunEvent::Notice(text) => notices.push(text),
-                    RunEvent::Started | RunEvent::Input { .. } => {}
-                    RunEvent::Finished(result) => return result,
+                let event = events.recv().await.expect("a run ends with Finished");
+                let is_its = event.cell.as_ref() == Some(&cell.id);
+                match event.body {
+                    EventBody::Message { msg_type, message } if is_its => {
+                        outputs.apply(CellKey(0), &msg_type, &message.content);
+                    }
+                    EventBody::Finished(result) if is_its => return *result,
+                    body => notices.extend(body.notice()),
                 }
             }
         };
         let result = tokio::time::timeout(PATIENCE, all).await.expect("the run ends");
-        assert!(events.recv().await.is_none(), "nothing comes after Finished");
         Ran { result, outputs: outputs.finish(CellKey(0)), notices }
     }
 

@@ -50,7 +50,7 @@ async fn a_new_installation_takes_nothing_from_a_running_session() {
         network: Network::None,
         env: Vec::new(),
     };
-    let living = Living { session: Manager::new(paths.clone()).create(spec).await.unwrap() };
+    let living = Living::new(Manager::new(paths.clone()).create(spec).await.unwrap());
     assert!(install(&data).contains("earlier versions stay"));
     assert_eq!(kernels::status(&paths, kernel), Status::Ready);
     let code = "cat(readLines('/opt/kernel/fingerprint', warn = FALSE), file.exists('/opt/kernel/launcher.R'))";

@@ -58,7 +58,7 @@ async fn where_proc_cannot_be_hidden_it_is_said() {
         env: Vec::new(),
     };
     let session = Manager::new(Paths::from_environment()).create(spec).await.unwrap();
-    let living = Living { session };
+    let living = Living::new(session);
     let not_enforced = living.session.record.isolation.not_enforced.join("\n");
     assert!(not_enforced.contains("/proc: tells about the machine"), "{not_enforced}");
     living.still_works().await;

@@ -1,0 +1,253 @@
+//! Cells: added, run, edited, cancelled, shown with their outputs.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::error::Problem;
+use super::events::{self, Form};
+use super::sessions::check_timeout;
+use super::{Api, Body, Caller, CellInPath, InPath, Query, User, view};
+use crate::ids::SessionId;
+use crate::manager::KeptSpec;
+use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions};
+
+/// Seconds that a client may wait in one request.
+const MAX_WAIT: f64 = 3600.0;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Add {
+    source: String,
+    cell_type: Option<String>,
+    run: Option<bool>,
+    timeout_seconds: Option<f64>,
+    allow_stdin: Option<bool>,
+    metadata: Option<Map<String, Value>>,
+    id: Option<String>,
+    after: Option<String>,
+}
+
+/// How a client wants to be answered.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Asked {
+    /// Seconds until it is answered even if the cell has not ended.
+    wait: Option<f64>,
+    outputs: Option<String>,
+}
+
+impl Asked {
+    fn form(&self) -> Result<Form, Problem> {
+        Form::parse(self.outputs.as_deref())
+    }
+
+    fn wait(&self) -> Result<Option<Duration>, Problem> {
+        let fits = |seconds: f64| (0.0..=MAX_WAIT).contains(&seconds).then(|| Duration::from_secs_f64(seconds));
+        match self.wait.map(fits) {
+            None => Ok(None),
+            Some(None) => Err(Problem::bad_request("bad_wait", format!("wait is 0 to {MAX_WAIT} seconds")).field("wait")),
+            Some(wait) => Ok(wait),
+        }
+    }
+}
+
+fn cell_type(name: Option<&str>) -> Result<Option<CellType>, Problem> {
+    name.map(|name| {
+        let detail = || format!("{name:?} is no cell type; code, markdown and raw are");
+        CellType::parse(name).ok_or_else(|| Problem::unprocessable("bad_cell_type", detail()).field("cell_type"))
+    })
+    .transpose()
+}
+
+/// How a cell is run: as it says, else as its session says.
+async fn run_options(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    timeout: Option<f64>,
+    allow_stdin: Option<bool>,
+) -> Result<RunOptions, Problem> {
+    let timeout_seconds = match check_timeout(timeout)? {
+        Some(seconds) => Some(seconds),
+        None => {
+            let row = api.keeper.row(id, caller.sees()).await?;
+            serde_json::from_str::<KeptSpec>(&row.spec).unwrap_or_default().timeout_seconds
+        }
+    };
+    Ok(RunOptions { timeout_seconds, allow_stdin: allow_stdin.unwrap_or(false) })
+}
+
+pub(super) async fn add(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    Query(asked): Query<Asked>,
+    headers: HeaderMap,
+    Body(add): Body<Add>,
+) -> Result<Response, Problem> {
+    let (form, wait) = (asked.form()?, asked.wait()?);
+    let handle = api.keeper.handle(&id, caller.sees())?;
+    let new = NewCell {
+        id: add.id,
+        cell_type: cell_type(add.cell_type.as_deref())?,
+        source: add.source,
+        metadata: add.metadata.unwrap_or_default(),
+        options: run_options(&api, &id, &caller, add.timeout_seconds, add.allow_stdin).await?,
+        after: add.after,
+        run: add.run.unwrap_or(true),
+    };
+    let cell = handle.add_cell(new).await?;
+    answer(&api, &id, &caller, cell, (StatusCode::CREATED, form, wait), &headers).await
+}
+
+/// Answers at once, when the cell has ended, or with its events.
+async fn answer(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    cell: Cell,
+    (status, form, wait): (StatusCode, Form, Option<Duration>),
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accepts.contains("text/event-stream") {
+        return events::of_cell(api, id, caller, &cell, form);
+    }
+    let cell_id = cell.id.clone();
+    let cell = match wait {
+        Some(wait) if cell.run.phase != CellPhase::Finished => {
+            let ended = events::until_finished(api, id, caller, &cell);
+            // Time that is up is no error: the cell is shown as it stands.
+            if let Ok(ended) = tokio::time::timeout(wait, ended).await {
+                ended?;
+            }
+            find(api, id, caller, &cell_id).await?
+        }
+        _ => cell,
+    };
+    let body = show(api, id, &cell, form).await?;
+    let location = format!("/v1/sessions/{id}/cells/{cell_id}");
+    Ok((status, [(header::LOCATION, location)], Json(body)).into_response())
+}
+
+async fn find(api: &Api, id: &SessionId, caller: &Caller, cell: &str) -> Result<Cell, Problem> {
+    let found = api.keeper.cell(id, caller.sees(), cell).await?;
+    found.ok_or_else(|| Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session")))
+}
+
+async fn show(api: &Api, id: &SessionId, cell: &Cell, form: Form) -> Result<Value, Problem> {
+    if form == Form::None {
+        return Ok(view::cell(cell, None));
+    }
+    if cell.cell_type != CellType::Code {
+        return Ok(view::cell(cell, Some(Vec::new())));
+    }
+    let told = api.keeper.store().cell_events(id, &cell.id, cell.run.first_seq).await?;
+    let outputs = view::outputs(&told, api.keeper.blobs(), form == Form::Refs).await?;
+    Ok(view::cell(cell, Some(outputs)))
+}
+
+pub(super) async fn list(
+    State(api): State<Api>,
+    caller: Caller,
+    InPath(id): InPath,
+    Query(asked): Query<Asked>,
+) -> Result<Json<Value>, Problem> {
+    let form = asked.form()?;
+    let mut cells = Vec::new();
+    for cell in api.keeper.cells(&id, caller.sees()).await? {
+        cells.push(show(&api, &id, &cell, form).await?);
+    }
+    Ok(Json(json!({"cells": cells})))
+}
+
+pub(super) async fn get_one(
+    State(api): State<Api>,
+    caller: Caller,
+    InPath(id): InPath,
+    CellInPath(cell): CellInPath,
+    Query(asked): Query<Asked>,
+) -> Result<Json<Value>, Problem> {
+    let cell = find(&api, &id, &caller, &cell).await?;
+    show(&api, &id, &cell, asked.form()?).await.map(Json)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Edit {
+    source: Option<String>,
+    cell_type: Option<String>,
+    metadata: Option<Map<String, Value>>,
+    /// The id of the cell that it moves behind; an empty one for the beginning.
+    after: Option<String>,
+}
+
+pub(super) async fn patch(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    CellInPath(cell): CellInPath,
+    Body(edit): Body<Edit>,
+) -> Result<Json<Value>, Problem> {
+    let handle = api.keeper.handle(&id, caller.sees())?;
+    let edit = CellEdit {
+        source: edit.source,
+        cell_type: cell_type(edit.cell_type.as_deref())?,
+        metadata: edit.metadata,
+        after: edit.after.map(|after| (!after.is_empty()).then_some(after)),
+    };
+    let cell = handle.edit_cell(&cell, edit).await?;
+    show(&api, &id, &cell, Form::Inline).await.map(Json)
+}
+
+pub(super) async fn delete(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    CellInPath(cell): CellInPath,
+) -> Result<StatusCode, Problem> {
+    api.keeper.handle(&id, caller.sees())?.delete_cell(&cell).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Run {
+    timeout_seconds: Option<f64>,
+    allow_stdin: Option<bool>,
+}
+
+pub(super) async fn run(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    CellInPath(cell): CellInPath,
+    Query(asked): Query<Asked>,
+    headers: HeaderMap,
+    Body(run): Body<Run>,
+) -> Result<Response, Problem> {
+    let (form, wait) = (asked.form()?, asked.wait()?);
+    let handle = api.keeper.handle(&id, caller.sees())?;
+    let options = match (run.timeout_seconds, run.allow_stdin) {
+        // As it was run before.
+        (None, None) => None,
+        (timeout, allow_stdin) => Some(run_options(&api, &id, &caller, timeout, allow_stdin).await?),
+    };
+    let cell = handle.run_cell(&cell, options).await?;
+    answer(&api, &id, &caller, cell, (StatusCode::OK, form, wait), &headers).await
+}
+
+pub(super) async fn cancel(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    CellInPath(cell): CellInPath,
+) -> Result<Response, Problem> {
+    let cell = api.keeper.handle(&id, caller.sees())?.cancel_cell(&cell).await?;
+    Ok((StatusCode::ACCEPTED, Json(view::cell(&cell, None))).into_response())
+}

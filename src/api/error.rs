@@ -1,0 +1,161 @@
+//! Errors as `application/problem+json` (RFC 9457), each with a stable `code`.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::manager::{FileError, KeeperError, ManagerError, StoreError};
+use crate::session::{Denied, SessionError};
+
+/// An error as the client gets it.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    /// Seconds after which trying again makes sense.
+    retry_after: Option<u32>,
+    /// The field of the request that is wrong.
+    field: Option<&'static str>,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), retry_after: None, field: None }
+    }
+
+    pub fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    pub fn unprocessable(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
+    }
+
+    /// Names the field that is wrong.
+    pub fn field(self, field: &'static str) -> Self {
+        Self { field: Some(field), ..self }
+    }
+
+    fn retry_after(self, seconds: u32) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// The problem as JSON.
+    pub fn body(&self) -> Value {
+        let title = self.status.canonical_reason().unwrap_or("Error");
+        let mut body = json!({
+            "type": format!("https://cellkeep.dev/problems/{}", self.code), "title": title,
+            "status": self.status.as_u16(), "detail": self.detail, "code": self.code,
+        });
+        if let Some(field) = self.field {
+            body["field"] = field.into();
+        }
+        body
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full => Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", error.to_string()),
+            error => {
+                tracing::error!(%error, "the journal failed");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "storage_failed", error.to_string())
+            }
+        }
+    }
+}
+
+impl From<std::io::Error> for Problem {
+    fn from(error: std::io::Error) -> Self {
+        tracing::error!(%error, "cannot read what is stored");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "storage_failed", error.to_string())
+    }
+}
+
+impl From<SessionError> for Problem {
+    fn from(error: SessionError) -> Self {
+        let detail = error.to_string();
+        match error {
+            SessionError::Gone { .. } => Self::new(StatusCode::CONFLICT, "session_gone", detail),
+            SessionError::Link(_) => Self::new(StatusCode::BAD_GATEWAY, "sandbox_unreachable", detail).retry_after(1),
+            SessionError::Denied(denied) => denied.into(),
+        }
+    }
+}
+
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        let detail = denied.to_string();
+        let conflict = |code| Self::new(StatusCode::CONFLICT, code, detail.clone());
+        match denied {
+            Denied::Gone { .. } => conflict("session_gone"),
+            Denied::NoCell { .. } => Self::not_found("no_cell", detail),
+            Denied::IdTaken { .. } => conflict("cell_exists").field("id"),
+            Denied::BadId { .. } => Self::unprocessable("bad_cell_id", detail).field("id"),
+            Denied::NotCode { .. } => conflict("not_a_code_cell"),
+            Denied::InProgress { .. } => conflict("cell_in_progress"),
+            Denied::NotInProgress { .. } => conflict("cell_not_in_progress"),
+            Denied::TooMany { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", detail).retry_after(5),
+            Denied::NotAsking => conflict("no_input_wanted"),
+            Denied::NotReady { .. } => conflict("kernel_not_ready"),
+            Denied::Storage(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail).retry_after(5),
+        }
+    }
+}
+
+impl From<FileError> for Problem {
+    fn from(error: FileError) -> Self {
+        let detail = error.to_string();
+        match error {
+            FileError::Missing(_) => Self::not_found("no_file", detail),
+            FileError::Refused(_) => Self::unprocessable("bad_file", detail).field("path"),
+            FileError::TooLarge => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "file_too_large", detail),
+            FileError::Keeper(error) => error.into(),
+        }
+    }
+}
+
+impl From<KeeperError> for Problem {
+    fn from(error: KeeperError) -> Self {
+        let detail = error.to_string();
+        let unavailable = |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail.clone());
+        match error {
+            KeeperError::NoSession { .. } => Self::not_found("no_session", detail),
+            KeeperError::NoKernel(_) => Self::unprocessable("no_kernel", detail).field("kernel"),
+            KeeperError::Full { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sessions", detail).retry_after(10)
+            }
+            KeeperError::Manager(error) => match *error {
+                ManagerError::Limits(_) => Self::unprocessable("bad_limits", detail).field("limits"),
+                ManagerError::Start(_) => unavailable("kernel_did_not_start"),
+                _ => unavailable("no_sandbox"),
+            },
+            KeeperError::Sandbox(_) => unavailable("no_sandbox"),
+            KeeperError::Store(error) => error.into(),
+            KeeperError::Session(SessionError::Gone { .. }) => unavailable("kernel_did_not_start"),
+            KeeperError::Session(error) => error.into(),
+        }
+    }
+}

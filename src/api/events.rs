@@ -1,0 +1,166 @@
+//! Events as they are numbered: the backlog, then live.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream};
+use serde::Deserialize;
+
+use super::error::Problem;
+use super::{Api, Caller, InPath, Query, view};
+use crate::artifacts::Blobs;
+use crate::ids::{Seq, SessionId};
+use crate::manager::EventRow;
+use crate::manager::Follower;
+use crate::session::Cell;
+use std::sync::Arc;
+
+/// Between two signs of life on a quiet stream: proxies close one after a minute or so.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How large binary data is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// In place, as base64.
+    Inline,
+    /// By its hash.
+    Refs,
+    /// No outputs at all.
+    None,
+}
+
+impl Form {
+    pub fn parse(name: Option<&str>) -> Result<Self, Problem> {
+        match name {
+            None | Some("inline") => Ok(Self::Inline),
+            Some("refs") => Ok(Self::Refs),
+            Some("none") => Ok(Self::None),
+            Some(other) => {
+                let detail = format!("{other:?} is no form of outputs; inline, refs and none are");
+                Err(Problem::bad_request("bad_outputs", detail).field("outputs"))
+            }
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct After {
+    after: Option<u64>,
+    outputs: Option<String>,
+}
+
+impl After {
+    pub fn seq(&self) -> Seq {
+        Seq(self.after.unwrap_or(0))
+    }
+
+    pub fn form(&self) -> Result<Form, Problem> {
+        Form::parse(self.outputs.as_deref())
+    }
+}
+
+pub(super) async fn stream(
+    State(api): State<Api>,
+    caller: Caller,
+    InPath(id): InPath,
+    Query(query): Query<After>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    // What a browser sends when it reconnects by itself wins over the address that it first used.
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
+    let after = last.map_or(query.seq(), Seq);
+    let follower = api.keeper.follow(&id, caller.sees(), after)?;
+    let reader = Reader::new(&api, id, follower, query.form()?, None);
+    Ok(sse(reader))
+}
+
+/// The events of one run of a cell, to its end.
+pub(super) fn of_cell(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, form: Form) -> Result<Response, Problem> {
+    let follower = api.keeper.follow(id, caller.sees(), before(cell))?;
+    Ok(sse(Reader::new(api, id.clone(), follower, form, Some(cell.id.clone()))))
+}
+
+/// Waits until a cell's run has ended.
+pub(super) async fn until_finished(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell) -> Result<(), Problem> {
+    let mut follower = api.keeper.follow(id, caller.sees(), before(cell))?;
+    while let Some(events) = follower.next().await? {
+        if events.iter().any(|event| ends(event, &cell.id)) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The number before the run's first event.
+fn before(cell: &Cell) -> Seq {
+    Seq(cell.run.first_seq.0.saturating_sub(1))
+}
+
+fn ends(event: &EventRow, cell: &str) -> bool {
+    event.cell.as_deref() == Some(cell) && matches!(event.kind.as_str(), "cell.finished")
+}
+
+/// Reads events as JSON, one after the other.
+pub(super) struct Reader {
+    id: SessionId,
+    blobs: Blobs,
+    follower: Follower,
+    form: Form,
+    /// Only this cell's, to the end of its run.
+    cell: Option<String>,
+    page: VecDeque<Arc<EventRow>>,
+    ended: bool,
+}
+
+impl Reader {
+    pub fn new(api: &Api, id: SessionId, follower: Follower, form: Form, cell: Option<String>) -> Self {
+        let (blobs, page) = (api.keeper.blobs().clone(), VecDeque::new());
+        Self { id, blobs, follower, form, cell, page, ended: false }
+    }
+
+    /// The next event's number and its JSON. `None` at the end.
+    pub async fn next(&mut self) -> Option<(Seq, String)> {
+        loop {
+            while let Some(row) = self.page.pop_front() {
+                if self.cell.is_some() && self.cell != row.cell {
+                    continue;
+                }
+                self.ended = self.cell.as_deref().is_some_and(|cell| ends(&row, cell));
+                let json = view::event(&row, &self.id, &self.blobs, self.form != Form::Inline).await.ok()?;
+                return Some((row.seq, json));
+            }
+            if self.ended {
+                return None;
+            }
+            match self.follower.next().await {
+                Ok(Some(page)) => self.page = page.into(),
+                Ok(None) => return None,
+                Err(error) => {
+                    tracing::error!(session = %self.id, %error, "cannot read events");
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+fn sse(reader: Reader) -> Response {
+    let stream = as_stream(reader);
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("still here");
+    let mut response = Sse::new(stream).keep_alive(keep_alive).into_response();
+    // Else nginx holds events back.
+    response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    response
+}
+
+fn as_stream(reader: Reader) -> impl Stream<Item = Result<Event, Infallible>> {
+    stream::unfold(reader, async |mut reader| {
+        let (seq, json) = reader.next().await?;
+        Some((Ok(Event::default().id(seq.0.to_string()).data(json)), reader))
+    })
+}

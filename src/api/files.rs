@@ -1,0 +1,77 @@
+//! A session's workspace: bytes in and out, listings as JSON.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::Problem;
+use super::{Api, Caller, InPath, Query, User, path_field};
+
+/// The file in the path.
+pub(super) struct FileInPath(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for FileInPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        path_field(parts, state, "path").await.map(Self)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Folder {
+    #[serde(default)]
+    path: String,
+}
+
+pub(super) async fn list(
+    State(api): State<Api>,
+    caller: Caller,
+    InPath(id): InPath,
+    Query(Folder { path }): Query<Folder>,
+) -> Result<Json<Value>, Problem> {
+    let (entries, truncated) = api.keeper.list_files((&id, caller.sees()), &path).await?;
+    Ok(Json(json!({"path": path, "entries": entries, "truncated": truncated})))
+}
+
+pub(super) async fn get(
+    State(api): State<Api>,
+    caller: Caller,
+    InPath(id): InPath,
+    FileInPath(path): FileInPath,
+) -> Result<Response, Problem> {
+    let bytes = api.keeper.read_file((&id, caller.sees()), &path).await?;
+    // What a sandbox wrote is never shown in place.
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
+        (header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment")),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ];
+    Ok((headers, bytes).into_response())
+}
+
+pub(super) async fn put(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    FileInPath(path): FileInPath,
+    body: Bytes,
+) -> Result<StatusCode, Problem> {
+    api.keeper.write_file((&id, caller.sees()), &path, body).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn delete(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    FileInPath(path): FileInPath,
+) -> Result<StatusCode, Problem> {
+    api.keeper.remove_file((&id, caller.sees()), &path).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

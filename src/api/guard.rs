@@ -1,0 +1,155 @@
+//! Who comes in: the host and origin that a request names, and its token.
+
+use std::net::IpAddr;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::Api;
+use super::error::Problem;
+use crate::auth::Scope;
+
+/// Which hosts and origins are ours.
+#[derive(Clone, Debug, Default)]
+pub struct Guard {
+    /// Whether we listen on loopback alone: then only loopback's names are ours, and a name that somebody else's DNS points
+    /// here is not (DNS rebinding).
+    pub loopback: bool,
+    /// Further names, without ports.
+    pub hosts: Vec<String>,
+    /// Further origins, as browsers write them.
+    pub origins: Vec<String>,
+}
+
+impl Guard {
+    fn is_our_host(&self, host: &str) -> bool {
+        let name = without_port(host);
+        let is_loopback = name.eq_ignore_ascii_case("localhost")
+            || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        !self.loopback || is_loopback || self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+    }
+
+    /// A page of another origin has no business here, unless it was named.
+    fn is_our_origin(&self, origin: &str, host: &str) -> bool {
+        let same = origin.split_once("://").is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(host));
+        same || self.origins.iter().any(|ours| ours.eq_ignore_ascii_case(origin))
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => name,
+        _ => host,
+    }
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Refuses requests for hosts and from origins that are not ours.
+pub(super) async fn check_host(State(api): State<Api>, request: Request, next: Next) -> Result<Response, Problem> {
+    let host = text(request.headers(), header::HOST).or_else(|| request.uri().authority().map(|host| host.as_str()));
+    let forbidden = |code, detail: String| Err(Problem::new(StatusCode::FORBIDDEN, code, detail));
+    match host {
+        Some(host) if api.guard.is_our_host(host) => {
+            if let Some(origin) = text(request.headers(), header::ORIGIN)
+                && !api.guard.is_our_origin(origin, host)
+            {
+                return forbidden(
+                    "foreign_origin",
+                    format!("pages of {origin} may not use this server (--allow-origin lets them)"),
+                );
+            }
+        }
+        Some(host) => return forbidden("foreign_host", format!("{host} is no name of this server (--allow-host adds one)")),
+        None => return Err(Problem::bad_request("no_host", "the request names no host")),
+    }
+    Ok(next.run(request).await)
+}
+
+/// Finds out who asks. A browser's sockets and event streams cannot set headers: they give the token in the query.
+pub(super) async fn identify(State(api): State<Api>, mut request: Request, next: Next) -> Result<Response, Problem> {
+    let from_header = text(request.headers(), header::AUTHORIZATION)
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim().to_owned());
+    let token = from_header.or_else(|| token_in_query(request.uri()));
+    let unauthorized = |code, detail| Err(Problem::new(StatusCode::UNAUTHORIZED, code, detail));
+    let Some(token) = token else {
+        return unauthorized("no_token", "a token is needed: Authorization: Bearer TOKEN");
+    };
+    let Some(identity) = api.tokens.identify(&token) else {
+        return unauthorized("bad_token", "this token is not valid (any more)");
+    };
+    if identity.scope < Scope::Use && !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let detail = "this token may only look; one of scope `use` is needed";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
+    }
+    request.extensions_mut().insert(identity);
+    Ok(next.run(request).await)
+}
+
+fn token_in_query(uri: &Uri) -> Option<String> {
+    let query = uri.query()?;
+    // Tokens of ours have no character that would be escaped; one given with --token may.
+    query.split('&').find_map(|pair| pair.strip_prefix("token=")).map(percent_decoded)
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let escaped = (first == b'%')
+            .then(|| tail.first_chunk::<2>())
+            .flatten()
+            .and_then(|hex| std::str::from_utf8(hex).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok()));
+        match escaped {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopbacks_names_are_ours_on_loopback() {
+        let guard = Guard { loopback: true, hosts: vec!["box.lan".to_owned()], ..Guard::default() };
+        for ours in ["localhost", "LOCALHOST:7788", "127.0.0.1:1", "[::1]:80", "[::1]", "127.8.8.8", "box.lan:7788"] {
+            assert!(guard.is_our_host(ours), "{ours}");
+        }
+        for foreign in ["evil.example", "localhost.evil.example:7788", "10.0.0.1", "", "127.0.0.1.evil"] {
+            assert!(!guard.is_our_host(foreign), "{foreign}");
+        }
+        assert!(Guard::default().is_our_host("anything.example"));
+    }
+
+    #[test]
+    fn pages_of_others_stay_out() {
+        let guard = Guard { origins: vec!["https://chat.example".to_owned()], ..Guard::default() };
+        assert!(guard.is_our_origin("http://localhost:7788", "localhost:7788"));
+        assert!(guard.is_our_origin("https://chat.example", "localhost:7788"));
+        for foreign in ["http://localhost:7789", "null", "https://evil.example", "http://localhost:7788.evil.example"] {
+            assert!(!guard.is_our_origin(foreign, "localhost:7788"), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn tokens_in_queries_are_decoded() {
+        let token = |uri: &str| token_in_query(&uri.parse().unwrap());
+        assert_eq!(token("/v1/x?after=1&token=a%2Fb%zz").as_deref(), Some("a/b%zz"));
+        assert_eq!(token("/v1/x?token_=1"), None);
+    }
+}

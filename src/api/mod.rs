@@ -1,0 +1,205 @@
+//! The native HTTP face, `/v1`: translates, owns no state. JSON in and out, errors as problems, events by SSE and WebSocket.
+
+mod cells;
+mod error;
+mod events;
+mod files;
+mod guard;
+mod sessions;
+mod socket;
+mod view;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::middleware;
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::auth::{Identity, Scope, Tokens};
+use crate::ids::SessionId;
+use crate::manager::{Keeper, MAX_FILE};
+use error::Problem;
+pub use guard::Guard;
+
+/// Bytes of a request's body, files aside.
+const MAX_BODY: usize = 32 << 20;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Api {
+    /// The sessions.
+    pub keeper: Keeper,
+    /// Who may do what.
+    pub tokens: Arc<Tokens>,
+    /// Which hosts and origins are ours.
+    pub guard: Arc<Guard>,
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    let one = Router::new()
+        .route("/", get(sessions::get_one).patch(sessions::patch).delete(sessions::delete))
+        .route("/interrupt", post(sessions::interrupt))
+        .route("/restart", post(sessions::restart))
+        .route("/input", post(sessions::input))
+        .route("/complete", post(sessions::complete))
+        .route("/inspect", post(sessions::inspect))
+        .route("/artifacts", get(sessions::artifacts))
+        .route("/events", get(events::stream))
+        .route("/socket", get(socket::open))
+        .route("/cells", get(cells::list).post(cells::add))
+        .route("/cells/{cell}", get(cells::get_one).patch(cells::patch).delete(cells::delete))
+        .route("/cells/{cell}/run", post(cells::run))
+        .route("/cells/{cell}/cancel", post(cells::cancel))
+        .route("/files/", get(files::list))
+        .route(
+            "/files/{*path}",
+            get(files::get).put(files::put).delete(files::delete).layer(DefaultBodyLimit::max(MAX_FILE)),
+        );
+    let v1 = Router::new()
+        .route("/sessions", get(sessions::list).post(sessions::create))
+        .nest("/sessions/{session}", one)
+        .route("/artifacts/{sha256}", get(sessions::artifact))
+        .route("/kernels", get(list_kernels))
+        .layer(middleware::from_fn_with_state(api.clone(), guard::identify))
+        .layer(DefaultBodyLimit::max(MAX_BODY));
+    Router::new()
+        .nest("/v1", v1)
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(async || "ready\n"))
+        .fallback(async || Problem::not_found("no_such_path", "there is nothing at this path; /v1/sessions is one"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
+        })
+        .layer(middleware::from_fn_with_state(api.clone(), guard::check_host))
+        .with_state(api)
+}
+
+async fn list_kernels(State(api): State<Api>) -> impl IntoResponse {
+    let pool = api.keeper.pool_sizes();
+    let mut all = Vec::new();
+    for (kernel, sandboxes) in api.keeper.kernels().await {
+        all.push(json!({
+            "name": kernel.name, "language": kernel.language, "display_name": kernel.display_name,
+            "ready": !sandboxes.is_empty(), "sandboxes": sandboxes,
+            "pool": pool.get(&kernel.name).copied().unwrap_or(0),
+        }));
+    }
+    axum::Json(json!({"kernels": all}))
+}
+
+/// The session in the path.
+struct InPath(SessionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for InPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(fields) = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| Problem::bad_request("bad_path", rejection.body_text()))?;
+        let id = fields.get("session").map(String::as_str).unwrap_or_default();
+        SessionId::parse(id).map(Self).ok_or_else(|| Problem::not_found("no_session", format!("there is no session {id:?}")))
+    }
+}
+
+/// Another name in the path.
+async fn path_field<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<String, Problem> {
+    let Path(mut fields) = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, state)
+        .await
+        .map_err(|rejection| Problem::bad_request("bad_path", rejection.body_text()))?;
+    Ok(fields.remove(name).unwrap_or_default())
+}
+
+/// The cell in the path.
+struct CellInPath(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for CellInPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        path_field(parts, state, "cell").await.map(Self)
+    }
+}
+
+/// Who asks, put there by the guard.
+struct Caller(Identity);
+
+impl Caller {
+    fn sees(&self) -> Option<&str> {
+        self.0.sees()
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let identity = parts.extensions.get::<Identity>().cloned();
+        identity.map(Self).ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "no_token", "a token is needed"))
+    }
+}
+
+/// Who asks, and may change things.
+struct User(Caller);
+
+impl<S: Send + Sync> FromRequestParts<S> for User {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        if caller.0.scope < Scope::Use {
+            let detail = "this token may only look; one of scope `use` is needed";
+            return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
+        }
+        Ok(Self(caller))
+    }
+}
+
+/// A JSON body. An empty one is `{}`.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| body_problem(&rejection))?;
+        let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
+        serde_json::from_slice(text).map(Self).map_err(|error| {
+            if error.is_data() {
+                Problem::unprocessable("bad_field", error.to_string())
+            } else {
+                Problem::bad_request("bad_json", format!("the body is not JSON: {error}"))
+            }
+        })
+    }
+}
+
+fn body_problem(rejection: &axum::extract::rejection::BytesRejection) -> Problem {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let detail = format!("the body is larger than {} MB", MAX_BODY >> 20);
+        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
+    }
+    Problem::bad_request("bad_body", rejection.body_text())
+}
+
+/// The query's fields.
+struct Query<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let axum::extract::Query(query) = axum::extract::Query::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| Problem::bad_request("bad_query", rejection.body_text()))?;
+        Ok(Self(query))
+    }
+}

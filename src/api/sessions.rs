@@ -1,0 +1,302 @@
+//! Sessions: made, shown, changed, steered, ended.
+
+use std::collections::HashMap;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::Problem;
+use super::{Api, Body, Caller, InPath, User, view};
+use crate::ids::SessionId;
+use crate::manager::{KeptSpec, NewSession};
+use crate::manager::{SessionRow, now_ms};
+use crate::policy::Limits;
+use crate::session::SessionState;
+
+/// Characters of a name or a label.
+const MAX_NAME: usize = 200;
+/// Labels of one session.
+const MAX_LABELS: usize = 50;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Create {
+    kernel: Option<String>,
+    name: Option<String>,
+    #[serde(default)]
+    env: HashMap<String, String>,
+    #[serde(default)]
+    limits: Limits,
+    network: Option<String>,
+    timeout_seconds: Option<f64>,
+    ttl_seconds: Option<u64>,
+    idle_timeout_seconds: Option<u64>,
+    #[serde(default)]
+    labels: HashMap<String, String>,
+}
+
+/// Seconds that a cell may take where nobody says otherwise.
+const DEFAULT_TIMEOUT: f64 = 60.0;
+
+impl Create {
+    fn check(self) -> Result<NewSession, Problem> {
+        check_texts(self.name.as_deref(), &self.labels)?;
+        let open_network = match self.network.as_deref() {
+            None | Some("none") => false,
+            Some("open") => true,
+            Some(other) => {
+                let detail = format!("{other:?} is no network; `none` and `open` are");
+                return Err(Problem::unprocessable("bad_network", detail).field("network"));
+            }
+        };
+        if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
+            return Err(Problem::unprocessable("bad_env", format!("{name:?} is no name of a variable")).field("env"));
+        }
+        let timeout_seconds = check_timeout(self.timeout_seconds)?.or(Some(DEFAULT_TIMEOUT));
+        Ok(NewSession {
+            kernel: self.kernel.unwrap_or_else(|| "python".to_owned()),
+            name: self.name,
+            env: self.env.into_iter().collect(),
+            spec: KeptSpec {
+                limits: self.limits,
+                open_network,
+                timeout_seconds,
+                ttl_seconds: self.ttl_seconds,
+                idle_timeout_seconds: self.idle_timeout_seconds,
+                labels: self.labels,
+            },
+        })
+    }
+}
+
+fn check_texts(name: Option<&str>, labels: &HashMap<String, String>) -> Result<(), Problem> {
+    let too_long = |text: &str| text.chars().count() > MAX_NAME;
+    if name.is_some_and(too_long) {
+        let detail = format!("a name has at most {MAX_NAME} characters");
+        return Err(Problem::unprocessable("bad_name", detail).field("name"));
+    }
+    if labels.len() > MAX_LABELS || labels.iter().any(|(key, value)| too_long(key) || too_long(value)) {
+        let detail = format!("at most {MAX_LABELS} labels of at most {MAX_NAME} characters are kept");
+        return Err(Problem::unprocessable("bad_labels", detail).field("labels"));
+    }
+    Ok(())
+}
+
+/// Seconds that make sense; a negative number or none at all is a mistake rather than a wish.
+pub(super) fn check_timeout(seconds: Option<f64>) -> Result<Option<f64>, Problem> {
+    match seconds {
+        Some(seconds) if !(seconds.is_finite() && seconds > 0.0) => {
+            let detail = "a timeout is a number of seconds above 0";
+            Err(Problem::unprocessable("bad_timeout", detail).field("timeout_seconds"))
+        }
+        seconds => Ok(seconds),
+    }
+}
+
+pub(super) async fn create(
+    State(api): State<Api>,
+    User(caller): User,
+    Body(create): Body<Create>,
+) -> Result<Response, Problem> {
+    let id = api.keeper.create(&caller.0.principal, create.check()?).await?;
+    let session = show(&api, &id, caller.sees()).await?;
+    let location = format!("/v1/sessions/{id}");
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(session)).into_response())
+}
+
+pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<Value>, Problem> {
+    let mut sessions = Vec::new();
+    for row in api.keeper.rows(caller.sees()).await? {
+        // One that is deleted meanwhile is left out.
+        if let Ok(session) = describe(&api, &row, caller.sees()).await {
+            sessions.push(session);
+        }
+    }
+    Ok(Json(json!({"sessions": sessions})))
+}
+
+pub(super) async fn get_one(State(api): State<Api>, caller: Caller, InPath(id): InPath) -> Result<Json<Value>, Problem> {
+    show(&api, &id, caller.sees()).await.map(Json)
+}
+
+/// A session with its sandbox's usage.
+async fn show(api: &Api, id: &SessionId, principal: Option<&str>) -> Result<Value, Problem> {
+    let row = api.keeper.row(id, principal).await?;
+    let mut session = describe(api, &row, principal).await?;
+    let handle = api.keeper.handle(id, principal)?;
+    if !matches!(handle.state(), SessionState::Gone { .. })
+        && let Ok(usage) = handle.usage().await
+    {
+        session["usage"] = json!({
+            "memory_bytes": usage.memory_bytes, "peak_memory_bytes": usage.peak_memory_bytes,
+            "cpu_seconds": usage.cpu_seconds, "processes": usage.processes,
+        });
+    }
+    Ok(session)
+}
+
+async fn describe(api: &Api, row: &SessionRow, principal: Option<&str>) -> Result<Value, Problem> {
+    let state = api.keeper.handle(&row.id, principal)?.state();
+    let record = api.keeper.record(&row.id, principal)?;
+    let isolation = record.and_then(|record| serde_json::to_value(record.isolation).ok());
+    let (cells, queued) = api.keeper.store().count_cells(&row.id).await?;
+    Ok(view::session(row, state.name(), isolation, cells, queued))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Patch {
+    name: Option<String>,
+    labels: Option<HashMap<String, String>>,
+    timeout_seconds: Option<f64>,
+    /// Counted from now.
+    ttl_seconds: Option<u64>,
+    idle_timeout_seconds: Option<u64>,
+}
+
+pub(super) async fn patch(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    Body(patch): Body<Patch>,
+) -> Result<Json<Value>, Problem> {
+    let mut row = api.keeper.row(&id, caller.sees()).await?;
+    let mut spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
+    check_texts(patch.name.as_deref(), patch.labels.as_ref().unwrap_or(&spec.labels))?;
+    row.name = patch.name.or(row.name);
+    spec.labels = patch.labels.unwrap_or(spec.labels);
+    spec.timeout_seconds = check_timeout(patch.timeout_seconds)?.or(spec.timeout_seconds);
+    spec.idle_timeout_seconds = patch.idle_timeout_seconds.or(spec.idle_timeout_seconds);
+    if let Some(seconds) = patch.ttl_seconds {
+        spec.ttl_seconds = Some(seconds);
+        let more = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000);
+        row.expires_at = Some(now_ms().saturating_add(more));
+    }
+    row.spec = serde_json::to_string(&spec).unwrap_or(row.spec);
+    api.keeper.set_facts(&row).await?;
+    show(&api, &id, caller.sees()).await.map(Json)
+}
+
+pub(super) async fn delete(State(api): State<Api>, User(caller): User, InPath(id): InPath) -> Result<StatusCode, Problem> {
+    api.keeper.delete(&id, caller.sees()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn interrupt(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+) -> Result<StatusCode, Problem> {
+    api.keeper.handle(&id, caller.sees())?.interrupt().await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+pub(super) async fn restart(State(api): State<Api>, User(caller): User, InPath(id): InPath) -> Result<StatusCode, Problem> {
+    api.keeper.handle(&id, caller.sees())?.restart().await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Input {
+    value: String,
+}
+
+pub(super) async fn input(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    Body(Input { value }): Body<Input>,
+) -> Result<StatusCode, Problem> {
+    api.keeper.handle(&id, caller.sees())?.input(&value).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Place {
+    code: String,
+    /// In Unicode characters; the end where it is left out.
+    cursor_pos: Option<usize>,
+}
+
+impl Place {
+    fn cursor(&self) -> Result<usize, Problem> {
+        let length = self.code.chars().count();
+        let cursor = self.cursor_pos.unwrap_or(length);
+        if cursor > length {
+            let detail = format!("cursor_pos is {cursor}, and the code has {length} characters");
+            return Err(Problem::unprocessable("bad_cursor", detail).field("cursor_pos"));
+        }
+        Ok(cursor)
+    }
+}
+
+pub(super) async fn complete(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    Body(place): Body<Place>,
+) -> Result<Json<Value>, Problem> {
+    let handle = api.keeper.handle(&id, caller.sees())?;
+    in_time(handle.complete(&place.code, place.cursor()?)).await
+}
+
+pub(super) async fn inspect(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+    Body(place): Body<Place>,
+) -> Result<Json<Value>, Problem> {
+    let handle = api.keeper.handle(&id, caller.sees())?;
+    in_time(handle.inspect(&place.code, place.cursor()?)).await
+}
+
+/// A kernel that runs a cell answers after it.
+async fn in_time(asking: impl Future<Output = Result<Value, crate::session::SessionError>>) -> Result<Json<Value>, Problem> {
+    match tokio::time::timeout(std::time::Duration::from_secs(10), asking).await {
+        Ok(answer) => Ok(Json(answer?)),
+        Err(_) => {
+            let detail = "the kernel is busy and has not answered within 10 s; ask again when its cell has ended";
+            Err(Problem::new(StatusCode::CONFLICT, "kernel_busy", detail))
+        }
+    }
+}
+
+pub(super) async fn artifacts(State(api): State<Api>, caller: Caller, InPath(id): InPath) -> Result<Json<Value>, Problem> {
+    api.keeper.handle(&id, caller.sees())?;
+    let rows = api.keeper.store().artifacts(&id).await?;
+    Ok(Json(json!({"artifacts": rows.iter().map(view::artifact).collect::<Vec<_>>()})))
+}
+
+/// Types that a browser may show in place: images that hold no script.
+const SHOWN: &[&str] = &["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp"];
+
+pub(super) async fn artifact(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(sha256): Path<String>,
+) -> Result<Response, Problem> {
+    let none = || Problem::not_found("no_artifact", format!("there is no artifact {sha256:?}"));
+    let principal = caller.sees().map(str::to_owned);
+    let mime = api.keeper.store().artifact_mime(&sha256, principal).await?.ok_or_else(none)?;
+    let bytes = api.keeper.blobs().get(&sha256).await?.ok_or_else(none)?;
+    // The kernel named the type: it may be anything, and what is not known to be harmless is only to be saved.
+    let shown = SHOWN.contains(&mime.as_str());
+    let kind = HeaderValue::from_str(&mime).ok().filter(|_| !mime.starts_with("text/html"));
+    let headers = [
+        (header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/octet-stream"))),
+        (header::CONTENT_DISPOSITION, HeaderValue::from_static(if shown { "inline" } else { "attachment" })),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; sandbox"),
+        ),
+        (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable")),
+    ];
+    Ok((headers, bytes).into_response())
+}

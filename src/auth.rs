@@ -1,0 +1,151 @@
+//! Who may do what: tokens, their principals and their scopes.
+//!
+//! A token is 256 random bits, so that its SHA-256 is as good as the token for finding it, and useless for making it: only
+//! hashes are stored, and a comparison that takes its time with a hash gives nothing away.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+use base64::Engine as _;
+use sha2::{Digest, Sha256};
+
+use crate::ids;
+use crate::store::{Store, StoreError, TokenRow, now_ms};
+
+/// What a token allows. Each allows what those after it allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Looking at its principal's sessions.
+    Read,
+    /// Making, using and ending sessions of its principal.
+    Use,
+    /// Everything, on everybody's sessions.
+    Admin,
+}
+
+impl Scope {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Use => "use",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The scope of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Read, Self::Use, Self::Admin].into_iter().find(|scope| scope.name() == name)
+    }
+}
+
+/// Whoever shows a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Whose sessions these are.
+    pub principal: String,
+    /// What may be done.
+    pub scope: Scope,
+}
+
+impl Identity {
+    /// Whose sessions may be seen; everybody's for none.
+    pub fn sees(&self) -> Option<&str> {
+        (self.scope < Scope::Admin).then_some(self.principal.as_str())
+    }
+}
+
+type Hash = [u8; 32];
+
+fn hash(secret: &str) -> Hash {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+/// A new random token.
+pub fn new_secret() -> String {
+    let random: [u8; 32] = ids::random_bytes();
+    format!("ck_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random))
+}
+
+/// The tokens that are valid now.
+#[derive(Debug, Default)]
+pub struct Tokens {
+    by_hash: RwLock<HashMap<Hash, (Identity, Option<i64>)>>,
+}
+
+impl Tokens {
+    /// Reads the stored tokens; those of another process that come later need [`Self::load`] again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn load(&self, store: &Store) -> Result<usize, StoreError> {
+        let mut by_hash = HashMap::new();
+        for row in store.tokens().await? {
+            let (Ok(hash), Some(scope)) = (Hash::try_from(row.hash), Scope::parse(&row.scope)) else { continue };
+            by_hash.insert(hash, (Identity { principal: row.principal, scope }, row.expires_at));
+        }
+        let count = by_hash.len();
+        *self.by_hash.write().unwrap_or_else(PoisonError::into_inner) = by_hash;
+        Ok(count)
+    }
+
+    /// Who shows this token. `None` for one that is not valid (any more).
+    pub fn identify(&self, secret: &str) -> Option<Identity> {
+        let by_hash = self.by_hash.read().unwrap_or_else(PoisonError::into_inner);
+        let (identity, expires_at) = by_hash.get(&hash(secret))?;
+        expires_at.is_none_or(|at| at > now_ms()).then(|| identity.clone())
+    }
+}
+
+/// Stores a token; gives its public id.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn store_token(
+    store: &Store,
+    secret: &str,
+    name: &str,
+    identity: &Identity,
+    expires_at: Option<i64>,
+) -> Result<String, StoreError> {
+    let id: String = ids::random_uuid().chars().take(8).collect();
+    let row = TokenRow {
+        id: id.clone(),
+        name: name.to_owned(),
+        principal: identity.principal.clone(),
+        scope: identity.scope.name().to_owned(),
+        hash: hash(secret).to_vec(),
+        created_at: now_ms(),
+        expires_at,
+    };
+    store.put_token(row).await?;
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_valid_tokens_are_known_and_none_is_stored() {
+        let folder = std::env::temp_dir().join(format!("cellkeep-auth-{}", ids::random_uuid()));
+        std::fs::create_dir(&folder).unwrap();
+        let store = Store::open(&folder.join("journal.db")).unwrap();
+        let (secret, old) = (new_secret(), new_secret());
+        let ann = Identity { principal: "ann".to_owned(), scope: Scope::Use };
+        store_token(&store, &secret, "laptop", &ann, None).await.unwrap();
+        store_token(&store, &old, "old", &ann, Some(now_ms() - 1)).await.unwrap();
+        let tokens = Tokens::default();
+        assert_eq!(tokens.identify(&secret), None, "not before they are loaded");
+        assert_eq!(tokens.load(&store).await.unwrap(), 2);
+        assert_eq!(tokens.identify(&secret), Some(ann.clone()));
+        assert_eq!((tokens.identify(&old), tokens.identify(""), tokens.identify("ck_x")), (None, None, None));
+        assert_eq!((ann.sees(), Identity { scope: Scope::Admin, ..ann.clone() }.sees()), (Some("ann"), None));
+        drop(store);
+        for file in std::fs::read_dir(&folder).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

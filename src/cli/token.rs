@@ -1,0 +1,85 @@
+//! `cellkeep token`: who may use a server of this data folder.
+
+use clap::Subcommand;
+
+use super::{Exit, Failure};
+use crate::auth::{self, Identity, Scope};
+use crate::config::Paths;
+use crate::store::{Store, now_ms};
+
+/// Make, list and revoke tokens of a server. One that runs knows of it within seconds.
+#[derive(Subcommand)]
+pub(super) enum TokenCommand {
+    /// Make a token, and print it this once
+    Create {
+        /// What to call it
+        name: String,
+        /// Whose sessions it shows: those of one principal are invisible to others [default: NAME]
+        #[arg(long, value_name = "NAME")]
+        principal: Option<String>,
+        /// What it allows: admin (everything), use (one's own sessions) or read
+        #[arg(long, default_value = "use", value_parser = ["admin", "use", "read"])]
+        scope: String,
+        /// Days until it ends
+        #[arg(long, value_name = "DAYS")]
+        days: Option<u32>,
+    },
+    /// Show all tokens, without their secrets
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a token
+    Revoke {
+        /// Its id, as `cellkeep token list` shows it
+        id: String,
+    },
+}
+
+pub(super) async fn run(paths: &Paths, command: TokenCommand) -> Result<Exit, Failure> {
+    let store = open(paths)?;
+    match command {
+        TokenCommand::Create { name, principal, scope, days } => {
+            let scope = Scope::parse(&scope).unwrap_or(Scope::Use);
+            let identity = Identity { principal: principal.unwrap_or_else(|| name.clone()), scope };
+            let expires_at = days.map(|days| now_ms().saturating_add(i64::from(days) * 86_400_000));
+            let secret = auth::new_secret();
+            let id = auth::store_token(&store, &secret, &name, &identity, expires_at).await.map_err(Failure::usage)?;
+            say!("token {id} of {}, scope {}; it is shown only this once:", identity.principal, scope.name());
+            tell!("{secret}");
+        }
+        TokenCommand::List { json } => list(&store, json).await?,
+        TokenCommand::Revoke { id } => {
+            if !store.delete_token(&id).await.map_err(Failure::usage)? {
+                return Err(Failure::usage(anyhow::anyhow!("there is no token {id:?}; `cellkeep token list` shows them")));
+            }
+            say!("token {id} is revoked");
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn open(paths: &Paths) -> Result<Store, Failure> {
+    std::fs::create_dir_all(paths.data()).map_err(Failure::usage)?;
+    Store::open(&paths.journal()).map_err(Failure::usage)
+}
+
+async fn list(store: &Store, as_json: bool) -> Result<(), Failure> {
+    let tokens = store.tokens().await.map_err(Failure::usage)?;
+    if as_json {
+        let values = tokens.iter().map(|token| {
+            serde_json::json!({
+                "id": token.id, "name": token.name, "principal": token.principal, "scope": token.scope,
+                "created_at": token.created_at, "expires_at": token.expires_at,
+            })
+        });
+        tell!("{}", values.collect::<serde_json::Value>());
+        return Ok(());
+    }
+    tell!("{:<10} {:<6} {:<20} NAME", "ID", "SCOPE", "PRINCIPAL");
+    for token in tokens {
+        tell!("{:<10} {:<6} {:<20} {}", token.id, token.scope, token.principal, token.name);
+    }
+    Ok(())
+}

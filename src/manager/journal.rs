@@ -1,0 +1,331 @@
+//! A session's journal in the store, and those who follow it: the backlog from the store, then live.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+
+use crate::artifacts::Blobs;
+use crate::ids::{Seq, SessionId};
+use crate::mime;
+use crate::output::{ArtifactOptions, CellKey, artifacts_of};
+use crate::session::{Cell, CellChange, CellRun, EventBody, Journal, JournalError, Piece, SessionEvent, SessionState};
+use crate::store::{self, ArtifactRow, CellRow, CellState, Commit, EventRow, SessionChange, Store, StoreError, to_ms};
+
+/// Binary data of more bytes than this is kept as a blob and named by its hash.
+const INLINE: usize = 4096;
+/// Bytes of the latest events that are held for those who follow live.
+const RECENT: usize = 128 << 10;
+/// Events and bytes that a follower gets at once.
+const PAGE: (usize, usize) = (500, 1 << 20);
+
+/// The latest events of a session, and its last number.
+#[derive(Debug)]
+pub(super) struct Live {
+    recent: Mutex<Recent>,
+    last: watch::Sender<Seq>,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    events: VecDeque<Arc<EventRow>>,
+    bytes: usize,
+}
+
+impl Live {
+    pub fn new(last: Seq) -> Arc<Self> {
+        Arc::new(Self { recent: Mutex::default(), last: watch::channel(last).0 })
+    }
+
+    fn push(&self, events: Vec<EventRow>) {
+        let Some(last) = events.last().map(|event| event.seq) else { return };
+        {
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            for event in events {
+                recent.bytes += event.body.len();
+                recent.events.push_back(Arc::new(event));
+            }
+            while recent.bytes > RECENT
+                && let Some(old) = recent.events.pop_front()
+            {
+                recent.bytes -= old.body.len();
+            }
+        }
+        self.last.send_replace(last);
+    }
+
+    pub fn last(&self) -> Seq {
+        *self.last.borrow()
+    }
+
+    /// The events after a number, if all of them are held.
+    fn after(&self, seq: Seq) -> Option<Vec<Arc<EventRow>>> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = recent.events.front()?.seq;
+        (first <= seq.next()).then(|| recent.events.iter().filter(|event| event.seq > seq).cloned().collect())
+    }
+}
+
+/// Reads a session's events from a number on, for as long as the session is there.
+pub struct Follower {
+    pub(super) store: Store,
+    pub(super) session: SessionId,
+    pub(super) live: Arc<Live>,
+    pub(super) after: Seq,
+}
+
+impl Follower {
+    /// The next events, at least one: waits for it. A slow reader reads from the store, and holds up nobody. `None` when the
+    /// session has been deleted.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn next(&mut self) -> Result<Option<Vec<Arc<EventRow>>>, StoreError> {
+        let mut last = self.live.last.subscribe();
+        loop {
+            let events = self.now().await?;
+            if !events.is_empty() {
+                return Ok(Some(events));
+            }
+            let after = self.after;
+            // A closed channel is a session that was deleted.
+            if last.wait_for(|last| *last > after).await.is_err() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// What there is already; empty if nothing is new.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn now(&mut self) -> Result<Vec<Arc<EventRow>>, StoreError> {
+        if self.live.last() <= self.after {
+            return Ok(Vec::new());
+        }
+        let events = match self.live.after(self.after) {
+            Some(events) => events,
+            None => {
+                let page = self.store.events_after(&self.session, self.after, PAGE.0, PAGE.1).await?;
+                page.into_iter().map(Arc::new).collect()
+            }
+        };
+        if let Some(last) = events.last() {
+            self.after = last.seq;
+        }
+        Ok(events)
+    }
+}
+
+/// Writes pieces into the store, and tells followers of them once they are there.
+pub(super) struct StoreJournal {
+    pub store: Store,
+    pub blobs: Blobs,
+    pub session: SessionId,
+    pub live: Arc<Live>,
+    /// Numbers of cells by their ids, for the names of artifacts.
+    pub numbers: std::collections::HashMap<String, u32>,
+}
+
+#[async_trait]
+impl Journal for StoreJournal {
+    async fn room(&self) {}
+
+    async fn append(&mut self, piece: &Piece) -> Result<(), JournalError> {
+        let commit = self.commit_of(piece).await.map_err(|error| JournalError(error.to_string()))?;
+        let events = commit.events.clone();
+        self.store.commit(&self.session, commit).await.map_err(|error| JournalError(error.to_string()))?;
+        self.live.push(events);
+        Ok(())
+    }
+}
+
+impl StoreJournal {
+    async fn commit_of(&mut self, piece: &Piece) -> std::io::Result<Commit> {
+        for change in &piece.cells {
+            if let CellChange::Put(cell) = change {
+                self.numbers.insert(cell.id.clone(), cell.number);
+            }
+        }
+        let mut commit = Commit {
+            cells: piece.cells.iter().map(change_row).collect(),
+            session: SessionChange {
+                state: piece.state.as_ref().map(state_row),
+                position: piece.position.map(|position| (position.epoch, position.seq)),
+                last_seq: piece.events.last().map(|event| event.seq),
+                resume: piece.resume.clone(),
+                last_active_at: Some(store::now_ms()),
+            },
+            ..Commit::default()
+        };
+        for event in &piece.events {
+            let body = match &event.body {
+                EventBody::Append { index, output } | EventBody::Update { index, output } => {
+                    let output = self.keep_artifacts(event, *index, output, &mut commit.artifacts).await?;
+                    json!({"index": index, "output": output})
+                }
+                body => body_of(body),
+            };
+            commit.events.push(EventRow {
+                seq: event.seq,
+                time: to_ms(event.time),
+                cell: event.cell.clone(),
+                kind: kind_of(&event.body).to_owned(),
+                body: body.to_string(),
+            });
+        }
+        Ok(commit)
+    }
+
+    /// Keeps the files in an output as blobs; gives the output with its large binary data named by hash.
+    async fn keep_artifacts(
+        &self,
+        event: &SessionEvent,
+        index: usize,
+        output: &Value,
+        rows: &mut Vec<ArtifactRow>,
+    ) -> std::io::Result<Value> {
+        let cell = event.cell.clone().unwrap_or_default();
+        let number = self.numbers.get(&cell).copied().unwrap_or(0);
+        let mut output = output.clone();
+        for artifact in artifacts_of(&output, index, CellKey(number), number as usize, ArtifactOptions::default()) {
+            // What cannot be decoded stays as the kernel sent it.
+            let Ok(bytes) = artifact.content else { continue };
+            let sha256 = self.blobs.put(&bytes).await?;
+            let (width, height) = size_of_image(&output, &artifact.mime);
+            if mime::is_binary(&artifact.mime)
+                && bytes.len() > INLINE
+                && let Some(value) = output.get_mut("data").and_then(|data| data.get_mut(&artifact.mime))
+            {
+                *value = json!({"artifact": sha256});
+            }
+            let (name, mime, bytes) = (artifact.name, artifact.mime, bytes.len() as i64);
+            rows.push(ArtifactRow { sha256, cell: cell.clone(), name, mime, bytes, width, height, seq: event.seq });
+        }
+        Ok(output)
+    }
+}
+
+/// Width and height as the kernel told them beside the image.
+fn size_of_image(output: &Value, mime: &str) -> (Option<i64>, Option<i64>) {
+    let metadata = output.get("metadata").and_then(|metadata| metadata.get(mime));
+    let number = |key| metadata.and_then(|metadata| metadata.get(key)).and_then(Value::as_i64);
+    (number("width"), number("height"))
+}
+
+fn kind_of(body: &EventBody) -> &'static str {
+    match body {
+        EventBody::State { .. } => "session.state",
+        EventBody::Queued => "cell.queued",
+        EventBody::Started => "cell.started",
+        EventBody::Append { .. } | EventBody::Stream { grows: true, .. } => "output.append",
+        EventBody::Update { .. } | EventBody::Stream { grows: false, .. } => "output.update",
+        EventBody::Clear => "output.clear",
+        EventBody::Input { .. } => "input.requested",
+        EventBody::Finished(_) => "cell.finished",
+        EventBody::Comm { .. } => "comm",
+        EventBody::Lost { .. } => "lost",
+        EventBody::Notebook(_) => "notebook.changed",
+        EventBody::Message { .. } => "message",
+    }
+}
+
+fn body_of(body: &EventBody) -> Value {
+    match body {
+        EventBody::State { state, notice } => {
+            let mut fields = Map::new();
+            fields.insert("state".to_owned(), state.name().into());
+            if let SessionState::Gone { why } = state {
+                fields.insert("why".to_owned(), why.as_str().into());
+            }
+            if let Some(notice) = notice {
+                fields.insert("notice".to_owned(), notice.as_str().into());
+            }
+            Value::Object(fields)
+        }
+        EventBody::Stream { index, name, keep, text, .. } => {
+            json!({"index": index, "keep": keep, "output": {"output_type": "stream", "name": name, "text": text}})
+        }
+        EventBody::Input { prompt, password } => json!({"prompt": prompt, "password": password}),
+        EventBody::Finished(result) => json!({
+            "status": result.status.name(), "execution_count": result.execution_count, "error": result.error,
+            "metrics": {"wall_ms": result.wall.as_secs_f64() * 1000.0},
+        }),
+        EventBody::Comm { msg_type, content, buffers } => {
+            use base64::Engine as _;
+            let encoded = |bytes: &bytes::Bytes| base64::engine::general_purpose::STANDARD.encode(bytes);
+            json!({"msg_type": msg_type, "content": content, "buffers": buffers.iter().map(encoded).collect::<Vec<_>>()})
+        }
+        EventBody::Lost { from, to } => json!({"from": from, "to": to}),
+        EventBody::Notebook(change) => json!({"change": change}),
+        _ => json!({}),
+    }
+}
+
+fn state_row(state: &SessionState) -> (String, Option<String>) {
+    let why = match state {
+        SessionState::Gone { why } => Some(why.clone()),
+        _ => None,
+    };
+    (state.name().to_owned(), why)
+}
+
+fn change_row(change: &CellChange) -> store::CellChange {
+    match change {
+        CellChange::Put(cell) => store::CellChange::Put(Box::new(cell_row(cell))),
+        CellChange::Run { number, run } => store::CellChange::State { number: *number, run: run_row(run) },
+        CellChange::Delete { number } => store::CellChange::Delete { number: *number },
+    }
+}
+
+fn cell_row(cell: &Cell) -> CellRow {
+    CellRow {
+        number: cell.number,
+        id: cell.id.clone(),
+        place: cell.place,
+        cell_type: cell.cell_type.name().to_owned(),
+        source: cell.source.clone(),
+        metadata: Value::Object(cell.metadata.clone()).to_string(),
+        options: serde_json::to_string(&cell.options).unwrap_or_default(),
+        run: run_row(&cell.run),
+    }
+}
+
+fn run_row(run: &CellRun) -> CellState {
+    CellState {
+        state: run.phase.name().to_owned(),
+        run: run.run.as_ref().map(|run| run.0.clone()),
+        started_at: run.started_at.map(to_ms),
+        result: run.result.as_ref().and_then(|result| serde_json::to_string(result).ok()),
+        first_seq: run.first_seq,
+        last_seq: run.last_seq,
+    }
+}
+
+/// A cell as it was stored, for a driver that goes on.
+pub(super) fn restore_cell(row: CellRow) -> Option<Cell> {
+    let time = |ms: i64| std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(ms.max(0).cast_unsigned());
+    let metadata = match crate::wire::json::parse_lenient(row.metadata.as_bytes()) {
+        Ok(Value::Object(metadata)) => metadata,
+        _ => Map::new(),
+    };
+    Some(Cell {
+        number: row.number,
+        id: row.id,
+        place: row.place,
+        cell_type: crate::session::CellType::parse(&row.cell_type)?,
+        source: row.source,
+        metadata,
+        options: serde_json::from_str(&row.options).unwrap_or_default(),
+        run: CellRun {
+            phase: crate::session::CellPhase::parse(&row.run.state).unwrap_or_default(),
+            run: row.run.run.map(crate::ids::RunId),
+            started_at: row.run.started_at.map(time),
+            result: row.run.result.and_then(|text| serde_json::from_str(&text).ok()),
+            first_seq: row.run.first_seq,
+            last_seq: row.run.last_seq,
+        },
+    })
+}

@@ -1,0 +1,562 @@
+//! Sessions that are kept: made, found again, followed, ended, for `serve`. Everything that outlives this process is in the
+//! store before it is done.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+
+use super::journal::{Follower, Live, StoreJournal, restore_cell};
+use super::pool::{self, Pool};
+use super::{Manager, ManagerError, SandboxChoice, SessionSpec};
+use crate::artifacts::Blobs;
+use crate::config::Paths;
+use crate::ids::{Epoch, Seq, SessionId};
+use crate::kernels::{self, Kernel, Status};
+use crate::policy::{Limits, Network};
+use crate::sandbox::docker::Images;
+use crate::sandbox::{Sandbox, SandboxError, SandboxKind, SandboxRecord};
+use crate::session::{self, Cell, SessionError, SessionHandle, SessionParts, SessionState, Stored, Telling};
+use crate::store::{Commit, SessionChange, SessionRow, Store, StoreError, now_ms};
+
+/// Between two looks for sessions whose time is up.
+const CULL_EVERY: Duration = Duration::from_secs(1);
+/// The state of a session that is being made.
+pub(super) const CREATING: &str = "creating";
+/// The state of a session that is to be removed: a server that is killed over it goes on with it.
+pub(super) const DELETING: &str = "deleting";
+
+/// What is decided once for all kept sessions.
+#[derive(Clone, Debug)]
+pub struct KeeperSettings {
+    /// The sandbox that sessions get.
+    pub sandbox: SandboxChoice,
+    /// Sessions that may live at once.
+    pub max_sessions: usize,
+    /// Kernels that may start at once; more wait.
+    pub max_starting: usize,
+    /// Seconds without use after which a session ends, where its maker says nothing.
+    pub idle_timeout_seconds: u64,
+    /// Seconds for which an ended session can still be read.
+    pub keep_ended_seconds: u64,
+    /// Kernels, and how many sessions of each are made ahead.
+    pub pool: Vec<(String, usize)>,
+}
+
+impl Default for KeeperSettings {
+    fn default() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self {
+            sandbox: SandboxChoice::Auto,
+            max_sessions: 100,
+            max_starting: cpus.max(2),
+            idle_timeout_seconds: 3600,
+            keep_ended_seconds: 24 * 3600,
+            pool: Vec::new(),
+        }
+    }
+}
+
+/// A session to be made.
+#[derive(Clone, Debug, Default)]
+pub struct NewSession {
+    /// The kernel's name, an alias of it, or its language.
+    pub kernel: String,
+    /// What its maker calls it.
+    pub name: Option<String>,
+    /// Variables for the kernel. They are nowhere but in the sandbox.
+    pub env: Vec<(String, String)>,
+    /// The rest.
+    pub spec: KeptSpec,
+}
+
+/// What is written down of how a session is to be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptSpec {
+    /// Its limits.
+    pub limits: Limits,
+    /// Whether it has the network.
+    pub open_network: bool,
+    /// Seconds that each cell may take, where it says nothing itself.
+    pub timeout_seconds: Option<f64>,
+    /// Seconds that it may live in all.
+    pub ttl_seconds: Option<u64>,
+    /// Seconds without use after which it ends.
+    pub idle_timeout_seconds: Option<u64>,
+    /// Its maker's labels.
+    pub labels: HashMap<String, String>,
+}
+
+/// Why a kept session cannot be had or made.
+#[derive(Debug, Error)]
+pub enum KeeperError {
+    /// There is none of that id that the asking principal may see.
+    #[error("there is no session {id}")]
+    NoSession {
+        /// The id.
+        id: String,
+    },
+    /// There is no such kernel.
+    #[error(transparent)]
+    NoKernel(#[from] kernels::KernelError),
+    /// There are as many as there may be.
+    #[error("there are {limit} sessions already, as many as this server keeps; end one, or wait until one ends")]
+    Full {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// It could not be made.
+    #[error(transparent)]
+    Manager(Box<ManagerError>),
+    /// Its sandbox could not be ended.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The journal failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The session said no.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+impl From<ManagerError> for KeeperError {
+    fn from(error: ManagerError) -> Self {
+        Self::Manager(Box::new(error))
+    }
+}
+
+/// A session that lives.
+#[derive(Clone)]
+pub(super) struct Kept {
+    pub(super) principal: String,
+    pub(super) handle: SessionHandle,
+    pub(super) live: Arc<Live>,
+    /// `None` for one that has ended: it can be read.
+    pub(super) sandbox: Option<(Arc<dyn Sandbox>, SandboxRecord)>,
+}
+
+/// Keeps sessions. Clones share them.
+#[derive(Clone)]
+pub struct Keeper(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) paths: Paths,
+    pub(super) manager: Manager,
+    pub(super) store: Store,
+    pub(super) blobs: Blobs,
+    pub(super) settings: KeeperSettings,
+    sessions: RwLock<HashMap<SessionId, Kept>>,
+    pool: Pool,
+    starting: Semaphore,
+    /// How many wait for their session to be made.
+    waiting: AtomicUsize,
+}
+
+impl Keeper {
+    /// A keeper of the sessions in this store. Those that an earlier server has left are taken up by [`Self::recover`].
+    pub fn new(paths: &Paths, store: Store, settings: KeeperSettings) -> Self {
+        Self(Arc::new(Inner {
+            paths: paths.clone(),
+            manager: Manager::new(paths.clone()),
+            blobs: Blobs::new(&paths.blobs()),
+            store,
+            pool: Pool::default(),
+            starting: Semaphore::new(settings.max_starting),
+            waiting: AtomicUsize::new(0),
+            settings,
+            sessions: RwLock::default(),
+        }))
+    }
+
+    /// Where sessions are stored.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Where their artifacts are.
+    pub fn blobs(&self) -> &Blobs {
+        &self.0.blobs
+    }
+
+    /// How many live.
+    pub fn living(&self) -> usize {
+        self.sessions(|sessions| sessions.values().filter(|kept| kept.sandbox.is_some()).count())
+    }
+
+    /// All kernels, and the kinds of sandbox in which each can run here.
+    pub async fn kernels(&self) -> Vec<(&'static Kernel, Vec<SandboxKind>)> {
+        let choice = self.0.settings.sandbox;
+        let may = |kind| choice == SandboxChoice::Auto || choice == SandboxChoice::Only(kind);
+        let images = if may(SandboxKind::Docker) { Images::connect().await.ok() } else { None };
+        let mut all = Vec::new();
+        for kernel in kernels::all() {
+            let mut kinds = Vec::new();
+            if may(SandboxKind::Process) && kernels::status(&self.0.paths, kernel) != Status::Missing {
+                kinds.push(SandboxKind::Process);
+            }
+            if let Some(images) = &images
+                && images.status(kernel).await.is_ok_and(|image| image.status != Status::Missing)
+            {
+                kinds.push(SandboxKind::Docker);
+            }
+            all.push((kernel, kinds));
+        }
+        all
+    }
+
+    pub(super) fn sessions<T>(&self, work: impl FnOnce(&mut HashMap<SessionId, Kept>) -> T) -> T {
+        work(&mut self.0.sessions.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn kept(&self, id: &SessionId, principal: Option<&str>) -> Result<Kept, KeeperError> {
+        let found = self.sessions(|sessions| sessions.get(id).cloned());
+        // Another's session is not to be told from none.
+        found
+            .filter(|kept| principal.is_none_or(|principal| kept.principal == principal))
+            .ok_or_else(|| KeeperError::NoSession { id: id.to_string() })
+    }
+
+    /// The handle of a session that this principal may see; of anybody's for none.
+    ///
+    /// # Errors
+    /// [`KeeperError::NoSession`].
+    pub fn handle(&self, id: &SessionId, principal: Option<&str>) -> Result<SessionHandle, KeeperError> {
+        Ok(self.kept(id, principal)?.handle)
+    }
+
+    /// The record of a session's sandbox; none once it has ended.
+    ///
+    /// # Errors
+    /// [`KeeperError::NoSession`].
+    pub fn record(&self, id: &SessionId, principal: Option<&str>) -> Result<Option<SandboxRecord>, KeeperError> {
+        Ok(self.kept(id, principal)?.sandbox.map(|(_, record)| record))
+    }
+
+    /// Follows a session's events from behind a number.
+    ///
+    /// # Errors
+    /// [`KeeperError::NoSession`].
+    pub fn follow(&self, id: &SessionId, principal: Option<&str>, after: Seq) -> Result<Follower, KeeperError> {
+        let live = self.kept(id, principal)?.live;
+        Ok(Follower { store: self.0.store.clone(), session: id.clone(), live, after })
+    }
+
+    /// What is written of a session.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn row(&self, id: &SessionId, principal: Option<&str>) -> Result<SessionRow, KeeperError> {
+        self.kept(id, principal)?;
+        self.0.store.session(id).await?.ok_or_else(|| KeeperError::NoSession { id: id.to_string() })
+    }
+
+    /// What is written of all sessions that this principal may see.
+    ///
+    /// # Errors
+    /// [`KeeperError::Store`].
+    pub async fn rows(&self, principal: Option<&str>) -> Result<Vec<SessionRow>, KeeperError> {
+        let rows = self.0.store.sessions(principal.map(str::to_owned)).await?;
+        Ok(self.sessions(|sessions| rows.into_iter().filter(|row| sessions.contains_key(&row.id)).collect()))
+    }
+
+    /// A session's cells in the order of the notebook.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn cells(&self, id: &SessionId, principal: Option<&str>) -> Result<Vec<Cell>, KeeperError> {
+        self.kept(id, principal)?;
+        Ok(self.0.store.cells(id).await?.into_iter().filter_map(restore_cell).collect())
+    }
+
+    /// One cell.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn cell(&self, id: &SessionId, principal: Option<&str>, cell: &str) -> Result<Option<Cell>, KeeperError> {
+        self.kept(id, principal)?;
+        Ok(self.0.store.cell(id, cell).await?.and_then(restore_cell))
+    }
+
+    /// Changes what its owner may change of a session.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn set_facts(&self, row: &SessionRow) -> Result<(), KeeperError> {
+        let (name, spec) = (row.name.clone(), row.spec.clone());
+        Ok(self.0.store.set_session_facts(&row.id, name, spec, row.expires_at).await?)
+    }
+
+    // ---- making -----------------------------------------------------------------------------------------------------
+
+    /// Makes a session, and waits until its kernel is ready.
+    ///
+    /// # Errors
+    /// [`KeeperError`]; nothing is left behind then.
+    pub async fn create(&self, principal: &str, new: NewSession) -> Result<SessionId, KeeperError> {
+        let kernel = kernels::find(&new.kernel)?.clone();
+        new.spec.limits.validate().map_err(ManagerError::Limits)?;
+        let limit = self.0.settings.max_sessions;
+        if self.living() >= limit {
+            return Err(KeeperError::Full { limit });
+        }
+        // Whoever asked may go away meanwhile; what was begun is finished, or undone.
+        let (keeper, principal) = (self.clone(), principal.to_owned());
+        let making = tokio::spawn(async move { keeper.claim_or_make(principal, kernel, new).await });
+        making.await.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    async fn claim_or_make(&self, principal: String, kernel: Kernel, new: NewSession) -> Result<SessionId, KeeperError> {
+        if let Some(id) = self.claim(&principal, &kernel, &new).await? {
+            return Ok(id);
+        }
+        self.0.waiting.fetch_add(1, Ordering::Relaxed);
+        let made = self.make(&principal, &kernel, &new).await;
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        let (id, kept) = made?;
+        self.sessions(|sessions| sessions.insert(id.clone(), kept));
+        Ok(id)
+    }
+
+    /// Takes a session out of the pool, if those in it are as this one is to be.
+    async fn claim(&self, principal: &str, kernel: &Kernel, new: &NewSession) -> Result<Option<SessionId>, KeeperError> {
+        if !new.env.is_empty() || new.spec.open_network || new.spec.limits != Limits::default() {
+            return Ok(None);
+        }
+        let Some((id, kept)) = self.0.pool.take(&kernel.name) else { return Ok(None) };
+        self.0.store.claim_session(row_of(&id, principal, kernel, new)).await?;
+        let kept = Kept { principal: principal.to_owned(), ..kept };
+        self.sessions(|sessions| sessions.insert(id.clone(), kept));
+        Ok(Some(id))
+    }
+
+    pub(super) fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    /// Sessions ready in the pool, by kernel.
+    pub fn pool_sizes(&self) -> HashMap<String, usize> {
+        self.0.pool.sizes()
+    }
+
+    pub(super) fn somebody_waits(&self) -> bool {
+        self.0.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    pub(super) async fn make_for_pool(&self, new: NewSession) -> Result<(SessionId, Kept), KeeperError> {
+        let kernel = kernels::find(&new.kernel)?.clone();
+        self.make(pool::NOBODY, &kernel, &new).await
+    }
+
+    async fn make(&self, principal: &str, kernel: &Kernel, new: &NewSession) -> Result<(SessionId, Kept), KeeperError> {
+        let _turn = self.0.starting.acquire().await.map_err(|_| StoreError::Closed)?;
+        let id = SessionId::random();
+        self.0.store.insert_session(row_of(&id, principal, kernel, new)).await?;
+        match self.make_sandbox(&id, principal, kernel, new).await {
+            Ok(kept) => Ok((id, kept)),
+            Err((error, kept)) => {
+                self.remove(&id, kept).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the sandbox and waits for the kernel. A session that did not come up is given back with the reason.
+    async fn make_sandbox(
+        &self,
+        id: &SessionId,
+        principal: &str,
+        kernel: &Kernel,
+        new: &NewSession,
+    ) -> Result<Kept, (KeeperError, Option<Kept>)> {
+        let spec = SessionSpec {
+            kernel: kernel.clone(),
+            sandbox: self.0.settings.sandbox,
+            limits: new.spec.limits.clone(),
+            network: if new.spec.open_network { Network::Open } else { Network::None },
+            env: new.env.clone(),
+        };
+        let found = self.0.manager.sandbox_for(&spec, id, None).await.map_err(|error| (error.into(), None))?;
+        let written = self.0.store.set_sandbox(id, serde_json::to_string(&found.1).unwrap_or_default()).await;
+        let kept = self.start(principal, &new.spec, found, None);
+        let ready = match written {
+            Ok(()) => kept.handle.ready().await.map_err(KeeperError::from),
+            Err(error) => Err(error.into()),
+        };
+        match ready {
+            Ok(()) => Ok(kept),
+            Err(error) => Err((error, Some(kept))),
+        }
+    }
+
+    pub(super) fn start(
+        &self,
+        principal: &str,
+        spec: &KeptSpec,
+        (sandbox, record): (Arc<dyn Sandbox>, SandboxRecord),
+        stored: Option<Stored>,
+    ) -> Kept {
+        let live = Live::new(stored.as_ref().map_or(Seq::default(), |stored| stored.last_seq));
+        let cells = stored.iter().flat_map(|stored| &stored.cells);
+        let journal = StoreJournal {
+            store: self.0.store.clone(),
+            blobs: self.0.blobs.clone(),
+            session: record.session.clone(),
+            live: live.clone(),
+            numbers: cells.map(|cell| (cell.id.clone(), cell.number)).collect(),
+        };
+        let handle = session::start(SessionParts {
+            sandbox: sandbox.clone(),
+            record: record.clone(),
+            limits: spec.limits.clone(),
+            late_output: kernels::find(&record.kernel).map_or(Duration::ZERO, |kernel| kernel.late_output),
+            telling: Telling::Changes,
+            journal: Box::new(journal),
+            durable: true,
+            stored,
+        });
+        Kept { principal: principal.to_owned(), handle, live, sandbox: Some((sandbox, record)) }
+    }
+
+    // ---- ending -----------------------------------------------------------------------------------------------------
+
+    /// Ends a session and removes all that is its own.
+    ///
+    /// # Errors
+    /// [`KeeperError`]. What could not be removed is tried again by the next server.
+    pub async fn delete(&self, id: &SessionId, principal: Option<&str>) -> Result<(), KeeperError> {
+        self.kept(id, principal)?;
+        let Some(kept) = self.sessions(|sessions| sessions.remove(id)) else { return Ok(()) };
+        let (keeper, id) = (self.clone(), id.clone());
+        let removing = tokio::spawn(async move { keeper.remove(&id, Some(kept)).await });
+        removing.await.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    /// Removes all that is a session's own.
+    async fn remove(&self, id: &SessionId, kept: Option<Kept>) -> Result<(), KeeperError> {
+        self.set_state(id, DELETING, None).await?;
+        if let Some(kept) = kept {
+            // It may have ended before.
+            let _ = kept.handle.end("it was deleted").await;
+            if let Some((sandbox, record)) = kept.sandbox {
+                sandbox.destroy(&record).await?;
+            }
+        }
+        self.forget(id).await
+    }
+
+    /// Removes what is written of a session.
+    pub(super) async fn forget(&self, id: &SessionId) -> Result<(), KeeperError> {
+        for hash in self.0.store.delete_session(id).await? {
+            if let Err(error) = self.0.blobs.remove(&hash).await {
+                tracing::warn!(%hash, %error, "cannot remove an artifact");
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_state(&self, id: &SessionId, state: &str, why: Option<&str>) -> Result<(), StoreError> {
+        let state = Some((state.to_owned(), why.map(str::to_owned)));
+        let session = SessionChange { state, ..SessionChange::default() };
+        self.0.store.commit(id, Commit { session, ..Commit::default() }).await
+    }
+
+    /// Ends a session and keeps what it has said.
+    async fn retire(&self, id: &SessionId, why: &str) {
+        let Ok(kept) = self.kept(id, None) else { return };
+        tracing::info!(session = %id, why, "ending a session");
+        let _ = kept.handle.end(why).await;
+        self.bury(id).await;
+    }
+
+    /// Removes the sandbox of a session that is over.
+    async fn bury(&self, id: &SessionId) {
+        let sandbox = self.sessions(|sessions| sessions.get_mut(id).and_then(|kept| kept.sandbox.take()));
+        if let Some((sandbox, record)) = sandbox
+            && let Err(error) = sandbox.destroy(&record).await
+        {
+            tracing::warn!(session = %id, %error, "cannot remove an ended session's sandbox; the next server tries again");
+        }
+    }
+
+    /// Ends the sessions of the pool, which nobody has.
+    pub async fn drain_pool(&self) {
+        for (id, kept) in self.0.pool.drain() {
+            if let Err(error) = self.remove(&id, Some(kept)).await {
+                tracing::warn!(session = %id, %error, "cannot remove a session of the pool; the next server tries again");
+            }
+        }
+    }
+
+    /// Keeps the pool filled. Runs for ever.
+    pub async fn fill_pool(&self) {
+        pool::fill(self.clone(), self.0.settings.pool.clone()).await;
+    }
+
+    // ---- looking after --------------------------------------------------------------------------------------------
+
+    /// Ends sessions whose time is up, buries those that have ended, and forgets those that ended long ago. Runs for ever.
+    pub async fn look_after(&self) {
+        loop {
+            tokio::time::sleep(CULL_EVERY).await;
+            match self.0.store.sessions(None).await {
+                Ok(rows) => {
+                    for row in rows {
+                        self.look_at(&row).await;
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot look after sessions"),
+            }
+        }
+    }
+
+    async fn look_at(&self, row: &SessionRow) {
+        let Ok(kept) = self.kept(&row.id, None) else { return };
+        let now = now_ms();
+        let state = kept.handle.state();
+        if matches!(state, SessionState::Gone { .. }) {
+            self.bury(&row.id).await;
+            let keep = i64::try_from(self.0.settings.keep_ended_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
+            if now.saturating_sub(row.last_active_at) > keep
+                && let Err(error) = self.delete(&row.id, None).await
+            {
+                tracing::warn!(session = %row.id, %error, "cannot remove an old session");
+            }
+            return;
+        }
+        let spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
+        let idle_for = spec.idle_timeout_seconds.unwrap_or(self.0.settings.idle_timeout_seconds);
+        let idle_limit = i64::try_from(idle_for).unwrap_or(i64::MAX).saturating_mul(1000);
+        if row.expires_at.is_some_and(|at| at <= now) {
+            self.retire(&row.id, "its time was up (ttl_seconds)").await;
+        } else if state == SessionState::Idle && now.saturating_sub(row.last_active_at) > idle_limit {
+            self.retire(&row.id, &format!("nobody used it for {idle_for} s (idle_timeout_seconds)")).await;
+        }
+    }
+}
+
+fn row_of(id: &SessionId, principal: &str, kernel: &Kernel, new: &NewSession) -> SessionRow {
+    let now = now_ms();
+    let expires = |seconds: u64| now.saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000));
+    SessionRow {
+        id: id.clone(),
+        principal: principal.to_owned(),
+        name: new.name.clone(),
+        kernel: kernel.name.clone(),
+        language: kernel.language.clone(),
+        spec: serde_json::to_string(&new.spec).unwrap_or_default(),
+        state: CREATING.to_owned(),
+        why: None,
+        sandbox: None,
+        position: (Epoch::default(), Seq::default()),
+        last_seq: Seq::default(),
+        resume: None,
+        created_at: now,
+        last_active_at: now,
+        expires_at: new.spec.ttl_seconds.map(expires),
+    }
+}

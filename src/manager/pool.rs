@@ -1,0 +1,81 @@
+//! The warm pool: sessions that are made ahead, kernel ready, and belong to nobody yet. Claiming one is a row changed.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::keeper::{Keeper, Kept, NewSession};
+use crate::ids::SessionId;
+use crate::session::SessionState;
+
+/// Whose sessions those of the pool are. Nobody can have this name, and a server that is killed leaves none: the next makes new
+/// ones.
+pub(super) const NOBODY: &str = "";
+/// Between two tries to make a session that could not be made.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// How long a session that somebody waits for goes before one for the pool.
+const GIVE_WAY: Duration = Duration::from_millis(50);
+
+/// Sessions ready for use, by their kernel.
+#[derive(Default)]
+pub(super) struct Pool {
+    ready: Mutex<HashMap<String, VecDeque<(SessionId, Kept)>>>,
+    taken: Notify,
+}
+
+impl Pool {
+    fn ready<T>(&self, work: impl FnOnce(&mut HashMap<String, VecDeque<(SessionId, Kept)>>) -> T) -> T {
+        work(&mut self.ready.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes a session whose kernel lives, if there is one.
+    pub fn take(&self, kernel: &str) -> Option<(SessionId, Kept)> {
+        let found = self.ready(|ready| {
+            let ready = ready.get_mut(kernel)?;
+            while let Some((id, kept)) = ready.pop_front() {
+                if kept.handle.state() == SessionState::Idle {
+                    return Some((id, kept));
+                }
+            }
+            None
+        });
+        self.taken.notify_one();
+        found
+    }
+
+    /// How many are ready, by kernel.
+    pub fn sizes(&self) -> HashMap<String, usize> {
+        self.ready(|ready| ready.iter().map(|(kernel, sessions)| (kernel.clone(), sessions.len())).collect())
+    }
+
+    /// All of them, taken out.
+    pub fn drain(&self) -> Vec<(SessionId, Kept)> {
+        self.ready(|ready| ready.drain().flat_map(|(_, sessions)| sessions).collect())
+    }
+}
+
+/// Keeps the pool filled. Runs for ever; whoever waits for a session of their own goes first.
+pub(super) async fn fill(keeper: Keeper, wanted: Vec<(String, usize)>) {
+    loop {
+        let sizes = keeper.pool().sizes();
+        let next = wanted.iter().find(|(kernel, count)| sizes.get(kernel).copied().unwrap_or(0) < *count);
+        let Some((kernel, _)) = next else {
+            keeper.pool().taken.notified().await;
+            continue;
+        };
+        if keeper.somebody_waits() {
+            tokio::time::sleep(GIVE_WAY).await;
+            continue;
+        }
+        let new = NewSession { kernel: kernel.clone(), ..NewSession::default() };
+        match keeper.make_for_pool(new).await {
+            Ok((id, kept)) => keeper.pool().ready(|ready| ready.entry(kernel.clone()).or_default().push_back((id, kept))),
+            Err(error) => {
+                tracing::warn!(kernel, %error, "cannot fill the pool; trying again later");
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What an earlier server has left: sessions whose sandboxes live go on, others end in the journal, and what belongs to no
+//! session is removed.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::journal::{Live, StoreJournal, restore_cell};
+use super::keeper::{CREATING, DELETING, Keeper, KeeperError, Kept, KeptSpec};
+use super::pool;
+use crate::ids::SessionId;
+use crate::link::Position;
+use crate::sandbox::{self, Sandbox, SandboxKind, SandboxRecord, SandboxState};
+use crate::session::{self, Stored};
+use crate::store::{SessionRow, StoreError};
+
+type Found = (Arc<dyn Sandbox>, SandboxRecord);
+
+impl Keeper {
+    /// Takes up what an earlier server has left: sessions whose sandboxes live go on, others are ended in the journal, and
+    /// sandboxes that no session has are removed. Returns when each session is in a true state, or on its way to one.
+    ///
+    /// # Errors
+    /// [`KeeperError::Store`].
+    pub async fn recover(&self) -> Result<(), KeeperError> {
+        let rows = self.0.store.sessions(None).await?;
+        let mut sandboxes = self.all_sandboxes().await;
+        for row in rows {
+            let found = sandboxes.remove(&row.id);
+            if let Err(error) = self.recover_one(&row, found).await {
+                tracing::error!(session = %row.id, %error, "cannot take up a session");
+            }
+        }
+        for (id, (sandbox, record)) in sandboxes {
+            // One-shot runs are their owners' business.
+            if record.keep {
+                tracing::info!(session = %id, "removing a sandbox that no session has");
+                if let Err(error) = sandbox.destroy(&record).await {
+                    tracing::warn!(session = %id, %error, "cannot remove it");
+                }
+            }
+        }
+        let hashes: HashSet<String> = self.0.store.artifact_hashes().await?.into_iter().collect();
+        if let Err(error) = self.0.blobs.keep_only(&hashes).await {
+            tracing::warn!(%error, "cannot clear out artifacts that nobody has");
+        }
+        Ok(())
+    }
+
+    async fn all_sandboxes(&self) -> HashMap<SessionId, Found> {
+        let mut all = HashMap::new();
+        for kind in [SandboxKind::Process, SandboxKind::Docker] {
+            // A kind that does not work here has none.
+            let Ok(sandbox) = self.0.manager.sandbox(kind).await else { continue };
+            if let Err(error) = sandbox::sweep(&*sandbox, &self.0.paths).await {
+                tracing::warn!(%kind, %error, "cannot look for sandboxes that were left behind");
+            }
+            match sandbox.list().await {
+                Ok(records) => {
+                    all.extend(records.into_iter().map(|record| (record.session.clone(), (sandbox.clone(), record))));
+                }
+                Err(error) => tracing::warn!(%kind, %error, "cannot list sandboxes"),
+            }
+        }
+        all
+    }
+
+    async fn recover_one(&self, row: &SessionRow, found: Option<Found>) -> Result<(), KeeperError> {
+        if matches!(row.state.as_str(), CREATING | DELETING) || row.principal == pool::NOBODY {
+            // Whoever asked for it has had no answer; and the pool is filled anew.
+            if let Some((sandbox, record)) = found {
+                sandbox.destroy(&record).await?;
+            }
+            return self.forget(&row.id).await;
+        }
+        let spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
+        let stored = self.stored(row).await?;
+        let living = match &found {
+            Some((sandbox, record)) if row.state != "gone" => {
+                matches!(sandbox.inspect(record).await, Ok(SandboxState::Running))
+            }
+            _ => false,
+        };
+        let kept = match found {
+            Some(found) if living => self.start(&row.principal, &spec, found, Some(stored)),
+            found => {
+                if let Some((sandbox, record)) = found {
+                    sandbox.destroy(&record).await?;
+                }
+                self.start_without_sandbox(row, stored).await
+            }
+        };
+        self.sessions(|sessions| sessions.insert(row.id.clone(), kept));
+        Ok(())
+    }
+
+    async fn stored(&self, row: &SessionRow) -> Result<Stored, StoreError> {
+        let cells = self.0.store.cells(&row.id).await?;
+        let (epoch, seq) = row.position;
+        Ok(Stored {
+            cells: cells.into_iter().filter_map(restore_cell).collect(),
+            last_seq: row.last_seq,
+            position: Position { epoch, seq },
+            resume: row.resume.clone(),
+        })
+    }
+
+    /// A session whose sandbox is gone: what ran in it ends in the journal, and it can be read.
+    async fn start_without_sandbox(&self, row: &SessionRow, stored: Stored) -> Kept {
+        let live = Live::new(stored.last_seq);
+        let journal = StoreJournal {
+            store: self.0.store.clone(),
+            blobs: self.0.blobs.clone(),
+            session: row.id.clone(),
+            live: live.clone(),
+            numbers: HashMap::new(),
+        };
+        let why = row.why.clone().unwrap_or_else(|| "its sandbox ended while the server was away".to_owned());
+        let handle = session::end_stored(stored, row.state == "gone", &why, Box::new(journal)).await;
+        Kept { principal: row.principal.clone(), handle, live, sandbox: None }
+    }
+}

@@ -1,0 +1,362 @@
+//! What clients ask for: cells and their order, runs, interrupts, answers, restarts. Each is done, or denied with a reason.
+
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use super::cells::{Cell, CellPhase, CellRun, CellType, Cells, RunOptions, size};
+use super::core::{Core, Effect};
+use super::handle::SessionState;
+use super::piece::{CellChange, EventBody, NotebookChange};
+use super::run::{Now, RunResult, RunStatus, StopReason};
+use crate::ids;
+use crate::output::CellKey;
+use crate::wire::{Channel, Message};
+
+/// Cells of one session.
+const MAX_CELLS: usize = 100_000;
+/// Bytes of all sources and metadata of one session.
+const MAX_NOTEBOOK: usize = 256 << 20;
+/// Cells that wait for their turn.
+const MAX_QUEUE: usize = 1_000;
+/// Questions (completion, inspection) that wait for the kernel.
+const MAX_ASKED: usize = 32;
+
+/// Why a session does not do what it is asked.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Denied {
+    /// It is over.
+    #[error("the session is over: {why}")]
+    Gone {
+        /// Why.
+        why: String,
+    },
+    /// There is no such cell.
+    #[error("there is no cell {id:?} in this session")]
+    NoCell {
+        /// The id asked for.
+        id: String,
+    },
+    /// Another cell has that id.
+    #[error("there is a cell {id:?} already")]
+    IdTaken {
+        /// The id.
+        id: String,
+    },
+    /// Not an id by nbformat's rules.
+    #[error("{id:?} is no cell id: 1 to 64 letters, digits, - and _ are")]
+    BadId {
+        /// The id.
+        id: String,
+    },
+    /// Only code can be run.
+    #[error("cell {id:?} is no code cell")]
+    NotCode {
+        /// The id.
+        id: String,
+    },
+    /// It is queued or running already.
+    #[error("cell {id:?} is {phase} already")]
+    InProgress {
+        /// The id.
+        id: String,
+        /// `queued` or `running`.
+        phase: &'static str,
+    },
+    /// It is neither queued nor running.
+    #[error("cell {id:?} is not queued or running")]
+    NotInProgress {
+        /// The id.
+        id: String,
+    },
+    /// Too much: cells, bytes, or a queue that is too long.
+    #[error("{what}: at most {limit} are kept in one session")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How much there may be.
+        limit: usize,
+    },
+    /// The code has not asked for input.
+    #[error("nothing in this session waits for input")]
+    NotAsking,
+    /// The kernel is not there to answer.
+    #[error("the kernel is {state} and cannot answer now")]
+    NotReady {
+        /// The session's state.
+        state: &'static str,
+    },
+    /// The journal cannot be written.
+    #[error("nothing can be written down, so nothing is begun: {0}")]
+    Storage(String),
+}
+
+/// A cell to be made.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NewCell {
+    /// Its id; `None` for a fresh one.
+    pub id: Option<String>,
+    /// What it is; `None` for code.
+    pub cell_type: Option<CellType>,
+    /// The source.
+    pub source: String,
+    /// Its metadata.
+    pub metadata: Map<String, Value>,
+    /// How it is run.
+    pub options: RunOptions,
+    /// The cell that it stands behind; `None` for the end.
+    pub after: Option<String>,
+    /// Whether it is run at once.
+    pub run: bool,
+}
+
+/// Changes to a cell. What is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CellEdit {
+    /// The source.
+    pub source: Option<String>,
+    /// What it is.
+    pub cell_type: Option<CellType>,
+    /// Its metadata.
+    pub metadata: Option<Map<String, Value>>,
+    /// The cell that it moves behind; `Some(None)` for the beginning.
+    pub after: Option<Option<String>>,
+}
+
+impl Core {
+    fn check_alive(&self) -> Result<(), Denied> {
+        match &self.state {
+            SessionState::Gone { why } => Err(Denied::Gone { why: why.clone() }),
+            _ => Ok(()),
+        }
+    }
+
+    fn number_of(&self, id: &str) -> Result<u32, Denied> {
+        self.cells.number(id).ok_or_else(|| Denied::NoCell { id: id.to_owned() })
+    }
+
+    fn view(&self, number: u32) -> Result<Cell, Denied> {
+        self.cells.get(number).cloned().ok_or_else(|| Denied::NoCell { id: number.to_string() })
+    }
+
+    /// Adds a cell, and queues it if asked to.
+    pub fn add_cell(&mut self, now: Now, new: NewCell) -> Result<Cell, Denied> {
+        self.check_alive()?;
+        let cell_type = new.cell_type.unwrap_or(CellType::Code);
+        let id = self.fresh_id(new.id)?;
+        if new.run && cell_type == CellType::Code {
+            self.check_queue()?;
+        }
+        let place = new.after.map(|after| self.place_behind(Some(&after))).transpose()?;
+        let (number, last) = self.cells.next_number_and_place();
+        let (source, metadata, options) = (new.source, new.metadata, new.options);
+        let place = place.unwrap_or(last);
+        let cell = Cell { number, id, place, cell_type, source, metadata, options, run: CellRun::default() };
+        self.check_size(&cell, None)?;
+        self.put(now, cell, NotebookChange::Added);
+        if new.run && cell_type == CellType::Code {
+            self.enqueue(now, number);
+        }
+        self.view(number)
+    }
+
+    /// Runs a cell again: its former outputs go when it is queued.
+    pub fn run_cell(&mut self, now: Now, id: &str, options: Option<RunOptions>) -> Result<Cell, Denied> {
+        self.check_alive()?;
+        let number = self.number_of(id)?;
+        let mut cell = self.view(number)?;
+        if cell.cell_type != CellType::Code {
+            return Err(Denied::NotCode { id: id.to_owned() });
+        }
+        if cell.run.phase != CellPhase::Finished {
+            return Err(Denied::InProgress { id: id.to_owned(), phase: cell.run.phase.name() });
+        }
+        self.check_queue()?;
+        if let Some(options) = options {
+            cell.options = options;
+            self.cells.put(cell.clone());
+            self.write_cell(CellChange::Put(Box::new(cell)));
+        }
+        self.enqueue(now, number);
+        self.view(number)
+    }
+
+    /// Changes a cell. What runs goes on with the source it had.
+    pub fn edit_cell(&mut self, now: Now, id: &str, edit: CellEdit) -> Result<Cell, Denied> {
+        self.check_alive()?;
+        let number = self.number_of(id)?;
+        let mut cell = self.view(number)?;
+        let before = size(&cell);
+        if let Some(after) = edit.after {
+            cell.place = self.place_behind(after.as_deref())?;
+        }
+        if let Some(cell_type) = edit.cell_type.filter(|kind| *kind != cell.cell_type) {
+            if cell.run.phase != CellPhase::Finished {
+                return Err(Denied::InProgress { id: id.to_owned(), phase: cell.run.phase.name() });
+            }
+            cell.cell_type = cell_type;
+        }
+        cell.source = edit.source.unwrap_or(cell.source);
+        cell.metadata = edit.metadata.unwrap_or(cell.metadata);
+        self.check_size(&cell, Some(before))?;
+        self.put(now, cell, NotebookChange::Edited);
+        self.view(number)
+    }
+
+    /// Removes a cell. One that waits is cancelled first; one that runs stays.
+    pub fn delete_cell(&mut self, now: Now, id: &str) -> Result<(), Denied> {
+        self.check_alive()?;
+        let number = self.number_of(id)?;
+        match self.view(number)?.run.phase {
+            CellPhase::Running => return Err(Denied::InProgress { id: id.to_owned(), phase: "running" }),
+            CellPhase::Queued => self.unqueue(now, number),
+            CellPhase::Finished => {}
+        }
+        self.event(now, Some(number), EventBody::Notebook(NotebookChange::Deleted));
+        self.write_cell(CellChange::Delete { number });
+        self.cells.remove(number);
+        self.fold.forget(CellKey(number));
+        Ok(())
+    }
+
+    /// Takes a cell out of the queue, or interrupts it.
+    pub fn cancel_cell(&mut self, now: Now, id: &str) -> Result<Cell, Denied> {
+        self.check_alive()?;
+        let number = self.number_of(id)?;
+        match self.view(number)?.run.phase {
+            CellPhase::Queued => self.unqueue(now, number),
+            CellPhase::Running => self.stop(now, StopReason::Interrupt),
+            CellPhase::Finished => return Err(Denied::NotInProgress { id: id.to_owned() }),
+        }
+        self.view(number)
+    }
+
+    /// Interrupts the running cell, with escalation if it does not heed. Does nothing when none runs.
+    pub fn interrupt(&mut self, now: Now) -> Result<(), Denied> {
+        self.check_alive()?;
+        self.stop(now, StopReason::Interrupt);
+        Ok(())
+    }
+
+    /// Kills the kernel under the running cell, now.
+    pub fn kill(&mut self, now: Now) -> Result<(), Denied> {
+        self.interrupt(now)?;
+        if let Some(ladder) = self.active.as_mut().and_then(|active| active.ladder.as_mut()) {
+            ladder.hurry(now.instant);
+        }
+        Ok(())
+    }
+
+    /// Answers the code's question.
+    pub fn input(&mut self, value: &str) -> Result<(), Denied> {
+        self.check_alive()?;
+        let asked = self.active.as_mut().and_then(|active| active.input.take()).ok_or(Denied::NotAsking)?;
+        let mut message = Message::new_request(&self.facts.name, "input_reply", &json!({"value": value}));
+        message.parent_header = asked.header;
+        self.effects.push(Effect::Send { channel: Channel::Stdin, message });
+        Ok(())
+    }
+
+    /// Starts the kernel anew in its sandbox. The workspace and the cells stay; what waits is cancelled.
+    pub fn restart(&mut self, now: Now) -> Result<(), Denied> {
+        self.check_alive()?;
+        if let Some(active) = &mut self.active {
+            active.run.stop(StopReason::Interrupt);
+        }
+        self.cancel_queue(now, "the kernel was restarted before it");
+        self.restart_kernel(now);
+        Ok(())
+    }
+
+    /// Asks the kernel something on its shell channel; the content of its reply comes as an [`Effect::Answer`] with the id that
+    /// this gives.
+    pub fn ask_kernel(&mut self, msg_type: &str, content: &Value) -> Result<String, Denied> {
+        self.check_alive()?;
+        if !self.kernel_is_there() {
+            return Err(Denied::NotReady { state: self.state.name() });
+        }
+        if self.asked.len() >= MAX_ASKED {
+            return Err(Denied::TooMany { what: "unanswered questions", limit: MAX_ASKED });
+        }
+        let message = Message::new_request(&self.facts.name, msg_type, content);
+        let question = message.header().msg_id;
+        self.asked.insert(question.clone());
+        self.effects.push(Effect::Send { channel: Channel::Shell, message });
+        Ok(question)
+    }
+
+    // ---- how ---------------------------------------------------------------------------------------------------------
+
+    fn fresh_id(&self, wanted: Option<String>) -> Result<String, Denied> {
+        let Some(id) = wanted else {
+            // Eight characters, as nbformat makes them; a clash is all but impossible, and cheap to rule out.
+            return Ok(std::iter::repeat_with(|| ids::random_uuid().chars().take(8).collect::<String>())
+                .find(|id| self.cells.number(id).is_none())
+                .unwrap_or_else(ids::random_uuid));
+        };
+        let fits = (1..=64).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        match (fits, self.cells.number(&id)) {
+            (false, _) => Err(Denied::BadId { id }),
+            (true, Some(_)) => Err(Denied::IdTaken { id }),
+            (true, None) => Ok(id),
+        }
+    }
+
+    fn check_queue(&self) -> Result<(), Denied> {
+        if self.queue.len() >= MAX_QUEUE {
+            return Err(Denied::TooMany { what: "queued cells", limit: MAX_QUEUE });
+        }
+        Ok(())
+    }
+
+    /// Whether a cell fits; `before`: what it takes now.
+    fn check_size(&self, cell: &Cell, before: Option<usize>) -> Result<(), Denied> {
+        if before.is_none() && self.cells.len() >= MAX_CELLS {
+            return Err(Denied::TooMany { what: "cells", limit: MAX_CELLS });
+        }
+        if self.cells.bytes() - before.unwrap_or(0) + size(cell) > MAX_NOTEBOOK {
+            return Err(Denied::TooMany { what: "bytes of source", limit: MAX_NOTEBOOK });
+        }
+        Ok(())
+    }
+
+    /// A place between this cell and the next; `None`: before the first.
+    fn place_behind(&mut self, id: Option<&str>) -> Result<f64, Denied> {
+        let number = id.map(|id| self.number_of(id)).transpose()?;
+        let gap = |cells: &Cells| {
+            let from = number.and_then(|number| cells.get(number)).map_or(0.0, |cell| cell.place);
+            let next = cells.iter().map(|cell| cell.place).filter(|place| *place > from).fold(from + 2.0, f64::min);
+            (from, f64::midpoint(from, next), next)
+        };
+        let (from, place, next) = gap(&self.cells);
+        if from < place && place < next {
+            return Ok(place);
+        }
+        // After fifty insertions at one spot there is no number left between two places.
+        for cell in self.cells.spread() {
+            self.write_cell(CellChange::Put(Box::new(cell)));
+        }
+        Ok(gap(&self.cells).1)
+    }
+
+    fn put(&mut self, now: Now, cell: Cell, change: NotebookChange) {
+        let number = cell.number;
+        self.cells.put(cell.clone());
+        self.write_cell(CellChange::Put(Box::new(cell)));
+        self.event(now, Some(number), EventBody::Notebook(change));
+    }
+
+    fn enqueue(&mut self, now: Now, number: u32) {
+        let seq = self.event(now, Some(number), EventBody::Queued);
+        if let Some(run) = self.cells.run_mut(number) {
+            *run = CellRun { phase: CellPhase::Queued, first_seq: seq, last_seq: seq, ..CellRun::default() };
+        }
+        self.queue.push_back(number);
+        self.run_next(now);
+    }
+
+    fn unqueue(&mut self, now: Now, number: u32) {
+        self.queue.retain(|queued| *queued != number);
+        self.end_cell(now, number, RunResult::without_run(RunStatus::Cancelled, "it was cancelled", now.time));
+    }
+}

@@ -1,0 +1,182 @@
+//! What the agent tells: messages of the kernel and what happens to it.
+
+use super::core::{Core, Effect};
+use super::handle::SessionState;
+use super::piece::{EventBody, Telling, value_size};
+use super::run::{Meaning, Now, StopReason};
+use crate::agent_protocol::{Event, KernelEvent};
+use crate::ids::Generation;
+use crate::link::LinkEvent;
+use crate::output::{CellKey, Change};
+use crate::wire::content::InputRequest;
+use crate::wire::{Channel, Header, Message};
+
+/// Bytes of what a kernel process says before its first cell that are passed on.
+const MAX_CHATTER: usize = 64 << 10;
+
+impl Core {
+    /// Takes in what the link tells.
+    pub fn take(&mut self, now: Now, event: LinkEvent) {
+        if self.is_gone() {
+            return;
+        }
+        match event {
+            LinkEvent::Attached(hello) => self.attached(now, hello),
+            LinkEvent::Event { seq, event } => {
+                self.take_event(now, event);
+                self.taken(now, seq);
+            }
+            LinkEvent::Lost { from, to } => self.lost(now, from, to),
+            LinkEvent::Detached { .. } => self.effects.push(Effect::WatchSandbox(true)),
+            LinkEvent::Broken { reason } => {
+                self.end(now, &format!("the agent in its sandbox does not keep to the protocol: {reason}"));
+            }
+        }
+    }
+
+    fn take_event(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Message { channel, generation, message } if generation == self.generation => {
+                self.take_message(now, channel, &message);
+            }
+            // From a kernel that has ended: its runs have, too.
+            Event::Message { .. } => {}
+            Event::Kernel { generation, event } => self.take_kernel_event(now, generation, event),
+        }
+    }
+
+    fn take_kernel_event(&mut self, now: Now, generation: Generation, event: KernelEvent) {
+        match event {
+            KernelEvent::Starting => self.generation = generation,
+            KernelEvent::Ready { info } => self.kernel_ready(now, &info),
+            KernelEvent::Exited(exit) => self.kernel_exited(now, &exit),
+            KernelEvent::Failed { reason } => self.end(now, &reason),
+            KernelEvent::ChildOutOfMemory => {
+                self.notice(now, "a process that the cell started was killed for memory".to_owned());
+            }
+            KernelEvent::OutputCapped { msg_id, limit } => {
+                if self.active.as_ref().is_some_and(|active| active.run.id().0 == msg_id) {
+                    self.stop(now, StopReason::OutputExceeded(limit));
+                }
+            }
+            KernelEvent::BadMessage { reason } => {
+                self.notice(now, format!("the kernel sent something that is no message: {reason}"));
+            }
+        }
+    }
+
+    fn take_message(&mut self, now: Now, channel: Channel, message: &Message) {
+        let (header, parent) = (message.header(), message.parent());
+        if channel == Channel::Shell && self.asked.remove(&parent.msg_id) {
+            return self.effects.push(Effect::Answer { question: parent.msg_id, content: message.content_value() });
+        }
+        let is_probe = channel == Channel::Shell && self.probe.as_ref() == Some(&parent.msg_id);
+        match &mut self.active {
+            Some(active) if is_probe => active.run.reply_lost(now.instant),
+            Some(active) if active.run.id().0 == parent.msg_id => {
+                let number = active.number;
+                match active.run.take(channel, &header, || message.content_value(), now.instant) {
+                    Meaning::Output => self.output(now, number, &header, message),
+                    Meaning::Input => self.input_request(now, number, message),
+                    Meaning::Internal => {}
+                }
+            }
+            _ if channel == Channel::Iopub => self.late_output(now, &header, &parent.msg_id, message),
+            _ => {}
+        }
+        self.finish_if_done(now);
+    }
+
+    /// Output after its cell's end: a thread of it goes on printing, or a process that it has started, of whose output nobody
+    /// knows the cell. That is shown where the reader looks, at the last cell.
+    fn late_output(&mut self, now: Now, header: &Header, run: &str, message: &Message) {
+        let is_stray = run.is_empty() && header.msg_type == "stream";
+        let cell = self.recent.iter().rev().find(|recent| is_stray || recent.run.0 == run).map(|recent| recent.number);
+        match cell {
+            Some(number) => self.output(now, number, header, message),
+            None if is_stray && message.content.len() <= MAX_CHATTER => {
+                let text = message.content_value().get("text").and_then(|text| text.as_str().map(str::to_owned));
+                self.notice(now, format!("the kernel process says: {}", text.unwrap_or_default().trim_end()));
+            }
+            None => {}
+        }
+    }
+
+    fn output(&mut self, now: Now, number: u32, header: &Header, message: &Message) {
+        if !self.charge(now, number, message.size() as u64) {
+            return;
+        }
+        if self.facts.telling == Telling::Messages {
+            let (msg_type, message) = (header.msg_type.clone(), message.clone());
+            self.event(now, Some(number), EventBody::Message { msg_type, message });
+            return;
+        }
+        if matches!(header.msg_type.as_str(), "comm_open" | "comm_msg" | "comm_close") {
+            let (msg_type, content) = (header.msg_type.clone(), message.content_value());
+            self.event(now, Some(number), EventBody::Comm { msg_type, content, buffers: message.buffers.clone() });
+            return;
+        }
+        for change in self.fold.apply(CellKey(number), &header.msg_type, &message.content) {
+            self.write_change(now, change);
+        }
+    }
+
+    fn write_change(&mut self, now: Now, change: Change) {
+        match change {
+            Change::Append { cell, index, output } => {
+                self.event(now, Some(cell.0), EventBody::Append { index, output });
+            }
+            Change::Stream { cell, index, name, keep, text, grows } => {
+                self.event(now, Some(cell.0), EventBody::Stream { index, name, keep, text, grows });
+            }
+            Change::Update { places, data, metadata } => {
+                // Each copy is written down, so each is charged: a message came once and is shown many times.
+                let size = (value_size(&data) + value_size(&metadata)) as u64;
+                for place in places {
+                    if !self.charge(now, place.cell.0, size) {
+                        break;
+                    }
+                    let output = place.output(data.clone(), metadata.clone());
+                    self.event(now, Some(place.cell.0), EventBody::Update { index: place.index, output });
+                }
+            }
+            Change::Clear { cell } => {
+                self.event(now, Some(cell.0), EventBody::Clear);
+            }
+        }
+    }
+
+    /// Counts output of the running cell, or late output of an earlier one. `false` when that is over its limit: a running
+    /// cell is stopped then, and what follows is not taken.
+    fn charge(&mut self, now: Now, number: u32, size: u64) -> bool {
+        let cap = self.output_cap();
+        let running = self.active.as_mut().filter(|active| active.number == number);
+        let is_running = running.is_some();
+        let late = self.recent.iter_mut().rev().find(|recent| recent.number == number);
+        let Some(bytes) = running.map(|active| &mut active.bytes).or(late.map(|recent| &mut recent.bytes)) else {
+            return false;
+        };
+        *bytes = bytes.saturating_add(size);
+        let fits = *bytes <= cap;
+        if !fits && is_running {
+            self.stop(now, StopReason::OutputExceeded(self.facts.limits.output_bytes()));
+        }
+        fits
+    }
+
+    fn input_request(&mut self, now: Now, number: u32, message: &Message) {
+        if !self.charge(now, number, message.size() as u64) {
+            return;
+        }
+        let InputRequest { prompt, password } = InputRequest::read(&message.content_value());
+        if let Some(active) = &mut self.active {
+            active.input = Some(message.clone());
+        }
+        self.event(now, Some(number), EventBody::Input { prompt, password });
+    }
+
+    /// Whether the session can take commands for its kernel.
+    pub(super) fn kernel_is_there(&self) -> bool {
+        matches!(self.state, SessionState::Idle | SessionState::Busy | SessionState::Interrupting)
+    }
+}
