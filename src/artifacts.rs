@@ -2,9 +2,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use tokio::fs;
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::ids;
 
@@ -12,6 +14,8 @@ use crate::ids;
 #[derive(Clone, Debug)]
 pub struct Blobs {
     folder: PathBuf,
+    /// Held to read by whoever puts blobs and has not yet written down that they are needed, to write by whoever removes.
+    in_use: Arc<RwLock<()>>,
 }
 
 /// A name that a blob can have: SHA-256 in lower-case hexadecimal digits.
@@ -22,7 +26,18 @@ fn is_hash(text: &str) -> bool {
 impl Blobs {
     /// Blobs beneath a folder, which is made when it is needed.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+        Self { folder: folder.to_owned(), in_use: Arc::default() }
+    }
+
+    /// While this is held, nothing is removed: between putting a blob, which may be there already, and writing down that it is
+    /// needed, nobody else's deletion may take it away.
+    pub async fn putting(&self) -> OwnedRwLockReadGuard<()> {
+        self.in_use.clone().read_owned().await
+    }
+
+    /// While this is held, nothing is put: what nobody needs when it is looked for is needed by nobody when it is removed.
+    pub async fn removing(&self) -> OwnedRwLockWriteGuard<()> {
+        self.in_use.clone().write_owned().await
     }
 
     /// Keeps bytes; gives their hash. They are there whole or not at all, also after a `kill -9`.
@@ -73,10 +88,16 @@ impl Blobs {
         if !is_hash(hash) {
             return Ok(());
         }
-        match fs::remove_file(self.path(hash)).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let path = self.path(hash);
+        match fs::remove_file(&path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        if let Some(folder) = path.parent() {
+            // Only when it is empty.
+            let _ = fs::remove_dir(folder).await;
+        }
+        Ok(())
     }
 
     /// Removes everything but the blobs of these names: what a server that was killed between two steps has left.
@@ -129,6 +150,6 @@ mod tests {
         assert_eq!(blobs.get(&other).await.unwrap(), None);
         blobs.remove(&hash).await.unwrap();
         assert_eq!(blobs.get(&hash).await.unwrap(), None);
-        std::fs::remove_dir_all(folder).unwrap();
+        std::fs::remove_dir(folder).expect("nothing is left in it");
     }
 }

@@ -1,6 +1,96 @@
-//! Where things are. Flags over environment over defaults.
+//! Where things are, and what the configuration file says. Flags over environment over file over defaults.
 
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The name of the configuration file.
+const FILE: &str = "cellkeep.toml";
+
+/// What `cellkeep.toml` may say. What it leaves out is decided elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConfigFile {
+    /// For `cellkeep serve`.
+    pub serve: ServeConfig,
+}
+
+/// The settings of `cellkeep serve`, as its flags.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct ServeConfig {
+    /// Where to listen.
+    pub listen: Option<SocketAddr>,
+    /// Which sandbox sessions get: `auto`, `docker` or `process`.
+    pub sandbox: Option<String>,
+    /// How many sessions may live at once.
+    pub max_sessions: Option<usize>,
+    /// Seconds without use after which a session ends.
+    pub idle_timeout: Option<u64>,
+    /// Seconds for which an ended session can still be read.
+    pub keep_ended: Option<u64>,
+    /// Kernels, and how many sessions of each are made ahead.
+    pub pool: Option<BTreeMap<String, usize>>,
+    /// Names of this server beside those of loopback.
+    pub allow_hosts: Option<Vec<String>>,
+    /// Origins of pages that may use it.
+    pub allow_origins: Option<Vec<String>>,
+}
+
+/// Why a configuration file cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It says what is not understood.
+    #[error("{}: {message}", path.display())]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// What, and where.
+        message: String,
+    },
+}
+
+impl ConfigFile {
+    /// Reads the file that was named, which must be there; else `cellkeep.toml` here or in the data folder, if there is one.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(named: Option<&Path>, paths: &Paths) -> Result<Self, ConfigError> {
+        let candidates = match named {
+            Some(path) => vec![path.to_owned()],
+            None => vec![PathBuf::from(FILE), paths.data().join(FILE)],
+        };
+        for path in candidates {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => return Self::parse(&text).map_err(|message| ConfigError::Syntax { path, message }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => {}
+                Err(source) => return Err(ConfigError::Read { path, source }),
+            }
+        }
+        Ok(Self::default())
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// The same as text.
+    pub fn print(&self) -> String {
+        toml::to_string(self).unwrap_or_default()
+    }
+}
 
 /// The folders that Cellkeep uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,5 +152,27 @@ impl Paths {
     /// Tools that were installed for our own use (`uv`).
     pub fn tools(&self) -> PathBuf {
         self.data.join("tools")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_read_and_printed_and_mistakes_are_named() {
+        let text = "[serve]\nlisten = \"127.0.0.1:1234\"\nmax-sessions = 5\n\n[serve.pool]\npython = 2\n";
+        let file = ConfigFile::parse(text).unwrap();
+        assert_eq!((file.serve.max_sessions, file.serve.idle_timeout), (Some(5), None));
+        assert_eq!(ConfigFile::parse(&file.print()).unwrap(), file);
+        assert_eq!(ConfigFile::parse("").unwrap(), ConfigFile::default());
+        for (text, named) in
+            [("[serve]\nlissten = 1", "lissten"), ("[serve]\nlisten = \"x\"", "listen"), ("[serve", "line 1")]
+        {
+            let message = ConfigFile::parse(text).unwrap_err();
+            assert!(message.contains(named), "{message}");
+        }
+        let missing = ConfigFile::read(Some(Path::new("/nowhere/x.toml")), &Paths::new(Path::new("/nowhere")));
+        assert!(missing.unwrap_err().to_string().contains("/nowhere/x.toml"));
     }
 }

@@ -53,3 +53,5 @@ pub mod server;
 pub mod session;
 #[cfg(feature = "host")]
 pub mod store;
+#[cfg(feature = "host")]
+pub mod telemetry;

@@ -17,6 +17,7 @@ use crate::auth::{self, Identity, Scope, Tokens};
 use crate::config::Paths;
 use crate::manager::{Keeper, KeeperError, KeeperSettings};
 use crate::store::{Store, StoreError};
+use crate::telemetry;
 
 /// How long requests may take to end once the server is to stop.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -34,6 +35,8 @@ pub struct ServerSettings {
     pub hosts: Vec<String>,
     /// Origins of pages that may use it.
     pub origins: Vec<String>,
+    /// Whether all sessions end with it.
+    pub end_sessions: bool,
     /// How sessions are kept.
     pub keeper: KeeperSettings,
 }
@@ -100,15 +103,17 @@ pub async fn serve(
         .create(paths.data())
         .map_err(io_error("cannot make the data folder"))?;
     let _lock = lock(paths)?;
+    telemetry::install();
     let store = Store::open(&paths.journal())?;
-    let tokens = Arc::new(Tokens::default());
-    let new_token = first_token(&store, &tokens, settings.token.as_deref()).await?;
+    // Before a token is made, which is shown only when it is certain that this server serves.
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|source| ServerError::Listen { address: settings.listen, source })?;
     let address = listener.local_addr().map_err(io_error("cannot tell where it listens"))?;
     let keeper = Keeper::new(paths, store.clone(), settings.keeper);
     keeper.recover().await?;
+    let tokens = Arc::new(Tokens::default());
+    let new_token = first_token(&store, &tokens, settings.token.as_deref()).await?;
     tokio::spawn({
         let keeper = keeper.clone();
         async move { keeper.look_after().await }
@@ -123,6 +128,9 @@ pub async fn serve(
     welcome(Welcome { address, new_token });
     serve_until(listener, router, stop).await.map_err(io_error("cannot serve"))?;
     keeper.drain_pool().await;
+    if settings.end_sessions {
+        keeper.delete_all().await;
+    }
     Ok(())
 }
 

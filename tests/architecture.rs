@@ -20,6 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // adapters
     ("config", &["policy"]),
     ("descriptors", &[]),
+    ("telemetry", &[]),
     ("store", &["ids"]),
     ("artifacts", &["ids"]),
     ("auth", &["ids", "store"]),
@@ -40,6 +41,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "agent_protocol",
             "config",
             "store",
+            "telemetry",
             "artifacts",
             "kernels",
             "sandbox",
@@ -49,9 +51,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("runner", &["wire", "session", "notebook", "output"]),
     // faces
-    ("api", &["ids", "mime", "policy", "wire", "artifacts", "auth", "kernels", "session", "manager"]),
+    ("api", &["ids", "mime", "policy", "wire", "artifacts", "auth", "kernels", "session", "manager", "telemetry"]),
     // top
-    ("server", &["config", "store", "auth", "manager", "api"]),
+    ("server", &["config", "store", "telemetry", "auth", "manager", "api"]),
     (
         "cli",
         &[

@@ -20,6 +20,8 @@ struct Run {
     open: bool,
     begun: bool,
     refused: u32,
+    /// CPU seconds of the sandbox when it began.
+    cpu_before: f64,
 }
 
 /// What may be done with an output.
@@ -46,8 +48,8 @@ impl Runs {
     }
 
     /// A run begins: its request has been handed to the kernel.
-    pub fn begin(&mut self, msg_id: String, header: Bytes) {
-        self.recent.push_front(Run { msg_id, header, open: true, ..Run::default() });
+    pub fn begin(&mut self, msg_id: String, header: Bytes, cpu_before: f64) {
+        self.recent.push_front(Run { msg_id, header, open: true, cpu_before, ..Run::default() });
         self.recent.truncate(REMEMBERED);
     }
 
@@ -65,6 +67,11 @@ impl Runs {
     /// Its reply was seen. `true` if it was open until now.
     pub fn replied(&mut self, msg_id: &str) -> bool {
         self.recent.iter_mut().find(|run| run.msg_id == msg_id).is_some_and(|run| std::mem::take(&mut run.open))
+    }
+
+    /// CPU seconds of the sandbox when a run began.
+    pub fn cpu_before(&self, msg_id: &str) -> f64 {
+        self.recent.iter().find(|run| run.msg_id == msg_id).map_or(0.0, |run| run.cpu_before)
     }
 
     /// Counts a message that was none for the newest run; gives how many it has had.
@@ -109,10 +116,10 @@ mod tests {
     #[test]
     fn each_run_has_its_own_limit_also_when_outputs_come_late() {
         let mut runs = Runs::new(10);
-        runs.begin("a".into(), Bytes::new());
+        runs.begin("a".into(), Bytes::new(), 0.0);
         assert_eq!(runs.take("a", 6), Room::Enough);
         assert!(runs.replied("a") && !runs.replied("a"));
-        runs.begin("b".into(), Bytes::new());
+        runs.begin("b".into(), Bytes::new(), 0.0);
         assert_eq!(runs.take("b", 9), Room::Enough);
         assert_eq!(runs.take("a", 4), Room::Enough, "late, but its own");
         assert_eq!(runs.take("a", 3), Room::Only { bytes: 0, msg_id: "a".into() });
@@ -124,10 +131,10 @@ mod tests {
     fn a_run_waits_until_the_kernel_speaks_of_it() {
         let mut runs = Runs::new(10);
         assert!(!runs.is_waiting() && !runs.begun("a"));
-        runs.begin("a".into(), Bytes::new());
+        runs.begin("a".into(), Bytes::new(), 0.0);
         assert!(runs.is_waiting() && !runs.begun("b") && runs.is_waiting());
         assert!(runs.begun("a") && !runs.begun("a") && !runs.is_waiting());
-        runs.begin("b".into(), Bytes::new());
+        runs.begin("b".into(), Bytes::new(), 0.0);
         runs.replied("b");
         assert!(!runs.is_waiting(), "refused without a word");
     }
@@ -136,7 +143,7 @@ mod tests {
     fn each_run_has_its_own_refusals() {
         let mut runs = Runs::new(10);
         assert_eq!((runs.refuse(), runs.refuse()), (1, 2));
-        runs.begin("a".into(), Bytes::new());
+        runs.begin("a".into(), Bytes::new(), 0.0);
         assert_eq!(runs.refuse(), 1);
     }
 

@@ -106,7 +106,10 @@ pub enum Request {
         generation: Generation,
     },
     /// End every process and start the kernel anew, in place.
-    Restart,
+    Restart {
+        /// The life that is to end; nothing is done when another one runs by now.
+        generation: Generation,
+    },
     /// End everything, the agent included.
     Terminate,
     /// Read the sandbox's usage.
@@ -148,6 +151,15 @@ pub struct UsageReading {
     pub cpu_seconds: f64,
     /// Processes now.
     pub processes: u64,
+}
+
+/// What one run of code has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunUsage {
+    /// CPU time of all the sandbox's processes from its begin to its reply, seconds.
+    pub cpu_seconds: f64,
+    /// The most memory that the sandbox has had until then, bytes.
+    pub peak_memory_bytes: u64,
 }
 
 /// One entry of a listing.
@@ -264,6 +276,13 @@ pub enum KernelEvent {
         /// The limit, bytes.
         limit: u64,
     },
+    /// What a run has used; comes before its reply.
+    RunUsed {
+        /// The `msg_id` of the run.
+        msg_id: String,
+        /// What.
+        used: RunUsage,
+    },
     /// A message from the kernel's sockets was refused.
     BadMessage {
         /// Why.
@@ -277,7 +296,7 @@ impl KernelEvent {
         match self {
             Self::Ready { info: text } | Self::Failed { reason: text } | Self::BadMessage { reason: text } => text.len(),
             Self::Exited(exit) => exit.last_words.len(),
-            Self::OutputCapped { msg_id, .. } => msg_id.len(),
+            Self::OutputCapped { msg_id, .. } | Self::RunUsed { msg_id, .. } => msg_id.len(),
             Self::Starting | Self::ChildOutOfMemory => 0,
         }
     }
@@ -430,6 +449,8 @@ pub enum ToAgent {
         id: u64,
         /// Where to.
         channel: Channel,
+        /// The life of the kernel that it is meant for; `None` for whichever there is.
+        generation: Option<Generation>,
         /// The message's own id.
         msg_id: String,
         /// The message.
@@ -470,10 +491,12 @@ impl ToAgent {
                 encode_frame(ATTACH, vec![to_json(&AttachJson { epoch: *epoch, from_seq: *from_seq })])
             }
             Self::Ack { seq } => encode_frame(ACK, vec![Bytes::copy_from_slice(&seq.0.to_le_bytes())]),
-            Self::Submit { id, channel, msg_id, message } => {
-                let mut head = BytesMut::with_capacity(13 + msg_id.len());
+            Self::Submit { id, channel, generation, msg_id, message } => {
+                let mut head = BytesMut::with_capacity(17 + msg_id.len());
                 head.put_u64_le(*id);
                 head.put_u8(channel.code());
+                // Lives are counted from 1.
+                head.put_u32_le(generation.map_or(0, |generation| generation.0));
                 head.put_u32_le(msg_id.len() as u32);
                 head.put_slice(msg_id.as_bytes());
                 encode_frame(SUBMIT, std::iter::once(head.freeze()).chain(message.pack()).collect())
@@ -498,9 +521,11 @@ impl ToAgent {
                 let id = take_u64(&mut payload, "submit")?;
                 let code = take(&mut payload, 1, "submit")?[0];
                 let channel = Channel::from_code(code).ok_or(ProtocolError::Malformed("submit channel"))?;
+                let generation = take_u32(&mut payload, "submit")? as u32;
+                let generation = (generation != 0).then_some(Generation(generation));
                 let length = take_u32(&mut payload, "submit")?;
                 let msg_id = String::from_utf8_lossy(&take(&mut payload, length, "submit")?).into_owned();
-                Ok(Self::Submit { id, channel, msg_id, message: Message::unpack(&payload)? })
+                Ok(Self::Submit { id, channel, generation, msg_id, message: Message::unpack(&payload)? })
             }
             REQUEST => {
                 let (id, json, data) = split_data(payload, "request")?;
@@ -648,7 +673,13 @@ mod tests {
         let frames = [
             ToAgent::Attach { epoch: Epoch(u64::MAX), from_seq: Seq(3) },
             ToAgent::Ack { seq: Seq(9) },
-            ToAgent::Submit { id: 7, channel: Channel::Stdin, msg_id: "m".into(), message: message(10) },
+            ToAgent::Submit {
+                id: 7,
+                channel: Channel::Stdin,
+                generation: Some(Generation(3)),
+                msg_id: "m".into(),
+                message: message(10),
+            },
             ToAgent::Request {
                 id: 8,
                 request: Request::FilePut { path: "a".into(), offset: 5 },

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::error::Problem;
@@ -16,6 +17,7 @@ use super::{Api, Body, Caller, CellInPath, InPath, Query, User, view};
 use crate::ids::SessionId;
 use crate::manager::KeptSpec;
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions};
+use crate::wire::json as wire_json;
 
 /// Seconds that a client may wait in one request.
 const MAX_WAIT: f64 = 3600.0;
@@ -28,7 +30,7 @@ pub(super) struct Add {
     run: Option<bool>,
     timeout_seconds: Option<f64>,
     allow_stdin: Option<bool>,
-    metadata: Option<Map<String, Value>>,
+    metadata: Option<Box<RawValue>>,
     id: Option<String>,
     after: Option<String>,
 }
@@ -64,8 +66,18 @@ fn cell_type(name: Option<&str>) -> Result<Option<CellType>, Problem> {
     .transpose()
 }
 
+/// What clients nest in a cell is read by our own parser: serde's would give a meaning to some keys.
+fn metadata(raw: Option<&RawValue>) -> Result<Option<Map<String, Value>>, Problem> {
+    raw.map(|raw| match wire_json::parse_lenient(raw.get().as_bytes()) {
+        Ok(Value::Object(metadata)) => Ok(metadata),
+        Ok(_) => Err(Problem::unprocessable("bad_field", "metadata is an object").field("metadata")),
+        Err(error) => Err(Problem::unprocessable("bad_field", error.to_string()).field("metadata")),
+    })
+    .transpose()
+}
+
 /// How a cell is run: as it says, else as its session says.
-async fn run_options(
+pub(super) async fn run_options(
     api: &Api,
     id: &SessionId,
     caller: &Caller,
@@ -96,7 +108,7 @@ pub(super) async fn add(
         id: add.id,
         cell_type: cell_type(add.cell_type.as_deref())?,
         source: add.source,
-        metadata: add.metadata.unwrap_or_default(),
+        metadata: metadata(add.metadata.as_deref())?.unwrap_or_default(),
         options: run_options(&api, &id, &caller, add.timeout_seconds, add.allow_stdin).await?,
         after: add.after,
         run: add.run.unwrap_or(true),
@@ -115,7 +127,8 @@ async fn answer(
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if accepts.contains("text/event-stream") {
+    // What does not run has no events to come.
+    if accepts.contains("text/event-stream") && cell.run.phase != CellPhase::Finished {
         return events::of_cell(api, id, caller, &cell, form);
     }
     let cell_id = cell.id.clone();
@@ -182,7 +195,7 @@ pub(super) async fn get_one(
 pub(super) struct Edit {
     source: Option<String>,
     cell_type: Option<String>,
-    metadata: Option<Map<String, Value>>,
+    metadata: Option<Box<RawValue>>,
     /// The id of the cell that it moves behind; an empty one for the beginning.
     after: Option<String>,
 }
@@ -198,7 +211,7 @@ pub(super) async fn patch(
     let edit = CellEdit {
         source: edit.source,
         cell_type: cell_type(edit.cell_type.as_deref())?,
-        metadata: edit.metadata,
+        metadata: metadata(edit.metadata.as_deref())?,
         after: edit.after.map(|after| (!after.is_empty()).then_some(after)),
     };
     let cell = handle.edit_cell(&cell, edit).await?;

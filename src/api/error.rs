@@ -147,6 +147,7 @@ impl From<KeeperError> for Problem {
             KeeperError::Full { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sessions", detail).retry_after(10)
             }
+            KeeperError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
             KeeperError::Manager(error) => match *error {
                 ManagerError::Limits(_) => Self::unprocessable("bad_limits", detail).field("limits"),
                 ManagerError::Start(_) => unavailable("kernel_did_not_start"),
@@ -154,7 +155,6 @@ impl From<KeeperError> for Problem {
             },
             KeeperError::Sandbox(_) => unavailable("no_sandbox"),
             KeeperError::Store(error) => error.into(),
-            KeeperError::Session(SessionError::Gone { .. }) => unavailable("kernel_did_not_start"),
             KeeperError::Session(error) => error.into(),
         }
     }

@@ -123,15 +123,18 @@ impl Reader {
         Self { id, blobs, follower, form, cell, page, ended: false }
     }
 
-    /// The next event's number and its JSON. `None` at the end.
+    /// The next event's number and its JSON. `None` at the end. Cancel safe.
     pub async fn next(&mut self) -> Option<(Seq, String)> {
         loop {
-            while let Some(row) = self.page.pop_front() {
+            while let Some(row) = self.page.front() {
                 if self.cell.is_some() && self.cell != row.cell {
+                    self.page.pop_front();
                     continue;
                 }
+                // It stays in the page until it can be given: whoever waits may turn to something else meanwhile.
+                let json = view::event(row, &self.id, &self.blobs, self.form != Form::Inline).await.ok()?;
+                let row = self.page.pop_front()?;
                 self.ended = self.cell.as_deref().is_some_and(|cell| ends(&row, cell));
-                let json = view::event(&row, &self.id, &self.blobs, self.form != Form::Inline).await.ok()?;
                 return Some((row.seq, json));
             }
             if self.ended {

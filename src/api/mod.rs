@@ -1,6 +1,7 @@
 //! The native HTTP face, `/v1`: translates, owns no state. JSON in and out, errors as problems, events by SSE and WebSocket.
 
 mod cells;
+mod docs;
 mod error;
 mod events;
 mod files;
@@ -25,6 +26,7 @@ use serde_json::json;
 use crate::auth::{Identity, Scope, Tokens};
 use crate::ids::SessionId;
 use crate::manager::{Keeper, MAX_FILE};
+use crate::telemetry;
 use error::Problem;
 pub use guard::Guard;
 
@@ -74,12 +76,22 @@ pub fn router(api: Api) -> Router {
         .nest("/v1", v1)
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(async || "ready\n"))
+        .route("/metrics", get(figures))
+        .route("/openapi.json", get(docs::openapi))
+        .route("/docs", get(docs::page))
+        .route("/docs.js", get(docs::script))
+        .route("/docs.css", get(docs::style))
         .fallback(async || Problem::not_found("no_such_path", "there is nothing at this path; /v1/sessions is one"))
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
         })
         .layer(middleware::from_fn_with_state(api.clone(), guard::check_host))
         .with_state(api)
+}
+
+async fn figures(State(api): State<Api>) -> Result<String, Problem> {
+    api.keeper.measure().await?;
+    Ok(telemetry::install().map(metrics_exporter_prometheus::PrometheusHandle::render).unwrap_or_default())
 }
 
 async fn list_kernels(State(api): State<Api>) -> impl IntoResponse {

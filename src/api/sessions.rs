@@ -53,6 +53,9 @@ impl Create {
                 return Err(Problem::unprocessable("bad_network", detail).field("network"));
             }
         };
+        if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
+            return Err(Problem::unprocessable("bad_env", format!("the value of {name:?} has a NUL")).field("env"));
+        }
         if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
             return Err(Problem::unprocessable("bad_env", format!("{name:?} is no name of a variable")).field("env"));
         }
@@ -127,7 +130,7 @@ pub(super) async fn get_one(State(api): State<Api>, caller: Caller, InPath(id): 
 async fn show(api: &Api, id: &SessionId, principal: Option<&str>) -> Result<Value, Problem> {
     let row = api.keeper.row(id, principal).await?;
     let mut session = describe(api, &row, principal).await?;
-    let handle = api.keeper.handle(id, principal)?;
+    let handle = api.keeper.look(id, principal)?;
     if !matches!(handle.state(), SessionState::Gone { .. })
         && let Ok(usage) = handle.usage().await
     {
@@ -140,7 +143,7 @@ async fn show(api: &Api, id: &SessionId, principal: Option<&str>) -> Result<Valu
 }
 
 async fn describe(api: &Api, row: &SessionRow, principal: Option<&str>) -> Result<Value, Problem> {
-    let state = api.keeper.handle(&row.id, principal)?.state();
+    let state = api.keeper.look(&row.id, principal)?.state();
     let record = api.keeper.record(&row.id, principal)?;
     let isolation = record.and_then(|record| serde_json::to_value(record.isolation).ok());
     let (cells, queued) = api.keeper.store().count_cells(&row.id).await?;
@@ -268,7 +271,7 @@ async fn in_time(asking: impl Future<Output = Result<Value, crate::session::Sess
 }
 
 pub(super) async fn artifacts(State(api): State<Api>, caller: Caller, InPath(id): InPath) -> Result<Json<Value>, Problem> {
-    api.keeper.handle(&id, caller.sees())?;
+    api.keeper.look(&id, caller.sees())?;
     let rows = api.keeper.store().artifacts(&id).await?;
     Ok(Json(json!({"artifacts": rows.iter().map(view::artifact).collect::<Vec<_>>()})))
 }

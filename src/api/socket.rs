@@ -5,13 +5,16 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::error::Problem;
 use super::events::{After, Reader};
-use super::{Api, Caller, InPath, Query};
+use super::{Api, Caller, InPath, Query, cells};
 use crate::auth::Scope;
-use crate::session::{NewCell, RunOptions, SessionHandle};
+use crate::ids::SessionId;
+use crate::session::{NewCell, SessionHandle};
+use crate::wire::json as wire_json;
 
 /// Bytes of one command.
 const MAX_COMMAND: usize = 32 << 20;
@@ -25,13 +28,21 @@ pub(super) async fn open(
 ) -> Result<Response, Problem> {
     let handle = api.keeper.handle(&id, caller.sees())?;
     let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
-    let reader = Reader::new(&api, id, follower, query.form()?, None);
-    let may_use = caller.0.scope >= Scope::Use;
+    let reader = Reader::new(&api, id.clone(), follower, query.form()?, None);
+    let commander = Commander { api, id, caller, handle };
     let upgrade = upgrade.max_message_size(MAX_COMMAND).max_frame_size(MAX_COMMAND);
-    Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, handle, may_use)))
+    Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, commander)))
 }
 
-async fn serve(socket: WebSocket, mut reader: Reader, handle: SessionHandle, may_use: bool) {
+/// Who gives commands, and to which session.
+struct Commander {
+    api: Api,
+    id: SessionId,
+    caller: Caller,
+    handle: SessionHandle,
+}
+
+async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
     let (mut sender, mut receiver) = socket.split();
     loop {
         let sent = tokio::select! {
@@ -45,12 +56,12 @@ async fn serve(socket: WebSocket, mut reader: Reader, handle: SessionHandle, may
             },
             message = receiver.next() => match message {
                 Some(Ok(Message::Text(text))) => {
-                    let reply = obey(text.as_str(), &handle, may_use).await;
+                    let reply = obey(text.as_str(), &commander).await;
                     sender.send(Message::text(reply.to_string())).await
                 }
                 Some(Ok(Message::Binary(_))) => {
                     let problem = Problem::bad_request("not_text", "commands are JSON text");
-                    sender.send(Message::text(failed(&Value::Null, &problem).to_string())).await
+                    sender.send(Message::text(failed(None, &problem).to_string())).await
                 }
                 Some(Ok(_)) => Ok(()),
                 Some(Err(_)) | None => return,
@@ -65,45 +76,50 @@ async fn serve(socket: WebSocket, mut reader: Reader, handle: SessionHandle, may
 /// A command. `id` is the client's, and comes back with the reply.
 #[derive(Debug, Deserialize)]
 struct Command {
-    #[serde(default)]
-    id: Value,
+    /// Any JSON.
+    id: Option<Box<RawValue>>,
     op: String,
     source: Option<String>,
     cell: Option<String>,
     value: Option<String>,
     timeout_seconds: Option<f64>,
-    #[serde(default)]
-    allow_stdin: bool,
+    allow_stdin: Option<bool>,
 }
 
-fn failed(id: &Value, problem: &Problem) -> Value {
-    json!({"type": "reply", "id": id, "ok": false, "error": problem.body()})
+fn failed(id: Option<&RawValue>, problem: &Problem) -> Value {
+    json!({"type": "reply", "id": echoed(id), "ok": false, "error": problem.body()})
 }
 
-async fn obey(text: &str, handle: &SessionHandle, may_use: bool) -> Value {
+/// The client's own name for its command, read by our own parser: serde's would give a meaning to some keys.
+fn echoed(id: Option<&RawValue>) -> Value {
+    id.and_then(|id| wire_json::parse_lenient(id.get().as_bytes()).ok()).unwrap_or(Value::Null)
+}
+
+async fn obey(text: &str, commander: &Commander) -> Value {
     let command: Command = match serde_json::from_str(text) {
         Ok(command) => command,
-        Err(error) => return failed(&Value::Null, &Problem::bad_request("bad_json", error.to_string())),
+        Err(error) => return failed(None, &Problem::bad_request("bad_json", error.to_string())),
     };
-    if !may_use {
+    if commander.caller.0.scope < Scope::Use {
         let status = axum::http::StatusCode::FORBIDDEN;
-        return failed(&command.id, &Problem::new(status, "scope_too_narrow", "this token may only look"));
+        return failed(command.id.as_deref(), &Problem::new(status, "scope_too_narrow", "this token may only look"));
     }
     let id = command.id.clone();
-    match act(command, handle).await {
-        Ok(cell) => json!({"type": "reply", "id": id, "ok": true, "cell": cell}),
-        Err(problem) => failed(&id, &problem),
+    match act(command, commander).await {
+        Ok(cell) => json!({"type": "reply", "id": echoed(id.as_deref()), "ok": true, "cell": cell}),
+        Err(problem) => failed(id.as_deref(), &problem),
     }
 }
 
-async fn act(command: Command, handle: &SessionHandle) -> Result<Option<String>, Problem> {
+async fn act(command: Command, commander: &Commander) -> Result<Option<String>, Problem> {
+    let Commander { api, id, caller, handle } = commander;
     let missing = |field: &'static str| Problem::unprocessable("missing_field", format!("{field} is missing")).field(field);
-    let timeout_seconds = super::sessions::check_timeout(command.timeout_seconds)?;
-    let options = RunOptions { timeout_seconds, allow_stdin: command.allow_stdin };
     match command.op.as_str() {
         "run" => match (command.source, command.cell) {
-            (Some(source), id) => {
-                let cell = NewCell { id, source, options, run: true, ..NewCell::default() };
+            (Some(source), cell) => {
+                let (timeout, allow_stdin) = (command.timeout_seconds, command.allow_stdin);
+                let options = cells::run_options(api, id, caller, timeout, allow_stdin).await?;
+                let cell = NewCell { id: cell, source, options, run: true, ..NewCell::default() };
                 return Ok(Some(handle.add_cell(cell).await?.id));
             }
             (None, Some(cell)) => return Ok(Some(handle.run_cell(&cell, None).await?.id)),

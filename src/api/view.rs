@@ -11,7 +11,7 @@ use crate::artifacts::Blobs;
 use crate::ids::SessionId;
 use crate::manager::KeptSpec;
 use crate::manager::{ArtifactRow, EventRow, SessionRow};
-use crate::session::{Cell, CellPhase, RunResult};
+use crate::session::{Cell, CellPhase, metrics};
 use crate::wire::{content::iso8601, json as wire_json};
 
 /// Milliseconds since 1970 as the contract writes times.
@@ -57,10 +57,6 @@ pub(super) fn cell(cell: &Cell, outputs: Option<Vec<Value>>) -> Value {
         put("outputs", outputs.into());
     }
     view
-}
-
-fn metrics(result: &RunResult) -> Value {
-    json!({"wall_ms": result.wall.as_secs_f64() * 1000.0})
 }
 
 /// An artifact.

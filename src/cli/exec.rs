@@ -18,7 +18,7 @@ use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Kernel};
 use crate::output::{ArtifactOptions, CellKey, Outputs, StreamStyle, artifacts};
-use crate::session::{EventBody, NewCell, RunOptions, RunResult, RunStatus, SessionEvents, SessionHandle};
+use crate::session::{EventBody, NewCell, RunOptions, RunResult, RunStatus, SessionEvents, SessionHandle, metrics};
 use crate::wire::Message;
 use crate::wire::content::InputRequest;
 
@@ -219,7 +219,7 @@ fn report(outputs: &[Value], result: &RunResult, files: &[PathBuf]) -> Value {
         "error": result.error.as_ref().map(|error| json!({
             "ename": error.ename, "evalue": error.evalue, "traceback": error.traceback,
         })),
-        "metrics": {"wall_ms": (result.wall.as_secs_f64() * 1e6).round() / 1e3},
+        "metrics": metrics(result),
         "artifacts": files,
     })
 }

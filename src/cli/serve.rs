@@ -1,13 +1,16 @@
 //! `cellkeep serve`: sessions over HTTP, which outlive this process.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
-use clap::Args;
+use anyhow::anyhow;
+use clap::{Args, ValueEnum};
 
 use super::options::SandboxOption;
 use super::signals::Signals;
 use super::{Exit, Failure};
-use crate::config::Paths;
+use crate::config::{ConfigFile, Paths, ServeConfig};
 use crate::kernels;
 use crate::manager::KeeperSettings;
 use crate::server::{self, ServerSettings, Welcome};
@@ -17,35 +20,45 @@ use crate::server::{self, ServerSettings, Welcome};
 #[command(after_help = "\
 The first start prints a link with a token that may do everything; it is shown only this once. Without it:
   cellkeep token create NAME          make another
-Sessions live on when the server stops, also after kill -9: start it again, and they go on where they were.")]
+Sessions live on when the server stops, also after kill -9: start it again, and they go on where they were.
+The same settings can stand in cellkeep.toml, here or in the data folder, under [serve]; --print-config shows how.")]
 pub(super) struct ServeArgs {
-    /// Where to listen
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7788", env = "CELLKEEP_LISTEN")]
-    listen: SocketAddr,
+    /// Where to listen [default: 127.0.0.1:7788]
+    #[arg(long, value_name = "ADDR:PORT", env = "CELLKEEP_LISTEN")]
+    listen: Option<SocketAddr>,
     /// A token that may do everything, instead of one that is made
     #[arg(long, value_name = "TOKEN", env = "CELLKEEP_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Which sandbox sessions get
-    #[arg(long, value_enum, default_value_t = SandboxOption::Auto, env = "CELLKEEP_SANDBOX")]
-    sandbox: SandboxOption,
-    /// How many sessions may live at once
-    #[arg(long, value_name = "COUNT", default_value_t = KeeperSettings::default().max_sessions, env = "CELLKEEP_MAX_SESSIONS")]
-    max_sessions: usize,
-    /// Seconds without use after which a session ends
-    #[arg(long, value_name = "SECS", default_value_t = KeeperSettings::default().idle_timeout_seconds)]
-    idle_timeout: u64,
-    /// Seconds for which an ended session can still be read
-    #[arg(long, value_name = "SECS", default_value_t = KeeperSettings::default().keep_ended_seconds)]
-    keep_ended: u64,
+    /// Which sandbox sessions get [default: auto]
+    #[arg(long, value_enum, env = "CELLKEEP_SANDBOX")]
+    sandbox: Option<SandboxOption>,
+    /// How many sessions may live at once [default: 100]
+    #[arg(long, value_name = "COUNT", env = "CELLKEEP_MAX_SESSIONS")]
+    max_sessions: Option<usize>,
+    /// Seconds without use after which a session ends [default: 3600]
+    #[arg(long, value_name = "SECS", env = "CELLKEEP_IDLE_TIMEOUT")]
+    idle_timeout: Option<u64>,
+    /// Seconds for which an ended session can still be read [default: 86400]
+    #[arg(long, value_name = "SECS", env = "CELLKEEP_KEEP_ENDED")]
+    keep_ended: Option<u64>,
     /// Kernels to keep ready, and how many sessions of each, as python=2,r=1
     #[arg(long, value_name = "KERNEL=COUNT,...", value_delimiter = ',', value_parser = parse_pool, env = "CELLKEEP_POOL")]
-    pool: Vec<(String, usize)>,
+    pool: Option<Vec<(String, usize)>>,
     /// A name of this server beside localhost, when it listens on loopback behind a proxy
     #[arg(long = "allow-host", value_name = "NAME")]
-    hosts: Vec<String>,
+    hosts: Option<Vec<String>>,
     /// An origin whose pages may use this server, as https://chat.example
     #[arg(long = "allow-origin", value_name = "ORIGIN")]
-    origins: Vec<String>,
+    origins: Option<Vec<String>>,
+    /// End all sessions when the server stops, instead of leaving them to the next
+    #[arg(long)]
+    end_sessions: bool,
+    /// The configuration file, instead of cellkeep.toml here or in the data folder
+    #[arg(long, value_name = "FILE", env = "CELLKEEP_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print what flags, environment and file come to, as a configuration file, and do nothing
+    #[arg(long)]
+    print_config: bool,
 }
 
 /// The most sessions of one kernel that are made ahead.
@@ -53,32 +66,81 @@ const MAX_POOL: usize = 1000;
 
 fn parse_pool(text: &str) -> Result<(String, usize), String> {
     let (kernel, count) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KERNEL=COUNT, as python=2"))?;
+    let count = count.parse().map_err(|_| format!("{count:?} is no number of sessions"))?;
+    check_pool(kernel, count)
+}
+
+fn check_pool(kernel: &str, count: usize) -> Result<(String, usize), String> {
     let kernel = kernels::find(kernel).map_err(|error| error.to_string())?;
-    match count.parse() {
-        Ok(count) if count <= MAX_POOL => Ok((kernel.name.clone(), count)),
-        _ => Err(format!("{count:?} is no number of sessions from 0 to {MAX_POOL}")),
+    if count > MAX_POOL {
+        return Err(format!("{count} sessions are more than are made ahead ({MAX_POOL})"));
     }
+    Ok((kernel.name.clone(), count))
+}
+
+impl ServeArgs {
+    /// What flags and environment say, else what the file says, else the defaults.
+    fn over(&self, file: ServeConfig) -> ServeConfig {
+        let defaults = KeeperSettings::default();
+        let sandbox = self.sandbox.and_then(|option| option.to_possible_value()).map(|value| value.get_name().to_owned());
+        let pool = self.pool.as_ref().map(|pool| pool.iter().cloned().collect());
+        ServeConfig {
+            listen: self.listen.or(file.listen).or(Some(SocketAddr::from(([127, 0, 0, 1], 7788)))),
+            sandbox: sandbox.or(file.sandbox).or(Some("auto".to_owned())),
+            max_sessions: self.max_sessions.or(file.max_sessions).or(Some(defaults.max_sessions)),
+            idle_timeout: self.idle_timeout.or(file.idle_timeout).or(Some(defaults.idle_timeout_seconds)),
+            keep_ended: self.keep_ended.or(file.keep_ended).or(Some(defaults.keep_ended_seconds)),
+            pool: pool.or(file.pool).or(Some(BTreeMap::new())),
+            allow_hosts: self.hosts.clone().or(file.allow_hosts).or(Some(Vec::new())),
+            allow_origins: self.origins.clone().or(file.allow_origins).or(Some(Vec::new())),
+        }
+    }
+}
+
+fn settings(config: ServeConfig, token: Option<String>, end_sessions: bool) -> anyhow::Result<ServerSettings> {
+    let defaults = KeeperSettings::default();
+    let sandbox = config.sandbox.unwrap_or_default();
+    let sandbox = SandboxOption::from_str(&sandbox, true)
+        .map_err(|_| anyhow!("{sandbox:?} is no sandbox; auto, docker and process are"))?;
+    let pool = config.pool.unwrap_or_default().into_iter();
+    let pool = pool
+        .map(|(kernel, count)| check_pool(&kernel, count))
+        .collect::<Result<_, _>>()
+        .map_err(|error| anyhow!("pool: {error}"))?;
+    Ok(ServerSettings {
+        listen: config.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7788))),
+        token,
+        hosts: config.allow_hosts.unwrap_or_default(),
+        origins: config.allow_origins.unwrap_or_default(),
+        end_sessions,
+        keeper: KeeperSettings {
+            sandbox: sandbox.choice(),
+            max_sessions: config.max_sessions.unwrap_or(defaults.max_sessions),
+            idle_timeout_seconds: config.idle_timeout.unwrap_or(defaults.idle_timeout_seconds),
+            keep_ended_seconds: config.keep_ended.unwrap_or(defaults.keep_ended_seconds),
+            pool,
+            ..defaults
+        },
+    })
 }
 
 pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure> {
     let mut signals = Signals::listen()?;
-    let settings = ServerSettings {
-        listen: args.listen,
-        token: args.token,
-        hosts: args.hosts,
-        origins: args.origins,
-        keeper: KeeperSettings {
-            sandbox: args.sandbox.choice(),
-            max_sessions: args.max_sessions,
-            idle_timeout_seconds: args.idle_timeout,
-            keep_ended_seconds: args.keep_ended,
-            pool: args.pool,
-            ..KeeperSettings::default()
-        },
-    };
+    let file = ConfigFile::read(args.config.as_deref(), &paths).map_err(Failure::usage)?;
+    let config = args.over(file.serve);
+    if args.print_config {
+        tell!("{}", ConfigFile { serve: config }.print().trim_end());
+        return Ok(Exit::Ok);
+    }
+    let end_sessions = args.end_sessions;
+    let settings = settings(config, args.token, end_sessions).map_err(Failure::usage)?;
     let stop = async move {
         signals.any().await;
-        say!("stopping; sessions live on, and the next `cellkeep serve` takes them up");
+        if end_sessions {
+            say!("stopping, and ending all sessions");
+        } else {
+            say!("stopping; sessions live on, and the next `cellkeep serve` takes them up");
+        }
     };
     server::serve(&paths, settings, greet, stop).await.map_err(Failure::usage)?;
     Ok(Exit::Ok)

@@ -12,7 +12,7 @@
 
 pub(crate) mod weighed;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +30,7 @@ use crate::agent_protocol::{
     Answer, AnswerBody, Event, EventAssembler, FrameError, FrameReader, FromAgent, Hello, PREAMBLE, ProtocolError, Request,
     SUBMIT_MAX, ToAgent, read_preamble, write_all_vectored,
 };
-use crate::ids::{Epoch, Seq};
+use crate::ids::{Epoch, Generation, Seq};
 use crate::sandbox::{Sandbox, SandboxRecord};
 use crate::wire::{Channel, Message};
 pub use weighed::WeighedReceiver;
@@ -148,24 +148,29 @@ impl Link {
             position: Arc::new(Mutex::new(position)),
             events: Arc::new(events),
             commands: command_receiver,
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
         };
         tokio::spawn(task.run());
         (Self { commands, ids: Arc::new(AtomicU64::new(1)) }, event_receiver)
     }
 
-    /// Hands a message to the kernel. `true` when the agent had seen its id before.
+    /// Hands a message to the kernel, to that of one life if it is named. `true` when the agent had seen its id before.
     ///
     /// # Errors
     /// [`LinkError`]; `Refused` when the kernel is not ready for it.
-    pub async fn submit(&self, channel: Channel, message: Message) -> Result<bool, LinkError> {
+    pub async fn submit(
+        &self,
+        channel: Channel,
+        generation: Option<Generation>,
+        message: Message,
+    ) -> Result<bool, LinkError> {
         let size = message.pack().iter().map(Bytes::len).sum();
         if size > SUBMIT_MAX {
             return Err(LinkError::TooLarge { size });
         }
         let msg_id = message.header().msg_id;
         let id = self.next_id();
-        match self.send(id, ToAgent::Submit { id, channel, msg_id, message }).await? {
+        match self.send(id, ToAgent::Submit { id, channel, generation, msg_id, message }).await? {
             (AnswerBody::Done { repeated }, _) => Ok(repeated),
             _ => Err(LinkError::Unexpected),
         }
@@ -237,7 +242,8 @@ struct Task {
     position: Arc<Mutex<Position>>,
     events: Arc<WeighedSender<LinkEvent>>,
     commands: mpsc::UnboundedReceiver<Command>,
-    waiting: HashMap<u64, (Box<ToAgent>, Reply)>,
+    /// In the order in which they were asked, which is that in which they are sent again.
+    waiting: BTreeMap<u64, (Box<ToAgent>, Reply)>,
 }
 
 impl Task {

@@ -36,7 +36,7 @@ impl From<SessionError> for FileError {
     fn from(error: SessionError) -> Self {
         match error {
             SessionError::Link(LinkError::Refused(reason)) => {
-                let is_missing = ["No such file", "os error 2"].iter().any(|words| reason.contains(words));
+                let is_missing = ["no such file", "No such file", "os error 2"].iter().any(|words| reason.contains(words));
                 if is_missing { Self::Missing(reason) } else { Self::Refused(reason) }
             }
             error => Self::Keeper(error.into()),

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
@@ -11,8 +12,9 @@ use crate::artifacts::Blobs;
 use crate::ids::{Seq, SessionId};
 use crate::mime;
 use crate::output::{ArtifactOptions, CellKey, artifacts_of};
-use crate::session::{Cell, CellChange, CellRun, EventBody, Journal, JournalError, Piece, SessionEvent, SessionState};
+use crate::session::{self, Cell, CellChange, CellRun, EventBody, Journal, JournalError, Piece, SessionEvent, SessionState};
 use crate::store::{self, ArtifactRow, CellRow, CellState, Commit, EventRow, SessionChange, Store, StoreError, to_ms};
+use crate::telemetry;
 
 /// Binary data of more bytes than this is kept as a blob and named by its hash.
 const INLINE: usize = 4096;
@@ -25,7 +27,15 @@ const PAGE: (usize, usize) = (500, 1 << 20);
 #[derive(Debug)]
 pub(super) struct Live {
     recent: Mutex<Recent>,
-    last: watch::Sender<Seq>,
+    last: watch::Sender<Last>,
+}
+
+/// How far a session has come.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    seq: Seq,
+    /// Whether it has been deleted: nothing more will come.
+    deleted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +46,7 @@ struct Recent {
 
 impl Live {
     pub fn new(last: Seq) -> Arc<Self> {
+        let last = Last { seq: last, deleted: false };
         Arc::new(Self { recent: Mutex::default(), last: watch::channel(last).0 })
     }
 
@@ -53,11 +64,16 @@ impl Live {
                 recent.bytes -= old.body.len();
             }
         }
-        self.last.send_replace(last);
+        self.last.send_modify(|known| known.seq = last);
+    }
+
+    /// Tells followers that the session is no more.
+    pub fn close(&self) {
+        self.last.send_modify(|last| last.deleted = true);
     }
 
     pub fn last(&self) -> Seq {
-        *self.last.borrow()
+        self.last.borrow().seq
     }
 
     /// The events after a number, if all of them are held.
@@ -90,9 +106,9 @@ impl Follower {
                 return Ok(Some(events));
             }
             let after = self.after;
-            // A closed channel is a session that was deleted.
-            if last.wait_for(|last| *last > after).await.is_err() {
-                return Ok(None);
+            match last.wait_for(|last| last.deleted || last.seq > after).await {
+                Ok(last) if !last.deleted => {}
+                _ => return Ok(None),
             }
         }
     }
@@ -134,11 +150,25 @@ impl Journal for StoreJournal {
     async fn room(&self) {}
 
     async fn append(&mut self, piece: &Piece) -> Result<(), JournalError> {
+        let _putting = self.blobs.putting().await;
         let commit = self.commit_of(piece).await.map_err(|error| JournalError(error.to_string()))?;
         let events = commit.events.clone();
+        let began = Instant::now();
         self.store.commit(&self.session, commit).await.map_err(|error| JournalError(error.to_string()))?;
+        metrics::histogram!(telemetry::COMMIT_SECONDS).record(began.elapsed());
+        count(piece, &events);
         self.live.push(events);
         Ok(())
+    }
+}
+
+fn count(piece: &Piece, events: &[EventRow]) {
+    metrics::counter!(telemetry::EVENTS).increment(events.len() as u64);
+    metrics::counter!(telemetry::EVENT_BYTES).increment(events.iter().map(|event| event.body.len() as u64).sum());
+    for event in &piece.events {
+        if let EventBody::Finished(result) = &event.body {
+            metrics::histogram!(telemetry::RUN_SECONDS, "status" => result.status.name()).record(result.wall);
+        }
     }
 }
 
@@ -251,7 +281,7 @@ fn body_of(body: &EventBody) -> Value {
         EventBody::Input { prompt, password } => json!({"prompt": prompt, "password": password}),
         EventBody::Finished(result) => json!({
             "status": result.status.name(), "execution_count": result.execution_count, "error": result.error,
-            "metrics": {"wall_ms": result.wall.as_secs_f64() * 1000.0},
+            "metrics": session::metrics(result),
         }),
         EventBody::Comm { msg_type, content, buffers } => {
             use base64::Engine as _;

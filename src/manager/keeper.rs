@@ -2,15 +2,14 @@
 //! store before it is done.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use tokio::sync::Semaphore;
 
 use super::journal::{Follower, Live, StoreJournal, restore_cell};
+use super::kept::{KeeperError, KeeperSettings, KeptSpec, NewSession};
 use super::pool::{self, Pool};
 use super::{Manager, ManagerError, SandboxChoice, SessionSpec};
 use crate::artifacts::Blobs;
@@ -19,116 +18,19 @@ use crate::ids::{Epoch, Seq, SessionId};
 use crate::kernels::{self, Kernel, Status};
 use crate::policy::{Limits, Network};
 use crate::sandbox::docker::Images;
-use crate::sandbox::{Sandbox, SandboxError, SandboxKind, SandboxRecord};
-use crate::session::{self, Cell, SessionError, SessionHandle, SessionParts, SessionState, Stored, Telling};
+use crate::sandbox::{Sandbox, SandboxKind, SandboxRecord};
+use crate::session::{self, Cell, SessionHandle, SessionParts, SessionState, Stored, Telling};
 use crate::store::{Commit, SessionChange, SessionRow, Store, StoreError, now_ms};
+use crate::telemetry;
 
 /// Between two looks for sessions whose time is up.
 const CULL_EVERY: Duration = Duration::from_secs(1);
+/// How many may wait for each that is being made.
+const MAX_WAITING: usize = 32;
 /// The state of a session that is being made.
 pub(super) const CREATING: &str = "creating";
 /// The state of a session that is to be removed: a server that is killed over it goes on with it.
 pub(super) const DELETING: &str = "deleting";
-
-/// What is decided once for all kept sessions.
-#[derive(Clone, Debug)]
-pub struct KeeperSettings {
-    /// The sandbox that sessions get.
-    pub sandbox: SandboxChoice,
-    /// Sessions that may live at once.
-    pub max_sessions: usize,
-    /// Kernels that may start at once; more wait.
-    pub max_starting: usize,
-    /// Seconds without use after which a session ends, where its maker says nothing.
-    pub idle_timeout_seconds: u64,
-    /// Seconds for which an ended session can still be read.
-    pub keep_ended_seconds: u64,
-    /// Kernels, and how many sessions of each are made ahead.
-    pub pool: Vec<(String, usize)>,
-}
-
-impl Default for KeeperSettings {
-    fn default() -> Self {
-        let cpus = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self {
-            sandbox: SandboxChoice::Auto,
-            max_sessions: 100,
-            max_starting: cpus.max(2),
-            idle_timeout_seconds: 3600,
-            keep_ended_seconds: 24 * 3600,
-            pool: Vec::new(),
-        }
-    }
-}
-
-/// A session to be made.
-#[derive(Clone, Debug, Default)]
-pub struct NewSession {
-    /// The kernel's name, an alias of it, or its language.
-    pub kernel: String,
-    /// What its maker calls it.
-    pub name: Option<String>,
-    /// Variables for the kernel. They are nowhere but in the sandbox.
-    pub env: Vec<(String, String)>,
-    /// The rest.
-    pub spec: KeptSpec,
-}
-
-/// What is written down of how a session is to be.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct KeptSpec {
-    /// Its limits.
-    pub limits: Limits,
-    /// Whether it has the network.
-    pub open_network: bool,
-    /// Seconds that each cell may take, where it says nothing itself.
-    pub timeout_seconds: Option<f64>,
-    /// Seconds that it may live in all.
-    pub ttl_seconds: Option<u64>,
-    /// Seconds without use after which it ends.
-    pub idle_timeout_seconds: Option<u64>,
-    /// Its maker's labels.
-    pub labels: HashMap<String, String>,
-}
-
-/// Why a kept session cannot be had or made.
-#[derive(Debug, Error)]
-pub enum KeeperError {
-    /// There is none of that id that the asking principal may see.
-    #[error("there is no session {id}")]
-    NoSession {
-        /// The id.
-        id: String,
-    },
-    /// There is no such kernel.
-    #[error(transparent)]
-    NoKernel(#[from] kernels::KernelError),
-    /// There are as many as there may be.
-    #[error("there are {limit} sessions already, as many as this server keeps; end one, or wait until one ends")]
-    Full {
-        /// How many there may be.
-        limit: usize,
-    },
-    /// It could not be made.
-    #[error(transparent)]
-    Manager(Box<ManagerError>),
-    /// Its sandbox could not be ended.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
-    /// The journal failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The session said no.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-}
-
-impl From<ManagerError> for KeeperError {
-    fn from(error: ManagerError) -> Self {
-        Self::Manager(Box::new(error))
-    }
-}
 
 /// A session that lives.
 #[derive(Clone)]
@@ -136,6 +38,8 @@ pub(super) struct Kept {
     pub(super) principal: String,
     pub(super) handle: SessionHandle,
     pub(super) live: Arc<Live>,
+    /// When somebody last asked for it, milliseconds since 1970: what is not in the journal, as files and completions.
+    pub(super) last_used: Arc<AtomicI64>,
     /// `None` for one that has ended: it can be read.
     pub(super) sandbox: Option<(Arc<dyn Sandbox>, SandboxRecord)>,
 }
@@ -221,12 +125,22 @@ impl Keeper {
             .ok_or_else(|| KeeperError::NoSession { id: id.to_string() })
     }
 
-    /// The handle of a session that this principal may see; of anybody's for none.
+    /// The handle of a session, for looking at it.
+    ///
+    /// # Errors
+    /// [`KeeperError::NoSession`].
+    pub fn look(&self, id: &SessionId, principal: Option<&str>) -> Result<SessionHandle, KeeperError> {
+        Ok(self.kept(id, principal)?.handle)
+    }
+
+    /// The handle of a session that this principal may see (of anybody's for none), for using it: it is not idle then.
     ///
     /// # Errors
     /// [`KeeperError::NoSession`].
     pub fn handle(&self, id: &SessionId, principal: Option<&str>) -> Result<SessionHandle, KeeperError> {
-        Ok(self.kept(id, principal)?.handle)
+        let kept = self.kept(id, principal)?;
+        kept.last_used.store(now_ms(), Ordering::Relaxed);
+        Ok(kept.handle)
     }
 
     /// The record of a session's sandbox; none once it has ended.
@@ -300,24 +214,58 @@ impl Keeper {
     pub async fn create(&self, principal: &str, new: NewSession) -> Result<SessionId, KeeperError> {
         let kernel = kernels::find(&new.kernel)?.clone();
         new.spec.limits.validate().map_err(ManagerError::Limits)?;
+        let turn = Waiting::begin(self.clone());
         let limit = self.0.settings.max_sessions;
-        if self.living() >= limit {
+        // Those that are being made count: they will live in a moment.
+        if self.living() + turn.before >= limit {
             return Err(KeeperError::Full { limit });
+        }
+        if turn.before >= MAX_WAITING * self.0.settings.max_starting {
+            return Err(KeeperError::Busy { waiting: turn.before });
         }
         // Whoever asked may go away meanwhile; what was begun is finished, or undone.
         let (keeper, principal) = (self.clone(), principal.to_owned());
-        let making = tokio::spawn(async move { keeper.claim_or_make(principal, kernel, new).await });
+        let making = tokio::spawn(async move {
+            let _turn = turn;
+            keeper.claim_or_make(principal, kernel, new).await
+        });
         making.await.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 
+    /// Sets the figures that are only known when somebody asks: sessions by state, the pool.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn measure(&self) -> Result<(), StoreError> {
+        let mut states: HashMap<&str, usize> =
+            ["starting", "idle", "busy", "interrupting", "restarting", "gone"].map(|state| (state, 0)).into();
+        self.sessions(|sessions| {
+            for kept in sessions.values() {
+                *states.entry(kept.handle.state().name()).or_default() += 1;
+            }
+        });
+        for (state, count) in states {
+            metrics::gauge!(telemetry::SESSIONS, "state" => state.to_owned()).set(count as f64);
+        }
+        for (kernel, count) in self.pool_sizes() {
+            metrics::gauge!(telemetry::POOL, "kernel" => kernel).set(count as f64);
+        }
+        metrics::gauge!(telemetry::QUEUED).set(self.0.store.count_queued().await? as f64);
+        Ok(())
+    }
+
     async fn claim_or_make(&self, principal: String, kernel: Kernel, new: NewSession) -> Result<SessionId, KeeperError> {
+        let began = Instant::now();
+        let told = |source: &'static str| {
+            metrics::counter!(telemetry::SESSIONS_CREATED).increment(1);
+            metrics::histogram!(telemetry::START_SECONDS, "source" => source).record(began.elapsed());
+        };
         if let Some(id) = self.claim(&principal, &kernel, &new).await? {
+            told("pool");
             return Ok(id);
         }
-        self.0.waiting.fetch_add(1, Ordering::Relaxed);
-        let made = self.make(&principal, &kernel, &new).await;
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-        let (id, kept) = made?;
+        let (id, kept) = self.make(&principal, &kernel, &new).await?;
+        told("new");
         self.sessions(|sessions| sessions.insert(id.clone(), kept));
         Ok(id)
     }
@@ -384,7 +332,7 @@ impl Keeper {
         let written = self.0.store.set_sandbox(id, serde_json::to_string(&found.1).unwrap_or_default()).await;
         let kept = self.start(principal, &new.spec, found, None);
         let ready = match written {
-            Ok(()) => kept.handle.ready().await.map_err(KeeperError::from),
+            Ok(()) => kept.handle.ready().await.map_err(|error| ManagerError::Start(error).into()),
             Err(error) => Err(error.into()),
         };
         match ready {
@@ -419,7 +367,7 @@ impl Keeper {
             durable: true,
             stored,
         });
-        Kept { principal: principal.to_owned(), handle, live, sandbox: Some((sandbox, record)) }
+        Kept { principal: principal.to_owned(), handle, live, last_used: Arc::default(), sandbox: Some((sandbox, record)) }
     }
 
     // ---- ending -----------------------------------------------------------------------------------------------------
@@ -440,6 +388,7 @@ impl Keeper {
     async fn remove(&self, id: &SessionId, kept: Option<Kept>) -> Result<(), KeeperError> {
         self.set_state(id, DELETING, None).await?;
         if let Some(kept) = kept {
+            kept.live.close();
             // It may have ended before.
             let _ = kept.handle.end("it was deleted").await;
             if let Some((sandbox, record)) = kept.sandbox {
@@ -451,6 +400,7 @@ impl Keeper {
 
     /// Removes what is written of a session.
     pub(super) async fn forget(&self, id: &SessionId) -> Result<(), KeeperError> {
+        let _removing = self.0.blobs.removing().await;
         for hash in self.0.store.delete_session(id).await? {
             if let Err(error) = self.0.blobs.remove(&hash).await {
                 tracing::warn!(%hash, %error, "cannot remove an artifact");
@@ -480,6 +430,16 @@ impl Keeper {
             && let Err(error) = sandbox.destroy(&record).await
         {
             tracing::warn!(session = %id, %error, "cannot remove an ended session's sandbox; the next server tries again");
+        }
+    }
+
+    /// Ends all sessions and removes all that is theirs.
+    pub async fn delete_all(&self) {
+        let ids: Vec<SessionId> = self.sessions(|sessions| sessions.keys().cloned().collect());
+        for id in ids {
+            if let Err(error) = self.delete(&id, None).await {
+                tracing::warn!(session = %id, %error, "cannot remove a session; the next server tries again");
+            }
         }
     }
 
@@ -529,13 +489,34 @@ impl Keeper {
             return;
         }
         let spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
+        let last_active = row.last_active_at.max(kept.last_used.load(Ordering::Relaxed));
         let idle_for = spec.idle_timeout_seconds.unwrap_or(self.0.settings.idle_timeout_seconds);
         let idle_limit = i64::try_from(idle_for).unwrap_or(i64::MAX).saturating_mul(1000);
         if row.expires_at.is_some_and(|at| at <= now) {
             self.retire(&row.id, "its time was up (ttl_seconds)").await;
-        } else if state == SessionState::Idle && now.saturating_sub(row.last_active_at) > idle_limit {
+        } else if state == SessionState::Idle && now.saturating_sub(last_active) > idle_limit {
             self.retire(&row.id, &format!("nobody used it for {idle_for} s (idle_timeout_seconds)")).await;
         }
+    }
+}
+
+/// A session that is being made.
+struct Waiting {
+    keeper: Keeper,
+    /// How many were being made before it.
+    before: usize,
+}
+
+impl Waiting {
+    fn begin(keeper: Keeper) -> Self {
+        let before = keeper.0.waiting.fetch_add(1, Ordering::Relaxed);
+        Self { keeper, before }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.keeper.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,6 +4,7 @@
 mod files;
 mod journal;
 mod keeper;
+mod kept;
 mod pool;
 mod recovery;
 
@@ -24,7 +25,8 @@ use crate::session::{self, SessionError, SessionEvents, SessionHandle, SessionPa
 pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, now_ms};
 pub use files::{FileEntry, FileError, MAX_FILE};
 pub use journal::Follower;
-pub use keeper::{Keeper, KeeperError, KeeperSettings, KeptSpec, NewSession};
+pub use keeper::Keeper;
+pub use kept::{KeeperError, KeeperSettings, KeptSpec, NewSession};
 
 /// How long after its manager's end a sandbox of a one-shot run ends itself.
 const ORPHAN: Duration = Duration::from_secs(20);

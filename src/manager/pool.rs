@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::keeper::{Keeper, Kept, NewSession};
+use super::keeper::{Keeper, Kept};
+use super::kept::NewSession;
 use crate::ids::SessionId;
 use crate::session::SessionState;
 

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::journal::{Live, StoreJournal, restore_cell};
-use super::keeper::{CREATING, DELETING, Keeper, KeeperError, Kept, KeptSpec};
+use super::keeper::{CREATING, DELETING, Keeper, Kept};
+use super::kept::{KeeperError, KeptSpec};
 use super::pool;
 use crate::ids::SessionId;
 use crate::link::Position;
@@ -39,6 +40,8 @@ impl Keeper {
                 }
             }
         }
+        // The sessions that were taken up are writing already.
+        let _removing = self.0.blobs.removing().await;
         let hashes: HashSet<String> = self.0.store.artifact_hashes().await?.into_iter().collect();
         if let Err(error) = self.0.blobs.keep_only(&hashes).await {
             tracing::warn!(%error, "cannot clear out artifacts that nobody has");
@@ -67,8 +70,9 @@ impl Keeper {
     async fn recover_one(&self, row: &SessionRow, found: Option<Found>) -> Result<(), KeeperError> {
         if matches!(row.state.as_str(), CREATING | DELETING) || row.principal == pool::NOBODY {
             // Whoever asked for it has had no answer; and the pool is filled anew.
-            if let Some((sandbox, record)) = found {
-                sandbox.destroy(&record).await?;
+            match found {
+                Some((sandbox, record)) => sandbox.destroy(&record).await?,
+                None => sandbox::remove_unfinished(&self.0.paths, &row.id)?,
             }
             return self.forget(&row.id).await;
         }
@@ -95,12 +99,13 @@ impl Keeper {
 
     async fn stored(&self, row: &SessionRow) -> Result<Stored, StoreError> {
         let cells = self.0.store.cells(&row.id).await?;
+        let resume = self.0.store.session(&row.id).await?.and_then(|row| row.resume);
         let (epoch, seq) = row.position;
         Ok(Stored {
             cells: cells.into_iter().filter_map(restore_cell).collect(),
             last_seq: row.last_seq,
             position: Position { epoch, seq },
-            resume: row.resume.clone(),
+            resume,
         })
     }
 
@@ -116,6 +121,6 @@ impl Keeper {
         };
         let why = row.why.clone().unwrap_or_else(|| "its sandbox ended while the server was away".to_owned());
         let handle = session::end_stored(stored, row.state == "gone", &why, Box::new(journal)).await;
-        Kept { principal: row.principal.clone(), handle, live, sandbox: None }
+        Kept { principal: row.principal.clone(), handle, live, last_used: Arc::default(), sandbox: None }
     }
 }

@@ -23,7 +23,7 @@ use crate::kernels::Kernel;
 use crate::policy::{Isolation, Limits, Network};
 
 pub use stamp::{ProcessStamp, Sight};
-pub use sweep::sweep;
+pub use sweep::{remove_unfinished, sweep};
 
 /// The uid and gid of the kernel, as it sees itself.
 pub const SANDBOX_UID: u32 = 65532;

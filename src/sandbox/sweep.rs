@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{SandboxError, SandboxRecord, Sight, agent_binary, process, records};
 use crate::config::Paths;
+use crate::ids::SessionId;
 use crate::sandbox::Sandbox;
 
 /// What nobody is known to own is left alone until nothing has changed in it for so long: it may be in the making.
@@ -27,6 +28,18 @@ pub async fn sweep(sandbox: &dyn Sandbox, paths: &Paths) -> Result<usize, Sandbo
     let in_use: Vec<_> = records::all(paths)?.into_iter().map(|record| record.agent_binary).collect();
     agent_binary::remove_unused(&paths.agent(), &in_use, IN_THE_MAKING);
     Ok(swept)
+}
+
+/// Removes what a maker has left that died before it could write a record: a folder, made before all else. For whoever knows that
+/// it is dead, and need not wait to see.
+///
+/// # Errors
+/// [`SandboxError::Io`].
+pub fn remove_unfinished(paths: &Paths, session: &SessionId) -> Result<(), SandboxError> {
+    match records::read(&records::folder(paths, session)) {
+        Some(_) => Ok(()),
+        None => records::remove_folder(paths, session),
+    }
 }
 
 /// Whether a sandbox's owner is gone. Where that cannot be seen, the sandbox must be of our folder and have ended by itself.

@@ -180,6 +180,8 @@ impl Cells {
 
     /// Gives all cells whole numbers as places, in their order; returns them.
     pub fn spread(&mut self) -> Vec<Cell> {
+        // What is appended next stands behind them.
+        self.last_place = self.cells.len() as f64;
         let mut cells: Vec<&mut Cell> = self.cells.values_mut().collect();
         cells.sort_by(|a, b| a.place.total_cmp(&b.place).then(a.number.cmp(&b.number)));
         let spread = cells.into_iter().enumerate().map(|(index, cell)| {

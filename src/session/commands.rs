@@ -8,7 +8,7 @@ use super::core::{Core, Effect};
 use super::handle::SessionState;
 use super::piece::{CellChange, EventBody, NotebookChange};
 use super::run::{Now, RunResult, RunStatus, StopReason};
-use crate::ids;
+use crate::ids::{self, Generation};
 use crate::output::CellKey;
 use crate::wire::{Channel, Message};
 
@@ -195,7 +195,13 @@ impl Core {
             }
             cell.cell_type = cell_type;
         }
-        cell.source = edit.source.unwrap_or(cell.source);
+        if let Some(source) = edit.source {
+            let former = std::mem::replace(&mut cell.source, source);
+            if let Some(active) = self.active.as_mut().filter(|active| active.number == number) {
+                // A later server may have to hand it to the kernel once more.
+                active.source.get_or_insert(former);
+            }
+        }
         cell.metadata = edit.metadata.unwrap_or(cell.metadata);
         self.check_size(&cell, Some(before))?;
         self.put(now, cell, NotebookChange::Edited);
@@ -214,7 +220,7 @@ impl Core {
         self.event(now, Some(number), EventBody::Notebook(NotebookChange::Deleted));
         self.write_cell(CellChange::Delete { number });
         self.cells.remove(number);
-        self.fold.forget(CellKey(number));
+        self.forget_outputs(number);
         Ok(())
     }
 
@@ -249,10 +255,13 @@ impl Core {
     /// Answers the code's question.
     pub fn input(&mut self, value: &str) -> Result<(), Denied> {
         self.check_alive()?;
-        let asked = self.active.as_mut().and_then(|active| active.input.take()).ok_or(Denied::NotAsking)?;
+        let active = self.active.as_mut().filter(|active| !active.answered).ok_or(Denied::NotAsking)?;
+        let asked = active.input.clone().ok_or(Denied::NotAsking)?;
+        // What is written down keeps the question: the answer goes down with us if we are killed on its way.
+        active.answered = true;
         let mut message = Message::new_request(&self.facts.name, "input_reply", &json!({"value": value}));
-        message.parent_header = asked.header;
-        self.effects.push(Effect::Send { channel: Channel::Stdin, message });
+        message.parent_header = asked;
+        self.effects.push(Effect::Send { channel: Channel::Stdin, generation: Some(self.generation), message });
         Ok(())
     }
 
@@ -263,7 +272,10 @@ impl Core {
             active.run.stop(StopReason::Interrupt);
         }
         self.cancel_queue(now, "the kernel was restarted before it");
-        self.restart_kernel(now);
+        // One that nobody has heard of yet is new already; and asked twice, the new kernel could be ended as well.
+        if self.generation != Generation(0) && !self.restart_is_pending() {
+            self.restart_kernel(now);
+        }
         Ok(())
     }
 
@@ -280,7 +292,7 @@ impl Core {
         let message = Message::new_request(&self.facts.name, msg_type, content);
         let question = message.header().msg_id;
         self.asked.insert(question.clone());
-        self.effects.push(Effect::Send { channel: Channel::Shell, message });
+        self.effects.push(Effect::Send { channel: Channel::Shell, generation: Some(self.generation), message });
         Ok(question)
     }
 
@@ -347,12 +359,20 @@ impl Core {
     }
 
     fn enqueue(&mut self, now: Now, number: u32) {
+        self.forget_outputs(number);
         let seq = self.event(now, Some(number), EventBody::Queued);
         if let Some(run) = self.cells.run_mut(number) {
             *run = CellRun { phase: CellPhase::Queued, first_seq: seq, last_seq: seq, ..CellRun::default() };
         }
         self.queue.push_back(number);
         self.run_next(now);
+    }
+
+    /// The cell's outputs are gone: nothing may reach them any more, neither a display id nor what a thread of its former run
+    /// still prints.
+    fn forget_outputs(&mut self, number: u32) {
+        self.fold.forget(CellKey(number));
+        self.recent.retain(|recent| recent.number != number);
     }
 
     fn unqueue(&mut self, now: Now, number: u32) {

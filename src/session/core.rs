@@ -1,32 +1,31 @@
 //! The machine: what a session is, and how each thing that happens to it changes it. Pure: it reads no clock and does no
 //! I/O. What is to be written down collects in a [`Piece`], what is to be done after that in [`Effect`]s.
 //!
-//! Here are the life of the kernel and of the runs; [`super::commands`] has what clients ask for, [`super::messages`] what the
-//! kernel says.
+//! Here is the life of the runs; [`super::kernel`] has that of the kernel, [`super::commands`] what clients ask for,
+//! [`super::messages`] what the kernel says.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cells::{Cell, CellPhase, Cells, RunOptions};
+use super::commands::Denied;
 use super::handle::SessionState;
+use super::kernel::START_DEADLINE;
 use super::ladder::{Ladder, Step};
 use super::piece::{CellChange, EventBody, Piece, SessionEvent, Telling};
 use super::run::{ActiveRun, Now, RunFacts, RunResult, RunStatus, StopReason};
-use crate::agent_protocol::{Hello, KernelExit, KernelState, KillReason, SignalKind};
-use crate::ids::{Epoch, Generation, RunId, Seq};
+use crate::agent_protocol::{Hello, SignalKind};
+use crate::ids::{Generation, RunId, Seq};
 use crate::link::{LinkError, Position};
 use crate::output::{CellKey, Fold, StreamStyle};
 use crate::policy::Limits;
 use crate::sandbox::SandboxState;
 use crate::wire::{Channel, Message, json as wire_json};
 
-/// How long a kernel may take to answer for the first time. Julia with precompilation takes half of it.
-const START_DEADLINE: Duration = Duration::from_secs(120);
-/// A kernel that dies by itself is started again, unless it has died so often in a row without finishing a run.
-const RESTARTS: u32 = 3;
 /// Room above the output limit for what the agent does not count, bytes; an eighth of the limit comes to it.
 const OUTPUT_SLACK: u64 = 1 << 20;
 /// Ended runs that late output still finds: threads go on printing after their cell.
@@ -39,17 +38,17 @@ const MAX_NOTICES: u32 = 1000;
 #[derive(Debug)]
 pub(super) enum Effect {
     /// Hand a run's request to the kernel and tell what came of it.
-    Submit { run: RunId, message: Message },
+    Submit { run: RunId, generation: Generation, message: Message },
     /// Hand the kernel a message; no answer is waited for.
-    Send { channel: Channel, message: Message },
+    Send { channel: Channel, generation: Option<Generation>, message: Message },
     /// Send a signal to the kernel of that life.
     Signal { signal: SignalKind, generation: Generation },
-    /// Start the kernel anew.
-    RestartKernel,
+    /// Start the kernel anew, if that of this life is still the one.
+    RestartKernel(Generation),
     /// Ask now and then what has become of the sandbox; or no more.
     WatchSandbox(bool),
-    /// Give the content of the kernel's reply to whoever asked.
-    Answer { question: String, content: Value },
+    /// Give the content of the kernel's reply to whoever asked, or tell why none will come.
+    Answer { question: String, content: Result<Value, Denied> },
 }
 
 /// What stays the same through a session's life.
@@ -78,23 +77,29 @@ pub(super) struct Core {
     pub(super) generation: Generation,
     /// The last event of the agent that was taken in.
     pub(super) position: Position,
+    /// Whether a connection stands.
+    pub(super) attached: bool,
     /// After attaching: the agent's last event from before. Until it has come, what is known is old.
-    replay_to: Option<Seq>,
-    /// The question whose answer shows that the kernel is done with the run, after events were lost.
+    pub(super) replay_to: Option<Seq>,
+    /// Events were lost, and the kernel has not been asked yet what it is doing.
+    pub(super) doubt: bool,
+    /// The question whose answer shows that the kernel is there and done with the run, after events were lost.
     pub(super) probe: Option<String>,
     /// Questions (completion, inspection) that the kernel has not answered.
     pub(super) asked: BTreeSet<String>,
-    start_deadline: Option<Instant>,
-    restarts: u32,
+    pub(super) start_deadline: Option<Instant>,
+    pub(super) restarts: u32,
     /// The life of the kernel that is being replaced by a restart.
-    restart_of: Option<Generation>,
+    pub(super) restart_of: Option<Generation>,
+    /// The life for which that was asked on this connection.
+    pub(super) asked_restart_of: Option<Generation>,
     /// What the agent said of itself when the connection came to stand.
-    hello: Option<Hello>,
+    pub(super) hello: Option<Hello>,
     /// The last of our own events.
-    seq: Seq,
-    piece: Piece,
-    touched: BTreeSet<u32>,
-    notices: u32,
+    pub(super) seq: Seq,
+    pub(super) piece: Piece,
+    pub(super) touched: BTreeSet<u32>,
+    pub(super) notices: u32,
     pub(super) effects: Vec<Effect>,
 }
 
@@ -105,9 +110,14 @@ pub(super) struct Active {
     pub bytes: u64,
     pub timeout: Option<Duration>,
     pub ladder: Option<Ladder>,
-    pub input: Option<Message>,
+    /// The header of the code's question, which the answer must name.
+    pub input: Option<Bytes>,
+    /// Whether that has been answered.
+    pub answered: bool,
+    /// The source that was handed to the kernel, where the cell's has been edited since.
+    pub source: Option<String>,
     /// Written down by an earlier server, and not known to have reached the agent.
-    unsure: bool,
+    pub unsure: bool,
 }
 
 /// A run that has ended.
@@ -126,6 +136,7 @@ struct Resume<F> {
     info: String,
     restarts: u32,
     restart_of: Option<Generation>,
+    doubt: bool,
     active: Option<ActiveResume>,
     recent: VecDeque<Recent>,
     fold: F,
@@ -137,6 +148,9 @@ struct ActiveResume {
     run: RunFacts,
     bytes: u64,
     timeout: Option<Duration>,
+    /// JSON text, as the kernel sent it.
+    input: Option<String>,
+    source: Option<String>,
 }
 
 /// A session as it was written down.
@@ -165,12 +179,15 @@ impl Core {
             fold: Fold::new(StreamStyle::Terminal),
             generation: Generation(0),
             position: Position::default(),
+            attached: false,
             replay_to: None,
+            doubt: false,
             probe: None,
             asked: BTreeSet::new(),
             start_deadline: Some(now.instant + START_DEADLINE),
             restarts: 0,
             restart_of: None,
+            asked_restart_of: None,
             hello: None,
             seq: Seq::default(),
             piece: Piece::default(),
@@ -200,7 +217,7 @@ impl Core {
             core.info = wire_json::parse_lenient(resume.info.as_bytes()).unwrap_or(Value::Null);
             (core.restarts, core.recent, core.fold) = (resume.restarts, resume.recent, resume.fold);
             core.active = resume.active.map(|active| Active::restore(active, core.facts.late_output, now));
-            core.restart_of = resume.restart_of;
+            (core.restart_of, core.doubt) = (resume.restart_of, resume.doubt);
             if core.restart_of.is_some() {
                 core.state = SessionState::Restarting;
             }
@@ -240,12 +257,16 @@ impl Core {
             run: active.run.facts().clone(),
             bytes: active.bytes,
             timeout: active.timeout,
+            input: active.input.as_ref().map(|header| String::from_utf8_lossy(header).into_owned()),
+            source: active.source.clone(),
         });
         let resume = Resume {
             generation: self.generation,
             info: self.info.to_string(),
             restarts: self.restarts,
             restart_of: self.restart_of,
+            // A question that was asked goes down with us; a later server asks again.
+            doubt: self.doubt || self.probe.is_some(),
             active,
             recent: self.recent.clone(),
             fold: &self.fold,
@@ -311,21 +332,24 @@ impl Core {
         let Some(number) = self.queue.pop_front() else { return };
         let Some(cell) = self.cells.get(number) else { return };
         let id = RunId::random();
-        let (message, timeout) = (self.request(&id, cell), timeout_of(&cell.options));
+        let (message, timeout) = (self.request(&id, cell, &cell.source), timeout_of(&cell.options));
         let run = ActiveRun::new(id.clone(), self.facts.late_output, now);
-        self.active = Some(Active { number, run, bytes: 0, timeout, ladder: None, input: None, unsure: false });
+        let (ladder, input, source) = (None, None, None);
+        self.active = Some(Active { number, run, bytes: 0, timeout, ladder, input, answered: false, source, unsure: false });
+        // What was asked before this run says nothing of its end.
+        self.probe = None;
         self.fold.start(CellKey(number));
         if let Some(run) = self.cells.run_mut(number) {
             (run.phase, run.run, run.started_at) = (CellPhase::Running, Some(id.clone()), Some(now.time));
         }
         self.event(now, Some(number), EventBody::Started);
         self.set_state(now, SessionState::Busy);
-        self.effects.push(Effect::Submit { run: id, message });
+        self.effects.push(Effect::Submit { run: id, generation: self.generation, message });
     }
 
-    fn request(&self, id: &RunId, cell: &Cell) -> Message {
+    pub(super) fn request(&self, id: &RunId, cell: &Cell, source: &str) -> Message {
         let content = json!({
-            "code": cell.source, "silent": false, "store_history": true, "user_expressions": {},
+            "code": source, "silent": false, "store_history": true, "user_expressions": {},
             "allow_stdin": cell.options.allow_stdin,
             // The queue is ours: what follows a failing cell is for its owner to decide, not for the kernel to abort.
             "stop_on_error": false,
@@ -338,8 +362,13 @@ impl Core {
 
     /// Begins to stop the run that is under way.
     pub(super) fn stop(&mut self, now: Now, reason: StopReason) {
+        let is_ending = self.restart_is_pending();
         let Some(active) = &mut self.active else { return };
         active.run.stop(reason);
+        if is_ending {
+            // The restart ends it.
+            return;
+        }
         active.ladder.get_or_insert_with(|| Ladder::new(now.instant));
         self.set_state(now, SessionState::Interrupting);
     }
@@ -347,6 +376,8 @@ impl Core {
     pub(super) fn finish(&mut self, now: Now, result: RunResult) {
         self.probe = None;
         let Some(active) = self.active.take() else { return };
+        // Where the kernel's end came in one piece with the run's beginning, the next kernel must not be given it.
+        self.effects.retain(|effect| !matches!(effect, Effect::Submit { run, .. } if run == active.run.id()));
         self.recent.push_back(Recent { run: active.run.id().clone(), number: active.number, bytes: active.bytes });
         if self.recent.len() > RECENT
             && let Some(old) = self.recent.pop_front()
@@ -379,6 +410,10 @@ impl Core {
     }
 
     pub(super) fn become_idle(&mut self, now: Now) {
+        if self.restart_is_pending() {
+            // Whatever this kernel still says: it is about to go, and nothing more is begun in it.
+            return;
+        }
         self.start_deadline = None;
         self.set_state(now, SessionState::Idle);
         self.run_next(now);
@@ -386,6 +421,9 @@ impl Core {
 
     /// The end of everything.
     pub fn end(&mut self, now: Now, why: &str) {
+        if self.is_gone() {
+            return;
+        }
         if let Some(active) = &self.active {
             let result = active.run.sandbox_gone(why, now.instant);
             self.finish(now, result);
@@ -393,131 +431,6 @@ impl Core {
         self.cancel_queue(now, why);
         self.set_state(now, SessionState::Gone { why: why.to_owned() });
         self.effects.push(Effect::WatchSandbox(false));
-    }
-
-    // ---- the kernel -------------------------------------------------------------------------------------------------
-
-    pub(super) fn restart_kernel(&mut self, now: Now) {
-        self.restart_of = Some(self.generation);
-        self.set_state(now, SessionState::Restarting);
-        self.start_deadline = Some(now.instant + START_DEADLINE);
-        self.effects.push(Effect::RestartKernel);
-    }
-
-    pub(super) fn kernel_exited(&mut self, now: Now, exit: &KernelExit) {
-        let started = self.start_deadline.is_none() || self.replay_to.is_some();
-        if let Some(active) = &self.active {
-            let result = active.run.died(exit, self.facts.limits.memory_mb, now.instant);
-            self.finish(now, result);
-        }
-        if exit.reason == Some(KillReason::Restart) {
-            return;
-        }
-        // They counted on what the kernel knew.
-        self.cancel_queue(now, "the kernel died before it");
-        self.restarts += 1;
-        if started && self.restarts <= RESTARTS {
-            self.restart_kernel(now);
-        } else {
-            self.end(now, &describe_failed_start(exit));
-        }
-    }
-
-    pub(super) fn ended_well(&mut self) {
-        self.restarts = 0;
-    }
-
-    /// A connection stands. What the agent has told before is replayed up to its last event.
-    pub fn attached(&mut self, now: Now, hello: Hello) {
-        self.effects.push(Effect::WatchSandbox(false));
-        if hello.epoch == self.position.epoch && hello.generation < self.generation {
-            let why = "the agent in its sandbox does not keep to the protocol: its kernel is one that ended before";
-            return self.end(now, why);
-        }
-        if self.position.epoch != hello.epoch {
-            if self.position.epoch != Epoch::default() {
-                return self.end(now, "its sandbox was started anew by somebody else");
-            }
-            self.position = Position { epoch: hello.epoch, seq: Seq::default() };
-            self.generation = hello.generation;
-        }
-        let last = Seq(hello.next_seq.0.saturating_sub(1));
-        self.replay_to = (self.position.seq < last).then_some(last);
-        self.hello = Some(hello);
-        if self.replay_to.is_none() {
-            self.caught_up(now);
-        }
-    }
-
-    /// Everything up to this event of the agent has been taken in.
-    pub(super) fn taken(&mut self, now: Now, seq: Seq) {
-        self.position.seq = seq;
-        self.piece.position = Some(self.position);
-        if self.replay_to.is_some_and(|last| last <= seq) {
-            self.replay_to = None;
-            self.caught_up(now);
-        }
-    }
-
-    /// Events of the agent are gone. The kernel's end, or a new one's beginning, may have been among them.
-    pub fn lost(&mut self, now: Now, from: Seq, to: Seq) {
-        let number = self.active.as_ref().map(|active| active.number);
-        self.event(now, number, EventBody::Lost { from, to });
-        if let Some(hello) = self.hello.as_ref().filter(|hello| hello.generation != self.generation) {
-            self.generation = hello.generation;
-            if let Some(active) = &self.active {
-                let result = active.run.sandbox_gone("its kernel was replaced while nobody listened", now.instant);
-                self.finish(now, result);
-            }
-        } else {
-            self.ask_whether_done();
-        }
-        self.taken(now, to);
-    }
-
-    /// The run's reply may have been among the lost events. A kernel answers in order: once it answers this question, it has
-    /// done with the run.
-    fn ask_whether_done(&mut self) {
-        if self.active.is_some() {
-            let message = Message::new_request(&self.facts.name, "kernel_info_request", &json!({}));
-            self.probe = Some(message.header().msg_id);
-            self.effects.push(Effect::Send { channel: Channel::Shell, message });
-        }
-    }
-
-    /// What is known is true now: what was cut off can go on.
-    fn caught_up(&mut self, now: Now) {
-        if self.is_gone() {
-            return;
-        }
-        let unsure = self.active.as_mut().filter(|active| active.unsure);
-        let ready = self.hello.as_ref().is_some_and(|hello| hello.kernel_state == KernelState::Ready);
-        if let Some(active) = unsure {
-            // The agent knows the request if it has ever seen it, and runs it at most once.
-            active.unsure = false;
-            let (id, number) = (active.run.id().clone(), active.number);
-            self.start_deadline = None;
-            self.set_state(now, SessionState::Busy);
-            if let Some(cell) = self.cells.get(number) {
-                let message = self.request(&id, cell);
-                self.effects.push(Effect::Submit { run: id, message });
-            }
-        } else if self.restart_of == Some(self.generation) {
-            // It was asked for, and perhaps never heard of.
-            self.restart_kernel(now);
-        } else if ready && self.active.is_none() {
-            self.restart_of = None;
-            self.become_idle(now);
-        }
-    }
-
-    pub(super) fn kernel_ready(&mut self, now: Now, info: &str) {
-        self.info = wire_json::parse_lenient(info.as_bytes()).unwrap_or(Value::Null);
-        self.start_deadline = None;
-        self.restart_of = None;
-        if self.active.is_none() {
-            self.become_idle(now);
-        }
     }
 
     // ---- what others found out --------------------------------------------------------------------------------------
@@ -530,9 +443,14 @@ impl Core {
         let mut result = active.run.refused(&error.to_string(), now.instant);
         if matches!(error, LinkError::TooLarge { .. }) {
             (result.status, result.kernel_gone) = (RunStatus::Error, false);
+            self.finish(now, result);
+            return self.become_idle(now);
         }
         self.finish(now, result);
-        self.become_idle(now);
+        // It is dead, which has not been told yet, or deaf. The next run would fare no better.
+        if !self.restart_is_pending() {
+            self.replace_kernel(now, true);
+        }
     }
 
     pub fn sandbox_is(&mut self, now: Now, state: &SandboxState) {
@@ -545,7 +463,7 @@ impl Core {
 
     pub fn next_deadline(&self) -> Option<Instant> {
         let active = self.active.as_ref();
-        let run = active.and_then(|active| active.run.deadline());
+        let run = active.filter(|_| self.is_current()).and_then(|active| active.run.deadline());
         let timeout = active.and_then(Active::times_out_at);
         let ladder = active.and_then(|active| active.ladder.as_ref()).and_then(Ladder::deadline);
         [run, timeout, ladder, self.start_deadline].into_iter().flatten().min()
@@ -574,6 +492,10 @@ impl Core {
     }
 
     pub(super) fn finish_if_done(&mut self, now: Now) {
+        // What of the run's output is still to come cannot be told from silence while nobody listens.
+        if !self.is_current() {
+            return;
+        }
         if let Some(result) = self.active.as_ref().and_then(|active| active.run.finished(now.instant)) {
             self.ended_well();
             self.finish(now, result);
@@ -592,8 +514,8 @@ impl Active {
         let run = ActiveRun::restore(stored.run, late_output, now);
         // An escalation that was under way begins again.
         let ladder = run.is_stopping().then(|| Ladder::new(now.instant));
-        let ActiveResume { number, bytes, timeout, .. } = stored;
-        Self { number, run, bytes, timeout, ladder, input: None, unsure: true }
+        let ActiveResume { number, bytes, timeout, input, source, .. } = stored;
+        Self { number, run, bytes, timeout, ladder, input: input.map(Bytes::from), answered: false, source, unsure: true }
     }
 
     fn times_out_at(&self) -> Option<Instant> {
@@ -613,15 +535,4 @@ fn describe_step(signal: SignalKind) -> &'static str {
         SignalKind::Terminate => "the kernel does not heed the interrupt; terminating it",
         SignalKind::Kill => "killing the kernel",
     }
-}
-
-fn describe_failed_start(exit: &KernelExit) -> String {
-    let how = match (exit.out_of_memory, exit.signal, exit.code) {
-        (true, ..) => "it ran out of memory".to_owned(),
-        (_, Some(signal), _) => format!("signal {signal}"),
-        (_, _, Some(code)) => format!("exit code {code}"),
-        _ => "unknown reason".to_owned(),
-    };
-    let words = if exit.last_words.is_empty() { String::new() } else { format!("\n{}", exit.last_words) };
-    format!("the kernel ended before it was ready ({how}){words}")
 }

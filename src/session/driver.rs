@@ -301,28 +301,30 @@ impl Driver {
 
     fn act(&mut self, effect: Effect) {
         match effect {
-            Effect::Submit { run, message } => {
+            Effect::Submit { run, generation, message } => {
                 let (link, told) = (self.link.clone(), self.told.clone());
                 hand_over(async move {
-                    let result = link.submit(Channel::Shell, message).await;
+                    let result = link.submit(Channel::Shell, Some(generation), message).await;
                     let _ = told.send(Told::Submitted { run, result });
                 });
             }
-            Effect::Send { channel, message } => {
-                self.send(|link| async move { link.submit(channel, message).await.map(|_| ()) });
+            Effect::Send { channel, generation, message } => {
+                self.send(|link| async move { link.submit(channel, generation, message).await.map(|_| ()) });
             }
             Effect::Signal { signal, generation } => {
                 let request = Request::Signal { signal, generation };
                 self.send(|link| async move { link.request(request, Bytes::new()).await.map(|_| ()) });
             }
-            Effect::RestartKernel => {
-                self.send(|link| async move { link.request(Request::Restart, Bytes::new()).await.map(|_| ()) });
+            Effect::RestartKernel(generation) => {
+                self.send(
+                    |link| async move { link.request(Request::Restart { generation }, Bytes::new()).await.map(|_| ()) },
+                );
             }
             Effect::WatchSandbox(true) => self.watch_sandbox(),
             Effect::WatchSandbox(false) => self.watch = None,
             Effect::Answer { question, content } => {
                 if let Some(reply) = self.asking.remove(&question) {
-                    let _ = reply.send(Ok(content));
+                    let _ = reply.send(content);
                 }
             }
         }

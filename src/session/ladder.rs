@@ -53,6 +53,13 @@ impl Ladder {
         Some(*step)
     }
 
+    /// Does the last step once more, with its time after it: it may not have been heard.
+    pub fn repeat(&mut self, now: Instant) {
+        if self.step > 0 && self.step < STEPS.len() {
+            (self.step, self.next_at) = (self.step - 1, now);
+        }
+    }
+
     /// Goes to the kill at once, if it has not been reached.
     pub fn hurry(&mut self, now: Instant) {
         if self.step < KILL {

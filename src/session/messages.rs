@@ -1,11 +1,12 @@
 //! What the agent tells: messages of the kernel and what happens to it.
 
+use serde_json::Value;
+
 use super::core::{Core, Effect};
 use super::handle::SessionState;
 use super::piece::{EventBody, Telling, value_size};
 use super::run::{Meaning, Now, StopReason};
 use crate::agent_protocol::{Event, KernelEvent};
-use crate::ids::Generation;
 use crate::link::LinkEvent;
 use crate::output::{CellKey, Change};
 use crate::wire::content::InputRequest;
@@ -13,6 +14,17 @@ use crate::wire::{Channel, Header, Message};
 
 /// Bytes of what a kernel process says before its first cell that are passed on.
 const MAX_CHATTER: usize = 64 << 10;
+
+/// Bytes of text in one event.
+const MAX_TEXT: usize = 256 << 10;
+
+/// Takes off what is more than one event holds: the stream's name, how much stays, and the rest.
+fn rest_of_stream(output: &mut Value) -> Option<(String, usize, String)> {
+    let name = output.get("name")?.as_str()?.to_owned();
+    let Some(Value::String(text)) = output.get_mut("text") else { return None };
+    let keep = text.floor_char_boundary(MAX_TEXT);
+    (keep < text.len()).then(|| (name, keep, text.split_off(keep)))
+}
 
 impl Core {
     /// Takes in what the link tells.
@@ -27,7 +39,7 @@ impl Core {
                 self.taken(now, seq);
             }
             LinkEvent::Lost { from, to } => self.lost(now, from, to),
-            LinkEvent::Detached { .. } => self.effects.push(Effect::WatchSandbox(true)),
+            LinkEvent::Detached { .. } => self.detached(),
             LinkEvent::Broken { reason } => {
                 self.end(now, &format!("the agent in its sandbox does not keep to the protocol: {reason}"));
             }
@@ -36,18 +48,30 @@ impl Core {
 
     fn take_event(&mut self, now: Now, event: Event) {
         match event {
-            Event::Message { channel, generation, message } if generation == self.generation => {
+            // From a kernel that has ended: its runs have, too.
+            Event::Message { generation, .. } | Event::Kernel { generation, .. } if generation < self.generation => {}
+            Event::Message { channel, generation, message } => {
+                if generation > self.generation && self.is_of_active(&message) {
+                    // The run was handed to that one.
+                    self.generation = generation;
+                }
+                self.heard_of(now, generation);
                 self.take_message(now, channel, &message);
             }
-            // From a kernel that has ended: its runs have, too.
-            Event::Message { .. } => {}
-            Event::Kernel { generation, event } => self.take_kernel_event(now, generation, event),
+            Event::Kernel { generation, event } => {
+                self.heard_of(now, generation);
+                self.take_kernel_event(now, event);
+            }
         }
     }
 
-    fn take_kernel_event(&mut self, now: Now, generation: Generation, event: KernelEvent) {
+    fn is_of_active(&self, message: &Message) -> bool {
+        self.active.as_ref().is_some_and(|active| active.run.id().0 == message.parent().msg_id)
+    }
+
+    fn take_kernel_event(&mut self, now: Now, event: KernelEvent) {
         match event {
-            KernelEvent::Starting => self.generation = generation,
+            KernelEvent::Starting => {}
             KernelEvent::Ready { info } => self.kernel_ready(now, &info),
             KernelEvent::Exited(exit) => self.kernel_exited(now, &exit),
             KernelEvent::Failed { reason } => self.end(now, &reason),
@@ -59,6 +83,11 @@ impl Core {
                     self.stop(now, StopReason::OutputExceeded(limit));
                 }
             }
+            KernelEvent::RunUsed { msg_id, used } => {
+                if let Some(active) = self.active.as_mut().filter(|active| active.run.id().0 == msg_id) {
+                    active.run.used(used);
+                }
+            }
             KernelEvent::BadMessage { reason } => {
                 self.notice(now, format!("the kernel sent something that is no message: {reason}"));
             }
@@ -68,11 +97,16 @@ impl Core {
     fn take_message(&mut self, now: Now, channel: Channel, message: &Message) {
         let (header, parent) = (message.header(), message.parent());
         if channel == Channel::Shell && self.asked.remove(&parent.msg_id) {
-            return self.effects.push(Effect::Answer { question: parent.msg_id, content: message.content_value() });
+            return self.effects.push(Effect::Answer { question: parent.msg_id, content: Ok(message.content_value()) });
         }
-        let is_probe = channel == Channel::Shell && self.probe.as_ref() == Some(&parent.msg_id);
+        let is_probe = channel == Channel::Shell && self.probe.take_if(|probe| *probe == parent.msg_id).is_some();
+        let is_there = self.kernel_is_there();
         match &mut self.active {
             Some(active) if is_probe => active.run.reply_lost(now.instant),
+            // That it is ready was lost too; what it answers is what it would have told then.
+            None if is_probe && !is_there => {
+                return self.kernel_ready(now, &String::from_utf8_lossy(&message.content));
+            }
             Some(active) if active.run.id().0 == parent.msg_id => {
                 let number = active.number;
                 match active.run.take(channel, &header, || message.content_value(), now.instant) {
@@ -117,23 +151,44 @@ impl Core {
             return;
         }
         for change in self.fold.apply(CellKey(number), &header.msg_type, &message.content) {
-            self.write_change(now, change);
+            self.write_change(now, number, change);
         }
     }
 
-    fn write_change(&mut self, now: Now, change: Change) {
+    /// Writes down what a message of the cell `from` has changed.
+    /// Writes a growing text down in pieces: a reader holds one event at least, and there may be many readers.
+    fn write_text(&mut self, now: Now, number: u32, change: EventBody) {
+        let EventBody::Stream { index, name, mut keep, text, mut grows } = change else { return };
+        let mut left = text.as_str();
+        loop {
+            let (piece, rest) = left.split_at(left.floor_char_boundary(MAX_TEXT));
+            let (name, text) = (name.clone(), piece.to_owned());
+            self.event(now, Some(number), EventBody::Stream { index, name, keep, text, grows });
+            if rest.is_empty() {
+                return;
+            }
+            (keep, grows, left) = (keep + piece.len(), true, rest);
+        }
+    }
+
+    fn write_change(&mut self, now: Now, from: u32, change: Change) {
         match change {
-            Change::Append { cell, index, output } => {
+            Change::Append { cell, index, mut output } => {
+                let rest = rest_of_stream(&mut output);
                 self.event(now, Some(cell.0), EventBody::Append { index, output });
+                if let Some((name, keep, text)) = rest {
+                    self.write_text(now, cell.0, EventBody::Stream { index, name, keep, text, grows: true });
+                }
             }
             Change::Stream { cell, index, name, keep, text, grows } => {
-                self.event(now, Some(cell.0), EventBody::Stream { index, name, keep, text, grows });
+                self.write_text(now, cell.0, EventBody::Stream { index, name, keep, text, grows });
             }
             Change::Update { places, data, metadata } => {
-                // Each copy is written down, so each is charged: a message came once and is shown many times.
+                // Each copy is written down, so each is charged: a message came once and is shown many times. It is charged
+                // to who sent it: whose copies are shown may have ended long ago.
                 let size = (value_size(&data) + value_size(&metadata)) as u64;
                 for place in places {
-                    if !self.charge(now, place.cell.0, size) {
+                    if !self.charge(now, from, size) {
                         break;
                     }
                     let output = place.output(data.clone(), metadata.clone());
@@ -170,7 +225,7 @@ impl Core {
         }
         let InputRequest { prompt, password } = InputRequest::read(&message.content_value());
         if let Some(active) = &mut self.active {
-            active.input = Some(message.clone());
+            (active.input, active.answered) = (Some(message.header.clone()), false);
         }
         self.event(now, Some(number), EventBody::Input { prompt, password });
     }

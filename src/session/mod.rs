@@ -14,26 +14,32 @@
 //!   time     ──▶ └────────┘        └─────────┘        └──────────────────────┘
 //! ```
 //!
-//! `core` (with `commands` and `messages`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
+//! `core` (with `kernel`, `commands` and `messages`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
 //! notebook; `run` and `ladder` are what a run's messages mean and how an interrupt escalates. Every accepted run ends exactly
 //! once, in one of the [`RunStatus`]es. What has happened is in the [`Journal`] before anything that follows from it is done.
 
 mod cells;
 mod commands;
 mod core;
+#[cfg(test)]
+mod core_tests;
 mod driver;
 mod handle;
+mod kernel;
 mod ladder;
 mod messages;
 mod piece;
 mod run;
+#[cfg(test)]
+mod simulation;
 mod volatile;
 
+pub use crate::agent_protocol::RunUsage;
 pub use cells::{Cell, CellPhase, CellRun, CellType, RunOptions};
 pub use commands::{CellEdit, Denied, NewCell};
 pub use core::Stored;
 pub use driver::{SessionParts, end_stored, start};
 pub use handle::{SessionError, SessionHandle, SessionState};
 pub use piece::{CellChange, EventBody, Journal, JournalError, NotebookChange, Piece, SessionEvent, Telling};
-pub use run::{RunResult, RunStatus};
+pub use run::{RunResult, RunStatus, metrics};
 pub use volatile::{SessionEvents, VolatileJournal};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::agent_protocol::KernelExit;
+use crate::agent_protocol::{KernelExit, RunUsage};
 use crate::ids::RunId;
 use crate::wire::content::{self, ErrorInfo, ExecutionState, ReplyStatus};
 use crate::wire::{Channel, Header};
@@ -85,6 +85,8 @@ pub struct RunResult {
     pub timing: BTreeMap<String, String>,
     /// Whether the kernel has ended, whatever the status: an escalated interrupt also ends it.
     pub kernel_gone: bool,
+    /// What it has used. None where the kernel ended under it.
+    pub used: Option<RunUsage>,
 }
 
 impl RunResult {
@@ -98,8 +100,19 @@ impl RunResult {
             wall: Duration::ZERO,
             timing: BTreeMap::new(),
             kernel_gone: false,
+            used: None,
         }
     }
+}
+
+/// The figures of a run as the contract names them.
+pub fn metrics(result: &RunResult) -> Value {
+    let mut metrics = serde_json::json!({"wall_ms": result.wall.as_secs_f64() * 1000.0});
+    if let Some(used) = &result.used {
+        metrics["cpu_ms"] = (used.cpu_seconds * 1000.0).into();
+        metrics["peak_memory_bytes"] = used.peak_memory_bytes.into();
+    }
+    metrics
 }
 
 /// Why we stopped a run, recorded before the first signal is sent.
@@ -133,6 +146,7 @@ pub(super) struct RunFacts {
     execution_count: Option<i64>,
     timing: BTreeMap<String, String>,
     stop: Option<StopReason>,
+    used: Option<RunUsage>,
 }
 
 /// What a message is to the run.
@@ -157,6 +171,7 @@ impl ActiveRun {
             execution_count: None,
             timing: BTreeMap::new(),
             stop: None,
+            used: None,
         };
         Self { facts, started: now.instant, late_output, last_message: now.instant, replied_at: None }
     }
@@ -182,6 +197,11 @@ impl ActiveRun {
     /// When it was handed to the kernel.
     pub fn started(&self) -> Instant {
         self.started
+    }
+
+    /// Nobody has listened until now: that nothing came says nothing.
+    pub fn heard(&mut self, now: Instant) {
+        self.last_message = now;
     }
 
     /// Takes a message whose parent is this run.
@@ -238,6 +258,11 @@ impl ActiveRun {
         self.facts.timing.insert(what.to_owned(), date);
     }
 
+    /// What it has used.
+    pub fn used(&mut self, used: RunUsage) {
+        self.facts.used = Some(used);
+    }
+
     /// Records why the run is being stopped; the first reason stands.
     pub fn stop(&mut self, reason: StopReason) {
         self.facts.stop.get_or_insert(reason);
@@ -257,22 +282,30 @@ impl ActiveRun {
 
     /// The result, if the messages seen so far end the run.
     pub fn finished(&self, now: Instant) -> Option<RunResult> {
-        let reply = self.facts.reply.as_ref()?;
         self.deadline().filter(|at| *at <= now)?;
-        let (status, error) = match (reply, self.facts.stop) {
+        let (status, error) = self.outcome()?;
+        Some(self.result(status, error, now, false))
+    }
+
+    /// How it ended, if its reply was seen.
+    fn outcome(&self) -> Option<(RunStatus, Option<ErrorInfo>)> {
+        // Output and time limits are ours to report even where the code then ended by itself.
+        Some(match (self.facts.reply.as_ref()?, self.facts.stop) {
             (_, Some(stop)) => (stop.status(), Some(stop.error())),
             (ReplyStatus::Ok, None) => (RunStatus::Ok, None),
             (ReplyStatus::Error(error), None) => {
                 (RunStatus::Error, Some(self.facts.error.clone().unwrap_or_else(|| error.clone())))
             }
             (ReplyStatus::Aborted, None) => (RunStatus::Cancelled, None),
-        };
-        // Output and time limits are ours to report even where the code then ended by itself.
-        Some(self.result(status, error, now, false))
+        })
     }
 
     /// The result after the kernel's end.
     pub fn died(&self, exit: &KernelExit, memory_mb: u64, now: Instant) -> RunResult {
+        // It had ended before; only what might still have come of it was waited for.
+        if let Some((status, error)) = self.outcome() {
+            return self.result(status, error, now, true);
+        }
         let (status, error) = match self.facts.stop {
             Some(stop) => (stop.status(), stop.error()),
             None if exit.out_of_memory => (RunStatus::MemoryExceeded, memory_error(memory_mb)),
@@ -283,6 +316,9 @@ impl ActiveRun {
 
     /// The result when the whole sandbox is gone.
     pub fn sandbox_gone(&self, why: &str, now: Instant) -> RunResult {
+        if let Some((status, error)) = self.outcome() {
+            return self.result(status, error, now, true);
+        }
         let error = error_info("SandboxGone", format!("the sandbox ended under the running cell: {why}"));
         self.result(RunStatus::KernelDied, Some(error), now, true)
     }
@@ -301,6 +337,7 @@ impl ActiveRun {
             wall: now.duration_since(self.started),
             timing: self.facts.timing.clone(),
             kernel_gone,
+            used: self.facts.used,
         }
     }
 }

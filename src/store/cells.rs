@@ -128,6 +128,19 @@ impl Store {
         .await
     }
 
+    /// How many cells of all sessions are queued.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn count_queued(&self) -> Result<usize, StoreError> {
+        self.read(|connection| {
+            let select = "SELECT count(*) FROM cells WHERE state = 'queued'";
+            let count: i64 = connection.prepare_cached(select)?.query_row([], |row| row.get(0))?;
+            Ok(usize::try_from(count).unwrap_or(0))
+        })
+        .await
+    }
+
     /// One cell by its id.
     ///
     /// # Errors

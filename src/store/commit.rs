@@ -92,7 +92,8 @@ fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusql
     }
     let change = &commit.session;
     let (state, why) = change.state.clone().unzip();
-    let update = "UPDATE sessions SET state = ifnull(:state, state), why = ifnull(:why, why), epoch = ifnull(:epoch, epoch), \
+    // A session that is being deleted stays so, whatever its driver has still to say.
+    let update = "UPDATE sessions SET state = iif(state = 'deleting', state, ifnull(:state, state)), why = ifnull(:why, why), epoch = ifnull(:epoch, epoch), \
                   seq = ifnull(:seq, seq), last_seq = ifnull(:last_seq, last_seq), resume = ifnull(:resume, resume), \
                   last_active_at = max(last_active_at, ifnull(:active, 0)) WHERE id = :id";
     connection.prepare_cached(update)?.execute(named_params! {

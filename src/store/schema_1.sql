@@ -35,6 +35,7 @@ CREATE TABLE cells (
     PRIMARY KEY (session, number)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX cells_by_id ON cells (session, id);
+CREATE INDEX cells_queued ON cells (state) WHERE state = 'queued';
 
 CREATE TABLE events (
     session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,

@@ -156,19 +156,6 @@ impl Store {
         .await
     }
 
-    /// Notes that somebody uses a session.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn touch_session(&self, session: &SessionId, at: i64) -> Result<(), StoreError> {
-        let id = session.clone();
-        self.write(move |connection| {
-            let update = "UPDATE sessions SET last_active_at = max(last_active_at, ?2) WHERE id = ?1";
-            connection.execute(update, params![id.as_str(), at]).map(|_| ())
-        })
-        .await
-    }
-
     /// Removes a session with all that is its own. Gives the hashes of artifacts that no other session has.
     ///
     /// # Errors
@@ -203,14 +190,15 @@ impl Store {
         .await
     }
 
-    /// All sessions, the oldest first; of one principal, if named.
+    /// All sessions, the oldest first; of one principal, if named. Without what their drivers need, which may be long.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn sessions(&self, principal: Option<String>) -> Result<Vec<SessionRow>, StoreError> {
         self.read(move |connection| {
+            let columns = COLUMNS.replace("resume", "NULL");
             let select =
-                format!("SELECT {COLUMNS} FROM sessions WHERE ?1 IS NULL OR principal = ?1 ORDER BY created_at, id");
+                format!("SELECT {columns} FROM sessions WHERE ?1 IS NULL OR principal = ?1 ORDER BY created_at, id");
             connection.prepare_cached(&select)?.query_map([principal], read)?.collect()
         })
         .await

@@ -75,7 +75,7 @@ async fn a_killed_manager_loses_nothing(place: Place) {
     let (first, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     until_ready(&mut events).await;
     let code = "import time\nfor i in range(3000):\n    print('line', i, flush=True)\n    if i % 100 == 0: time.sleep(0.02)";
-    assert_eq!(first.submit(Channel::Shell, execute("run", code)).await, Ok(false));
+    assert_eq!(first.submit(Channel::Shell, None, execute("run", code)).await, Ok(false));
     let (seen, _, replied) = read_run(&mut events, "run", 2000).await;
     assert!(!replied && lines(3000).starts_with(&seen));
     // Dropped without a word or an ack, as kill -9 does it. Meanwhile the cell goes on.
@@ -104,7 +104,7 @@ async fn a_killed_manager_loses_nothing(place: Place) {
     // The answer comes behind the events, which somebody must take.
     let draining = async { while events.recv().await.is_some() {} };
     let repeated = tokio::select! {
-        repeated = third.submit(Channel::Shell, execute("run", code)) => repeated,
+        repeated = third.submit(Channel::Shell, None, execute("run", code)) => repeated,
         () = draining => panic!("the link ended"),
     };
     assert_eq!(repeated, Ok(true), "submitting it again runs nothing");
@@ -127,7 +127,7 @@ async fn the_newest_manager_wins(place: Place) {
         }
     }
     drop((first, first_events));
-    assert_eq!(second.submit(Channel::Shell, execute("run", "print('hi')")).await, Ok(false));
+    assert_eq!(second.submit(Channel::Shell, None, execute("run", "print('hi')")).await, Ok(false));
     sandbox.destroy(&record).await.unwrap();
     assert!(matches!(sandbox.inspect(&record).await.unwrap(), SandboxState::Ended { .. }));
     sandbox.destroy(&record).await.expect("destroying what is gone is fine");
@@ -137,9 +137,9 @@ async fn submitting_twice_runs_once(place: Place) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
     let (link, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     until_ready(&mut events).await;
-    assert_eq!(link.submit(Channel::Shell, execute("a", "print('once')")).await, Ok(false));
-    assert_eq!(link.submit(Channel::Shell, execute("a", "print('once')")).await, Ok(true));
-    assert_eq!(link.submit(Channel::Shell, execute("b", "print('end')")).await, Ok(false));
+    assert_eq!(link.submit(Channel::Shell, None, execute("a", "print('once')")).await, Ok(false));
+    assert_eq!(link.submit(Channel::Shell, None, execute("a", "print('once')")).await, Ok(true));
+    assert_eq!(link.submit(Channel::Shell, None, execute("b", "print('end')")).await, Ok(false));
     let (text, _, _) = read_run(&mut events, "b", usize::MAX).await;
     assert_eq!(text, "once\nend\n");
     sandbox.destroy(&record).await.unwrap();
@@ -153,7 +153,7 @@ async fn overflow_is_named(place: Place) {
     for run in 0..5 {
         // Together: the answer may come behind more events than wait without a reader.
         let name = format!("run-{run}");
-        let submitted = first.submit(Channel::Shell, execute(&name, "print('x' * 18_000_000)"));
+        let submitted = first.submit(Channel::Shell, None, execute(&name, "print('x' * 18_000_000)"));
         let (submitted, (_, _, replied)) = tokio::join!(submitted, read_run(&mut events, &name, usize::MAX));
         assert!(submitted.is_ok() && replied);
     }

@@ -7,6 +7,7 @@ mod support;
 
 mod abuse;
 mod cli;
+mod crash;
 mod deaths;
 mod files;
 mod floods;
@@ -16,6 +17,8 @@ mod link;
 mod notebooks;
 mod outputs;
 mod secrets;
+mod serve;
+mod server;
 mod sweeping;
 mod transcripts;
 mod versions;

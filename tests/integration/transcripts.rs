@@ -104,9 +104,13 @@ async fn record(kernel: &str, codes: &[&str]) {
             let Some((number, code)) = to_run.next() else { break };
             let content =
                 json!({"code": code, "silent": false, "store_history": true, "allow_stdin": false, "stop_on_error": false});
-            link.submit(Channel::Shell, Message::request(&format!("run-{number}"), "recorder", "execute_request", &content))
-                .await
-                .unwrap();
+            link.submit(
+                Channel::Shell,
+                None,
+                Message::request(&format!("run-{number}"), "recorder", "execute_request", &content),
+            )
+            .await
+            .unwrap();
         }
     }
     sandbox.destroy(&record).await.unwrap();

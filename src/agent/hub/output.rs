@@ -10,7 +10,7 @@ use super::life::SETTLE;
 use crate::agent::channels::Received;
 use crate::agent::coalesce;
 use crate::agent::runs::Room;
-use crate::agent_protocol::{Event, KernelEvent, MAX_MESSAGE};
+use crate::agent_protocol::{Event, KernelEvent, MAX_MESSAGE, RunUsage};
 use crate::wire::{Channel, Header, Message};
 
 /// How many refused messages of one run are told.
@@ -49,6 +49,7 @@ impl Hub {
             }
             Channel::Shell if header.msg_type == "execute_reply" && self.runs.replied(&parent.msg_id) => {
                 self.check_child_oom();
+                self.tell_usage(parent.msg_id);
                 self.emit_message(channel, message);
             }
             _ => self.emit_message(channel, message),
@@ -96,6 +97,13 @@ impl Hub {
             self.kernel.oom_kills_before = kills;
             self.emit_kernel(KernelEvent::ChildOutOfMemory);
         }
+    }
+
+    /// What a run has used, told before its reply ends it.
+    fn tell_usage(&mut self, msg_id: String) {
+        let (cpu, peak_memory_bytes) = self.meter.read_quickly();
+        let cpu_seconds = (cpu - self.runs.cpu_before(&msg_id)).max(0.0);
+        self.emit_kernel(KernelEvent::RunUsed { msg_id, used: RunUsage { cpu_seconds, peak_memory_bytes } });
     }
 
     /// What the process writes past the protocol (C code, child processes) is output of the running cell all the same. Outside

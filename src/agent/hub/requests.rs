@@ -6,6 +6,7 @@ use super::Hub;
 use crate::agent::files::done;
 use crate::agent::kernel;
 use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Request, ToAgent};
+use crate::ids::Generation;
 use crate::wire::{Channel, Message};
 
 /// Bytes of events after which the allocator may have kept enough to be worth a trim.
@@ -25,8 +26,8 @@ impl Hub {
                 self.buffer.borrow_mut().ack(seq);
                 self.give_memory_back();
             }
-            ToAgent::Submit { id, channel, msg_id, message } => {
-                let body = self.submit(channel, msg_id, message);
+            ToAgent::Submit { id, channel, generation, msg_id, message } => {
+                let body = self.submit(channel, generation, msg_id, message);
                 self.answer(id, body, Bytes::new());
             }
             ToAgent::Request { id, request: Request::Terminate, .. } => {
@@ -56,9 +57,12 @@ impl Hub {
         }
     }
 
-    fn submit(&mut self, channel: Channel, msg_id: String, message: Message) -> AnswerBody {
+    fn submit(&mut self, channel: Channel, generation: Option<Generation>, msg_id: String, message: Message) -> AnswerBody {
         if self.submitted.contains(&msg_id) {
             return AnswerBody::Done { repeated: true };
+        }
+        if generation.is_some_and(|generation| generation != self.kernel.generation) {
+            return AnswerBody::Refused { reason: "the kernel that it was meant for has ended".to_owned() };
         }
         let senders = match (&self.kernel.senders, self.kernel.state) {
             (Some(senders), KernelState::Ready) => senders,
@@ -70,7 +74,8 @@ impl Hub {
             return AnswerBody::Refused { reason: format!("nothing can be sent on {}", channel.name()) };
         }
         if channel == Channel::Shell && header.msg_type == "execute_request" {
-            self.runs.begin(header.msg_id, raw_header);
+            let (cpu, _) = self.meter.read_quickly();
+            self.runs.begin(header.msg_id, raw_header, cpu);
             self.kernel.interrupt_held = false;
         }
         self.submitted.insert(msg_id.clone());
@@ -85,8 +90,10 @@ impl Hub {
     fn serve(&mut self, request: Request, data: &[u8]) -> (AnswerBody, Bytes) {
         let body = match request {
             Request::Signal { signal, generation } => self.signal(signal, generation),
-            Request::Restart => {
-                self.restart();
+            Request::Restart { generation } => {
+                if generation == self.kernel.generation {
+                    self.restart();
+                }
                 AnswerBody::Done { repeated: false }
             }
             Request::Usage => AnswerBody::Usage(self.meter.read()),

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::SessionId;
@@ -208,6 +209,17 @@ impl Cgroup {
             }
         }
         Ok(stats)
+    }
+
+    /// Ends whatever is in the groups: also a process of which a maker that was killed could not write down who it is.
+    pub fn kill(controllers: &Controllers, session: &SessionId) {
+        for (_, folder) in folders(controllers, session) {
+            let inside = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            for pid in inside.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+                // It may have ended meanwhile.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
     }
 
     /// Removes the groups; an error while processes are still in them.

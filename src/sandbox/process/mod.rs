@@ -219,11 +219,14 @@ impl Sandbox for ProcessSandbox {
         }
         // A cgroup can be removed only when its last process has been reaped, which happens a moment after its end.
         let controllers = record.controllers.clone().unwrap_or_default();
+        Cgroup::kill(&controllers, &record.session);
         while let Err(error) = Cgroup::remove(&controllers, &record.session) {
             if tokio::time::Instant::now() > end {
                 return Err(SandboxError::io("cannot remove the session's cgroup")(error));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
+            // It may have been forking.
+            Cgroup::kill(&controllers, &record.session);
         }
         records::remove_folder(&self.paths, &record.session)
     }

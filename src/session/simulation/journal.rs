@@ -1,0 +1,234 @@
+//! A journal in memory that checks what is written into it: the promises that a session makes to whoever reads.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::Value;
+
+use crate::agent_protocol::Event;
+use crate::ids::Seq;
+use crate::link::LinkEvent;
+use crate::link::Position;
+use crate::output::{CellKey, Outputs};
+use crate::session::core::Stored;
+use crate::session::piece::{CellChange, EventBody, NotebookChange, Piece, SessionEvent};
+use crate::session::{Cell, CellPhase, SessionState};
+use crate::wire::Channel;
+
+/// A cell as its events tell it.
+#[derive(Debug)]
+struct View {
+    number: u32,
+    outputs: Vec<Value>,
+    phase: CellPhase,
+    first_seq: Seq,
+    last_seq: Seq,
+}
+
+#[derive(Debug)]
+struct RunView {
+    cell: u32,
+    source: String,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    cells: BTreeMap<u32, Cell>,
+    last_seq: Seq,
+    position: Position,
+    resume: Option<String>,
+    pub state: Option<SessionState>,
+    views: HashMap<String, View>,
+    /// The cells that wait, in order.
+    waiting: Vec<String>,
+    /// What a fold that nothing ever disturbs makes of the kernel's messages.
+    truth: Outputs,
+    /// Runs that have begun.
+    runs: HashMap<String, RunView>,
+    pub finished: u32,
+    pub losses: u32,
+}
+
+impl Book {
+    pub fn stored(&self) -> Stored {
+        Stored {
+            cells: self.cells.values().cloned().collect(),
+            last_seq: self.last_seq,
+            position: self.position,
+            resume: self.resume.clone(),
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        matches!(self.state, Some(SessionState::Gone { .. }))
+    }
+
+    /// Writes a piece, into which `taken` went.
+    pub fn append(&mut self, piece: &Piece, taken: &[LinkEvent]) {
+        assert!(!self.is_gone(), "something is written after the end: {piece:?}");
+        taken.iter().for_each(|event| self.take_truth(event));
+        piece.cells.iter().for_each(|change| self.change(change));
+        for event in &piece.events {
+            assert_eq!(event.seq, self.last_seq.next(), "numbers have no gap");
+            self.last_seq = event.seq;
+            self.read(event);
+        }
+        if let Some(state) = &piece.state {
+            self.state = Some(state.clone());
+        }
+        if let Some(last) = taken.iter().filter_map(number_of).next_back() {
+            let position = piece.position.expect("what was taken is told");
+            assert_eq!(position.seq, last, "the position is that of the last event in the piece");
+        }
+        self.position = piece.position.unwrap_or(self.position);
+        assert!(piece.resume.is_some(), "a later server can go on from here");
+        self.resume.clone_from(&piece.resume);
+        self.check();
+    }
+
+    /// What the events say is what the cells' rows say, and the outputs are those that the kernel sent.
+    fn check(&self) {
+        assert_eq!(self.views.len(), self.cells.len());
+        for (id, view) in &self.views {
+            let run = &self.cells.get(&view.number).expect("a row").run;
+            assert_eq!((run.phase, run.first_seq, run.last_seq), (view.phase, view.first_seq, view.last_seq), "cell {id}");
+            assert_eq!(view.outputs, self.truth.outputs(CellKey(view.number)), "outputs of cell {id}");
+        }
+        let is_running = |view: &&View| view.phase == CellPhase::Running;
+        assert!(self.views.values().filter(is_running).count() <= 1, "one runs at a time");
+    }
+
+    fn take_truth(&mut self, event: &LinkEvent) {
+        let LinkEvent::Event { event: Event::Message { channel: Channel::Iopub, message, .. }, .. } = event else { return };
+        let Some(RunView { cell: number, .. }) = self.runs.get(&message.parent().msg_id) else { return };
+        let current = self.cells.get(number).and_then(|cell| cell.run.run.as_ref());
+        // What an earlier run of the cell still says went with its other outputs.
+        if current.is_some_and(|run| run.0 == message.parent().msg_id) {
+            self.truth.apply(CellKey(*number), &message.header().msg_type, &message.content);
+        }
+    }
+
+    fn change(&mut self, change: &CellChange) {
+        match change {
+            CellChange::Put(cell) => {
+                self.cells.insert(cell.number, (**cell).clone());
+            }
+            CellChange::Run { number, run } => {
+                self.cells.get_mut(number).expect("a known cell").run = (**run).clone();
+            }
+            CellChange::Delete { number } => {
+                self.cells.remove(number).expect("a known cell");
+            }
+        }
+    }
+
+    fn read(&mut self, event: &SessionEvent) {
+        if matches!(event.body, EventBody::Lost { .. }) {
+            self.losses += 1;
+        }
+        let Some(id) = &event.cell else {
+            let needs_cell = !matches!(event.body, EventBody::State { .. } | EventBody::Lost { .. });
+            return assert!(!needs_cell, "of no cell: {event:?}");
+        };
+        if event.body == EventBody::Notebook(NotebookChange::Added) {
+            let none = Seq::default();
+            let (number, phase) = (self.number_of(id), CellPhase::Finished);
+            let view = View { number, outputs: Vec::new(), phase, first_seq: none, last_seq: event.seq };
+            self.truth.start(CellKey(number));
+            assert!(self.views.insert(id.clone(), view).is_none(), "added twice");
+            return;
+        }
+        let view = self.views.get_mut(id).expect("a known cell");
+        view.last_seq = event.seq;
+        let key = CellKey(view.number);
+        match &event.body {
+            EventBody::Queued => {
+                assert_eq!(view.phase, CellPhase::Finished, "queued while in progress");
+                (view.phase, view.first_seq) = (CellPhase::Queued, event.seq);
+                view.outputs.clear();
+                self.truth.start(key);
+                self.waiting.push(id.clone());
+            }
+            EventBody::Started => {
+                assert_eq!((view.phase, self.waiting.first()), (CellPhase::Queued, Some(id)), "the queue runs in order");
+                view.phase = CellPhase::Running;
+                self.waiting.remove(0);
+                let cell = self.cells.get(&view.number).expect("a row");
+                let id = cell.run.run.clone().expect("a run has an id").0;
+                let run = RunView { cell: view.number, source: cell.source.clone(), ended: false };
+                assert!(self.runs.insert(id, run).is_none(), "each run has its own id");
+            }
+            EventBody::Finished(_) => {
+                assert_ne!(view.phase, CellPhase::Finished, "a run ends once: {event:?}");
+                view.phase = CellPhase::Finished;
+                self.waiting.retain(|waiting| waiting != id);
+                self.runs.values_mut().filter(|run| run.cell == view.number).for_each(|run| run.ended = true);
+                self.finished += 1;
+            }
+            EventBody::Notebook(NotebookChange::Deleted) => {
+                assert_eq!(view.phase, CellPhase::Finished);
+                self.views.remove(id);
+                self.truth.start(key);
+                self.runs.retain(|_, run| run.cell != key.0);
+            }
+            body => view.show(body),
+        }
+    }
+
+    fn number_of(&self, id: &str) -> u32 {
+        self.cells.values().find(|cell| cell.id == *id).expect("a row for each cell").number
+    }
+
+    /// The kernel has begun to work on this run.
+    pub fn executes(&self, run: &str, code: &str) {
+        let run = self.runs.get(run).expect("what runs has been written down before");
+        assert_eq!(run.source, code, "what was edited since is not run");
+        assert!(!run.ended, "what has been told to have ended is not begun");
+    }
+
+    /// Nothing waits or runs any more.
+    pub fn check_settled(&self) {
+        assert!(self.waiting.is_empty());
+        for (id, view) in &self.views {
+            assert_eq!(view.phase, CellPhase::Finished, "cell {id} has ended");
+        }
+    }
+
+    pub fn same_cells<'a>(&self, cells: impl Iterator<Item = &'a Cell>) {
+        let held: BTreeMap<u32, &Cell> = cells.map(|cell| (cell.number, cell)).collect();
+        let stored: BTreeMap<u32, &Cell> = self.cells.iter().map(|(number, cell)| (*number, cell)).collect();
+        assert_eq!(held, stored, "what is stored is what the machine holds");
+    }
+}
+
+impl View {
+    fn show(&mut self, body: &EventBody) {
+        match body {
+            EventBody::Append { index, output } => {
+                assert_eq!(*index, self.outputs.len());
+                self.outputs.push(output.clone());
+            }
+            EventBody::Stream { index, name, keep, text, .. } => {
+                let output = self.outputs.get_mut(*index).expect("a stream that is there");
+                assert_eq!(output["name"], **name);
+                let before = output["text"].as_str().unwrap_or_default().to_owned();
+                output["text"] = format!("{}{text}", before.get(..*keep).expect("what is kept is there")).into();
+            }
+            EventBody::Update { index, output } => {
+                *self.outputs.get_mut(*index).expect("an output that is there") = output.clone();
+            }
+            EventBody::Clear => self.outputs.clear(),
+            EventBody::State { .. } | EventBody::Lost { .. } | EventBody::Comm { .. } => {}
+            EventBody::Notebook(_) | EventBody::Input { .. } => {}
+            body => panic!("not expected: {body:?}"),
+        }
+    }
+}
+
+fn number_of(event: &LinkEvent) -> Option<Seq> {
+    match event {
+        LinkEvent::Event { seq, .. } => Some(*seq),
+        LinkEvent::Lost { to, .. } => Some(*to),
+        _ => None,
+    }
+}
