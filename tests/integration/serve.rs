@@ -554,7 +554,7 @@ async fn bad_input_is_answered_clearly() {
         (post.clone(), &cells, b"{\"source\": \"1\", \"timeout_seconds\": 1e999}".to_vec(), 400, "bad_json"),
         (post.clone(), &cells, b"{\"source\": \"1\", \"metadata\": []}".to_vec(), 422, "bad_field"),
         (post.clone(), &cells, b"{\"source\": \"1\", \"after\": \"none\"}".to_vec(), 404, "no_cell"),
-        (post.clone(), &cells, deep.into(), 400, "bad_json"),
+        (post.clone(), &cells, deep.into(), 422, "bad_field"),
         (post.clone(), &cells, vec![b' '; (32 << 20) + 1], 413, "body_too_large"),
     ];
     for (method, path, body, status, code) in cases {
