@@ -50,6 +50,7 @@ unit:
 bench: setup-test build
 	@$(CELLKEEP) kernels install python
 	@-$(CELLKEEP) images build python
+	@-target/test-venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/bench-requirements.txt
 	cargo bench --locked --bench spine
 
 clean:

@@ -59,7 +59,7 @@ impl Run {
 }
 
 pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
-    let folder = Folder::new()?;
+    let folder = Folder::new("flood")?;
     let source = folder.0.join("in.ipynb");
     fs::write(&source, notebook().to_string())?;
     let nbclient = |argv: &[String], patience: u32| with_nbclient(lab, &folder.0, &source, argv, patience);
@@ -210,11 +210,12 @@ fn read(path: &Path) -> anyhow::Result<[String; 2]> {
 }
 
 /// A folder that goes with its owner.
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("cellkeep-bench-{}", std::process::id()));
+    /// A new one, empty, of one kind there is one at a time.
+    pub fn new(kind: &str) -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("cellkeep-bench-{}-{kind}", std::process::id()));
         fs::create_dir_all(&path)?;
         Ok(Self(path))
     }

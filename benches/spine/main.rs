@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! cargo bench --bench spine                  everything
-//! cargo bench --bench spine -- round start   some of: round, start, memory, flood
+//! cargo bench --bench spine -- round start   some of: round, start, memory, flood, cells, arrival, pool, server
 //! ```
 //!
 //! Ours and the peers' measurements alternate in small blocks, so that whatever else this machine does hits both. The peers
 //! (jupyter_client, pyzmq, nbclient, `docker run`) run in `benches/peers/*.py`, on the very environment and launcher that
-//! our sandboxes use. The table is printed, and written to `target/bench/latest.json` for machines.
+//! our sandboxes use. `cellkeep serve` and jupyter_server are asked by the same client, in `benches/spine/serve`. The table is printed, and written to `target/bench/latest.json` for machines.
 
 mod flood;
 mod memory;
 mod peer;
 mod round_trip;
+mod serve;
 mod start;
 mod table;
 
@@ -72,6 +73,18 @@ fn measure() -> anyhow::Result<()> {
             table.section("A cell with 60,000 flushed 1 KB writes, and one with a 50 MB output", flood::measure(&lab).await);
         }
     });
+    if wants("cells") {
+        table.section("Execute `1` over HTTP, from the request to the cell's end", serve::cells::measure(&lab));
+    }
+    if wants("arrival") {
+        table.section("A cell that prints 50 MB, over HTTP", serve::arrival::measure(&lab));
+    }
+    if wants("pool") {
+        table.section("A session from the warm pool, over HTTP", serve::pool::measure(&lab));
+    }
+    if wants("server") {
+        table.section("The server, from its start", serve::start::measure(&lab));
+    }
     print!("{table}");
     println!("\nTaken in {:.0} s on {}.", began.elapsed().as_secs_f64(), machine());
     let target = project().join("target/bench/latest.json");

@@ -21,6 +21,8 @@ pub(crate) enum Goal {
     AtMostTimes(f64),
     /// Fewer bytes.
     Below(u64),
+    /// Fewer seconds.
+    Within(f64),
     /// None at all.
     None,
 }
@@ -93,6 +95,7 @@ impl fmt::Display for Goal {
         match self {
             Self::AtMostTimes(times) => write!(f, "<= {times:.2}x"),
             Self::Below(bytes) => write!(f, "< {}", Figure::Bytes(*bytes)),
+            Self::Within(seconds) => write!(f, "< {}", Figure::Seconds(*seconds)),
             Self::None => write!(f, "0"),
         }
     }
@@ -110,6 +113,7 @@ impl Row {
         Some(match self.goal? {
             Goal::AtMostTimes(times) => self.ratio()? <= times,
             Goal::Below(bytes) => self.ours.number() < bytes as f64,
+            Goal::Within(seconds) => self.ours.number() < seconds,
             Goal::None => self.ours.number() == 0.0,
         })
     }
@@ -136,7 +140,7 @@ impl fmt::Display for Row {
             Some(false) => "MISSED",
             None => "",
         };
-        let line = format!("  {:<46}{:>10}{theirs:>12} {name:<15}{ratio:>7}  {goal:<10}{met}", self.what, self.ours);
+        let line = format!("  {:<46}{:>10}{theirs:>12} {name:<15}{ratio:>7}  {goal:<11}{met}", self.what, self.ours);
         writeln!(f, "{}", line.trim_end())
     }
 }

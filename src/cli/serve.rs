@@ -47,7 +47,7 @@ pub(super) struct ServeArgs {
     /// A name of this server beside localhost, when it listens on loopback behind a proxy
     #[arg(long = "allow-host", value_name = "NAME")]
     hosts: Option<Vec<String>>,
-    /// An origin whose pages may use this server, as https://chat.example
+    /// An origin whose pages may use this server, scheme and all
     #[arg(long = "allow-origin", value_name = "ORIGIN")]
     origins: Option<Vec<String>>,
     /// End all sessions when the server stops, instead of leaving them to the next

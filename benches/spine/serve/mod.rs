@@ -1,0 +1,8 @@
+//! `cellkeep serve`, asked over HTTP and WebSocket, against jupyter_server asked by the same client.
+
+pub(crate) mod arrival;
+pub(crate) mod cells;
+mod client;
+pub(crate) mod pool;
+mod servers;
+pub(crate) mod start;
