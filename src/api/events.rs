@@ -102,7 +102,7 @@ fn before(cell: &Cell) -> Seq {
 }
 
 fn ends(event: &EventRow, cell: &str) -> bool {
-    event.cell.as_deref() == Some(cell) && matches!(event.kind.as_str(), "cell.finished")
+    event.cell.as_deref() == Some(cell) && event.kind == "cell.finished"
 }
 
 /// Reads events as JSON, one after the other.

@@ -95,29 +95,12 @@ pub(super) async fn identify(State(api): State<Api>, mut request: Request, next:
 fn token_in_query(uri: &Uri) -> Option<String> {
     let query = uri.query()?;
     // Tokens of ours have no character that would be escaped; one given with --token may.
-    query.split('&').find_map(|pair| pair.strip_prefix("token=")).map(percent_decoded)
+    query.split('&').find_map(|pair| pair.strip_prefix("token=")).map(decoded)
 }
 
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let escaped = (first == b'%')
-            .then(|| tail.first_chunk::<2>())
-            .flatten()
-            .and_then(|hex| std::str::from_utf8(hex).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok()));
-        match escaped {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+/// A plus stays a plus: this is no form, and a token given with --token may hold one.
+fn decoded(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]

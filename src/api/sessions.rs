@@ -13,7 +13,7 @@ use super::error::Problem;
 use super::{Api, Body, Caller, InPath, User, view};
 use crate::ids::SessionId;
 use crate::manager::{KeptSpec, NewSession};
-use crate::manager::{SessionRow, now_ms};
+use crate::manager::{SessionRow, now_ms, seconds_in_ms};
 use crate::policy::Limits;
 use crate::session::SessionState;
 
@@ -176,8 +176,7 @@ pub(super) async fn patch(
     spec.idle_timeout_seconds = patch.idle_timeout_seconds.or(spec.idle_timeout_seconds);
     if let Some(seconds) = patch.ttl_seconds {
         spec.ttl_seconds = Some(seconds);
-        let more = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000);
-        row.expires_at = Some(now_ms().saturating_add(more));
+        row.expires_at = Some(now_ms().saturating_add(seconds_in_ms(seconds)));
     }
     row.spec = serde_json::to_string(&spec).unwrap_or(row.spec);
     api.keeper.set_facts(&row).await?;

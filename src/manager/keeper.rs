@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -20,7 +20,7 @@ use crate::policy::{Limits, Network};
 use crate::sandbox::docker::Images;
 use crate::sandbox::{Sandbox, SandboxKind, SandboxRecord};
 use crate::session::{self, Cell, SessionHandle, SessionParts, SessionState, Stored, Telling};
-use crate::store::{Commit, SessionChange, SessionRow, Store, StoreError, now_ms};
+use crate::store::{Commit, SessionChange, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
 use crate::telemetry;
 
 /// Between two looks for sessions whose time is up.
@@ -54,7 +54,7 @@ pub(super) struct Inner {
     pub(super) store: Store,
     pub(super) blobs: Blobs,
     pub(super) settings: KeeperSettings,
-    sessions: RwLock<HashMap<SessionId, Kept>>,
+    sessions: Mutex<HashMap<SessionId, Kept>>,
     pool: Pool,
     starting: Semaphore,
     /// How many wait for their session to be made.
@@ -73,7 +73,7 @@ impl Keeper {
             starting: Semaphore::new(settings.max_starting),
             waiting: AtomicUsize::new(0),
             settings,
-            sessions: RwLock::default(),
+            sessions: Mutex::default(),
         }))
     }
 
@@ -114,7 +114,7 @@ impl Keeper {
     }
 
     pub(super) fn sessions<T>(&self, work: impl FnOnce(&mut HashMap<SessionId, Kept>) -> T) -> T {
-        work(&mut self.0.sessions.write().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn kept(&self, id: &SessionId, principal: Option<&str>) -> Result<Kept, KeeperError> {
@@ -348,26 +348,32 @@ impl Keeper {
         (sandbox, record): (Arc<dyn Sandbox>, SandboxRecord),
         stored: Option<Stored>,
     ) -> Kept {
-        let live = Live::new(stored.as_ref().map_or(Seq::default(), |stored| stored.last_seq));
-        let cells = stored.iter().flat_map(|stored| &stored.cells);
-        let journal = StoreJournal {
-            store: self.0.store.clone(),
-            blobs: self.0.blobs.clone(),
-            session: record.session.clone(),
-            live: live.clone(),
-            numbers: cells.map(|cell| (cell.id.clone(), cell.number)).collect(),
-        };
+        let (live, journal) = self.journal(&record.session, stored.as_ref());
         let handle = session::start(SessionParts {
             sandbox: sandbox.clone(),
             record: record.clone(),
             limits: spec.limits.clone(),
             late_output: kernels::find(&record.kernel).map_or(Duration::ZERO, |kernel| kernel.late_output),
             telling: Telling::Changes,
-            journal: Box::new(journal),
+            journal,
             durable: true,
             stored,
         });
         Kept { principal: principal.to_owned(), handle, live, last_used: Arc::default(), sandbox: Some((sandbox, record)) }
+    }
+
+    /// A session's journal, and what its followers wait on.
+    pub(super) fn journal(&self, id: &SessionId, stored: Option<&Stored>) -> (Arc<Live>, Box<StoreJournal>) {
+        let live = Live::new(stored.map_or(Seq::default(), |stored| stored.last_seq));
+        let cells = stored.into_iter().flat_map(|stored| &stored.cells);
+        let journal = StoreJournal {
+            store: self.0.store.clone(),
+            blobs: self.0.blobs.clone(),
+            session: id.clone(),
+            live: live.clone(),
+            numbers: cells.map(|cell| (cell.id.clone(), cell.number)).collect(),
+        };
+        (live, Box::new(journal))
     }
 
     // ---- ending -----------------------------------------------------------------------------------------------------
@@ -480,8 +486,7 @@ impl Keeper {
         let state = kept.handle.state();
         if matches!(state, SessionState::Gone { .. }) {
             self.bury(&row.id).await;
-            let keep = i64::try_from(self.0.settings.keep_ended_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
-            if now.saturating_sub(row.last_active_at) > keep
+            if now.saturating_sub(row.last_active_at) > seconds_in_ms(self.0.settings.keep_ended_seconds)
                 && let Err(error) = self.delete(&row.id, None).await
             {
                 tracing::warn!(session = %row.id, %error, "cannot remove an old session");
@@ -491,10 +496,9 @@ impl Keeper {
         let spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
         let last_active = row.last_active_at.max(kept.last_used.load(Ordering::Relaxed));
         let idle_for = spec.idle_timeout_seconds.unwrap_or(self.0.settings.idle_timeout_seconds);
-        let idle_limit = i64::try_from(idle_for).unwrap_or(i64::MAX).saturating_mul(1000);
         if row.expires_at.is_some_and(|at| at <= now) {
             self.retire(&row.id, "its time was up (ttl_seconds)").await;
-        } else if state == SessionState::Idle && now.saturating_sub(last_active) > idle_limit {
+        } else if state == SessionState::Idle && now.saturating_sub(last_active) > seconds_in_ms(idle_for) {
             self.retire(&row.id, &format!("nobody used it for {idle_for} s (idle_timeout_seconds)")).await;
         }
     }
@@ -522,7 +526,6 @@ impl Drop for Waiting {
 
 fn row_of(id: &SessionId, principal: &str, kernel: &Kernel, new: &NewSession) -> SessionRow {
     let now = now_ms();
-    let expires = |seconds: u64| now.saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000));
     SessionRow {
         id: id.clone(),
         principal: principal.to_owned(),
@@ -538,6 +541,6 @@ fn row_of(id: &SessionId, principal: &str, kernel: &Kernel, new: &NewSession) ->
         resume: None,
         created_at: now,
         last_active_at: now,
-        expires_at: new.spec.ttl_seconds.map(expires),
+        expires_at: new.spec.ttl_seconds.map(|seconds| now.saturating_add(seconds_in_ms(seconds))),
     }
 }

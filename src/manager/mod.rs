@@ -22,7 +22,7 @@ use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec};
 use crate::session::{self, SessionError, SessionEvents, SessionHandle, SessionParts, Telling, VolatileJournal};
 
-pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, now_ms};
+pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, now_ms, seconds_in_ms};
 pub use files::{FileEntry, FileError, MAX_FILE};
 pub use journal::Follower;
 pub use keeper::Keeper;

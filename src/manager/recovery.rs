@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::journal::{Live, StoreJournal, restore_cell};
+use super::journal::restore_cell;
 use super::keeper::{CREATING, DELETING, Keeper, Kept};
 use super::kept::{KeeperError, KeptSpec};
 use super::pool;
@@ -111,16 +111,9 @@ impl Keeper {
 
     /// A session whose sandbox is gone: what ran in it ends in the journal, and it can be read.
     async fn start_without_sandbox(&self, row: &SessionRow, stored: Stored) -> Kept {
-        let live = Live::new(stored.last_seq);
-        let journal = StoreJournal {
-            store: self.0.store.clone(),
-            blobs: self.0.blobs.clone(),
-            session: row.id.clone(),
-            live: live.clone(),
-            numbers: HashMap::new(),
-        };
+        let (live, journal) = self.journal(&row.id, Some(&stored));
         let why = row.why.clone().unwrap_or_else(|| "its sandbox ended while the server was away".to_owned());
-        let handle = session::end_stored(stored, row.state == "gone", &why, Box::new(journal)).await;
+        let handle = session::end_stored(stored, row.state == "gone", &why, journal).await;
         Kept { principal: row.principal.clone(), handle, live, last_used: Arc::default(), sandbox: None }
     }
 }

@@ -89,13 +89,6 @@ impl Outputs {
         self.cells.remove(&cell).unwrap_or_default().items
     }
 
-    /// Takes in a change that a [`Fold`] elsewhere has told.
-    pub fn take(&mut self, change: Change) -> BTreeSet<CellKey> {
-        let mut touched = BTreeSet::new();
-        self.change(change, &mut touched);
-        touched
-    }
-
     fn change(&mut self, change: Change, touched: &mut BTreeSet<CellKey>) {
         let memory = self.memory;
         match change {

@@ -103,11 +103,6 @@ impl SessionHandle {
         self.state.borrow().clone()
     }
 
-    /// Follows where it stands.
-    pub fn watch_state(&self) -> watch::Receiver<SessionState> {
-        self.state.clone()
-    }
-
     /// The content of the kernel's `kernel_info_reply`; `null` before it is ready.
     pub fn kernel_info(&self) -> Value {
         self.info.borrow().clone()

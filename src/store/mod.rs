@@ -229,6 +229,11 @@ pub fn now_ms() -> i64 {
     to_ms(SystemTime::now())
 }
 
+/// A span as the store counts time.
+pub fn seconds_in_ms(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000)
+}
+
 /// A time as the store has it.
 pub fn to_ms(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))

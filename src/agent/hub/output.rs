@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
 use serde_json::json;
 
 use super::Hub;
@@ -37,7 +36,7 @@ impl Hub {
             return self.become_ready();
         }
         self.become_ready();
-        if message_size(&message) > MAX_MESSAGE {
+        if message.size() > MAX_MESSAGE {
             return self.refuse(&format!("it is larger than {} MB", MAX_MESSAGE >> 20));
         }
         match channel {
@@ -59,7 +58,7 @@ impl Hub {
     fn broadcast(&mut self, header: &Header, run: &str, message: Message) {
         let is_stream = header.msg_type == "stream";
         if !matches!(header.msg_type.as_str(), "status" | "execute_input") {
-            match self.runs.take(run, message_size(&message) as u64) {
+            match self.runs.take(run, message.size() as u64) {
                 Room::Enough => {}
                 Room::Only { bytes, msg_id } => return self.cap_output(is_stream.then_some(message), bytes, msg_id),
                 Room::None => return,
@@ -150,9 +149,4 @@ impl Hub {
             connection.wake();
         }
     }
-}
-
-fn message_size(message: &Message) -> usize {
-    let json = [&message.header, &message.parent_header, &message.metadata, &message.content];
-    json.into_iter().map(Bytes::len).sum::<usize>() + message.buffers.iter().map(Bytes::len).sum::<usize>()
 }
