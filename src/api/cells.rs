@@ -15,7 +15,7 @@ use super::events::{self, Form};
 use super::sessions::check_timeout;
 use super::{Api, Body, Caller, CellInPath, InPath, Query, User, view};
 use crate::ids::SessionId;
-use crate::manager::KeptSpec;
+use crate::manager::EventRow;
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions};
 use crate::wire::json as wire_json;
 
@@ -77,7 +77,7 @@ fn metadata(raw: Option<&RawValue>) -> Result<Option<Map<String, Value>>, Proble
 }
 
 /// How a cell is run: as it says, else as its session says.
-pub(super) async fn run_options(
+pub(super) fn run_options(
     api: &Api,
     id: &SessionId,
     caller: &Caller,
@@ -86,10 +86,7 @@ pub(super) async fn run_options(
 ) -> Result<RunOptions, Problem> {
     let timeout_seconds = match check_timeout(timeout)? {
         Some(seconds) => Some(seconds),
-        None => {
-            let row = api.keeper.row(id, caller.sees()).await?;
-            serde_json::from_str::<KeptSpec>(&row.spec).unwrap_or_default().timeout_seconds
-        }
+        None => api.keeper.cell_timeout(id, caller.sees())?,
     };
     Ok(RunOptions { timeout_seconds, allow_stdin: allow_stdin.unwrap_or(false) })
 }
@@ -109,7 +106,7 @@ pub(super) async fn add(
         cell_type: cell_type(add.cell_type.as_deref())?,
         source: add.source,
         metadata: metadata(add.metadata.as_deref())?.unwrap_or_default(),
-        options: run_options(&api, &id, &caller, add.timeout_seconds, add.allow_stdin).await?,
+        options: run_options(&api, &id, &caller, add.timeout_seconds, add.allow_stdin)?,
         after: add.after,
         run: add.run.unwrap_or(true),
     };
@@ -139,29 +136,52 @@ async fn answer(
             if let Ok(ended) = tokio::time::timeout(wait, ended).await {
                 ended?;
             }
-            find(api, id, caller, &cell_id).await?
+            None
         }
-        _ => cell,
+        _ => Some(cell),
     };
-    let body = show(api, id, &cell, form).await?;
+    let body = match &cell {
+        Some(cell) => show(api, id, cell, form).await?,
+        None => find_and_show(api, id, caller, &cell_id, form).await?,
+    };
     let location = format!("/v1/sessions/{id}/cells/{cell_id}");
     Ok((status, [(header::LOCATION, location)], Json(body)).into_response())
 }
 
 async fn find(api: &Api, id: &SessionId, caller: &Caller, cell: &str) -> Result<Cell, Problem> {
     let found = api.keeper.cell(id, caller.sees(), cell).await?;
-    found.ok_or_else(|| Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session")))
+    found.ok_or_else(|| no_cell(cell))
+}
+
+async fn find_and_show(api: &Api, id: &SessionId, caller: &Caller, cell: &str, form: Form) -> Result<Value, Problem> {
+    if form == Form::None {
+        return Ok(view::cell(&find(api, id, caller, cell).await?, None));
+    }
+    let found = api.keeper.cell_and_events(id, caller.sees(), cell).await?;
+    let (cell, told) = found.ok_or_else(|| no_cell(cell))?;
+    show_told(api, &cell, &told, form).await
+}
+
+fn no_cell(cell: &str) -> Problem {
+    Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session"))
 }
 
 async fn show(api: &Api, id: &SessionId, cell: &Cell, form: Form) -> Result<Value, Problem> {
     if form == Form::None {
         return Ok(view::cell(cell, None));
     }
-    if cell.cell_type != CellType::Code {
-        return Ok(view::cell(cell, Some(Vec::new())));
-    }
-    let told = api.keeper.store().cell_events(id, &cell.id, cell.run.first_seq).await?;
-    let outputs = view::outputs(&told, api.keeper.blobs(), form == Form::Refs).await?;
+    let told = match cell.cell_type {
+        CellType::Code => api.keeper.store().cell_events(id, &cell.id, cell.run.first_seq).await?,
+        _ => Vec::new(),
+    };
+    show_told(api, cell, &told, form).await
+}
+
+/// A cell with the outputs that its events tell.
+async fn show_told(api: &Api, cell: &Cell, told: &[EventRow], form: Form) -> Result<Value, Problem> {
+    // A cell that is no code any more shows nothing of what it was.
+    let told = if cell.cell_type == CellType::Code { told } else { &[] };
+    let outputs = view::outputs(told, api.keeper.blobs(), form == Form::Refs).await?;
     Ok(view::cell(cell, Some(outputs)))
 }
 
@@ -186,8 +206,7 @@ pub(super) async fn get_one(
     CellInPath(cell): CellInPath,
     Query(asked): Query<Asked>,
 ) -> Result<Json<Value>, Problem> {
-    let cell = find(&api, &id, &caller, &cell).await?;
-    show(&api, &id, &cell, asked.form()?).await.map(Json)
+    find_and_show(&api, &id, &caller, &cell, asked.form()?).await.map(Json)
 }
 
 #[derive(Debug, Deserialize)]
@@ -249,7 +268,7 @@ pub(super) async fn run(
     let options = match (run.timeout_seconds, run.allow_stdin) {
         // As it was run before.
         (None, None) => None,
-        (timeout, allow_stdin) => Some(run_options(&api, &id, &caller, timeout, allow_stdin).await?),
+        (timeout, allow_stdin) => Some(run_options(&api, &id, &caller, timeout, allow_stdin)?),
     };
     let cell = handle.run_cell(&cell, options).await?;
     answer(&api, &id, &caller, cell, (StatusCode::OK, form, wait), &headers).await

@@ -118,7 +118,7 @@ async fn act(command: Command, commander: &Commander) -> Result<Option<String>, 
         "run" => match (command.source, command.cell) {
             (Some(source), cell) => {
                 let (timeout, allow_stdin) = (command.timeout_seconds, command.allow_stdin);
-                let options = cells::run_options(api, id, caller, timeout, allow_stdin).await?;
+                let options = cells::run_options(api, id, caller, timeout, allow_stdin)?;
                 let cell = NewCell { id: cell, source, options, run: true, ..NewCell::default() };
                 return Ok(Some(handle.add_cell(cell).await?.id));
             }

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::journal::{Follower, Live, StoreJournal, restore_cell};
 use super::kept::{KeeperError, KeeperSettings, KeptSpec, NewSession};
 use super::pool::{self, Pool};
-use super::{Manager, ManagerError, SandboxChoice, SessionSpec};
+use super::{Manager, ManagerError, SessionSpec};
 use crate::artifacts::Blobs;
 use crate::config::Paths;
 use crate::ids::{Epoch, Seq, SessionId};
@@ -20,7 +20,7 @@ use crate::policy::{Limits, Network};
 use crate::sandbox::docker::Images;
 use crate::sandbox::{Sandbox, SandboxKind, SandboxRecord};
 use crate::session::{self, Cell, SessionHandle, SessionParts, SessionState, Stored, Telling};
-use crate::store::{Commit, SessionChange, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
+use crate::store::{Commit, EventRow, SessionChange, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
 use crate::telemetry;
 
 /// Between two looks for sessions whose time is up.
@@ -40,6 +40,8 @@ pub(super) struct Kept {
     pub(super) live: Arc<Live>,
     /// When somebody last asked for it, milliseconds since 1970: what is not in the journal, as files and completions.
     pub(super) last_used: Arc<AtomicI64>,
+    /// Seconds that its cells may take where they say nothing themselves. Also in its row, which costs a look into the store.
+    pub(super) cell_timeout: Arc<Mutex<Option<f64>>>,
     /// `None` for one that has ended: it can be read.
     pub(super) sandbox: Option<(Arc<dyn Sandbox>, SandboxRecord)>,
 }
@@ -95,12 +97,11 @@ impl Keeper {
     /// All kernels, and the kinds of sandbox in which each can run here.
     pub async fn kernels(&self) -> Vec<(&'static Kernel, Vec<SandboxKind>)> {
         let choice = self.0.settings.sandbox;
-        let may = |kind| choice == SandboxChoice::Auto || choice == SandboxChoice::Only(kind);
-        let images = if may(SandboxKind::Docker) { Images::connect().await.ok() } else { None };
+        let images = if choice.allows(SandboxKind::Docker) { Images::connect().await.ok() } else { None };
         let mut all = Vec::new();
         for kernel in kernels::all() {
             let mut kinds = Vec::new();
-            if may(SandboxKind::Process) && kernels::status(&self.0.paths, kernel) != Status::Missing {
+            if choice.allows(SandboxKind::Process) && kernels::status(&self.0.paths, kernel) != Status::Missing {
                 kinds.push(SandboxKind::Process);
             }
             if let Some(images) = &images
@@ -196,13 +197,39 @@ impl Keeper {
         Ok(self.0.store.cell(id, cell).await?.and_then(restore_cell))
     }
 
+    /// One cell with the events of its latest run, in one look.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn cell_and_events(
+        &self,
+        id: &SessionId,
+        principal: Option<&str>,
+        cell: &str,
+    ) -> Result<Option<(Cell, Vec<EventRow>)>, KeeperError> {
+        self.kept(id, principal)?;
+        let found = self.0.store.cell_and_events(id, cell).await?;
+        Ok(found.and_then(|(row, events)| Some((restore_cell(row)?, events))))
+    }
+
+    /// Seconds that a session's cells may take where they say nothing themselves.
+    ///
+    /// # Errors
+    /// [`KeeperError::NoSession`].
+    pub fn cell_timeout(&self, id: &SessionId, principal: Option<&str>) -> Result<Option<f64>, KeeperError> {
+        Ok(*self.kept(id, principal)?.cell_timeout.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Changes what its owner may change of a session.
     ///
     /// # Errors
     /// [`KeeperError`].
     pub async fn set_facts(&self, row: &SessionRow) -> Result<(), KeeperError> {
         let (name, spec) = (row.name.clone(), row.spec.clone());
-        Ok(self.0.store.set_session_facts(&row.id, name, spec, row.expires_at).await?)
+        self.0.store.set_session_facts(&row.id, name, spec, row.expires_at).await?;
+        let timeout = self.kept(&row.id, None)?.cell_timeout;
+        *timeout.lock().unwrap_or_else(PoisonError::into_inner) = spec_of(row).timeout_seconds;
+        Ok(())
     }
 
     // ---- making -----------------------------------------------------------------------------------------------------
@@ -277,7 +304,8 @@ impl Keeper {
         }
         let Some((id, kept)) = self.0.pool.take(&kernel.name) else { return Ok(None) };
         self.0.store.claim_session(row_of(&id, principal, kernel, new)).await?;
-        let kept = Kept { principal: principal.to_owned(), ..kept };
+        let cell_timeout = Arc::new(Mutex::new(new.spec.timeout_seconds));
+        let kept = Kept { principal: principal.to_owned(), cell_timeout, ..kept };
         self.sessions(|sessions| sessions.insert(id.clone(), kept));
         Ok(Some(id))
     }
@@ -359,7 +387,14 @@ impl Keeper {
             durable: true,
             stored,
         });
-        Kept { principal: principal.to_owned(), handle, live, last_used: Arc::default(), sandbox: Some((sandbox, record)) }
+        Kept {
+            principal: principal.to_owned(),
+            handle,
+            live,
+            last_used: Arc::default(),
+            cell_timeout: Arc::new(Mutex::new(spec.timeout_seconds)),
+            sandbox: Some((sandbox, record)),
+        }
     }
 
     /// A session's journal, and what its followers wait on.
@@ -493,7 +528,7 @@ impl Keeper {
             }
             return;
         }
-        let spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
+        let spec = spec_of(row);
         let last_active = row.last_active_at.max(kept.last_used.load(Ordering::Relaxed));
         let idle_for = spec.idle_timeout_seconds.unwrap_or(self.0.settings.idle_timeout_seconds);
         if row.expires_at.is_some_and(|at| at <= now) {
@@ -522,6 +557,11 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.keeper.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// How a session is to be, from what is written of it.
+pub(super) fn spec_of(row: &SessionRow) -> KeptSpec {
+    serde_json::from_str(&row.spec).unwrap_or_default()
 }
 
 fn row_of(id: &SessionId, principal: &str, kernel: &Kernel, new: &NewSession) -> SessionRow {

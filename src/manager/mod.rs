@@ -41,6 +41,13 @@ pub enum SandboxChoice {
     Only(SandboxKind),
 }
 
+impl SandboxChoice {
+    /// Whether a session may get a sandbox of this kind.
+    pub fn allows(self, kind: SandboxKind) -> bool {
+        self == Self::Auto || self == Self::Only(kind)
+    }
+}
+
 /// What a session is to be.
 #[derive(Clone, Debug)]
 pub struct SessionSpec {

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::journal::restore_cell;
-use super::keeper::{CREATING, DELETING, Keeper, Kept};
-use super::kept::{KeeperError, KeptSpec};
+use super::keeper::{CREATING, DELETING, Keeper, Kept, spec_of};
+use super::kept::KeeperError;
 use super::pool;
 use crate::ids::SessionId;
 use crate::link::Position;
@@ -24,7 +24,7 @@ impl Keeper {
     /// [`KeeperError::Store`].
     pub async fn recover(&self) -> Result<(), KeeperError> {
         let rows = self.0.store.sessions(None).await?;
-        let mut sandboxes = self.all_sandboxes().await;
+        let mut sandboxes = self.all_sandboxes(&rows).await;
         for row in rows {
             let found = sandboxes.remove(&row.id);
             if let Err(error) = self.recover_one(&row, found).await {
@@ -49,9 +49,13 @@ impl Keeper {
         Ok(())
     }
 
-    async fn all_sandboxes(&self) -> HashMap<SessionId, Found> {
+    async fn all_sandboxes(&self, rows: &[SessionRow]) -> HashMap<SessionId, Found> {
         let mut all = HashMap::new();
         for kind in [SandboxKind::Process, SandboxKind::Docker] {
+            // Asking a daemon takes longer than all the rest of a start.
+            if !self.0.settings.sandbox.allows(kind) && !rows.iter().any(|row| may_have(row, kind)) {
+                continue;
+            }
             // A kind that does not work here has none.
             let Ok(sandbox) = self.0.manager.sandbox(kind).await else { continue };
             if let Err(error) = sandbox::sweep(&*sandbox, &self.0.paths).await {
@@ -76,7 +80,7 @@ impl Keeper {
             }
             return self.forget(&row.id).await;
         }
-        let spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
+        let spec = spec_of(row);
         let stored = self.stored(row).await?;
         let living = match &found {
             Some((sandbox, record)) if row.state != "gone" => {
@@ -114,6 +118,19 @@ impl Keeper {
         let (live, journal) = self.journal(&row.id, Some(&stored));
         let why = row.why.clone().unwrap_or_else(|| "its sandbox ended while the server was away".to_owned());
         let handle = session::end_stored(stored, row.state == "gone", &why, journal).await;
-        Kept { principal: row.principal.clone(), handle, live, last_used: Arc::default(), sandbox: None }
+        Kept {
+            principal: row.principal.clone(),
+            handle,
+            live,
+            last_used: Arc::default(),
+            cell_timeout: Arc::default(),
+            sandbox: None,
+        }
     }
+}
+
+/// Whether a session may have a sandbox of this kind: its record says so, or it was not written yet.
+fn may_have(row: &SessionRow, kind: SandboxKind) -> bool {
+    let record = row.sandbox.as_deref().and_then(|record| serde_json::from_str::<SandboxRecord>(record).ok());
+    record.is_none_or(|record| record.kind == kind)
 }

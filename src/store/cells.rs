@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, Row, named_params, params};
 
+use super::events::{self, EventRow};
 use super::sessions::{signed, unsigned};
 use super::{Store, StoreError};
 use crate::ids::{Seq, SessionId};
@@ -99,6 +100,11 @@ pub(super) fn delete(connection: &Connection, session: &SessionId, number: u32) 
     Ok(())
 }
 
+fn find(connection: &Connection, session: &SessionId, cell: &str) -> rusqlite::Result<Option<CellRow>> {
+    let select = format!("SELECT {COLUMNS} FROM cells WHERE session = ?1 AND id = ?2");
+    connection.prepare_cached(&select)?.query_map(params![session.as_str(), cell], read)?.next().transpose()
+}
+
 impl Store {
     /// A session's cells in the order of the notebook.
     ///
@@ -147,9 +153,23 @@ impl Store {
     /// [`StoreError`].
     pub async fn cell(&self, session: &SessionId, cell: &str) -> Result<Option<CellRow>, StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
+        self.read(move |connection| find(connection, &id, &cell)).await
+    }
+
+    /// One cell by its id, with the events of its latest run.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn cell_and_events(
+        &self,
+        session: &SessionId,
+        cell: &str,
+    ) -> Result<Option<(CellRow, Vec<EventRow>)>, StoreError> {
+        let (id, cell) = (session.clone(), cell.to_owned());
         self.read(move |connection| {
-            let select = format!("SELECT {COLUMNS} FROM cells WHERE session = ?1 AND id = ?2");
-            connection.prepare_cached(&select)?.query_map(params![id.as_str(), cell], read)?.next().transpose()
+            let Some(row) = find(connection, &id, &cell)? else { return Ok(None) };
+            let events = events::of_cell(connection, &id, &cell, row.run.first_seq)?;
+            Ok(Some((row, events)))
         })
         .await
     }

@@ -60,6 +60,17 @@ fn take(rows: impl Iterator<Item = rusqlite::Result<EventRow>>, max_bytes: usize
     Ok(events)
 }
 
+pub(super) fn of_cell(
+    connection: &Connection,
+    session: &SessionId,
+    cell: &str,
+    from: Seq,
+) -> rusqlite::Result<Vec<EventRow>> {
+    let select = format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND cell = ?2 AND seq >= ?3 ORDER BY seq");
+    let mut select = connection.prepare_cached(&select)?;
+    select.query_map(params![session.as_str(), cell, signed(from.0)], read)?.collect()
+}
+
 impl Store {
     /// The events after a number, in order: at most `max_events`, and no more after `max_bytes` of bodies. At least one, if
     /// there is one.
@@ -89,11 +100,6 @@ impl Store {
     /// [`StoreError`].
     pub async fn cell_events(&self, session: &SessionId, cell: &str, from: Seq) -> Result<Vec<EventRow>, StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
-        self.read(move |connection| {
-            let select = format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND cell = ?2 AND seq >= ?3 ORDER BY seq");
-            let mut select = connection.prepare_cached(&select)?;
-            select.query_map(params![id.as_str(), cell, signed(from.0)], read)?.collect()
-        })
-        .await
+        self.read(move |connection| of_cell(connection, &id, &cell, from)).await
     }
 }
