@@ -33,6 +33,10 @@ pub struct ServeConfig {
     pub idle_timeout: Option<u64>,
     /// Seconds for which an ended session can still be read.
     pub keep_ended: Option<u64>,
+    /// Seconds after its end for which a cell's events stay as they came.
+    pub compact_after: Option<u64>,
+    /// Megabytes that journal and artifacts may take.
+    pub max_data_mb: Option<u64>,
     /// Kernels, and how many sessions of each are made ahead.
     pub pool: Option<BTreeMap<String, usize>>,
     /// Names of this server beside those of loopback.

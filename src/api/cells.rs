@@ -100,7 +100,7 @@ pub(super) async fn add(
     Body(add): Body<Add>,
 ) -> Result<Response, Problem> {
     let (form, wait) = (asked.form()?, asked.wait()?);
-    let handle = api.keeper.handle(&id, caller.sees())?;
+    let handle = api.keeper.handle_for_work(&id, caller.sees())?;
     let new = NewCell {
         id: add.id,
         cell_type: cell_type(add.cell_type.as_deref())?,
@@ -226,7 +226,7 @@ pub(super) async fn patch(
     CellInPath(cell): CellInPath,
     Body(edit): Body<Edit>,
 ) -> Result<Json<Value>, Problem> {
-    let handle = api.keeper.handle(&id, caller.sees())?;
+    let handle = api.keeper.handle_for_work(&id, caller.sees())?;
     let edit = CellEdit {
         source: edit.source,
         cell_type: cell_type(edit.cell_type.as_deref())?,
@@ -264,7 +264,7 @@ pub(super) async fn run(
     Body(run): Body<Run>,
 ) -> Result<Response, Problem> {
     let (form, wait) = (asked.form()?, asked.wait()?);
-    let handle = api.keeper.handle(&id, caller.sees())?;
+    let handle = api.keeper.handle_for_work(&id, caller.sees())?;
     let options = match (run.timeout_seconds, run.allow_stdin) {
         // As it was run before.
         (None, None) => None,

@@ -147,6 +147,9 @@ impl From<KeeperError> for Problem {
             KeeperError::Full { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sessions", detail).retry_after(10)
             }
+            KeeperError::NoRoom { .. } => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail).retry_after(60)
+            }
             KeeperError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
             KeeperError::Manager(error) => match *error {
                 ManagerError::Limits(_) => Self::unprocessable("bad_limits", detail).field("limits"),

@@ -115,16 +115,20 @@ async fn act(command: Command, commander: &Commander) -> Result<Option<String>, 
     let Commander { api, id, caller, handle } = commander;
     let missing = |field: &'static str| Problem::unprocessable("missing_field", format!("{field} is missing")).field(field);
     match command.op.as_str() {
-        "run" => match (command.source, command.cell) {
-            (Some(source), cell) => {
-                let (timeout, allow_stdin) = (command.timeout_seconds, command.allow_stdin);
-                let options = cells::run_options(api, id, caller, timeout, allow_stdin)?;
-                let cell = NewCell { id: cell, source, options, run: true, ..NewCell::default() };
-                return Ok(Some(handle.add_cell(cell).await?.id));
-            }
-            (None, Some(cell)) => return Ok(Some(handle.run_cell(&cell, None).await?.id)),
-            (None, None) => return Err(missing("source")),
-        },
+        "run" => {
+            let handle = api.keeper.handle_for_work(id, caller.sees())?;
+            let (timeout, allow_stdin) = (command.timeout_seconds, command.allow_stdin);
+            let says_how = timeout.is_some() || allow_stdin.is_some();
+            let options = cells::run_options(api, id, caller, timeout, allow_stdin)?;
+            let cell = match (command.source, command.cell) {
+                (Some(source), id) => {
+                    handle.add_cell(NewCell { id, source, options, run: true, ..NewCell::default() }).await?
+                }
+                (None, Some(cell)) => handle.run_cell(&cell, says_how.then_some(options)).await?,
+                (None, None) => return Err(missing("source")),
+            };
+            return Ok(Some(cell.id));
+        }
         "cancel" => drop(handle.cancel_cell(&command.cell.ok_or_else(|| missing("cell"))?).await?),
         "interrupt" => handle.interrupt().await?,
         "restart" => handle.restart().await?,

@@ -75,6 +75,9 @@ pub(super) async fn event(row: &EventRow, session: &SessionId, blobs: &Blobs, re
     }
     let mut fields = Map::new();
     fields.insert("seq".to_owned(), row.seq.0.into());
+    if row.first != row.seq {
+        fields.insert("first_seq".to_owned(), row.first.0.into());
+    }
     fields.insert("time".to_owned(), time(row.time).into());
     fields.insert("session".to_owned(), session.as_str().into());
     if let Some(cell) = &row.cell {

@@ -41,6 +41,12 @@ pub(super) struct ServeArgs {
     /// Seconds for which an ended session can still be read [default: 86400]
     #[arg(long, value_name = "SECS", env = "CELLKEEP_KEEP_ENDED")]
     keep_ended: Option<u64>,
+    /// Seconds after a cell's end, after which the events of its growing text are merged [default: 60]
+    #[arg(long, value_name = "SECS", env = "CELLKEEP_COMPACT_AFTER")]
+    compact_after: Option<u64>,
+    /// Megabytes that all sessions' outputs may take; over it, those that ended first are forgotten [default: 20480]
+    #[arg(long, value_name = "MB", env = "CELLKEEP_MAX_DATA_MB")]
+    max_data_mb: Option<u64>,
     /// Kernels to keep ready, and how many sessions of each, as python=2,r=1
     #[arg(long, value_name = "KERNEL=COUNT,...", value_delimiter = ',', value_parser = parse_pool, env = "CELLKEEP_POOL")]
     pool: Option<Vec<(String, usize)>>,
@@ -90,6 +96,8 @@ impl ServeArgs {
             max_sessions: self.max_sessions.or(file.max_sessions).or(Some(defaults.max_sessions)),
             idle_timeout: self.idle_timeout.or(file.idle_timeout).or(Some(defaults.idle_timeout_seconds)),
             keep_ended: self.keep_ended.or(file.keep_ended).or(Some(defaults.keep_ended_seconds)),
+            compact_after: self.compact_after.or(file.compact_after).or(Some(defaults.compact_after_seconds)),
+            max_data_mb: self.max_data_mb.or(file.max_data_mb).or(Some(defaults.max_data_mb)),
             pool: pool.or(file.pool).or(Some(BTreeMap::new())),
             allow_hosts: self.hosts.clone().or(file.allow_hosts).or(Some(Vec::new())),
             allow_origins: self.origins.clone().or(file.allow_origins).or(Some(Vec::new())),
@@ -118,6 +126,8 @@ fn settings(config: ServeConfig, token: Option<String>, end_sessions: bool) -> a
             max_sessions: config.max_sessions.unwrap_or(defaults.max_sessions),
             idle_timeout_seconds: config.idle_timeout.unwrap_or(defaults.idle_timeout_seconds),
             keep_ended_seconds: config.keep_ended.unwrap_or(defaults.keep_ended_seconds),
+            compact_after_seconds: config.compact_after.unwrap_or(defaults.compact_after_seconds),
+            max_data_mb: config.max_data_mb.unwrap_or(defaults.max_data_mb),
             pool,
             ..defaults
         },

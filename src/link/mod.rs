@@ -89,7 +89,8 @@ pub enum LinkEvent {
 }
 
 impl LinkEvent {
-    fn weight(&self) -> usize {
+    /// Bytes of memory that it takes, roughly.
+    pub fn weight(&self) -> usize {
         match self {
             Self::Event { event, .. } => EVENT_WEIGHT + event.size(),
             _ => EVENT_WEIGHT,

@@ -125,7 +125,7 @@ impl Follower {
             Some(events) => events,
             None => {
                 let page = self.store.events_after(&self.session, self.after, PAGE.0, PAGE.1).await?;
-                page.into_iter().map(Arc::new).collect()
+                page.into_iter().map(|event| Arc::new(as_seen_after(self.after, event))).collect()
             }
         };
         if let Some(last) = events.last() {
@@ -133,6 +133,11 @@ impl Follower {
         }
         Ok(events)
     }
+}
+
+/// Events were merged of which the reader has seen some: for this one the text does not grow, some of it is told again.
+fn as_seen_after(after: Seq, event: EventRow) -> EventRow {
+    if event.first <= after { EventRow { kind: "output.update".to_owned(), ..event } } else { event }
 }
 
 /// Writes pieces into the store, and tells followers of them once they are there.
@@ -186,6 +191,7 @@ impl StoreJournal {
                 position: piece.position.map(|position| (position.epoch, position.seq)),
                 last_seq: piece.events.last().map(|event| event.seq),
                 resume: piece.resume.clone(),
+                kernel_info: piece.kernel_info.clone(),
                 last_active_at: Some(store::now_ms()),
             },
             ..Commit::default()
@@ -200,6 +206,7 @@ impl StoreJournal {
             };
             commit.events.push(EventRow {
                 seq: event.seq,
+                first: event.seq,
                 time: to_ms(event.time),
                 cell: event.cell.clone(),
                 kind: kind_of(&event.body).to_owned(),

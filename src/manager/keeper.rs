@@ -2,7 +2,7 @@
 //! store before it is done.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,10 @@ use crate::kernels::{self, Kernel, Status};
 use crate::policy::{Limits, Network};
 use crate::sandbox::docker::Images;
 use crate::sandbox::{Sandbox, SandboxKind, SandboxRecord};
-use crate::session::{self, Cell, SessionHandle, SessionParts, SessionState, Stored, Telling};
+use crate::session::{self, Cell, SessionHandle, SessionParts, Stored, Telling};
 use crate::store::{Commit, EventRow, SessionChange, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
 use crate::telemetry;
 
-/// Between two looks for sessions whose time is up.
-const CULL_EVERY: Duration = Duration::from_secs(1);
 /// How many may wait for each that is being made.
 const MAX_WAITING: usize = 32;
 /// The state of a session that is being made.
@@ -61,6 +59,8 @@ pub(super) struct Inner {
     starting: Semaphore,
     /// How many wait for their session to be made.
     waiting: AtomicUsize,
+    /// The data takes as much as it may.
+    pub(super) is_full: AtomicBool,
 }
 
 impl Keeper {
@@ -74,6 +74,7 @@ impl Keeper {
             pool: Pool::default(),
             starting: Semaphore::new(settings.max_starting),
             waiting: AtomicUsize::new(0),
+            is_full: AtomicBool::new(false),
             settings,
             sessions: Mutex::default(),
         }))
@@ -118,7 +119,7 @@ impl Keeper {
         work(&mut self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn kept(&self, id: &SessionId, principal: Option<&str>) -> Result<Kept, KeeperError> {
+    pub(super) fn kept(&self, id: &SessionId, principal: Option<&str>) -> Result<Kept, KeeperError> {
         let found = self.sessions(|sessions| sessions.get(id).cloned());
         // Another's session is not to be told from none.
         found
@@ -142,6 +143,23 @@ impl Keeper {
         let kept = self.kept(id, principal)?;
         kept.last_used.store(now_ms(), Ordering::Relaxed);
         Ok(kept.handle)
+    }
+
+    /// The same, for beginning something that will be written down.
+    ///
+    /// # Errors
+    /// [`KeeperError::NoSession`], [`KeeperError::NoRoom`].
+    pub fn handle_for_work(&self, id: &SessionId, principal: Option<&str>) -> Result<SessionHandle, KeeperError> {
+        let handle = self.handle(id, principal)?;
+        self.check_room()?;
+        Ok(handle)
+    }
+
+    fn check_room(&self) -> Result<(), KeeperError> {
+        if self.0.is_full.load(Ordering::Relaxed) {
+            return Err(KeeperError::NoRoom { limit_mb: self.0.settings.max_data_mb });
+        }
+        Ok(())
     }
 
     /// The record of a session's sandbox; none once it has ended.
@@ -241,6 +259,7 @@ impl Keeper {
     pub async fn create(&self, principal: &str, new: NewSession) -> Result<SessionId, KeeperError> {
         let kernel = kernels::find(&new.kernel)?.clone();
         new.spec.limits.validate().map_err(ManagerError::Limits)?;
+        self.check_room()?;
         let turn = Waiting::begin(self.clone());
         let limit = self.0.settings.max_sessions;
         // Those that are being made count: they will live in a moment.
@@ -456,24 +475,6 @@ impl Keeper {
         self.0.store.commit(id, Commit { session, ..Commit::default() }).await
     }
 
-    /// Ends a session and keeps what it has said.
-    async fn retire(&self, id: &SessionId, why: &str) {
-        let Ok(kept) = self.kept(id, None) else { return };
-        tracing::info!(session = %id, why, "ending a session");
-        let _ = kept.handle.end(why).await;
-        self.bury(id).await;
-    }
-
-    /// Removes the sandbox of a session that is over.
-    async fn bury(&self, id: &SessionId) {
-        let sandbox = self.sessions(|sessions| sessions.get_mut(id).and_then(|kept| kept.sandbox.take()));
-        if let Some((sandbox, record)) = sandbox
-            && let Err(error) = sandbox.destroy(&record).await
-        {
-            tracing::warn!(session = %id, %error, "cannot remove an ended session's sandbox; the next server tries again");
-        }
-    }
-
     /// Ends all sessions and removes all that is theirs.
     pub async fn delete_all(&self) {
         let ids: Vec<SessionId> = self.sessions(|sessions| sessions.keys().cloned().collect());
@@ -496,46 +497,6 @@ impl Keeper {
     /// Keeps the pool filled. Runs for ever.
     pub async fn fill_pool(&self) {
         pool::fill(self.clone(), self.0.settings.pool.clone()).await;
-    }
-
-    // ---- looking after --------------------------------------------------------------------------------------------
-
-    /// Ends sessions whose time is up, buries those that have ended, and forgets those that ended long ago. Runs for ever.
-    pub async fn look_after(&self) {
-        loop {
-            tokio::time::sleep(CULL_EVERY).await;
-            match self.0.store.sessions(None).await {
-                Ok(rows) => {
-                    for row in rows {
-                        self.look_at(&row).await;
-                    }
-                }
-                Err(error) => tracing::error!(%error, "cannot look after sessions"),
-            }
-        }
-    }
-
-    async fn look_at(&self, row: &SessionRow) {
-        let Ok(kept) = self.kept(&row.id, None) else { return };
-        let now = now_ms();
-        let state = kept.handle.state();
-        if matches!(state, SessionState::Gone { .. }) {
-            self.bury(&row.id).await;
-            if now.saturating_sub(row.last_active_at) > seconds_in_ms(self.0.settings.keep_ended_seconds)
-                && let Err(error) = self.delete(&row.id, None).await
-            {
-                tracing::warn!(session = %row.id, %error, "cannot remove an old session");
-            }
-            return;
-        }
-        let spec = spec_of(row);
-        let last_active = row.last_active_at.max(kept.last_used.load(Ordering::Relaxed));
-        let idle_for = spec.idle_timeout_seconds.unwrap_or(self.0.settings.idle_timeout_seconds);
-        if row.expires_at.is_some_and(|at| at <= now) {
-            self.retire(&row.id, "its time was up (ttl_seconds)").await;
-        } else if state == SessionState::Idle && now.saturating_sub(last_active) > seconds_in_ms(idle_for) {
-            self.retire(&row.id, &format!("nobody used it for {idle_for} s (idle_timeout_seconds)")).await;
-        }
     }
 }
 
@@ -579,6 +540,7 @@ fn row_of(id: &SessionId, principal: &str, kernel: &Kernel, new: &NewSession) ->
         position: (Epoch::default(), Seq::default()),
         last_seq: Seq::default(),
         resume: None,
+        kernel_info: None,
         created_at: now,
         last_active_at: now,
         expires_at: new.spec.ttl_seconds.map(|seconds| now.saturating_add(seconds_in_ms(seconds))),

@@ -25,6 +25,10 @@ pub struct KeeperSettings {
     pub idle_timeout_seconds: u64,
     /// Seconds for which an ended session can still be read.
     pub keep_ended_seconds: u64,
+    /// Seconds after its end for which a cell's events stay as they came; then those of growing or rewritten text are merged.
+    pub compact_after_seconds: u64,
+    /// Megabytes that journal and artifacts may take: over it, the sessions that ended first are forgotten first.
+    pub max_data_mb: u64,
     /// Kernels, and how many sessions of each are made ahead.
     pub pool: Vec<(String, usize)>,
 }
@@ -38,6 +42,8 @@ impl Default for KeeperSettings {
             max_starting: cpus.max(2),
             idle_timeout_seconds: 3600,
             keep_ended_seconds: 24 * 3600,
+            compact_after_seconds: 60,
+            max_data_mb: 20 << 10,
             pool: Vec::new(),
         }
     }
@@ -91,6 +97,14 @@ pub enum KeeperError {
     Full {
         /// How many there may be.
         limit: usize,
+    },
+    /// The data takes as much as it may.
+    #[error(
+        "the sessions' data takes more than {limit_mb} MB, so nothing new is begun; delete sessions, or raise --max-data-mb"
+    )]
+    NoRoom {
+        /// How much it may take.
+        limit_mb: u64,
     },
     /// So many are being made that another would only slow them down.
     #[error("{waiting} sessions are being made already; try again in a moment")]

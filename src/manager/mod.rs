@@ -1,6 +1,8 @@
 //! The façade that the command line and all protocols see: it chooses a sandbox, makes sessions, and ends them. [`Keeper`] has
 //! those that outlive this process.
 
+mod care;
+mod compaction;
 mod files;
 mod journal;
 mod keeper;

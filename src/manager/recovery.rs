@@ -103,13 +103,15 @@ impl Keeper {
 
     async fn stored(&self, row: &SessionRow) -> Result<Stored, StoreError> {
         let cells = self.0.store.cells(&row.id).await?;
-        let resume = self.0.store.session(&row.id).await?.and_then(|row| row.resume);
+        let whole = self.0.store.session(&row.id).await?;
+        let (resume, kernel_info) = whole.map_or((None, None), |row| (row.resume, row.kernel_info));
         let (epoch, seq) = row.position;
         Ok(Stored {
             cells: cells.into_iter().filter_map(restore_cell).collect(),
             last_seq: row.last_seq,
             position: Position { epoch, seq },
             resume,
+            kernel_info,
         })
     }
 

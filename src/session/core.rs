@@ -101,6 +101,7 @@ pub(super) struct Core {
     pub(super) touched: BTreeSet<u32>,
     pub(super) notices: u32,
     pub(super) effects: Vec<Effect>,
+    pub(super) written: Written,
 }
 
 pub(super) struct Active {
@@ -128,12 +129,17 @@ pub(super) struct Recent {
     pub bytes: u64,
 }
 
+/// What is written down already: most pieces change neither.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    info: Value,
+    pub resume: Option<String>,
+}
+
 /// What a later server needs to go on, beside cells and numbers, which have columns of their own.
 #[derive(Serialize, Deserialize)]
 struct Resume<F> {
     generation: Generation,
-    /// JSON text: the kernel's own words are never parsed by a derived reader.
-    info: String,
     restarts: u32,
     restart_of: Option<Generation>,
     doubt: bool,
@@ -164,6 +170,8 @@ pub struct Stored {
     pub position: Position,
     /// What its driver left.
     pub resume: Option<String>,
+    /// What its kernel said of itself, as JSON text: a kernel's own words are never parsed by a derived reader.
+    pub kernel_info: Option<String>,
 }
 
 impl Core {
@@ -194,6 +202,7 @@ impl Core {
             touched: BTreeSet::new(),
             notices: 0,
             effects: Vec::new(),
+            written: Written::default(),
         }
     }
 
@@ -211,10 +220,11 @@ impl Core {
         core.queue = queued.into_iter().map(|(_, number)| number).collect();
         core.cells = Cells::restore(stored.cells);
         (core.seq, core.position) = (stored.last_seq, stored.position);
+        let info = stored.kernel_info.as_deref().map(|info| wire_json::parse_lenient(info.as_bytes()));
+        core.info = info.and_then(Result::ok).unwrap_or(Value::Null);
         let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str::<Resume<Fold>>(text).ok());
         if let Some(resume) = resume {
             core.generation = resume.generation;
-            core.info = wire_json::parse_lenient(resume.info.as_bytes()).unwrap_or(Value::Null);
             (core.restarts, core.recent, core.fold) = (resume.restarts, resume.recent, resume.fold);
             core.active = resume.active.map(|active| Active::restore(active, core.facts.late_output, now));
             (core.restart_of, core.doubt) = (resume.restart_of, resume.doubt);
@@ -246,7 +256,13 @@ impl Core {
             }
         }
         if !piece.is_empty() && self.facts.durable {
-            piece.resume = self.resume();
+            piece.kernel_info = (self.info != self.written.info).then(|| self.info.to_string());
+            self.written.info.clone_from(&self.info);
+            let resume = self.resume();
+            if resume != self.written.resume {
+                piece.resume.clone_from(&resume);
+                self.written.resume = resume;
+            }
         }
         (piece, std::mem::take(&mut self.effects))
     }
@@ -262,7 +278,6 @@ impl Core {
         });
         let resume = Resume {
             generation: self.generation,
-            info: self.info.to_string(),
             restarts: self.restarts,
             restart_of: self.restart_of,
             // A question that was asked goes down with us; a later server asks again.

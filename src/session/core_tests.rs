@@ -142,7 +142,8 @@ impl Bench {
         let (piece, _) = self.out();
         let cells = self.core.cells.iter().cloned().collect();
         let last_seq = piece.events.last().expect("something happened last").seq;
-        let stored = Stored { cells, last_seq, position: self.core.position, resume: change(piece.resume) };
+        let resume = change(self.core.written.resume.clone());
+        let stored = Stored { cells, last_seq, position: self.core.position, resume, kernel_info: None };
         self.core = Core::restore(facts(), stored, self.now);
     }
 }

@@ -27,8 +27,8 @@ use crate::wire::Channel;
 const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Between two tries to write down what could not be written.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-/// Things that happen before what they mean is written down together.
-const BATCH: usize = 128;
+/// Things that happen, and their bytes, before what they mean is written down together.
+const BATCH: (usize, usize) = (128, 1 << 20);
 
 /// What a session is made of.
 pub struct SessionParts {
@@ -158,12 +158,19 @@ impl Driver {
                 },
                 () = due, if deadline.is_some() => {}
             }
-            for _ in 0..BATCH {
-                let Some(event) = events.try_recv() else { break };
-                self.core.take(now(), event);
-            }
+            self.take_more(&mut events);
             self.core.tick(now());
             self.write_and_act(&mut commands).await;
+        }
+    }
+
+    /// Takes in what waits besides: what comes fast is written down in large pieces, though not too large for the memory.
+    fn take_more(&mut self, events: &mut LinkEvents) {
+        let mut bytes = 0;
+        for _ in 0..BATCH.0 {
+            let Some(event) = (bytes < BATCH.1).then(|| events.try_recv()).flatten() else { return };
+            bytes += event.weight();
+            self.core.take(now(), event);
         }
     }
 

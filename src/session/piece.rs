@@ -187,8 +187,10 @@ pub struct Piece {
     pub state: Option<SessionState>,
     /// The agent's last event that is in this piece or before.
     pub position: Option<Position>,
-    /// What a driver needs to go on from here, as JSON. Only where the journal survives us.
+    /// What a driver needs to go on from here, as JSON, if that changed. Only where the journal survives us.
     pub resume: Option<String>,
+    /// What the kernel says of itself, as JSON, if that changed. Only where the journal survives us.
+    pub kernel_info: Option<String>,
 }
 
 impl Piece {

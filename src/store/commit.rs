@@ -32,6 +32,8 @@ pub struct SessionChange {
     pub last_seq: Option<Seq>,
     /// What its driver needs to go on.
     pub resume: Option<String>,
+    /// What its kernel says of itself.
+    pub kernel_info: Option<String>,
     /// When it was last used.
     pub last_active_at: Option<i64>,
 }
@@ -95,11 +97,12 @@ fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusql
     // A session that is being deleted stays so, whatever its driver has still to say.
     let update = "UPDATE sessions SET state = iif(state = 'deleting', state, ifnull(:state, state)), why = ifnull(:why, why), epoch = ifnull(:epoch, epoch), \
                   seq = ifnull(:seq, seq), last_seq = ifnull(:last_seq, last_seq), resume = ifnull(:resume, resume), \
+                  kernel_info = ifnull(:info, kernel_info), \
                   last_active_at = max(last_active_at, ifnull(:active, 0)) WHERE id = :id";
     connection.prepare_cached(update)?.execute(named_params! {
         ":state": state, ":why": why.flatten(),
         ":epoch": change.position.map(|(epoch, _)| signed(epoch.0)), ":seq": change.position.map(|(_, seq)| signed(seq.0)),
-        ":last_seq": change.last_seq.map(|seq| signed(seq.0)), ":resume": change.resume,
+        ":last_seq": change.last_seq.map(|seq| signed(seq.0)), ":resume": change.resume, ":info": change.kernel_info,
         ":active": change.last_active_at, ":id": session.as_str(),
     })?;
     Ok(())

@@ -11,6 +11,8 @@ use crate::ids::{Seq, SessionId};
 pub struct EventRow {
     /// Its number in the session, from 1, without gaps as it is written.
     pub seq: Seq,
+    /// The first of the numbers that it stands for: its own, but where finished text was merged.
+    pub first: Seq,
     /// When it was taken in, milliseconds since 1970.
     pub time: i64,
     /// The cell that it is about.
@@ -21,15 +23,16 @@ pub struct EventRow {
     pub body: String,
 }
 
-const COLUMNS: &str = "seq, time, cell, type, body";
+const COLUMNS: &str = "seq, ifnull(first, seq), time, cell, type, body";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<EventRow> {
     Ok(EventRow {
         seq: Seq(unsigned(row.get(0)?)),
-        time: row.get(1)?,
-        cell: row.get(2)?,
-        kind: row.get(3)?,
-        body: row.get(4)?,
+        first: Seq(unsigned(row.get(1)?)),
+        time: row.get(2)?,
+        cell: row.get(3)?,
+        kind: row.get(4)?,
+        body: row.get(5)?,
     })
 }
 
@@ -69,6 +72,23 @@ pub(super) fn of_cell(
     let select = format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND cell = ?2 AND seq >= ?3 ORDER BY seq");
     let mut select = connection.prepare_cached(&select)?;
     select.query_map(params![session.as_str(), cell, signed(from.0)], read)?.collect()
+}
+
+/// The first events of a cell in a stretch, its ends included.
+pub(super) fn page_of_cell(
+    connection: &Connection,
+    session: &SessionId,
+    cell: &str,
+    (from, to): (Seq, Seq),
+    max_events: usize,
+    max_bytes: usize,
+) -> rusqlite::Result<Vec<EventRow>> {
+    let select = format!(
+        "SELECT {COLUMNS} FROM events WHERE session = ?1 AND cell = ?2 AND seq BETWEEN ?3 AND ?4 ORDER BY seq LIMIT ?5"
+    );
+    let mut select = connection.prepare_cached(&select)?;
+    let values = params![session.as_str(), cell, signed(from.0), signed(to.0), max_events as i64];
+    take(select.query_map(values, read)?, max_bytes)
 }
 
 impl Store {

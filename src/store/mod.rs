@@ -6,6 +6,7 @@
 
 mod cells;
 mod commit;
+mod compact;
 mod events;
 mod schema;
 mod sessions;
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use cells::{CellRow, CellState};
 pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
+pub use compact::Compactable;
 pub use events::EventRow;
 pub use sessions::SessionRow;
 pub use tokens::TokenRow;

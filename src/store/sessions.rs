@@ -32,6 +32,8 @@ pub struct SessionRow {
     pub last_seq: Seq,
     /// What its driver needs to go on, as JSON.
     pub resume: Option<String>,
+    /// What its kernel says of itself, as JSON.
+    pub kernel_info: Option<String>,
     /// When it was made.
     pub created_at: i64,
     /// When somebody last used it.
@@ -41,7 +43,7 @@ pub struct SessionRow {
 }
 
 const COLUMNS: &str = "id, principal, name, kernel, language, spec, state, why, sandbox, epoch, seq, last_seq, resume, \
-                       created_at, last_active_at, expires_at";
+                       kernel_info, created_at, last_active_at, expires_at";
 
 /// Numbers of 64 bits go in and out bit by bit: SQLite's are signed.
 pub(super) fn signed(number: u64) -> i64 {
@@ -74,9 +76,10 @@ fn read(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
         position: (Epoch(unsigned(row.get(9)?)), Seq(unsigned(row.get(10)?))),
         last_seq: Seq(unsigned(row.get(11)?)),
         resume: row.get(12)?,
-        created_at: row.get(13)?,
-        last_active_at: row.get(14)?,
-        expires_at: row.get(15)?,
+        kernel_info: row.get(13)?,
+        created_at: row.get(14)?,
+        last_active_at: row.get(15)?,
+        expires_at: row.get(16)?,
     })
 }
 
@@ -84,14 +87,14 @@ fn insert(connection: &Connection, session: &SessionRow) -> rusqlite::Result<()>
     connection.execute(
         &format!(
             "INSERT INTO sessions ({COLUMNS}) VALUES (:id, :principal, :name, :kernel, :language, :spec, :state, :why, \
-             :sandbox, :epoch, :seq, :last_seq, :resume, :created_at, :last_active_at, :expires_at)"
+             :sandbox, :epoch, :seq, :last_seq, :resume, :kernel_info, :created_at, :last_active_at, :expires_at)"
         ),
         named_params! {
             ":id": session.id.as_str(), ":principal": session.principal, ":name": session.name,
             ":kernel": session.kernel, ":language": session.language, ":spec": session.spec,
             ":state": session.state, ":why": session.why, ":sandbox": session.sandbox,
             ":epoch": signed(session.position.0.0), ":seq": signed(session.position.1.0),
-            ":last_seq": signed(session.last_seq.0), ":resume": session.resume,
+            ":last_seq": signed(session.last_seq.0), ":resume": session.resume, ":kernel_info": session.kernel_info,
             ":created_at": session.created_at, ":last_active_at": session.last_active_at,
             ":expires_at": session.expires_at,
         },
@@ -196,7 +199,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn sessions(&self, principal: Option<String>) -> Result<Vec<SessionRow>, StoreError> {
         self.read(move |connection| {
-            let columns = COLUMNS.replace("resume", "NULL");
+            let columns = COLUMNS.replace("resume", "NULL").replace("kernel_info", "NULL");
             let select =
                 format!("SELECT {columns} FROM sessions WHERE ?1 IS NULL OR principal = ?1 ORDER BY created_at, id");
             connection.prepare_cached(&select)?.query_map([principal], read)?.collect()

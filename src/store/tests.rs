@@ -35,6 +35,7 @@ fn session(principal: &str) -> SessionRow {
         position: (Epoch(0), Seq(0)),
         last_seq: Seq(0),
         resume: None,
+        kernel_info: None,
         created_at: now_ms(),
         last_active_at: now_ms(),
         expires_at: None,
@@ -43,7 +44,7 @@ fn session(principal: &str) -> SessionRow {
 
 fn event(seq: u64, body: &str) -> EventRow {
     let (cell, kind) = (Some("c1".to_owned()), "output.append".to_owned());
-    EventRow { seq: Seq(seq), time: 7, cell, kind, body: body.to_owned() }
+    EventRow { seq: Seq(seq), first: Seq(seq), time: 7, cell, kind, body: body.to_owned() }
 }
 
 fn cell(number: u32, id: &str, place: f64) -> CellRow {
@@ -129,7 +130,7 @@ async fn a_full_disk_is_named_and_nothing_is_corrupt_when_there_is_room_again() 
     assert_eq!(refused, Err(StoreError::Full));
     store.commit(&row.id, small).await.unwrap();
     store.write(limit(1_000_000)).await.unwrap();
-    let large = Commit { events: vec![EventRow { seq: Seq(2), ..large.events[0].clone() }], ..large };
+    let large = Commit { events: vec![EventRow { seq: Seq(2), first: Seq(2), ..large.events[0].clone() }], ..large };
     store.commit(&row.id, large).await.unwrap();
     assert_eq!(store.events_after(&row.id, Seq(0), 10, 1 << 20).await.unwrap().len(), 2);
     let check: String = store.read(|c| c.pragma_query_value(None, "integrity_check", |row| row.get(0))).await.unwrap();
@@ -206,4 +207,48 @@ async fn tokens_are_kept_by_hash() {
     assert_eq!(store.tokens().await.unwrap(), [token]);
     assert!(store.delete_token("t1").await.unwrap());
     assert!(!store.delete_token("t1").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_format_is_brought_up_to_date() {
+    let folder = Folder::new();
+    let connection = Connection::open(folder.file()).unwrap();
+    connection.execute_batch(include_str!("schema_1.sql")).unwrap();
+    let row = session("a");
+    let columns = "id, principal, kernel, language, spec, state, created_at, last_active_at";
+    let insert = format!("INSERT INTO sessions ({columns}) VALUES (?1, 'a', 'python', 'python', '{{}}', 'idle', 1, 2)");
+    connection.execute(&insert, [row.id.as_str()]).unwrap();
+    let insert = "INSERT INTO events (session, seq, time, cell, type, body) VALUES (?1, 1, 7, 'c1', 'output.append', '{}')";
+    connection.execute(insert, [row.id.as_str()]).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    drop(connection);
+    let store = Store::open(&folder.file()).unwrap();
+    let stored = store.session(&row.id).await.unwrap().unwrap();
+    assert_eq!((stored.state.as_str(), stored.kernel_info, stored.last_active_at), ("idle", None, 2));
+    assert_eq!(store.events_after(&row.id, Seq(0), 10, 1000).await.unwrap(), [event(1, "{}")]);
+}
+
+#[tokio::test]
+async fn merged_events_stand_where_the_last_of_them_stood() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let row = session("a");
+    store.insert_session(row.clone()).await.unwrap();
+    let run = CellState { state: "finished".to_owned(), first_seq: Seq(1), last_seq: Seq(20), ..CellState::default() };
+    let mut finished = cell(1, "c1", 1.0);
+    finished.run = run;
+    let events = (1..=20).map(|seq| event(seq, "{}")).collect();
+    let cells = vec![CellChange::Put(Box::new(finished))];
+    store.commit(&row.id, Commit { events, cells, ..Commit::default() }).await.unwrap();
+    assert!(store.compactable(6, 9).await.unwrap().is_empty(), "too early");
+    let found = store.compactable(7, 9).await.unwrap();
+    assert_eq!((found.len(), found[0].from, found[0].to), (1, Seq(1), Seq(20)));
+    assert_eq!(store.events_to_compact(&found[0], 5, 1000).await.unwrap().len(), 5);
+    let merged = EventRow { first: Seq(3), ..event(18, "merged") };
+    store.merge_events(&found[0], vec![merged.clone()], Seq(20)).await.unwrap();
+    let left = store.events_after(&row.id, Seq(0), 100, 1000).await.unwrap();
+    assert_eq!(left.iter().map(|event| event.seq.0).collect::<Vec<_>>(), [1, 2, 18, 19, 20]);
+    assert_eq!(left[2], merged);
+    assert!(store.compactable(7, 9).await.unwrap().is_empty(), "done");
+    assert!(store.bytes().await.unwrap() > 0);
 }

@@ -20,6 +20,7 @@ mod secrets;
 mod serve;
 mod server;
 mod sweeping;
+mod tidying;
 mod transcripts;
 mod versions;
 mod weak_hosts;

@@ -37,6 +37,7 @@ pub(super) struct Book {
     last_seq: Seq,
     position: Position,
     resume: Option<String>,
+    kernel_info: Option<String>,
     pub state: Option<SessionState>,
     views: HashMap<String, View>,
     /// The cells that wait, in order.
@@ -56,6 +57,7 @@ impl Book {
             last_seq: self.last_seq,
             position: self.position,
             resume: self.resume.clone(),
+            kernel_info: self.kernel_info.clone(),
         }
     }
 
@@ -81,8 +83,9 @@ impl Book {
             assert_eq!(position.seq, last, "the position is that of the last event in the piece");
         }
         self.position = piece.position.unwrap_or(self.position);
-        assert!(piece.resume.is_some(), "a later server can go on from here");
-        self.resume.clone_from(&piece.resume);
+        self.resume = piece.resume.clone().or(self.resume.take());
+        self.kernel_info = piece.kernel_info.clone().or(self.kernel_info.take());
+        assert!(self.resume.is_some(), "a later server can go on from here");
         self.check();
     }
 
