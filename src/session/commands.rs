@@ -18,8 +18,6 @@ const MAX_CELLS: usize = 100_000;
 const MAX_NOTEBOOK: usize = 256 << 20;
 /// Cells that wait for their turn.
 const MAX_QUEUE: usize = 1_000;
-/// Questions (completion, inspection) that wait for the kernel.
-const MAX_ASKED: usize = 32;
 
 /// Why a session does not do what it is asked.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -123,7 +121,7 @@ pub struct CellEdit {
 }
 
 impl Core {
-    fn check_alive(&self) -> Result<(), Denied> {
+    pub(super) fn check_alive(&self) -> Result<(), Denied> {
         match &self.state {
             SessionState::Gone { why } => Err(Denied::Gone { why: why.clone() }),
             _ => Ok(()),
@@ -277,23 +275,6 @@ impl Core {
             self.restart_kernel(now);
         }
         Ok(())
-    }
-
-    /// Asks the kernel something on its shell channel; the content of its reply comes as an [`Effect::Answer`] with the id that
-    /// this gives.
-    pub fn ask_kernel(&mut self, msg_type: &str, content: &Value) -> Result<String, Denied> {
-        self.check_alive()?;
-        if !self.kernel_is_there() {
-            return Err(Denied::NotReady { state: self.state.name() });
-        }
-        if self.asked.len() >= MAX_ASKED {
-            return Err(Denied::TooMany { what: "unanswered questions", limit: MAX_ASKED });
-        }
-        let message = Message::new_request(&self.facts.name, msg_type, content);
-        let question = message.header().msg_id;
-        self.asked.insert(question.clone());
-        self.effects.push(Effect::Send { channel: Channel::Shell, generation: Some(self.generation), message });
-        Ok(question)
     }
 
     // ---- how ---------------------------------------------------------------------------------------------------------

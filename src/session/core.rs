@@ -17,6 +17,7 @@ use super::handle::SessionState;
 use super::kernel::START_DEADLINE;
 use super::ladder::{Ladder, Step};
 use super::piece::{CellChange, EventBody, Piece, SessionEvent, Telling};
+use super::questions::Subshell;
 use super::run::{ActiveRun, Now, RunFacts, RunResult, RunStatus, StopReason};
 use crate::agent_protocol::{Hello, SignalKind};
 use crate::ids::{Generation, RunId, Seq};
@@ -87,6 +88,8 @@ pub(super) struct Core {
     pub(super) probe: Option<String>,
     /// Questions (completion, inspection) that the kernel has not answered.
     pub(super) asked: BTreeSet<String>,
+    /// Where the kernel answers them while it runs a cell.
+    pub(super) subshell: Subshell,
     pub(super) start_deadline: Option<Instant>,
     pub(super) restarts: u32,
     /// The life of the kernel that is being replaced by a restart.
@@ -192,6 +195,7 @@ impl Core {
             doubt: false,
             probe: None,
             asked: BTreeSet::new(),
+            subshell: Subshell::default(),
             start_deadline: Some(now.instant + START_DEADLINE),
             restarts: 0,
             restart_of: None,

@@ -482,6 +482,38 @@ fn what_a_dead_kernel_was_asked_is_answered_with_a_no() {
 }
 
 #[test]
+fn questions_are_asked_in_a_subshell_where_the_kernel_has_them() {
+    let mut bench = Bench::new();
+    bench.attach();
+    bench.kernel(KernelEvent::Ready { info: json!({"supported_features": ["kernel subshells"]}).to_string() });
+    bench.out();
+    let sent = |effects: Vec<Effect>| -> Vec<(Channel, String, Value)> {
+        let messages = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Send { channel, message, .. } => Some((channel, message)),
+            _ => None,
+        });
+        let header = |message: &Message| serde_json::from_slice::<Value>(&message.header).unwrap();
+        messages.map(|(to, message)| (to, message.header().msg_id, header(&message)["subshell_id"].clone())).collect()
+    };
+    let first = bench.core.ask_kernel("complete_request", &json!({})).unwrap();
+    let asked = sent(bench.effects());
+    assert_eq!((asked.len(), asked[0].0), (1, Channel::Control), "the subshell first");
+    let second = bench.core.ask_kernel("inspect_request", &json!({})).unwrap();
+    assert!(sent(bench.effects()).is_empty());
+    bench.says(Channel::Control, &asked[0].1, "create_subshell_reply", &json!({"status": "ok", "subshell_id": "s1"}));
+    let in_subshell = |id: String| (Channel::Shell, id, json!("s1"));
+    assert_eq!(sent(bench.effects()), [in_subshell(first), in_subshell(second)]);
+    let third = bench.core.ask_kernel("complete_request", &json!({})).unwrap();
+    assert_eq!(sent(bench.effects()), [in_subshell(third)]);
+    // The next kernel has another.
+    bench.exits(None);
+    bench.starts_again();
+    bench.effects();
+    let plain = bench.core.ask_kernel("complete_request", &json!({})).unwrap();
+    assert_eq!(sent(bench.effects()), [(Channel::Shell, plain, Value::Null)], "this one has none");
+}
+
+#[test]
 fn metadata_is_counted() {
     let mut bench = Bench::new();
     let metadata = Map::from_iter([("k".to_owned(), Value::from("x".repeat(300 << 20)))]);

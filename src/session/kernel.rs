@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::commands::Denied;
 use super::core::{Core, Effect};
 use super::handle::SessionState;
 use super::piece::EventBody;
@@ -89,13 +88,6 @@ impl Core {
             // Until it says that it is ready, or answers.
             self.await_start(now);
         }
-    }
-
-    /// Their answers will not come.
-    fn give_up_questions(&mut self) {
-        let denied = Denied::NotReady { state: self.state.name() };
-        let answers = std::mem::take(&mut self.asked).into_iter();
-        self.effects.extend(answers.map(|question| Effect::Answer { question, content: Err(denied.clone()) }));
     }
 
     pub(super) fn ended_well(&mut self) {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::core::{Core, Effect};
+use super::core::Core;
 use super::handle::SessionState;
 use super::piece::{EventBody, Telling, value_size};
 use super::run::{Meaning, Now, StopReason};
@@ -96,8 +96,8 @@ impl Core {
 
     fn take_message(&mut self, now: Now, channel: Channel, message: &Message) {
         let (header, parent) = (message.header(), message.parent());
-        if channel == Channel::Shell && self.asked.remove(&parent.msg_id) {
-            return self.effects.push(Effect::Answer { question: parent.msg_id, content: Ok(message.content_value()) });
+        if self.take_answer(channel, &parent.msg_id, message) {
+            return;
         }
         let is_probe = channel == Channel::Shell && self.probe.take_if(|probe| *probe == parent.msg_id).is_some();
         let is_there = self.kernel_is_there();

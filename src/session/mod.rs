@@ -14,7 +14,7 @@
 //!   time     ──▶ └────────┘        └─────────┘        └──────────────────────┘
 //! ```
 //!
-//! `core` (with `kernel`, `commands` and `messages`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
+//! `core` (with `kernel`, `commands`, `questions` and `messages`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
 //! notebook; `run` and `ladder` are what a run's messages mean and how an interrupt escalates. Every accepted run ends exactly
 //! once, in one of the [`RunStatus`]es. What has happened is in the [`Journal`] before anything that follows from it is done.
 
@@ -29,6 +29,7 @@ mod kernel;
 mod ladder;
 mod messages;
 mod piece;
+mod questions;
 mod run;
 #[cfg(test)]
 mod simulation;

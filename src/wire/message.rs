@@ -163,6 +163,16 @@ impl Message {
         Self::request(&ids::random_uuid(), session, msg_type, content)
     }
 
+    /// The same, to be answered in a subshell of the kernel: while its main shell runs a cell. Source: the header's `subshell_id`,
+    /// jupyter_client's messaging, "Subshells" (JEP 91).
+    pub fn in_subshell(mut self, id: &str) -> Self {
+        if let Ok(Value::Object(mut header)) = json::parse_lenient(&self.header) {
+            header.insert("subshell_id".to_owned(), id.into());
+            self.header = Value::Object(header).to_string().into();
+        }
+        self
+    }
+
     /// The header's known fields.
     pub fn header(&self) -> Header {
         Header::read(&self.header)

@@ -664,10 +664,12 @@ async fn a_journal_of_a_later_version_is_refused_and_not_touched() {
     let path = server.paths().journal();
     let set =
         |version: u32| rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", version).unwrap();
+    let known: u32 =
+        rusqlite::Connection::open(&path).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     set(1000);
     let (code, told) = refused(server.command()).await;
     assert!(code == 2 && told.contains("later cellkeep (format 1000"), "{told}");
-    set(1);
+    set(known);
     server.start_again().await;
     server.stop().await;
     // Nor is one that is no journal at all. The log beside it would be merged into it.

@@ -98,6 +98,16 @@ async fn restarts_and_questions(held: &Held) {
     assert_eq!((&cell["status"], &cell["error"]["ename"]), (&json!("error"), &json!("NameError")));
     assert_eq!(held.view().await["cells"], 3, "the cells are kept");
     ask("/input", json!({"value": "x"})).await.problem(409, "no_input_wanted");
+    // It answers while it runs a cell.
+    held.begin("long", "import time\nfresh_name = 1\ntime.sleep(600)").await;
+    held.client.until(&held.path(""), |reply| reply.json()["state"] == "busy").await;
+    let completed = |reply: &crate::server::Reply| reply.json()["matches"][0] == "fresh_name";
+    let asking = async { while !completed(&ask("/complete", json!({"code": "fresh_na"})).await) {} };
+    tokio::time::timeout(PATIENCE, asking).await.expect("an answer that knows the name");
+    let inspected = ask("/inspect", json!({"code": "fresh_name"})).await.is(200);
+    assert_eq!((&inspected["found"], &held.cell("long").await["state"]), (&json!(true), &json!("running")));
+    ask("/interrupt", json!({})).await.is(202);
+    assert_eq!(held.finished("long").await["status"], "interrupted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
