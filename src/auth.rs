@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use base64::Engine as _;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use crate::ids;
 use crate::store::{Store, StoreError, TokenRow, now_ms};
@@ -55,6 +57,10 @@ impl Identity {
     }
 }
 
+/// A token that was shown, by its hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown(Hash);
+
 type Hash = [u8; 32];
 
 fn hash(secret: &str) -> Hash {
@@ -71,6 +77,8 @@ pub fn new_secret() -> String {
 #[derive(Debug, Default)]
 pub struct Tokens {
     by_hash: RwLock<HashMap<Hash, (Identity, Option<i64>)>>,
+    /// Tells that they were read again.
+    loaded: watch::Sender<()>,
 }
 
 impl Tokens {
@@ -86,14 +94,34 @@ impl Tokens {
         }
         let count = by_hash.len();
         *self.by_hash.write().unwrap_or_else(PoisonError::into_inner) = by_hash;
+        self.loaded.send_replace(());
         Ok(count)
     }
 
     /// Who shows this token. `None` for one that is not valid (any more).
-    pub fn identify(&self, secret: &str) -> Option<Identity> {
+    pub fn identify(&self, secret: &str) -> Option<(Identity, Shown)> {
+        let shown = Shown(hash(secret));
+        self.find(shown).map(|(identity, _)| (identity, shown))
+    }
+
+    /// Whose it is, and until when, if it is valid now.
+    fn find(&self, shown: Shown) -> Option<(Identity, Option<i64>)> {
         let by_hash = self.by_hash.read().unwrap_or_else(PoisonError::into_inner);
-        let (identity, expires_at) = by_hash.get(&hash(secret))?;
-        expires_at.is_none_or(|at| at > now_ms()).then(|| identity.clone())
+        by_hash.get(&shown.0).filter(|(_, expires_at)| expires_at.is_none_or(|at| at > now_ms())).cloned()
+    }
+
+    /// Waits until a token is not valid any more: for what is served for longer than a moment.
+    pub async fn until_invalid(&self, shown: Shown) {
+        let mut loaded = self.loaded.subscribe();
+        while let Some((_, expires_at)) = self.find(shown) {
+            let left = expires_at.map_or(u64::MAX, |at| at.saturating_sub(now_ms()).max(0).cast_unsigned());
+            // What is further away than a day is looked at again before.
+            let left = Duration::from_millis(left).min(Duration::from_secs(86_400));
+            tokio::select! {
+                changed = loaded.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(left) => {}
+            }
+        }
     }
 }
 
@@ -133,13 +161,18 @@ mod tests {
         let store = Store::open(&folder.join("journal.db")).unwrap();
         let (secret, old) = (new_secret(), new_secret());
         let ann = Identity { principal: "ann".to_owned(), scope: Scope::Use };
-        store_token(&store, &secret, "laptop", &ann, None).await.unwrap();
+        let id = store_token(&store, &secret, "laptop", &ann, None).await.unwrap();
         store_token(&store, &old, "old", &ann, Some(now_ms() - 1)).await.unwrap();
         let tokens = Tokens::default();
-        assert_eq!(tokens.identify(&secret), None, "not before they are loaded");
+        let whose = |secret: &str| tokens.identify(secret).map(|(identity, _)| identity);
+        assert_eq!(whose(&secret), None, "not before they are loaded");
         assert_eq!(tokens.load(&store).await.unwrap(), 2);
-        assert_eq!(tokens.identify(&secret), Some(ann.clone()));
-        assert_eq!((tokens.identify(&old), tokens.identify(""), tokens.identify("ck_x")), (None, None, None));
+        assert_eq!(whose(&secret), Some(ann.clone()));
+        assert_eq!((whose(&old), whose(""), whose("ck_x")), (None, None, None));
+        let (_, shown) = tokens.identify(&secret).unwrap();
+        assert!(store.delete_token(&id).await.unwrap());
+        tokio::join!(tokens.until_invalid(shown), async { tokens.load(&store).await.unwrap() });
+        assert_eq!(whose(&secret), None, "it was revoked");
         assert_eq!((ann.sees(), Identity { scope: Scope::Admin, ..ann.clone() }.sees()), (Some("ann"), None));
         // While the store is open: its closing merges the log into the file, and removes it.
         for file in std::fs::read_dir(&folder).unwrap() {

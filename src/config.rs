@@ -39,6 +39,8 @@ pub struct ServeConfig {
     pub max_data_mb: Option<u64>,
     /// Kernels, and how many sessions of each are made ahead.
     pub pool: Option<BTreeMap<String, usize>>,
+    /// Requests a second that are taken of each principal; 0: as many as come.
+    pub rate_limit: Option<u32>,
     /// Names of this server beside those of loopback.
     pub allow_hosts: Option<Vec<String>>,
     /// Origins of pages that may use it.

@@ -12,7 +12,7 @@ use rustix::fs::FlockOperation;
 use thiserror::Error;
 use tokio::net::TcpListener;
 
-use crate::api::{self, Api, Guard};
+use crate::api::{self, Api, Guard, Pace};
 use crate::auth::{self, Identity, Scope, Tokens};
 use crate::config::Paths;
 use crate::manager::{Keeper, KeeperError, KeeperSettings};
@@ -23,6 +23,9 @@ use crate::telemetry;
 const DRAIN: Duration = Duration::from_secs(3);
 /// Between two looks at the stored tokens: another process may have made or revoked one.
 const RELOAD_TOKENS: Duration = Duration::from_secs(2);
+
+/// The name of a token that was given to the server when it was started.
+const GIVEN: &str = "given with --token";
 
 /// What is to be served, and to whom.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub struct ServerSettings {
     pub hosts: Vec<String>,
     /// Origins of pages that may use it.
     pub origins: Vec<String>,
+    /// Requests a second that are taken of each principal; 0: as many as come.
+    pub rate_limit: u32,
     /// Whether all sessions end with it.
     pub end_sessions: bool,
     /// How sessions are kept.
@@ -124,7 +129,12 @@ pub async fn serve(
     });
     tokio::spawn(reload(tokens.clone(), store));
     let guard = Guard { loopback: address.ip().is_loopback(), hosts: settings.hosts, origins: settings.origins };
-    let router = api::router(Api { keeper: keeper.clone(), tokens, guard: Arc::new(guard) });
+    let router = api::router(Api {
+        keeper: keeper.clone(),
+        tokens,
+        guard: Arc::new(guard),
+        pace: Arc::new(Pace::new(settings.rate_limit)),
+    });
     welcome(Welcome { address, new_token });
     serve_until(listener, router, stop).await.map_err(io_error("cannot serve"))?;
     keeper.drain_pool().await;
@@ -148,7 +158,11 @@ fn lock(paths: &Paths) -> Result<fs::File, ServerError> {
 async fn first_token(store: &Store, tokens: &Tokens, given: Option<&str>) -> Result<Option<String>, StoreError> {
     let admin = Identity { principal: "admin".to_owned(), scope: Scope::Admin };
     if let Some(secret) = given {
-        auth::store_token(store, secret, "given with --token", &admin, None).await?;
+        // One that was given before is not valid any more.
+        for row in store.tokens().await?.into_iter().filter(|row| row.name == GIVEN) {
+            store.delete_token(&row.id).await?;
+        }
+        auth::store_token(store, secret, GIVEN, &admin, None).await?;
     }
     if tokens.load(store).await? > 0 {
         return Ok(None);

@@ -42,7 +42,8 @@ impl Problem {
         Self { field: Some(field), ..self }
     }
 
-    fn retry_after(self, seconds: u32) -> Self {
+    /// Says when trying again makes sense.
+    pub fn retry_after(self, seconds: u32) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{self, Stream};
+use futures_util::stream::{self, Stream, StreamExt};
 use serde::Deserialize;
 
 use super::error::Problem;
@@ -76,13 +76,13 @@ pub(super) async fn stream(
     let after = last.map_or(query.seq(), Seq);
     let follower = api.keeper.follow(&id, caller.sees(), after)?;
     let reader = Reader::new(&api, id, follower, query.form()?, None);
-    Ok(sse(reader))
+    Ok(sse(reader, &api, &caller))
 }
 
 /// The events of one run of a cell, to its end.
 pub(super) fn of_cell(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, form: Form) -> Result<Response, Problem> {
     let follower = api.keeper.follow(id, caller.sees(), before(cell))?;
-    Ok(sse(Reader::new(api, id.clone(), follower, form, Some(cell.id.clone()))))
+    Ok(sse(Reader::new(api, id.clone(), follower, form, Some(cell.id.clone())), api, caller))
 }
 
 /// Waits until a cell's run has ended.
@@ -152,8 +152,11 @@ impl Reader {
     }
 }
 
-fn sse(reader: Reader) -> Response {
-    let stream = as_stream(reader);
+/// Streams for as long as the token is valid that it was asked for with.
+fn sse(reader: Reader, api: &Api, Caller(_, shown): &Caller) -> Response {
+    let (tokens, shown) = (api.tokens.clone(), *shown);
+    let invalid = Box::pin(async move { tokens.until_invalid(shown).await });
+    let stream = as_stream(reader).take_until(invalid);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("still here");
     let mut response = Sse::new(stream).keep_alive(keep_alive).into_response();
     // Else nginx holds events back.

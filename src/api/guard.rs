@@ -81,15 +81,24 @@ pub(super) async fn identify(State(api): State<Api>, mut request: Request, next:
     let Some(token) = token else {
         return unauthorized("no_token", "a token is needed: Authorization: Bearer TOKEN");
     };
-    let Some(identity) = api.tokens.identify(&token) else {
+    let Some((identity, shown)) = api.tokens.identify(&token) else {
+        api.pace.count_bad_token().map_err(|after| too_fast("with tokens that are not valid", after))?;
         return unauthorized("bad_token", "this token is not valid (any more)");
     };
     if identity.scope < Scope::Use && !matches!(*request.method(), Method::GET | Method::HEAD) {
         let detail = "this token may only look; one of scope `use` is needed";
         return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
     }
+    api.pace.count(&identity.principal).map_err(|after| too_fast("of yours", after))?;
     request.extensions_mut().insert(identity);
+    request.extensions_mut().insert(shown);
     Ok(next.run(request).await)
+}
+
+/// The answer to what comes too fast.
+pub(super) fn too_fast(of: &str, after: u32) -> Problem {
+    let detail = format!("requests {of} come faster than this server takes them; wait {after} s (--rate-limit)");
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail).retry_after(after)
 }
 
 fn token_in_query(uri: &Uri) -> Option<String> {

@@ -6,8 +6,10 @@ mod error;
 mod events;
 mod files;
 mod guard;
+mod pace;
 mod sessions;
 mod socket;
+mod trace;
 mod view;
 
 use std::sync::Arc;
@@ -23,12 +25,13 @@ use axum::routing::{get, post};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use crate::auth::{Identity, Scope, Tokens};
+use crate::auth::{Identity, Scope, Shown, Tokens};
 use crate::ids::SessionId;
 use crate::manager::{Keeper, MAX_FILE};
 use crate::telemetry;
 use error::Problem;
 pub use guard::Guard;
+pub use pace::Pace;
 
 /// Bytes of a request's body, files aside.
 const MAX_BODY: usize = 32 << 20;
@@ -42,6 +45,8 @@ pub struct Api {
     pub tokens: Arc<Tokens>,
     /// Which hosts and origins are ours.
     pub guard: Arc<Guard>,
+    /// How many requests are taken.
+    pub pace: Arc<Pace>,
 }
 
 /// All routes.
@@ -86,6 +91,7 @@ pub fn router(api: Api) -> Router {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
         })
         .layer(middleware::from_fn_with_state(api.clone(), guard::check_host))
+        .layer(middleware::from_fn(trace::name))
         .with_state(api)
 }
 
@@ -141,8 +147,8 @@ impl<S: Send + Sync> FromRequestParts<S> for CellInPath {
     }
 }
 
-/// Who asks, put there by the guard.
-struct Caller(Identity);
+/// Who asks, and by which token, put there by the guard.
+struct Caller(Identity, Shown);
 
 impl Caller {
     fn sees(&self) -> Option<&str> {
@@ -154,8 +160,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let identity = parts.extensions.get::<Identity>().cloned();
-        identity.map(Self).ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "no_token", "a token is needed"))
+        let found = parts.extensions.get::<Identity>().cloned().zip(parts.extensions.get::<Shown>().copied());
+        found
+            .map(|(identity, shown)| Self(identity, shown))
+            .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "no_token", "a token is needed"))
     }
 }
 

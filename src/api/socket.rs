@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::error::Problem;
 use super::events::{After, Reader};
-use super::{Api, Caller, InPath, Query, cells};
+use super::{Api, Caller, InPath, Query, cells, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
 use crate::session::{NewCell, SessionHandle};
@@ -44,8 +44,16 @@ struct Commander {
 
 async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
     let (mut sender, mut receiver) = socket.split();
+    let (tokens, shown) = (commander.api.tokens.clone(), commander.caller.1);
+    let invalid = tokens.until_invalid(shown);
+    tokio::pin!(invalid);
     loop {
         let sent = tokio::select! {
+            () = &mut invalid => {
+                let frame = CloseFrame { code: 1008, reason: "the token is not valid any more".into() };
+                let _ = sender.send(Message::Close(Some(frame))).await;
+                return;
+            }
             event = reader.next() => match event {
                 Some((_, json)) => sender.send(Message::text(json)).await,
                 None => {
@@ -105,6 +113,9 @@ async fn obey(text: &str, commander: &Commander) -> Value {
         return failed(command.id.as_deref(), &Problem::new(status, "scope_too_narrow", "this token may only look"));
     }
     let id = command.id.clone();
+    if let Err(after) = commander.api.pace.count(&commander.caller.0.principal) {
+        return failed(id.as_deref(), &guard::too_fast("of yours", after));
+    }
     match act(command, commander).await {
         Ok(cell) => json!({"type": "reply", "id": echoed(id.as_deref()), "ok": true, "cell": cell}),
         Err(problem) => failed(id.as_deref(), &problem),

@@ -142,8 +142,13 @@ impl Failure {
     }
 }
 
+/// `CELLKEEP_LOG` says what is logged (`info`, `debug`, `cellkeep=trace`), `CELLKEEP_LOG_FORMAT=json` how.
 fn init_logging() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("CELLKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn,bollard=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match std::env::var("CELLKEEP_LOG_FORMAT").as_deref() {
+        Ok("json") => log.json().init(),
+        _ => log.without_time().init(),
+    }
 }

@@ -50,6 +50,9 @@ pub(super) struct ServeArgs {
     /// Kernels to keep ready, and how many sessions of each, as python=2,r=1
     #[arg(long, value_name = "KERNEL=COUNT,...", value_delimiter = ',', value_parser = parse_pool, env = "CELLKEEP_POOL")]
     pool: Option<Vec<(String, usize)>>,
+    /// Requests a second that are taken of each principal, bursts of five times as many aside; 0 takes all [default: 1000]
+    #[arg(long, value_name = "COUNT", env = "CELLKEEP_RATE_LIMIT")]
+    rate_limit: Option<u32>,
     /// A name of this server beside localhost, when it listens on loopback behind a proxy
     #[arg(long = "allow-host", value_name = "NAME")]
     hosts: Option<Vec<String>>,
@@ -67,6 +70,8 @@ pub(super) struct ServeArgs {
     print_config: bool,
 }
 
+/// Requests a second that are taken of each principal, where nobody says: more than one gets answered on two cores.
+const RATE_LIMIT: u32 = 1000;
 /// The most sessions of one kernel that are made ahead.
 const MAX_POOL: usize = 1000;
 
@@ -99,6 +104,7 @@ impl ServeArgs {
             compact_after: self.compact_after.or(file.compact_after).or(Some(defaults.compact_after_seconds)),
             max_data_mb: self.max_data_mb.or(file.max_data_mb).or(Some(defaults.max_data_mb)),
             pool: pool.or(file.pool).or(Some(BTreeMap::new())),
+            rate_limit: self.rate_limit.or(file.rate_limit).or(Some(RATE_LIMIT)),
             allow_hosts: self.hosts.clone().or(file.allow_hosts).or(Some(Vec::new())),
             allow_origins: self.origins.clone().or(file.allow_origins).or(Some(Vec::new())),
         }
@@ -120,6 +126,7 @@ fn settings(config: ServeConfig, token: Option<String>, end_sessions: bool) -> a
         token,
         hosts: config.allow_hosts.unwrap_or_default(),
         origins: config.allow_origins.unwrap_or_default(),
+        rate_limit: config.rate_limit.unwrap_or(RATE_LIMIT),
         end_sessions,
         keeper: KeeperSettings {
             sandbox: sandbox.choice(),

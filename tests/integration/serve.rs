@@ -685,3 +685,88 @@ async fn bad_connections_cost_nothing() {
     assert!(server.memory() < memory + (16 << 20), "{} MB", server.memory() >> 20);
     server.end().await;
 }
+
+#[tokio::test]
+async fn requests_have_ids_and_a_pace() {
+    let server = Server::start("pace", Place::process(), &["--rate-limit", "10"]).await;
+    let client = server.client();
+    let named = client.with("x-request-id", "mine-1").get("/v1/sessions").await;
+    assert_eq!(named.header("x-request-id"), "mine-1");
+    assert_eq!(client.with("x-request-id", "<b>").get("/healthz").await.header("x-request-id").len(), 36);
+    let refused = loop {
+        let reply = client.get("/v1/sessions").await;
+        if reply.status != 200 {
+            break reply;
+        }
+    };
+    assert!(refused.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds <= 2));
+    refused.problem(429, "too_many_requests");
+    let (_, other) = server.client_with(&["other", "--principal", "other"]).await;
+    other.until("/v1/sessions", |reply| reply.status == 200).await;
+    let stranger = Client { token: Some("ck_guessed".to_owned()), ..client.clone() };
+    stranger.get("/v1/sessions").await.problem(401, "bad_token");
+    let refused = loop {
+        let reply = stranger.get("/v1/sessions").await;
+        if reply.status != 401 {
+            break reply;
+        }
+    };
+    refused.problem(429, "too_many_requests");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_what_it_opened() {
+    let server = start("revoked").await;
+    let (id, friend) = server.client_with(&["friend"]).await;
+    let held = friend.create(json!({"kernel": "bash"})).await;
+    let mut events = held.events(0).await;
+    events.next_of("session.state").await;
+    let mut request = format!("ws://{}{}", friend.address(), held.path("/socket")).into_client_request().unwrap();
+    let authorization = format!("Bearer {}", friend.token.as_deref().unwrap());
+    request.headers_mut().insert("authorization", authorization.parse().unwrap());
+    let stream = TcpStream::connect(friend.address()).await.unwrap();
+    let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cellkeep"));
+    assert!(command.args(["token", "revoke", &id, "--data"]).arg(server.data()).status().unwrap().success());
+    let ends = async {
+        while events.next().await.is_ok_and(|event| event.is_some()) {}
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Close(frame))) => return frame.unwrap().reason.to_string(),
+                Some(Ok(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let why = tokio::time::timeout(PATIENCE, ends).await.expect("both end");
+    assert!(why.contains("not valid any more"), "{why}");
+    let mine = Held { client: server.client(), id: held.id };
+    mine.delete().await;
+    server.end().await;
+}
+
+#[tokio::test]
+async fn the_log_holds_no_code_no_output_and_no_token() {
+    let mut server = start("log").await;
+    server.stop().await;
+    server.logged = "cellkeep=trace,hyper=info".to_owned();
+    server.start_again().await;
+    let client = server.client();
+    let held = client.create(json!({"kernel": "python", "env": {"GIVEN": "env-canary"}})).await;
+    held.ok("canary_code = 1; print('out' + 'put-canary')").await;
+    held.client.put(&held.path("/files/name.txt"), "file-canary").await.is(204);
+    let asked = format!("/v1/sessions?token={}", crate::server::TOKEN);
+    client.anonymous().get(&asked).await.is(200);
+    Client { token: Some("guessed-canary".to_owned()), ..client.clone() }
+        .get("/v1/sessions")
+        .await
+        .problem(401, "bad_token");
+    held.delete().await;
+    let told = server.told();
+    assert!(told.contains("answered") && told.contains("/v1/sessions"), "requests are logged: {told}");
+    for secret in ["canary", crate::server::TOKEN] {
+        assert!(!told.contains(secret), "{secret} is in the log: {told}");
+    }
+    server.end().await;
+}

@@ -1,0 +1,49 @@
+//! Request ids: each request has one, its own or one of ours; its answer and its lines in the log name it.
+
+use std::time::Instant;
+
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::Instrument;
+
+use crate::ids;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Names a request, and notes how it was answered. The query is left out: a token may stand in it.
+pub(super) async fn name(request: Request, next: Next) -> Response {
+    let id = request.headers().get(&REQUEST_ID).filter(|id| is_fit(id)).cloned();
+    let id = id.or_else(|| HeaderValue::from_str(&ids::random_uuid()).ok());
+    let id = id.unwrap_or(HeaderValue::from_static("unnamed"));
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), %method, path);
+    let began = Instant::now();
+    let mut response = next.run(request).instrument(span.clone()).await;
+    span.in_scope(|| tracing::info!(status = response.status().as_u16(), ms = began.elapsed().as_millis(), "answered"));
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// What others send is repeated where logs are read: a short word and nothing else.
+fn is_fit(id: &HeaderValue) -> bool {
+    let bytes = id.as_bytes();
+    (1..=64).contains(&bytes.len())
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_others_are_short_words() {
+        for fit in ["a", "8f-7_x.1", &"x".repeat(64)] {
+            assert!(is_fit(&HeaderValue::from_str(fit).unwrap()), "{fit}");
+        }
+        for unfit in ["", "a b", "<script>", "ä", &"x".repeat(65)] {
+            assert!(!is_fit(&HeaderValue::from_bytes(unfit.as_bytes()).unwrap()), "{unfit}");
+        }
+    }
+}
