@@ -132,6 +132,7 @@ impl From<FileError> for Problem {
         match error {
             FileError::Missing(_) => Self::not_found("no_file", detail),
             FileError::Refused(_) => Self::unprocessable("bad_file", detail).field("path"),
+            FileError::Cut => Self::bad_request("cut_off", detail),
             FileError::TooLarge => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "file_too_large", detail),
             FileError::Keeper(error) => error.into(),
         }

@@ -1,16 +1,17 @@
 //! A session's workspace: bytes in and out, listings as JSON.
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::Problem;
 use super::{Api, Caller, InPath, Query, User, path_field};
+use crate::manager::{FileError, MAX_FILE};
 
 /// The file in the path.
 pub(super) struct FileInPath(String);
@@ -45,14 +46,15 @@ pub(super) async fn get(
     InPath(id): InPath,
     FileInPath(path): FileInPath,
 ) -> Result<Response, Problem> {
-    let bytes = api.keeper.read_file((&id, caller.sees()), &path).await?;
+    let (size, pieces) = api.keeper.read_file((&id, caller.sees()), &path).await?;
     // What a sandbox wrote is never shown in place.
     let headers = [
+        (header::CONTENT_LENGTH, HeaderValue::from(size)),
         (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
         (header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment")),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     ];
-    Ok((headers, bytes).into_response())
+    Ok((headers, Body::from_stream(pieces)).into_response())
 }
 
 pub(super) async fn put(
@@ -60,9 +62,16 @@ pub(super) async fn put(
     User(caller): User,
     InPath(id): InPath,
     FileInPath(path): FileInPath,
-    body: Bytes,
+    headers: HeaderMap,
+    body: Body,
 ) -> Result<StatusCode, Problem> {
-    api.keeper.write_file((&id, caller.sees()), &path, body).await?;
+    let said =
+        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()).and_then(|length| length.parse().ok());
+    // Before a byte of what is there is overwritten.
+    if said.is_some_and(|length: u64| length > MAX_FILE as u64) {
+        return Err(FileError::TooLarge.into());
+    }
+    api.keeper.write_file((&id, caller.sees()), &path, body.into_data_stream()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -27,7 +27,7 @@ use serde_json::json;
 
 use crate::auth::{Identity, Scope, Shown, Tokens};
 use crate::ids::SessionId;
-use crate::manager::{Keeper, MAX_FILE};
+use crate::manager::Keeper;
 use crate::telemetry;
 use error::Problem;
 pub use guard::Guard;
@@ -66,10 +66,7 @@ pub fn router(api: Api) -> Router {
         .route("/cells/{cell}/run", post(cells::run))
         .route("/cells/{cell}/cancel", post(cells::cancel))
         .route("/files/", get(files::list))
-        .route(
-            "/files/{*path}",
-            get(files::get).put(files::put).delete(files::delete).layer(DefaultBodyLimit::max(MAX_FILE)),
-        );
+        .route("/files/{*path}", get(files::get).put(files::put).delete(files::delete));
     let v1 = Router::new()
         .route("/sessions", get(sessions::list).post(sessions::create))
         .nest("/sessions/{session}", one)

@@ -1,14 +1,15 @@
 //! A kept session's workspace. Files move through the agent, which alone resolves names inside the sandbox: nothing here
 //! ever opens a file that a sandbox can write.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, Stream, StreamExt};
 use thiserror::Error;
 
 use super::{Keeper, KeeperError};
 use crate::agent_protocol::{AnswerBody, FILE_CHUNK, Request};
 use crate::ids::SessionId;
 use crate::link::LinkError;
-use crate::session::SessionError;
+use crate::session::{SessionError, SessionHandle};
 
 pub use crate::agent_protocol::FileEntry;
 
@@ -27,6 +28,9 @@ pub enum FileError {
     /// It is larger than is moved.
     #[error("the file is larger than {} MB", MAX_FILE >> 20)]
     TooLarge,
+    /// The sender went away in the middle, or the file got shorter while it was read.
+    #[error("the file was cut off")]
+    Cut,
     /// The session cannot be asked.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
@@ -41,6 +45,44 @@ impl From<SessionError> for FileError {
             }
             error => Self::Keeper(error.into()),
         }
+    }
+}
+
+/// A file that is being read.
+struct Reading {
+    handle: SessionHandle,
+    path: String,
+    size: u64,
+    offset: u64,
+    /// A piece that is there already.
+    next: Option<Bytes>,
+}
+
+impl Reading {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, FileError> {
+        let left = self.size - self.offset;
+        if left == 0 {
+            return Ok(None);
+        }
+        let mut bytes = match self.next.take() {
+            Some(bytes) => bytes,
+            None => piece(&self.handle, &self.path, self.offset).await?.1,
+        };
+        if bytes.is_empty() {
+            return Err(FileError::Cut);
+        }
+        // It may have grown meanwhile: what was promised is told.
+        bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        self.offset += bytes.len() as u64;
+        Ok(Some((bytes, self)))
+    }
+}
+
+/// A file's size now, and its bytes from an offset on.
+async fn piece(handle: &SessionHandle, path: &str, offset: u64) -> Result<(u64, Bytes), FileError> {
+    match handle.ask_agent(Request::FileGet { path: path.to_owned(), offset }, Bytes::new()).await? {
+        (AnswerBody::File { size }, bytes) => Ok((size, bytes)),
+        _ => Err(SessionError::Link(LinkError::Unexpected).into()),
     }
 }
 
@@ -69,38 +111,54 @@ impl Keeper {
         }
     }
 
-    /// A file's bytes.
+    /// A file's size, and its bytes piece by piece: no more than a piece of it is ever in memory.
     ///
     /// # Errors
-    /// [`FileError`].
-    pub async fn read_file(&self, session: (&SessionId, Option<&str>), path: &str) -> Result<Vec<u8>, FileError> {
-        let mut bytes = Vec::new();
-        loop {
-            let request = Request::FileGet { path: path.to_owned(), offset: bytes.len() as u64 };
-            let (_, piece) = self.ask_about_files(session, request, Bytes::new()).await?;
-            bytes.extend_from_slice(&piece);
-            if piece.len() < FILE_CHUNK {
-                return Ok(bytes);
-            }
-            if bytes.len() > MAX_FILE {
-                return Err(FileError::TooLarge);
-            }
+    /// [`FileError`], and of the stream where the file gets shorter while it is read.
+    pub async fn read_file(
+        &self,
+        session: (&SessionId, Option<&str>),
+        path: &str,
+    ) -> Result<(u64, impl Stream<Item = Result<Bytes, FileError>> + use<>), FileError> {
+        let handle = self.handle(session.0, session.1)?;
+        let (size, first) = piece(&handle, path, 0).await?;
+        if size > MAX_FILE as u64 {
+            return Err(FileError::TooLarge);
         }
+        let reading = Reading { handle, path: path.to_owned(), size, offset: 0, next: Some(first) };
+        Ok((size, stream::try_unfold(reading, Reading::next)))
     }
 
-    /// Writes a file, with the folders that it needs.
+    /// Writes a file, with the folders that it needs, from pieces of any size. What was there is overwritten as they come.
     ///
     /// # Errors
-    /// [`FileError`].
-    pub async fn write_file(&self, session: (&SessionId, Option<&str>), path: &str, bytes: Bytes) -> Result<(), FileError> {
-        let mut offset = 0;
+    /// [`FileError`]; what was written until then stays.
+    pub async fn write_file<E>(
+        &self,
+        session: (&SessionId, Option<&str>),
+        path: &str,
+        pieces: impl Stream<Item = Result<Bytes, E>>,
+    ) -> Result<(), FileError> {
+        let mut pieces = std::pin::pin!(pieces);
+        let (mut waiting, mut offset) = (BytesMut::new(), 0);
         loop {
-            let piece = bytes.slice(offset..bytes.len().min(offset + FILE_CHUNK));
-            let length = piece.len();
-            let request = Request::FilePut { path: path.to_owned(), offset: offset as u64 };
-            self.ask_about_files(session, request, piece).await?;
-            offset += length;
-            if offset >= bytes.len() {
+            let more = pieces.next().await.transpose().map_err(|_| FileError::Cut)?;
+            waiting.extend_from_slice(more.as_deref().unwrap_or_default());
+            if offset + waiting.len() > MAX_FILE {
+                return Err(FileError::TooLarge);
+            }
+            // Also a file of no bytes is one.
+            while waiting.len() >= FILE_CHUNK || more.is_none() && (offset == 0 || !waiting.is_empty()) {
+                let piece = waiting.split_to(waiting.len().min(FILE_CHUNK)).freeze();
+                let length = piece.len();
+                let request = Request::FilePut { path: path.to_owned(), offset: offset as u64 };
+                self.ask_about_files(session, request, piece).await?;
+                offset += length;
+                if length == 0 {
+                    break;
+                }
+            }
+            if more.is_none() {
                 return Ok(());
             }
         }

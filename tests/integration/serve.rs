@@ -770,3 +770,23 @@ async fn the_log_holds_no_code_no_output_and_no_token() {
     }
     server.end().await;
 }
+
+#[tokio::test]
+async fn a_large_file_moves_without_filling_the_memory() {
+    const SIZE: usize = 150 << 20;
+    let server = start("large").await;
+    let held = server.client().create(json!({"kernel": "bash", "limits": {"disk_mb": 200, "memory_mb": 1024}})).await;
+    let (path, bytes) = (held.path("/files/deep/large.bin"), bytes::Bytes::from(vec![7; SIZE]));
+    let before = server.memory();
+    server.forget_peak();
+    held.client.put(&path, bytes.clone()).await.is(204);
+    let back = held.client.get(&path).await;
+    assert_eq!((back.status, back.header("content-length")), (200, SIZE.to_string().as_str()));
+    assert!(back.body == bytes, "as it was");
+    let grown = server.peak_memory().saturating_sub(before) >> 20;
+    assert!(grown < 75, "{grown} MB for a file of 150 MB");
+    held.client.put(&held.path("/files/none"), "").await.is(204);
+    assert_eq!(held.client.get(&held.path("/files/none")).await.body.len(), 0);
+    held.delete().await;
+    server.end().await;
+}
