@@ -1,11 +1,13 @@
 //! Sessions: made, shown, changed, steered, ended.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,12 +15,15 @@ use super::error::Problem;
 use super::{Api, Body, Caller, InPath, User, view};
 use crate::ids::SessionId;
 use crate::manager::{KeptSpec, NewSession};
-use crate::manager::{SessionRow, now_ms, seconds_in_ms};
+use crate::manager::{SandboxRecord, SessionRow, now_ms, seconds_in_ms};
 use crate::policy::Limits;
 use crate::session::SessionState;
 
 /// Characters of a name or a label.
 const MAX_NAME: usize = 200;
+/// Sandboxes that are asked at once for what they use, and how long each may take.
+const ASKED_AT_ONCE: usize = 64;
+const USAGE_DEADLINE: Duration = Duration::from_secs(2);
 /// Labels of one session.
 const MAX_LABELS: usize = 50;
 
@@ -112,42 +117,50 @@ pub(super) async fn create(
 }
 
 pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<Value>, Problem> {
-    let mut sessions = Vec::new();
-    for row in api.keeper.rows(caller.sees()).await? {
-        // One that is deleted meanwhile is left out.
-        if let Ok(session) = describe(&api, &row, caller.sees()).await {
-            sessions.push(session);
-        }
-    }
-    Ok(Json(json!({"sessions": sessions})))
+    let rows = api.keeper.rows(caller.sees()).await?;
+    let counts = api.keeper.store().count_all_cells().await?;
+    let described = rows.into_iter().map(|row| {
+        let (api, caller) = (&api, &caller);
+        let counts = counts.get(row.id.as_str()).copied().unwrap_or_default();
+        async move { describe(api, &row, caller.sees(), counts).await }
+    });
+    // One that is deleted meanwhile is left out.
+    let sessions = stream::iter(described).buffered(ASKED_AT_ONCE).filter_map(async |session| session.ok());
+    Ok(Json(json!({"sessions": sessions.collect::<Vec<_>>().await})))
 }
 
 pub(super) async fn get_one(State(api): State<Api>, caller: Caller, InPath(id): InPath) -> Result<Json<Value>, Problem> {
     show(&api, &id, caller.sees()).await.map(Json)
 }
 
-/// A session with its sandbox's usage.
 async fn show(api: &Api, id: &SessionId, principal: Option<&str>) -> Result<Value, Problem> {
     let row = api.keeper.row(id, principal).await?;
-    let mut session = describe(api, &row, principal).await?;
-    let handle = api.keeper.look(id, principal)?;
-    if !matches!(handle.state(), SessionState::Gone { .. })
-        && let Ok(usage) = handle.usage().await
-    {
+    let counts = api.keeper.store().count_cells(id).await?;
+    describe(api, &row, principal, counts).await
+}
+
+/// A session with its isolation, and with its sandbox's usage while it has one.
+async fn describe(
+    api: &Api,
+    row: &SessionRow,
+    principal: Option<&str>,
+    (cells, queued): (usize, usize),
+) -> Result<Value, Problem> {
+    let handle = api.keeper.look(&row.id, principal)?;
+    let state = handle.state();
+    let record = row.sandbox.as_deref().and_then(|record| serde_json::from_str::<SandboxRecord>(record).ok());
+    let isolation = record.and_then(|record| serde_json::to_value(record.isolation).ok());
+    let mut session = view::session(row, state.name(), isolation, cells, queued);
+    let is_gone = matches!(state, SessionState::Gone { .. });
+    let usage = async { if is_gone { None } else { handle.usage().await.ok() } };
+    // A sandbox that does not answer is shown without its figures.
+    if let Ok(Some(usage)) = tokio::time::timeout(USAGE_DEADLINE, usage).await {
         session["usage"] = json!({
             "memory_bytes": usage.memory_bytes, "peak_memory_bytes": usage.peak_memory_bytes,
             "cpu_seconds": usage.cpu_seconds, "processes": usage.processes,
         });
     }
     Ok(session)
-}
-
-async fn describe(api: &Api, row: &SessionRow, principal: Option<&str>) -> Result<Value, Problem> {
-    let state = api.keeper.look(&row.id, principal)?.state();
-    let record = api.keeper.record(&row.id, principal)?;
-    let isolation = record.and_then(|record| serde_json::to_value(record.isolation).ok());
-    let (cells, queued) = api.keeper.store().count_cells(&row.id).await?;
-    Ok(view::session(row, state.name(), isolation, cells, queued))
 }
 
 #[derive(Debug, Deserialize)]

@@ -162,14 +162,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// The record of a session's sandbox; none once it has ended.
-    ///
-    /// # Errors
-    /// [`KeeperError::NoSession`].
-    pub fn record(&self, id: &SessionId, principal: Option<&str>) -> Result<Option<SandboxRecord>, KeeperError> {
-        Ok(self.kept(id, principal)?.sandbox.map(|(_, record)| record))
-    }
-
     /// Follows a session's events from behind a number.
     ///
     /// # Errors

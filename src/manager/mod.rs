@@ -21,9 +21,10 @@ use crate::kernels::Kernel;
 use crate::policy::{Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
-use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec};
+use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
 use crate::session::{self, SessionError, SessionEvents, SessionHandle, SessionParts, Telling, VolatileJournal};
 
+pub use crate::sandbox::SandboxRecord;
 pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, now_ms, seconds_in_ms};
 pub use files::{FileEntry, FileError, MAX_FILE};
 pub use journal::Follower;

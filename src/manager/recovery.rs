@@ -3,16 +3,21 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::journal::restore_cell;
 use super::keeper::{CREATING, DELETING, Keeper, Kept, spec_of};
 use super::kept::KeeperError;
-use super::pool;
+use super::{ManagerError, pool};
 use crate::ids::SessionId;
 use crate::link::Position;
 use crate::sandbox::{self, Sandbox, SandboxKind, SandboxRecord, SandboxState};
 use crate::session::{self, Stored};
 use crate::store::{SessionRow, StoreError};
+
+/// How long an engine may take until it can be asked, and the time between two tries.
+const ENGINE_DEADLINE: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 type Found = (Arc<dyn Sandbox>, SandboxRecord);
 
@@ -52,23 +57,44 @@ impl Keeper {
     async fn all_sandboxes(&self, rows: &[SessionRow]) -> HashMap<SessionId, Found> {
         let mut all = HashMap::new();
         for kind in [SandboxKind::Process, SandboxKind::Docker] {
-            // Asking a daemon takes longer than all the rest of a start.
-            if !self.0.settings.sandbox.allows(kind) && !rows.iter().any(|row| may_have(row, kind)) {
-                continue;
-            }
-            // A kind that does not work here has none.
-            let Ok(sandbox) = self.0.manager.sandbox(kind).await else { continue };
-            if let Err(error) = sandbox::sweep(&*sandbox, &self.0.paths).await {
-                tracing::warn!(%kind, %error, "cannot look for sandboxes that were left behind");
-            }
-            match sandbox.list().await {
-                Ok(records) => {
-                    all.extend(records.into_iter().map(|record| (record.session.clone(), (sandbox.clone(), record))));
-                }
-                Err(error) => tracing::warn!(%kind, %error, "cannot list sandboxes"),
+            let kind_of = |row: &SessionRow| record_of(row).map(|record| record.kind);
+            // Asking a daemon takes longer than all the rest of a start. A row without a record was not made to its end.
+            if self.0.settings.sandbox.allows(kind) || rows.iter().any(|row| kind_of(row).is_none_or(|its| its == kind)) {
+                let needed = rows.iter().any(|row| row.state != "gone" && kind_of(row) == Some(kind));
+                all.extend(self.sandboxes(kind, needed).await);
             }
         }
         all
+    }
+
+    /// The sandboxes of one kind. What cannot be asked is asked again for a while if sessions are known to be in it: after a
+    /// boot the engine may come up later than we do, and who is not found is ended.
+    async fn sandboxes(&self, kind: SandboxKind, needed: bool) -> Vec<(SessionId, Found)> {
+        let deadline = Instant::now() + if needed { ENGINE_DEADLINE } else { Duration::ZERO };
+        loop {
+            match self.list_sandboxes(kind).await {
+                Ok(found) => return found,
+                // A kind that does not work here has none.
+                Err(_) if !needed => return Vec::new(),
+                Err(error) if Instant::now() > deadline => {
+                    tracing::error!(%kind, %error, "cannot list sandboxes; the sessions in them are ended");
+                    return Vec::new();
+                }
+                Err(error) => {
+                    tracing::warn!(%kind, %error, "cannot list sandboxes; trying again");
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn list_sandboxes(&self, kind: SandboxKind) -> Result<Vec<(SessionId, Found)>, ManagerError> {
+        let sandbox = self.0.manager.sandbox(kind).await?;
+        if let Err(error) = sandbox::sweep(&*sandbox, &self.0.paths).await {
+            tracing::warn!(%kind, %error, "cannot look for sandboxes that were left behind");
+        }
+        let records = sandbox.list().await?;
+        Ok(records.into_iter().map(|record| (record.session.clone(), (sandbox.clone(), record))).collect())
     }
 
     async fn recover_one(&self, row: &SessionRow, found: Option<Found>) -> Result<(), KeeperError> {
@@ -84,7 +110,8 @@ impl Keeper {
         let stored = self.stored(row).await?;
         let living = match &found {
             Some((sandbox, record)) if row.state != "gone" => {
-                matches!(sandbox.inspect(record).await, Ok(SandboxState::Running))
+                // Of one that cannot be asked now, its driver finds out.
+                !matches!(sandbox.inspect(record).await, Ok(SandboxState::Ended { .. }))
             }
             _ => false,
         };
@@ -131,8 +158,7 @@ impl Keeper {
     }
 }
 
-/// Whether a session may have a sandbox of this kind: its record says so, or it was not written yet.
-fn may_have(row: &SessionRow, kind: SandboxKind) -> bool {
-    let record = row.sandbox.as_deref().and_then(|record| serde_json::from_str::<SandboxRecord>(record).ok());
-    record.is_none_or(|record| record.kind == kind)
+/// The record of a session's sandbox, if it was written.
+fn record_of(row: &SessionRow) -> Option<SandboxRecord> {
+    row.sandbox.as_deref().and_then(|record| serde_json::from_str(record).ok())
 }

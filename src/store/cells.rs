@@ -1,5 +1,7 @@
 //! Cells: what they are (set once or edited) and how their last run stands.
 
+use std::collections::HashMap;
+
 use rusqlite::{Connection, Row, named_params, params};
 
 use super::events::{self, EventRow};
@@ -68,6 +70,10 @@ fn read(row: &Row<'_>) -> rusqlite::Result<CellRow> {
     })
 }
 
+fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<usize> {
+    Ok(usize::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+}
+
 /// Writes a whole cell, new or edited.
 pub(super) fn put(connection: &Connection, session: &SessionId, cell: &CellRow) -> rusqlite::Result<()> {
     let put = "INSERT INTO cells (session, number, id, place, cell_type, source, metadata, options, state, first_seq, last_seq) \
@@ -127,9 +133,21 @@ impl Store {
         let id = session.clone();
         self.read(move |connection| {
             let select = "SELECT count(*), count(*) FILTER (WHERE state = 'queued') FROM cells WHERE session = ?1";
-            let numbers = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
-            let (cells, queued) = connection.prepare_cached(select)?.query_row([id.as_str()], numbers)?;
-            Ok((usize::try_from(cells).unwrap_or(0), usize::try_from(queued).unwrap_or(0)))
+            let counts = |row: &Row<'_>| Ok((count(row, 0)?, count(row, 1)?));
+            connection.prepare_cached(select)?.query_row([id.as_str()], counts)
+        })
+        .await
+    }
+
+    /// The same for all sessions that have cells, by their ids.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn count_all_cells(&self) -> Result<HashMap<String, (usize, usize)>, StoreError> {
+        self.read(|connection| {
+            let select = "SELECT session, count(*), count(*) FILTER (WHERE state = 'queued') FROM cells GROUP BY session";
+            let counts = |row: &Row<'_>| Ok((row.get(0)?, (count(row, 1)?, count(row, 2)?)));
+            connection.prepare_cached(select)?.query_map([], counts)?.collect()
         })
         .await
     }
@@ -141,8 +159,7 @@ impl Store {
     pub async fn count_queued(&self) -> Result<usize, StoreError> {
         self.read(|connection| {
             let select = "SELECT count(*) FROM cells WHERE state = 'queued'";
-            let count: i64 = connection.prepare_cached(select)?.query_row([], |row| row.get(0))?;
-            Ok(usize::try_from(count).unwrap_or(0))
+            connection.prepare_cached(select)?.query_row([], |row| count(row, 0))
         })
         .await
     }

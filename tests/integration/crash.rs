@@ -704,3 +704,34 @@ async fn a_token_that_was_never_shown_is_not_the_first_one() {
     std::fs::remove_dir_all(&data).unwrap();
     assert!(line.contains("?token=ck_"), "{line:?}");
 }
+
+/// After a boot the engine may come up later than the server does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_comes_up_later_than_the_server() {
+    let Some(place) = Place::docker().await else { return };
+    let mut server = Server::start("engine", place, &[]).await;
+    let held = server.client().create(json!({"kernel": "bash"})).await;
+    held.ok("x=kept").await;
+    server.kill().await;
+    let socket = std::env::temp_dir().join(format!("ck-engine-{}.sock", std::process::id()));
+    server.env.push(("DOCKER_HOST", format!("unix://{}", socket.display())));
+    let (log, link) = (server.told().len(), socket.clone());
+    let starting = tokio::spawn(async move {
+        server.start_again().await;
+        server
+    });
+    // Only once it has asked in vain.
+    let told = socket.with_file_name(format!("ck-engine-docker-{}.log", std::process::id()));
+    let tried = async {
+        while !std::fs::read_to_string(&told).unwrap_or_default()[log..].contains("trying again") {
+            tokio::time::sleep(PACE).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, tried).await.expect("it asks again");
+    std::os::unix::fs::symlink("/var/run/docker.sock", &link).unwrap();
+    let server = starting.await.unwrap();
+    assert_eq!(held.ok("echo $x").await, "kept\n");
+    held.delete().await;
+    std::fs::remove_file(link).unwrap();
+    server.end().await;
+}

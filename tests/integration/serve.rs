@@ -750,7 +750,7 @@ async fn a_revoked_token_ends_what_it_opened() {
 async fn the_log_holds_no_code_no_output_and_no_token() {
     let mut server = start("log").await;
     server.stop().await;
-    server.logged = "cellkeep=trace,hyper=info".to_owned();
+    server.env = vec![("CELLKEEP_LOG", "cellkeep=trace,hyper=info".to_owned())];
     server.start_again().await;
     let client = server.client();
     let held = client.create(json!({"kernel": "python", "env": {"GIVEN": "env-canary"}})).await;

@@ -35,8 +35,8 @@ pub struct Server {
     data: PathBuf,
     kind: SandboxKind,
     arguments: Vec<String>,
-    /// What it is to log, as `CELLKEEP_LOG` has it.
-    pub logged: String,
+    /// Variables that it is given; by `CELLKEEP_LOG` it logs warnings, unless it is told otherwise.
+    pub env: Vec<(&'static str, String)>,
     child: Option<Child>,
     address: watch::Sender<SocketAddr>,
 }
@@ -50,8 +50,8 @@ impl Server {
         std::os::unix::fs::symlink(Paths::from_environment().kernels(), data.join("kernels")).unwrap();
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let (address, _) = watch::channel(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let logged = "warn".to_owned();
-        let mut server = Self { data, kind: place.kind, arguments, logged, child: None, address };
+        let env = vec![("CELLKEEP_LOG", "warn".to_owned())];
+        let mut server = Self { data, kind: place.kind, arguments, env, child: None, address };
         server.start_again().await;
         server
     }
@@ -59,7 +59,7 @@ impl Server {
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cellkeep"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--sandbox", &self.kind.to_string(), "--data"]);
-        command.arg(&self.data).args(&self.arguments).env("CELLKEEP_TOKEN", TOKEN).env("CELLKEEP_LOG", &self.logged);
+        command.arg(&self.data).args(&self.arguments).env("CELLKEEP_TOKEN", TOKEN).envs(self.env.iter().cloned());
         command
     }
 
