@@ -88,7 +88,7 @@ pub(super) fn run_options(
         Some(seconds) => Some(seconds),
         None => api.keeper.cell_timeout(id, caller.sees())?,
     };
-    Ok(RunOptions { timeout_seconds, allow_stdin: allow_stdin.unwrap_or(false) })
+    Ok(RunOptions { timeout_seconds, allow_stdin: allow_stdin.unwrap_or(false), ..RunOptions::default() })
 }
 
 pub(super) async fn add(
@@ -109,6 +109,7 @@ pub(super) async fn add(
         options: run_options(&api, &id, &caller, add.timeout_seconds, add.allow_stdin)?,
         after: add.after,
         run: add.run.unwrap_or(true),
+        outputs: Vec::new(),
     };
     let cell = handle.add_cell(new).await?;
     answer(&api, &id, &caller, cell, (StatusCode::CREATED, form, wait), &headers).await

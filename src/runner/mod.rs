@@ -220,7 +220,7 @@ impl Run<'_> {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<RunResult, RunError> {
         let timeout_seconds = self.options.timeout.map(|limit| limit.as_secs_f64());
-        let options = session::RunOptions { timeout_seconds, allow_stdin: false };
+        let options = session::RunOptions { timeout_seconds, ..session::RunOptions::default() };
         let cell = self.session.add_cell(NewCell { source, options, run: true, ..NewCell::default() }).await?;
         self.indexes.insert(cell.id.clone(), index);
         // Asked for just before the session got the cell: it knows nothing of it.

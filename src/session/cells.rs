@@ -44,6 +44,12 @@ pub struct RunOptions {
     pub timeout_seconds: Option<f64>,
     /// Whether the code may ask for input. Without, `input()` raises an error at once.
     pub allow_stdin: bool,
+    /// Cells that were queued together: once one of them fails, those behind it are cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Whether an error in it leaves the rest of its group alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_error: bool,
 }
 
 /// Where a cell's last run stands.

@@ -6,10 +6,10 @@ use thiserror::Error;
 use super::cells::{Cell, CellPhase, CellRun, CellType, Cells, RunOptions, size};
 use super::core::{Core, Effect};
 use super::handle::SessionState;
-use super::piece::{CellChange, EventBody, NotebookChange};
+use super::piece::{CellChange, EventBody, NotebookChange, json_size};
 use super::run::{Now, RunResult, RunStatus, StopReason};
 use crate::ids::{self, Generation};
-use crate::output::CellKey;
+use crate::output::{CellKey, Change};
 use crate::wire::{Channel, Message};
 
 /// Cells of one session.
@@ -17,7 +17,7 @@ const MAX_CELLS: usize = 100_000;
 /// Bytes of all sources and metadata of one session.
 const MAX_NOTEBOOK: usize = 256 << 20;
 /// Cells that wait for their turn.
-const MAX_QUEUE: usize = 1_000;
+const MAX_QUEUE: usize = 10_000;
 
 /// Why a session does not do what it is asked.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -105,6 +105,8 @@ pub struct NewCell {
     pub after: Option<String>,
     /// Whether it is run at once.
     pub run: bool,
+    /// Outputs that it has already, as nbformat has them. A run replaces them.
+    pub outputs: Vec<Value>,
 }
 
 /// Changes to a cell. What is `None` stays.
@@ -142,7 +144,7 @@ impl Core {
         let cell_type = new.cell_type.unwrap_or(CellType::Code);
         let id = self.fresh_id(new.id)?;
         if new.run && cell_type == CellType::Code {
-            self.check_queue()?;
+            self.check_queue(1)?;
         }
         let place = new.after.map(|after| self.place_behind(Some(&after))).transpose()?;
         let (number, last) = self.cells.next_number_and_place();
@@ -151,6 +153,7 @@ impl Core {
         let cell = Cell { number, id, place, cell_type, source, metadata, options, run: CellRun::default() };
         self.check_size(&cell, None)?;
         self.put(now, cell, NotebookChange::Added);
+        self.put_outputs(now, number, new.outputs);
         if new.run && cell_type == CellType::Code {
             self.enqueue(now, number);
         }
@@ -168,7 +171,7 @@ impl Core {
         if cell.run.phase != CellPhase::Finished {
             return Err(Denied::InProgress { id: id.to_owned(), phase: cell.run.phase.name() });
         }
-        self.check_queue()?;
+        self.check_queue(1)?;
         if let Some(options) = options {
             cell.options = options;
             self.cells.put(cell.clone());
@@ -176,6 +179,54 @@ impl Core {
         }
         self.enqueue(now, number);
         self.view(number)
+    }
+
+    /// Runs several cells, one after the other, each with its own options: all of them are queued, or none.
+    pub fn run_cells(&mut self, now: Now, runs: Vec<(String, RunOptions)>) -> Result<(), Denied> {
+        self.check_alive()?;
+        self.check_queue(runs.len())?;
+        let mut cells = Vec::new();
+        for (id, options) in runs {
+            let cell = self.view(self.number_of(&id)?)?;
+            if cell.cell_type != CellType::Code {
+                return Err(Denied::NotCode { id });
+            }
+            if cell.run.phase != CellPhase::Finished {
+                return Err(Denied::InProgress { id, phase: cell.run.phase.name() });
+            }
+            cells.push(Cell { options, ..cell });
+        }
+        for cell in cells {
+            let number = cell.number;
+            self.cells.put(cell.clone());
+            self.write_cell(CellChange::Put(Box::new(cell)));
+            self.enqueue(now, number);
+        }
+        Ok(())
+    }
+
+    /// Makes the notebook consist of these cells: those that were there go. Not while one of them is queued or running.
+    pub fn replace_cells(&mut self, now: Now, new: Vec<NewCell>) -> Result<(), Denied> {
+        self.check_alive()?;
+        if let Some(cell) = self.cells.iter().find(|cell| cell.run.phase != CellPhase::Finished) {
+            return Err(Denied::InProgress { id: cell.id.clone(), phase: cell.run.phase.name() });
+        }
+        if new.len() > MAX_CELLS {
+            return Err(Denied::TooMany { what: "cells", limit: MAX_CELLS });
+        }
+        let bytes: usize = new.iter().map(|cell| cell.source.len() + json_size(&cell.metadata)).sum();
+        if bytes > MAX_NOTEBOOK / 2 {
+            return Err(Denied::TooMany { what: "bytes of source", limit: MAX_NOTEBOOK / 2 });
+        }
+        let mut ids: Vec<(u32, String)> = self.cells.iter().map(|cell| (cell.number, cell.id.clone())).collect();
+        ids.sort_unstable();
+        for (_, id) in ids {
+            self.delete_cell(now, &id)?;
+        }
+        for cell in new {
+            self.add_cell(now, cell)?;
+        }
+        Ok(())
     }
 
     /// Changes a cell. What runs goes on with the source it had.
@@ -295,8 +346,8 @@ impl Core {
         }
     }
 
-    fn check_queue(&self) -> Result<(), Denied> {
-        if self.queue.len() >= MAX_QUEUE {
+    fn check_queue(&self, more: usize) -> Result<(), Denied> {
+        if self.queue.len() + more > MAX_QUEUE {
             return Err(Denied::TooMany { what: "queued cells", limit: MAX_QUEUE });
         }
         Ok(())
@@ -337,6 +388,13 @@ impl Core {
         self.cells.put(cell.clone());
         self.write_cell(CellChange::Put(Box::new(cell)));
         self.event(now, Some(number), EventBody::Notebook(change));
+    }
+
+    /// Outputs that came with the cell.
+    fn put_outputs(&mut self, now: Now, number: u32, outputs: Vec<Value>) {
+        for (index, output) in outputs.into_iter().enumerate() {
+            self.write_change(now, number, Change::Append { cell: CellKey(number), index, output });
+        }
     }
 
     fn enqueue(&mut self, now: Now, number: u32) {

@@ -403,7 +403,28 @@ impl Core {
         {
             self.settle(old.number);
         }
+        let fails = result.status != RunStatus::Ok;
+        let is_error = result.status == RunStatus::Error;
         self.end_cell(now, active.number, result);
+        if fails {
+            self.cancel_group(now, active.number, is_error);
+        }
+    }
+
+    /// A cell has failed: what was queued together with it is not run.
+    fn cancel_group(&mut self, now: Now, number: u32, is_error: bool) {
+        let Some(options) = self.cells.get(number).map(|cell| cell.options.clone()) else { return };
+        if options.group.is_none() || is_error && options.allow_error {
+            return;
+        }
+        let in_group = |core: &Self, number: u32| core.cells.get(number).is_some_and(|cell| cell.options.group == options.group);
+        let (cancelled, stay) = std::mem::take(&mut self.queue).into_iter().partition(|number| in_group(self, *number));
+        let cancelled: VecDeque<u32> = cancelled;
+        self.queue = stay;
+        for number in cancelled {
+            let result = RunResult::without_run(RunStatus::Cancelled, "a cell before it failed", now.time);
+            self.end_cell(now, number, result);
+        }
     }
 
     /// What the fold knows of a cell is let go, unless something can still reach it.

@@ -185,6 +185,14 @@ impl Driver {
                 let answer = core.run_cell(now, &id, options);
                 self.answer(reply, answer);
             }
+            Command::RunAll { runs, reply } => {
+                let answer = core.run_cells(now, runs);
+                self.answer(reply, answer);
+            }
+            Command::Replace { cells, reply } => {
+                let answer = core.replace_cells(now, cells);
+                self.answer(reply, answer);
+            }
             Command::Edit { id, edit, reply } => {
                 let answer = core.edit_cell(now, &id, *edit);
                 self.answer(reply, answer);
@@ -293,7 +301,11 @@ impl Driver {
             | Command::Cancel { reply, .. } => {
                 no(reply, why);
             }
-            Command::Delete { reply, .. } | Command::Input { reply, .. } | Command::Restart { reply } => no(reply, why),
+            Command::Delete { reply, .. }
+            | Command::Input { reply, .. }
+            | Command::Restart { reply }
+            | Command::RunAll { reply, .. }
+            | Command::Replace { reply, .. } => no(reply, why),
             Command::AskKernel { reply, .. } => no(reply, why),
             Command::Interrupt { reply } => self.signal_now(SignalKind::Interrupt, reply),
             Command::Kill { reply } => self.signal_now(SignalKind::Kill, reply),

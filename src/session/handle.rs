@@ -77,6 +77,8 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, Denied>>;
 pub(super) enum Command {
     Add { cell: Box<NewCell>, reply: Reply<Cell> },
     Run { id: String, options: Option<RunOptions>, reply: Reply<Cell> },
+    RunAll { runs: Vec<(String, RunOptions)>, reply: Reply<()> },
+    Replace { cells: Vec<NewCell>, reply: Reply<()> },
     Edit { id: String, edit: Box<CellEdit>, reply: Reply<Cell> },
     Delete { id: String, reply: Reply<()> },
     Cancel { id: String, reply: Reply<Cell> },
@@ -136,6 +138,22 @@ impl SessionHandle {
     /// [`SessionError`].
     pub async fn run_cell(&self, id: &str, options: Option<RunOptions>) -> Result<Cell, SessionError> {
         self.ask(|reply| Command::Run { id: id.to_owned(), options, reply }).await
+    }
+
+    /// Runs several cells one after the other: all of them are queued, or none. Returns once that is written down.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn run_cells(&self, runs: Vec<(String, RunOptions)>) -> Result<(), SessionError> {
+        self.ask(|reply| Command::RunAll { runs, reply }).await
+    }
+
+    /// Makes the notebook consist of these cells.
+    ///
+    /// # Errors
+    /// [`SessionError`]; also while a cell is queued or running.
+    pub async fn replace_cells(&self, cells: Vec<NewCell>) -> Result<(), SessionError> {
+        self.ask(|reply| Command::Replace { cells, reply }).await
     }
 
     /// Changes a cell.

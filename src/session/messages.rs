@@ -155,7 +155,6 @@ impl Core {
         }
     }
 
-    /// Writes down what a message of the cell `from` has changed.
     /// Writes a growing text down in pieces: a reader holds one event at least, and there may be many readers.
     fn write_text(&mut self, now: Now, number: u32, change: EventBody) {
         let EventBody::Stream { index, name, mut keep, text, mut grows } = change else { return };
@@ -171,7 +170,8 @@ impl Core {
         }
     }
 
-    fn write_change(&mut self, now: Now, from: u32, change: Change) {
+    /// Writes down what a message of the cell `from` has changed.
+    pub(super) fn write_change(&mut self, now: Now, from: u32, change: Change) {
         match change {
             Change::Append { cell, index, mut output } => {
                 let rest = rest_of_stream(&mut output);
