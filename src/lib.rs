@@ -7,7 +7,7 @@
 //! | top | `cli` |
 //! | domain | `runner`, `manager`, `session` |
 //! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, and inside the sandbox `agent` |
-//! | pure | `agent_protocol`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
+//! | pure | `agent_protocol`, `render`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
 //! (feature `agent`), which the manager carries. See ARCHITECTURE.md for the why.
@@ -43,6 +43,8 @@ pub mod mime;
 pub mod notebook;
 #[cfg(feature = "host")]
 pub mod output;
+#[cfg(feature = "host")]
+pub mod render;
 #[cfg(feature = "host")]
 pub mod runner;
 #[cfg(feature = "host")]
