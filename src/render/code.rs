@@ -379,7 +379,7 @@ mod tests {
     fn r_and_julia() {
         assert_eq!(
             told("x <- c(1L, NA) # n\n`a b` %in% data.frame(y='z')", "R"),
-            ["b:c", "n:1L", "l:NA", "c:# n", "s:`a b`", "b:data.frame", "s:'z'"]
+            ["b:c", "n:1L", "l:NA", "c:# n", "s:`a b`", "k:in", "b:data.frame", "s:'z'"]
         );
         assert_eq!(
             told("@time A' * 'c' #= a #= b =# =# r\"x\" push!(v)\nfor i in 1:10 end", "julia"),
