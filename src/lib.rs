@@ -6,8 +6,8 @@
 //! |---|---|
 //! | top | `cli` |
 //! | domain | `runner`, `manager`, `session` |
-//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, and inside the sandbox `agent` |
-//! | pure | `agent_protocol`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
+//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, `web`, and inside the sandbox `agent` |
+//! | pure | `agent_protocol`, `export`, `render`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
 //! (feature `agent`), which the manager carries. See ARCHITECTURE.md for the why.
@@ -32,6 +32,8 @@ pub mod cli;
 #[cfg(feature = "host")]
 pub mod config;
 #[cfg(feature = "host")]
+pub mod export;
+#[cfg(feature = "host")]
 pub mod kernels;
 #[cfg(feature = "host")]
 pub mod link;
@@ -44,6 +46,8 @@ pub mod notebook;
 #[cfg(feature = "host")]
 pub mod output;
 #[cfg(feature = "host")]
+pub mod render;
+#[cfg(feature = "host")]
 pub mod runner;
 #[cfg(feature = "host")]
 pub mod sandbox;
@@ -55,3 +59,5 @@ pub mod session;
 pub mod store;
 #[cfg(feature = "host")]
 pub mod telemetry;
+#[cfg(feature = "host")]
+mod web;

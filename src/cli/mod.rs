@@ -3,8 +3,10 @@
 #[macro_use]
 mod print;
 
+mod chromium;
 mod doctor;
 mod exec;
+mod export;
 mod images;
 mod kernels;
 mod options;
@@ -57,6 +59,7 @@ First steps:
   cellkeep kernels install python     get a kernel for the process sandbox
   cellkeep exec -c 'print(6*7)'       run code
   cellkeep run notebook.ipynb         run a notebook; writes notebook.out.ipynb
+  cellkeep export notebook.ipynb      make a page of a notebook that needs no network
   cellkeep serve                      keep sessions, and serve them over HTTP"
 )]
 struct Cli {
@@ -71,6 +74,8 @@ struct Cli {
 enum Command {
     /// Run a notebook and write it with its outputs
     Run(run::RunArgs),
+    /// Make pages, markdown, scripts, PDF or plain notebooks of notebooks
+    Export(export::ExportArgs),
     /// Run code and print what it prints
     Exec(exec::ExecArgs),
     /// Keep sessions, and serve them over HTTP
@@ -103,6 +108,7 @@ pub fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Run(args) => run::run(paths, args).await,
+            Command::Export(args) => export::run(args).await,
             Command::Exec(args) => exec::exec(paths, args).await,
             Command::Kernels(command) => kernels::run(&paths, command).await,
             Command::Images(command) => images::run(command).await,

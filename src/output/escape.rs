@@ -7,7 +7,7 @@ const MAX_STRING: usize = 2048;
 
 /// What stands behind an ESC at the start of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Escape {
+pub(crate) enum Escape {
     /// A sequence of this many bytes, ESC included.
     Sequence(usize),
     /// The text ends inside a sequence.
@@ -18,7 +18,7 @@ pub(super) enum Escape {
 
 /// Measures the sequence at the start of `text`, whose first byte is ESC. The answer depends on the bytes alone, not
 /// on where a chunk ended: a sequence over its maximum length is none, however it arrived.
-pub(super) fn measure(text: &str) -> Escape {
+pub(crate) fn measure(text: &str) -> Escape {
     let bytes = text.as_bytes();
     match bytes.get(1) {
         None => Escape::Incomplete,

@@ -23,9 +23,11 @@ mod text;
 
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts, artifacts_of};
 pub use escape::strip_ansi;
+pub(crate) use escape::{Escape, measure};
 pub use fold::Fold;
 pub use held::Outputs;
 pub use repair::repair_output;
+pub use terminal::terminal_text;
 pub use text::text_of;
 
 /// Names a cell cheaply: its index in a run or whatever number the caller keeps for it.

@@ -30,6 +30,11 @@ pub(super) struct Edit {
     pub(super) tail: String,
 }
 
+/// What a terminal shows once the whole text was written to it: progress bars in their last state. Colours stay.
+pub fn terminal_text(text: &str) -> String {
+    Terminal::new().write(text).tail
+}
+
 /// A stream as a terminal shows it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Terminal {

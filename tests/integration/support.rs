@@ -114,7 +114,7 @@ pub struct Living {
 
 /// A code cell that is run at once.
 pub fn cell(source: &str, timeout: Option<Duration>) -> NewCell {
-    let options = RunOptions { timeout_seconds: timeout.map(|limit| limit.as_secs_f64()), allow_stdin: false };
+    let options = RunOptions { timeout_seconds: timeout.map(|limit| limit.as_secs_f64()), ..RunOptions::default() };
     NewCell { source: source.to_owned(), options, run: true, ..NewCell::default() }
 }
 

@@ -1,0 +1,283 @@
+//! `cellkeep export`: make documents of notebooks.
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, ValueEnum};
+
+use super::options::write_whole;
+use super::{Exit, Failure, chromium};
+use crate::export::{ExportOptions, Exported, Format, ScriptStyle, Theme, export};
+use crate::notebook::Notebook;
+
+/// The largest notebook that is read.
+const MAX_NOTEBOOK: u64 = 512 << 20;
+
+/// Make pages, markdown, scripts, PDF or plain notebooks of notebooks. Nothing is run: outputs are those in the file.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  cellkeep export analysis.ipynb                         writes analysis.html, one file that needs no network
+  cellkeep export analysis.ipynb --to html,pdf --no-input
+  cellkeep export a.ipynb b.ipynb --to markdown --output-dir docs
+                                                         docs/a.md, and its pictures in docs/a_files
+  cellkeep export analysis.ipynb --to script --script-style percent
+                                                         analysis.py with # %% cells, as jupytext reads them
+  cellkeep export analysis.ipynb --to ipynb --no-outputs -o clean.ipynb
+  cellkeep export - --to html -o - < in.ipynb > out.html
+
+Cells and outputs with these tags are left out: remove-cell, remove-input, remove-output; with these
+they are folded: hide-cell, hide-input, hide-output. PDF is printed by a Chromium of this machine:
+chromium, chromium-browser or google-chrome in PATH, or the program that CELLKEEP_CHROMIUM names.")]
+pub(super) struct ExportArgs {
+    /// The notebooks, or - for standard input
+    #[arg(value_name = "NOTEBOOK|-", required = true)]
+    notebooks: Vec<PathBuf>,
+    /// What to make of them
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FORMAT,...", default_value = "html")]
+    to: Vec<Target>,
+    /// The file to write, or - for standard output [default: beside the notebook, with the format's extension]
+    #[arg(short, long, value_name = "OUT|-")]
+    output: Option<PathBuf>,
+    /// The folder to write into [default: each notebook's own]
+    #[arg(long, value_name = "DIR", conflicts_with = "output")]
+    output_dir: Option<PathBuf>,
+    #[command(flatten)]
+    look: LookArgs,
+}
+
+/// What is shown, and how.
+#[derive(Args)]
+pub(super) struct LookArgs {
+    /// Leave out the code
+    #[arg(long, help_heading = "What is shown")]
+    no_input: bool,
+    /// Leave out the execution counts
+    #[arg(long, help_heading = "What is shown")]
+    no_prompt: bool,
+    /// Leave out the outputs
+    #[arg(long, alias = "clear-outputs", alias = "clear-output", help_heading = "What is shown")]
+    no_outputs: bool,
+    /// The title [default: the notebook's own, else its first heading]
+    #[arg(long, value_name = "TITLE", help_heading = "What is shown")]
+    title: Option<String>,
+    /// The colours of a page, until its reader changes them
+    #[arg(long, value_enum, default_value = "auto", help_heading = "What is shown")]
+    theme: ThemeName,
+    /// The form of a script: a program, or cells that can be read back
+    #[arg(long, value_enum, default_value = "plain", help_heading = "What is shown")]
+    script_style: StyleName,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// One page, with everything in it
+    Html,
+    /// Markdown, with pictures as files beside it
+    #[value(alias = "md")]
+    Markdown,
+    /// The code in the notebook's language
+    #[value(alias = "py")]
+    Script,
+    /// A notebook
+    #[value(alias = "notebook")]
+    Ipynb,
+    /// The page, printed by a Chromium
+    Pdf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ThemeName {
+    /// As the reader's system has it
+    Auto,
+    Light,
+    Dark,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StyleName {
+    /// A program: text as comments
+    Plain,
+    /// Cells behind "# %%"
+    Percent,
+}
+
+/// A document, ready to be written.
+struct Document {
+    bytes: Vec<u8>,
+    extension: &'static str,
+    files: Vec<(String, Vec<u8>)>,
+}
+
+pub(super) async fn run(args: ExportArgs) -> Result<Exit, Failure> {
+    check(&args).map_err(Failure::usage)?;
+    let to_stdout = args.output.as_deref() == Some(Path::new("-"));
+    let mut failed = false;
+    for path in &args.notebooks {
+        // One bad notebook of many does not keep the others from being exported.
+        if let Err(error) = export_one(&args, path, to_stdout).await {
+            if args.notebooks.len() == 1 {
+                return Err(Failure::usage(error));
+            }
+            say!("error: {}", super::print::explain(&error));
+            failed = true;
+        }
+    }
+    Ok(if failed { Exit::Usage } else { Exit::Ok })
+}
+
+/// Two documents cannot have one name.
+fn check(args: &ExportArgs) -> anyhow::Result<()> {
+    let documents = args.notebooks.len() * args.to.len();
+    if args.output.is_some() && documents > 1 {
+        bail!("-o names one file, but {documents} are asked for; use --output-dir, or one notebook and one format");
+    }
+    if args.notebooks.iter().filter(|path| *path == Path::new("-")).count() > 1 {
+        bail!("- can be given once: there is one standard input");
+    }
+    let mut targets: Vec<PathBuf> = Vec::new();
+    for path in &args.notebooks {
+        let target = folder(args, path).join(name(path));
+        if targets.contains(&target) {
+            bail!("two of the notebooks would be written to {}; export them one after the other", target.display());
+        }
+        targets.push(target);
+    }
+    Ok(())
+}
+
+async fn export_one(args: &ExportArgs, path: &Path, to_stdout: bool) -> anyhow::Result<()> {
+    let notebook = read(path)?;
+    for warning in notebook.warnings() {
+        say!("warning: {}: {warning}", path.display());
+    }
+    let from_stdin = path == Path::new("-");
+    // Standard input goes to standard output, unless a place is named.
+    let to_stdout = to_stdout || from_stdin && args.output.is_none() && args.output_dir.is_none();
+    for target in &args.to {
+        let stem = args.output.as_deref().filter(|_| !to_stdout).map_or_else(|| name(path), name);
+        let options = ExportOptions { inline_files: to_stdout, ..args.look.options(stem.clone()) };
+        let document = make(&notebook, *target, options).await?;
+        if to_stdout {
+            std::io::stdout().write_all(&document.bytes).context("cannot write to standard output")?;
+            continue;
+        }
+        let file = format!("{stem}.{}", document.extension);
+        let out = args.output.clone().unwrap_or_else(|| folder(args, path).join(file));
+        if !from_stdin && is_same(&out, path) {
+            bail!("{} is the notebook itself; name another place with -o", out.display());
+        }
+        write(&out, document)?;
+    }
+    Ok(())
+}
+
+fn is_same(out: &Path, notebook: &Path) -> bool {
+    matches!((out.canonicalize(), notebook.canonicalize()), (Ok(out), Ok(notebook)) if out == notebook)
+}
+
+async fn make(notebook: &Notebook, target: Target, options: ExportOptions) -> anyhow::Result<Document> {
+    let format = match target {
+        Target::Html | Target::Pdf => Format::Html,
+        Target::Markdown => Format::Markdown,
+        Target::Script => Format::Script,
+        Target::Ipynb => Format::Ipynb,
+    };
+    let is_pdf = target == Target::Pdf;
+    // The browser is looked for first: without one the rest is for nothing.
+    let browser = if is_pdf { Some(chromium::find()?) } else { None };
+    let Exported { body, extension, files, notes, .. } =
+        export(notebook, format, &ExportOptions { eager: is_pdf, ..options });
+    for note in notes {
+        say!("note: {note}");
+    }
+    Ok(match browser {
+        Some(browser) => Document { bytes: chromium::print(&browser, &body).await?, extension: "pdf", files },
+        None => Document { bytes: body.into_bytes(), extension, files },
+    })
+}
+
+fn write(out: &Path, document: Document) -> anyhow::Result<()> {
+    let folder = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for (name, bytes) in &document.files {
+        let path = folder.join(name);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        }
+        write_whole(&path, bytes)?;
+    }
+    // A device or a pipe cannot be replaced by a file, only written to.
+    if out.exists() && !out.is_file() && !out.is_dir() {
+        std::fs::write(out, &document.bytes).with_context(|| format!("cannot write {}", out.display()))?;
+    } else {
+        write_whole(out, &document.bytes)?;
+    }
+    say!(
+        "wrote {}{}",
+        out.display(),
+        match document.files.len() {
+            0 => String::new(),
+            1 => " and 1 file beside it".to_owned(),
+            files => format!(" and {files} files beside it"),
+        }
+    );
+    Ok(())
+}
+
+impl LookArgs {
+    /// The options of an export, for a notebook of this name.
+    pub(super) fn options(&self, name: String) -> ExportOptions {
+        ExportOptions {
+            name,
+            title: self.title.clone(),
+            theme: match self.theme {
+                ThemeName::Auto => Theme::Auto,
+                ThemeName::Light => Theme::Light,
+                ThemeName::Dark => Theme::Dark,
+            },
+            inputs: !self.no_input,
+            // nbconvert's --no-input leaves out the counts too.
+            prompts: !self.no_prompt && !self.no_input,
+            outputs: !self.no_outputs,
+            script_style: match self.script_style {
+                StyleName::Plain => ScriptStyle::Plain,
+                StyleName::Percent => ScriptStyle::Percent,
+            },
+            ..ExportOptions::default()
+        }
+    }
+}
+
+/// The name of a notebook or a document, without its extension.
+fn name(path: &Path) -> String {
+    if path == Path::new("-") {
+        return "notebook".to_owned();
+    }
+    path.file_stem().map(OsStr::to_string_lossy).map_or_else(|| "notebook".to_owned(), Into::into)
+}
+
+fn folder(args: &ExportArgs, notebook: &Path) -> PathBuf {
+    let own = notebook.parent().filter(|_| notebook != Path::new("-")).unwrap_or(Path::new(""));
+    args.output_dir.clone().unwrap_or_else(|| own.to_owned())
+}
+
+fn read(path: &Path) -> anyhow::Result<Notebook> {
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().take(MAX_NOTEBOOK + 1).read_to_end(&mut bytes).context("cannot read standard input")?;
+    } else {
+        let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        // Knowing the size, the bytes are read into one piece of memory.
+        bytes.reserve_exact(
+            usize::try_from(file.metadata().map_or(0, |metadata| metadata.len().min(MAX_NOTEBOOK))).unwrap_or(0) + 1,
+        );
+        file.take(MAX_NOTEBOOK + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    if bytes.len() as u64 > MAX_NOTEBOOK {
+        return Err(anyhow!("{} is larger than {} MB; it cannot be exported", path.display(), MAX_NOTEBOOK >> 20));
+    }
+    Notebook::parse(&bytes).with_context(|| format!("cannot read {} as a notebook", path.display()))
+}

@@ -1,0 +1,433 @@
+//! Displays and results in a page: which representation is shown, and how.
+
+use super::{Page, is_here, lines};
+use crate::export::{bundle, text};
+use crate::mime;
+use crate::output::strip_ansi;
+use crate::render::{code, escape, markdown, math, sanitize};
+use crate::web::Library;
+use serde_json::{Map, Value};
+use std::fmt::Write as _;
+
+/// A drawing larger than this gives way to a picture in pixels, if the output has one.
+const LARGE_SVG: usize = 300 << 10;
+/// Rows of a CSV table.
+const MAX_ROWS: usize = 200;
+
+/// What a representation becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Plotly(Library),
+    Vega,
+    Html,
+    Frame,
+    Markdown,
+    Latex,
+    Svg,
+    Picture,
+    Audio,
+    Video,
+    Csv,
+    Script,
+    Json,
+    Text,
+}
+
+/// The type of a picture as a data URL may name it; none for what browsers show no picture of.
+pub(super) fn picture(mime: &str) -> Option<&'static str> {
+    const KNOWN: &[&str] =
+        &["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp", "image/svg+xml", "image/x-icon"];
+    let kind = mime::essence(mime);
+    if kind == "image/jpg" {
+        return Some("image/jpeg");
+    }
+    KNOWN.iter().find(|known| **known == kind).copied()
+}
+
+/// A drawing that browsers accept as a picture: some kernels leave out the namespace.
+pub(super) fn svg(source: &str) -> String {
+    match source.find("<svg") {
+        Some(at) if !source[at..].split('>').next().unwrap_or_default().contains("xmlns=") => {
+            format!("{}<svg xmlns=\"http://www.w3.org/2000/svg\"{}", &source[..at], &source[at + 4..])
+        }
+        _ => source.to_owned(),
+    }
+}
+
+impl Page<'_> {
+    pub(super) fn display(&mut self, output: &Value) {
+        let Some(data) = bundle(output) else {
+            // Not an output that the format knows: what it says is better than nothing.
+            return lines::html(&text::plain(output), "", &mut self.out);
+        };
+        if self.options.prompts
+            && let Some(count) = output.get("execution_count").and_then(Value::as_u64)
+        {
+            self.push(&format!("<p class=\"p\" aria-label=\"Result {count}\">[{count}]:</p>\n"));
+        }
+        let none = Map::new();
+        let metadata = output.get("metadata").and_then(Value::as_object).unwrap_or(&none);
+        let order = mime::display_order(data.keys().map(String::as_str));
+        for mime in &order {
+            if let Some(lane) = lane(mime, data)
+                && self.represent(lane, mime, data, metadata)
+            {
+                self.others(mime, lane, data);
+                return;
+            }
+        }
+        self.last_resort(&order, data);
+    }
+
+    /// Nothing that a page can show as it is: plots without their library, widgets, unknown types.
+    fn last_resort(&mut self, order: &[&str], data: &Map<String, Value>) {
+        let Some(mime) = order.first() else {
+            return self.push("<p class=\"hint\">An empty output.</p>\n");
+        };
+        let value = &data[*mime];
+        let kind = mime::essence(mime);
+        if mime::is_plotly(&kind) || mime::is_vega(&kind) {
+            self.push("<p class=\"hint\">An interactive plot. This page was made without its library; here is its specification.</p>\n");
+            let spec = value.as_str().and_then(|text| crate::wire::json::parse_lenient(text.as_bytes()).ok());
+            super::tree::html(spec.as_ref().unwrap_or(value), "plot", false, &mut self.out);
+        } else if kind.contains("widget-view") || kind.contains("bokeh") || kind.contains("holoviews") {
+            self.push("<p class=\"hint\">An interactive output (<code>");
+            self.push_escaped(&kind);
+            self.push("</code>) that needs a running kernel.</p>\n");
+        } else {
+            self.chip(mime, value);
+        }
+    }
+
+    fn represent(&mut self, lane: Lane, mime: &str, data: &Map<String, Value>, metadata: &Map<String, Value>) -> bool {
+        let value = &data[mime];
+        match lane {
+            Lane::Plotly(library) => return self.plotly(library, value),
+            Lane::Vega => return self.vega(mime, value),
+            Lane::Html => {
+                let cleaned = sanitize::clean(&text::text(value));
+                self.push("<div class=\"html\" role=\"region\" tabindex=\"0\" aria-label=\"");
+                self.label("Table or text");
+                self.push("\">");
+                self.push(&cleaned);
+                self.push("</div>\n");
+            }
+            Lane::Frame => self.framed(&text::text(value)),
+            Lane::Markdown => {
+                let (html, _) = markdown::html(&text::text(value), &|_| None);
+                self.push("<div class=\"md\" style=\"margin-left:0\">");
+                self.push(&html);
+                self.push("</div>\n");
+            }
+            Lane::Latex => {
+                math::latex_html(&text::text(value), &mut self.out);
+                self.push("\n");
+            }
+            Lane::Svg => {
+                let mut url = String::from("data:image/svg+xml;base64,");
+                text::encode(&svg(&text::text(value)), &mut url);
+                self.picture(mime, data, metadata, |out| {
+                    out.push_str(&url);
+                    true
+                });
+            }
+            Lane::Picture => self.picture(mime, data, metadata, |out| {
+                out.push_str("data:");
+                out.push_str(picture(mime).unwrap_or("image/png"));
+                out.push_str(";base64,");
+                text::push_base64(value, out)
+            }),
+            Lane::Audio | Lane::Video => return self.media(lane, mime, value),
+            Lane::Csv => return self.csv(&text::text(value)),
+            Lane::Script => {
+                // What the script finds: an element to write into.
+                let script = text::text(value).replace("</script", "<\\/script").replace("<!--", "<\\!--");
+                self.framed(&format!(
+                    "<div id=\"output\"></div><script>const element=document.getElementById(\"output\");</script><script>{script}</script>"
+                ));
+            }
+            Lane::Json => {
+                let own = |key: &str| metadata.get(mime).and_then(|own| own.get(key)).or_else(|| metadata.get(key));
+                let open = own("expanded").and_then(Value::as_bool).unwrap_or(false);
+                let root = own("root").and_then(Value::as_str).unwrap_or("root").to_owned();
+                super::tree::html(value, &root, open, &mut self.out);
+            }
+            Lane::Text => {
+                let shown = text::shown(text::text(value));
+                lines::html(text::trimmed(&shown), "wide", &mut self.out);
+            }
+        }
+        true
+    }
+
+    /// A label for readers who do not see the place.
+    fn label(&mut self, what: &str) {
+        let _ = write!(self.out, "{what}, output {} of cell {}", self.place.output, self.place.cell);
+    }
+
+    fn framed(&mut self, html: &str) {
+        let (html, left_out) = super::frame_html::without_fetches(html);
+        if left_out > 0 {
+            let cell = self.place.cell;
+            self.push(
+                "<p class=\"hint\">This output wants files from the network, which an exported page does not load.</p>\n",
+            );
+            self.notes.push(format!("cell {cell}: an output wants files from the network; the page does not load them"));
+        }
+        let title = format!("Output {} of cell {}", self.place.output, self.place.cell);
+        self.frames.html(&html, &title, &mut self.out);
+    }
+
+    fn plotly(&mut self, library: Library, value: &Value) -> bool {
+        if !is_here(library) {
+            self.library_missing("plotly");
+            return false;
+        }
+        let height = value.pointer("/layout/height").and_then(Value::as_u64).unwrap_or(450);
+        let traces = value.get("data").and_then(Value::as_array).map_or(0, Vec::len);
+        let kind = value.pointer("/data/0/type").and_then(Value::as_str).unwrap_or("scatter");
+        let name = value.pointer("/layout/title/text").or_else(|| value.pointer("/layout/title")).and_then(Value::as_str);
+        let title =
+            format!("Plotly figure {}· {kind} · {traces} traces", name.map(|name| format!("{name} ")).unwrap_or_default());
+        let spec = serde_json::json!({ "spec": value }).to_string();
+        self.frames.plot(library, &spec, Some(height), &title, &mut self.out);
+        true
+    }
+
+    fn vega(&mut self, mime: &str, value: &Value) -> bool {
+        if !is_here(Library::Vega) {
+            self.library_missing("vega");
+            return false;
+        }
+        let mode = if mime::essence(mime).contains("vegalite") { "vega-lite" } else { "vega" };
+        // Some senders give the specification as text.
+        let parsed = value.as_str().and_then(|text| crate::wire::json::parse_lenient(text.as_bytes()).ok());
+        let value = parsed.as_ref().unwrap_or(value);
+        let name = value.get("title").and_then(|title| title.as_str().or_else(|| title.get("text")?.as_str()));
+        let title = format!("Vega plot {}", name.unwrap_or_default());
+        let spec = serde_json::json!({ "spec": value, "mode": mode }).to_string();
+        self.frames.plot(Library::Vega, &spec, None, title.trim(), &mut self.out);
+        true
+    }
+
+    fn library_missing(&mut self, name: &str) {
+        let note = format!("this build has no {name} library (make web builds it), so {name} plots are not interactive");
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    fn picture(
+        &mut self,
+        mime: &str,
+        data: &Map<String, Value>,
+        metadata: &Map<String, Value>,
+        source: impl FnOnce(&mut String) -> bool,
+    ) {
+        let own = |key: &str| metadata.get(mime).and_then(|own| own.get(key)).or_else(|| metadata.get(key));
+        let before = self.out.len();
+        let mut class = String::from("pic");
+        match own("needs_background").and_then(Value::as_str) {
+            Some("light") => class.push_str(" light"),
+            Some("dark") => class.push_str(" dark"),
+            _ => {}
+        }
+        if own("unconfined").and_then(Value::as_bool) == Some(true) {
+            class.push_str(" free");
+        }
+        self.push(&format!("<figure class=\"{class}\"><img decoding=\"async\" "));
+        let size =
+            |key: &str| own(key).and_then(Value::as_f64).filter(|size| (1.0..=20_000.0).contains(size)).map(f64::round);
+        let (width, height) = match (size("width"), size("height")) {
+            (None, None) => pixels(mime, &data[mime]).unwrap_or((None, None)),
+            sizes => sizes,
+        };
+        for (name, size) in [("width", width), ("height", height)] {
+            if let Some(size) = size {
+                self.push(&format!("{name}=\"{size}\" "));
+            }
+        }
+        self.push("alt=\"");
+        self.alt(data, own("alt"));
+        self.push("\" src=\"");
+        if source(&mut self.out) {
+            self.push("\"></figure>\n");
+        } else {
+            self.out.truncate(before);
+            self.push("<p class=\"hint\">A picture (");
+            self.push_escaped(&mime::essence(mime));
+            self.push(") whose data is not valid base64.</p>\n");
+            self.notes.push(format!("cell {}: a picture is not valid base64", self.place.cell));
+        }
+    }
+
+    fn alt(&mut self, data: &Map<String, Value>, told: Option<&Value>) {
+        let plain = data.get("text/plain").map(|value| strip_ansi(&text::text(value)));
+        let told = told.and_then(Value::as_str).map(str::to_owned);
+        // `<Figure size 640x480 with 1 Axes>` says less than the place does.
+        match told.or(plain).filter(|text| !text.trim().is_empty() && !text.starts_with('<')) {
+            Some(text) => {
+                let short: String = text.trim().chars().take(300).collect();
+                self.push_escaped(&short);
+            }
+            None => self.label("Picture"),
+        }
+    }
+
+    fn media(&mut self, lane: Lane, mime: &str, value: &Value) -> bool {
+        let kind = safe_kind(mime);
+        let tag = if lane == Lane::Audio { "audio" } else { "video" };
+        let before = self.out.len();
+        self.push(&format!("<{tag} controls preload=\"metadata\" aria-label=\""));
+        self.label(if lane == Lane::Audio { "Sound" } else { "Film" });
+        self.push(&format!("\" src=\"data:{kind};base64,"));
+        if !text::push_base64(value, &mut self.out) {
+            self.out.truncate(before);
+            return false;
+        }
+        self.push(&format!("\"></{tag}>\n"));
+        true
+    }
+
+    fn csv(&mut self, source: &str) -> bool {
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(source.as_bytes());
+        let rows: Vec<csv::StringRecord> = reader.records().take(MAX_ROWS + 1).map_while(Result::ok).collect();
+        if rows.is_empty() {
+            return false;
+        }
+        self.push("<div class=\"html\" role=\"region\" tabindex=\"0\" aria-label=\"");
+        self.label("Table");
+        self.push("\"><table>");
+        for (at, row) in rows.iter().take(MAX_ROWS).enumerate() {
+            let cell = if at == 0 { "th" } else { "td" };
+            self.push(match at {
+                0 => "<thead><tr>",
+                1 => "<tbody><tr>",
+                _ => "<tr>",
+            });
+            for field in row {
+                self.push(&format!("<{cell}>"));
+                self.push_escaped(field);
+                self.push(&format!("</{cell}>"));
+            }
+            self.push(if at == 0 { "</tr></thead>" } else { "</tr>" });
+        }
+        self.push("</tbody></table>");
+        if rows.len() > MAX_ROWS {
+            self.push(&format!("<p class=\"hint\">The first {MAX_ROWS} rows.</p>"));
+        }
+        self.push("</div>\n");
+        if rows.len() > MAX_ROWS {
+            self.chip("text/csv", &Value::from(source));
+        }
+        true
+    }
+
+    /// A link that saves the value: for what browsers do not show.
+    fn chip(&mut self, mime: &str, value: &Value) {
+        let extension = mime::extension(mime);
+        self.push(&format!(
+            "<a class=\"chip\" download=\"cell-{:02}-output-{}.{extension}\" href=\"data:application/octet-stream;base64,",
+            self.place.cell, self.place.output
+        ));
+        if !mime::is_binary(mime) || !text::push_base64(value, &mut self.out) {
+            text::encode(&text::text(value), &mut self.out);
+        }
+        self.push("\">Download <small>");
+        let short: String = mime.chars().take(100).collect();
+        self.push_escaped(&short);
+        self.push("</small></a>\n");
+    }
+
+    /// What the output also says, as text.
+    fn others(&mut self, shown: &str, lane: Lane, data: &Map<String, Value>) {
+        if matches!(lane, Lane::Text | Lane::Json) {
+            return;
+        }
+        let others = ["text/plain", "text/latex"].into_iter().filter(|mime| *mime != shown).filter_map(|mime| {
+            let text = strip_ansi(&text::text(data.get(mime)?));
+            // The name of an object says nothing to a reader.
+            (!text.trim().is_empty() && !text.starts_with('<') && text.len() <= 4000).then_some((mime, text))
+        });
+        for (mime, text) in others.collect::<Vec<_>>() {
+            let what = if mime == "text/plain" { "as text" } else { "as LaTeX" };
+            self.push(&format!("<details class=\"alts\"><summary>{what}</summary><pre class=\"wide\">\n"));
+            if mime == "text/latex" {
+                code::html(&text, "latex", &mut self.out)
+            } else {
+                escape(&text, &mut self.out)
+            }
+            self.push("</pre></details>\n");
+        }
+    }
+}
+
+/// What a representation becomes; none for what needs more than a page has.
+fn lane(mime: &str, data: &Map<String, Value>) -> Option<Lane> {
+    let kind = mime::essence(mime);
+    let value = &data[mime];
+    let has_pixels = || data.keys().any(|other| other != mime && picture(other).is_some_and(|kind| kind != "image/svg+xml"));
+    Some(match kind.as_str() {
+        _ if mime::is_plotly(&kind) && value.is_object() => Lane::Plotly(plotly_bundle(value)),
+        _ if mime::is_vega(&kind) && (value.is_object() || value.is_string()) => Lane::Vega,
+        _ if mime::is_plotly(&kind) || mime::is_vega(&kind) => return None,
+        _ if kind.contains("widget-view") || kind.contains("bokehjs") || kind.contains("holoviews") => return None,
+        "text/html" if sanitize::needs_frame(&text::text(value)) => Lane::Frame,
+        "text/html" => Lane::Html,
+        "text/markdown" => Lane::Markdown,
+        "text/latex" => Lane::Latex,
+        "image/svg+xml" if has_pixels() && text::pieces(value).map(str::len).sum::<usize>() > LARGE_SVG => return None,
+        "image/svg+xml" => Lane::Svg,
+        _ if picture(&kind).is_some() => Lane::Picture,
+        _ if kind.starts_with("audio/") => Lane::Audio,
+        _ if kind.starts_with("video/") => Lane::Video,
+        "text/csv" => Lane::Csv,
+        "application/javascript" | "text/javascript" => Lane::Script,
+        "application/json" => Lane::Json,
+        _ if kind.ends_with("+json") || kind.ends_with(".json") => Lane::Json,
+        _ if kind.starts_with("text/") => Lane::Text,
+        _ => return None,
+    })
+}
+
+/// The smallest of Plotly's bundles that draws all traces.
+fn plotly_bundle(figure: &Value) -> Library {
+    const BASIC: &[&str] = &["scatter", "bar", "pie"];
+    const CARTESIAN: &[&str] = &[
+        "box",
+        "contour",
+        "heatmap",
+        "histogram",
+        "histogram2d",
+        "histogram2dcontour",
+        "image",
+        "scatterternary",
+        "violin",
+    ];
+    // Traces inside of a template are drawn by nobody.
+    let traces = figure.get("data").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let of = |trace: &Value| match trace.get("type").map_or(Some("scatter"), Value::as_str) {
+        Some(kind) if BASIC.contains(&kind) => Library::PlotlyBasic,
+        Some(kind) if CARTESIAN.contains(&kind) => Library::PlotlyCartesian,
+        _ => Library::PlotlyFull,
+    };
+    traces.iter().map(of).max().unwrap_or(Library::PlotlyBasic)
+}
+
+/// A type that may stand in an attribute and a data URL.
+fn safe_kind(mime: &str) -> String {
+    let kind = mime::essence(mime);
+    let safe = kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'+' | b'.'));
+    if safe { kind } else { "application/octet-stream".to_owned() }
+}
+
+/// The size that a PNG gives itself, so that a page does not jump when it appears.
+fn pixels(mime: &str, value: &Value) -> Option<(Option<f64>, Option<f64>)> {
+    if mime::essence(mime) != "image/png" {
+        return None;
+    }
+    let start: String = text::pieces(value).flat_map(str::chars).filter(|c| !c.is_ascii_whitespace()).take(32).collect();
+    let bytes = text::bytes(&Value::String(start))?;
+    let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    (bytes.get(12..16)? == b"IHDR").then(|| Some((Some(f64::from(number(16)?)), Some(f64::from(number(20)?)))))?
+}

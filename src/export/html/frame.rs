@@ -1,0 +1,129 @@
+//! Frames without an origin, for outputs that act; what they share; and the page's content policy.
+
+use crate::render::{escape, sanitize};
+use crate::web::Library;
+use base64::Engine as _;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+
+const STYLE: &str = include_str!("assets/frame.css");
+const SCRIPT: &str = include_str!("assets/frame.js");
+
+/// The frames of a page.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    /// Whether one has scripts of the notebook's.
+    foreign_scripts: bool,
+    /// Whether there is one with HTML.
+    html: bool,
+    plots: bool,
+    /// The bundle that draws all of the page's Plotly figures.
+    plotly: Option<Library>,
+    vega: bool,
+    /// The hashes of the libraries that went into the page.
+    hashes: Vec<String>,
+}
+
+/// What a frame may do: its own scripts or only ours, and nothing that is fetched.
+fn inner_policy(scripts: &str) -> String {
+    format!(
+        "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; media-src data: blob:; \
+         worker-src blob:"
+    )
+}
+
+const ANY_SCRIPT: &str = "'unsafe-inline' 'unsafe-eval' data: blob:";
+
+fn head(policy: &str) -> String {
+    format!(
+        "<!doctype html><html><head><meta charset=\"utf-8\"><meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">\
+         <style>{STYLE}</style></head><body>"
+    )
+}
+
+fn hash(script: &str) -> String {
+    format!("'sha256-{}'", base64::engine::general_purpose::STANDARD.encode(Sha256::digest(script)))
+}
+
+impl Frames {
+    /// A frame with foreign HTML. Its scripts run there; where it has none, none can run.
+    pub(super) fn html(&mut self, html: &str, title: &str, out: &mut String) {
+        let acts = sanitize::has_script(html);
+        self.foreign_scripts |= acts;
+        self.html = true;
+        let policy = if acts { inner_policy(ANY_SCRIPT) } else { inner_policy(&hash(SCRIPT)) };
+        out.push_str("<iframe class=\"frame\" sandbox=\"allow-scripts allow-downloads\" loading=\"lazy\" title=\"");
+        escape(title, out);
+        out.push_str("\" srcdoc=\"");
+        for part in [&head(&policy), html, "\n<script>", SCRIPT, "</script></body></html>"] {
+            escape(part, out);
+        }
+        out.push_str("\"></iframe>\n");
+    }
+
+    /// The place of a plot: the page's script makes its frame from the specification and the library.
+    pub(super) fn plot(&mut self, library: Library, json: &str, height: Option<u64>, title: &str, out: &mut String) {
+        self.plots = true;
+        let name = if library == Library::Vega {
+            self.vega = true;
+            "vega"
+        } else {
+            self.plotly = self.plotly.max(Some(library));
+            "plotly"
+        };
+        let height = height.map(|height| format!(" data-height=\"{}\"", height.min(4000))).unwrap_or_default();
+        out.push_str(&format!("<div class=\"plot\" data-lib=\"{name}\"{height} role=\"figure\" data-title=\""));
+        escape(title, out);
+        out.push_str("\" aria-label=\"");
+        escape(title, out);
+        out.push_str("\"><script type=\"application/json\">");
+        // In JSON a less-than sign stands in strings only, where it may be written by its number.
+        out.push_str(&json.replace('<', "\\u003c"));
+        out.push_str("</script><noscript><p class=\"hint\">This plot needs JavaScript.</p></noscript></div>\n");
+    }
+
+    /// What plots share, once for the page: text that the page's script puts into each frame.
+    pub(super) fn blocks(&mut self, _eager: bool, out: &mut String) {
+        if !self.plots {
+            return;
+        }
+        let block = |id: &str, text: &str, out: &mut String| {
+            out.push_str(&format!("<script type=\"text/plain\" id=\"{id}\">"));
+            out.push_str(text);
+            out.push_str("</script>\n");
+        };
+        block("frame-head", &head(&inner_policy(ANY_SCRIPT)), out);
+        block("frame-script", SCRIPT, out);
+        let libraries =
+            [self.plotly.map(|library| ("lib-plotly", library)), self.vega.then_some(("lib-vega", Library::Vega))];
+        for (id, library) in libraries.into_iter().flatten() {
+            if let Some(script) = library.script() {
+                self.hashes.push(hash(&script));
+                block(id, &script, out);
+            }
+        }
+    }
+
+    /// The page's content policy. Frames inherit it, so it allows what they need; scripts by their hashes, unless a
+    /// frame has scripts that nobody can know.
+    pub(super) fn policy(&self, page_script: &str) -> String {
+        let mut scripts = BTreeSet::from([hash(page_script)]);
+        if self.html || self.plots {
+            scripts.insert(hash(SCRIPT));
+        }
+        scripts.extend(self.hashes.iter().cloned());
+        // Plotly's drawing in three dimensions makes functions from text.
+        if self.plotly == Some(Library::PlotlyFull) {
+            scripts.insert("'unsafe-eval'".to_owned());
+        }
+        let known = scripts.into_iter().collect::<Vec<_>>().join(" ");
+        let scripts = if self.foreign_scripts { ANY_SCRIPT } else { &known };
+        let framed = self.html || self.plots;
+        format!(
+            "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:{blobs}; media-src data:{blobs}; \
+             font-src data:; {workers}base-uri 'none'; form-action 'none'",
+            blobs = if framed { " blob:" } else { "" },
+            workers = if framed { "worker-src blob:; " } else { "" },
+        )
+    }
+}

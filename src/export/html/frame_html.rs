@@ -1,0 +1,96 @@
+//! HTML for a frame without what it would fetch: pages load nothing, and a script that cannot be loaded is an error.
+
+/// Gives the HTML with the addresses of other places taken out, and how many there were.
+pub(super) fn without_fetches(html: &str) -> (String, usize) {
+    let mut out = String::with_capacity(html.len());
+    let mut rest = html;
+    let mut count = 0;
+    while let Some(at) = rest.find('<') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let name_len = rest[1..].bytes().take_while(u8::is_ascii_alphanumeric).count();
+        let name = rest[1..1 + name_len].to_ascii_lowercase();
+        if !matches!(
+            name.as_str(),
+            "script" | "link" | "img" | "iframe" | "source" | "video" | "audio" | "embed" | "object" | "image"
+        ) {
+            out.push('<');
+            rest = &rest[1..];
+            continue;
+        }
+        let end = tag_len(rest);
+        let (tag, found) = disarmed(&rest[..end]);
+        out.push_str(&tag);
+        count += found;
+        rest = &rest[end..];
+        // What stands in a script is no HTML.
+        if name == "script" {
+            let end = rest.to_ascii_lowercase().find("</script").unwrap_or(rest.len());
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+        }
+    }
+    out.push_str(rest);
+    (out, count)
+}
+
+/// Bytes of the tag at the start; `>` inside quotes does not end it.
+fn tag_len(text: &str) -> usize {
+    let mut quote = None;
+    for (at, byte) in text.bytes().enumerate() {
+        match (byte, quote) {
+            (b'"' | b'\'', None) => quote = Some(byte),
+            (_, Some(open)) if open == byte => quote = None,
+            (b'>', None) => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// A tag whose addresses of other places are renamed.
+fn disarmed(tag: &str) -> (String, usize) {
+    let lower = tag.to_ascii_lowercase();
+    let mut out = String::with_capacity(tag.len());
+    let (mut from, mut count) = (0, 0);
+    for name in ["src", "href", "srcset", "poster", "data", "xlink:href"] {
+        let mut at = 0;
+        while let Some(found) = lower[at..].find(name).map(|found| at + found) {
+            at = found + name.len();
+            let begins = lower[..found].ends_with(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '/'));
+            let Some(value) = lower[at..].trim_start().strip_prefix('=') else { continue };
+            let value = value.trim_start().trim_start_matches(['"', '\'']).trim_start();
+            let own = value.starts_with("data:")
+                || value.starts_with("blob:")
+                || value.starts_with('#')
+                || value.starts_with("about:");
+            if begins && !own && found >= from {
+                out.push_str(&tag[from..found]);
+                out.push_str("data-not-loaded-");
+                from = found;
+                count += 1;
+            }
+        }
+    }
+    out.push_str(&tag[from..]);
+    (out, count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_other_places_go() {
+        let html = "<script src=\"https://cdn/x.js\"></script><script>a='<img src=x>'</script><img src='data:image/png;base64,a' alt='src'>";
+        let (out, count) = without_fetches(html);
+        assert_eq!(count, 1);
+        assert!(
+            out.starts_with("<script data-not-loaded-src=\"https://cdn/x.js\"></script><script>a='<img src=x>'"),
+            "{out}"
+        );
+        assert!(out.ends_with("<img src='data:image/png;base64,a' alt='src'>"));
+        assert_eq!(without_fetches("<link rel=stylesheet href=//x><iframe src=/y></iframe><b src=x>").1, 2);
+        assert_eq!(without_fetches("<img"), ("<img".to_owned(), 0));
+    }
+}

@@ -1,0 +1,294 @@
+//! A notebook as one page that holds all it needs.
+//!
+//! Two lanes. What cannot act stands in the page: texts, tables without script, pictures as `<img>`, trees. What can
+//! act (HTML with scripts or styles of its own, JavaScript, interactive plots) stands in frames without an origin
+//! (`sandbox` without `allow-same-origin`). The page's content policy lets nothing be fetched, and where no frame
+//! has foreign scripts it names every script by its hash.
+
+mod display;
+mod errors;
+mod frame;
+mod frame_html;
+mod lines;
+mod tree;
+
+use super::text;
+use super::visible::{self, Show, Visible};
+use super::{ExportOptions, Exported, Theme, TitleFrom, language, title};
+use crate::mime;
+use crate::notebook::{Cell, Notebook};
+use crate::render::markdown::Heading;
+use crate::render::{code, escape, escaped, markdown};
+use crate::web::Library;
+use frame::Frames;
+use serde_json::Value;
+
+const STYLE: &str = include_str!("assets/page.css");
+const SCRIPT: &str = include_str!("assets/page.js");
+
+/// Contents are listed from this many headings on.
+const CONTENTS_FROM: usize = 4;
+
+pub(super) fn page(notebook: &Notebook, options: &ExportOptions) -> Exported {
+    let (title, title_from) = title(notebook, options);
+    let mut page = Page {
+        options,
+        language: language(notebook),
+        out: String::with_capacity(64 << 10),
+        headings: Vec::new(),
+        frames: Frames::default(),
+        notes: Vec::new(),
+        place: Place::default(),
+    };
+    page.head(&title);
+    let policy_at = page.out.len();
+    page.opening(notebook, &title, title_from);
+    let contents_at = page.out.len();
+    for (index, cell) in notebook.cells().enumerate() {
+        page.cell(index, cell);
+    }
+    page.closing();
+    page.contents(contents_at);
+    // Which policy holds is known only now.
+    let policy = format!("<meta http-equiv=\"Content-Security-Policy\" content=\"{}\">\n", page.frames.policy(SCRIPT));
+    page.out.insert_str(policy_at, &policy);
+    Exported { notes: page.notes, ..Exported::plain(page.out, "text/html; charset=utf-8", "html") }
+}
+
+/// Where the page stands: for labels.
+#[derive(Debug, Default, Clone, Copy)]
+struct Place {
+    /// The cell's number from 1.
+    cell: usize,
+    /// The output's number from 1.
+    output: usize,
+}
+
+struct Page<'a> {
+    options: &'a ExportOptions,
+    language: String,
+    out: String,
+    headings: Vec<Heading>,
+    frames: Frames,
+    notes: Vec<String>,
+    place: Place,
+}
+
+impl Page<'_> {
+    fn push(&mut self, html: &str) {
+        self.out.push_str(html);
+    }
+
+    fn push_escaped(&mut self, text: &str) {
+        escape(text, &mut self.out);
+    }
+
+    fn head(&mut self, title: &str) {
+        let theme = match self.options.theme {
+            Theme::Auto => "",
+            Theme::Light => " data-theme=\"light\"",
+            Theme::Dark => " data-theme=\"dark\"",
+        };
+        let eager = if self.options.eager { " data-eager=\"1\"" } else { "" };
+        self.push(&format!("<!doctype html>\n<html lang=\"en\"{theme}{eager}>\n<head>\n<meta charset=\"utf-8\">\n<title>"));
+        self.push_escaped(title);
+        self.push("</title>\n");
+    }
+
+    fn opening(&mut self, notebook: &Notebook, title: &str, title_from: TitleFrom) {
+        self.push(
+            "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
+             <meta name=\"referrer\" content=\"no-referrer\">\n<meta name=\"generator\" content=\"Cellkeep\">\n<style>\n",
+        );
+        self.push(STYLE);
+        self.push("</style>\n</head>\n<body>\n<a class=\"vh skip\" href=\"#notebook\">Skip to the notebook</a>\n<header>\n");
+        if title_from == TitleFrom::Outside {
+            self.push("<h1>");
+            self.push_escaped(title);
+            self.push("</h1>\n");
+        }
+        self.push("<p class=\"about\">");
+        let kernel = notebook.metadata().and_then(|metadata| metadata.get("kernelspec")?.get("display_name")?.as_str());
+        let version = notebook.metadata().and_then(|metadata| metadata.get("language_info")?.get("version")?.as_str());
+        let language = format!("{} {}", self.language, version.unwrap_or_default());
+        let cells = match notebook.len() {
+            1 => "1 cell".to_owned(),
+            cells => format!("{cells} cells"),
+        };
+        for about in [kernel.unwrap_or_default(), language.trim(), &cells].into_iter().filter(|about| !about.is_empty()) {
+            self.push("<span>");
+            self.push_escaped(&about.chars().take(80).collect::<String>());
+            self.push("</span>");
+        }
+        self.push("</p>\n<div class=\"tools\">");
+        if self.options.inputs && notebook.cells().any(|cell| cell.is_code()) {
+            self.push("<button type=\"button\" id=\"code\">Hide code</button>");
+        }
+        self.push("<button type=\"button\" id=\"theme\">Dark</button></div>\n</header>\n");
+        self.push(if self.options.prompts { "<main id=\"notebook\">\n" } else { "<main id=\"notebook\" class=\"bare\">\n" });
+    }
+
+    fn closing(&mut self) {
+        self.push("</main>\n<footer>Exported by Cellkeep</footer>\n");
+        let eager = self.options.eager;
+        self.frames.blocks(eager, &mut self.out);
+        self.push("<script>");
+        self.push(SCRIPT);
+        self.push("</script>\n</body>\n</html>\n");
+    }
+
+    /// Puts the contents in front of the cells, where there are enough headings for that.
+    fn contents(&mut self, at: usize) {
+        if self.headings.len() < CONTENTS_FROM {
+            return;
+        }
+        let top = self.headings.iter().map(|heading| heading.level).min().unwrap_or(1);
+        let mut contents =
+            String::from("<nav class=\"toc\" aria-label=\"Contents\"><details><summary>Contents</summary><ul>\n");
+        for heading in self.headings.iter().filter(|heading| heading.level < top + 3) {
+            contents.push_str(&format!("<li class=\"l{}\"><a href=\"#", heading.level - top + 1));
+            escape(&heading.id, &mut contents);
+            contents.push_str("\">");
+            escape(&heading.text, &mut contents);
+            contents.push_str("</a></li>\n");
+        }
+        contents.push_str("</ul></details></nav>\n");
+        self.out.insert_str(at, &contents);
+    }
+
+    /// A part behind a line that opens it.
+    fn folded(&mut self, show: Show, what: &str, write: impl FnOnce(&mut Self)) {
+        if show == Show::Folded {
+            self.push(&format!("<details class=\"fold\"><summary>{what}</summary>\n"));
+        }
+        write(self);
+        if show == Show::Folded {
+            self.push("</details>\n");
+        }
+    }
+
+    fn cell(&mut self, index: usize, cell: Cell<'_>) {
+        self.place = Place { cell: index + 1, output: 0 };
+        let visible = Visible::of(cell, self.options);
+        if visible.cell == Show::No {
+            return;
+        }
+        let kind = match cell.cell_type() {
+            "code" => "code",
+            "markdown" => "markdown",
+            _ => "raw",
+        };
+        let label = if kind == "markdown" { "text" } else { kind };
+        self.push(&format!(
+            "<section class=\"cell {kind}\" id=\"cell-{}\" aria-label=\"Cell {}, {label}\">\n",
+            escaped(cell.id()),
+            index + 1
+        ));
+        self.folded(visible.cell, "Cell", |page| match kind {
+            "code" => page.code_cell(cell, visible),
+            "markdown" => page.markdown_cell(cell),
+            _ => page.raw_cell(cell),
+        });
+        self.push("</section>\n");
+    }
+
+    fn markdown_cell(&mut self, cell: Cell<'_>) {
+        let attachments = cell.json().get("attachments");
+        let (html, headings) = markdown::html(&cell.source(), &|name| attachment(attachments?.get(name)?));
+        self.headings.extend(headings);
+        self.push("<div class=\"md\">\n");
+        self.push(&html);
+        self.push("</div>\n");
+    }
+
+    fn raw_cell(&mut self, cell: Cell<'_>) {
+        let source = cell.source();
+        if !source.trim().is_empty() {
+            self.push("<pre class=\"raw\">");
+            self.push_escaped(&source);
+            self.push("</pre>\n");
+        }
+    }
+
+    fn code_cell(&mut self, cell: Cell<'_>, visible: Visible) {
+        let source = cell.source();
+        let prompt = match cell.execution_count() {
+            Some(count) => format!("[{count}]"),
+            None => "[ ]".to_owned(),
+        };
+        if visible.input != Show::No && !source.trim().is_empty() {
+            self.input(&source, &prompt, visible.input);
+        }
+        let shown: Vec<(&Value, Show)> = cell.outputs().iter().map(|output| (output, visible::output(output))).collect();
+        if visible.outputs == Show::No || shown.iter().all(|(_, show)| *show == Show::No) {
+            return;
+        }
+        self.push(&format!("<div class=\"out\" role=\"group\" aria-label=\"Output of cell {}\">\n", self.place.cell));
+        self.folded(visible.outputs, "Output", |page| {
+            for (at, (output, show)) in shown.into_iter().enumerate().filter(|(_, (_, show))| *show != Show::No) {
+                page.place.output = at + 1;
+                page.folded(show, "Output", |page| page.output(output));
+            }
+        });
+        self.push("</div>\n");
+    }
+
+    fn input(&mut self, source: &str, prompt: &str, show: Show) {
+        let open = if show == Show::Open { " open" } else { "" };
+        let lines = source.trim_end().lines().count();
+        self.push(&format!("<details class=\"in\"{open}><summary>"));
+        if self.options.prompts {
+            self.push(&format!("<span class=\"p\">{prompt}</span>"));
+        }
+        let unit = if lines == 1 { "line" } else { "lines" };
+        self.push(&format!(
+            "<span class=\"more\">Code, {lines} {unit}</span></summary>\n<pre class=\"code\" tabindex=\"0\"><code>"
+        ));
+        code::html(source.trim_end(), &self.language, &mut self.out);
+        self.push("</code></pre></details>\n");
+    }
+
+    fn output(&mut self, output: &Value) {
+        match output.get("output_type").and_then(Value::as_str) {
+            Some("stream") => self.stream(output),
+            Some("error") => self.error(output),
+            _ => self.display(output),
+        }
+    }
+
+    fn stream(&mut self, output: &Value) {
+        let text = text::shown(text::field(output, "text"));
+        let text = text::trimmed(&text);
+        if text.is_empty() {
+            return;
+        }
+        let is_stderr = text::field(output, "name") == "stderr";
+        if is_stderr {
+            self.push("<div class=\"err-stream\" role=\"group\" aria-label=\"Standard error\"><span class=\"label\">stderr</span>\n");
+        }
+        lines::html(text, "", &mut self.out);
+        if is_stderr {
+            self.push("</div>\n");
+        }
+    }
+}
+
+/// The data URL of a picture in a cell's attachments: a bundle as outputs have it.
+fn attachment(bundle: &Value) -> Option<String> {
+    let bundle = bundle.as_object()?;
+    let mimes = mime::display_order(bundle.keys().map(String::as_str));
+    let mime = mimes.into_iter().find(|mime| display::picture(mime).is_some())?;
+    let kind = display::picture(mime)?;
+    let mut url = format!("data:{kind};base64,");
+    if kind == "image/svg+xml" {
+        text::encode(&display::svg(&text::text(&bundle[mime])), &mut url);
+    } else if !text::push_base64(&bundle[mime], &mut url) {
+        return None;
+    }
+    Some(url)
+}
+
+/// What a page needs of a library that this build may lack.
+fn is_here(library: Library) -> bool {
+    library.is_here()
+}

@@ -1,0 +1,113 @@
+//! JSON as a tree to open.
+
+use super::lines::grouped;
+use crate::render::escape;
+use serde_json::Value;
+
+/// Deeper values are shown as one line.
+const MAX_DEPTH: usize = 40;
+/// Longer lists are shown in parts of so many.
+const PART: usize = 100;
+/// Longer strings are cut in the tree.
+const MAX_STRING: usize = 20_000;
+
+/// A value as a tree. `open` opens all of it that is small.
+pub(super) fn html(value: &Value, name: &str, open: bool, out: &mut String) {
+    out.push_str("<div class=\"tree\">");
+    node(Some(name).filter(|name| !name.is_empty()), value, true, open, 0, out);
+    out.push_str("</div>\n");
+}
+
+fn node(key: Option<&str>, value: &Value, first: bool, open: bool, depth: usize, out: &mut String) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() && depth < MAX_DEPTH => {
+            branch(key, &format!("{{{}}}", grouped(fields.len())), first || open && fields.len() <= PART, out);
+            let children: Vec<(String, &Value)> = fields.iter().map(|(key, value)| (key.clone(), value)).collect();
+            parts(&children, open, depth, out);
+            out.push_str("</div></details>");
+        }
+        Value::Array(items) if !items.is_empty() && depth < MAX_DEPTH => {
+            branch(key, &format!("[{}]", grouped(items.len())), (first || open) && items.len() <= PART, out);
+            let children: Vec<(String, &Value)> =
+                items.iter().enumerate().map(|(at, item)| (at.to_string(), item)).collect();
+            parts(&children, open, depth, out);
+            out.push_str("</div></details>");
+        }
+        leaf => {
+            out.push_str("<div>");
+            label(key, out);
+            scalar(leaf, out);
+            out.push_str("</div>");
+        }
+    }
+}
+
+fn branch(key: Option<&str>, size: &str, open: bool, out: &mut String) {
+    out.push_str(if open { "<details open><summary>" } else { "<details><summary>" });
+    label(key, out);
+    out.push_str("<small>");
+    out.push_str(size);
+    out.push_str("</small></summary><div>");
+}
+
+fn label(key: Option<&str>, out: &mut String) {
+    if let Some(key) = key {
+        escape(key, out);
+        out.push_str(": ");
+    }
+}
+
+/// Children, in parts where they are many.
+fn parts(children: &[(String, &Value)], open: bool, depth: usize, out: &mut String) {
+    if children.len() <= PART {
+        children.iter().for_each(|(key, value)| node(Some(key), value, false, open, depth + 1, out));
+        return;
+    }
+    for (at, part) in children.chunks(PART).enumerate() {
+        let from = at * PART;
+        out.push_str(&format!("<details><summary><small>{} … {}</small></summary><div>", from, from + part.len() - 1));
+        part.iter().for_each(|(key, value)| node(Some(key), value, false, open, depth + 1, out));
+        out.push_str("</div></details>");
+    }
+}
+
+fn scalar(value: &Value, out: &mut String) {
+    let (class, text) = match value {
+        Value::String(text) if text.len() > MAX_STRING => (
+            "s",
+            format!("{}… ({} characters)", Value::from(&text[..text.floor_char_boundary(MAX_STRING)]), grouped(text.len())),
+        ),
+        Value::String(_) => ("s", value.to_string()),
+        Value::Number(_) => ("n", value.to_string()),
+        _ => ("l", value.to_string()),
+    };
+    out.push_str(&format!("<span class=\"{class}\">"));
+    escape(&text, out);
+    out.push_str("</span>");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn trees_hold_all() {
+        let mut out = String::new();
+        html(&json!({"a<": [1, {"b": null}], "big": (0..250).collect::<Vec<_>>(), "s": "x\"y"}), "root", false, &mut out);
+        for piece in
+            ["a&lt;: ", "<small>[2]</small>", "<small>200 … 249</small>", "<span class=\"n\">249</span>", "x\\&quot;y"]
+        {
+            assert!(out.contains(piece), "{piece}: {out}");
+        }
+        assert_eq!(out.matches("<details").count(), out.matches("</details>").count());
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
+        let mut out = String::new();
+        html(&deep, "", true, &mut out);
+        assert_eq!(out.matches("<details").count(), MAX_DEPTH);
+    }
+}

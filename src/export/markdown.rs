@@ -1,0 +1,310 @@
+//! A notebook as markdown, with images and attachments as files beside it.
+
+use super::text::{self, field};
+use super::visible::{self, Show, Visible};
+use super::{ExportOptions, Exported, bundle, language};
+use crate::mime;
+use crate::notebook::{Cell, Notebook};
+use crate::output::strip_ansi;
+use crate::render::escaped;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Map, Value};
+
+/// What a link keeps as it is.
+const IN_LINKS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+
+pub(super) fn document(notebook: &Notebook, options: &ExportOptions) -> Exported {
+    let mut document =
+        Document { options, language: language(notebook), out: String::new(), files: Vec::new(), notes: Vec::new() };
+    for (index, cell) in notebook.cells().enumerate() {
+        let visible = Visible::of(cell, options);
+        if visible.cell != Show::No {
+            document.folded(visible.cell, "Cell", |document| document.cell(index, cell, visible));
+        }
+    }
+    let Document { mut out, files, notes, .. } = document;
+    out.truncate(out.trim_end().len());
+    out.push('\n');
+    Exported { files, notes, ..Exported::plain(out, "text/markdown", "md") }
+}
+
+struct Document<'a> {
+    options: &'a ExportOptions,
+    language: String,
+    out: String,
+    files: Vec<(String, Vec<u8>)>,
+    notes: Vec<String>,
+}
+
+impl Document<'_> {
+    /// Writes a part; a folded one behind a line that opens it, as GitHub shows it.
+    fn folded(&mut self, show: Show, what: &str, write: impl FnOnce(&mut Self)) {
+        if show == Show::Folded {
+            self.block(&format!("<details><summary>{what}</summary>"));
+        }
+        write(self);
+        if show == Show::Folded {
+            self.block("</details>");
+        }
+    }
+
+    /// A paragraph: an empty line stands between two.
+    fn block(&mut self, text: &str) {
+        let text = text.trim_end();
+        if !text.trim().is_empty() {
+            self.out.push_str(text.trim_start_matches(['\n', '\r']));
+            self.out.push_str("\n\n");
+        }
+    }
+
+    fn cell(&mut self, index: usize, cell: Cell<'_>, visible: Visible) {
+        let source = cell.source();
+        match cell.cell_type() {
+            "markdown" => {
+                let text = self.with_attachments(index, cell, &source);
+                self.block(&text);
+            }
+            "code" => {
+                if visible.input != Show::No && !source.trim().is_empty() {
+                    let language = self.language.clone();
+                    self.folded(visible.input, "Code", |document| document.fenced(&language, &source));
+                }
+                let shown: Vec<_> =
+                    cell.outputs().iter().enumerate().map(|(at, output)| (at, output, visible::output(output))).collect();
+                if visible.outputs != Show::No && shown.iter().any(|(.., show)| *show != Show::No) {
+                    self.folded(visible.outputs, "Output", |document| {
+                        for (at, output, show) in shown.into_iter().filter(|(.., show)| *show != Show::No) {
+                            document.folded(show, "Output", |document| document.output(index, at, output));
+                        }
+                    });
+                }
+            }
+            // Raw cells are for one target each; ours is markdown.
+            _ => match raw_format(cell) {
+                None | Some("text/markdown" | "markdown" | "text/html" | "html" | "") => self.block(&source),
+                Some(_) => {}
+            },
+        }
+    }
+
+    /// A fence that no fence in the text can end.
+    fn fenced(&mut self, language: &str, text: &str) {
+        let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+        let fence = "`".repeat(longest.max(2) + 1);
+        let word: String = language.chars().filter(|c| c.is_alphanumeric() || matches!(c, '+' | '-' | '#' | '_')).collect();
+        let text = text::trimmed(text);
+        self.out.push_str(&format!("{fence}{word}\n{text}\n{fence}\n\n"));
+    }
+
+    fn output(&mut self, cell: usize, at: usize, output: &Value) {
+        match output.get("output_type").and_then(Value::as_str) {
+            Some("stream") => self.plain(&text::shown(field(output, "text"))),
+            Some("error") => self.plain(&text::plain(output)),
+            _ => match bundle(output) {
+                Some(data) => self.display(cell, at, data, output),
+                None => self.plain(&text::plain(output)),
+            },
+        }
+    }
+
+    fn plain(&mut self, text: &str) {
+        let text = strip_ansi(text);
+        if !text.trim().is_empty() {
+            self.fenced("text", &text);
+        }
+    }
+
+    fn display(&mut self, cell: usize, at: usize, data: &Map<String, Value>, output: &Value) {
+        let mut order = mime::display_order(data.keys().map(String::as_str));
+        // What only a browser with scripts could show comes after what anybody can read.
+        order.sort_by_key(|mime| needs_browser(mime, &data[*mime]));
+        let Some(best) = order.first() else { return };
+        let value = &data[*best];
+        let kind = mime::essence(best);
+        match kind.as_str() {
+            "text/html" if needs_browser(best, value) => {
+                self.file(cell, at, best, text::text(value).into_owned().into_bytes(), "An interactive output");
+            }
+            // An empty line would end the HTML in the middle.
+            "text/html" => {
+                let html: Vec<String> =
+                    text::text(value).lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
+                self.block(&html.join("\n"));
+            }
+            "text/markdown" => self.block(&text::text(value)),
+            "text/latex" => self.latex(&text::text(value)),
+            "text/plain" => self.plain(&text::shown(text::text(value))),
+            "application/javascript" | "text/javascript" => self.fenced("javascript", &text::text(value)),
+            _ if kind == "application/json" => self.fenced("json", &serde_json::to_string_pretty(value).unwrap_or_default()),
+            _ if mime::is_binary(best) => match text::bytes(value) {
+                Some(bytes) => self.file(cell, at, best, bytes, &alt(data, output)),
+                None => {
+                    self.notes.push(format!("cell {}: the {kind} of output {} is not base64; left out", cell + 1, at + 1))
+                }
+            },
+            _ if mime::is_json(best) || kind.ends_with(".json") => {
+                self.file(cell, at, best, text::text(value).into_owned().into_bytes(), &format!("Data of type {kind}"));
+            }
+            "image/svg+xml" => self.file(cell, at, best, text::text(value).into_owned().into_bytes(), &alt(data, output)),
+            _ => self.plain(&text::text(value)),
+        }
+    }
+
+    /// Formulas as markdown knows them.
+    fn latex(&mut self, source: &str) {
+        let source = source.trim();
+        if source.starts_with('$') || !source.starts_with("\\begin{tab") && source.starts_with("\\begin{") {
+            self.block(source);
+        } else {
+            self.fenced("latex", source);
+        }
+    }
+
+    /// A file beside the document, and its picture or link in the text.
+    fn file(&mut self, cell: usize, at: usize, mime: &str, bytes: Vec<u8>, label: &str) {
+        let name = self.free_name(&format!("cell-{:02}-output-{}", cell + 1, at + 1), mime::extension(mime));
+        let is_picture = mime::essence(mime).starts_with("image/");
+        let url = self.keep(name, mime, bytes);
+        let label = label.replace(['[', ']', '\n', '\r', '`', '<', '\\', '!'], " ");
+        self.block(&format!("{}[{}]({url})", if is_picture { "!" } else { "" }, label.trim()));
+    }
+
+    /// The URL of a file: a path beside the document, or the bytes themselves.
+    fn keep(&mut self, name: String, mime: &str, bytes: Vec<u8>) -> String {
+        if self.options.inline_files {
+            use base64::Engine as _;
+            let kind = mime::essence(mime);
+            let safe = kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'+' | b'-' | b'.'));
+            let kind = if safe { kind.as_str() } else { "application/octet-stream" };
+            return format!("data:{kind};base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes));
+        }
+        let url = utf8_percent_encode(&name, IN_LINKS).to_string();
+        self.files.push((name, bytes));
+        url
+    }
+
+    /// A name in the folder of side files that no other has.
+    fn free_name(&self, stem: &str, extension: &str) -> String {
+        let folder: String =
+            self.options.name.chars().map(|c| if c == '/' || c == '\\' || c.is_control() { '_' } else { c }).collect();
+        let base = format!("{folder}_files/{stem}");
+        let taken = |name: &str| self.files.iter().any(|(other, _)| other == name);
+        let mut name = format!("{base}.{extension}");
+        let mut copy = 2;
+        while taken(&name) {
+            name = format!("{base}-{copy}.{extension}");
+            copy += 1;
+        }
+        name
+    }
+
+    /// The text with links to extracted files in place of `attachment:` links.
+    fn with_attachments(&mut self, index: usize, cell: Cell<'_>, source: &str) -> String {
+        let mut text = source.to_owned();
+        let attachments = cell.json().get("attachments").and_then(Value::as_object);
+        // Longest names first: one may begin another.
+        let mut names: Vec<&String> = attachments.into_iter().flat_map(Map::keys).collect();
+        names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+        for name in names {
+            let Some(bundle) = attachments.and_then(|all| all[name].as_object()) else { continue };
+            let Some((mime, value)) =
+                bundle.iter().find(|(mime, _)| mime.starts_with("image/")).or_else(|| bundle.iter().next())
+            else {
+                continue;
+            };
+            let links = [format!("attachment:{name}"), format!("attachment:{}", utf8_percent_encode(name, IN_LINKS))];
+            if !links.iter().any(|link| text.contains(link.as_str())) {
+                continue;
+            }
+            let bytes =
+                if mime::is_binary(mime) { text::bytes(value) } else { Some(text::text(value).into_owned().into_bytes()) };
+            let Some(bytes) = bytes else {
+                self.notes.push(format!("cell {}: the attachment {name:?} is not base64; left out", index + 1));
+                continue;
+            };
+            let stem: String =
+                name.chars().take(60).map(|c| if c.is_alphanumeric() || c == '-' { c } else { '_' }).collect();
+            let stem = stem.strip_suffix(&format!("_{}", mime::extension(mime))).unwrap_or(&stem).to_owned();
+            let file = self.free_name(&format!("cell-{:02}-{stem}", index + 1), mime::extension(mime));
+            let url = self.keep(file, mime, bytes);
+            for link in links.iter().rev() {
+                text = text.replace(link.as_str(), &url);
+            }
+        }
+        text
+    }
+}
+
+/// Whether a value says something only to a browser that runs scripts.
+fn needs_browser(mime: &str, value: &Value) -> bool {
+    match mime::essence(mime).as_str() {
+        "text/html" => crate::render::sanitize::has_script(&text::text(value)),
+        kind => {
+            mime::is_plotly(kind)
+                || mime::is_vega(kind)
+                || kind.contains("widget-view")
+                || kind.contains("bokeh")
+                || kind.contains("holoviews")
+        }
+    }
+}
+
+/// What a picture shows, as far as the output says so.
+fn alt(data: &Map<String, Value>, output: &Value) -> String {
+    let told = output.get("metadata").and_then(|metadata| metadata.get("alt")).and_then(Value::as_str);
+    let plain = data.get("text/plain").map(|value| text::text(value).into_owned()).filter(|text| !text.starts_with('<'));
+    let label = told.map(str::to_owned).or(plain).unwrap_or_else(|| "output".to_owned());
+    escaped(&label.chars().take(120).collect::<String>())
+}
+
+/// What a raw cell is for.
+fn raw_format(cell: Cell<'_>) -> Option<&str> {
+    let metadata = cell.metadata()?;
+    metadata.get("format").or_else(|| metadata.get("raw_mimetype"))?.as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::notebook_of;
+    use serde_json::json;
+
+    fn of(outputs: Value) -> Exported {
+        let cells = json!([{"cell_type": "code", "id": "a", "metadata": {}, "source": "x", "outputs": outputs, "execution_count": 1}]);
+        document(&notebook_of(cells), &ExportOptions { name: "a b".to_owned(), ..ExportOptions::default() })
+    }
+
+    #[test]
+    fn fences_hold_what_is_in_them() {
+        let body = of(json!([{"output_type": "stream", "name": "stdout", "text": "\u{1b}[31m```\n````\u{1b}[0m"}])).body;
+        assert_eq!(body, "```python\nx\n```\n\n`````text\n```\n````\n`````\n");
+    }
+
+    #[test]
+    fn pictures_are_files() {
+        let data = json!({"image/png": "iVBORw0K\nGgo=", "text/plain": "<Figure>"});
+        let exported = of(json!([{"output_type": "display_data", "metadata": {}, "data": data}]));
+        assert!(exported.body.ends_with("![output](a%20b_files/cell-01-output-1.png)\n"), "{}", exported.body);
+        assert_eq!(exported.files, [("a b_files/cell-01-output-1.png".to_owned(), b"\x89PNG\r\n\x1a\n".to_vec())]);
+    }
+
+    #[test]
+    fn tables_pass_and_scripts_do_not() {
+        let html = |html: &str| {
+            of(json!([{"output_type": "display_data", "metadata": {}, "data": {"text/html": html, "text/plain": "p"}}]))
+        };
+        assert!(html("<table>\n\n<tr></tr></table>").body.ends_with("<table>\n<tr></tr></table>\n"));
+        assert!(html("<script>x</script>").body.ends_with("```text\np\n```\n"));
+    }
+
+    #[test]
+    fn attachments_are_files() {
+        let cells = json!([{"cell_type": "markdown", "id": "a", "metadata": {}, "source": "![x](attachment:a%20b.png) ![y](attachment:q)",
+            "attachments": {"a b.png": {"image/png": "AAAA"}}}]);
+        let exported = document(&notebook_of(cells.clone()), &ExportOptions::default());
+        assert_eq!(exported.body, "![x](notebook_files/cell-01-a_b.png) ![y](attachment:q)\n");
+        assert_eq!(exported.files.len(), 1);
+        let inline = document(&notebook_of(cells), &ExportOptions { inline_files: true, ..ExportOptions::default() });
+        assert!(inline.files.is_empty() && inline.body.starts_with("![x](data:image/png;base64,AAAA)"));
+    }
+}

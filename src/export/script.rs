@@ -1,0 +1,305 @@
+//! The code of a notebook as a program, or as percent cells that editors and jupytext read back.
+
+use super::visible::{Show, Visible};
+use super::{ExportOptions, Exported, ScriptStyle, language};
+use crate::notebook::{Cell, Notebook};
+use serde_json::{Map, Value};
+
+/// How a language writes what is not code.
+struct Script {
+    names: &'static [&'static str],
+    extension: &'static str,
+    mime: &'static str,
+    comment: &'static str,
+    shebang: Option<&'static str>,
+}
+
+const SCRIPTS: &[Script] = &[
+    Script {
+        names: &["python", "python3", "ipython", "sage"],
+        extension: "py",
+        mime: "text/x-python",
+        comment: "#",
+        shebang: Some("#!/usr/bin/env python3"),
+    },
+    Script { names: &["r"], extension: "R", mime: "text/x-r", comment: "#", shebang: Some("#!/usr/bin/env Rscript") },
+    Script { names: &["julia"], extension: "jl", mime: "text/x-julia", comment: "#", shebang: Some("#!/usr/bin/env julia") },
+    Script {
+        names: &["bash", "sh", "zsh", "shell"],
+        extension: "sh",
+        mime: "text/x-sh",
+        comment: "#",
+        shebang: Some("#!/usr/bin/env bash"),
+    },
+    Script {
+        names: &["typescript", "ts", "deno"],
+        extension: "ts",
+        mime: "text/x-typescript",
+        comment: "//",
+        shebang: None,
+    },
+    Script { names: &["javascript", "js", "node"], extension: "js", mime: "text/javascript", comment: "//", shebang: None },
+    Script { names: &["rust"], extension: "rs", mime: "text/x-rust", comment: "//", shebang: None },
+    Script { names: &["c++", "cpp", "c"], extension: "cpp", mime: "text/x-c++", comment: "//", shebang: None },
+    Script { names: &["scala"], extension: "scala", mime: "text/x-scala", comment: "//", shebang: None },
+    Script { names: &["java"], extension: "java", mime: "text/x-java", comment: "//", shebang: None },
+    Script { names: &["go"], extension: "go", mime: "text/x-go", comment: "//", shebang: None },
+    Script { names: &["sql"], extension: "sql", mime: "text/x-sql", comment: "--", shebang: None },
+    Script { names: &["haskell"], extension: "hs", mime: "text/x-haskell", comment: "--", shebang: None },
+    Script { names: &["lua"], extension: "lua", mime: "text/x-lua", comment: "--", shebang: None },
+    Script { names: &["matlab", "octave"], extension: "m", mime: "text/x-octave", comment: "%", shebang: None },
+];
+
+/// Where the language is not known: almost all that have a kernel take `#` for a comment.
+const OTHER: Script = Script { names: &[], extension: "txt", mime: "text/plain", comment: "#", shebang: None };
+
+pub(super) fn script(notebook: &Notebook, options: &ExportOptions) -> Exported {
+    let language = language(notebook);
+    let script = SCRIPTS.iter().find(|script| script.names.contains(&language.as_str())).unwrap_or(&OTHER);
+    let body = match options.script_style {
+        ScriptStyle::Plain => script.plain(notebook, options, language.contains("python")),
+        ScriptStyle::Percent => script.percent(notebook, language.contains("python")),
+    };
+    Exported::plain(body, script.mime, script.extension)
+}
+
+impl Script {
+    fn plain(&self, notebook: &Notebook, options: &ExportOptions, is_python: bool) -> String {
+        let mut out = String::new();
+        if let Some(shebang) = self.shebang {
+            out.push_str(shebang);
+            out.push('\n');
+        }
+        for cell in notebook.cells() {
+            let visible = Visible::of(cell, options);
+            if visible.cell == Show::No || cell.is_code() && visible.input == Show::No {
+                continue;
+            }
+            let source = cell.source();
+            let source = source.trim_end();
+            if source.trim().is_empty() {
+                continue;
+            }
+            out.push('\n');
+            if !cell.is_code() {
+                self.commented(source, &mut out);
+            } else if is_python && source.starts_with("%%") {
+                self.commented(source, &mut out);
+            } else if is_python {
+                push_lines(&mut out, source, |line, in_string| (is_magic(line) && !in_string).then_some("# "));
+            } else {
+                out.push_str(source);
+                out.push('\n');
+            }
+        }
+        out
+    }
+
+    /// Percent cells: `# %% [markdown]` with the text as comments, `# %%` with the code. A header says which kernel.
+    fn percent(&self, notebook: &Notebook, is_python: bool) -> String {
+        let mut out = self.header(notebook);
+        for cell in notebook.cells() {
+            if !out.is_empty() {
+                out.push('\n');
+            }
+            let source = cell.source();
+            out.push_str(&self.marker(cell));
+            if source.is_empty() {
+                continue;
+            }
+            if !cell.is_code() {
+                self.commented(&source, &mut out);
+            } else if is_python && source.trim_start().starts_with("%%") {
+                self.commented(&source, &mut out);
+            } else {
+                let escape = format!("{} ", self.comment);
+                // What already looks like a commented magic or a cell marker gets one more sign, which the reader takes off.
+                push_lines(&mut out, &source, |line, in_string| {
+                    let bare = line.strip_prefix(escape.as_str()).unwrap_or(line).trim_start();
+                    let commented = line.starts_with(self.comment) && is_python && !in_string && is_magic(bare);
+                    (commented || is_python && !in_string && is_magic(line)).then_some(escape.as_str())
+                });
+            }
+        }
+        out
+    }
+
+    fn marker(&self, cell: Cell<'_>) -> String {
+        let mut marker = format!("{} %%", self.comment);
+        if !cell.is_code() {
+            marker.push_str(&format!(" [{}]", cell.cell_type().replace([']', '\n', '\r'], " ")));
+        }
+        let kept =
+            |key: &str| !matches!(key, "execution" | "collapsed" | "scrolled" | "trusted" | "ExecuteTime" | "papermill");
+        for (key, value) in cell.metadata().into_iter().flatten().filter(|(key, _)| kept(key)) {
+            // Names that are no plain words cannot stand in front of an equals sign.
+            if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')) && !key.is_empty()
+            {
+                marker.push_str(&format!(" {key}={value}"));
+            }
+        }
+        marker.push('\n');
+        marker
+    }
+
+    /// The YAML that jupytext puts in front: the form and the kernel.
+    fn header(&self, notebook: &Notebook) -> String {
+        let comment = self.comment;
+        let quoted = |value: &Value| Value::from(value.as_str().unwrap_or_default()).to_string();
+        let mut out = format!(
+            "{comment} ---\n{comment} jupyter:\n{comment}   jupytext:\n{comment}     text_representation:\n\
+             {comment}       extension: .{}\n{comment}       format_name: percent\n{comment}       format_version: '1.3'\n",
+            self.extension
+        );
+        let empty = Map::new();
+        let kernelspec = notebook.metadata().and_then(|metadata| metadata.get("kernelspec")?.as_object()).unwrap_or(&empty);
+        if !kernelspec.is_empty() {
+            out.push_str(&format!("{comment}   kernelspec:\n"));
+            for key in ["display_name", "language", "name"] {
+                if let Some(value) = kernelspec.get(key).filter(|value| value.is_string()) {
+                    out.push_str(&format!("{comment}     {key}: {}\n", quoted(value)));
+                }
+            }
+        }
+        out.push_str(&format!("{comment} ---\n"));
+        out
+    }
+
+    fn commented(&self, text: &str, out: &mut String) {
+        for line in text.split('\n') {
+            out.push_str(self.comment);
+            if !line.is_empty() {
+                out.push(' ');
+                out.push_str(line);
+            }
+            out.push('\n');
+        }
+    }
+}
+
+/// Whether a line of Python is IPython's: a magic, a shell command, a question.
+fn is_magic(line: &str) -> bool {
+    let line = line.trim_start();
+    let word = |text: &str| text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    match line.chars().next() {
+        Some('%') => word(line[1..].trim_start_matches('%')) && !line.starts_with("%%%"),
+        Some('!') => !line.starts_with("!="),
+        Some('?') => true,
+        _ => {
+            // `name?`, `name??`, and `files = !ls`, `x = %magic`.
+            let question = line.trim_end().trim_end_matches('?');
+            let asks = question.len() < line.trim_end().len()
+                && !question.is_empty()
+                && question.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'));
+            let assigned = line.split_once('=').is_some_and(|(name, value)| {
+                let name = name.trim();
+                let value = value.trim_start();
+                !name.is_empty()
+                    && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b',' | b' '))
+                    && (value.starts_with('!') && !value.starts_with("!=") || value.starts_with('%') && word(&value[1..]))
+            });
+            asks || assigned
+        }
+    }
+}
+
+/// Appends lines, each with what `prefix` wants in front of it. It is told whether the line begins inside a string of
+/// three quotes, where nothing is code.
+fn push_lines<'a>(out: &mut String, source: &str, prefix: impl Fn(&str, bool) -> Option<&'a str>) {
+    let mut open: Option<&str> = None;
+    for line in source.split('\n') {
+        out.push_str(prefix(line, open.is_some()).unwrap_or_default());
+        out.push_str(line);
+        out.push('\n');
+        open = quotes_after(line, open);
+    }
+}
+
+/// The three quotes that are open at the end of a line of Python.
+fn quotes_after<'q>(line: &str, mut open: Option<&'q str>) -> Option<&'q str> {
+    let mut at = 0;
+    let bytes = line.as_bytes();
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        match open {
+            Some(quotes) if rest.starts_with(quotes.as_bytes()) => {
+                open = None;
+                at += 3;
+            }
+            Some(_) => at += if rest[0] == b'\\' { 2 } else { 1 },
+            None if rest.starts_with(b"\"\"\"") => {
+                open = Some("\"\"\"");
+                at += 3;
+            }
+            None if rest.starts_with(b"'''") => {
+                open = Some("'''");
+                at += 3;
+            }
+            None if rest[0] == b'#' => return None,
+            None if matches!(rest[0], b'"' | b'\'') => at += string_len(rest),
+            None => at += 1,
+        }
+    }
+    open
+}
+
+/// Bytes of a string of one quote, in one line.
+fn string_len(bytes: &[u8]) -> usize {
+    let mut at = 1;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' => at += 1,
+            byte if byte == bytes[0] => return at + 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::notebook_of;
+    use serde_json::json;
+
+    fn of(cells: Value, style: ScriptStyle) -> String {
+        script(&notebook_of(cells), &ExportOptions { script_style: style, ..ExportOptions::default() }).body
+    }
+
+    fn code(id: &str, source: &str) -> Value {
+        json!({"cell_type": "code", "id": id, "metadata": {"tags": ["a"]}, "source": source, "outputs": [], "execution_count": null})
+    }
+
+    #[test]
+    fn plain_programs_run() {
+        let cells = json!([
+            {"cell_type": "markdown", "id": "m", "metadata": {}, "source": "# T\n\ntext"},
+            code("a", "%matplotlib inline\nx = '''\n!no\n'''\n!ls\nx?\nfiles = !ls\ny = x != 1"),
+            code("b", "%%bash\necho 1"),
+        ]);
+        let expected = "#!/usr/bin/env python3\n\n# # T\n#\n# text\n\n# %matplotlib inline\nx = '''\n!no\n'''\n# !ls\n# x?\n\
+            # files = !ls\ny = x != 1\n\n# %%bash\n# echo 1\n";
+        assert_eq!(of(cells, ScriptStyle::Plain), expected);
+    }
+
+    #[test]
+    fn percent_cells() {
+        let cells = json!([{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "t"}, code("a", "%time x\n# %y"), code("b", "")]);
+        let body = of(cells, ScriptStyle::Percent);
+        let body = body.split("# ---\n").nth(2).unwrap();
+        assert_eq!(body, "\n# %% [markdown]\n# t\n\n# %% tags=[\"a\"]\n# %time x\n# # %y\n\n# %% tags=[\"a\"]\n");
+    }
+
+    #[test]
+    fn comments_of_other_languages() {
+        let mut notebook = notebook_of(json!([{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "t"}]));
+        for (language, extension, line) in
+            [("R", "R", "# t"), ("typescript", "ts", "// t"), ("bash", "sh", "# t"), ("q", "txt", "# t")]
+        {
+            notebook.set_language_info(json!({"name": language}));
+            let exported = script(&notebook, &ExportOptions::default());
+            assert!(exported.extension == extension && exported.body.ends_with(&format!("\n{line}\n")), "{}", exported.body);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! What holds for every notebook and every format.
+
+use super::*;
+use proptest::prelude::*;
+
+const FORMATS: &[Format] = &[Format::Html, Format::Markdown, Format::Script, Format::Ipynb];
+
+fn code(outputs: Value) -> Value {
+    json!({"cell_type": "code", "id": "a", "metadata": {}, "source": "f(1)", "outputs": outputs, "execution_count": 3})
+}
+
+fn display(data: Value) -> Value {
+    json!([{"output_type": "display_data", "metadata": {}, "data": data}])
+}
+
+fn page(cells: Value) -> String {
+    export(&notebook_of(cells), Format::Html, &ExportOptions::default()).body
+}
+
+/// What stands in the page outside of our own scripts and of frames.
+fn body(page: &str) -> String {
+    let mut text = page.split_once("</style>").unwrap().1.to_owned();
+    for (open, close) in [("<script", "</script>"), ("srcdoc=\"", "\"")] {
+        while let Some(at) = text.find(open) {
+            let end = at + open.len() + text[at + open.len()..].find(close).unwrap() + close.len();
+            text.replace_range(at..end, "");
+        }
+    }
+    text
+}
+
+#[test]
+fn representations_in_order() {
+    let shown = |data: Value| body(&page(json!([code(display(data))])));
+    assert!(shown(json!({"text/plain": "p", "text/html": "<table><tr><td>1</td></tr></table>"})).contains("<td>1</td>"));
+    assert!(
+        shown(json!({"text/html": "<style>a{}</style><b>x</b>", "text/plain": "p"}))
+            .contains("<iframe class=\"frame\" sandbox=\"allow-scripts")
+    );
+    assert!(shown(json!({"image/svg+xml": "<svg><script>x</script></svg>"})).contains("src=\"data:image/svg+xml;base64,"));
+    assert!(shown(json!({"application/x-foo": "AAAA"})).contains("Download"));
+    assert!(shown(json!({"application/x-foo": "AAAA", "text/plain": "fallback"})).contains("fallback"));
+    assert!(shown(json!({})).contains("An empty output"));
+    assert!(shown(json!({"image/png": "no base64!"})).contains("not valid base64"));
+    assert!(shown(json!({"text/csv": "a,b\n1,\"2,3\""})).contains("<td>2,3</td>"));
+    assert!(shown(json!({"text/latex": "$x^2$"})).contains("<msup>"));
+    assert!(shown(json!({"application/geo+json": {"type": "Point"}})).contains("&quot;Point&quot;"));
+    assert!(
+        shown(json!({"application/vnd.jupyter.widget-view+json": {"model_id": "a"}})).contains("needs a running kernel")
+    );
+}
+
+#[test]
+fn hidden_parts() {
+    let cell = |tags: Value| {
+        json!([{"cell_type": "code", "id": "a", "metadata": {"tags": tags}, "source": "SOURCE", "execution_count": null,
+            "outputs": [{"output_type": "stream", "name": "stdout", "text": "OUTPUT"}]}])
+    };
+    let shown = |tags: Value| {
+        let page = body(&page(cell(tags)));
+        (page.contains("SOURCE"), page.contains("OUTPUT"), page.contains("class=\"fold\""))
+    };
+    assert_eq!(shown(json!([])), (true, true, false));
+    assert_eq!(shown(json!(["remove-input"])), (false, true, false));
+    assert_eq!(shown(json!(["remove_output"])), (true, false, false));
+    assert_eq!(shown(json!(["remove-cell"])), (false, false, false));
+    assert_eq!(shown(json!(["hide-cell"])), (true, true, true));
+    let options = ExportOptions { inputs: false, outputs: false, ..ExportOptions::default() };
+    let bare = export(&notebook_of(cell(json!([]))), Format::Html, &options).body;
+    assert!(!bare.contains("SOURCE") && !bare.contains("OUTPUT"));
+}
+
+#[test]
+fn small_and_closed() {
+    let page = page(json!([{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "# Title\n\ntext"}]));
+    assert!(page.len() < 30_000, "{}", page.len());
+    assert!(page.contains("<title>Title</title>") && page.contains("default-src 'none'; script-src 'sha256-"));
+    assert!(!page.contains("unsafe-eval'"));
+}
+
+#[test]
+fn plots_have_one_library() {
+    if !crate::web::Library::Vega.is_here() {
+        let shown = page(json!([code(display(json!({"application/vnd.vegalite.v5+json": {"mark": "bar"}})))]));
+        assert!(shown.contains("This page was made without its library"));
+        return;
+    }
+    let plot = |mime: &str| code(display(json!({mime: {"mark": "</script><b>"}})));
+    let page = page(json!([
+        plot("application/vnd.vegalite.v5+json"),
+        plot("application/vnd.vegalite.v6.json"),
+        plot("application/vnd.vega.v3+json")
+    ]));
+    assert_eq!(page.matches("id=\"lib-vega\"").count(), 1);
+    assert_eq!(page.matches("class=\"plot\"").count(), 3);
+    assert!(!page.contains("</script><b>"));
+}
+
+#[test]
+fn without_outputs() {
+    let notebook = notebook_of(json!([code(display(json!({"text/plain": "p"})))]));
+    let bare = export(&notebook, Format::Ipynb, &ExportOptions { outputs: false, ..ExportOptions::default() }).body;
+    assert!(bare.contains("\"outputs\": []") && bare.contains("\"execution_count\": null"));
+    assert_eq!(export(&notebook, Format::Ipynb, &ExportOptions::default()).body, notebook.print());
+}
+
+/// Texts that act where nobody looked.
+const ATTACKS: &[&str] = &[
+    "<script>alert(1)</script>",
+    "\"><script>alert(1)</script>",
+    "'><img src=x onerror=alert(1)>",
+    "</title><script>alert(1)</script>",
+    "</style><script>alert(1)</script>",
+    "</pre></div><svg onload=alert(1)>",
+    "javascript:alert(1)",
+    "[a](javascript:alert(1))",
+    "![a](javascript:alert(1))",
+    "<a href=\"java&#10;script:alert(1)\">a</a>",
+    "<math><mtext><table><mglyph><style><img src=x onerror=alert(1)>",
+    "<form action=javascript:alert(1)><input type=submit>",
+    "<base href=//evil><meta http-equiv=refresh content=0;url=javascript:alert(1)>",
+    "\u{1b}]8;;javascript:alert(1)\u{7}click\u{1b}]8;;\u{7}",
+    "\u{1b}]8;;https://x\" onmouseover=\"alert(1)\u{7}click\u{1b}]8;;\u{7}",
+    "$\\href{javascript:alert(1)}{x}$ $\\text{<script>alert(1)</script>}$",
+    "<details open ontoggle=alert(1)>",
+    "<!--><script>alert(1)</script>-->",
+    "<style>@import 'http://evil'</style>",
+    "<div style=\"background:url(javascript:alert(1))\">",
+    "x\" onerror=\"alert(1)",
+    "<iframe srcdoc=\"<script>alert(1)</script>\"></iframe>",
+];
+
+const MIMES: &[&str] = &[
+    "text/plain",
+    "text/html",
+    "text/markdown",
+    "text/latex",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "application/json",
+    "application/javascript",
+    "text/csv",
+    "application/pdf",
+    "audio/wav",
+    "video/mp4",
+    "text/vnd.mermaid",
+    "application/x-unknown",
+    "application/vnd.plotly.v1+json",
+    "application/vnd.vegalite.v5+json",
+    "application/geo+json",
+    "application/vnd.jupyter.widget-view+json",
+    "text/x-unknown",
+];
+
+/// Every place of a notebook that a text can be in.
+fn everywhere(attack: &str) -> Vec<Notebook> {
+    let bundles = MIMES.iter().flat_map(|mime| [json!({*mime: attack}), json!({*mime: {attack: attack}})]);
+    let mut outputs: Vec<Value> = bundles
+        .map(|data| json!({"output_type": "display_data", "data": data, "metadata": {attack: attack, "width": attack, "alt": attack, "root": attack}}))
+        .collect();
+    outputs.push(json!({"output_type": "display_data", "data": {attack: attack, (format!("image/{attack}")): attack,
+        (format!("audio/{attack}")): "AAAA", (format!("text/{attack}")): attack}, "metadata": {}}));
+    outputs.push(json!({"output_type": "display_data", "data": {(format!("audio/{attack}")): "AAAA"}, "metadata": {}}));
+    outputs.push(json!({"output_type": "stream", "name": attack, "text": attack}));
+    outputs.push(json!({"output_type": "stream", "name": "stderr", "text": attack}));
+    outputs.push(json!({"output_type": "error", "ename": attack, "evalue": attack, "traceback": [attack, format!("File {attack}/lib/python")]}));
+    outputs.push(json!({"output_type": attack, "text": attack}));
+    let cells = json!([
+        {"cell_type": "markdown", "id": "m", "metadata": {}, "source": format!("# {attack}\n\n{attack}\n\n```{attack}\n{attack}\n```\n\n![{attack}](attachment:a)\n\n<img src=\"attachment:{attack}\">"),
+         "attachments": {"a": {"image/png": attack}, attack: {"image/svg+xml": attack}}},
+        {"cell_type": "raw", "id": "r", "metadata": {"format": attack}, "source": attack},
+        {"cell_type": "code", "id": "c", "metadata": {"tags": [attack], attack: attack}, "source": attack, "outputs": outputs, "execution_count": 1},
+    ]);
+    let root = |title: Option<&str>| {
+        json!({"cells": cells, "nbformat": 4, "nbformat_minor": 5, "metadata": {"title": title,
+            "language_info": {"name": attack, "version": attack}, "kernelspec": {"name": attack, "display_name": attack}}})
+    };
+    [root(Some(attack)), root(None)].iter().map(|root| Notebook::parse(root.to_string().as_bytes()).unwrap()).collect()
+}
+
+/// What acts in a page as browsers read it: elements, handlers, links.
+fn what_acts(page: &str) -> Vec<String> {
+    // The sanitiser's parser is a browser's; allowing everything shows what is there.
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let found = std::sync::Arc::clone(&seen);
+    let mut acts = Vec::new();
+    let text = body(page);
+    let mut builder = ammonia::Builder::default();
+    builder.add_tags(["script", "style", "svg", "form", "iframe", "base", "meta", "object", "embed"]);
+    builder.rm_clean_content_tags(["script", "style"]);
+    builder.url_schemes(["javascript", "http", "https", "mailto", "data", "vbscript", "file"].into_iter().collect());
+    builder.add_generic_attributes([
+        "onerror",
+        "onload",
+        "onclick",
+        "onmouseover",
+        "ontoggle",
+        "onfocus",
+        "href",
+        "src",
+        "action",
+    ]);
+    builder.attribute_filter(move |element, attribute, value| {
+        let link = value.trim().to_ascii_lowercase().replace(|c: char| c.is_whitespace(), "");
+        let leads = link.starts_with("javascript:") || link.starts_with("vbscript:") || link.starts_with("data:text");
+        // What a picture is said to show may be any text.
+        if attribute.starts_with("on") || leads && !matches!(attribute, "alt" | "alttext" | "title" | "aria-label") {
+            found.lock().unwrap().push(format!("{element} {attribute}={value}"));
+        }
+        Some(value.into())
+    });
+    let cleaned = builder.clean(&text).to_string();
+    for element in ["<script", "<style", "<svg", "<form", "<base", "<meta", "<object", "<embed"] {
+        acts.extend(cleaned.contains(element).then(|| element.to_owned()));
+    }
+    acts.extend(seen.lock().unwrap().drain(..));
+    acts
+}
+
+#[test]
+fn nothing_acts_outside_of_frames() {
+    for attack in ATTACKS {
+        for notebook in everywhere(attack) {
+            let options = ExportOptions { name: (*attack).to_owned(), ..ExportOptions::default() };
+            let page = export(&notebook, Format::Html, &options).body;
+            assert_eq!(what_acts(&page), [""; 0], "{attack}");
+            assert!(!page.split("<body>").next().unwrap().contains("<script"), "{attack}");
+            for frame in page.split("<iframe").skip(1) {
+                assert!(frame.starts_with(" class=\"frame\" sandbox=\"allow-scripts allow-downloads\""), "{attack}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_test_of_acting_sees_what_acts() {
+    for acting in ["<script>x</script>", "<img src=x onerror=y>", "<a href='javascript:x'>y</a>", "<svg></svg>"] {
+        assert!(!what_acts(&format!("<style></style>{}", acting.replace("<script", "<SCRIPT"))).is_empty(), "{acting}");
+    }
+}
+
+/// Any JSON, with the names that notebooks use.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[a-z<>&\"'$`#\\[\\](){}\u{1b}\r\n\\\\é%!|*_-]{0,30}".prop_map(Value::from),
+        proptest::sample::select(ATTACKS).prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 40, 6, |inner| {
+        let keys = proptest::sample::select(vec![
+            "data",
+            "metadata",
+            "text",
+            "name",
+            "traceback",
+            "ename",
+            "text/html",
+            "text/plain",
+            "image/png",
+            "image/svg+xml",
+            "text/markdown",
+            "application/json",
+            "tags",
+            "width",
+            "text/csv",
+            "text/latex",
+            "application/vnd.plotly.v1+json",
+            "layout",
+        ]);
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            proptest::collection::vec((keys, inner), 0..5)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_notebook_is_exported(
+        cells in proptest::collection::vec((0..3_usize, "[a-z<$`%!?#|=\"'\\\\\n ]{0,40}", any_json(), any_json(), 0..4_usize), 0..5)
+    ) {
+        let cells: Vec<Value> = cells.into_iter().map(|(kind, source, output, metadata, output_type)| {
+            let mut output = output;
+            if let Some(output) = output.as_object_mut() {
+                output.insert("output_type".to_owned(), json!(["stream", "error", "display_data", "execute_result"][output_type]));
+            }
+            let cell_type = ["code", "markdown", "raw"][kind];
+            json!({"cell_type": cell_type, "metadata": metadata, "source": source, "outputs": [output],
+                "attachments": {"a": metadata}})
+        }).collect();
+        let bytes = json!({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).to_string();
+        let Ok(notebook) = Notebook::parse(bytes.as_bytes()) else { return Ok(()) };
+        for format in FORMATS {
+            let exported = export(&notebook, *format, &ExportOptions::default());
+            prop_assert!(exported.body.is_empty() == (*format == Format::Markdown && exported.body.is_empty()));
+            if *format == Format::Html {
+                prop_assert_eq!(what_acts(&exported.body), Vec::<String>::new());
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Values of outputs as text and bytes, without copies where the value is one string.
+
+use crate::output::text_of;
+use base64::Engine as _;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde_json::Value;
+use std::borrow::Cow;
+
+/// Takes base64 with or without padding, as senders differ.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// A value as text: strings and lists of strings as they are, nothing for null, other JSON as JSON.
+pub(super) fn text(value: &Value) -> Cow<'_, str> {
+    match value {
+        Value::String(text) => Cow::Borrowed(text),
+        Value::Null => Cow::Borrowed(""),
+        Value::Array(items) if items.iter().all(Value::is_string) => items.iter().filter_map(Value::as_str).collect(),
+        other => Cow::Owned(other.to_string()),
+    }
+}
+
+/// The text under a key of an output.
+pub(super) fn field<'a>(output: &'a Value, key: &str) -> Cow<'a, str> {
+    output.get(key).map_or(Cow::Borrowed(""), text)
+}
+
+/// The pieces of a multi-line string.
+pub(super) fn pieces(value: &Value) -> impl Iterator<Item = &str> {
+    let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    value.as_str().into_iter().chain(items.iter().filter_map(Value::as_str))
+}
+
+/// Appends base64 without its line ends. Gives `false`, and appends nothing, where the value is not base64.
+pub(super) fn push_base64(value: &Value, out: &mut String) -> bool {
+    let before = out.len();
+    for piece in pieces(value).flat_map(str::split_ascii_whitespace) {
+        if !piece.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')) {
+            out.truncate(before);
+            return false;
+        }
+        out.push_str(piece);
+    }
+    out.len() > before
+}
+
+/// The bytes of a base64 value.
+pub(super) fn bytes(value: &Value) -> Option<Vec<u8>> {
+    let mut text = String::new();
+    push_base64(value, &mut text).then(|| BASE64.decode(&text).ok())?
+}
+
+/// Text as base64, for data URLs.
+pub(super) fn encode(text: &str, out: &mut String) {
+    BASE64.encode_string(text, out);
+}
+
+/// What an output says in plain words, without colours.
+pub(super) fn plain(output: &Value) -> String {
+    crate::output::strip_ansi(&text_of(std::slice::from_ref(output)))
+}
+
+/// What a terminal would show: a progress bar's last state.
+pub(super) fn shown(text: Cow<'_, str>) -> Cow<'_, str> {
+    // Line ends of Windows are no progress bars.
+    let text = if text.contains("\r\n") { Cow::Owned(text.replace("\r\n", "\n")) } else { text };
+    let moves = text.contains(['\r', '\u{8}']) || text.contains("\u{1b}[") && text.contains(['K', 'A', 'J', 'G']);
+    if moves { Cow::Owned(crate::output::terminal_text(&text)) } else { text }
+}
+
+/// The same lines without blanks in front that all of them have in common at the end of the text.
+pub(super) fn trimmed(text: &str) -> &str {
+    text.trim_end_matches(['\n', '\r'])
+}

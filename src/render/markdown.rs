@@ -1,0 +1,292 @@
+//! Markdown cells as HTML: GitHub's markdown, formulas, attachments, code in colours.
+
+use super::math_spans::{Around, Formula, find};
+use super::sanitize::{self, ATTACHMENT};
+use super::{code, escape, math};
+use pulldown_cmark::{CodeBlockKind, CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
+use std::borrow::Cow;
+
+/// Stand for a formula while markdown and HTML are read: the number stands between them. No text needs these two.
+const OPEN: char = '\u{e000}';
+const CLOSE: char = '\u{e001}';
+
+/// A heading of a text, for tables of contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heading {
+    /// 1 to 6.
+    pub level: u8,
+    /// Its text without marks.
+    pub text: String,
+    /// The id of its element.
+    pub id: String,
+}
+
+/// Renders markdown. `attachment` gives the data URL of a picture in the cell's attachments, by name.
+pub fn html(source: &str, attachment: &dyn Fn(&str) -> Option<String>) -> (String, Vec<Heading>) {
+    let source: Cow<'_, str> =
+        if source.contains([OPEN, CLOSE]) { source.replace([OPEN, CLOSE], "\u{fffd}").into() } else { source.into() };
+    let formulas = find(&source, Around::Markdown);
+    let marked = mark(&source, &formulas);
+    let mut reader = Reader { source: &source, formulas: &formulas, headings: Vec::new(), code: None };
+    let options = Options::ENABLE_TABLES
+        | Options::ENABLE_STRIKETHROUGH
+        | Options::ENABLE_TASKLISTS
+        | Options::ENABLE_FOOTNOTES
+        | Options::ENABLE_GFM;
+    let events: Vec<Event<'_>> = reader.read(Parser::new_ext(&marked, options).collect());
+    let mut raw = String::with_capacity(marked.len() * 3 / 2);
+    pulldown_cmark::html::push_html(&mut raw, events.into_iter());
+    (finish(&sanitize::clean(&raw), &source, &formulas, attachment), reader.headings)
+}
+
+/// Puts a mark in place of each formula.
+fn mark(source: &str, formulas: &[Formula]) -> String {
+    let mut marked = String::with_capacity(source.len());
+    let mut from = 0;
+    for (index, formula) in formulas.iter().enumerate() {
+        marked.push_str(&source[from..formula.whole.start]);
+        marked.push(OPEN);
+        marked.push_str(&index.to_string());
+        marked.push(CLOSE);
+        from = formula.whole.end;
+    }
+    marked.push_str(&source[from..]);
+    marked
+}
+
+/// Goes over the pieces that the parser finds, and changes what a notebook's page has differently.
+struct Reader<'a> {
+    source: &'a str,
+    formulas: &'a [Formula],
+    headings: Vec<Heading>,
+    /// Language and text of the code block that is being read.
+    code: Option<(String, String)>,
+}
+
+impl Reader<'_> {
+    fn read<'e>(&mut self, events: Vec<Event<'e>>) -> Vec<Event<'e>> {
+        let ids = self.heading_ids(&events);
+        let mut ids = ids.into_iter();
+        events.into_iter().filter_map(|event| self.event(event, &mut ids)).collect()
+    }
+
+    fn event<'e>(&mut self, event: Event<'e>, ids: &mut impl Iterator<Item = String>) -> Option<Event<'e>> {
+        Some(match event {
+            Event::Start(Tag::Heading { level, classes, attrs, .. }) => {
+                Event::Start(Tag::Heading { level, id: ids.next().map(CowStr::from), classes, attrs })
+            }
+            Event::Start(Tag::CodeBlock(kind)) => {
+                let info = match kind {
+                    CodeBlockKind::Fenced(info) => self.restored(&info),
+                    CodeBlockKind::Indented => String::new(),
+                };
+                let language = info.split([' ', ',', '{', '}']).find(|word| !word.is_empty()).unwrap_or_default();
+                self.code = Some((language.trim_start_matches('.').to_owned(), String::new()));
+                return None;
+            }
+            Event::End(TagEnd::CodeBlock) => {
+                let (language, text) = self.code.take().unwrap_or_default();
+                let mut html = String::from("<pre class=\"code\"><code>");
+                code::html(&text, &language, &mut html);
+                html.push_str("</code></pre>\n");
+                Event::Html(html.into())
+            }
+            Event::Text(text) if self.code.is_some() => {
+                let restored = self.restored(&text);
+                if let Some((_, code)) = &mut self.code {
+                    code.push_str(&restored);
+                }
+                return None;
+            }
+            Event::Code(text) => Event::Code(self.restored(&text).into()),
+            Event::Start(Tag::Link { link_type, dest_url, title, id }) => {
+                let (dest_url, title) = (self.restored(&dest_url).into(), self.restored(&title).into());
+                Event::Start(Tag::Link { link_type, dest_url, title, id })
+            }
+            Event::Start(Tag::Image { link_type, dest_url, title, id }) => {
+                let (dest_url, title) = (self.restored(&dest_url).into(), self.restored(&title).into());
+                Event::Start(Tag::Image { link_type, dest_url, title, id })
+            }
+            // A tick that cannot be ticked is a sign, not a control.
+            Event::TaskListMarker(done) => Event::InlineHtml(
+                if done { "<span class=\"task done\">☑</span> " } else { "<span class=\"task\">☐</span> " }.into(),
+            ),
+            other => other,
+        })
+    }
+
+    /// The ids of all headings as Jupyter makes them: the text with hyphens for blanks.
+    fn heading_ids(&mut self, events: &[Event<'_>]) -> Vec<String> {
+        let mut open: Option<(HeadingLevel, String)> = None;
+        for event in events {
+            match event {
+                Event::Start(Tag::Heading { level, .. }) => open = Some((*level, String::new())),
+                Event::End(TagEnd::Heading(_)) => {
+                    let Some((level, text)) = open.take() else { continue };
+                    let text = text.trim().to_owned();
+                    let id = text.replace(char::is_whitespace, "-");
+                    self.headings.push(Heading { level: level as u8, text, id });
+                }
+                Event::Text(piece) | Event::Code(piece) => {
+                    let piece = self.restored(piece);
+                    if let Some((_, text)) = &mut open {
+                        text.push_str(&piece);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let ids: Vec<String> = self.headings.iter().map(|heading| heading.id.clone()).collect();
+        for heading in &mut self.headings {
+            heading.id.insert_str(0, "c-");
+        }
+        ids
+    }
+
+    /// A text with its formulas' sources in place of their marks.
+    fn restored(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        each_mark(text, &mut out, &mut |index, out| {
+            if let Some(formula) = self.formulas.get(index) {
+                out.push_str(&self.source[formula.whole.clone()]);
+            }
+        });
+        out
+    }
+}
+
+/// Copies a text, and calls for each mark in it.
+fn each_mark(text: &str, out: &mut String, found: &mut dyn FnMut(usize, &mut String)) {
+    let mut rest = text;
+    while let Some(at) = rest.find(OPEN) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + OPEN.len_utf8()..];
+        let Some(end) = rest.find(CLOSE) else { continue };
+        if let Ok(index) = rest[..end].parse() {
+            found(index, out);
+            rest = &rest[end + CLOSE.len_utf8()..];
+        }
+    }
+    out.push_str(rest);
+}
+
+/// Puts in what the sanitiser must not see: formulas, and the bytes of attachments. In a tag a formula is its source.
+fn finish(clean: &str, source: &str, formulas: &[Formula], attachment: &dyn Fn(&str) -> Option<String>) -> String {
+    let mut out = String::with_capacity(clean.len() + 256);
+    let mut rest = clean;
+    while let Some(at) = rest.find('<') {
+        each_mark(&rest[..at], &mut out, &mut |index, out| {
+            if let Some(formula) = formulas.get(index) {
+                math::html(&source[formula.tex.clone()], formula.display, out);
+            }
+        });
+        let end = tag_len(&rest[at..]);
+        finish_tag(&rest[at..at + end], source, formulas, attachment, &mut out);
+        rest = &rest[at + end..];
+    }
+    each_mark(rest, &mut out, &mut |index, out| {
+        if let Some(formula) = formulas.get(index) {
+            math::html(&source[formula.tex.clone()], formula.display, out);
+        }
+    });
+    out
+}
+
+fn finish_tag(tag: &str, source: &str, formulas: &[Formula], attachment: &dyn Fn(&str) -> Option<String>, out: &mut String) {
+    let start = out.len();
+    each_mark(tag, out, &mut |index, out| {
+        if let Some(formula) = formulas.get(index) {
+            out.push_str(&math::plain(&source[formula.tex.clone()]));
+        }
+    });
+    if !tag.starts_with("<img ") {
+        return;
+    }
+    let marker = format!("src=\"{ATTACHMENT}");
+    let Some(at) = out[start..].find(&marker).map(|at| start + at + "src=\"".len()) else { return };
+    let Some(end) = out[at..].find('"').map(|end| at + end) else { return };
+    let name = unescaped(&out[at + ATTACHMENT.len()..end]);
+    let url = attachment(&name).unwrap_or_else(|| sanitize::not_loaded(&format!("{ATTACHMENT}{name}")));
+    let mut safe = String::with_capacity(url.len());
+    escape(&url, &mut safe);
+    out.replace_range(at..end, &safe);
+}
+
+/// A name as it stood before HTML and URL made their own of it.
+fn unescaped(name: &str) -> String {
+    let plain = name.replace("&amp;", "&");
+    percent_encoding::percent_decode_str(&plain).decode_utf8().map_or_else(|_| plain.clone(), Cow::into_owned)
+}
+
+/// Bytes of the tag at the start; `>` inside quotes does not end it.
+fn tag_len(text: &str) -> usize {
+    let mut quote = false;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'"' => quote = !quote,
+            b'>' if !quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn page(source: &str) -> String {
+        html(source, &|name| (name == "a b.png").then(|| "data:image/png;base64,AAAA".to_owned())).0
+    }
+
+    #[test]
+    fn the_usual() {
+        let shown = page(
+            "# A *title*\n\n|a|b|\n|-|-|\n|1|$x^2$|\n\n- [x] done\n\n```python\nif x: pass\n```\n\n[js](javascript:alert(1)) ~~no~~",
+        );
+        assert!(shown.contains("<h1 id=\"c-A-title\">A <em>title</em></h1>"), "{shown}");
+        assert!(shown.contains("<td><span class=\"math\"><math"), "{shown}");
+        assert!(shown.contains("<span class=\"k\">if</span>") && shown.contains("☑"), "{shown}");
+        assert!(!shown.contains("javascript"), "{shown}");
+    }
+
+    #[test]
+    fn formulas_are_read_before_markdown() {
+        let shown = page("$$\na_1 * b_2\n- c * d\n= e\n$$ and `$x$`\n\n    $y$\n\n[a](http://x/$z$)");
+        assert!(shown.contains("math display") && !shown.contains("<em>") && !shown.contains("<li>"), "{shown}");
+        assert!(shown.contains("<code>$x$</code>") && shown.contains("$y$") && shown.contains("http://x/$z$"), "{shown}");
+        assert!(page("![$x<y$](attachment:q)").contains("alt=\"x&lt;y\""));
+    }
+
+    #[test]
+    fn attachments_and_pictures_from_elsewhere() {
+        assert!(page("![p](<attachment:a b.png>)").contains("src=\"data:image/png;base64,AAAA\""));
+        assert!(page("<img src='attachment:a b.png' width=20>").contains("src=\"data:image/png;base64,AAAA\""));
+        let elsewhere = page("![p](https://x/y.png) ![q](attachment:none)");
+        assert!(!elsewhere.contains("https://") && !elsewhere.contains("attachment:"), "{elsewhere}");
+    }
+
+    #[test]
+    fn headings_are_told() {
+        let (_, headings) = html("# One $x$\n\n## Two `b`", &|_| None);
+        assert_eq!(headings[0], Heading { level: 1, text: "One $x$".to_owned(), id: "c-One-$x$".to_owned() });
+        assert_eq!(headings[1].text, "Two b");
+    }
+
+    proptest! {
+        #[test]
+        fn no_script_gets_through(
+            text in "(<script>|</script>|<img src=x onerror=a>|<svg onload=a>|javascript:|\\[a\\]\\(|\\)|!\\[|`|\\$|\\$\\$|\"|'|>|<a href=|\n|\n\n| |# |<!--|-->|<style>|<math>|attachment:|\u{e000}0\u{e001}|\\\\){0,16}"
+        ) {
+            let shown = page(&text);
+            let lower = shown.to_ascii_lowercase();
+            prop_assert!(!lower.contains("<script") && !lower.contains("<svg") && !lower.contains("<style"), "{}", shown);
+            // Outside of quotes a tag holds attribute names only.
+            for tag in shown.split('<').skip(1) {
+                let names: String = tag.split('>').next().unwrap_or_default().split('"').step_by(2).collect();
+                prop_assert!(!names.contains(" on") && !tag.contains("href=\"javascript:") && !tag.contains("src=\"javascript:"), "{}", shown);
+            }
+        }
+    }
+}

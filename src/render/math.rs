@@ -1,0 +1,156 @@
+//! Formulas as MathML: no script, no fonts, and the TeX stays with them for readers and for copying.
+
+use super::math_spans::{Around, find};
+use super::{escape, escaped};
+use math_core::{LatexToMathML, MathCoreConfig, MathDisplay};
+use std::sync::LazyLock;
+
+/// Longest formula that is set, in bytes, and how deep its parts may lie in each other: the library is recursive.
+const MAX_TEX: usize = 8 << 10;
+const MAX_DEPTH: usize = 60;
+
+static CONVERTER: LazyLock<Option<LatexToMathML>> = LazyLock::new(|| {
+    let config = MathCoreConfig { annotation: true, allow_unreliable_rendering: true, ..MathCoreConfig::default() };
+    LatexToMathML::new(config).ok()
+});
+
+/// A formula as HTML. One that cannot be set shows its source, and why on hovering.
+pub fn html(tex: &str, display: bool, out: &mut String) {
+    let tex = tex.trim();
+    match convert(tex, display) {
+        Ok(mathml) => {
+            let (open, rest) = mathml.split_at("<math".len().min(mathml.len()));
+            out.push_str(if display { "<span class=\"math display\">" } else { "<span class=\"math\">" });
+            out.push_str(open);
+            out.push_str(" alttext=\"");
+            escape(tex, out);
+            out.push('"');
+            out.push_str(rest);
+            out.push_str("</span>");
+        }
+        Err(reason) => {
+            out.push_str("<code class=\"tex\" title=\"This formula could not be set: ");
+            escape(&reason, out);
+            out.push_str("\">");
+            escape(tex, out);
+            out.push_str("</code>");
+        }
+    }
+}
+
+/// A `text/latex` output as HTML: formulas set, text between them as it is.
+pub fn latex_html(source: &str, out: &mut String) {
+    let formulas = find(source, Around::Latex);
+    if formulas.is_empty() {
+        return match convert(source.trim(), true) {
+            Ok(_) => html(source, true, out),
+            Err(_) => {
+                out.push_str("<pre class=\"tex\">");
+                escape(source, out);
+                out.push_str("</pre>");
+            }
+        };
+    }
+    let mut from = 0;
+    for formula in formulas {
+        escape(&source[from..formula.whole.start], out);
+        // `$\displaystyle …$` is how sympy says that it wants a line of its own.
+        let tex = &source[formula.tex.clone()];
+        html(tex, formula.display || tex.trim_start().starts_with("\\displaystyle"), out);
+        from = formula.whole.end;
+    }
+    escape(&source[from..], out);
+}
+
+fn convert(tex: &str, display: bool) -> Result<String, String> {
+    if tex.len() > MAX_TEX || depth(tex) > MAX_DEPTH {
+        return Err("it is too long or too deep".to_owned());
+    }
+    let converter = CONVERTER.as_ref().ok_or("no converter")?;
+    let display = if display { MathDisplay::Block } else { MathDisplay::Inline };
+    // The environments of amsmath that stand alone in a text are displays already.
+    let result = converter.convert_with_local_state(tex, display).map_err(|error| error.to_string())?;
+    Ok(result.mathml)
+}
+
+/// How deep a formula may lie: what opens, and commands in a row that take each other as arguments.
+fn depth(tex: &str) -> usize {
+    let (mut open, mut chain, mut deepest) = (0_usize, 0_usize, 0_usize);
+    let mut bytes = tex.bytes().peekable();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'{' | b'[' | b'(' => open += 1,
+            b'}' | b']' | b')' => open = open.saturating_sub(1),
+            b'\\' if bytes.peek().is_some_and(u8::is_ascii_alphabetic) => chain += 1,
+            b'^' | b'_' => chain += 1,
+            b' ' | b'a'..=b'z' | b'A'..=b'Z' => {}
+            _ => chain = 0,
+        }
+        deepest = deepest.max(open + chain / 8);
+    }
+    deepest
+}
+
+/// The TeX of a formula as text for places that hold no markup.
+pub(super) fn plain(tex: &str) -> String {
+    escaped(tex.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn set(tex: &str) -> String {
+        let mut out = String::new();
+        html(tex, false, &mut out);
+        out
+    }
+
+    #[test]
+    fn formulas_keep_their_source() {
+        let mathml = set("\\frac{a}{b} < \"c\"");
+        assert!(mathml.starts_with("<span class=\"math\"><math alttext=\"\\frac{a}{b} &lt; &quot;c&quot;\""), "{mathml}");
+        assert!(mathml.contains("<mfrac>"), "{mathml}");
+    }
+
+    #[test]
+    fn wrong_formulas_show_their_source() {
+        let shown = set("\\frac{a}{<script>");
+        assert!(shown.starts_with("<code class=\"tex\"") && shown.contains("\\frac{a}{&lt;script&gt;"), "{shown}");
+    }
+
+    #[test]
+    fn what_outputs_hold() {
+        let shown = |source: &str| {
+            let mut out = String::new();
+            latex_html(source, &mut out);
+            out
+        };
+        assert!(shown("$\\displaystyle \\int x\\, dx$").contains("math display"));
+        assert!(shown("\\begin{align}a&=b\\\\c&=d\\end{align}").contains("<mtable"));
+        assert!(shown("\\begin{tabular}{r|l} a & b \\end{tabular}").contains("tabular"));
+        assert!(shown("x^2").contains("<msup>"));
+    }
+
+    #[test]
+    fn depth_ends_nothing() {
+        for piece in ["{", "\\sqrt", "^", "\\left(", "\\frac", "\\begin{matrix}", "\\hat ", "\\sqrt{", "(", "\\not", "x^{"] {
+            set(&piece.repeat(MAX_TEX / piece.len()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_tag_of_the_source_gets_through(
+            tex in "(\\\\(text|href|frac|mathrm|color|begin|end|left|right|operatorname|unicode|htmlData|url|tag|label|style|class)\
+                    |[{}a<>\"'&^_$#%]|<script>|javascript:){0,14}"
+        ) {
+            for display in [false, true] {
+                let mut out = String::new();
+                html(&tex, display, &mut out);
+                prop_assert!(!out.contains("<script") && !out.contains("href="), "{}", out);
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The texts of notebooks as HTML that cannot act: terminal colours, code, markdown, formulas, foreign HTML.
+//!
+//! Whatever comes in, what comes out holds no script, no event handler, no link but `http`, `https`, `mailto` and `#`,
+//! and nothing that is fetched. Pages add their own style: the classes are those of [`code::Kind`] and [`ansi::Style`].
+
+pub mod ansi;
+pub mod code;
+mod languages;
+pub mod markdown;
+pub mod math;
+mod math_spans;
+pub mod sanitize;
+
+/// Appends a text, made safe for element content and for attributes in double quotes.
+pub fn escape(text: &str, out: &mut String) {
+    let mut from = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        let entity = match byte {
+            b'&' => "&amp;",
+            b'<' => "&lt;",
+            b'>' => "&gt;",
+            b'"' => "&quot;",
+            b'\'' => "&#39;",
+            _ => continue,
+        };
+        out.push_str(&text[from..at]);
+        out.push_str(entity);
+        from = at + 1;
+    }
+    out.push_str(&text[from..]);
+}
+
+/// As [`escape`], as a text of its own.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    escape(text, &mut out);
+    out
+}
+
+/// Whether a link may stand in a page: `http`, `https`, `mailto`, or a place in the page itself.
+pub fn is_safe_link(url: &str) -> bool {
+    // Browsers ignore spaces and control characters in front of a scheme.
+    let lower = url.trim_start_matches(|c: char| c <= ' ').to_ascii_lowercase();
+    ["http://", "https://", "mailto:", "#"].iter().any(|scheme| lower.starts_with(scheme))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_all_that_can_end_a_text_or_an_attribute() {
+        assert_eq!(escaped("<a b='c' d=\"e\">é&"), "&lt;a b=&#39;c&#39; d=&quot;e&quot;&gt;é&amp;");
+    }
+
+    #[test]
+    fn links() {
+        for safe in ["https://a.b", " HTTP://x", "mailto:a@b", "#part"] {
+            assert!(is_safe_link(safe), "{safe}");
+        }
+        for unsafe_ in
+            ["javascript:alert(1)", " java\nscript:x", "data:text/html,x", "//host", "file:///etc", "vbscript:x", ""]
+        {
+            assert!(!is_safe_link(unsafe_), "{unsafe_}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Foreign HTML: what of it may stand in a page, and what needs a frame of its own.
+
+use super::code::CLASSES;
+use super::{escape, is_safe_link};
+use ammonia::Builder;
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+/// What `src` says of a picture that is an attachment of the cell. Only markdown's own post-processing knows them.
+pub(super) const ATTACHMENT: &str = "attachment:";
+
+/// Ids in foreign HTML and links to them get this in front, so that they never meet those of the page.
+const ID_PREFIX: &str = "c-";
+
+/// Deepest nesting of foreign HTML: parsing is quadratic in it, and browsers flatten at 512.
+const MAX_DEPTH: usize = 256;
+
+/// Elements that a sanitised page would lose, with what they are for: they need a frame.
+const FRAMED: &[&str] = &[
+    "script", "style", "iframe", "object", "embed", "link", "form", "canvas", "svg", "math", "button", "input", "select",
+    "textarea", "template", "frameset", "dialog", "portal", "base", "meta",
+];
+
+static BUILDER: LazyLock<Builder<'static>> = LazyLock::new(builder);
+
+fn builder() -> Builder<'static> {
+    let mut builder = Builder::default();
+    builder
+        .add_tags(["audio", "video", "source", "section", "u", "font", "big"])
+        .add_tag_attributes("audio", ["controls", "src", "loop"])
+        .add_tag_attributes("video", ["controls", "src", "loop", "width", "height", "muted"])
+        .add_tag_attributes("source", ["src", "type"])
+        .add_tag_attributes("details", ["open"])
+        .add_tag_attributes("td", ["valign"])
+        .add_tag_attributes("th", ["valign"])
+        .add_tag_attributes("font", ["color"])
+        .add_generic_attributes(["id", "dir", "style", "role", "aria-label", "aria-hidden"])
+        .filter_style_properties(STYLES.iter().copied().collect())
+        .add_allowed_classes("span", CLASSES.iter().copied())
+        .add_allowed_classes("span", ["task", "done"])
+        .add_allowed_classes("pre", ["code"])
+        .add_allowed_classes("sup", ["fn-ref"])
+        .add_allowed_classes("div", ["alert", "alert-info", "alert-success", "alert-warning", "alert-danger", "footnote"])
+        .url_schemes(["http", "https", "mailto", "data", "attachment"].into_iter().collect())
+        .link_rel(Some("noopener noreferrer nofollow"))
+        .id_prefix(Some(ID_PREFIX))
+        .attribute_filter(attribute);
+    builder
+}
+
+/// Style properties that stay: looks, and nothing that could lie over the page or fetch something.
+const STYLES: &[&str] = &[
+    "background-color",
+    "border",
+    "border-bottom",
+    "border-collapse",
+    "border-color",
+    "border-left",
+    "border-right",
+    "border-spacing",
+    "border-style",
+    "border-top",
+    "border-width",
+    "color",
+    "font-family",
+    "font-size",
+    "font-style",
+    "font-weight",
+    "height",
+    "line-height",
+    "list-style-type",
+    "max-height",
+    "max-width",
+    "min-width",
+    "opacity",
+    "padding",
+    "padding-bottom",
+    "padding-left",
+    "padding-right",
+    "padding-top",
+    "text-align",
+    "text-decoration",
+    "text-indent",
+    "text-transform",
+    "vertical-align",
+    "white-space",
+    "width",
+    "word-break",
+];
+
+/// Links and sources: ammonia has looked at their schemes; this looks at what each may be used for.
+fn attribute<'u>(element: &str, attribute: &str, value: &'u str) -> Option<Cow<'u, str>> {
+    match (element, attribute) {
+        (_, "style") if value.contains(['(', '\\', '@', '<']) => harmless_style(value),
+        ("a", "href") => match value.trim().strip_prefix('#') {
+            Some(place) => Some(format!("#{ID_PREFIX}{place}").into()),
+            None => is_safe_link(value).then_some(Cow::Borrowed(value)),
+        },
+        ("img", "src") if is_data_of(value, "image/") || value.starts_with(ATTACHMENT) => Some(Cow::Borrowed(value)),
+        ("img", "src") => Some(not_loaded(value).into()),
+        ("audio" | "video" | "source", "src") => {
+            (is_data_of(value, "audio/") || is_data_of(value, "video/")).then_some(Cow::Borrowed(value))
+        }
+        (_, "href" | "src" | "cite" | "background" | "poster" | "srcset") => None,
+        _ => Some(Cow::Borrowed(value)),
+    }
+}
+
+/// Colours are functions too; `url(…)` and its relatives are not wanted.
+fn harmless_style(value: &str) -> Option<Cow<'_, str>> {
+    let lower = value.to_ascii_lowercase();
+    let fetches = ["url", "image", "expression", "\\", "@", "<", "src("].iter().any(|word| lower.contains(word));
+    (!fetches).then_some(Cow::Borrowed(value))
+}
+
+fn is_data_of(url: &str, family: &str) -> bool {
+    url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
+        && url.get(5..5 + family.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(family))
+}
+
+/// A picture that tells which one is missing: pages fetch nothing.
+pub(super) fn not_loaded(source: &str) -> String {
+    use base64::Engine as _;
+    let short: String = source.chars().take(60).collect();
+    let mut svg = String::from(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"420\" height=\"40\"><rect width=\"419\" height=\"39\" x=\".5\" y=\".5\" \
+         rx=\"6\" fill=\"#f4f4f5\" stroke=\"#a1a1aa\"/><text x=\"12\" y=\"25\" font-family=\"sans-serif\" font-size=\"12\" \
+         fill=\"#52525b\">not in this page: ",
+    );
+    escape(&short, &mut svg);
+    svg.push_str("</text></svg>");
+    format!("data:image/svg+xml;base64,{}", base64::engine::general_purpose::STANDARD.encode(svg))
+}
+
+/// The part of foreign HTML that may stand in a page.
+pub fn clean(html: &str) -> String {
+    if is_too_deep(html) {
+        let mut out = String::from("<pre>");
+        escape(html, &mut out);
+        out.push_str("</pre>");
+        return out;
+    }
+    BUILDER.clean(html).to_string()
+}
+
+/// Counts tags that open without one that closes. Rough, and never too small by more than the void elements.
+fn is_too_deep(html: &str) -> bool {
+    let (mut depth, mut deepest) = (0_usize, 0_usize);
+    let bytes = html.as_bytes();
+    for at in memchr_tags(bytes) {
+        match bytes.get(at + 1) {
+            Some(b'/') => depth = depth.saturating_sub(1),
+            Some(byte) if byte.is_ascii_alphabetic() && !is_void(&html[at + 1..]) => depth += 1,
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest > MAX_DEPTH
+}
+
+fn memchr_tags(bytes: &[u8]) -> impl Iterator<Item = usize> {
+    bytes.iter().enumerate().filter(|(_, byte)| **byte == b'<').map(|(at, _)| at)
+}
+
+fn is_void(tag: &str) -> bool {
+    const VOID: &[&str] =
+        &["area", "br", "col", "hr", "img", "input", "link", "meta", "source", "track", "wbr", "p", "li", "td", "th", "tr"];
+    let end = tag.bytes().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(tag.len());
+    VOID.iter().any(|void| void.eq_ignore_ascii_case(&tag[..end]))
+}
+
+/// Whether HTML would lose something in [`clean`] that a frame can show: scripts, styles, drawings, forms.
+pub fn needs_frame(html: &str) -> bool {
+    let bytes = html.as_bytes();
+    memchr_tags(bytes).any(|at| {
+        let tag = &html[at + 1..];
+        let end = tag.bytes().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(tag.len());
+        let name = tag[..end].to_ascii_lowercase();
+        match name.as_str() {
+            "" => false,
+            // pandas brings one with each table; the page styles tables itself.
+            "style" => !tag[end..].trim_start().starts_with("scoped"),
+            _ => FRAMED.contains(&name.as_str()) || has_handler(&tag[end..]),
+        }
+    })
+}
+
+/// Whether HTML holds anything that runs.
+pub fn has_script(html: &str) -> bool {
+    let bytes = html.as_bytes();
+    memchr_tags(bytes).any(|at| {
+        let tag = &html[at + 1..];
+        let end = tag.bytes().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(tag.len());
+        let is = |name: &str| tag[..end].eq_ignore_ascii_case(name);
+        is("script") || is("iframe") || end > 0 && has_handler(&tag[end..])
+    })
+}
+
+/// Whether a tag has an attribute such as `onclick=`, or a link that is a script.
+fn has_handler(tag: &str) -> bool {
+    let tag = &tag[..tag.find('>').unwrap_or(tag.len())];
+    let lower = tag.to_ascii_lowercase();
+    lower.contains("javascript:")
+        || lower.match_indices("on").any(|(at, _)| {
+            let begins = lower[..at].ends_with(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '/'));
+            let name = lower[at + 2..].trim_start_matches(|c: char| c.is_ascii_alphabetic());
+            begins && name.len() < lower.len() - at - 2 && name.trim_start().starts_with('=')
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_stay_and_scripts_go() {
+        let pandas = "<div>\n<style scoped>.dataframe tbody tr th { x }</style>\n<table border=\"1\" class=\"dataframe\"><thead>\
+            <tr style=\"text-align: right;\"><th></th><th>a</th></tr></thead><tbody><tr><th>0</th><td>1</td></tr></tbody></table></div>";
+        assert!(!needs_frame(pandas));
+        let table = clean(pandas);
+        assert!(table.contains("<td>1</td>") && table.contains("text-align:right"), "{table}");
+        assert!(!table.contains("style scoped") && !table.contains("dataframe"), "{table}");
+    }
+
+    #[test]
+    fn sources_and_links() {
+        let cleaned = clean(
+            "<img src=\"http://x/a.png\" alt=\"a\"><img src=\"data:image/png;base64,aaaa\"><a href=\"#p\" id=\"q\">l</a>",
+        );
+        assert!(cleaned.contains("data:image/svg+xml;base64") && !cleaned.contains("http://x"), "{cleaned}");
+        assert!(cleaned.contains("href=\"#c-p\"") && cleaned.contains("id=\"c-q\""), "{cleaned}");
+        for gone in [
+            "<a href=\"data:text/html,x\">",
+            "<a href=\"attachment:a\">",
+            "<video poster=\"http://x\">",
+            "<p style=\"background-color:url(x)\">",
+        ] {
+            let cleaned = clean(gone);
+            assert!(!cleaned.contains("href=") && !cleaned.contains("poster") && !cleaned.contains("url("), "{cleaned}");
+        }
+    }
+
+    #[test]
+    fn what_needs_a_frame() {
+        for html in [
+            "<SCRIPT>",
+            "<style>",
+            "<svg/>",
+            "<b onclick=x>",
+            "<img src=x onerror =y>",
+            "<img/onerror=y>",
+            "<a href='javascript:x'>",
+            "<form>",
+            "<a\nonclick='x'>",
+        ] {
+            assert!(needs_frame(html), "{html}");
+        }
+        for html in ["<b>on = 1</b>", "a < script", "<table><tr><td>once=1</td></tr></table>", "<p class=\"only\">"] {
+            assert!(!needs_frame(html), "{html}");
+        }
+        assert!(has_script("<b onclick=x>") && !has_script("<style>"));
+    }
+
+    #[test]
+    fn depth_costs_no_time() {
+        let begun = std::time::Instant::now();
+        for tag in ["<div>", "<b>", "<blockquote>", "<table>", "<td>", "<p>", "<li>", "<a>"] {
+            clean(&tag.repeat(20_000));
+        }
+        assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+    }
+}
