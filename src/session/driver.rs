@@ -206,6 +206,10 @@ impl Driver {
                 let answer = core.restart(now);
                 self.answer(reply, answer);
             }
+            Command::TellKernel { msg_type, content, parent, reply } => {
+                let answer = core.tell_kernel(msg_type, &content, parent);
+                self.answer(reply, answer);
+            }
             Command::AskKernel { msg_type, content, reply } => match core.ask_kernel(msg_type, &content) {
                 Ok(question) => drop(self.asking.insert(question, reply)),
                 Err(denied) => self.answer(reply, Err(denied)),
@@ -286,7 +290,10 @@ impl Driver {
             | Command::Cancel { reply, .. } => {
                 no(reply, why);
             }
-            Command::Delete { reply, .. } | Command::Input { reply, .. } | Command::Restart { reply } => no(reply, why),
+            Command::Delete { reply, .. }
+            | Command::Input { reply, .. }
+            | Command::Restart { reply }
+            | Command::TellKernel { reply, .. } => no(reply, why),
             Command::AskKernel { reply, .. } => no(reply, why),
             Command::Interrupt { reply } => self.signal_now(SignalKind::Interrupt, reply),
             Command::Kill { reply } => self.signal_now(SignalKind::Kill, reply),
