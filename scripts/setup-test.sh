@@ -31,3 +31,5 @@ if ! cmp -s "$requirements" "$venv/made-from.txt"; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
     cp "$requirements" "$venv/made-from.txt"
 fi
+
+sh "$repository/scripts/notebook-sources.sh"

@@ -67,7 +67,11 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let mut session = args.sandbox.session(paths, kernel, &mut signals).await?;
     let following = signals.follow(session.handle.clone());
     // Standard input cannot be both the code and the answers.
-    let options = RunOptions { timeout_seconds: args.timeout.map(|limit| limit.as_secs_f64()), allow_stdin: !from_stdin, ..RunOptions::default() };
+    let options = RunOptions {
+        timeout_seconds: args.timeout.map(|limit| limit.as_secs_f64()),
+        allow_stdin: !from_stdin,
+        ..RunOptions::default()
+    };
     let cell = NewCell { source: code, options, run: true, ..NewCell::default() };
     let ended = match session.handle.add_cell(cell).await {
         Ok(_) => {

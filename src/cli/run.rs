@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::options::{SandboxArgs, behind_links, exit_of, parse_seconds, write_artifacts, write_whole};
 use super::print::{as_text, explain};
@@ -17,7 +17,8 @@ use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels;
 use crate::manager::Session;
-use crate::notebook::{Notebook, parameters};
+use crate::notebook::Notebook;
+use crate::notebook::parameters::{self, Literal, Parameters};
 use crate::output::{ArtifactOptions, CellKey, StreamStyle, artifacts, strip_ansi};
 use crate::runner::{Progress, RunOptions, RunReport, run_notebook};
 use crate::session::RunStatus;
@@ -65,6 +66,10 @@ pub(super) struct RunArgs {
     /// Go on after a cell that fails
     #[arg(long)]
     allow_errors: bool,
+    /// Store outputs just as another tool does: nbclient keeps each piece of a stream as an output of its own, drops help
+    /// (`len?`), and keeps the state of closed widgets
+    #[arg(long, value_enum, value_name = "TOOL")]
+    compat: Option<Compat>,
     /// Write images, documents and plot specifications into this folder
     #[arg(long, value_name = "DIR")]
     artifacts: Option<PathBuf>,
@@ -76,6 +81,12 @@ pub(super) struct RunArgs {
     json: bool,
     #[command(flatten)]
     sandbox: SandboxArgs,
+}
+
+/// A tool whose form of outputs is asked for.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Compat {
+    Nbclient,
 }
 
 pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
@@ -93,6 +104,11 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     };
     let kernel = kernel.map_err(Failure::usage)?;
     let parameters = read_parameters(&args).map_err(Failure::usage)?;
+    if notebook.kernelspec_name().is_none() {
+        // So that it opens with the kernel whose outputs it has.
+        let name = kernel.kernelspec_name();
+        notebook.set_kernelspec(name, &kernel.display_name, &kernel.language);
+    }
     parameters::inject(&mut notebook, &kernel.language, &parameters).map_err(Failure::usage)?;
     let target = args.output.clone().unwrap_or_else(|| default_output(&args.notebook));
     check_target(&target).map_err(Failure::usage)?;
@@ -103,7 +119,7 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     let options = RunOptions {
         timeout: args.timeout,
         allow_errors: args.allow_errors,
-        stream_style: StreamStyle::default(),
+        stream_style: args.compat.map_or(StreamStyle::Terminal, |Compat::Nbclient| StreamStyle::Nbclient),
         output_memory: Some(args.sandbox.limits().output_memory()),
         interruption: following.interruption.clone(),
     };
@@ -156,17 +172,18 @@ fn read_notebook(path: &Path) -> anyhow::Result<Notebook> {
 }
 
 /// Files first, then `-p`, then `-r`: what is more particular wins, as in papermill.
-fn read_parameters(args: &RunArgs) -> anyhow::Result<Map<String, Value>> {
-    let mut all = Map::new();
+fn read_parameters(args: &RunArgs) -> anyhow::Result<Parameters> {
+    let mut all = Parameters::default();
     for path in &args.parameter_files {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let values: Map<String, Value> = serde_yaml_ng::from_str(&text)
+        let values: Literal = serde_yaml_ng::from_str(&text)
             .with_context(|| format!("{} is not a YAML mapping of names to values", path.display()))?;
+        let Literal::Map(values) = values else { bail!("{} is not a YAML mapping of names to values", path.display()) };
         all.extend(values);
     }
     let pairs = |list: &[String]| list.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect::<Vec<_>>();
     all.extend(pairs(&args.parameters).into_iter().map(|(name, value)| (name, parameters::guess(&value))));
-    all.extend(pairs(&args.raw_parameters).into_iter().map(|(name, value)| (name, Value::from(value))));
+    all.extend(pairs(&args.raw_parameters).into_iter().map(|(name, value)| (name, Literal::Text(value))));
     Ok(all)
 }
 

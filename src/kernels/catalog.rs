@@ -161,6 +161,12 @@ impl Kernel {
         hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// The name that Jupyter knows it by, for notebooks that name none.
+    pub fn kernelspec_name(&self) -> &str {
+        let named = self.kernelspec_names.iter().find(|name| !name.ends_with('*'));
+        named.map_or(self.name.as_str(), String::as_str)
+    }
+
     /// One file of the kernel's folder as text; empty where there is none.
     pub fn file(&self, name: &str) -> String {
         Folders::get(&format!("{}/{name}", self.name))

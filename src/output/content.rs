@@ -13,13 +13,15 @@ pub(super) enum Reading {
     Nothing,
     Stream { name: String, text: String },
     Output { output: Value, display_id: Option<String> },
+    Pages(Vec<Value>),
     Update { data: Value, metadata: Value, display_id: String },
     Clear { wait: bool },
 }
 
 /// Reads a message by the types that the Jupyter messaging documentation lists for iopub.
 pub(super) fn read(msg_type: &str, content: &[u8]) -> Reading {
-    const TYPES: &[&str] = &["stream", "display_data", "execute_result", "error", "update_display_data", "clear_output"];
+    const TYPES: &[&str] =
+        &["stream", "display_data", "execute_result", "error", "update_display_data", "clear_output", "execute_reply"];
     if !TYPES.contains(&msg_type) {
         return Reading::Nothing;
     }
@@ -32,6 +34,7 @@ pub(super) fn read(msg_type: &str, content: &[u8]) -> Reading {
     match msg_type {
         "stream" => stream(&mut content),
         "error" => error(&mut content),
+        "execute_reply" => pages(&mut content),
         "clear_output" => Reading::Clear { wait: is_true(content.get("wait")) },
         "update_display_data" => match display_id(&content) {
             Some(display_id) => Reading::Update { data: data(&mut content), metadata: metadata(&mut content), display_id },
@@ -74,6 +77,17 @@ fn error(content: &mut Map<String, Value>) -> Reading {
     };
     let output = json!({"output_type": "error", "ename": ename, "evalue": evalue, "traceback": traceback});
     Reading::Output { output, display_id: None }
+}
+
+/// What `len?` and the like show: the reply's payload for a pager, which JupyterLab displays below the cell.
+fn pages(content: &mut Map<String, Value>) -> Reading {
+    let Some(Value::Array(payload)) = content.remove("payload") else { return Reading::Nothing };
+    let is_page = |item: &Value| item.get("source").is_some_and(|source| source == "page");
+    let pages = payload.into_iter().filter(is_page).filter_map(|mut page| {
+        let data = data(page.as_object_mut()?);
+        Some(json!({"output_type": "display_data", "data": data, "metadata": {}}))
+    });
+    Reading::Pages(pages.collect())
 }
 
 fn display(msg_type: &str, content: &mut Map<String, Value>) -> Reading {

@@ -64,6 +64,9 @@ impl Fold {
             Reading::Nothing => {}
             Reading::Stream { name, text } => self.stream(cell, name, &text, &mut changes),
             Reading::Output { output, display_id } => self.display(cell, output, display_id, &mut changes),
+            // nbclient drops them.
+            Reading::Pages(_) if self.style == StreamStyle::Nbclient => {}
+            Reading::Pages(pages) => pages.into_iter().for_each(|page| self.push(cell, page, &mut changes)),
             Reading::Update { data, metadata, display_id } => self.update(&display_id, data, metadata, &mut changes),
             Reading::Clear { wait } => self.clear(cell, wait, &mut changes),
         }

@@ -164,7 +164,7 @@ impl Held {
 }
 
 /// Roughly the memory that a value takes, bytes.
-fn weight(value: &Value) -> usize {
+pub(super) fn weight(value: &Value) -> usize {
     /// What the allocator and the map's table take beside the bytes themselves.
     const ENTRY: usize = 32;
     size_of::<Value>()

@@ -20,6 +20,7 @@ mod pen;
 mod repair;
 mod terminal;
 mod text;
+mod widgets;
 
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts, artifacts_of};
 pub use escape::strip_ansi;
@@ -29,6 +30,7 @@ pub use held::Outputs;
 pub use repair::repair_output;
 pub use terminal::terminal_text;
 pub use text::text_of;
+pub use widgets::{Sync, Widgets};
 
 /// Names a cell cheaply: its index in a run or whatever number the caller keeps for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::notebook::{Notebook, NotebookError};
-use crate::output::{CellKey, Outputs, StreamStyle};
+use crate::output::{CellKey, Outputs, StreamStyle, Widgets};
 use crate::session::{
     self, EventBody, NewCell, RunResult, RunStatus, SessionError, SessionEvent, SessionEvents, SessionHandle,
 };
@@ -145,7 +145,9 @@ pub async fn run_notebook(
     if let Some(info) = session.kernel_info().get("language_info").filter(|info| info.is_object()) {
         notebook.set_language_info(info.clone());
     }
-    let mut run = Run { session, events, options, outputs: outputs(options), indexes: HashMap::new() };
+    let widgets = Widgets::new(options.stream_style);
+    let mut run =
+        Run { session, events, options, outputs: outputs(options), widgets, widgets_cut: false, indexes: HashMap::new() };
     let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO, interrupted: false };
     for (number, &index) in cells.iter().enumerate() {
         if options.interruption.is_asked() {
@@ -157,7 +159,14 @@ pub async fn run_notebook(
         let tagged = cell.has_tag("raises-exception");
         let title = source.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
         progress(Progress::CellStarted { index, number: number + 1, total: report.total, title: &title });
-        let result = run.cell(source, index, notebook, progress).await?;
+        let result = match run.cell(source, index, notebook, progress).await {
+            Ok(result) => result,
+            Err(error) => {
+                // What came of the cell before its session went is kept, too.
+                notebook.set_outputs(index, run.outputs.outputs(key(index)).to_vec(), Some(number as i64 + 1))?;
+                return Err(error);
+            }
+        };
         // As in nbclient: cells are numbered by the order in which this run executed them.
         record(notebook, index, run.outputs.outputs(key(index)).to_vec(), &result, number as i64 + 1)?;
         progress(Progress::CellFinished { index, result: &result, notebook });
@@ -167,6 +176,9 @@ pub async fn run_notebook(
         if ends {
             break;
         }
+    }
+    if let Some(widgets) = run.widgets.metadata() {
+        notebook.metadata_mut().insert("widgets".to_owned(), widgets);
     }
     report.wall = started.elapsed();
     Ok(report)
@@ -207,6 +219,9 @@ struct Run<'a> {
     events: &'a mut SessionEvents,
     options: &'a RunOptions,
     outputs: Outputs,
+    widgets: Widgets,
+    /// Whether it has been told that some of their state is missing.
+    widgets_cut: bool,
     /// Where the session's cells stand in the notebook.
     indexes: HashMap<String, usize>,
 }
@@ -234,6 +249,7 @@ impl Run<'_> {
                 EventBody::Finished(result) if event.cell.as_ref() == Some(&cell.id) => {
                     touched.remove(&key(index));
                     rewrite(notebook, &self.outputs, &touched)?;
+                    self.tell_widgets(&result, progress).await?;
                     return Ok(*result);
                 }
                 _ => touched.append(&mut self.take(&event, progress)),
@@ -242,13 +258,36 @@ impl Run<'_> {
         Err(SessionError::Gone { why: "its driver ended without a word".to_owned() }.into())
     }
 
+    /// Output widgets have caught what the kernel does not know of yet.
+    async fn tell_widgets(&mut self, result: &RunResult, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), RunError> {
+        let syncs = self.widgets.syncs();
+        if self.widgets.is_cut() && !std::mem::replace(&mut self.widgets_cut, true) {
+            progress(Progress::Notice(
+                "the state of the notebook's widgets takes too much memory; a part of it is left out",
+            ));
+        }
+        if !result.kernel_gone {
+            for sync in syncs {
+                self.session.comm_msg(sync.content, sync.parent).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes in what a cell says: mostly the running one, but threads go on after their cell's end. Gives the changed cells.
     fn take(&mut self, event: &SessionEvent, progress: &mut dyn FnMut(Progress<'_>)) -> BTreeSet<CellKey> {
         match &event.body {
             EventBody::Message { msg_type, message } => {
                 progress(Progress::Output { msg_type, message });
                 let index = event.cell.as_ref().and_then(|id| self.indexes.get(id));
-                return index.map(|index| self.outputs.apply(key(*index), msg_type, &message.content)).unwrap_or_default();
+                let Some(index) = index else { return BTreeSet::new() };
+                let msg_type = match self.widgets.take(msg_type, message) {
+                    false => msg_type,
+                    // Its own place is in the widget; elsewhere it is at most a newer state of a display id.
+                    true if matches!(msg_type.as_str(), "display_data" | "execute_result") => "update_display_data",
+                    true => return BTreeSet::new(),
+                };
+                return self.outputs.apply(key(*index), msg_type, &message.content);
             }
             body => {
                 if let Some(notice) = body.notice() {

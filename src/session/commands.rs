@@ -1,5 +1,6 @@
 //! What clients ask for: cells and their order, runs, interrupts, answers, restarts. Each is done, or denied with a reason.
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -325,6 +326,18 @@ impl Core {
         if self.generation != Generation(0) && !self.restart_is_pending() {
             self.restart_kernel(now);
         }
+        Ok(())
+    }
+
+    /// Sends the kernel a message that it does not answer.
+    pub fn tell_kernel(&mut self, msg_type: &str, content: &Value, parent: Bytes) -> Result<(), Denied> {
+        self.check_alive()?;
+        if !self.kernel_is_there() {
+            return Err(Denied::NotReady { state: self.state.name() });
+        }
+        let mut message = Message::new_request(&self.facts.name, msg_type, content);
+        message.parent_header = parent;
+        self.effects.push(Effect::Send { channel: Channel::Shell, generation: Some(self.generation), message });
         Ok(())
     }
 

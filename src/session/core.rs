@@ -417,7 +417,8 @@ impl Core {
         if options.group.is_none() || is_error && options.allow_error {
             return;
         }
-        let in_group = |core: &Self, number: u32| core.cells.get(number).is_some_and(|cell| cell.options.group == options.group);
+        let in_group =
+            |core: &Self, number: u32| core.cells.get(number).is_some_and(|cell| cell.options.group == options.group);
         let (cancelled, stay) = std::mem::take(&mut self.queue).into_iter().partition(|number| in_group(self, *number));
         let cancelled: VecDeque<u32> = cancelled;
         self.queue = stay;

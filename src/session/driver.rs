@@ -221,6 +221,10 @@ impl Driver {
                 let answer = core.restart(now);
                 self.answer(reply, answer);
             }
+            Command::TellKernel { msg_type, content, parent, reply } => {
+                let answer = core.tell_kernel(msg_type, &content, parent);
+                self.answer(reply, answer);
+            }
             Command::AskKernel { msg_type, content, reply } => match core.ask_kernel(msg_type, &content) {
                 Ok(question) => drop(self.asking.insert(question, reply)),
                 Err(denied) => self.answer(reply, Err(denied)),
@@ -305,7 +309,8 @@ impl Driver {
             | Command::Input { reply, .. }
             | Command::Restart { reply }
             | Command::RunAll { reply, .. }
-            | Command::Replace { reply, .. } => no(reply, why),
+            | Command::Replace { reply, .. }
+            | Command::TellKernel { reply, .. } => no(reply, why),
             Command::AskKernel { reply, .. } => no(reply, why),
             Command::Interrupt { reply } => self.signal_now(SignalKind::Interrupt, reply),
             Command::Kill { reply } => self.signal_now(SignalKind::Kill, reply),

@@ -87,6 +87,7 @@ pub(super) enum Command {
     Input { value: String, reply: Reply<()> },
     Restart { reply: Reply<()> },
     AskKernel { msg_type: &'static str, content: Value, reply: Reply<Value> },
+    TellKernel { msg_type: &'static str, content: Value, parent: Bytes, reply: Reply<()> },
     AskAgent { request: Request, data: Bytes, reply: oneshot::Sender<Result<(AnswerBody, Bytes), LinkError>> },
     End { why: String, reply: Reply<()> },
 }
@@ -228,6 +229,27 @@ impl SessionHandle {
     pub async fn inspect(&self, code: &str, cursor: usize) -> Result<Value, SessionError> {
         let content = json!({"code": code, "cursor_pos": cursor, "detail_level": 0});
         self.ask(|reply| Command::AskKernel { msg_type: "inspect_request", content, reply }).await
+    }
+
+    /// Runs code between two cells, of which nobody is told: nothing is counted, and nothing of what it prints is shown. Gives the
+    /// content of the kernel's reply.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn run_silently(&self, code: &str) -> Result<Value, SessionError> {
+        let content = json!({
+            "code": code, "silent": true, "store_history": false, "user_expressions": {}, "allow_stdin": false,
+            "stop_on_error": false,
+        });
+        self.ask(|reply| Command::AskKernel { msg_type: "execute_request", content, reply }).await
+    }
+
+    /// Sends the kernel a `comm_msg`, which it takes in before the next run. `parent`: raw JSON of the header that it answers.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn comm_msg(&self, content: Value, parent: Bytes) -> Result<(), SessionError> {
+        self.ask(|reply| Command::TellKernel { msg_type: "comm_msg", content, parent, reply }).await
     }
 
     /// Ends the session's driver; what runs ends as gone. The sandbox is left to the caller.

@@ -39,6 +39,11 @@ impl Core {
         let message = Message::new_request(&self.facts.name, msg_type, content);
         let question = message.header().msg_id;
         self.asked.insert(question.clone());
+        if msg_type == "execute_request" {
+            // Code belongs where the cells run.
+            self.send(Channel::Shell, message);
+            return Ok(question);
+        }
         if matches!(self.subshell, Subshell::Unknown) {
             self.subshell = self.await_subshell();
         }

@@ -232,6 +232,10 @@ impl ActiveRun {
                 self.facts.reply = Some(content::reply_status(&content));
                 self.replied_at = Some(now);
                 self.note("shell.execute_reply", header);
+                if content::has_payload(&content) {
+                    // Help and the like, which kernels send in the reply: the fold makes an output of it.
+                    return Meaning::Output;
+                }
             }
             _ => {}
         }

@@ -80,6 +80,11 @@ pub fn reply_status(content: &Value) -> ReplyStatus {
     }
 }
 
+/// Whether an `execute_reply` carries something to show beside its status (IPython's pager).
+pub fn has_payload(content: &Value) -> bool {
+    content.get("payload").and_then(Value::as_array).is_some_and(|payload| !payload.is_empty())
+}
+
 /// `execution_count` of a reply, an `execute_input` or an `execute_result`.
 pub fn execution_count(content: &Value) -> Option<i64> {
     content.get("execution_count").and_then(Value::as_i64)

@@ -14,6 +14,7 @@ mod floods;
 mod hostile;
 mod interrupts;
 mod link;
+mod nbclient_oracle;
 mod notebooks;
 mod outputs;
 mod secrets;

@@ -70,3 +70,41 @@ async fn displays(place: Place) {
     assert_eq!(ran.outputs[3]["data"]["text/html"], "<b>x</b>");
     living.end().await;
 }
+
+#[test]
+fn output_widgets_catch_outputs_and_tell_the_kernel() {
+    use crate::cli::{Cli, scratch};
+    let folder = scratch("output-widget");
+    let source = "from comm import create_comm
+seen = []
+widget = create_comm(target_name='jupyter.widget', data={'state': {
+    '_model_module': '@jupyter-widgets/output', '_model_name': 'OutputModel', '_model_module_version': '1', 'outputs': [], 'msg_id': ''}})
+widget.on_msg(lambda message: seen.append(message['content']['data']['state']['outputs']))
+run = get_ipython().kernel.get_parent()['header']['msg_id']
+print('before', flush=True)
+widget.send({'method': 'update', 'state': {'msg_id': run}})
+print('caught', flush=True); display('shown')
+widget.send({'method': 'update', 'state': {'msg_id': ''}})
+print('after')";
+    let cells: Vec<_> = [source, "print(seen)", "len?"]
+        .map(|source| serde_json::json!({"cell_type": "code", "id": format!("c{}", source.len()), "metadata": {}, "execution_count": null, "outputs": [], "source": source}))
+        .into();
+    let notebook = serde_json::json!({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells});
+    std::fs::write(folder.join("nb.ipynb"), notebook.to_string()).unwrap();
+    for (compat, pages) in [(&[][..], 1), (&["--compat", "nbclient"], 0)] {
+        let ran = Cli::new(&["run"]).path(&folder.join("nb.ipynb")).args(&["--sandbox", "process"]).args(compat).run();
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let bytes = std::fs::read(folder.join("nb.out.ipynb")).unwrap();
+        let done: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let printed = cellkeep::output::text_of(done["cells"][0]["outputs"].as_array().unwrap());
+        assert_eq!(printed, "before\nafter\n");
+        let told = cellkeep::output::text_of(done["cells"][1]["outputs"].as_array().unwrap());
+        assert!(told.contains("'caught\\n'") && told.contains("shown"), "{told}");
+        let state = &done["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"];
+        let model = state.as_object().unwrap().values().next().unwrap();
+        assert_eq!(model["model_name"], "OutputModel");
+        assert_eq!(model["state"]["outputs"].as_array().unwrap().len(), 2);
+        assert_eq!(done["cells"][2]["outputs"].as_array().unwrap().len(), pages, "help is shown below the cell");
+        assert_eq!(done["metadata"]["kernelspec"]["name"], "python3");
+    }
+}

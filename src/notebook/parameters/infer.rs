@@ -1,0 +1,151 @@
+//! What the tagged cell says of a notebook's parameters: names, types, defaults and the comments behind them.
+
+use super::syntax::Syntax;
+
+/// One parameter, as the notebook declares it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declared {
+    /// Its name.
+    pub name: String,
+    /// Its type, where the cell names one (an annotation, or a comment `type: int`).
+    pub kind: Option<String>,
+    /// The default, as code.
+    pub default: String,
+    /// The comment behind it.
+    pub help: String,
+}
+
+/// The assignments at the outermost level of a cell.
+pub(super) fn infer(syntax: Syntax, source: &str) -> Vec<Declared> {
+    let mut declared: Vec<Declared> = Vec::new();
+    for (code, comment) in statements(syntax, source) {
+        let Some(mut found) = assignment(syntax, &code) else { continue };
+        let mut help = comment.trim();
+        if let Some(rest) = help.strip_prefix("type:") {
+            let (kind, rest) = rest.trim_start().split_once(char::is_whitespace).unwrap_or((rest.trim(), ""));
+            (found.kind, help) = (Some(kind.to_owned()), rest.trim());
+        }
+        found.help = help.to_owned();
+        declared.retain(|earlier| earlier.name != found.name);
+        declared.push(found);
+    }
+    declared
+}
+
+/// The statements that begin in the first column, each with the comment at its end. Brackets and texts keep lines together.
+fn statements(syntax: Syntax, source: &str) -> Vec<(String, String)> {
+    let (mut all, mut code, mut comment) = (Vec::new(), String::new(), String::new());
+    let (mut depth, mut quote) = (0usize, None::<String>);
+    let mut rest = source;
+    while let Some(symbol) = rest.chars().next() {
+        let mut taken = symbol.len_utf8();
+        match &quote {
+            Some(_) if symbol == '\\' => taken += rest[1..].chars().next().map_or(0, char::len_utf8),
+            Some(end) if rest.starts_with(end.as_str()) => {
+                taken = end.len();
+                quote = None;
+            }
+            // A text of one line that is not closed there is a mistake, which the kernel will tell.
+            Some(end) if symbol == '\n' && end.len() == 1 && !matches!(end.as_str(), "`") => quote = None,
+            Some(_) => {}
+            None if rest.starts_with(syntax.comment()) => {
+                let line = rest.split('\n').next().unwrap_or_default();
+                comment = line[syntax.comment().len()..].to_owned();
+                rest = &rest[line.len()..];
+                continue;
+            }
+            None => match symbol {
+                '"' | '\'' | '`' => {
+                    let long = symbol.to_string().repeat(3);
+                    let end = if rest.starts_with(&long) { long } else { symbol.to_string() };
+                    taken = end.len();
+                    quote = Some(end);
+                }
+                '(' | '[' | '{' => depth += 1,
+                ')' | ']' | '}' => depth = depth.saturating_sub(1),
+                '\n' if depth == 0 => {
+                    all.push((std::mem::take(&mut code), std::mem::take(&mut comment)));
+                    rest = &rest[1..];
+                    continue;
+                }
+                _ => {}
+            },
+        }
+        code.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    all.push((code, comment));
+    all.retain(|(code, _)| !code.trim().is_empty() && !code.starts_with([' ', '\t']));
+    all
+}
+
+fn assignment(syntax: Syntax, code: &str) -> Option<Declared> {
+    let mut code = code.trim_end().trim_end_matches(';').trim_end();
+    let words: &[&str] = match syntax {
+        Syntax::JavaScript => &["const ", "let ", "var "],
+        Syntax::Bash => &["export ", "declare ", "readonly "],
+        Syntax::Julia => &["const "],
+        _ => &[],
+    };
+    for word in words {
+        code = code.strip_prefix(word).unwrap_or(code).trim_start();
+    }
+    let end =
+        code.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.' && syntax == Syntax::R)).unwrap_or(code.len());
+    let (name, mut rest) = code.split_at(end);
+    if !syntax.takes_name(name) {
+        return None;
+    }
+    let annotation = match syntax {
+        Syntax::Python | Syntax::JavaScript => rest.trim_start().strip_prefix(':'),
+        Syntax::Julia => rest.trim_start().strip_prefix("::"),
+        _ => None,
+    };
+    let mut kind = None;
+    if let Some(annotated) = annotation {
+        let (named, value) = annotated.split_once('=')?;
+        kind = Some(named.trim().trim_matches(['"', '\'']).to_owned()).filter(|kind| !kind.is_empty());
+        rest = &annotated[annotated.len() - value.len() - 1..];
+    }
+    let rest = if syntax == Syntax::Bash { rest } else { rest.trim_start() };
+    let value = match syntax {
+        Syntax::R => rest.strip_prefix("<-").or_else(|| rest.strip_prefix('=')),
+        _ => rest.strip_prefix('='),
+    }?;
+    let is_comparison = value.starts_with('=');
+    let default = value.trim().to_owned();
+    (!is_comparison).then(|| Declared { name: name.to_owned(), kind, default, help: String::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn told(syntax: Syntax, source: &str) -> Vec<String> {
+        let tell = |one: Declared| format!("{}|{}|{}|{}", one.name, one.kind.unwrap_or_default(), one.default, one.help);
+        infer(syntax, source).into_iter().map(tell).collect()
+    }
+
+    #[test]
+    fn assignments_of_every_language() {
+        let python = "import x\na = 1  # how many\nb: float = 2.5\nc = [1,\n  2]  # type: List[int] a list\nd = 'a # b' # text\nif a == 1:\n    e = 2\na == 3\nf: 'Optional[int]' = None\nx.y = 1\na = 9";
+        assert_eq!(
+            told(Syntax::Python, python),
+            ["b|float|2.5|", "c|List[int]|[1,\n  2]|a list", "d||'a # b'|text", "f|Optional[int]|None|", "a||9|"]
+        );
+        assert_eq!(told(Syntax::R, "a <- 1 # n\nmy.b = 'x'\nf(a = 1)"), ["a||1|n", "my.b||'x'|"]);
+        assert_eq!(told(Syntax::Julia, "n::Int = 3\nconst s = \"x\""), ["n|Int|3|", "s||\"x\"|"]);
+        assert_eq!(told(Syntax::JavaScript, "let n: number = 1; // n\nvar s = `a\n=b`;"), ["n|number|1|n", "s||`a\n=b`|"]);
+        assert_eq!(told(Syntax::Bash, "A=1 # one\nexport B='x y'\nC = 1"), ["A||1|one", "B||'x y'|"]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_source_is_read(source in "[a-c=:#'\"`\\\\\n (){}é/-]{0,60}") {
+            for syntax in [Syntax::Python, Syntax::R, Syntax::Julia, Syntax::JavaScript, Syntax::Bash] {
+                infer(syntax, &source);
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Parameters, put into a notebook as papermill does it: a cell tagged `injected-parameters` behind the one tagged `parameters`,
+//! in the place of an earlier injected one, or on top.
+//!
+//! Values are written as literals of the kernel's language, escaped so that no value can become code.
+
+mod infer;
+mod path;
+mod syntax;
+mod value;
+
+pub use infer::Declared;
+pub use path::{PathError, expand};
+pub use value::{Literal, guess};
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use self::syntax::Syntax;
+use super::{NewCell, Notebook, NotebookError};
+
+/// The tag of the cell with the defaults.
+const DEFAULTS: &str = "parameters";
+/// The tag of the cell that we put in.
+const INJECTED: &str = "injected-parameters";
+
+/// Why a parameter cannot be given to a notebook.
+#[derive(Debug, Error)]
+pub enum ParameterError {
+    /// Not a variable's name.
+    #[error("{name:?} is not a name that a parameter can have: letters, digits and _, not beginning with a digit")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The language has no literal for the value.
+    #[error("parameter {name}: {language} has no way to write {what}")]
+    Value {
+        /// The name.
+        name: String,
+        /// The language.
+        language: String,
+        /// The kind of value.
+        what: &'static str,
+    },
+    /// We do not know how the language writes values.
+    #[error(
+        "parameters cannot be given to a notebook in {language}: they can in Python, R, Julia, JavaScript, TypeScript and bash"
+    )]
+    Language {
+        /// The language.
+        language: String,
+    },
+    /// The notebook does not take the cell.
+    #[error(transparent)]
+    Notebook(#[from] NotebookError),
+}
+
+/// Names with values, in the order in which they were first given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parameters(Vec<(String, Literal)>);
+
+impl Parameters {
+    /// Sets a value; one that the name had is replaced in its place.
+    pub fn set(&mut self, name: String, value: Literal) {
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    /// Takes over all of another's.
+    pub fn extend(&mut self, others: impl IntoIterator<Item = (String, Literal)>) {
+        others.into_iter().for_each(|(name, value)| self.set(name, value));
+    }
+
+    /// The value of a name.
+    pub fn get(&self, name: &str) -> Option<&Literal> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &(String, Literal)> {
+        self.0.iter()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// As a JSON object, for a record of the run.
+    pub fn to_json(&self) -> Value {
+        Value::Object(self.0.iter().map(|(name, value)| (name.clone(), value.to_json())).collect::<Map<_, _>>())
+    }
+}
+
+/// Where the parameters' cell goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the place of an earlier one.
+    Over(usize),
+    /// Before the cell of this index, which follows the defaults.
+    Behind(usize),
+    /// On top: no cell is tagged `parameters`.
+    Top,
+}
+
+fn tagged(notebook: &Notebook, tag: &str) -> Option<usize> {
+    notebook.cells().position(|cell| cell.is_code() && cell.has_tag(tag))
+}
+
+/// Where [`inject`] puts the cell.
+pub fn place(notebook: &Notebook) -> Place {
+    match (tagged(notebook, INJECTED), tagged(notebook, DEFAULTS)) {
+        (Some(index), _) => Place::Over(index),
+        (None, Some(index)) => Place::Behind(index + 1),
+        (None, None) => Place::Top,
+    }
+}
+
+/// The parameters that the notebook declares: `None` if no cell is tagged, or in a language that we do not read.
+pub fn declared(notebook: &Notebook, language: &str) -> Option<Vec<Declared>> {
+    let cell = notebook.cell(tagged(notebook, DEFAULTS)?)?;
+    Some(infer::infer(Syntax::of(language)?, &cell.source()))
+}
+
+/// Puts the parameters into the notebook.
+///
+/// # Errors
+/// [`ParameterError`]; the notebook is then unchanged.
+pub fn inject(notebook: &mut Notebook, language: &str, parameters: &Parameters) -> Result<(), ParameterError> {
+    if parameters.is_empty() {
+        return Ok(());
+    }
+    let source = source(language, parameters)?;
+    let index = match place(notebook) {
+        Place::Over(index) => return Ok(notebook.set_source(index, &source)?),
+        Place::Behind(index) => index,
+        Place::Top => 0,
+    };
+    notebook.insert_cell(index, NewCell::code(source).with_tags(&[INJECTED]).with_id(INJECTED));
+    Ok(())
+}
+
+/// The source of the cell that [`inject`] puts in.
+///
+/// # Errors
+/// [`ParameterError`].
+pub fn source(language: &str, parameters: &Parameters) -> Result<String, ParameterError> {
+    let syntax = Syntax::of(language).ok_or_else(|| ParameterError::Language { language: language.to_owned() })?;
+    let mut source = format!("{} Parameters", syntax.comment());
+    for (name, value) in parameters.iter() {
+        if !syntax.takes_name(name) {
+            return Err(ParameterError::Name { name: name.clone() });
+        }
+        let literal = syntax.literal(value).map_err(|what| ParameterError::Value {
+            name: name.clone(),
+            language: language.to_owned(),
+            what,
+        })?;
+        source.push('\n');
+        source.push_str(&syntax.assignment(name, &literal));
+    }
+    Ok(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn notebook(tags: &[&[&str]]) -> Notebook {
+        let mut notebook = Notebook::new("python3", "Python 3", "python");
+        for (index, tags) in tags.iter().enumerate() {
+            notebook.insert_cell(index, NewCell::code(format!("cell {index}")).with_tags(tags));
+        }
+        notebook
+    }
+
+    fn parameters(value: Value) -> Parameters {
+        let Literal::Map(entries) = Literal::from(value) else { panic!("no mapping") };
+        Parameters(entries)
+    }
+
+    #[test]
+    fn the_cell_goes_behind_the_defaults_or_over_an_earlier_one_or_on_top() {
+        let values = parameters(json!({"x": 1}));
+        for (tags, place, count) in [
+            (&[&[][..], &["parameters"][..], &[][..]][..], 2, 4),
+            (&[&["parameters"][..], &["injected-parameters"][..]][..], 1, 2),
+            (&[&[][..]][..], 0, 2),
+        ] {
+            let mut notebook = notebook(tags);
+            inject(&mut notebook, "python", &values).unwrap();
+            assert_eq!(notebook.len(), count);
+            let cell = notebook.cell(place).unwrap();
+            assert_eq!(cell.source(), "# Parameters\nx = 1");
+            assert!(cell.has_tag("injected-parameters"));
+        }
+    }
+
+    #[test]
+    fn literals() {
+        let value = json!({"a": [1, 2.5, "it's \"$x\"\n", null], "b": {"k": true}});
+        let both = |language: &str| source(language, &parameters(value.clone())).unwrap();
+        assert_eq!(both("python"), "# Parameters\na = [1, 2.5, \"it's \\\"$x\\\"\\n\", None]\nb = {\"k\": True}");
+        assert_eq!(both("R"), "# Parameters\na = list(1, 2.5, \"it's \\\"$x\\\"\\n\", NULL)\nb = list(\"k\" = TRUE)");
+        assert_eq!(both("julia"), "# Parameters\na = [1, 2.5, \"it's \\\"\\$x\\\"\\n\", nothing]\nb = Dict(\"k\" => true)");
+        assert_eq!(
+            both("typescript"),
+            "// Parameters\nvar a = [1, 2.5, \"it's \\\"$x\\\"\\n\", null];\nvar b = {\"k\": true};"
+        );
+        assert_eq!(source("bash", &parameters(json!({"a": ["it's", 1]}))).unwrap(), "# Parameters\na=('it'\\''s' 1)");
+        assert_eq!(source("bash", &parameters(json!({"a": "a'\n\u{3}\\"}))).unwrap(), "# Parameters\na=$'a\\'\\n\\003\\\\'");
+        assert!(matches!(source("bash", &parameters(value)), Err(ParameterError::Value { .. })));
+        assert!(matches!(source("cobol", &Parameters::default()), Err(ParameterError::Language { .. })));
+        for name in ["", "1x", "a b", "x;y", "ä", "a.b"] {
+            assert!(matches!(source("python", &parameters(json!({name: 1}))), Err(ParameterError::Name { .. })), "{name:?}");
+        }
+        assert!(source("r", &parameters(json!({"a.b": 1}))).is_ok() && source("r", &parameters(json!({"_a": 1}))).is_err());
+    }
+
+    #[test]
+    fn numbers_beyond_json() {
+        let mut values = Parameters::default();
+        values.set("big".to_owned(), guess("123456789012345678901234567890"));
+        values.set("none".to_owned(), guess("nan"));
+        values.set("least".to_owned(), guess("-inf"));
+        let written = |language| source(language, &values).unwrap().lines().skip(1).collect::<Vec<_>>().join(" ");
+        assert_eq!(written("python"), "big = 123456789012345678901234567890 none = float('nan') least = -float('inf')");
+        assert_eq!(written("r"), "big = 123456789012345678901234567890 none = NaN least = -Inf");
+        assert_eq!(
+            written("javascript"),
+            "var big = 123456789012345678901234567890n; var none = NaN; var least = -Infinity;"
+        );
+        let proto = parameters(json!({"a": {"__proto__": 1}}));
+        assert!(source("javascript", &proto).unwrap().contains("[\"__proto__\"]: 1"));
+    }
+
+    #[test]
+    fn the_notebook_tells_what_it_takes() {
+        let mut notebook = notebook(&[&["parameters"]]);
+        notebook.set_source(0, "x = 1  # how many").unwrap();
+        let all = declared(&notebook, "python").unwrap();
+        assert_eq!((all[0].name.as_str(), all[0].default.as_str(), all[0].help.as_str()), ("x", "1", "how many"));
+        assert_eq!(declared(&Notebook::new("a", "b", "python"), "python"), None);
+    }
+}
