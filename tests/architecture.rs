@@ -38,6 +38,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "ids",
             "mime",
+            "notebook",
             "policy",
             "wire",
             "output",
@@ -54,7 +55,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("runner", &["wire", "session", "notebook", "output"]),
     // faces
-    ("api", &["ids", "mime", "policy", "wire", "artifacts", "auth", "kernels", "session", "manager", "telemetry"]),
+    (
+        "api",
+        &[
+            "ids",
+            "mime",
+            "notebook",
+            "export",
+            "policy",
+            "wire",
+            "artifacts",
+            "auth",
+            "kernels",
+            "session",
+            "manager",
+            "telemetry",
+        ],
+    ),
     // top
     ("server", &["config", "store", "telemetry", "auth", "manager", "api"]),
     (

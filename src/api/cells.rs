@@ -49,12 +49,17 @@ impl Asked {
     }
 
     fn wait(&self) -> Result<Option<Duration>, Problem> {
-        let fits = |seconds: f64| (0.0..=MAX_WAIT).contains(&seconds).then(|| Duration::from_secs_f64(seconds));
-        match self.wait.map(fits) {
-            None => Ok(None),
-            Some(None) => Err(Problem::bad_request("bad_wait", format!("wait is 0 to {MAX_WAIT} seconds")).field("wait")),
-            Some(wait) => Ok(wait),
-        }
+        wait_time(self.wait)
+    }
+}
+
+/// How long a client waits, if it does.
+pub(super) fn wait_time(seconds: Option<f64>) -> Result<Option<Duration>, Problem> {
+    let fits = |seconds: f64| (0.0..=MAX_WAIT).contains(&seconds).then(|| Duration::from_secs_f64(seconds));
+    match seconds.map(fits) {
+        None => Ok(None),
+        Some(None) => Err(Problem::bad_request("bad_wait", format!("wait is 0 to {MAX_WAIT} seconds")).field("wait")),
+        Some(wait) => Ok(wait),
     }
 }
 

@@ -158,6 +158,8 @@ impl From<KeeperError> for Problem {
                 ManagerError::Start(_) => unavailable("kernel_did_not_start"),
                 _ => unavailable("no_sandbox"),
             },
+            KeeperError::Parameter(_) => Self::unprocessable("bad_parameters", detail).field("parameters"),
+            KeeperError::Artifacts(error) => error.into(),
             KeeperError::Sandbox(_) => unavailable("no_sandbox"),
             KeeperError::Store(error) => error.into(),
             KeeperError::Session(error) => error.into(),

@@ -15,8 +15,7 @@ use super::error::Problem;
 use super::{Api, Caller, InPath, Query, view};
 use crate::artifacts::Blobs;
 use crate::ids::{Seq, SessionId};
-use crate::manager::EventRow;
-use crate::manager::Follower;
+use crate::manager::{EventRow, Follower, read_body};
 use crate::session::Cell;
 use std::sync::Arc;
 
@@ -71,12 +70,24 @@ pub(super) async fn stream(
     Query(query): Query<After>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    of_session(&api, id, &caller, &query, &headers, false)
+}
+
+/// A session's events, for ever or to its end.
+pub(super) fn of_session(
+    api: &Api,
+    id: SessionId,
+    caller: &Caller,
+    query: &After,
+    headers: &HeaderMap,
+    to_its_end: bool,
+) -> Result<Response, Problem> {
     // What a browser sends when it reconnects by itself wins over the address that it first used.
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
     let after = last.map_or(query.seq(), Seq);
     let follower = api.keeper.follow(&id, caller.sees(), after)?;
-    let reader = Reader::new(&api, id, follower, query.form()?, None);
-    Ok(sse(reader, &api, &caller))
+    let reader = Reader { to_its_end, ..Reader::new(api, id, follower, query.form()?, None) };
+    Ok(sse(reader, api, caller))
 }
 
 /// The events of one run of a cell, to its end.
@@ -105,6 +116,10 @@ fn ends(event: &EventRow, cell: &str) -> bool {
     event.cell.as_deref() == Some(cell) && event.kind == "cell.finished"
 }
 
+fn ends_session(event: &EventRow) -> bool {
+    event.kind == "session.state" && read_body(event).get("state").is_some_and(|state| state == "gone")
+}
+
 /// Reads events as JSON, one after the other.
 pub(super) struct Reader {
     id: SessionId,
@@ -114,13 +129,15 @@ pub(super) struct Reader {
     /// Only this cell's, to the end of its run.
     cell: Option<String>,
     page: VecDeque<Arc<EventRow>>,
+    /// Only to the session's end, and not until it is deleted.
+    to_its_end: bool,
     ended: bool,
 }
 
 impl Reader {
     pub fn new(api: &Api, id: SessionId, follower: Follower, form: Form, cell: Option<String>) -> Self {
         let (blobs, page) = (api.keeper.blobs().clone(), VecDeque::new());
-        Self { id, blobs, follower, form, cell, page, ended: false }
+        Self { id, blobs, follower, form, cell, page, to_its_end: false, ended: false }
     }
 
     /// The next event's number and its JSON. `None` at the end. Cancel safe.
@@ -134,7 +151,10 @@ impl Reader {
                 // It stays in the page until it can be given: whoever waits may turn to something else meanwhile.
                 let json = view::event(row, &self.id, &self.blobs, self.form != Form::Inline).await.ok()?;
                 let row = self.page.pop_front()?;
-                self.ended = self.cell.as_deref().is_some_and(|cell| ends(&row, cell));
+                self.ended = match self.cell.as_deref() {
+                    Some(cell) => ends(&row, cell),
+                    None => self.to_its_end && ends_session(&row),
+                };
                 return Some((row.seq, json));
             }
             if self.ended {

@@ -6,7 +6,9 @@ mod error;
 mod events;
 mod files;
 mod guard;
+mod notebooks;
 mod pace;
+mod runs;
 mod sessions;
 mod socket;
 mod trace;
@@ -65,11 +67,19 @@ pub fn router(api: Api) -> Router {
         .route("/cells/{cell}", get(cells::get_one).patch(cells::patch).delete(cells::delete))
         .route("/cells/{cell}/run", post(cells::run))
         .route("/cells/{cell}/cancel", post(cells::cancel))
+        .route("/notebook", get(notebooks::get).put(notebooks::put))
+        .route("/notebook/run", post(notebooks::run))
         .route("/files/", get(files::list))
         .route("/files/{*path}", get(files::get).put(files::put).delete(files::delete));
     let v1 = Router::new()
         .route("/sessions", get(sessions::list).post(sessions::create))
         .nest("/sessions/{session}", one)
+        .route("/runs", get(runs::list).post(runs::create))
+        .route("/runs/{session}", get(runs::get_one).delete(runs::delete))
+        .route("/runs/{session}/cancel", post(runs::cancel))
+        .route("/runs/{session}/events", get(runs::stream))
+        .route("/runs/{session}/notebook", get(notebooks::get))
+        .route("/runs/{session}/artifacts", get(sessions::artifacts))
         .route("/artifacts/{sha256}", get(sessions::artifact))
         .route("/kernels", get(list_kernels))
         .layer(middleware::from_fn_with_state(api.clone(), guard::identify))

@@ -30,25 +30,26 @@ const MAX_LABELS: usize = 50;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Create {
-    kernel: Option<String>,
-    name: Option<String>,
+    pub kernel: Option<String>,
+    pub name: Option<String>,
     #[serde(default)]
-    env: HashMap<String, String>,
+    pub env: HashMap<String, String>,
     #[serde(default)]
-    limits: Limits,
-    network: Option<String>,
-    timeout_seconds: Option<f64>,
-    ttl_seconds: Option<u64>,
-    idle_timeout_seconds: Option<u64>,
+    pub limits: Limits,
+    pub network: Option<String>,
+    pub timeout_seconds: Option<f64>,
+    pub ttl_seconds: Option<u64>,
+    pub idle_timeout_seconds: Option<u64>,
     #[serde(default)]
-    labels: HashMap<String, String>,
+    pub labels: HashMap<String, String>,
 }
 
 /// Seconds that a cell may take where nobody says otherwise.
 const DEFAULT_TIMEOUT: f64 = 60.0;
 
 impl Create {
-    fn check(self) -> Result<NewSession, Problem> {
+    /// Checks the fields that are texts, and fills in what is left out.
+    pub fn check(self) -> Result<NewSession, Problem> {
         check_texts(self.name.as_deref(), &self.labels)?;
         let open_network = match self.network.as_deref() {
             None | Some("none") => false,
@@ -76,6 +77,7 @@ impl Create {
                 ttl_seconds: self.ttl_seconds,
                 idle_timeout_seconds: self.idle_timeout_seconds,
                 labels: self.labels,
+                run: None,
             },
         })
     }
@@ -125,7 +127,7 @@ pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<
         async move { describe(api, &row, caller.sees(), counts).await }
     });
     // One that is deleted meanwhile is left out.
-    let sessions = stream::iter(described).buffered(ASKED_AT_ONCE).filter_map(async |session| session.ok());
+    let sessions = stream::iter(described).buffered(ASKED_AT_ONCE).filter_map(|session| std::future::ready(session.ok()));
     Ok(Json(json!({"sessions": sessions.collect::<Vec<_>>().await})))
 }
 

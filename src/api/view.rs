@@ -1,18 +1,16 @@
 //! How sessions, cells and events look on the wire.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
 use super::error::Problem;
 use crate::artifacts::Blobs;
 use crate::ids::SessionId;
 use crate::manager::KeptSpec;
-use crate::manager::{ArtifactRow, EventRow, SessionRow};
+use crate::manager::{ArtifactRow, EventRow, SessionRow, inline_artifacts, outputs_of, read_body};
 use crate::session::{Cell, CellPhase, metrics};
-use crate::wire::{content::iso8601, json as wire_json};
+use crate::wire::content::iso8601;
 
 /// Milliseconds since 1970 as the contract writes times.
 pub(super) fn time(ms: i64) -> String {
@@ -69,9 +67,9 @@ pub(super) fn artifact(row: &ArtifactRow) -> Value {
 
 /// An event as JSON text: our own fields, then the event's.
 pub(super) async fn event(row: &EventRow, session: &SessionId, blobs: &Blobs, refs: bool) -> Result<String, Problem> {
-    let mut body = read_object(&row.body);
+    let mut body = read_body(row);
     if !refs && let Some(output) = body.get_mut("output") {
-        inline(output, blobs).await?;
+        inline_artifacts(output, blobs).await?;
     }
     let mut fields = Map::new();
     fields.insert("seq".to_owned(), row.seq.0.into());
@@ -88,56 +86,13 @@ pub(super) async fn event(row: &EventRow, session: &SessionId, blobs: &Blobs, re
     Ok(Value::Object(fields).to_string())
 }
 
-/// What was stored was written by us, but holds what kernels said: it is read by our own parser.
-fn read_object(text: &str) -> Map<String, Value> {
-    match wire_json::parse_lenient(text.as_bytes()) {
-        Ok(Value::Object(object)) => object,
-        _ => Map::new(),
-    }
-}
-
 /// The outputs of a cell, from its events.
 pub(super) async fn outputs(events: &[EventRow], blobs: &Blobs, refs: bool) -> Result<Vec<Value>, Problem> {
-    let mut outputs = BTreeMap::new();
-    for event in events {
-        apply(&mut outputs, event);
-    }
-    let mut outputs: Vec<Value> = outputs.into_values().collect();
+    let mut outputs = outputs_of(events);
     if !refs {
         for output in &mut outputs {
-            inline(output, blobs).await?;
+            inline_artifacts(output, blobs).await?;
         }
     }
     Ok(outputs)
-}
-
-fn apply(outputs: &mut BTreeMap<u64, Value>, event: &EventRow) {
-    match event.kind.as_str() {
-        "output.append" | "output.update" => {}
-        "output.clear" | "cell.queued" => return outputs.clear(),
-        _ => return,
-    }
-    let mut body = read_object(&event.body);
-    let index = body.get("index").and_then(Value::as_u64);
-    let (Some(index), Some(output)) = (index, body.remove("output")) else { return };
-    let keep = body.get("keep").and_then(Value::as_u64).and_then(|keep| usize::try_from(keep).ok());
-    match (keep, outputs.get_mut(&index).and_then(|output| output.get_mut("text"))) {
-        (Some(keep), Some(Value::String(text))) if text.is_char_boundary(keep) => {
-            text.truncate(keep);
-            text.push_str(output.get("text").and_then(Value::as_str).unwrap_or_default());
-        }
-        _ => drop(outputs.insert(index, output)),
-    }
-}
-
-/// Puts the bytes of artifacts back to where the kernel had them, as base64.
-async fn inline(output: &mut Value, blobs: &Blobs) -> Result<(), Problem> {
-    let Some(Value::Object(data)) = output.get_mut("data") else { return Ok(()) };
-    for (_, value) in data.iter_mut().filter(|(mime, _)| crate::mime::is_binary(mime)) {
-        let Some(hash) = value.get("artifact").and_then(Value::as_str) else { continue };
-        if let Some(bytes) = blobs.get(hash).await? {
-            *value = base64::engine::general_purpose::STANDARD.encode(bytes).into();
-        }
-    }
-    Ok(())
 }

@@ -12,6 +12,8 @@ use crate::store::{Compactable, SessionRow, StoreError, now_ms, seconds_in_ms};
 
 /// Between two looks for sessions whose time is up.
 const CULL_EVERY: Duration = Duration::from_secs(1);
+/// Why the session of a notebook run ends.
+const RUN_ENDED: &str = "its notebook has been run";
 /// Between two looks for what can be merged, and at what all of it takes.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
 /// Cells that are found at once to be merged.
@@ -54,11 +56,17 @@ impl Keeper {
         let spec = spec_of(row);
         let last_active = row.last_active_at.max(kept.last_used.load(Ordering::Relaxed));
         let idle_for = spec.idle_timeout_seconds.unwrap_or(self.0.settings.idle_timeout_seconds);
-        if row.expires_at.is_some_and(|at| at <= now) {
+        if spec.run.is_some() && state == SessionState::Idle && self.nothing_waits(&row.id).await {
+            self.retire(&row.id, RUN_ENDED).await;
+        } else if row.expires_at.is_some_and(|at| at <= now) {
             self.retire(&row.id, "its time was up (ttl_seconds)").await;
         } else if state == SessionState::Idle && now.saturating_sub(last_active) > seconds_in_ms(idle_for) {
             self.retire(&row.id, &format!("nobody used it for {idle_for} s (idle_timeout_seconds)")).await;
         }
+    }
+
+    async fn nothing_waits(&self, id: &SessionId) -> bool {
+        self.0.store.count_cells(id).await.is_ok_and(|(_, queued)| queued == 0)
     }
 
     async fn forget_ended(&self, id: &SessionId) {
@@ -76,12 +84,17 @@ impl Keeper {
     }
 
     /// Removes the sandbox of a session that is over.
-    async fn bury(&self, id: &SessionId) {
-        let sandbox = self.sessions(|sessions| sessions.get_mut(id).and_then(|kept| kept.sandbox.take()));
-        if let Some((sandbox, record)) = sandbox
-            && let Err(error) = sandbox.destroy(&record).await
-        {
-            tracing::warn!(session = %id, %error, "cannot remove an ended session's sandbox; the next server tries again");
+    pub(super) async fn bury(&self, id: &SessionId) {
+        let Ok(kept) = self.kept(id, None) else { return };
+        let Some((sandbox, record)) = kept.sandbox else { return };
+        let _removing = kept.removing.lock().await;
+        match sandbox.destroy(&record).await {
+            Ok(()) => self.sessions(|sessions| {
+                if let Some(kept) = sessions.get_mut(id) {
+                    kept.sandbox = None;
+                }
+            }),
+            Err(error) => tracing::warn!(session = %id, %error, "cannot remove an ended session's sandbox; trying again"),
         }
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Kept {
     pub(super) last_used: Arc<AtomicI64>,
     /// Seconds that its cells may take where they say nothing themselves. Also in its row, which costs a look into the store.
     pub(super) cell_timeout: Arc<Mutex<Option<f64>>>,
+    /// Held by who removes its sandbox: whoever else wants it gone waits, and finds it gone.
+    pub(super) removing: Arc<tokio::sync::Mutex<()>>,
     /// `None` for one that has ended: it can be read.
     pub(super) sandbox: Option<(Arc<dyn Sandbox>, SandboxRecord)>,
 }
@@ -404,6 +406,7 @@ impl Keeper {
             live,
             last_used: Arc::default(),
             cell_timeout: Arc::new(Mutex::new(spec.timeout_seconds)),
+            removing: Arc::default(),
             sandbox: Some((sandbox, record)),
         }
     }
@@ -444,6 +447,7 @@ impl Keeper {
             // It may have ended before.
             let _ = kept.handle.end("it was deleted").await;
             if let Some((sandbox, record)) = kept.sandbox {
+                let _removing = kept.removing.lock().await;
                 sandbox.destroy(&record).await?;
             }
         }

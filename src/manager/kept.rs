@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::{ManagerError, SandboxChoice};
 use crate::kernels;
+use crate::notebook::parameters::ParameterError;
 use crate::policy::Limits;
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
@@ -78,6 +79,17 @@ pub struct KeptSpec {
     pub idle_timeout_seconds: Option<u64>,
     /// Its maker's labels.
     pub labels: HashMap<String, String>,
+    /// The notebook run that it was made for: it ends with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<KeptRun>,
+}
+
+/// A notebook that is run as a job of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptRun {
+    /// The ids of the cells that are run, in order.
+    pub cells: Vec<String>,
 }
 
 /// Why a kept session cannot be had or made.
@@ -121,6 +133,12 @@ pub enum KeeperError {
     /// The journal failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A parameter cannot be given to a notebook.
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
+    /// An artifact cannot be read.
+    #[error("an artifact cannot be read: {0}")]
+    Artifacts(#[source] std::io::Error),
     /// The session said no.
     #[error(transparent)]
     Session(#[from] SessionError),

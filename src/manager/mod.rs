@@ -7,6 +7,8 @@ mod files;
 mod journal;
 mod keeper;
 mod kept;
+mod notebooks;
+mod outputs;
 mod pool;
 mod recovery;
 
@@ -29,7 +31,9 @@ pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, now_ms, se
 pub use files::{FileEntry, FileError, MAX_FILE};
 pub use journal::Follower;
 pub use keeper::Keeper;
-pub use kept::{KeeperError, KeeperSettings, KeptSpec, NewSession};
+pub use kept::{KeeperError, KeeperSettings, KeptRun, KeptSpec, NewSession};
+pub use notebooks::NotebookRun;
+pub use outputs::{inline_artifacts, outputs_of, read_body};
 
 /// How long after its manager's end a sandbox of a one-shot run ends itself.
 const ORPHAN: Duration = Duration::from_secs(20);

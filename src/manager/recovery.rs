@@ -153,6 +153,7 @@ impl Keeper {
             live,
             last_used: Arc::default(),
             cell_timeout: Arc::default(),
+            removing: Arc::default(),
             sandbox: None,
         }
     }

@@ -150,6 +150,16 @@ impl Notebook {
         Ok(())
     }
 
+    /// Puts outputs back that this notebook, or one that it was made from, had. They may be of kinds that only a later format
+    /// knows; nothing of them is changed.
+    ///
+    /// # Errors
+    /// [`NotebookError::NoSuchCell`], [`NotebookError::NotCode`].
+    pub fn put_back_outputs(&mut self, index: usize, outputs: Vec<Value>) -> Result<(), NotebookError> {
+        self.code_cell_mut(index)?.insert("outputs".to_owned(), Value::Array(outputs));
+        Ok(())
+    }
+
     /// Replaces `metadata.execution` of a code cell (nbformat 4.4): pairs of a key such as `iopub.status.busy` and an
     /// ISO 8601 time. No pairs remove it.
     ///
@@ -194,6 +204,33 @@ impl Notebook {
         let value = cell.into_json(&id);
         self.raw_cells_mut().insert(index, value);
         id
+    }
+
+    /// Makes these the cells, in this order. Those whose id is there already keep the fields that are not said here, as outputs
+    /// and attachments; others go. Ids must be valid and different, as those of a session's cells are.
+    pub fn rearrange(&mut self, cells: Vec<NewCell>) {
+        let old = std::mem::take(self.raw_cells_mut()).into_iter();
+        let id_of = |cell: &Value| cell.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let mut old: std::collections::HashMap<String, Value> = old.map(|cell| (id_of(&cell), cell)).collect();
+        for (index, cell) in cells.into_iter().enumerate() {
+            let id = cell.id.clone().unwrap_or_else(|| ids::derive(index, &cell.source, &|_| false));
+            let is_same = |old: &Value| match Cell::new(old).cell_type() {
+                "code" | "markdown" | "raw" => Cell::new(old).cell_type() == cell.cell_type,
+                // A later format's own, which is text to us.
+                _ => cell.cell_type == "raw",
+            };
+            let value = match old.remove(&id).filter(is_same) {
+                Some(mut same) => {
+                    if Cell::new(&same).source() != cell.source {
+                        same["source"] = cell.source.into();
+                    }
+                    same["metadata"] = cell.metadata.into();
+                    same
+                }
+                None => cell.into_json(&id),
+            };
+            self.raw_cells_mut().push(value);
+        }
     }
 
     /// Takes a cell out. Returns its JSON.

@@ -8,7 +8,7 @@ use super::commands::{CellEdit, Denied, NewCell};
 use super::core::{Core, Effect, Facts, Stored};
 use super::piece::{EventBody, Piece, Telling};
 use super::run::Now;
-use super::{Cell, CellPhase, CellType, RunStatus, SessionState};
+use super::{Cell, CellPhase, CellType, RunOptions, RunStatus, SessionState};
 use crate::agent_protocol::{Event, Hello, KernelEvent, KernelExit, KernelState, KillReason, SignalKind};
 use crate::ids::{Epoch, Generation, RunId, Seq};
 use crate::link::{LinkError, LinkEvent};
@@ -218,10 +218,10 @@ fn ids_follow_nbformat() {
 #[test]
 fn the_queue_and_the_notebook_are_bounded() {
     let mut bench = Bench::new();
-    for number in 0..1000 {
+    for number in 0..10_000 {
         bench.add(&format!("c{number}"), true).unwrap();
     }
-    assert!(matches!(bench.add("more", true), Err(Denied::TooMany { limit: 1000, .. })));
+    assert!(matches!(bench.add("more", true), Err(Denied::TooMany { limit: 10_000, .. })));
     bench.add("idle", false).unwrap();
     assert!(matches!(bench.core.run_cell(bench.now, "idle", None), Err(Denied::TooMany { .. })));
     bench.core.cancel_cell(bench.now, "c500").unwrap();
@@ -511,6 +511,51 @@ fn questions_are_asked_in_a_subshell_where_the_kernel_has_them() {
     bench.effects();
     let plain = bench.core.ask_kernel("complete_request", &json!({})).unwrap();
     assert_eq!(sent(bench.effects()), [(Channel::Shell, plain, Value::Null)], "this one has none");
+}
+
+#[test]
+fn a_cell_that_fails_cancels_its_group_and_nothing_else() {
+    let mut bench = Bench::ready();
+    let together = |allow_error| RunOptions { group: Some("g".to_owned()), allow_error, ..RunOptions::default() };
+    for id in ["a", "b", "c", "alone"] {
+        bench.add(id, false).unwrap();
+    }
+    let runs = |ids: &[&str], allow_error| ids.iter().map(|id| ((*id).to_owned(), together(allow_error))).collect();
+    assert!(matches!(bench.core.run_cells(bench.now, runs(&["a", "nowhere"], false)), Err(Denied::NoCell { .. })));
+    assert_eq!(bench.cell("a").run.phase, CellPhase::Finished, "all are queued, or none");
+    bench.core.run_cells(bench.now, runs(&["a", "b"], true)).unwrap();
+    bench.core.run_cells(bench.now, runs(&["c"], false)).unwrap();
+    bench.core.run_cell(bench.now, "alone", None).unwrap();
+    let fail = |bench: &mut Bench, id: &str| {
+        let run = bench.cell(id).run.run.clone().unwrap().0;
+        bench.says(Channel::Iopub, &run, "status", &json!({"execution_state": "idle"}));
+        bench.says(Channel::Shell, &run, "execute_reply", &json!({"status": "error", "ename": "E", "evalue": ""}));
+    };
+    fail(&mut bench, "a");
+    assert_eq!(bench.cell("b").run.phase, CellPhase::Running, "an allowed error leaves the rest alone");
+    bench.core.interrupt(bench.now).unwrap();
+    fail(&mut bench, "b");
+    assert_eq!(bench.status("c"), Some(RunStatus::Cancelled), "an interrupt does not");
+    assert_eq!(bench.cell("alone").run.phase, CellPhase::Running);
+}
+
+#[test]
+fn cells_are_replaced_with_their_outputs() {
+    let mut bench = Bench::ready();
+    bench.add("old", false).unwrap();
+    let output = json!({"output_type": "stream", "name": "stdout", "text": "x".repeat(300 << 10)});
+    let new = NewCell { id: Some("new".to_owned()), outputs: vec![output], ..NewCell::default() };
+    bench.core.replace_cells(bench.now, vec![new.clone()]).unwrap();
+    assert_eq!(bench.order(), ["new"]);
+    let told = bench
+        .out()
+        .0
+        .events
+        .into_iter()
+        .filter(|event| matches!(event.body, EventBody::Append { .. } | EventBody::Stream { .. }));
+    assert_eq!(told.count(), 2, "long text comes in pieces");
+    bench.run("runs");
+    assert!(matches!(bench.core.replace_cells(bench.now, vec![new]), Err(Denied::InProgress { .. })));
 }
 
 #[test]

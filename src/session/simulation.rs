@@ -382,8 +382,13 @@ impl World {
         let now = self.now();
         match deed {
             Deed::Add { source, run, stdin, timeout } => {
-                let options =
-                    RunOptions { timeout_seconds: timeout.then_some(2.5), allow_stdin: stdin, ..RunOptions::default() };
+                let options = RunOptions {
+                    timeout_seconds: timeout.then_some(2.5),
+                    allow_stdin: stdin,
+                    // Half of all cells: those that may ask.
+                    group: stdin.then(|| "together".to_owned()),
+                    allow_error: timeout,
+                };
                 self.core.add_cell(now, NewCell { source, run, options, ..NewCell::default() }).map(drop)
             }
             Deed::Run(cell) => self.core.run_cell(now, &self.cell(cell), None).map(drop),

@@ -6,3 +6,8 @@ ALTER TABLE events ADD COLUMN first INTEGER;
 ALTER TABLE cells ADD COLUMN compacted INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX cells_to_compact ON cells (session, number)
     WHERE state = 'finished' AND last_seq - first_seq > 16 AND last_seq > compacted;
+-- What a file said beside its cells and outputs.
+CREATE TABLE notebooks (
+    session TEXT PRIMARY KEY REFERENCES sessions (id) ON DELETE CASCADE,
+    json    TEXT NOT NULL
+) STRICT, WITHOUT ROWID;

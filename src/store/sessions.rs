@@ -159,6 +159,32 @@ impl Store {
         .await
     }
 
+    /// Keeps what a notebook file said beside its cells and outputs.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_notebook(&self, session: &SessionId, json: String) -> Result<(), StoreError> {
+        let id = session.clone();
+        self.write(move |connection| {
+            let put = "INSERT OR REPLACE INTO notebooks (session, json) SELECT id, ?2 FROM sessions WHERE id = ?1";
+            connection.prepare_cached(put)?.execute(params![id.as_str(), json]).map(|_| ())
+        })
+        .await
+    }
+
+    /// What the session's notebook file said, if there was one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn notebook(&self, session: &SessionId) -> Result<Option<String>, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let mut select = connection.prepare_cached("SELECT json FROM notebooks WHERE session = ?1")?;
+            select.query_map([id.as_str()], |row| row.get(0))?.next().transpose()
+        })
+        .await
+    }
+
     /// Removes a session with all that is its own. Gives the hashes of artifacts that no other session has.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ mod notebooks;
 mod outputs;
 mod secrets;
 mod serve;
+mod served_notebooks;
 mod server;
 mod sweeping;
 mod tidying;

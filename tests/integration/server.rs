@@ -325,7 +325,10 @@ impl Client {
         for (name, value) in &self.headers {
             request = request.header(*name, value);
         }
-        let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(body))?;
+        if self.headers.iter().all(|(name, _)| *name != "content-type") {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(body))?;
         Ok(sender.send_request(request).await?)
     }
 

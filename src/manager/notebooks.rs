@@ -1,0 +1,248 @@
+//! A kept session's notebook as a file: taken in, run, given out.
+//!
+//! The cells and their outputs are the session's. What else a file says (metadata of the notebook, attachments, fields that we do
+//! not know) is kept beside them as it came, and is in the file that is given out.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use super::Keeper;
+use super::keeper::spec_of;
+use super::kept::{KeeperError, KeptRun, KeptSpec, NewSession};
+use super::outputs::{inline_artifacts, outputs_of};
+use crate::ids::{self, SessionId};
+use crate::kernels;
+use crate::notebook::parameters::{self, Literal, Parameters};
+use crate::notebook::{self, Notebook};
+use crate::session::{Cell, CellEdit, CellType, NewCell, RunOptions};
+
+/// How a notebook is to be run on its session.
+#[derive(Clone, Debug, Default)]
+pub struct NotebookRun {
+    /// Values for its parameters: a cell with them is put in, as papermill does it.
+    pub parameters: Map<String, Value>,
+    /// The first cell to be run; `None` for the first of all.
+    pub from: Option<String>,
+    /// Whether errors leave the cells behind them alone.
+    pub allow_errors: bool,
+    /// Seconds that each cell may take.
+    pub timeout_seconds: Option<f64>,
+}
+
+type Of<'a> = (&'a SessionId, Option<&'a str>);
+
+impl Keeper {
+    /// Makes the session's notebook the one of a file, outputs and all. Nothing is run.
+    ///
+    /// # Errors
+    /// [`KeeperError`]; also while a cell is queued or running.
+    pub async fn import_notebook(&self, (id, principal): Of<'_>, notebook: &Notebook) -> Result<(), KeeperError> {
+        let handle = self.handle_for_work(id, principal)?;
+        handle.replace_cells(notebook.cells().map(|cell| as_new_cell(&cell)).collect()).await?;
+        let text = without_outputs(notebook).print();
+        Ok(self.0.store.put_notebook(id, text).await?)
+    }
+
+    /// The session's notebook as a file has it.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn notebook(&self, (id, principal): Of<'_>) -> Result<Notebook, KeeperError> {
+        let row = self.row(id, principal).await?;
+        let kernel = kernels::find(&row.kernel)?;
+        let fresh = || Notebook::new(kernel.kernelspec_name(), &kernel.display_name, &kernel.language);
+        // What was stored was printed by us.
+        let kept = self.0.store.notebook(id).await?.and_then(|text| Notebook::parse(text.as_bytes()).ok());
+        let was_imported = kept.is_some();
+        let mut notebook = kept.unwrap_or_else(fresh);
+        let info = row.kernel_info.as_deref().and_then(|info| crate::wire::json::parse_lenient(info.as_bytes()).ok());
+        let language_info = info.as_ref().and_then(|info| info.get("language_info")).filter(|info| info.is_object());
+        let cells = self.cells(id, principal).await?;
+        let was_run = cells.iter().any(|cell| cell.run.result.is_some());
+        // A file of which nothing was run is given out as it came.
+        let is_ours = was_run || !was_imported;
+        if let Some(language_info) = language_info.filter(|_| is_ours) {
+            notebook.set_language_info(language_info.clone());
+        }
+        if is_ours && notebook.kernelspec_name().is_none() {
+            notebook.set_kernelspec(kernel.kernelspec_name(), &kernel.display_name, &kernel.language);
+        }
+        notebook.rearrange(cells.iter().map(as_file_cell).collect());
+        for (index, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.cell_type == CellType::Code) {
+            self.put_outputs(id, &mut notebook, index, cell).await?;
+        }
+        Ok(notebook)
+    }
+
+    async fn put_outputs(
+        &self,
+        id: &SessionId,
+        notebook: &mut Notebook,
+        index: usize,
+        cell: &Cell,
+    ) -> Result<(), KeeperError> {
+        let events = self.0.store.cell_events(id, &cell.id, cell.run.first_seq).await?;
+        let mut outputs = outputs_of(&events);
+        for output in &mut outputs {
+            inline_artifacts(output, &self.0.blobs).await.map_err(KeeperError::Artifacts)?;
+        }
+        // The cells were just put there, those of code as such: none of the calls can fail.
+        let Some(result) = &cell.run.result else {
+            let _ = notebook.put_back_outputs(index, outputs);
+            return Ok(());
+        };
+        let _ = notebook.set_outputs(index, outputs, result.execution_count);
+        let times: Vec<(&str, &str)> = result.timing.iter().map(|(key, time)| (key.as_str(), time.as_str())).collect();
+        let _ = notebook.set_execution_timing(index, &times);
+        Ok(())
+    }
+
+    /// Queues the notebook's code cells, one behind the other; one that fails cancels those behind it. Gives their ids.
+    ///
+    /// # Errors
+    /// [`KeeperError`]; then nothing is queued.
+    pub async fn run_notebook(&self, of: Of<'_>, run: NotebookRun) -> Result<Vec<String>, KeeperError> {
+        let handle = self.handle_for_work(of.0, of.1)?;
+        if !run.parameters.is_empty() {
+            self.inject(of, run.parameters).await?;
+        }
+        let mut cells = self.cells(of.0, of.1).await?;
+        if let Some(from) = run.from {
+            let index = cells.iter().position(|cell| cell.id == from);
+            let index = index.ok_or(crate::session::SessionError::Denied(crate::session::Denied::NoCell { id: from }))?;
+            cells.drain(..index);
+        }
+        let group = Some(ids::random_uuid());
+        let runs: Vec<(String, RunOptions)> = cells
+            .into_iter()
+            .filter(is_to_be_run)
+            .map(|cell| {
+                let allow_error = run.allow_errors || has_tag(&cell, "raises-exception");
+                let options = RunOptions {
+                    timeout_seconds: run.timeout_seconds,
+                    allow_stdin: false,
+                    group: group.clone(),
+                    allow_error,
+                };
+                (cell.id, options)
+            })
+            .collect();
+        let ids = runs.iter().map(|(id, _)| id.clone()).collect();
+        handle.run_cells(runs).await?;
+        Ok(ids)
+    }
+
+    /// Runs a notebook as a job, on a session of its own that ends with it. Returns once all of it is written down and queued.
+    ///
+    /// # Errors
+    /// [`KeeperError`]; nothing is left behind then.
+    pub async fn start_run(
+        &self,
+        principal: &str,
+        new: NewSession,
+        notebook: &Notebook,
+        run: NotebookRun,
+    ) -> Result<SessionId, KeeperError> {
+        let id = self.create(principal, new).await?;
+        match self.queue_run((&id, Some(principal)), notebook, run).await {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                self.delete(&id, Some(principal)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn queue_run(&self, of: Of<'_>, notebook: &Notebook, run: NotebookRun) -> Result<(), KeeperError> {
+        self.import_notebook(of, notebook).await?;
+        let cells = self.run_notebook(of, run).await?;
+        // Only now: a session with a run ends as soon as nothing waits in it.
+        let mut row = self.row(of.0, of.1).await?;
+        let spec = KeptSpec { run: Some(KeptRun { cells }), ..spec_of(&row) };
+        row.spec = serde_json::to_string(&spec).unwrap_or(row.spec);
+        self.set_facts(&row).await
+    }
+
+    /// Puts a cell with the parameters' values into the session's notebook, or changes the one that is there.
+    async fn inject(&self, of: Of<'_>, values: Map<String, Value>) -> Result<(), KeeperError> {
+        let row = self.row(of.0, of.1).await?;
+        let handle = self.handle_for_work(of.0, of.1)?;
+        let mut parameters = Parameters::default();
+        parameters.extend(values.into_iter().map(|(name, value)| (name, Literal::from(value))));
+        let mut notebook = Notebook::new("", "", &row.language);
+        notebook.rearrange(self.cells(of.0, of.1).await?.iter().map(as_file_cell).collect());
+        let before: HashMap<String, String> =
+            notebook.cells().map(|cell| (cell.id().to_owned(), cell.source().into_owned())).collect();
+        parameters::inject(&mut notebook, &row.language, &parameters)?;
+        let mut behind = None;
+        for cell in notebook.cells() {
+            match before.get(cell.id()) {
+                None => {
+                    let new = NewCell { after: behind.clone(), ..as_new_cell(&cell) };
+                    handle.add_cell(new).await?;
+                    if behind.is_none() {
+                        let edit = CellEdit { after: Some(None), ..CellEdit::default() };
+                        handle.edit_cell(cell.id(), edit).await?;
+                    }
+                }
+                Some(source) if *source != cell.source() => {
+                    let edit = CellEdit { source: Some(cell.source().into_owned()), ..CellEdit::default() };
+                    handle.edit_cell(cell.id(), edit).await?;
+                }
+                Some(_) => {}
+            }
+            behind = Some(cell.id().to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn has_tag(cell: &Cell, tag: &str) -> bool {
+    let tags = cell.metadata.get("tags").and_then(Value::as_array);
+    tags.is_some_and(|tags| tags.iter().any(|own| own == tag))
+}
+
+/// As nbclient has it: blank cells and those that are tagged so are left as they are.
+fn is_to_be_run(cell: &Cell) -> bool {
+    cell.cell_type == CellType::Code && !cell.source.trim().is_empty() && !has_tag(cell, "skip-execution")
+}
+
+fn as_new_cell(cell: &notebook::Cell<'_>) -> NewCell {
+    NewCell {
+        id: Some(cell.id().to_owned()),
+        // A cell of a later format's own is text to us.
+        cell_type: Some(CellType::parse(cell.cell_type()).unwrap_or(CellType::Raw)),
+        source: cell.source().into_owned(),
+        metadata: cell.metadata().cloned().unwrap_or_default(),
+        outputs: cell.outputs().iter().cloned().map(joined).collect(),
+        ..NewCell::default()
+    }
+}
+
+/// An output as the session's events have them: a stream's text as one string.
+fn joined(mut output: Value) -> Value {
+    if let Some(Value::Array(lines)) = output.get("text") {
+        let text: String = lines.iter().filter_map(Value::as_str).collect();
+        output["text"] = text.into();
+    }
+    output
+}
+
+fn as_file_cell(cell: &Cell) -> notebook::NewCell {
+    notebook::NewCell {
+        cell_type: cell.cell_type.name(),
+        source: cell.source.clone(),
+        metadata: cell.metadata.clone(),
+        id: Some(cell.id.clone()),
+    }
+}
+
+fn without_outputs(notebook: &Notebook) -> Notebook {
+    let mut bare = notebook.clone();
+    for index in 0..bare.len() {
+        // A cell that is no code has none.
+        let _ = bare.put_back_outputs(index, Vec::new());
+    }
+    bare
+}
