@@ -23,6 +23,7 @@ addEventListener("message",e=>{const m=e.data;if(!m||m.cellkeep!==1)return;const
 if(m.ready)f.contentWindow.postMessage({cellkeep:1,theme:theme()},"*");
 if(typeof m.height==="number"&&m.height>=0)f.style.height=Math.min(Math.ceil(m.height),20000)+"px";
 if(typeof m.drawn==="string")f.dataset.drawn=m.drawn.slice(0,200)});
+tell();
 const text=id=>{const n=document.getElementById(id);return n?n.textContent:""};
 const draw=box=>{if(box.dataset.begun)return;box.dataset.begun="1";
 const f=document.createElement("iframe");f.setAttribute("sandbox","allow-scripts allow-downloads");f.title=box.dataset.title;f.style.height=(box.dataset.height||"320")+"px";
