@@ -1,6 +1,6 @@
 //! Displays and results in a page: which representation is shown, and how.
 
-use super::{Page, is_here, lines};
+use super::{Page, lines};
 use crate::export::{bundle, text};
 use crate::mime;
 use crate::output::strip_ansi;
@@ -179,7 +179,7 @@ impl Page<'_> {
     }
 
     fn plotly(&mut self, library: Library, value: &Value) -> bool {
-        if !is_here(library) {
+        if !library.is_here() {
             self.library_missing("plotly");
             return false;
         }
@@ -195,7 +195,7 @@ impl Page<'_> {
     }
 
     fn vega(&mut self, mime: &str, value: &Value) -> bool {
-        if !is_here(Library::Vega) {
+        if !Library::Vega.is_here() {
             self.library_missing("vega");
             return false;
         }

@@ -12,6 +12,8 @@ const SCRIPT: &str = include_str!("assets/frame.js");
 /// The frames of a page.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
+    /// Whether all are loaded at once and not as they come into view.
+    eager: bool,
     /// Whether one has scripts of the notebook's.
     foreign_scripts: bool,
     /// Whether there is one with HTML.
@@ -46,13 +48,19 @@ fn hash(script: &str) -> String {
 }
 
 impl Frames {
+    /// None yet.
+    pub(super) fn new(eager: bool) -> Self {
+        Self { eager, ..Self::default() }
+    }
+
     /// A frame with foreign HTML. Its scripts run there; where it has none, none can run.
     pub(super) fn html(&mut self, html: &str, title: &str, out: &mut String) {
         let acts = sanitize::has_script(html);
         self.foreign_scripts |= acts;
         self.html = true;
         let policy = if acts { inner_policy(ANY_SCRIPT) } else { inner_policy(&hash(SCRIPT)) };
-        out.push_str("<iframe class=\"frame\" sandbox=\"allow-scripts allow-downloads\" loading=\"lazy\" title=\"");
+        out.push_str("<iframe class=\"frame\" sandbox=\"allow-scripts allow-downloads\" ");
+        out.push_str(if self.eager { "title=\"" } else { "loading=\"lazy\" title=\"" });
         escape(title, out);
         out.push_str("\" srcdoc=\"");
         for part in [&head(&policy), html, "\n<script>", SCRIPT, "</script></body></html>"] {
@@ -83,7 +91,7 @@ impl Frames {
     }
 
     /// What plots share, once for the page: text that the page's script puts into each frame.
-    pub(super) fn blocks(&mut self, _eager: bool, out: &mut String) {
+    pub(super) fn blocks(&mut self, out: &mut String) {
         if !self.plots {
             return;
         }
