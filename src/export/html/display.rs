@@ -166,7 +166,12 @@ impl Page<'_> {
     }
 
     fn framed(&mut self, html: &str) {
+        let wanted = super::frame_html::library(html, plotly_bundle).filter(|library| library.is_here());
         let (html, left_out) = super::frame_html::without_fetches(html);
+        let title = format!("Output {} of cell {}", self.place.output, self.place.cell);
+        if let Some(library) = wanted {
+            return self.frames.plot_html(library, &html, &title, &mut self.out);
+        }
         if left_out > 0 {
             let cell = self.place.cell;
             self.push(
@@ -174,7 +179,6 @@ impl Page<'_> {
             );
             self.notes.push(format!("cell {cell}: an output wants files from the network; the page does not load them"));
         }
-        let title = format!("Output {} of cell {}", self.place.output, self.place.cell);
         self.frames.html(&html, &title, &mut self.out);
     }
 
