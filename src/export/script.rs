@@ -80,9 +80,7 @@ impl Script {
                 continue;
             }
             out.push('\n');
-            if !cell.is_code() {
-                commented(source, self.comment, &mut out);
-            } else if is_python && source.starts_with("%%") {
+            if !cell.is_code() || is_python && source.starts_with("%%") {
                 commented(source, self.comment, &mut out);
             } else if is_python {
                 push_lines(&mut out, source, |line, in_string| (is_magic(line) && !in_string).then_some("# "));

@@ -137,6 +137,46 @@ async fn a_browser_shows_every_output() {
     assert_eq!(requests, [""; 0]);
 }
 
+/// Where no output has scripts of its own, every script of the page is named by its hash, and plots are drawn all the same.
+#[tokio::test]
+async fn plots_are_drawn_under_the_strictest_policy() {
+    let folder = scratch("export-strict");
+    let Some(program) = Browser::program() else { return skip("there is no chromium") };
+    let display = |mime: &str, spec: &Value| json!([{"output_type": "display_data", "metadata": {}, "data": {mime: spec}}]);
+    let bars = json!({"data": {"values": [{"a": "x", "b": 1}, {"a": "y", "b": 2}]}, "mark": "bar",
+        "transform": [{"calculate": "datum.b * 2", "as": "c"}],
+        "encoding": {"x": {"field": "a", "type": "nominal"}, "y": {"field": "c", "type": "quantitative"}}});
+    let figure = json!({"data": [{"type": "histogram", "x": [1, 1, 2]}], "layout": {}});
+    let table = json!([{"output_type": "display_data", "metadata": {}, "data": {"text/html": "<style>td{color:red}</style><table><tr><td>1</td></tr></table>"}}]);
+    let cells = json!([
+        code("a", "1", &display("application/vnd.vegalite.v3+json", &bars)),
+        code("b", "2", &display("application/vnd.vegalite.v6.json", &bars)),
+        code("c", "3", &display("application/vnd.plotly.v1+json", &figure)),
+        code("d", "4", &table)
+    ]);
+    let path = notebook(&folder, "a.ipynb", &cells);
+    assert_eq!(export(&[], &path).code, 0);
+    let page = folder.join("a.html");
+    if !cellkeep_has_libraries(&page) {
+        return;
+    }
+    let text = std::fs::read_to_string(&page).unwrap();
+    let policy = text.split("Content-Security-Policy\" content=\"").nth(1).unwrap().split('"').next().unwrap();
+    assert!(policy.contains("script-src 'sha256-") && !policy.contains("'unsafe-inline' 'unsafe-eval'"), "{policy}");
+    let mut browser = Browser::start(&program, &folder.join("profile")).await;
+    browser.open(&format!("file://{}", page.display())).await;
+    let state = "JSON.stringify([...document.querySelectorAll('iframe')].map(f => [f.dataset.drawn || '', f.offsetHeight]))";
+    browser
+        .until("document.querySelectorAll('.plot, .frame').forEach(p => p.scrollIntoView())", state, |frames| {
+            let drawn = ["vega", "vega", "plotly", ""];
+            let frames = frames.as_array().unwrap();
+            frames.len() == 4
+                && frames.iter().zip(drawn).all(|(frame, name)| frame[0] == name && frame[1].as_u64().unwrap_or(0) > 20)
+        })
+        .await;
+    assert_eq!(browser.finish().await, (Vec::new(), Vec::new()));
+}
+
 /// Whether the build has the libraries, as it tells by the page: `make test` sees to it.
 fn cellkeep_has_libraries(page: &Path) -> bool {
     let has = std::fs::read_to_string(page).unwrap().contains("id=\"lib-vega\"");
