@@ -7,13 +7,20 @@ CELLKEEP := target/release/cellkeep
 TEST_KERNELS := python r deno bash
 OUT := target/demo
 
-.PHONY: all build demo test check unit bench images kernels setup-demo setup-test clean
+.PHONY: all build web demo test check unit bench images kernels setup-demo setup-test clean
 
 all: build
 
 # build.rs builds the agent statically and puts it into the binary.
-build:
+build: web
 	cargo build --release --locked
+
+# The plotting libraries that exported pages carry, from npm. A build without them works; its plots are not interactive.
+web: web/dist/vega.js
+
+web/dist/vega.js: web/package-lock.json web/build.mjs
+	@sh scripts/setup-web.sh
+	cd web && npm ci --silent --ignore-scripts --no-audit --no-fund && node build.mjs
 
 setup-demo:
 	@sh scripts/setup-demo.sh
@@ -28,7 +35,7 @@ demo: setup-demo build
 
 # All tests run, or fail: none is left out because something is missing. They use the debug build, so a machine that only tests never waits for a release build.
 test: export CELLKEEP_TEST_ALL := 1
-test: setup-test check kernels images unit
+test: setup-test web check kernels images unit
 
 kernels:
 	@cargo build --quiet --locked
@@ -55,3 +62,4 @@ bench: setup-test build
 
 clean:
 	cargo clean
+	rm -rf web/node_modules web/dist/*.js

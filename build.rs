@@ -15,6 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     for path in [
+        // Embedded by the build itself, which must see when a library comes.
+        "web/dist",
         "src/agent",
         "src/agent_protocol",
         "src/descriptors.rs",

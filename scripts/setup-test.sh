@@ -1,6 +1,7 @@
 #!/bin/sh
 # What `make test` needs: everything of `make demo`, a container engine with a base image, cargo-nextest, the R packages
-# of the R kernel (the process sandbox runs the host's), and Jupyter's own clients, which the tests use as oracles.
+# of the R kernel (the process sandbox runs the host's), a Chromium that opens exported pages, and Jupyter's own clients, which
+# the tests use as oracles.
 #
 # Idempotent. Silent when nothing is to be done; otherwise one line per step. Root or sudo.
 set -eu
@@ -15,6 +16,8 @@ if ! cargo nextest --version >/dev/null 2>&1; then
 fi
 
 missing=
+# Exported pages are opened in a browser.
+command -v chromium >/dev/null || missing="chromium fonts-dejavu-core"
 while read -r package; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
 done <"$repository/kernel-images/r/apt.txt"

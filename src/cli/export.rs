@@ -1,13 +1,14 @@
 //! `cellkeep export`: make documents of notebooks.
 
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 
 use super::options::write_whole;
+use super::print::{bytes_to_stdout, explain};
 use super::{Exit, Failure, chromium};
 use crate::export::{ExportOptions, Exported, Format, ScriptStyle, Theme, export};
 use crate::notebook::Notebook;
@@ -121,7 +122,7 @@ pub(super) async fn run(args: ExportArgs) -> Result<Exit, Failure> {
             if args.notebooks.len() == 1 {
                 return Err(Failure::usage(error));
             }
-            say!("error: {}", super::print::explain(&error));
+            say!("error: {}", explain(&error));
             failed = true;
         }
     }
@@ -161,7 +162,7 @@ async fn export_one(args: &ExportArgs, path: &Path, to_stdout: bool) -> anyhow::
         let options = ExportOptions { inline_files: to_stdout, ..args.look.options(stem.clone()) };
         let document = make(&notebook, *target, options).await?;
         if to_stdout {
-            std::io::stdout().write_all(&document.bytes).context("cannot write to standard output")?;
+            bytes_to_stdout(&document.bytes);
             continue;
         }
         let file = format!("{stem}.{}", document.extension);

@@ -31,8 +31,13 @@ macro_rules! tell {
 
 /// Writes to standard output, at once.
 pub(super) fn to_stdout(text: &str) {
+    bytes_to_stdout(text.as_bytes());
+}
+
+/// As [`to_stdout`], for what need not be text.
+pub(super) fn bytes_to_stdout(bytes: &[u8]) {
     let mut stdout = io::stdout();
-    note("standard output", stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
+    note("standard output", stdout.write_all(bytes).and_then(|()| stdout.flush()));
 }
 
 /// Writes what the code said to standard error.

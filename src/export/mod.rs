@@ -5,6 +5,7 @@
 
 mod html;
 mod markdown;
+mod percent;
 mod script;
 mod text;
 mod visible;

@@ -1,9 +1,8 @@
 //! The code of a notebook as a program, or as percent cells that editors and jupytext read back.
 
 use super::visible::{Show, Visible};
-use super::{ExportOptions, Exported, ScriptStyle, language};
-use crate::notebook::{Cell, Notebook};
-use serde_json::{Map, Value};
+use super::{ExportOptions, Exported, ScriptStyle, language, percent};
+use crate::notebook::Notebook;
 
 /// How a language writes what is not code.
 struct Script {
@@ -58,7 +57,7 @@ pub(super) fn script(notebook: &Notebook, options: &ExportOptions) -> Exported {
     let script = SCRIPTS.iter().find(|script| script.names.contains(&language.as_str())).unwrap_or(&OTHER);
     let body = match options.script_style {
         ScriptStyle::Plain => script.plain(notebook, options, language.contains("python")),
-        ScriptStyle::Percent => script.percent(notebook, language.contains("python")),
+        ScriptStyle::Percent => percent::cells(notebook, script.comment, script.extension, language.contains("python")),
     };
     Exported::plain(body, script.mime, script.extension)
 }
@@ -81,10 +80,8 @@ impl Script {
                 continue;
             }
             out.push('\n');
-            if !cell.is_code() {
-                self.commented(source, &mut out);
-            } else if is_python && source.starts_with("%%") {
-                self.commented(source, &mut out);
+            if !cell.is_code() || is_python && source.starts_with("%%") {
+                commented(source, self.comment, &mut out);
             } else if is_python {
                 push_lines(&mut out, source, |line, in_string| (is_magic(line) && !in_string).then_some("# "));
             } else {
@@ -94,86 +91,17 @@ impl Script {
         }
         out
     }
+}
 
-    /// Percent cells: `# %% [markdown]` with the text as comments, `# %%` with the code. A header says which kernel.
-    fn percent(&self, notebook: &Notebook, is_python: bool) -> String {
-        let mut out = self.header(notebook);
-        for cell in notebook.cells() {
-            if !out.is_empty() {
-                out.push('\n');
-            }
-            let source = cell.source();
-            out.push_str(&self.marker(cell));
-            if source.is_empty() {
-                continue;
-            }
-            if !cell.is_code() {
-                self.commented(&source, &mut out);
-            } else if is_python && source.trim_start().starts_with("%%") {
-                self.commented(&source, &mut out);
-            } else {
-                let escape = format!("{} ", self.comment);
-                // What already looks like a commented magic or a cell marker gets one more sign, which the reader takes off.
-                push_lines(&mut out, &source, |line, in_string| {
-                    let bare = line.strip_prefix(escape.as_str()).unwrap_or(line).trim_start();
-                    let commented = line.starts_with(self.comment) && is_python && !in_string && is_magic(bare);
-                    (commented || is_python && !in_string && is_magic(line)).then_some(escape.as_str())
-                });
-            }
+/// Appends a text as comments.
+pub(super) fn commented(text: &str, comment: &str, out: &mut String) {
+    for line in text.split('\n') {
+        out.push_str(comment);
+        if !line.is_empty() {
+            out.push(' ');
+            out.push_str(line);
         }
-        out
-    }
-
-    fn marker(&self, cell: Cell<'_>) -> String {
-        let mut marker = format!("{} %%", self.comment);
-        if !cell.is_code() {
-            marker.push_str(&format!(" [{}]", cell.cell_type().replace([']', '\n', '\r'], " ")));
-        }
-        let kept =
-            |key: &str| !matches!(key, "execution" | "collapsed" | "scrolled" | "trusted" | "ExecuteTime" | "papermill");
-        for (key, value) in cell.metadata().into_iter().flatten().filter(|(key, _)| kept(key)) {
-            // Names that are no plain words cannot stand in front of an equals sign.
-            if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')) && !key.is_empty()
-            {
-                marker.push_str(&format!(" {key}={value}"));
-            }
-        }
-        marker.push('\n');
-        marker
-    }
-
-    /// The YAML that jupytext puts in front: the form and the kernel.
-    fn header(&self, notebook: &Notebook) -> String {
-        let comment = self.comment;
-        let quoted = |value: &Value| Value::from(value.as_str().unwrap_or_default()).to_string();
-        let mut out = format!(
-            "{comment} ---\n{comment} jupyter:\n{comment}   jupytext:\n{comment}     text_representation:\n\
-             {comment}       extension: .{}\n{comment}       format_name: percent\n{comment}       format_version: '1.3'\n",
-            self.extension
-        );
-        let empty = Map::new();
-        let kernelspec = notebook.metadata().and_then(|metadata| metadata.get("kernelspec")?.as_object()).unwrap_or(&empty);
-        if !kernelspec.is_empty() {
-            out.push_str(&format!("{comment}   kernelspec:\n"));
-            for key in ["display_name", "language", "name"] {
-                if let Some(value) = kernelspec.get(key).filter(|value| value.is_string()) {
-                    out.push_str(&format!("{comment}     {key}: {}\n", quoted(value)));
-                }
-            }
-        }
-        out.push_str(&format!("{comment} ---\n"));
-        out
-    }
-
-    fn commented(&self, text: &str, out: &mut String) {
-        for line in text.split('\n') {
-            out.push_str(self.comment);
-            if !line.is_empty() {
-                out.push(' ');
-                out.push_str(line);
-            }
-            out.push('\n');
-        }
+        out.push('\n');
     }
 }
 
@@ -216,7 +144,7 @@ fn push_lines<'a>(out: &mut String, source: &str, prefix: impl Fn(&str, bool) ->
 }
 
 /// The three quotes that are open at the end of a line of Python.
-fn quotes_after<'q>(line: &str, mut open: Option<&'q str>) -> Option<&'q str> {
+pub(super) fn quotes_after<'q>(line: &str, mut open: Option<&'q str>) -> Option<&'q str> {
     let mut at = 0;
     let bytes = line.as_bytes();
     while at < bytes.len() {
@@ -261,7 +189,7 @@ fn string_len(bytes: &[u8]) -> usize {
 mod tests {
     use super::*;
     use crate::export::notebook_of;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn of(cells: Value, style: ScriptStyle) -> String {
         script(&notebook_of(cells), &ExportOptions { script_style: style, ..ExportOptions::default() }).body
@@ -281,14 +209,6 @@ mod tests {
         let expected = "#!/usr/bin/env python3\n\n# # T\n#\n# text\n\n# %matplotlib inline\nx = '''\n!no\n'''\n# !ls\n# x?\n\
             # files = !ls\ny = x != 1\n\n# %%bash\n# echo 1\n";
         assert_eq!(of(cells, ScriptStyle::Plain), expected);
-    }
-
-    #[test]
-    fn percent_cells() {
-        let cells = json!([{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "t"}, code("a", "%time x\n# %y"), code("b", "")]);
-        let body = of(cells, ScriptStyle::Percent);
-        let body = body.split("# ---\n").nth(2).unwrap();
-        assert_eq!(body, "\n# %% [markdown]\n# t\n\n# %% tags=[\"a\"]\n# %time x\n# # %y\n\n# %% tags=[\"a\"]\n");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub enum Color {
 }
 
 /// How a span looks. In HTML: classes `ab` bold, `ad` dim, `ai` italic, `au` underlined, `as` struck out, `ah` hidden,
-/// `av` inverse without colours of its own, `f0` to `f15` and `g0` to `g15` for foreground and background of the theme.
+/// `avf` and `avg` the page's colours exchanged, `ax` a fixed colour on the page's background, `f0` to `f15` and `g0` to `g15` for foreground and background of the theme.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Style {
     /// Text colour.
@@ -173,6 +173,8 @@ impl Style {
             (self.strike, "as "),
             (self.hidden, "ah "),
             // The page's own colours take the places that are left empty.
+            // A fixed colour on the page's own background: pages make it brighter where they are dark.
+            (matches!(foreground, Some(Color::Rgb(..))) && background.is_none() && !self.inverse, "ax "),
             (self.inverse && foreground.is_none(), "avf "),
             (self.inverse && background.is_none(), "avg "),
         ];
@@ -250,10 +252,13 @@ mod tests {
     #[test]
     fn colours_of_every_depth() {
         assert_eq!(page("E[31mredE[0m E[1;92mok"), "<span class=\"f1\">red</span> <span class=\"ab f10\">ok</span>");
-        assert_eq!(page("E[38;5;208mx"), "<span style=\"color:#ff8700\">x</span>");
+        assert_eq!(page("E[38;5;208mx"), "<span class=\"ax\" style=\"color:#ff8700\">x</span>");
         assert_eq!(page("E[48;2;10;20;30mx"), "<span style=\"background:#0a141e\">x</span>");
-        assert_eq!(page("E[38:2::1:2:3mxE[38:5:3my"), "<span style=\"color:#010203\">x</span><span class=\"f3\">y</span>");
-        assert_eq!(page("E[38;5;244mx"), "<span style=\"color:#808080\">x</span>");
+        assert_eq!(
+            page("E[38:2::1:2:3mxE[38:5:3my"),
+            "<span class=\"ax\" style=\"color:#010203\">x</span><span class=\"f3\">y</span>"
+        );
+        assert_eq!(page("E[38;5;244mx"), "<span class=\"ax\" style=\"color:#808080\">x</span>");
         assert_eq!(page("E[4muE[24m E[9msE[29m"), "<span class=\"au\">u</span> <span class=\"as\">s</span>");
     }
 

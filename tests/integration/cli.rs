@@ -53,7 +53,7 @@ impl Cli {
         self
     }
 
-    fn input(mut self, bytes: &[u8]) -> Self {
+    pub fn input(mut self, bytes: &[u8]) -> Self {
         self.input = bytes.to_vec();
         self
     }

@@ -9,6 +9,7 @@ mod abuse;
 mod cli;
 mod crash;
 mod deaths;
+mod exports;
 mod files;
 mod floods;
 mod hostile;

@@ -1,5 +1,7 @@
 //! What the tests share: sessions, runs, and the proof that nothing is left behind.
 
+pub mod browser;
+
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Displays and results in a page: which representation is shown, and how.
 
-use super::{Page, is_here, lines};
+use super::{Page, lines};
 use crate::export::{bundle, text};
 use crate::mime;
 use crate::output::strip_ansi;
@@ -166,7 +166,12 @@ impl Page<'_> {
     }
 
     fn framed(&mut self, html: &str) {
+        let wanted = super::frame_html::library(html, plotly_bundle).filter(|library| library.is_here());
         let (html, left_out) = super::frame_html::without_fetches(html);
+        let title = format!("Output {} of cell {}", self.place.output, self.place.cell);
+        if let Some(library) = wanted {
+            return self.frames.plot_html(library, &html, &title, &mut self.out);
+        }
         if left_out > 0 {
             let cell = self.place.cell;
             self.push(
@@ -174,12 +179,11 @@ impl Page<'_> {
             );
             self.notes.push(format!("cell {cell}: an output wants files from the network; the page does not load them"));
         }
-        let title = format!("Output {} of cell {}", self.place.output, self.place.cell);
         self.frames.html(&html, &title, &mut self.out);
     }
 
     fn plotly(&mut self, library: Library, value: &Value) -> bool {
-        if !is_here(library) {
+        if !library.is_here() {
             self.library_missing("plotly");
             return false;
         }
@@ -195,7 +199,7 @@ impl Page<'_> {
     }
 
     fn vega(&mut self, mime: &str, value: &Value) -> bool {
-        if !is_here(Library::Vega) {
+        if !Library::Vega.is_here() {
             self.library_missing("vega");
             return false;
         }

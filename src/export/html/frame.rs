@@ -8,10 +8,13 @@ use std::collections::BTreeSet;
 
 const STYLE: &str = include_str!("assets/frame.css");
 const SCRIPT: &str = include_str!("assets/frame.js");
+const LOADER: &str = include_str!("assets/loader.js");
 
 /// The frames of a page.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
+    /// Whether all are loaded at once and not as they come into view.
+    eager: bool,
     /// Whether one has scripts of the notebook's.
     foreign_scripts: bool,
     /// Whether there is one with HTML.
@@ -46,13 +49,19 @@ fn hash(script: &str) -> String {
 }
 
 impl Frames {
+    /// None yet.
+    pub(super) fn new(eager: bool) -> Self {
+        Self { eager, ..Self::default() }
+    }
+
     /// A frame with foreign HTML. Its scripts run there; where it has none, none can run.
     pub(super) fn html(&mut self, html: &str, title: &str, out: &mut String) {
         let acts = sanitize::has_script(html);
         self.foreign_scripts |= acts;
         self.html = true;
         let policy = if acts { inner_policy(ANY_SCRIPT) } else { inner_policy(&hash(SCRIPT)) };
-        out.push_str("<iframe class=\"frame\" sandbox=\"allow-scripts allow-downloads\" loading=\"lazy\" title=\"");
+        out.push_str("<iframe class=\"frame\" sandbox=\"allow-scripts allow-downloads\" ");
+        out.push_str(if self.eager { "title=\"" } else { "loading=\"lazy\" title=\"" });
         escape(title, out);
         out.push_str("\" srcdoc=\"");
         for part in [&head(&policy), html, "\n<script>", SCRIPT, "</script></body></html>"] {
@@ -63,6 +72,17 @@ impl Frames {
 
     /// The place of a plot: the page's script makes its frame from the specification and the library.
     pub(super) fn plot(&mut self, library: Library, json: &str, height: Option<u64>, title: &str, out: &mut String) {
+        let height = height.map(|height| format!(" data-height=\"{}\"", height.min(4000))).unwrap_or_default();
+        self.place(library, &height, json, title, out);
+    }
+
+    /// The place of foreign HTML that wants a library from elsewhere, which the page has.
+    pub(super) fn plot_html(&mut self, library: Library, html: &str, title: &str, out: &mut String) {
+        self.foreign_scripts = true;
+        self.place(library, " data-html=\"1\"", &serde_json::json!({ "html": html }).to_string(), title, out);
+    }
+
+    fn place(&mut self, library: Library, attributes: &str, json: &str, title: &str, out: &mut String) {
         self.plots = true;
         let name = if library == Library::Vega {
             self.vega = true;
@@ -71,8 +91,7 @@ impl Frames {
             self.plotly = self.plotly.max(Some(library));
             "plotly"
         };
-        let height = height.map(|height| format!(" data-height=\"{}\"", height.min(4000))).unwrap_or_default();
-        out.push_str(&format!("<div class=\"plot\" data-lib=\"{name}\"{height} role=\"figure\" data-title=\""));
+        out.push_str(&format!("<div class=\"plot\" data-lib=\"{name}\"{attributes} role=\"figure\" data-title=\""));
         escape(title, out);
         out.push_str("\" aria-label=\"");
         escape(title, out);
@@ -83,7 +102,7 @@ impl Frames {
     }
 
     /// What plots share, once for the page: text that the page's script puts into each frame.
-    pub(super) fn blocks(&mut self, _eager: bool, out: &mut String) {
+    pub(super) fn blocks(&mut self, out: &mut String) {
         if !self.plots {
             return;
         }
@@ -94,6 +113,7 @@ impl Frames {
         };
         block("frame-head", &head(&inner_policy(ANY_SCRIPT)), out);
         block("frame-script", SCRIPT, out);
+        block("frame-loader", LOADER, out);
         let libraries =
             [self.plotly.map(|library| ("lib-plotly", library)), self.vega.then_some(("lib-vega", Library::Vega))];
         for (id, library) in libraries.into_iter().flatten() {

@@ -1,5 +1,44 @@
 //! HTML for a frame without what it would fetch: pages load nothing, and a script that cannot be loaded is an error.
 
+use crate::web::Library;
+use serde_json::{Value, json};
+
+/// The library that HTML of Altair or Plotly would load from elsewhere. Which of Plotly's bundles the traces tell.
+pub(super) fn library(html: &str, bundle: impl Fn(&Value) -> Library) -> Option<Library> {
+    if html.contains("vega-embed") && html.contains("vegaEmbed") && html.contains("https://") {
+        return Some(Library::Vega);
+    }
+    let call = html.find("Plotly.newPlot(")?;
+    // Plotly itself, where it is in the HTML, is larger than any call.
+    if html[..call].len() > 500_000 {
+        return None;
+    }
+    let from = call + html[call..].find('[')?;
+    let traces = crate::wire::json::parse_lenient(&html.as_bytes()[from..from + list_len(&html[from..])]).ok()?;
+    Some(bundle(&json!({ "data": traces })))
+}
+
+/// Bytes of the JSON list at the start.
+fn list_len(text: &str) -> usize {
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => depth += 1,
+            b']' | b'}' if !quoted => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    return at + 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    text.len()
+}
+
 /// Gives the HTML with the addresses of other places taken out, and how many there were.
 pub(super) fn without_fetches(html: &str) -> (String, usize) {
     let mut out = String::with_capacity(html.len());
@@ -79,6 +118,17 @@ fn disarmed(tag: &str) -> (String, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libraries_that_are_wanted() {
+        let bundle =
+            |figure: &Value| if figure["data"][0]["type"] == "bar" { Library::PlotlyBasic } else { Library::PlotlyFull };
+        let plotly = "<script src='https://cdn'></script><script>Plotly.newPlot(\"a\", [{\"type\":\"bar\",\"x\":\"]\"}], {\"x\":[]})</script>";
+        assert_eq!(library(plotly, bundle), Some(Library::PlotlyBasic));
+        assert_eq!(library("<script>s={'vega-embed':'https://cdn'};f(vegaEmbed)</script>", bundle), Some(Library::Vega));
+        assert_eq!(library("<script>Plotly.newPlot(</script>", bundle), None);
+        assert_eq!(library("<b>vega-embed</b>", bundle), None);
+    }
 
     #[test]
     fn addresses_of_other_places_go() {

@@ -19,7 +19,6 @@ use crate::mime;
 use crate::notebook::{Cell, Notebook};
 use crate::render::markdown::Heading;
 use crate::render::{code, escape, escaped, markdown};
-use crate::web::Library;
 use frame::Frames;
 use serde_json::Value;
 
@@ -36,7 +35,7 @@ pub(super) fn page(notebook: &Notebook, options: &ExportOptions) -> Exported {
         language: language(notebook),
         out: String::with_capacity(64 << 10),
         headings: Vec::new(),
-        frames: Frames::default(),
+        frames: Frames::new(options.eager),
         notes: Vec::new(),
         place: Place::default(),
     };
@@ -130,8 +129,7 @@ impl Page<'_> {
 
     fn closing(&mut self) {
         self.push("</main>\n<footer>Exported by Cellkeep</footer>\n");
-        let eager = self.options.eager;
-        self.frames.blocks(eager, &mut self.out);
+        self.frames.blocks(&mut self.out);
         self.push("<script>");
         self.push(SCRIPT);
         self.push("</script>\n</body>\n</html>\n");
@@ -286,9 +284,4 @@ fn attachment(bundle: &Value) -> Option<String> {
         return None;
     }
     Some(url)
-}
-
-/// What a page needs of a library that this build may lack.
-fn is_here(library: Library) -> bool {
-    library.is_here()
 }

@@ -23,10 +23,14 @@ addEventListener("message",e=>{const m=e.data;if(!m||m.cellkeep!==1)return;const
 if(m.ready)f.contentWindow.postMessage({cellkeep:1,theme:theme()},"*");
 if(typeof m.height==="number"&&m.height>=0)f.style.height=Math.min(Math.ceil(m.height),20000)+"px";
 if(typeof m.drawn==="string")f.dataset.drawn=m.drawn.slice(0,200)});
+tell();
 const text=id=>{const n=document.getElementById(id);return n?n.textContent:""};
 const draw=box=>{if(box.dataset.begun)return;box.dataset.begun="1";
 const f=document.createElement("iframe");f.setAttribute("sandbox","allow-scripts allow-downloads");f.title=box.dataset.title;f.style.height=(box.dataset.height||"320")+"px";
-f.srcdoc=text("frame-head").replace("<html>","<html data-theme="+theme()+">")+"<div id=plot></div><script>"+text("lib-"+box.dataset.lib)+"<\/script><script type=application/json id=spec>"+box.querySelector("script").textContent+"<\/script><script>"+text("frame-script")+"<\/script>";
+const spec=box.querySelector("script").textContent,script=t=>"<script>"+t+"<\/script>";
+// Foreign HTML that would load the library from elsewhere finds it here; its loader (AMD) answers with it.
+const body=box.dataset.html?script(text("frame-loader"))+JSON.parse(spec).html:"<div id=plot></div><script type=application/json id=spec>"+spec+"<\/script>";
+f.srcdoc=text("frame-head").replace("<html>","<html data-theme="+theme()+">")+script(text("lib-"+box.dataset.lib))+body+script(text("frame-script"));
 box.append(f)};
 const plots=all(".plot");
 if(plots.length){const now=root.dataset.eager==="1"||!("IntersectionObserver" in window);

@@ -1,0 +1,173 @@
+//! A headless Chromium, told what to do over its DevTools protocol.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A browser with one page, and what happened in it and in its frames.
+pub struct Browser {
+    child: Child,
+    socket: WebSocketStream<TcpStream>,
+    session: String,
+    next: u64,
+    events: VecDeque<Value>,
+}
+
+impl Browser {
+    /// The machine's Chromium.
+    pub fn program() -> Option<PathBuf> {
+        let path = std::env::var_os("PATH")?;
+        let names = ["chromium", "chromium-browser", "google-chrome"];
+        std::env::split_paths(&path).flat_map(|folder| names.map(|name| folder.join(name))).find(|program| program.is_file())
+    }
+
+    pub async fn start(program: &Path, profile: &Path) -> Self {
+        let mut command = Command::new(program);
+        command.args(["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1100,900"]);
+        command.args(["--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0"]);
+        command.arg(format!("--user-data-dir={}", profile.display())).arg("about:blank");
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+        let address = read_when_written(&profile.join("DevToolsActivePort")).await;
+        let (port, path) = address.split_once('\n').unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", port.trim().parse().unwrap())).await.unwrap();
+        let url = format!("ws://127.0.0.1:{}{}", port.trim(), path.trim());
+        let (socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
+        let mut browser = Self { child, socket, session: String::new(), next: 0, events: VecDeque::new() };
+        let page = browser.blank_page().await;
+        let attached = browser.call("Target.attachToTarget", json!({"targetId": page, "flatten": true})).await;
+        browser.session = attached["sessionId"].as_str().unwrap().to_owned();
+        for domain in ["Page.enable", "Runtime.enable", "Log.enable", "Network.enable"] {
+            browser.call(domain, json!({})).await;
+        }
+        let attach = json!({"autoAttach": true, "waitForDebuggerOnStart": false, "flatten": true});
+        browser.call("Target.setAutoAttach", attach).await;
+        browser
+    }
+
+    async fn blank_page(&mut self) -> String {
+        let begun = Instant::now();
+        loop {
+            let targets = self.call("Target.getTargets", json!({})).await;
+            let page = targets["targetInfos"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|one| one["type"] == "page" && one["url"] == "about:blank");
+            if let Some(page) = page {
+                return page["targetId"].as_str().unwrap().to_owned();
+            }
+            assert!(begun.elapsed() < DEADLINE, "no page: {targets}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn open(&mut self, url: &str) {
+        self.call("Page.navigate", json!({"url": url})).await;
+    }
+
+    /// Evaluates an expression in the page.
+    pub async fn evaluate(&mut self, expression: &str) -> Value {
+        let answer = self.call("Runtime.evaluate", json!({"expression": expression, "returnByValue": true})).await;
+        assert!(answer.get("exceptionDetails").is_none(), "{answer}");
+        answer["result"]["value"].clone()
+    }
+
+    /// Does something and looks, again and again, until what is seen (JSON as text) will do.
+    pub async fn until(&mut self, act: &str, look: &str, will_do: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            self.evaluate(act).await;
+            let seen = self.evaluate(look).await;
+            let seen: Value = serde_json::from_str(seen.as_str().unwrap()).unwrap();
+            if will_do(&seen) {
+                return seen;
+            }
+            assert!(begun.elapsed() < DEADLINE, "still {seen}; {:?}", self.events);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Ends it. Gives what the page and its frames complained of, and what they asked the network for.
+    pub async fn finish(mut self) -> (Vec<String>, Vec<String>) {
+        // Whatever has happened so far is told before this is answered.
+        self.evaluate("1").await;
+        let (mut complaints, mut requests) = (Vec::new(), Vec::new());
+        for event in &self.events {
+            let parameters = &event["params"];
+            match event["method"].as_str().unwrap_or_default() {
+                "Runtime.exceptionThrown" => complaints.push(parameters.to_string()),
+                "Runtime.consoleAPICalled"
+                    if ["error", "warning"].contains(&parameters["type"].as_str().unwrap_or_default()) =>
+                {
+                    complaints.push(parameters.to_string());
+                }
+                "Log.entryAdded" if parameters["entry"]["level"] != "verbose" => complaints.push(parameters.to_string()),
+                "Network.requestWillBeSent" => {
+                    let url = parameters["request"]["url"].as_str().unwrap_or_default();
+                    let own = ["file://", "data:", "blob:", "about:"].iter().any(|scheme| url.starts_with(scheme));
+                    requests.extend((!own).then(|| url.to_owned()));
+                }
+                _ => {}
+            }
+        }
+        let _ = self.child.kill().await;
+        (complaints, requests)
+    }
+
+    async fn call(&mut self, method: &str, parameters: Value) -> Value {
+        let session = self.session.clone();
+        let id = self.send(method, parameters, &session).await;
+        loop {
+            let message = tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("no answer").unwrap().unwrap();
+            let Message::Text(text) = message else { continue };
+            let message: Value = serde_json::from_str(&text).unwrap();
+            if message["id"] == id {
+                assert!(message.get("error").is_none(), "{method}: {message}");
+                return message["result"].clone();
+            }
+            if message["method"] == "Target.attachedToTarget" && message["params"]["targetInfo"]["type"] == "iframe" {
+                let frame = message["params"]["sessionId"].as_str().unwrap().to_owned();
+                for domain in ["Runtime.enable", "Log.enable", "Network.enable"] {
+                    self.send(domain, json!({}), &frame).await;
+                }
+            }
+            if message.get("method").is_some() {
+                self.events.push_back(message);
+            }
+        }
+    }
+
+    async fn send(&mut self, method: &str, parameters: Value, session: &str) -> u64 {
+        self.next += 1;
+        let mut message = json!({"id": self.next, "method": method, "params": parameters});
+        if !session.is_empty() {
+            message["sessionId"] = session.into();
+        }
+        self.socket.send(Message::text(message.to_string())).await.unwrap();
+        self.next
+    }
+}
+
+async fn read_when_written(path: &Path) -> String {
+    let begun = Instant::now();
+    loop {
+        if let Ok(text) = std::fs::read_to_string(path)
+            && text.trim_end().contains('\n')
+        {
+            return text;
+        }
+        assert!(begun.elapsed() < DEADLINE, "the browser does not start");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
