@@ -18,6 +18,8 @@ pub mod agent_protocol;
 #[cfg(any(feature = "agent", feature = "host"))]
 mod descriptors;
 pub mod ids;
+#[cfg(any(feature = "agent", feature = "host"))]
+mod memory;
 pub mod policy;
 pub mod wire;
 

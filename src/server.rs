@@ -1,5 +1,7 @@
 //! Puts the parts together and serves them until told to stop.
 
+mod connections;
+
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -7,7 +9,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use rustix::fs::FlockOperation;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -19,8 +20,6 @@ use crate::manager::{Keeper, KeeperError, KeeperSettings};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
 
-/// How long requests may take to end once the server is to stop.
-const DRAIN: Duration = Duration::from_secs(3);
 /// Between two looks at the stored tokens: another process may have made or revoked one.
 const RELOAD_TOKENS: Duration = Duration::from_secs(2);
 
@@ -136,7 +135,7 @@ pub async fn serve(
         pace: Arc::new(Pace::new(settings.rate_limit)),
     });
     welcome(Welcome { address, new_token });
-    serve_until(listener, router, stop).await.map_err(io_error("cannot serve"))?;
+    connections::serve(listener, router, stop).await;
     keeper.drain_pool().await;
     if settings.end_sessions {
         keeper.delete_all().await;
@@ -179,33 +178,5 @@ async fn reload(tokens: Arc<Tokens>, store: Store) {
         if let Err(error) = tokens.load(&store).await {
             tracing::error!(%error, "cannot read the tokens");
         }
-    }
-}
-
-async fn serve_until(
-    listener: TcpListener,
-    router: axum::Router,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let stop = async move {
-        stop.await;
-        let _ = stopping.send(());
-    };
-    // Small answers must not wait for the other side's delayed acknowledgements, which costs 40 ms each.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection has closed at once");
-        }
-    });
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stop);
-    // Event streams never end by themselves.
-    let drained = async {
-        let _ = stopped.await;
-        tokio::time::sleep(DRAIN).await;
-    };
-    tokio::select! {
-        served = serving => served,
-        () = drained => Ok(()),
     }
 }

@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // adapters
     ("config", &["policy"]),
     ("descriptors", &[]),
+    ("memory", &[]),
     ("telemetry", &[]),
     ("web", &[]),
     ("store", &["ids"]),
@@ -30,13 +31,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("kernels", &["ids", "wire", "policy", "config"]),
     ("sandbox", &["ids", "policy", "config", "kernels", "agent_protocol", "descriptors"]),
     ("link", &["ids", "wire", "agent_protocol", "sandbox"]),
-    ("agent", &["ids", "wire", "policy", "agent_protocol", "descriptors"]),
+    ("agent", &["ids", "wire", "policy", "agent_protocol", "descriptors", "memory"]),
     // domain
     ("session", &["ids", "wire", "output", "policy", "agent_protocol", "link", "sandbox"]),
     (
         "manager",
         &[
             "ids",
+            "memory",
             "mime",
             "notebook",
             "policy",

@@ -12,7 +12,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use serde::Deserialize;
 
 use super::error::Problem;
-use super::{Api, Caller, InPath, Query, view};
+use super::{Api, Caller, InPath, Query, guard, view};
 use crate::artifacts::Blobs;
 use crate::ids::{Seq, SessionId};
 use crate::manager::{EventRow, Follower, read_body};
@@ -87,13 +87,13 @@ pub(super) fn of_session(
     let after = last.map_or(query.seq(), Seq);
     let follower = api.keeper.follow(&id, caller.sees(), after)?;
     let reader = Reader { to_its_end, ..Reader::new(api, id, follower, query.form()?, None) };
-    Ok(sse(reader, api, caller))
+    sse(reader, api, caller)
 }
 
 /// The events of one run of a cell, to its end.
 pub(super) fn of_cell(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, form: Form) -> Result<Response, Problem> {
     let follower = api.keeper.follow(id, caller.sees(), before(cell))?;
-    Ok(sse(Reader::new(api, id.clone(), follower, form, Some(cell.id.clone())), api, caller))
+    sse(Reader::new(api, id.clone(), follower, form, Some(cell.id.clone())), api, caller)
 }
 
 /// Waits until a cell's run has ended.
@@ -173,15 +173,19 @@ impl Reader {
 }
 
 /// Streams for as long as the token is valid that it was asked for with.
-fn sse(reader: Reader, api: &Api, Caller(_, shown): &Caller) -> Response {
+fn sse(reader: Reader, api: &Api, Caller(identity, shown): &Caller) -> Result<Response, Problem> {
+    let open = guard::open_stream(api, &identity.principal)?;
     let (tokens, shown) = (api.tokens.clone(), *shown);
-    let invalid = Box::pin(async move { tokens.until_invalid(shown).await });
+    let invalid = Box::pin(async move {
+        let _open = open;
+        tokens.until_invalid(shown).await;
+    });
     let stream = as_stream(reader).take_until(invalid);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("still here");
     let mut response = Sse::new(stream).keep_alive(keep_alive).into_response();
     // Else nginx holds events back.
     response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
-    response
+    Ok(response)
 }
 
 fn as_stream(reader: Reader) -> impl Stream<Item = Result<Event, Infallible>> {

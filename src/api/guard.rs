@@ -9,6 +9,7 @@ use axum::response::Response;
 
 use super::Api;
 use super::error::Problem;
+use super::pace::{MOST_STREAMS, OpenStream};
 use crate::auth::Scope;
 
 /// Which hosts and origins are ours.
@@ -99,6 +100,14 @@ pub(super) async fn identify(State(api): State<Api>, mut request: Request, next:
 pub(super) fn too_fast(of: &str, after: u32) -> Problem {
     let detail = format!("requests {of} come faster than this server takes them; wait {after} s (--rate-limit)");
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail).retry_after(after)
+}
+
+/// Counts a stream that is opened.
+pub(super) fn open_stream(api: &Api, principal: &str) -> Result<OpenStream, Problem> {
+    api.pace.open_stream(principal).ok_or_else(|| {
+        let detail = format!("{MOST_STREAMS} streams of yours are open already; close some");
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", detail).retry_after(5)
+    })
 }
 
 fn token_in_query(uri: &Uri) -> Option<String> {

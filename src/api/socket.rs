@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::error::Problem;
 use super::events::{After, Reader};
+use super::pace::OpenStream;
 use super::{Api, Caller, InPath, Query, cells, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
@@ -29,7 +30,8 @@ pub(super) async fn open(
     let handle = api.keeper.handle(&id, caller.sees())?;
     let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
     let reader = Reader::new(&api, id.clone(), follower, query.form()?, None);
-    let commander = Commander { api, id, caller, handle };
+    let open = guard::open_stream(&api, &caller.0.principal)?;
+    let commander = Commander { _open: open, api, id, caller, handle };
     let upgrade = upgrade.max_message_size(MAX_COMMAND).max_frame_size(MAX_COMMAND);
     Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, commander)))
 }
@@ -40,6 +42,7 @@ struct Commander {
     id: SessionId,
     caller: Caller,
     handle: SessionHandle,
+    _open: OpenStream,
 }
 
 async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
@@ -123,7 +126,7 @@ async fn obey(text: &str, commander: &Commander) -> Value {
 }
 
 async fn act(command: Command, commander: &Commander) -> Result<Option<String>, Problem> {
-    let Commander { api, id, caller, handle } = commander;
+    let Commander { api, id, caller, handle, .. } = commander;
     let missing = |field: &'static str| Problem::unprocessable("missing_field", format!("{field} is missing")).field(field);
     match command.op.as_str() {
         "run" => {

@@ -50,7 +50,7 @@ pub(super) struct ServeArgs {
     /// Kernels to keep ready, and how many sessions of each, as python=2,r=1
     #[arg(long, value_name = "KERNEL=COUNT,...", value_delimiter = ',', value_parser = parse_pool, env = "CELLKEEP_POOL")]
     pool: Option<Vec<(String, usize)>>,
-    /// Requests a second that are taken of each principal, bursts of five times as many aside; 0 takes all [default: 1000]
+    /// Requests a second that are taken of each principal, bursts of five times as many aside; 0 takes all [default: 2000]
     #[arg(long, value_name = "COUNT", env = "CELLKEEP_RATE_LIMIT")]
     rate_limit: Option<u32>,
     /// A name of this server beside localhost, when it listens on loopback behind a proxy
@@ -71,7 +71,7 @@ pub(super) struct ServeArgs {
 }
 
 /// Requests a second that are taken of each principal, where nobody says: more than one gets answered on two cores.
-const RATE_LIMIT: u32 = 1000;
+const RATE_LIMIT: u32 = 2000;
 /// The most sessions of one kernel that are made ahead.
 const MAX_POOL: usize = 1000;
 

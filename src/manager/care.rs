@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::compaction;
 use super::keeper::{Keeper, spec_of};
 use crate::ids::SessionId;
+use crate::memory;
 use crate::session::SessionState;
 use crate::store::{Compactable, SessionRow, StoreError, now_ms, seconds_in_ms};
 
@@ -106,6 +107,8 @@ impl Keeper {
             if let Err(error) = self.compact().await {
                 tracing::warn!(%error, "cannot merge the events of finished text");
             }
+            // After a rush of readers or a flood of output.
+            memory::give_back();
             if let Err(error) = self.keep_within_limit().await {
                 tracing::warn!(%error, "cannot tell how much the data takes");
             }

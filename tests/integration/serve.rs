@@ -790,3 +790,34 @@ async fn a_large_file_moves_without_filling_the_memory() {
     held.delete().await;
     server.end().await;
 }
+
+#[tokio::test]
+async fn connections_that_say_nothing_take_no_others_place() {
+    let server = start("silent").await;
+    let client = server.client();
+    let held = client.create(json!({"kernel": "bash"})).await;
+    let mut silent = Vec::new();
+    for _ in 0..1500 {
+        let mut stream = TcpStream::connect(client.address()).await.unwrap();
+        stream.write_all(b"GET /v1/ses").await.unwrap();
+        silent.push(stream);
+    }
+    assert_eq!(held.ok("echo others work").await, "others work\n");
+    // Streams are bounded for each principal, and another's are not counted.
+    let mut streams = Vec::new();
+    let refused = loop {
+        match client.stream(&held.path("/events?after=0")).await {
+            Ok(stream) => streams.push(stream),
+            Err(error) => break error.to_string(),
+        }
+        assert!(streams.len() <= 2000, "too many streams");
+    };
+    assert!(refused.contains("429") && streams.len() == 2000, "{refused} after {}", streams.len());
+    let (_, other) = server.client_with(&["other", "--principal", "other"]).await;
+    other.create(json!({"kernel": "bash"})).await.events(0).await.next_of("session.state").await;
+    drop(streams);
+    client.until(&held.path(""), |_| true).await;
+    let again = async { while client.stream(&held.path("/events?after=0")).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, again).await.expect("their places are free again");
+    server.end().await;
+}

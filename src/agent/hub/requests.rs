@@ -7,6 +7,7 @@ use crate::agent::files::done;
 use crate::agent::kernel;
 use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Request, ToAgent};
 use crate::ids::Generation;
+use crate::memory;
 use crate::wire::{Channel, Message};
 
 /// Bytes of events after which the allocator may have kept enough to be worth a trim.
@@ -51,9 +52,7 @@ impl Hub {
     fn give_memory_back(&mut self) {
         let mut buffer = self.buffer.borrow_mut();
         if buffer.is_empty() && !self.runs.is_open() && buffer.take_stored(TRIM_AFTER).is_some() {
-            // SAFETY: it takes no pointer and touches only memory that is free.
-            #[expect(unsafe_code, reason = "the allocator has no other interface for it")]
-            let _ = unsafe { libc::malloc_trim(0) };
+            memory::give_back();
         }
     }
 

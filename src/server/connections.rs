@@ -1,0 +1,113 @@
+//! Takes connections in: so many at once, and none that says nothing for long. axum's own loop bounds neither, so that a client
+//! that opens connections and leaves them open could take all descriptors of the process.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+/// Connections that are open at once, where the process may have as many descriptors.
+const MOST: usize = 10_000;
+/// Descriptors for all else: two for each session, the journal, kernels that start.
+const RESERVED: usize = 1_000;
+/// How long a connection may take to send a request's head, and how long it may rest between two requests.
+const HEAD: Duration = Duration::from_secs(60);
+/// Bytes of a request's head, and of what is read ahead of its body.
+const BUFFER: usize = 64 << 10;
+/// How long requests may take to end once the server is to stop. Event streams never end by themselves.
+const DRAIN: Duration = Duration::from_secs(3);
+/// After an accept that failed for want of something that others will give back.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The answer where there are too many, sent without looking at the request.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// Serves until `stop` is done, and then for a moment what has begun.
+pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+    let room = Arc::new(Semaphore::new(most()));
+    let (stopping, stopped) = watch::channel(false);
+    let mut open = JoinSet::new();
+    tokio::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = listener.accept() => accepted,
+            // What has ended is forgotten.
+            Some(_) = open.join_next() => continue,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                pause_after(&error).await;
+                continue;
+            }
+        };
+        let Ok(permit) = room.clone().try_acquire_owned() else {
+            let _ = stream.try_write(FULL);
+            continue;
+        };
+        let (router, stopped) = (router.clone(), stopped.clone());
+        open.spawn(async move {
+            let _permit = permit;
+            one(stream, router, stopped).await;
+        });
+    }
+    drop(listener);
+    stopping.send_replace(true);
+    let drained = async { while open.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, drained).await;
+}
+
+/// As many as the process can hold, after raising its limit as far as it may.
+fn most() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = (MOST + RESERVED) as u64;
+    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)).max(limit.current.unwrap_or(0));
+    let has = match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
+        Ok(()) => raised,
+        Err(_) => limit.current.unwrap_or(wanted),
+    };
+    let has = usize::try_from(has).unwrap_or(usize::MAX);
+    has.saturating_sub(RESERVED).clamp(has / 2, MOST)
+}
+
+async fn one(stream: TcpStream, router: Router, mut stopped: watch::Receiver<bool>) {
+    // Small answers must not wait for the other side's delayed acknowledgements, which costs 40 ms each.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let mut protocol = http1::Builder::new();
+    protocol.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER);
+    let service = TowerToHyperService::new(router);
+    let connection = protocol.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    tokio::pin!(connection);
+    // What it gives must not live on over the next wait.
+    let stop = async { drop(stopped.wait_for(|stopped| *stopped).await) };
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke off");
+    }
+}
+
+async fn pause_after(error: &io::Error) {
+    // A connection that was gone before we took it is nothing to wait for.
+    if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        return;
+    }
+    tracing::warn!(%error, "cannot take connections in");
+    tokio::time::sleep(PAUSE).await;
+}
