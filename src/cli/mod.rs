@@ -3,6 +3,7 @@
 #[macro_use]
 mod print;
 
+mod compare;
 mod doctor;
 mod exec;
 mod images;
@@ -11,6 +12,7 @@ mod options;
 mod run;
 mod serve;
 mod signals;
+mod test;
 mod token;
 
 use std::process::ExitCode;
@@ -69,8 +71,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a notebook and write it with its outputs
-    Run(run::RunArgs),
+    /// Run notebooks and write them with their outputs
+    Run(Box<run::RunArgs>),
+    /// Run notebooks and compare their outputs with the stored ones
+    Test(Box<test::TestArgs>),
     /// Run code and print what it prints
     Exec(exec::ExecArgs),
     /// Keep sessions, and serve them over HTTP
@@ -102,7 +106,8 @@ pub fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Run(args) => run::run(paths, args).await,
+            Command::Run(args) => Box::pin(run::run(paths, *args)).await,
+            Command::Test(args) => Box::pin(test::test(paths, *args)).await,
             Command::Exec(args) => exec::exec(paths, args).await,
             Command::Kernels(command) => kernels::run(&paths, command).await,
             Command::Images(command) => images::run(command).await,

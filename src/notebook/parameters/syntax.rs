@@ -39,10 +39,12 @@ impl Syntax {
         name.starts_with(first) && name.chars().all(rest)
     }
 
-    pub fn assignment(self, name: &str, literal: &str) -> String {
+    /// `keyword`: the word with which the notebook's own cell declares the name.
+    pub fn assignment(self, name: &str, literal: &str, keyword: &str) -> String {
         match self {
             Self::Python | Self::R | Self::Julia => format!("{name} = {literal}"),
-            // `var` may be said again for a name that the notebook's own cell has declared.
+            // A name may be declared again, but only with the same word.
+            Self::JavaScript if matches!(keyword, "let" | "const") => format!("{keyword} {name} = {literal};"),
             Self::JavaScript => format!("var {name} = {literal};"),
             Self::Bash => format!("{name}={literal}"),
         }
