@@ -64,8 +64,9 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let code = read_code(&args).map_err(Failure::usage)?;
     let from_stdin = args.file_or_stdin.as_deref() == Some(Path::new("-"));
     let mut signals = Signals::listen()?;
-    let mut session = args.sandbox.session(paths, kernel, &mut signals).await?;
-    let following = signals.follow(session.handle.clone());
+    let mut session = args.sandbox.session(paths, kernel, Vec::new(), signals.any()).await?;
+    let following = signals.follow();
+    let _told = following.add(session.handle.clone());
     // Standard input cannot be both the code and the answers.
     let options = RunOptions {
         timeout_seconds: args.timeout.map(|limit| limit.as_secs_f64()),

@@ -65,7 +65,7 @@ async fn list(images: &Images, as_json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     tell!("{:<8} {:<26} {:>8}  STATE", "NAME", "IMAGE", "SIZE");
-    for (kernel, Image { reference, status, size_bytes }) in all {
+    for (kernel, Image { reference, status, size_bytes, .. }) in all {
         let size = size_bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{:.0} MB", bytes as f64 / 1e6));
         let state = match status {
             Status::Ready => "ready".to_owned(),

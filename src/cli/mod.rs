@@ -4,6 +4,7 @@
 mod print;
 
 mod chromium;
+mod compare;
 mod doctor;
 mod exec;
 mod export;
@@ -13,6 +14,7 @@ mod options;
 mod run;
 mod serve;
 mod signals;
+mod test;
 mod token;
 
 use std::process::ExitCode;
@@ -72,8 +74,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a notebook and write it with its outputs
-    Run(run::RunArgs),
+    /// Run notebooks and write them with their outputs
+    Run(Box<run::RunArgs>),
+    /// Run notebooks and compare their outputs with the stored ones
+    Test(Box<test::TestArgs>),
     /// Make pages, markdown, scripts, PDF or plain notebooks of notebooks
     Export(export::ExportArgs),
     /// Run code and print what it prints
@@ -107,7 +111,8 @@ pub fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Run(args) => run::run(paths, args).await,
+            Command::Run(args) => Box::pin(run::run(paths, *args)).await,
+            Command::Test(args) => Box::pin(test::test(paths, *args)).await,
             Command::Export(args) => export::run(args).await,
             Command::Exec(args) => exec::exec(paths, args).await,
             Command::Kernels(command) => kernels::run(&paths, command).await,

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
 use super::kernels::image_status;
-use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::agent_protocol::{FILE_CHUNK, Request};
 use crate::config::Paths;
@@ -104,16 +103,23 @@ impl SandboxArgs {
         Limits { memory_mb: self.memory, cpus: self.cpus, pids: self.pids, disk_mb: self.disk, output_mb: self.output_limit }
     }
 
-    /// Makes a session as these options say, its files in place.
-    pub async fn session(&self, paths: Paths, kernel: &Kernel, signals: &mut Signals) -> Result<Session, Failure> {
+    /// Makes a session as these options say, its files in place, unless `stopped` comes first. `env`: variables before the user's own.
+    pub async fn session(
+        &self,
+        paths: Paths,
+        kernel: &Kernel,
+        mut env: Vec<(String, String)>,
+        stopped: impl Future<Output = ()>,
+    ) -> Result<Session, Failure> {
         let limits = self.limits();
         let sandbox = self.sandbox.choice();
         let network = match self.network {
             NetworkOption::None => Network::None,
             NetworkOption::Open => Network::Open,
         };
-        let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env: self.env.clone() };
-        let session = create_or_stop(paths.clone(), spec, signals).await?;
+        env.extend(self.env.iter().cloned());
+        let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env };
+        let session = create_or_stop(paths.clone(), spec, stopped).await?;
         hint_if_stale(&paths, kernel, session.record.kind);
         for file in &self.files {
             if let Err(error) = put_file(&session.handle, file).await {
@@ -143,18 +149,17 @@ fn hint_if_stale(paths: &Paths, kernel: &Kernel, kind: SandboxKind) {
 }
 
 /// Makes the session; one that was called off meanwhile is ended as soon as it stands, so that nothing is left of it.
-async fn create_or_stop(paths: Paths, spec: SessionSpec, signals: &mut Signals) -> Result<Session, Failure> {
-    let manager = Manager::new(paths);
-    let creating = manager.create(spec);
-    tokio::pin!(creating);
+async fn create_or_stop(paths: Paths, spec: SessionSpec, stopped: impl Future<Output = ()>) -> Result<Session, Failure> {
+    let creating = tokio::spawn(async move { Manager::new(paths).create(spec).await });
+    tokio::pin!(creating, stopped);
     let failed = |error| match error {
         ManagerError::Limits(_) => Failure::usage(error),
         _ => Failure::no_sandbox(error),
     };
     tokio::select! {
-        session = &mut creating => session.map_err(failed),
-        () = signals.any() => {
-            if let Ok(session) = creating.await {
+        session = &mut creating => session.map_err(Failure::no_sandbox)?.map_err(failed),
+        () = stopped => {
+            if let Ok(Ok(session)) = creating.await {
                 let _ = session.destroy().await;
             }
             Err(Failure { exit: Exit::Interrupted, error: anyhow!("stopped before the kernel was ready") })

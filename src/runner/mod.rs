@@ -138,7 +138,7 @@ pub async fn run_notebook(
     events: &mut SessionEvents,
     notebook: &mut Notebook,
     options: &RunOptions,
-    progress: &mut dyn FnMut(Progress<'_>),
+    progress: &mut (dyn FnMut(Progress<'_>) + Send),
 ) -> Result<RunReport, RunError> {
     let started = Instant::now();
     let cells: Vec<usize> = (0..notebook.len()).filter(|index| is_to_be_run(notebook, *index)).collect();
@@ -232,7 +232,7 @@ impl Run<'_> {
         source: String,
         index: usize,
         notebook: &mut Notebook,
-        progress: &mut dyn FnMut(Progress<'_>),
+        progress: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Result<RunResult, RunError> {
         let timeout_seconds = self.options.timeout.map(|limit| limit.as_secs_f64());
         let options = session::RunOptions { timeout_seconds, ..session::RunOptions::default() };
@@ -259,7 +259,11 @@ impl Run<'_> {
     }
 
     /// Output widgets have caught what the kernel does not know of yet.
-    async fn tell_widgets(&mut self, result: &RunResult, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), RunError> {
+    async fn tell_widgets(
+        &mut self,
+        result: &RunResult,
+        progress: &mut (dyn FnMut(Progress<'_>) + Send),
+    ) -> Result<(), RunError> {
         let syncs = self.widgets.syncs();
         if self.widgets.is_cut() && !std::mem::replace(&mut self.widgets_cut, true) {
             progress(Progress::Notice(
@@ -275,7 +279,7 @@ impl Run<'_> {
     }
 
     /// Takes in what a cell says: mostly the running one, but threads go on after their cell's end. Gives the changed cells.
-    fn take(&mut self, event: &SessionEvent, progress: &mut dyn FnMut(Progress<'_>)) -> BTreeSet<CellKey> {
+    fn take(&mut self, event: &SessionEvent, progress: &mut (dyn FnMut(Progress<'_>) + Send)) -> BTreeSet<CellKey> {
         match &event.body {
             EventBody::Message { msg_type, message } => {
                 progress(Progress::Output { msg_type, message });

@@ -13,6 +13,8 @@ pub struct Declared {
     pub default: String,
     /// The comment behind it.
     pub help: String,
+    /// The word before it: `let`, `const`, `var`, `export` and the like; mostly empty.
+    pub keyword: &'static str,
 }
 
 /// The assignments at the outermost level of a cell.
@@ -81,14 +83,17 @@ fn statements(syntax: Syntax, source: &str) -> Vec<(String, String)> {
 
 fn assignment(syntax: Syntax, code: &str) -> Option<Declared> {
     let mut code = code.trim_end().trim_end_matches(';').trim_end();
-    let words: &[&str] = match syntax {
-        Syntax::JavaScript => &["const ", "let ", "var "],
-        Syntax::Bash => &["export ", "declare ", "readonly "],
-        Syntax::Julia => &["const "],
+    let words: &[&'static str] = match syntax {
+        Syntax::JavaScript => &["const", "let", "var"],
+        Syntax::Bash => &["export", "declare", "readonly"],
+        Syntax::Julia => &["const"],
         _ => &[],
     };
+    let mut keyword = "";
     for word in words {
-        code = code.strip_prefix(word).unwrap_or(code).trim_start();
+        if let Some(rest) = code.strip_prefix(word).filter(|rest| rest.starts_with([' ', '\t'])) {
+            (keyword, code) = (word, rest.trim_start());
+        }
     }
     let end =
         code.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.' && syntax == Syntax::R)).unwrap_or(code.len());
@@ -114,7 +119,7 @@ fn assignment(syntax: Syntax, code: &str) -> Option<Declared> {
     }?;
     let is_comparison = value.starts_with('=');
     let default = value.trim().to_owned();
-    (!is_comparison).then(|| Declared { name: name.to_owned(), kind, default, help: String::new() })
+    (!is_comparison).then(|| Declared { name: name.to_owned(), kind, default, help: String::new(), keyword })
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ pub fn inject(notebook: &mut Notebook, language: &str, parameters: &Parameters) 
     if parameters.is_empty() {
         return Ok(());
     }
-    let source = source(language, parameters)?;
+    let source = source(notebook, language, parameters)?;
     let index = match place(notebook) {
         Place::Over(index) => return Ok(notebook.set_source(index, &source)?),
         Place::Behind(index) => index,
@@ -146,8 +146,9 @@ pub fn inject(notebook: &mut Notebook, language: &str, parameters: &Parameters) 
 ///
 /// # Errors
 /// [`ParameterError`].
-pub fn source(language: &str, parameters: &Parameters) -> Result<String, ParameterError> {
+pub fn source(notebook: &Notebook, language: &str, parameters: &Parameters) -> Result<String, ParameterError> {
     let syntax = Syntax::of(language).ok_or_else(|| ParameterError::Language { language: language.to_owned() })?;
+    let declared = declared(notebook, language).unwrap_or_default();
     let mut source = format!("{} Parameters", syntax.comment());
     for (name, value) in parameters.iter() {
         if !syntax.takes_name(name) {
@@ -159,7 +160,8 @@ pub fn source(language: &str, parameters: &Parameters) -> Result<String, Paramet
             what,
         })?;
         source.push('\n');
-        source.push_str(&syntax.assignment(name, &literal));
+        let keyword = declared.iter().find(|one| one.name == *name).map_or("", |one| one.keyword);
+        source.push_str(&syntax.assignment(name, &literal, keyword));
     }
     Ok(source)
 }
@@ -183,6 +185,18 @@ mod tests {
         Parameters(entries)
     }
 
+    fn written(language: &str, parameters: &Parameters) -> Result<String, ParameterError> {
+        source(&notebook(&[]), language, parameters)
+    }
+
+    #[test]
+    fn a_name_is_declared_again_by_the_word_that_it_has() {
+        let mut notebook = notebook(&[&["parameters"]]);
+        notebook.set_source(0, "let a = 1;\nconst b = 2;\nvar c = 3").unwrap();
+        let source = source(&notebook, "typescript", &parameters(json!({"a": 1, "b": 2, "c": 3, "d": 4}))).unwrap();
+        assert_eq!(source, "// Parameters\nlet a = 1;\nconst b = 2;\nvar c = 3;\nvar d = 4;");
+    }
+
     #[test]
     fn the_cell_goes_behind_the_defaults_or_over_an_earlier_one_or_on_top() {
         let values = parameters(json!({"x": 1}));
@@ -203,7 +217,7 @@ mod tests {
     #[test]
     fn literals() {
         let value = json!({"a": [1, 2.5, "it's \"$x\"\n", null], "b": {"k": true}});
-        let both = |language: &str| source(language, &parameters(value.clone())).unwrap();
+        let both = |language: &str| written(language, &parameters(value.clone())).unwrap();
         assert_eq!(both("python"), "# Parameters\na = [1, 2.5, \"it's \\\"$x\\\"\\n\", None]\nb = {\"k\": True}");
         assert_eq!(both("R"), "# Parameters\na = list(1, 2.5, \"it's \\\"$x\\\"\\n\", NULL)\nb = list(\"k\" = TRUE)");
         assert_eq!(both("julia"), "# Parameters\na = [1, 2.5, \"it's \\\"\\$x\\\"\\n\", nothing]\nb = Dict(\"k\" => true)");
@@ -211,14 +225,22 @@ mod tests {
             both("typescript"),
             "// Parameters\nvar a = [1, 2.5, \"it's \\\"$x\\\"\\n\", null];\nvar b = {\"k\": true};"
         );
-        assert_eq!(source("bash", &parameters(json!({"a": ["it's", 1]}))).unwrap(), "# Parameters\na=('it'\\''s' 1)");
-        assert_eq!(source("bash", &parameters(json!({"a": "a'\n\u{3}\\"}))).unwrap(), "# Parameters\na=$'a\\'\\n\\003\\\\'");
-        assert!(matches!(source("bash", &parameters(value)), Err(ParameterError::Value { .. })));
-        assert!(matches!(source("cobol", &Parameters::default()), Err(ParameterError::Language { .. })));
+        assert_eq!(written("bash", &parameters(json!({"a": ["it's", 1]}))).unwrap(), "# Parameters\na=('it'\\''s' 1)");
+        assert_eq!(
+            written("bash", &parameters(json!({"a": "a'\n\u{3}\\"}))).unwrap(),
+            "# Parameters\na=$'a\\'\\n\\003\\\\'"
+        );
+        assert!(matches!(written("bash", &parameters(value)), Err(ParameterError::Value { .. })));
+        assert!(matches!(written("cobol", &Parameters::default()), Err(ParameterError::Language { .. })));
         for name in ["", "1x", "a b", "x;y", "ä", "a.b"] {
-            assert!(matches!(source("python", &parameters(json!({name: 1}))), Err(ParameterError::Name { .. })), "{name:?}");
+            assert!(
+                matches!(written("python", &parameters(json!({name: 1}))), Err(ParameterError::Name { .. })),
+                "{name:?}"
+            );
         }
-        assert!(source("r", &parameters(json!({"a.b": 1}))).is_ok() && source("r", &parameters(json!({"_a": 1}))).is_err());
+        assert!(
+            written("r", &parameters(json!({"a.b": 1}))).is_ok() && written("r", &parameters(json!({"_a": 1}))).is_err()
+        );
     }
 
     #[test]
@@ -227,15 +249,12 @@ mod tests {
         values.set("big".to_owned(), guess("123456789012345678901234567890"));
         values.set("none".to_owned(), guess("nan"));
         values.set("least".to_owned(), guess("-inf"));
-        let written = |language| source(language, &values).unwrap().lines().skip(1).collect::<Vec<_>>().join(" ");
-        assert_eq!(written("python"), "big = 123456789012345678901234567890 none = float('nan') least = -float('inf')");
-        assert_eq!(written("r"), "big = 123456789012345678901234567890 none = NaN least = -Inf");
-        assert_eq!(
-            written("javascript"),
-            "var big = 123456789012345678901234567890n; var none = NaN; var least = -Infinity;"
-        );
+        let all = |language| written(language, &values).unwrap().lines().skip(1).collect::<Vec<_>>().join(" ");
+        assert_eq!(all("python"), "big = 123456789012345678901234567890 none = float('nan') least = -float('inf')");
+        assert_eq!(all("r"), "big = 123456789012345678901234567890 none = NaN least = -Inf");
+        assert_eq!(all("javascript"), "var big = 123456789012345678901234567890n; var none = NaN; var least = -Infinity;");
         let proto = parameters(json!({"a": {"__proto__": 1}}));
-        assert!(source("javascript", &proto).unwrap().contains("[\"__proto__\"]: 1"));
+        assert!(written("javascript", &proto).unwrap().contains("[\"__proto__\"]: 1"));
     }
 
     #[test]

@@ -39,10 +39,12 @@ impl Syntax {
         name.starts_with(first) && name.chars().all(rest)
     }
 
-    pub fn assignment(self, name: &str, literal: &str) -> String {
+    /// `keyword`: the word with which the notebook's own cell declares the name.
+    pub fn assignment(self, name: &str, literal: &str, keyword: &str) -> String {
         match self {
             Self::Python | Self::R | Self::Julia => format!("{name} = {literal}"),
-            // `var` may be said again for a name that the notebook's own cell has declared.
+            // A name may be declared again, but only with the same word.
+            Self::JavaScript if matches!(keyword, "let" | "const") => format!("{keyword} {name} = {literal};"),
             Self::JavaScript => format!("var {name} = {literal};"),
             Self::Bash => format!("{name}={literal}"),
         }
@@ -134,9 +136,10 @@ impl Syntax {
 }
 
 /// In single quotes nothing is special. Control characters are written as escapes: bash reads the cell from a terminal, where
-/// some of them are commands.
+/// some of them are commands, and its kernel cuts the cell into lines as Python sees them.
 fn bash_text(text: &str) -> String {
-    if !text.chars().any(char::is_control) {
+    let is_special = |symbol: char| symbol.is_control() || matches!(symbol, '\u{2028}' | '\u{2029}');
+    if !text.chars().any(is_special) {
         return format!("'{}'", text.replace('\'', "'\\''"));
     }
     let mut out = String::from("$'");
@@ -145,7 +148,7 @@ fn bash_text(text: &str) -> String {
             '\'' | '\\' => out.extend(['\\', symbol]),
             '\n' => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),
-            control if control.is_control() => {
+            control if is_special(control) => {
                 let mut bytes = [0; 4];
                 control.encode_utf8(&mut bytes).bytes().for_each(|byte| out.push_str(&format!("\\{byte:03o}")));
             }

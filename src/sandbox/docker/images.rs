@@ -30,6 +30,8 @@ pub struct Image {
     pub reference: String,
     /// How it stands.
     pub status: Status,
+    /// Its content's digest, as the engine names it (`sha256:...`).
+    pub id: Option<String>,
     /// Its size in bytes, where there is one.
     pub size_bytes: Option<u64>,
 }
@@ -97,9 +99,16 @@ impl Images {
                 let labels = image.config.and_then(|config| config.labels).unwrap_or_default();
                 let fresh = labels.get(LABEL_FINGERPRINT) == Some(&kernel.fingerprint());
                 let status = if fresh { Status::Ready } else { Status::Stale };
-                Ok(Image { reference, status, size_bytes: image.size.and_then(|size| u64::try_from(size).ok()) })
+                Ok(Image {
+                    reference,
+                    status,
+                    id: image.id,
+                    size_bytes: image.size.and_then(|size| u64::try_from(size).ok()),
+                })
             }
-            Err(error) if error.status == Some(404) => Ok(Image { reference, status: Status::Missing, size_bytes: None }),
+            Err(error) if error.status == Some(404) => {
+                Ok(Image { reference, status: Status::Missing, id: None, size_bytes: None })
+            }
             Err(error) => Err(error.when(format!("cannot inspect the image {reference}"))),
         }
     }

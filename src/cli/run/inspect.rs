@@ -1,0 +1,57 @@
+//! `cellkeep run --inspect`: what parameters a notebook takes, and the cell that would be put in.
+
+use serde_json::{Value, json};
+
+use super::one::{Settings, prepare};
+use super::plan::Job;
+use super::show::Board;
+use crate::cli::Exit;
+use crate::notebook::parameters::{self, Declared};
+
+pub(super) fn inspect(settings: &Settings, jobs: &[Job], board: &Board, as_json: bool) -> anyhow::Result<Exit> {
+    let mut all = Vec::new();
+    for job in jobs {
+        let prepared = prepare(settings, job, &board.show(&job.source, None))?;
+        let language = &prepared.kernel.language;
+        let declared = parameters::declared(&prepared.notebook, language).unwrap_or_default();
+        let cell = (!prepared.parameters.is_empty())
+            .then(|| parameters::source(&prepared.notebook, language, &prepared.parameters))
+            .transpose()?;
+        if as_json {
+            all.push(json!({
+                "notebook": job.source, "kernel": prepared.kernel.name, "injected": cell,
+                "parameters": declared.iter().map(declared_json).collect::<Vec<_>>(),
+            }));
+        } else {
+            tell!("{}\n{}", job.source.display(), lines(&declared, cell.as_deref()));
+        }
+    }
+    if as_json {
+        let json = if let (false, [one]) = (board.many, &all[..]) { one.clone() } else { json!({"notebooks": all}) };
+        tell!("{json}");
+    }
+    Ok(Exit::Ok)
+}
+
+fn declared_json(one: &Declared) -> Value {
+    json!({"name": one.name, "type": one.kind, "default": one.default, "help": one.help})
+}
+
+fn lines(declared: &[Declared], cell: Option<&str>) -> String {
+    let mut lines: Vec<String> = declared
+        .iter()
+        .map(|one| {
+            let kind = one.kind.as_ref().map(|kind| format!(": {kind}")).unwrap_or_default();
+            let help = if one.help.is_empty() { String::new() } else { format!("    {}", one.help) };
+            format!("  {}{kind} = {}{help}", one.name, one.default)
+        })
+        .collect();
+    if declared.is_empty() {
+        lines.push("  no parameters: no cell with assignments is tagged `parameters`".to_owned());
+    }
+    if let Some(cell) = cell {
+        lines.push("\n  this cell would be put in:".to_owned());
+        lines.extend(cell.lines().map(|line| format!("    {line}")));
+    }
+    lines.join("\n")
+}
