@@ -234,13 +234,14 @@ impl Page<'_> {
     fn input(&mut self, source: &str, prompt: &str, show: Show) {
         let open = if show == Show::Open { " open" } else { "" };
         let lines = source.trim_end().lines().count();
-        self.push(&format!("<details class=\"in\"{open}><summary>"));
+        let unit = if lines == 1 { "line" } else { "lines" };
+        let cell = self.place.cell;
+        self.push(&format!("<details class=\"in\"{open}><summary><span class=\"vh\">Code of cell {cell} </span>"));
         if self.options.prompts {
             self.push(&format!("<span class=\"p\">{prompt}</span>"));
         }
-        let unit = if lines == 1 { "line" } else { "lines" };
         self.push(&format!(
-            "<span class=\"more\">Code, {lines} {unit}</span></summary>\n<pre class=\"code\" tabindex=\"0\"><code>"
+            "<span class=\"more\">{lines} {unit} of code</span></summary>\n<pre class=\"code\" tabindex=\"0\"><code>"
         ));
         code::html(source.trim_end(), &self.language, &mut self.out);
         self.push("</code></pre></details>\n");
