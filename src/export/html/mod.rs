@@ -100,7 +100,9 @@ impl Page<'_> {
              <meta name=\"referrer\" content=\"no-referrer\">\n<meta name=\"generator\" content=\"Cellkeep\">\n<style>\n",
         );
         self.push(STYLE);
-        self.push("</style>\n</head>\n<body>\n<a class=\"vh skip\" href=\"#notebook\">Skip to the notebook</a>\n<header>\n");
+        self.push("</style>\n</head>\n");
+        self.push(if self.options.prompts { "<body>\n" } else { "<body class=\"bare\">\n" });
+        self.push("<a class=\"vh skip\" href=\"#notebook\">Skip to the notebook</a>\n<header>\n");
         if title_from == TitleFrom::Outside {
             self.push("<h1>");
             self.push_escaped(title);
@@ -124,7 +126,7 @@ impl Page<'_> {
             self.push("<button type=\"button\" id=\"code\">Hide code</button>");
         }
         self.push("<button type=\"button\" id=\"theme\">Dark</button></div>\n</header>\n");
-        self.push(if self.options.prompts { "<main id=\"notebook\">\n" } else { "<main id=\"notebook\" class=\"bare\">\n" });
+        self.push("<main id=\"notebook\">\n");
     }
 
     fn closing(&mut self) {
