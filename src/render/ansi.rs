@@ -14,7 +14,7 @@ pub enum Color {
 }
 
 /// How a span looks. In HTML: classes `ab` bold, `ad` dim, `ai` italic, `au` underlined, `as` struck out, `ah` hidden,
-/// `avf` and `avg` the page's colours exchanged, `ax` a fixed colour on the page's background, `f0` to `f15` and `g0` to `g15` for foreground and background of the theme.
+/// `avf` and `avg` the page's colours exchanged, `f0` to `f15` and `g0` to `g15` for foreground and background of the theme.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Style {
     /// Text colour.
@@ -173,17 +173,24 @@ impl Style {
             (self.strike, "as "),
             (self.hidden, "ah "),
             // The page's own colours take the places that are left empty.
-            // A fixed colour on the page's own background: pages make it brighter where they are dark.
-            (matches!(foreground, Some(Color::Rgb(..))) && background.is_none() && !self.inverse, "ax "),
             (self.inverse && foreground.is_none(), "avf "),
             (self.inverse && background.is_none(), "avg "),
         ];
         flags.iter().filter(|(on, _)| *on).for_each(|(_, class)| classes.push_str(class));
+        // On the page's own background a fixed colour must be readable in both of the page's themes.
+        let alone = background.is_none() && !self.inverse;
         for (color, class, property) in [(foreground, 'f', "color"), (background, 'g', "background")] {
             // Writing to a String cannot fail.
             let _ = match color {
                 Some(Color::Theme(index)) => write!(classes, "{class}{index} "),
-                Some(Color::Rgb(red, green, blue)) => write!(colors, "{property}:#{red:02x}{green:02x}{blue:02x};"),
+                Some(Color::Rgb(red, green, blue)) => {
+                    let rgb = [red, green, blue];
+                    let (light, dark) = (hex(darkened(rgb)), hex(lightened(rgb)));
+                    match write!(colors, "{property}:{};", hex(rgb)) {
+                        Ok(()) if alone && light != dark => write!(colors, "{property}:light-dark({light},{dark});"),
+                        done => done,
+                    }
+                }
                 None => Ok(()),
             };
         }
@@ -194,6 +201,37 @@ impl Style {
             let _ = write!(out, " style=\"{}\"", colors.trim_end_matches(';'));
         }
     }
+}
+
+/// Brightest text that is read on a light page (contrast 4.5), and darkest on a dark one, as relative luminance.
+const BRIGHTEST: f64 = 0.155;
+const DARKEST: f64 = 0.27;
+
+fn hex([red, green, blue]: [u8; 3]) -> String {
+    format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
+/// Relative luminance by the rules for contrast (WCAG).
+fn luminance(rgb: [u8; 3]) -> f64 {
+    let linear = rgb.map(|channel| {
+        let channel = f64::from(channel) / 255.0;
+        if channel <= 0.04045 { channel / 12.92 } else { ((channel + 0.055) / 1.055).powf(2.4) }
+    });
+    0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+}
+
+fn darkened(mut rgb: [u8; 3]) -> [u8; 3] {
+    while luminance(rgb) > BRIGHTEST {
+        rgb = rgb.map(|channel| channel - channel.div_ceil(16));
+    }
+    rgb
+}
+
+fn lightened(mut rgb: [u8; 3]) -> [u8; 3] {
+    while luminance(rgb) < DARKEST {
+        rgb = rgb.map(|channel| channel + (255 - channel).div_ceil(16));
+    }
+    rgb
 }
 
 fn theme(index: u16) -> Option<Color> {
@@ -252,13 +290,13 @@ mod tests {
     #[test]
     fn colours_of_every_depth() {
         assert_eq!(page("E[31mredE[0m E[1;92mok"), "<span class=\"f1\">red</span> <span class=\"ab f10\">ok</span>");
-        assert_eq!(page("E[38;5;208mx"), "<span class=\"ax\" style=\"color:#ff8700\">x</span>");
+        assert_eq!(page("E[38;5;208mx"), "<span style=\"color:#ff8700;color:light-dark(#a05400,#ff8700)\">x</span>");
         assert_eq!(page("E[48;2;10;20;30mx"), "<span style=\"background:#0a141e\">x</span>");
         assert_eq!(
             page("E[38:2::1:2:3mxE[38:5:3my"),
-            "<span class=\"ax\" style=\"color:#010203\">x</span><span class=\"f3\">y</span>"
+            "<span style=\"color:#010203;color:light-dark(#010203,#8e8e8f)\">x</span><span class=\"f3\">y</span>"
         );
-        assert_eq!(page("E[38;5;244mx"), "<span class=\"ax\" style=\"color:#808080\">x</span>");
+        assert_eq!(page("E[38;5;244mx"), "<span style=\"color:#808080;color:light-dark(#696969,#909090)\">x</span>");
         assert_eq!(page("E[4muE[24m E[9msE[29m"), "<span class=\"au\">u</span> <span class=\"as\">s</span>");
     }
 
@@ -275,6 +313,19 @@ mod tests {
         assert_eq!(page("E]8;;https://a.bE\\tE]8;;E\\"), link);
         assert_eq!(page("E]8;;javascript:alert(1)\u{7}tE]8;;\u{7}"), "t");
         assert!(!page("E]8;;https://a\"onmouseover=x\u{7}tE]8;;\u{7}").contains("\"onmouseover"));
+    }
+
+    #[test]
+    fn fixed_colours_are_readable_on_both_pages() {
+        for red in (0..=255).step_by(51) {
+            for green in (0..=255).step_by(51) {
+                for blue in (0..=255).step_by(51) {
+                    let rgb = [red, green, blue];
+                    assert!(luminance(darkened(rgb)) <= BRIGHTEST && luminance(lightened(rgb)) >= DARKEST);
+                }
+            }
+        }
+        assert_eq!(darkened([0, 0, 128]), [0, 0, 128]);
     }
 
     proptest! {

@@ -147,7 +147,7 @@ pub fn clean(html: &str) -> String {
 fn is_too_deep(html: &str) -> bool {
     let (mut depth, mut deepest) = (0_usize, 0_usize);
     let bytes = html.as_bytes();
-    for at in memchr_tags(bytes) {
+    for at in bytes.iter().enumerate().filter(|(_, byte)| **byte == b'<').map(|(at, _)| at) {
         match bytes.get(at + 1) {
             Some(b'/') => depth = depth.saturating_sub(1),
             Some(byte) if byte.is_ascii_alphabetic() && !is_void(&html[at + 1..]) => depth += 1,
@@ -156,10 +156,6 @@ fn is_too_deep(html: &str) -> bool {
         deepest = deepest.max(depth);
     }
     deepest > MAX_DEPTH
-}
-
-fn memchr_tags(bytes: &[u8]) -> impl Iterator<Item = usize> {
-    bytes.iter().enumerate().filter(|(_, byte)| **byte == b'<').map(|(at, _)| at)
 }
 
 fn is_void(tag: &str) -> bool {
@@ -171,41 +167,50 @@ fn is_void(tag: &str) -> bool {
 
 /// Whether HTML would lose something in [`clean`] that a frame can show: scripts, styles, drawings, forms.
 pub fn needs_frame(html: &str) -> bool {
-    let bytes = html.as_bytes();
-    memchr_tags(bytes).any(|at| {
-        let tag = &html[at + 1..];
-        let end = tag.bytes().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(tag.len());
-        let name = tag[..end].to_ascii_lowercase();
-        match name.as_str() {
-            "" => false,
-            // pandas brings one with each table; the page styles tables itself.
-            "style" => !tag[end..].trim_start().starts_with("scoped"),
-            _ => FRAMED.contains(&name.as_str()) || has_handler(&tag[end..]),
-        }
+    tags(html).any(|(name, rest)| match name.as_str() {
+        // pandas brings one with each table; the page styles tables itself.
+        "style" => !rest.trim_start().starts_with("scoped"),
+        _ => FRAMED.contains(&name.as_str()) || has_handler(rest),
     })
 }
 
 /// Whether HTML holds anything that runs.
 pub fn has_script(html: &str) -> bool {
-    let bytes = html.as_bytes();
-    memchr_tags(bytes).any(|at| {
-        let tag = &html[at + 1..];
-        let end = tag.bytes().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(tag.len());
-        let is = |name: &str| tag[..end].eq_ignore_ascii_case(name);
-        is("script") || is("iframe") || end > 0 && has_handler(&tag[end..])
+    tags(html).any(|(name, rest)| matches!(name.as_str(), "script" | "iframe") || has_handler(rest))
+}
+
+/// The tags that open something: their names in lower case, and what stands behind the name. Each byte belongs to one
+/// tag at most, so that this is linear in whatever comes.
+fn tags(html: &str) -> impl Iterator<Item = (String, &str)> {
+    let mut rest = html;
+    std::iter::from_fn(move || {
+        loop {
+            rest = &rest[rest.find('<')? + 1..];
+            let name = rest.bytes().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(rest.len());
+            if name > 0 {
+                let end = rest.find('>').unwrap_or(rest.len());
+                let tag = (rest[..name.min(20)].to_ascii_lowercase(), &rest[name..end.max(name)]);
+                rest = &rest[end.max(name)..];
+                return Some(tag);
+            }
+        }
     })
 }
 
 /// Whether a tag has an attribute such as `onclick=`, or a link that is a script.
 fn has_handler(tag: &str) -> bool {
-    let tag = &tag[..tag.find('>').unwrap_or(tag.len())];
     let lower = tag.to_ascii_lowercase();
     lower.contains("javascript:")
         || lower.match_indices("on").any(|(at, _)| {
             let begins = lower[..at].ends_with(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '/'));
-            let name = lower[at + 2..].trim_start_matches(|c: char| c.is_ascii_alphabetic());
-            begins && name.len() < lower.len() - at - 2 && name.trim_start().starts_with('=')
+            begins && is_assigned(&lower[at + 2..])
         })
+}
+
+/// Whether letters and an equals sign stand here. The longest event has a name of 25 letters.
+fn is_assigned(text: &str) -> bool {
+    let letters = text.bytes().take(30).take_while(u8::is_ascii_alphabetic).count();
+    letters > 0 && text[letters..].trim_start().starts_with('=')
 }
 
 #[cfg(test)]
@@ -266,6 +271,11 @@ mod tests {
         let begun = std::time::Instant::now();
         for tag in ["<div>", "<b>", "<blockquote>", "<table>", "<td>", "<p>", "<li>", "<a>"] {
             clean(&tag.repeat(20_000));
+        }
+        for piece in ["<a ", "on", "<a on", "<", "<a onx", "<script>", "<a o'\"> "] {
+            let html = format!("<a {}", piece.repeat(200_000));
+            needs_frame(&html);
+            has_script(&html);
         }
         assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
     }

@@ -177,6 +177,69 @@ async fn plots_are_drawn_under_the_strictest_policy() {
     assert_eq!(browser.finish().await, (Vec::new(), Vec::new()));
 }
 
+/// What a notebook says in every place that a text can be in, as a browser reads it: no script of it reaches the page.
+#[tokio::test]
+async fn no_script_of_a_notebook_reaches_the_page() {
+    let folder = scratch("export-attacks");
+    let Some(program) = Browser::program() else { return skip("there is no chromium") };
+    let act = "try{window.pwned=1;parent.pwned=1;top.pwned=1}catch(e){}";
+    let attacks = [
+        format!("<script>{act}</script>"),
+        format!("\"></title></style></pre></script><script>{act}</script><img src=x onerror=\"{act}\">"),
+        format!("<img src=x onerror=\"{act}\"><svg onload=\"{act}\"></svg><details open ontoggle=\"{act}\">"),
+        format!("<math><mtext><table><mglyph><style><!--</style><img title=\"--&gt;&lt;img src=1 onerror={act}&gt;\">"),
+        format!("<a href=\"javascript:{act}\" class=\"click\">x</a> [x](javascript:{act})"),
+        format!("\u{1b}]8;;javascript:{act}\u{7}x\u{1b}]8;;\u{7} $\\href{{javascript:{act}}}{{x}}$"),
+        format!(
+            "<iframe srcdoc=\"<script>{act}</script>\"></iframe><form><input name=body><button formaction=\"javascript:{act}\">"
+        ),
+    ];
+    let mimes = [
+        "text/html",
+        "text/markdown",
+        "text/latex",
+        "text/plain",
+        "image/svg+xml",
+        "image/png",
+        "application/json",
+        "application/javascript",
+        "text/csv",
+        "application/pdf",
+        "application/vnd.plotly.v1+json",
+        "audio/wav",
+        "x/y",
+    ];
+    let mut cells = Vec::new();
+    for (index, attack) in attacks.iter().enumerate() {
+        let mut outputs: Vec<Value> = mimes
+            .iter()
+            .map(|mime| json!({"output_type": "display_data", "data": {*mime: attack}, "metadata": {"alt": attack, "width": attack}}))
+            .collect();
+        outputs.push(json!({"output_type": "display_data", "data": {attack.clone(): attack, (format!("image/{attack}")): attack}, "metadata": {}}));
+        outputs.push(json!({"output_type": "stream", "name": attack, "text": attack}));
+        outputs.push(json!({"output_type": "error", "ename": attack, "evalue": attack, "traceback": [attack]}));
+        cells.push(code(&format!("c{index}"), attack, &Value::from(outputs)));
+        cells.push(json!({"cell_type": "markdown", "id": format!("m{index}"), "metadata": {"tags": [attack]},
+            "source": format!("# {attack}\n\n{attack}\n\n```{attack}\n{attack}\n```\n\n![{attack}](attachment:a)"),
+            "attachments": {"a": {"image/svg+xml": attack}}}));
+    }
+    let path = notebook(&folder, "a.ipynb", &Value::from(cells));
+    let done = export(&["--title", &attacks[1]], &path);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let mut browser = Browser::start(&program, &folder.join("profile")).await;
+    browser.open(&format!("file://{}", folder.join("a.html").display())).await;
+    let frames = "JSON.stringify([...document.querySelectorAll('iframe.frame')].map(f => f.offsetHeight))";
+    let show = "document.querySelectorAll('details').forEach(d => d.open = true); document.querySelectorAll('.frame').forEach(f => f.scrollIntoView()); \
+        document.querySelectorAll('main a').forEach(a => { if (!/^https?:/.test(a.href) && !a.download) a.click() })";
+    browser.until(show, frames, |heights| heights.as_array().unwrap().len() >= attacks.len()).await;
+    assert_eq!(browser.evaluate("window.pwned === undefined").await, true);
+    let scripts = "[...document.scripts].filter(s => !s.type).length";
+    assert_eq!(browser.evaluate(scripts).await, 1, "the page has one script that runs, its own");
+    assert_eq!(browser.evaluate("document.title.includes('<script>')").await, true);
+    let (_, requests) = browser.finish().await;
+    assert_eq!(requests, [""; 0]);
+}
+
 /// Whether the build has the libraries, as it tells by the page: `make test` sees to it.
 fn cellkeep_has_libraries(page: &Path) -> bool {
     let has = std::fs::read_to_string(page).unwrap().contains("id=\"lib-vega\"");

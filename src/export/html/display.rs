@@ -63,7 +63,7 @@ impl Page<'_> {
         if self.options.prompts
             && let Some(count) = output.get("execution_count").and_then(Value::as_u64)
         {
-            self.push(&format!("<p class=\"p\" aria-label=\"Result {count}\">[{count}]:</p>\n"));
+            self.push(&format!("<p class=\"p\"><span class=\"vh\">Result </span>[{count}]:</p>\n"));
         }
         let none = Map::new();
         let metadata = output.get("metadata").and_then(Value::as_object).unwrap_or(&none);

@@ -100,7 +100,9 @@ impl Page<'_> {
              <meta name=\"referrer\" content=\"no-referrer\">\n<meta name=\"generator\" content=\"Cellkeep\">\n<style>\n",
         );
         self.push(STYLE);
-        self.push("</style>\n</head>\n<body>\n<a class=\"vh skip\" href=\"#notebook\">Skip to the notebook</a>\n<header>\n");
+        self.push("</style>\n</head>\n");
+        self.push(if self.options.prompts { "<body>\n" } else { "<body class=\"bare\">\n" });
+        self.push("<a class=\"vh skip\" href=\"#notebook\">Skip to the notebook</a>\n<header>\n");
         if title_from == TitleFrom::Outside {
             self.push("<h1>");
             self.push_escaped(title);
@@ -124,7 +126,7 @@ impl Page<'_> {
             self.push("<button type=\"button\" id=\"code\">Hide code</button>");
         }
         self.push("<button type=\"button\" id=\"theme\">Dark</button></div>\n</header>\n");
-        self.push(if self.options.prompts { "<main id=\"notebook\">\n" } else { "<main id=\"notebook\" class=\"bare\">\n" });
+        self.push("<main id=\"notebook\">\n");
     }
 
     fn closing(&mut self) {
@@ -234,13 +236,14 @@ impl Page<'_> {
     fn input(&mut self, source: &str, prompt: &str, show: Show) {
         let open = if show == Show::Open { " open" } else { "" };
         let lines = source.trim_end().lines().count();
-        self.push(&format!("<details class=\"in\"{open}><summary>"));
+        let unit = if lines == 1 { "line" } else { "lines" };
+        let cell = self.place.cell;
+        self.push(&format!("<details class=\"in\"{open}><summary><span class=\"vh\">Code of cell {cell} </span>"));
         if self.options.prompts {
             self.push(&format!("<span class=\"p\">{prompt}</span>"));
         }
-        let unit = if lines == 1 { "line" } else { "lines" };
         self.push(&format!(
-            "<span class=\"more\">Code, {lines} {unit}</span></summary>\n<pre class=\"code\" tabindex=\"0\"><code>"
+            "<span class=\"more\">{lines} {unit} of code</span></summary>\n<pre class=\"code\" tabindex=\"0\"><code>"
         ));
         code::html(source.trim_end(), &self.language, &mut self.out);
         self.push("</code></pre></details>\n");
