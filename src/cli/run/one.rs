@@ -114,7 +114,10 @@ pub(in crate::cli) fn prepare(settings: &Settings, job: &Job, show: &Show) -> an
         show.notice("warning: no cell is tagged `parameters`, so they are put before the first one");
     }
     parameters::inject(&mut notebook, &kernel.language, &parameters)?;
-    remove_markers(&mut notebook);
+    // nbclient leaves them, and a comparison goes by the cells' places.
+    if settings.style != StreamStyle::Nbclient && !settings.nbval {
+        remove_markers(&mut notebook);
+    }
     if settings.nbval {
         take_over_tags(&mut notebook)?;
     }
