@@ -72,8 +72,9 @@ pub(super) struct LookArgs {
     script_style: StyleName,
 }
 
+/// What is made of a notebook.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Target {
+pub(super) enum Target {
     /// One page, with everything in it
     Html,
     /// Markdown, with pictures as files beside it
@@ -170,9 +171,39 @@ async fn export_one(args: &ExportArgs, path: &Path, to_stdout: bool) -> anyhow::
         if !from_stdin && is_same(&out, path) {
             bail!("{} is the notebook itself; name another place with -o", out.display());
         }
-        write(&out, document)?;
+        let files = write(&out, document)?;
+        say!(
+            "wrote {}{}",
+            out.display(),
+            match files.len() {
+                0 => String::new(),
+                1 => " and 1 file beside it".to_owned(),
+                files => format!(" and {files} files beside it"),
+            }
+        );
     }
     Ok(())
+}
+
+/// Writes documents of a notebook beside it, with its name. Gives all files that were written.
+pub(super) async fn write_beside(
+    notebook: &Notebook,
+    path: &Path,
+    targets: &[Target],
+    look: &LookArgs,
+) -> anyhow::Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for target in targets {
+        let document = make(notebook, *target, look.options(name(path))).await?;
+        let out = path.with_extension(document.extension);
+        if out == path {
+            bail!("the notebook itself is written there already; --to ipynb is for `cellkeep export`");
+        }
+        let files = write(&out, document)?;
+        written.push(out);
+        written.extend(files);
+    }
+    Ok(written)
 }
 
 fn is_same(out: &Path, notebook: &Path) -> bool {
@@ -200,15 +231,18 @@ async fn make(notebook: &Notebook, target: Target, options: ExportOptions) -> an
     })
 }
 
-fn write(out: &Path, document: Document) -> anyhow::Result<()> {
+/// Writes a document and the files beside it; gives those.
+fn write(out: &Path, document: Document) -> anyhow::Result<Vec<PathBuf>> {
     let folder = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut files = Vec::new();
     for (name, bytes) in &document.files {
         let path = folder.join(name);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
         }
         write_whole(&path, bytes)?;
+        files.push(path);
     }
     // A device or a pipe cannot be replaced by a file, only written to.
     if out.exists() && !out.is_file() && !out.is_dir() {
@@ -216,16 +250,7 @@ fn write(out: &Path, document: Document) -> anyhow::Result<()> {
     } else {
         write_whole(out, &document.bytes)?;
     }
-    say!(
-        "wrote {}{}",
-        out.display(),
-        match document.files.len() {
-            0 => String::new(),
-            1 => " and 1 file beside it".to_owned(),
-            files => format!(" and {files} files beside it"),
-        }
-    );
-    Ok(())
+    Ok(files)
 }
 
 impl LookArgs {

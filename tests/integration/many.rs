@@ -183,3 +183,25 @@ fn stored_outputs_are_compared_with_fresh_ones() {
     assert_eq!(after["metadata"], before["metadata"]);
     assert_eq!(differing(&[]).0, [6], "only what raises is left");
 }
+
+#[test]
+fn documents_are_written_beside_the_executed_notebook() {
+    let folder = scratch("run-to");
+    let out = folder.join("done.ipynb");
+    let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("notebooks/quickstart.ipynb");
+    let run = Cli::new(&["run"])
+        .path(&quickstart)
+        .args(&["--sandbox", "process", "--to", "html,markdown,script", "-o"])
+        .path(&out);
+    let ran = run.run();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for (name, part) in [("done.html", "<img"), ("done.md", "]("), ("done.py", "import")] {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        assert!(text.contains(part), "{name}: {text}");
+        assert!(ran.stderr.contains(name), "it is told: {}", ran.stderr);
+    }
+    assert!(folder.join("done_files").is_dir(), "markdown's pictures");
+    let refused =
+        Cli::new(&["run"]).path(&quickstart).args(&["--sandbox", "process", "--to", "ipynb", "-o"]).path(&out).run();
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+}

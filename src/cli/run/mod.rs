@@ -23,11 +23,14 @@ pub(super) use self::one::{Mark, Settings, read_notebook, run_one, save};
 pub(super) use self::plan::{Job, notebooks};
 pub(super) use self::report::{Outcome, json_of, junit, table, worst};
 pub(super) use self::show::{Board, ProgressKind};
+use super::export::{LookArgs, Target, write_beside};
 use super::options::{SandboxArgs, parse_seconds, write_whole};
+use super::print::explain;
 use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::ids;
+use crate::notebook::Notebook;
 use crate::notebook::parameters::Parameters;
 use crate::output::StreamStyle;
 
@@ -40,6 +43,7 @@ Examples:
   cellkeep run - < in.ipynb > out.ipynb
   cellkeep run report.ipynb -p year 2026 -r region 07 -f params.yaml -o 'out/{region}-{year}.ipynb'
   cellkeep run report.ipynb --inspect                  what parameters it takes, without running it
+  cellkeep run report.ipynb --to html,pdf --no-input   also report.out.html and report.out.pdf
   cellkeep run notebooks/ -j 4 --output-dir done --junit results.xml
   cellkeep run big.ipynb --memory 4g --cpus 2 --timeout 600 --file data.csv
   cellkeep run paper.out.ipynb --frozen                only with the same image and packages as before
@@ -102,6 +106,11 @@ pub(super) struct RunArgs {
     /// Do not record the run in the notebook (metadata.cellkeep)
     #[arg(long, help_heading = "Reproducibility")]
     no_record: bool,
+    /// Write documents of the executed notebook beside it: html, markdown, script, pdf
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FORMAT,...")]
+    to: Vec<Target>,
+    #[command(flatten)]
+    look: LookArgs,
     /// Write images, documents and plot specifications into this folder; of several notebooks, into a folder for each
     #[arg(long, value_name = "DIR")]
     artifacts: Option<PathBuf>,
@@ -163,7 +172,8 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
     let board = Board::new(args.progress, args.verbose, many);
     let parameters = args.given.read().map_err(Failure::usage)?;
     let jobs = plan(&args, &parameters, many).map_err(Failure::usage)?;
-    let RunArgs { reports, jobs: at_once, fail_fast, inspect, .. } = args;
+    let RunArgs { reports, jobs: at_once, fail_fast, inspect, to, look, .. } = args;
+    let documents = Arc::new((to, look));
     let settings = Settings {
         paths,
         sandbox: args.sandbox,
@@ -193,7 +203,16 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
         let (following, board) = (following.clone(), board.clone());
         move |job: Job| {
             let (settings, following, board) = (settings.clone(), following.clone(), board.clone());
-            async move { run_one(&settings, &job, &following, &board).await.0 }
+            let documents = documents.clone();
+            async move {
+                let (mut outcome, notebook) = run_one(&settings, &job, &following, &board).await;
+                if let Some(notebook) = notebook
+                    && let Err(error) = write_documents(&documents, &job, &notebook, &mut outcome).await
+                {
+                    (outcome.exit, outcome.failure) = (Exit::Usage, Some(explain(&error)));
+                }
+                outcome
+            }
         }
     };
     let outcomes = all(jobs, at_once, fail_fast, &following, &board, work).await?;
@@ -211,6 +230,19 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
         all => table(all, begun.elapsed()),
     }
     Ok(worst(&outcomes))
+}
+
+/// Makes the documents that are asked for of an executed notebook.
+async fn write_documents(
+    (to, look): &(Vec<Target>, LookArgs),
+    job: &Job,
+    notebook: &Notebook,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    // What goes to standard output has its documents here, by the notebook's name.
+    let target = job.target.as_deref().filter(|target| *target != Path::new("-")).unwrap_or(Path::new("notebook.ipynb"));
+    outcome.files.extend(write_beside(notebook, target, to, look).await?);
+    Ok(())
 }
 
 /// What is to be run, and where each goes.
