@@ -1,18 +1,21 @@
 //! Takes connections in: so many at once, and none that says nothing for long. axum's own loop bounds neither, so that a client
 //! that opens connections and leaves them open could take all descriptors of the process.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 /// Connections that are open at once, where the process may have as many descriptors.
 const MOST: usize = 10_000;
@@ -35,6 +38,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
     let room = Arc::new(Semaphore::new(most()));
     let (stopping, stopped) = watch::channel(false);
     let mut open = JoinSet::new();
+    let mut silent = Silent::default();
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -50,20 +54,45 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
                 continue;
             }
         };
-        let Ok(permit) = room.clone().try_acquire_owned() else {
+        let Some(permit) = silent.make_room(&room).await else {
             let _ = stream.try_write(FULL);
             continue;
         };
-        let (router, stopped) = (router.clone(), stopped.clone());
-        open.spawn(async move {
+        let spoke = Arc::new(AtomicBool::new(false));
+        let one = one(stream, router.clone(), spoke.clone(), stopped.clone());
+        let task = open.spawn(async move {
             let _permit = permit;
-            one(stream, router, stopped).await;
+            one.await;
         });
+        silent.0.push_back((task, spoke));
     }
     drop(listener);
     stopping.send_replace(true);
     let drained = async { while open.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(DRAIN, drained).await;
+}
+
+/// Connections in the order of their coming, and whether a request has come on each.
+#[derive(Default)]
+struct Silent(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
+
+impl Silent {
+    /// Room for another connection. If there is none, the one that has said nothing for the longest time gives way.
+    async fn make_room(&mut self, room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        if self.0.len() > 2 * MOST {
+            self.0.retain(|(task, spoke)| !task.is_finished() && !spoke.load(Ordering::Relaxed));
+        }
+        if let Ok(permit) = room.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        while let Some((task, spoke)) = self.0.pop_front() {
+            if !spoke.load(Ordering::Relaxed) && !task.is_finished() {
+                task.abort();
+                return room.clone().acquire_owned().await.ok();
+            }
+        }
+        None
+    }
 }
 
 /// As many as the process can hold, after raising its limit as far as it may.
@@ -79,14 +108,18 @@ fn most() -> usize {
     has.saturating_sub(RESERVED).clamp(has / 2, MOST)
 }
 
-async fn one(stream: TcpStream, router: Router, mut stopped: watch::Receiver<bool>) {
+async fn one(stream: TcpStream, router: Router, spoke: Arc<AtomicBool>, mut stopped: watch::Receiver<bool>) {
     // Small answers must not wait for the other side's delayed acknowledgements, which costs 40 ms each.
     if stream.set_nodelay(true).is_err() {
         return;
     }
     let mut protocol = http1::Builder::new();
     protocol.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER);
-    let service = TowerToHyperService::new(router);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        spoke.store(true, Ordering::Relaxed);
+        router.call(request)
+    });
     let connection = protocol.serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::pin!(connection);
     // What it gives must not live on over the next wait.

@@ -821,3 +821,22 @@ async fn connections_that_say_nothing_take_no_others_place() {
     tokio::time::timeout(PATIENCE, again).await.expect("their places are free again");
     server.end().await;
 }
+
+#[tokio::test]
+async fn a_full_house_makes_room_for_who_speaks() {
+    // As few descriptors as make a house of a few hundred.
+    let mut server = start("house").await;
+    server.stop().await;
+    server.descriptors = Some(1400);
+    server.start_again().await;
+    let client = server.client();
+    let mut silent = Vec::new();
+    for _ in 0..900 {
+        silent.push(TcpStream::connect(client.address()).await.unwrap());
+    }
+    let held = client.create(json!({"kernel": "bash"})).await;
+    assert_eq!(held.ok("echo there is room").await, "there is room\n");
+    let first = silent[0].read(&mut [0; 1]).await;
+    assert!(matches!(first, Ok(0) | Err(_)), "the one that was silent for the longest time has gone");
+    server.end().await;
+}

@@ -37,6 +37,8 @@ pub struct Server {
     arguments: Vec<String>,
     /// Variables that it is given; by `CELLKEEP_LOG` it logs warnings, unless it is told otherwise.
     pub env: Vec<(&'static str, String)>,
+    /// How many descriptors it may have, if not as many as we.
+    pub descriptors: Option<u64>,
     child: Option<Child>,
     address: watch::Sender<SocketAddr>,
 }
@@ -51,13 +53,21 @@ impl Server {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let (address, _) = watch::channel(SocketAddr::from(([127, 0, 0, 1], 0)));
         let env = vec![("CELLKEEP_LOG", "warn".to_owned())];
-        let mut server = Self { data, kind: place.kind, arguments, env, child: None, address };
+        let mut server = Self { data, kind: place.kind, arguments, env, descriptors: None, child: None, address };
         server.start_again().await;
         server
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cellkeep"));
+        let program = env!("CARGO_BIN_EXE_cellkeep");
+        let mut command = match self.descriptors {
+            Some(count) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {count} && exec \"$0\" \"$@\""), program]);
+                shell
+            }
+            None => Command::new(program),
+        };
         command.args(["serve", "--listen", "127.0.0.1:0", "--sandbox", &self.kind.to_string(), "--data"]);
         command.arg(&self.data).args(&self.arguments).env("CELLKEEP_TOKEN", TOKEN).envs(self.env.iter().cloned());
         command
