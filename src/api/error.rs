@@ -163,6 +163,8 @@ impl From<KeeperError> for Problem {
                 _ => unavailable("no_sandbox"),
             },
             KeeperError::Parameter(_) => Self::unprocessable("bad_parameters", detail).field("parameters"),
+            KeeperError::Changed { .. } => Self::new(StatusCode::CONFLICT, "not_as_recorded", detail),
+            KeeperError::Unprepared(_) => unavailable("kernel_unprepared"),
             KeeperError::Artifacts(error) => error.into(),
             KeeperError::Sandbox(_) => unavailable("no_sandbox"),
             KeeperError::Store(error) => error.into(),

@@ -18,7 +18,7 @@ use super::sessions::check_timeout;
 use super::{Api, Body, Caller, InPath, Query, User, body_problem};
 use crate::export::{self, ExportOptions, Format, ScriptStyle, Theme};
 use crate::ids::{Seq, SessionId};
-use crate::manager::NotebookRun;
+use crate::manager::{NotebookRun, failure_of};
 use crate::notebook::Notebook;
 use crate::session::{Cell, CellPhase, RunStatus};
 use crate::wire::json as wire_json;
@@ -180,6 +180,7 @@ pub(super) async fn run(
         from: run.from,
         allow_errors: run.allow_errors,
         timeout_seconds,
+        ..NotebookRun::default()
     };
     let before = api.keeper.row(&id, caller.sees()).await?.last_seq;
     let cells = api.keeper.run_notebook((&id, caller.sees()), run).await?;
@@ -230,14 +231,6 @@ impl Outcome {
         Ok(Self { cells, is_over })
     }
 
-    /// The cell that ended them, if one did.
-    fn failure(&self) -> Option<&Cell> {
-        self.cells.iter().find(|cell| {
-            let status = cell.run.status();
-            status.is_some_and(|status| status != RunStatus::Ok && !(status == RunStatus::Error && cell.options.allow_error))
-        })
-    }
-
     pub fn json(&self) -> Value {
         let mut told = json!({
             "state": if self.is_over { "finished" } else { "running" },
@@ -245,7 +238,7 @@ impl Outcome {
             "cells_total": self.cells.len(),
             "cells_done": self.cells.iter().filter(|cell| cell.run.phase == CellPhase::Finished).count(),
         });
-        let failure = self.failure();
+        let failure = failure_of(&self.cells);
         if self.is_over || failure.is_some() {
             let status = failure.and_then(|cell| cell.run.status()).unwrap_or(RunStatus::Ok);
             told["status"] = status.name().into();

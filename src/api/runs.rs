@@ -27,6 +27,8 @@ struct Job {
     notebook: Option<Box<RawValue>>,
     parameters: Option<Box<RawValue>>,
     allow_errors: bool,
+    seed: Option<u32>,
+    frozen: bool,
     kernel: Option<String>,
     name: Option<String>,
     env: HashMap<String, String>,
@@ -104,6 +106,8 @@ pub(super) async fn create(
         from: None,
         allow_errors: job.allow_errors,
         timeout_seconds: check_timeout(job.timeout_seconds.or(job.timeout))?,
+        seed: job.seed,
+        frozen: job.frozen,
     };
     let session = Create {
         kernel: Some(kernel.name.clone()),

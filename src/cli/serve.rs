@@ -41,7 +41,7 @@ pub(super) struct ServeArgs {
     /// Seconds for which an ended session can still be read [default: 86400]
     #[arg(long, value_name = "SECS", env = "CELLKEEP_KEEP_ENDED")]
     keep_ended: Option<u64>,
-    /// Seconds after a cell's end, after which the events of its growing text are merged [default: 60]
+    /// Seconds after a cell's end, after which the events of its growing text are merged [default: 3600]
     #[arg(long, value_name = "SECS", env = "CELLKEEP_COMPACT_AFTER")]
     compact_after: Option<u64>,
     /// Megabytes that all sessions' outputs may take; over it, those that ended first are forgotten [default: 20480]

@@ -43,7 +43,7 @@ impl Default for KeeperSettings {
             max_starting: cpus.max(2),
             idle_timeout_seconds: 3600,
             keep_ended_seconds: 24 * 3600,
-            compact_after_seconds: 60,
+            compact_after_seconds: 3600,
             max_data_mb: 20 << 10,
             pool: Vec::new(),
         }
@@ -90,6 +90,8 @@ pub struct KeptSpec {
 pub struct KeptRun {
     /// The ids of the cells that are run, in order.
     pub cells: Vec<String>,
+    /// What is known of the run before its first cell, for the notebook's metadata: JSON text.
+    pub record: String,
 }
 
 /// Why a kept session cannot be had or made.
@@ -136,6 +138,15 @@ pub enum KeeperError {
     /// A parameter cannot be given to a notebook.
     #[error(transparent)]
     Parameter(#[from] ParameterError),
+    /// A notebook is to be run with what it was run with before, and that is not what there is.
+    #[error("this is not what the notebook was run with before: {}", differences.join("; "))]
+    Changed {
+        /// How it differs, in words.
+        differences: Vec<String>,
+    },
+    /// The kernel could not be asked or told what a run needs before its first cell.
+    #[error("the kernel cannot be prepared: {0}")]
+    Unprepared(String),
     /// An artifact cannot be read.
     #[error("an artifact cannot be read: {0}")]
     Artifacts(#[source] std::io::Error),

@@ -10,6 +10,7 @@ mod kept;
 mod notebooks;
 mod outputs;
 mod pool;
+pub mod record;
 mod recovery;
 
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub use files::{FileEntry, FileError, MAX_FILE};
 pub use journal::Follower;
 pub use keeper::Keeper;
 pub use kept::{KeeperError, KeeperSettings, KeptRun, KeptSpec, NewSession};
-pub use notebooks::NotebookRun;
+pub use notebooks::{NotebookRun, failure_of};
 pub use outputs::{inline_artifacts, outputs_of, read_body};
 
 /// How long after its manager's end a sandbox of a one-shot run ends itself.

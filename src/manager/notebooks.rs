@@ -4,18 +4,22 @@
 //! not know) is kept beside them as it came, and is in the file that is given out.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Keeper;
 use super::keeper::spec_of;
 use super::kept::{KeeperError, KeptRun, KeptSpec, NewSession};
 use super::outputs::{inline_artifacts, outputs_of};
+use super::record::{self, Surroundings};
 use crate::ids::{self, SessionId};
 use crate::kernels;
 use crate::notebook::parameters::{self, Literal, Parameters};
 use crate::notebook::{self, Notebook};
-use crate::session::{Cell, CellEdit, CellType, NewCell, RunOptions};
+use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, RunStatus};
+use crate::store::SessionRow;
+use crate::wire::content::iso8601;
 
 /// How a notebook is to be run on its session.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +32,10 @@ pub struct NotebookRun {
     pub allow_errors: bool,
     /// Seconds that each cell may take.
     pub timeout_seconds: Option<f64>,
+    /// Seeds random numbers before the first cell. Of jobs only, as the next.
+    pub seed: Option<u32>,
+    /// Whether it is run only with what its record says it was run with before.
+    pub frozen: bool,
 }
 
 type Of<'a> = (&'a SessionId, Option<&'a str>);
@@ -71,6 +79,9 @@ impl Keeper {
         notebook.rearrange(cells.iter().map(as_file_cell).collect());
         for (index, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.cell_type == CellType::Code) {
             self.put_outputs(id, &mut notebook, index, cell).await?;
+        }
+        if let Some(run) = spec_of(&row).run {
+            write_record(&mut notebook, &row, &run, &cells);
         }
         Ok(notebook)
     }
@@ -144,6 +155,10 @@ impl Keeper {
         notebook: &Notebook,
         run: NotebookRun,
     ) -> Result<SessionId, KeeperError> {
+        let mut new = new;
+        if let Some(seed) = run.seed {
+            new.env.extend(record::seed_env(kernels::find(&new.kernel)?, seed));
+        }
         let id = self.create(principal, new).await?;
         match self.queue_run((&id, Some(principal)), notebook, run).await {
             Ok(()) => Ok(id),
@@ -155,13 +170,54 @@ impl Keeper {
     }
 
     async fn queue_run(&self, of: Of<'_>, notebook: &Notebook, run: NotebookRun) -> Result<(), KeeperError> {
+        let record = self.prepare_run(of, notebook, &run).await?.to_string();
         self.import_notebook(of, notebook).await?;
         let cells = self.run_notebook(of, run).await?;
         // Only now: a session with a run ends as soon as nothing waits in it.
         let mut row = self.row(of.0, of.1).await?;
-        let spec = KeptSpec { run: Some(KeptRun { cells }), ..spec_of(&row) };
+        let spec = KeptSpec { run: Some(KeptRun { cells, record }), ..spec_of(&row) };
         row.spec = serde_json::to_string(&spec).unwrap_or(row.spec);
         self.set_facts(&row).await
+    }
+
+    /// Does what comes before the first cell, and notes what the notebook is run with.
+    async fn prepare_run(&self, of: Of<'_>, notebook: &Notebook, run: &NotebookRun) -> Result<Value, KeeperError> {
+        let row = self.row(of.0, of.1).await?;
+        let kernel = kernels::find(&row.kernel)?;
+        let handle = self.handle_for_work(of.0, of.1)?;
+        let kind = self.kept(of.0, of.1)?.sandbox.map(|(_, record)| record.kind);
+        let kind = kind.ok_or_else(|| KeeperError::NoSession { id: of.0.to_string() })?;
+        let asked = Surroundings::ask(&self.0.paths, kernel, &handle, kind).await;
+        let mut facts = Map::new();
+        facts.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
+        match (&asked, record::of(notebook), run.frozen) {
+            (Ok(now), Some(then), true) => {
+                let differences = now.differences(then);
+                if !differences.is_empty() {
+                    return Err(KeeperError::Changed { differences });
+                }
+            }
+            (_, None, true) => {
+                let differences = vec!["it has no record of an earlier run".to_owned()];
+                return Err(KeeperError::Changed { differences });
+            }
+            (Err(why), _, true) => return Err(KeeperError::Unprepared(why.clone())),
+            (Err(why), _, false) => tracing::warn!(session = %of.0, why, "the packages of a run are not recorded"),
+            (Ok(_), _, false) => {}
+        }
+        if let Ok(surroundings) = &asked {
+            surroundings.write(&mut facts);
+        }
+        facts.insert("limits".to_owned(), json!(spec_of(&row).limits));
+        facts.insert("parameters".to_owned(), Value::Object(run.parameters.clone()));
+        if let Some(seed) = run.seed {
+            match record::seed(&handle, kernel, seed).await {
+                Ok(true) => drop(facts.insert("seed".to_owned(), seed.into())),
+                Ok(false) => return Err(KeeperError::Unprepared("it has no random numbers that can be seeded".to_owned())),
+                Err(why) => return Err(KeeperError::Unprepared(why)),
+            }
+        }
+        Ok(Value::Object(facts))
     }
 
     /// Puts a cell with the parameters' values into the session's notebook, or changes the one that is there.
@@ -196,6 +252,37 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// The cell that ended a run, if one did: the first that failed, unless its error was allowed.
+pub fn failure_of(cells: &[Cell]) -> Option<&Cell> {
+    cells.iter().find(|cell| match cell.run.status() {
+        None | Some(RunStatus::Ok) => false,
+        Some(RunStatus::Error) => !cell.options.allow_error,
+        Some(_) => true,
+    })
+}
+
+/// What a job's notebook says of its run, as the command line has it.
+fn write_record(notebook: &mut Notebook, row: &SessionRow, run: &KeptRun, cells: &[Cell]) {
+    let mut record = match crate::wire::json::parse_lenient(run.record.as_bytes()) {
+        Ok(Value::Object(record)) => record,
+        _ => Map::new(),
+    };
+    let time = |ms: i64| std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0).cast_unsigned());
+    let ends = cells.iter().filter_map(|cell| cell.run.result.as_ref()).map(|result| result.started_at + result.wall);
+    let is_over = cells.iter().all(|cell| cell.run.phase == CellPhase::Finished);
+    let status = match failure_of(cells).and_then(|cell| cell.run.status()) {
+        Some(status) => status.name(),
+        None if is_over => RunStatus::Ok.name(),
+        None => "running",
+    };
+    let told = json!({
+        "id": row.id, "start_time": iso8601(time(row.created_at)),
+        "end_time": ends.max().filter(|_| is_over).map(iso8601), "status": status,
+    });
+    record.insert("run".to_owned(), told);
+    notebook.metadata_mut().insert(record::KEY.to_owned(), Value::Object(record));
 }
 
 fn has_tag(cell: &Cell, tag: &str) -> bool {

@@ -7,7 +7,7 @@ use cellkeep::notebook::Notebook;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::server::{Held, Server, printed};
+use crate::server::{Client, Held, Server, printed};
 use crate::support::{PATIENCE, Place};
 
 in_every_sandbox!(a_job_outlives_the_server);
@@ -150,11 +150,37 @@ async fn a_job_outlives_the_server(place: Place) {
     let outputs: Vec<&Value> = out["cells"].as_array().unwrap().iter().map(|cell| &cell["outputs"]).collect();
     assert_eq!(outputs[1][0]["text"], json!(["3\n"]));
     assert_eq!(outputs[3][0]["text"], json!(["xxx\n"]), "the first cell has run once");
+    let record = &out["metadata"]["cellkeep"];
+    assert_eq!((&record["run"]["status"], &record["parameters"]), (&json!("ok"), &json!({"n": 3})), "{record}");
+    assert!(record["packages"]["numpy"].is_string() && record["run"]["end_time"].is_string(), "{record}");
+    again_with_the_same(&client, &out).await;
     client.until(&format!("/v1/sessions/{}", run["id"].as_str().unwrap()), |reply| reply.json()["state"] == "gone").await;
     assert_eq!(client.get("/v1/runs").await.is(200)["runs"].as_array().unwrap().len(), 1);
     client.delete(&path).await.is(204);
     client.get(&path).await.problem(404, "no_run");
     server.end().await;
+}
+
+/// What has been run can be run again with the same, and with nothing else.
+async fn again_with_the_same(client: &Client, done: &Value) {
+    let cells = vec![code("r", "import random; print(random.random())", &[])];
+    let mut file = notebook(cells);
+    let path = |run: &Value| format!("/v1/runs/{}", run["id"].as_str().unwrap());
+    client.post("/v1/runs", json!({"notebook": file, "frozen": true})).await.problem(409, "not_as_recorded");
+    file["metadata"]["cellkeep"] = done["metadata"]["cellkeep"].clone();
+    let mut printed = Vec::new();
+    for _ in 0..2 {
+        let run = client.post("/v1/runs?wait=120", json!({"notebook": file, "frozen": true, "seed": 7})).await.is(201);
+        assert_eq!(run["status"], "ok", "{run}");
+        let out = client.get(&format!("{}/notebook", path(&run))).await.is(200);
+        assert_eq!(out["metadata"]["cellkeep"]["seed"], 7);
+        printed.push(out["cells"][0]["outputs"].clone());
+        client.delete(&path(&run)).await.is(204);
+    }
+    assert_eq!(printed[0], printed[1], "the same seed, the same numbers");
+    file["metadata"]["cellkeep"]["packages"]["numpy"] = json!("0.1");
+    let problem = client.post("/v1/runs", json!({"notebook": file, "frozen": true})).await.problem(409, "not_as_recorded");
+    assert!(problem["detail"].as_str().unwrap().contains("numpy: it was 0.1"), "{problem}");
 }
 
 #[tokio::test]

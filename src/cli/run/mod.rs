@@ -5,7 +5,6 @@ mod inspect;
 mod many;
 mod one;
 mod plan;
-mod record;
 mod report;
 mod show;
 

@@ -10,7 +10,6 @@ use anyhow::{Context, anyhow, bail};
 use serde_json::{Map, Value, json};
 
 use super::plan::Job;
-use super::record::{self, Surroundings};
 use super::report::Outcome;
 use super::show::{Board, Show};
 use crate::cli::options::{SandboxArgs, exit_of, write_artifacts, write_whole};
@@ -20,6 +19,7 @@ use crate::cli::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Kernel};
 use crate::manager::Session;
+use crate::manager::record::{self, Surroundings};
 use crate::notebook::parameters::{self, Parameters, Place};
 use crate::notebook::{Cell, NewCell, Notebook};
 use crate::output::{ArtifactOptions, CellKey, StreamStyle, artifacts};
@@ -228,7 +228,7 @@ async fn facts(
 ) -> Result<Option<Surroundings>, Failure> {
     let surroundings = match settings.no_record && !settings.frozen {
         true => None,
-        false => match Surroundings::ask(&settings.paths, kernel, session).await {
+        false => match Surroundings::ask(&settings.paths, kernel, &session.handle, session.record.kind).await {
             Ok(surroundings) => Some(surroundings),
             Err(why) if settings.frozen => {
                 return Err(Failure::usage(anyhow!("--frozen: what the kernel has cannot be told: {why}")));

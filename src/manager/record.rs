@@ -11,14 +11,13 @@ use serde_json::{Map, Value, json};
 use crate::agent_protocol::{AnswerBody, Request};
 use crate::config::Paths;
 use crate::kernels::{self, Kernel};
-use crate::manager::Session;
 use crate::notebook::Notebook;
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::SessionHandle;
 
 /// Our key in the notebook's metadata.
-pub(in crate::cli) const KEY: &str = "cellkeep";
+pub const KEY: &str = "cellkeep";
 /// The file in which the kernel leaves the versions of its packages, for a moment.
 const FILE: &str = ".cellkeep-packages";
 /// How long the kernel may take for what nobody sees.
@@ -28,7 +27,7 @@ const MAX_PACKAGES: usize = 5_000;
 
 /// What the kernel runs in: its environment and the versions of its packages.
 #[derive(Clone, Debug, PartialEq)]
-pub(in crate::cli) struct Surroundings {
+pub struct Surroundings {
     kernel: Value,
     environment: Value,
     packages: BTreeMap<String, String>,
@@ -36,8 +35,11 @@ pub(in crate::cli) struct Surroundings {
 
 impl Surroundings {
     /// Asks the kernel and whoever made its environment.
-    pub async fn ask(paths: &Paths, kernel: &Kernel, session: &Session) -> Result<Self, String> {
-        let info = session.handle.kernel_info();
+    ///
+    /// # Errors
+    /// Why it cannot be told, in words.
+    pub async fn ask(paths: &Paths, kernel: &Kernel, session: &SessionHandle, kind: SandboxKind) -> Result<Self, String> {
+        let info = session.kernel_info();
         let version = |object: &Value, key: &str| object.get(key).cloned().unwrap_or(Value::Null);
         let kernel_facts = json!({
             "name": kernel.name, "language": kernel.language,
@@ -45,8 +47,8 @@ impl Surroundings {
             "implementation": version(&info, "implementation"),
             "implementation_version": version(&info, "implementation_version"),
         });
-        let environment = environment(paths, kernel, session.record.kind).await;
-        Ok(Self { kernel: kernel_facts, environment, packages: packages(&session.handle, kernel).await? })
+        let environment = environment(paths, kernel, kind).await;
+        Ok(Self { kernel: kernel_facts, environment, packages: packages(session, kernel).await? })
     }
 
     /// How they differ from those of a record, in words, one for each thing.
@@ -95,7 +97,7 @@ fn shown(value: &Value) -> String {
 }
 
 /// The record that a notebook carries.
-pub(in crate::cli) fn of(notebook: &Notebook) -> Option<&Value> {
+pub fn of(notebook: &Notebook) -> Option<&Value> {
     notebook.metadata()?.get(KEY).filter(|record| record.get("packages").is_some())
 }
 
@@ -159,13 +161,16 @@ fn lister(language: &str) -> Option<String> {
 }
 
 /// The variables that a seed needs before the kernel starts.
-pub(in crate::cli) fn seed_env(kernel: &Kernel, seed: u32) -> Vec<(String, String)> {
+pub fn seed_env(kernel: &Kernel, seed: u32) -> Vec<(String, String)> {
     let hash = ("PYTHONHASHSEED".to_owned(), seed.to_string());
     if kernel.language == "python" { vec![hash] } else { Vec::new() }
 }
 
 /// Seeds the generators of random numbers, before the first cell and unseen by it. `false`: this kernel has none that can be.
-pub(in crate::cli) async fn seed(session: &SessionHandle, kernel: &Kernel, seed: u32) -> Result<bool, String> {
+///
+/// # Errors
+/// Why it cannot be seeded, in words.
+pub async fn seed(session: &SessionHandle, kernel: &Kernel, seed: u32) -> Result<bool, String> {
     let code = match kernel.language.as_str() {
         "python" => format!(
             "exec('''import random\nrandom.seed({seed})\ntry:\n    import numpy\nexcept ImportError:\n    pass\nelse:\n    numpy.random.seed({seed})''', {{}})"
