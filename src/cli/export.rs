@@ -1,20 +1,17 @@
 //! `cellkeep export`: make documents of notebooks.
 
 use std::ffi::OsStr;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
+use super::notebook_file::read_notebook;
 use super::options::write_whole;
 use super::print::{bytes_to_stdout, explain};
 use super::{Exit, Failure, chromium};
 use crate::export::{ExportOptions, Exported, Format, ScriptStyle, Theme, export};
 use crate::notebook::Notebook;
-
-/// The largest notebook that is read.
-const MAX_NOTEBOOK: u64 = 512 << 20;
 
 /// Make pages, markdown, scripts, PDF or plain notebooks of notebooks. Nothing is run: outputs are those in the file.
 #[derive(Args)]
@@ -151,7 +148,7 @@ fn check(args: &ExportArgs) -> anyhow::Result<()> {
 }
 
 async fn export_one(args: &ExportArgs, path: &Path, to_stdout: bool) -> anyhow::Result<()> {
-    let notebook = read(path)?;
+    let notebook = read_notebook(path)?;
     for warning in notebook.warnings() {
         say!("warning: {}: {warning}", path.display());
     }
@@ -288,22 +285,4 @@ fn name(path: &Path) -> String {
 fn folder(args: &ExportArgs, notebook: &Path) -> PathBuf {
     let own = notebook.parent().filter(|_| notebook != Path::new("-")).unwrap_or(Path::new(""));
     args.output_dir.clone().unwrap_or_else(|| own.to_owned())
-}
-
-fn read(path: &Path) -> anyhow::Result<Notebook> {
-    let mut bytes = Vec::new();
-    if path == Path::new("-") {
-        std::io::stdin().take(MAX_NOTEBOOK + 1).read_to_end(&mut bytes).context("cannot read standard input")?;
-    } else {
-        let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        // Knowing the size, the bytes are read into one piece of memory.
-        bytes.reserve_exact(
-            usize::try_from(file.metadata().map_or(0, |metadata| metadata.len().min(MAX_NOTEBOOK))).unwrap_or(0) + 1,
-        );
-        file.take(MAX_NOTEBOOK + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
-    }
-    if bytes.len() as u64 > MAX_NOTEBOOK {
-        return Err(anyhow!("{} is larger than {} MB; it cannot be exported", path.display(), MAX_NOTEBOOK >> 20));
-    }
-    Notebook::parse(&bytes).with_context(|| format!("cannot read {} as a notebook", path.display()))
 }

@@ -10,6 +10,7 @@ mod exec;
 mod export;
 mod images;
 mod kernels;
+mod notebook_file;
 mod options;
 mod run;
 mod serve;

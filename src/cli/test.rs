@@ -9,11 +9,11 @@ use anyhow::Context;
 use clap::Args;
 
 use super::compare::{Rules, differences};
+use super::notebook_file::{read_notebook, save};
 use super::options::{SandboxArgs, parse_seconds};
 use super::print::explain;
 use super::run::{
-    Board, GivenArgs, Job, Mark, Outcome, ProgressKind, ReportArgs, Settings, all, notebooks, read_notebook, run_one, save,
-    table, worst,
+    Board, GivenArgs, Job, Mark, Outcome, ProgressKind, ReportArgs, Settings, all, notebooks, run_one, table, worst,
 };
 use super::signals::Signals;
 use super::{Exit, Failure};

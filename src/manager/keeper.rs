@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::journal::{Follower, Live, StoreJournal, restore_cell};
 use super::kept::{KeeperError, KeeperSettings, KeptSpec, NewSession};
 use super::pool::{self, Pool};
+use super::record::Surroundings;
 use super::{Manager, ManagerError, SessionSpec};
 use crate::artifacts::Blobs;
 use crate::config::Paths;
@@ -63,6 +64,8 @@ pub(super) struct Inner {
     waiting: AtomicUsize,
     /// The data takes as much as it may.
     pub(super) is_full: AtomicBool,
+    /// What kernels come with, by their environment: it is the same in every session.
+    pub(super) surroundings: Mutex<HashMap<String, Surroundings>>,
 }
 
 impl Keeper {
@@ -77,6 +80,7 @@ impl Keeper {
             starting: Semaphore::new(settings.max_starting),
             waiting: AtomicUsize::new(0),
             is_full: AtomicBool::new(false),
+            surroundings: Mutex::default(),
             settings,
             sessions: Mutex::default(),
         }))
@@ -315,7 +319,16 @@ impl Keeper {
         if !new.env.is_empty() || new.spec.open_network || new.spec.limits != Limits::default() {
             return Ok(None);
         }
-        let Some((id, kept)) = self.0.pool.take(&kernel.name) else { return Ok(None) };
+        let (found, dead) = self.0.pool.take(&kernel.name);
+        for (id, kept) in dead {
+            let keeper = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = keeper.remove(&id, Some(kept)).await {
+                    tracing::warn!(session = %id, %error, "cannot remove a session of the pool; the next server tries again");
+                }
+            });
+        }
+        let Some((id, kept)) = found else { return Ok(None) };
         self.0.store.claim_session(row_of(&id, principal, kernel, new)).await?;
         let cell_timeout = Arc::new(Mutex::new(new.spec.timeout_seconds));
         let kept = Kept { principal: principal.to_owned(), cell_timeout, ..kept };

@@ -4,6 +4,7 @@
 //! not know) is kept beside them as it came, and is in the file that is given out.
 
 use std::collections::HashMap;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -14,10 +15,11 @@ use super::kept::{KeeperError, KeptRun, KeptSpec, NewSession};
 use super::outputs::{inline_artifacts, outputs_of};
 use super::record::{self, Surroundings};
 use crate::ids::{self, SessionId};
-use crate::kernels;
+use crate::kernels::{self, Kernel};
 use crate::notebook::parameters::{self, Literal, Parameters};
 use crate::notebook::{self, Notebook};
-use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, RunStatus};
+use crate::sandbox::SandboxKind;
+use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, RunStatus, SessionHandle};
 use crate::store::SessionRow;
 use crate::wire::content::iso8601;
 
@@ -187,7 +189,7 @@ impl Keeper {
         let handle = self.handle_for_work(of.0, of.1)?;
         let kind = self.kept(of.0, of.1)?.sandbox.map(|(_, record)| record.kind);
         let kind = kind.ok_or_else(|| KeeperError::NoSession { id: of.0.to_string() })?;
-        let asked = Surroundings::ask(&self.0.paths, kernel, &handle, kind).await;
+        let asked = self.surroundings(kernel, &handle, kind, run.frozen).await;
         let mut facts = Map::new();
         facts.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
         match (&asked, record::of(notebook), run.frozen) {
@@ -218,6 +220,26 @@ impl Keeper {
             }
         }
         Ok(Value::Object(facts))
+    }
+
+    /// What the kernel runs in. Asking it costs as much as a small cell, so that is done once for each environment, unless it
+    /// must be `certain`: somebody may have changed one by hand.
+    async fn surroundings(
+        &self,
+        kernel: &Kernel,
+        handle: &SessionHandle,
+        kind: SandboxKind,
+        certain: bool,
+    ) -> Result<Surroundings, String> {
+        let key = format!("{} {}", kernel.name, record::environment(&self.0.paths, kernel, kind).await);
+        let all = || self.0.surroundings.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all().get(&key).cloned();
+        if let Some(known) = known.filter(|_| !certain) {
+            return Ok(known);
+        }
+        let asked = Surroundings::ask(&self.0.paths, kernel, handle, kind).await?;
+        all().insert(key, asked.clone());
+        Ok(asked)
     }
 
     /// Puts a cell with the parameters' values into the session's notebook, or changes the one that is there.

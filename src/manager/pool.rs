@@ -19,31 +19,37 @@ const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// How long a session that somebody waits for goes before one for the pool.
 const GIVE_WAY: Duration = Duration::from_millis(50);
 
+/// A session of the pool.
+pub(super) type Pooled = (SessionId, Kept);
+
 /// Sessions ready for use, by their kernel.
 #[derive(Default)]
 pub(super) struct Pool {
-    ready: Mutex<HashMap<String, VecDeque<(SessionId, Kept)>>>,
+    ready: Mutex<HashMap<String, VecDeque<Pooled>>>,
     taken: Notify,
 }
 
 impl Pool {
-    fn ready<T>(&self, work: impl FnOnce(&mut HashMap<String, VecDeque<(SessionId, Kept)>>) -> T) -> T {
+    fn ready<T>(&self, work: impl FnOnce(&mut HashMap<String, VecDeque<Pooled>>) -> T) -> T {
         work(&mut self.ready.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes a session whose kernel lives, if there is one.
-    pub fn take(&self, kernel: &str) -> Option<(SessionId, Kept)> {
+    /// Takes a session whose kernel lives, if there is one; and those that stood before it and do not live any more, which are to
+    /// be removed.
+    pub fn take(&self, kernel: &str) -> (Option<Pooled>, Vec<Pooled>) {
+        let mut dead = Vec::new();
         let found = self.ready(|ready| {
             let ready = ready.get_mut(kernel)?;
-            while let Some((id, kept)) = ready.pop_front() {
-                if kept.handle.state() == SessionState::Idle {
-                    return Some((id, kept));
+            while let Some(pooled) = ready.pop_front() {
+                if pooled.1.handle.state() == SessionState::Idle {
+                    return Some(pooled);
                 }
+                dead.push(pooled);
             }
             None
         });
         self.taken.notify_one();
-        found
+        (found, dead)
     }
 
     /// How many are ready, by kernel.
@@ -52,7 +58,7 @@ impl Pool {
     }
 
     /// All of them, taken out.
-    pub fn drain(&self) -> Vec<(SessionId, Kept)> {
+    pub fn drain(&self) -> Vec<Pooled> {
         self.ready(|ready| ready.drain().flat_map(|(_, sessions)| sessions).collect())
     }
 }

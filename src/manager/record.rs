@@ -101,7 +101,8 @@ pub fn of(notebook: &Notebook) -> Option<&Value> {
     notebook.metadata()?.get(KEY).filter(|record| record.get("packages").is_some())
 }
 
-async fn environment(paths: &Paths, kernel: &Kernel, kind: SandboxKind) -> Value {
+/// What names the environment or image that a kernel's sandboxes are made of.
+pub(super) async fn environment(paths: &Paths, kernel: &Kernel, kind: SandboxKind) -> Value {
     match kind {
         SandboxKind::Process => {
             let folder = kernels::environment(paths, kernel).ok();

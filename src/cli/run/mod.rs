@@ -18,7 +18,7 @@ use clap::{Args, ValueEnum};
 
 pub(super) use self::given::GivenArgs;
 pub(super) use self::many::all;
-pub(super) use self::one::{Mark, Settings, read_notebook, run_one, save};
+pub(super) use self::one::{Mark, Settings, run_one};
 pub(super) use self::plan::{Job, notebooks};
 pub(super) use self::report::{Outcome, json_of, junit, table, worst};
 pub(super) use self::show::{Board, ProgressKind};

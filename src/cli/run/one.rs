@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use serde_json::{Map, Value, json};
 
 use super::plan::Job;
 use super::report::Outcome;
 use super::show::{Board, Show};
-use crate::cli::options::{SandboxArgs, exit_of, write_artifacts, write_whole};
+use crate::cli::notebook_file::{read_notebook, save};
+use crate::cli::options::{SandboxArgs, exit_of, write_artifacts};
 use crate::cli::print::explain;
 use crate::cli::signals::Following;
 use crate::cli::{Exit, Failure};
@@ -26,8 +26,6 @@ use crate::output::{ArtifactOptions, CellKey, StreamStyle, artifacts};
 use crate::runner::{RunOptions, RunReport, run_notebook};
 use crate::wire::content::now_iso8601;
 
-/// The largest notebook that is read.
-const MAX_NOTEBOOK: u64 = 512 << 20;
 /// The tag of the cells that mark a failure.
 const MARKER: &str = "papermill-error-cell-tag";
 
@@ -279,32 +277,6 @@ fn write_record(
     let run = json!({"id": job.run_id, "start_time": started_at, "end_time": now_iso8601(), "status": status});
     record.insert("run".to_owned(), run);
     notebook.metadata_mut().insert(record::KEY.to_owned(), Value::Object(record));
-}
-
-pub(in crate::cli) fn read_notebook(path: &Path) -> anyhow::Result<Notebook> {
-    let mut bytes = Vec::new();
-    if path == Path::new("-") {
-        std::io::stdin().take(MAX_NOTEBOOK + 1).read_to_end(&mut bytes).context("cannot read standard input")?;
-    } else {
-        let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        file.take(MAX_NOTEBOOK + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
-    }
-    if bytes.len() as u64 > MAX_NOTEBOOK {
-        bail!("{} is larger than {} MB; it cannot be run", path.display(), MAX_NOTEBOOK >> 20);
-    }
-    Notebook::parse(&bytes).with_context(|| format!("cannot read {} as a notebook", path.display()))
-}
-
-pub(in crate::cli) fn save(target: &Path, notebook: &Notebook) -> anyhow::Result<()> {
-    let text = notebook.print();
-    if target == Path::new("-") {
-        return std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output");
-    }
-    // A device or a pipe cannot be replaced by a file, only written to.
-    if target.exists() && !target.is_file() {
-        return std::fs::write(target, text).with_context(|| format!("cannot write {}", target.display()));
-    }
-    write_whole(target, text.as_bytes())
 }
 
 /// Report mode: the code is hidden, and whatever else the cell says of itself stays.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::save;
+use crate::cli::notebook_file::save;
 use crate::cli::print::{as_text, explain};
 use crate::notebook::Notebook;
 use crate::runner::Progress;
