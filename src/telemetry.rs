@@ -19,6 +19,10 @@ pub const EVENTS: &str = "cellkeep_events_total";
 pub const EVENT_BYTES: &str = "cellkeep_event_bytes_total";
 /// Seconds from handing a piece to the store to its commit.
 pub const COMMIT_SECONDS: &str = "cellkeep_commit_seconds";
+/// Seconds from an event's being taken in to its being told: how far readers are behind who keep up.
+pub const LAG_SECONDS: &str = "cellkeep_event_lag_seconds";
+/// Event streams and sockets that are open, when asked.
+pub const STREAMS: &str = "cellkeep_streams";
 /// Sessions by state, when asked.
 pub const SESSIONS: &str = "cellkeep_sessions";
 /// Sessions ready in the pool by kernel, when asked.
@@ -42,6 +46,8 @@ pub fn install() -> Option<&'static PrometheusHandle> {
             metrics::Unit::Seconds,
             "From handing a piece to the store to its commit"
         );
+        metrics::describe_histogram!(LAG_SECONDS, metrics::Unit::Seconds, "From taking an event in to telling it");
+        metrics::describe_gauge!(STREAMS, "Event streams and sockets that are open");
         metrics::describe_gauge!(SESSIONS, "Sessions by state");
         metrics::describe_gauge!(POOL, "Sessions ready in the warm pool");
         metrics::describe_gauge!(QUEUED, "Cells that wait for their turn");

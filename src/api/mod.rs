@@ -104,6 +104,7 @@ pub fn router(api: Api) -> Router {
 
 async fn figures(State(api): State<Api>) -> Result<String, Problem> {
     api.keeper.measure().await?;
+    metrics::gauge!(telemetry::STREAMS).set(api.pace.streams() as f64);
     Ok(telemetry::install().map(metrics_exporter_prometheus::PrometheusHandle::render).unwrap_or_default())
 }
 

@@ -56,6 +56,11 @@ impl Pace {
         Some(OpenStream { principal: principal.to_owned(), streams: self.streams.clone() })
     }
 
+    /// How many streams are open.
+    pub fn streams(&self) -> usize {
+        self.streams.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
     /// Counts a request whose token is not valid.
     pub fn count_bad_token(&self) -> Result<(), u32> {
         self.bad_tokens.check().map_err(|until| seconds(until.wait_time_from(self.clock.now())))

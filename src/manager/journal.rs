@@ -162,6 +162,10 @@ impl Journal for StoreJournal {
         self.store.commit(&self.session, commit).await.map_err(|error| JournalError(error.to_string()))?;
         metrics::histogram!(telemetry::COMMIT_SECONDS).record(began.elapsed());
         count(piece, &events);
+        if let Some(first) = piece.events.first() {
+            // The clock may have been set back meanwhile.
+            metrics::histogram!(telemetry::LAG_SECONDS).record(first.time.elapsed().unwrap_or_default());
+        }
         self.live.push(events);
         Ok(())
     }

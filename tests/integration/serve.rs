@@ -840,3 +840,30 @@ async fn a_full_house_makes_room_for_who_speaks() {
     assert!(matches!(first, Ok(0) | Err(_)), "the one that was silent for the longest time has gone");
     server.end().await;
 }
+
+#[tokio::test]
+async fn figures_for_prometheus() {
+    let server = Server::start("figures", Place::process(), &["--pool", "bash=1"]).await;
+    let client = server.client();
+    let held = client.create(json!({"kernel": "bash"})).await;
+    held.ok("echo hi").await;
+    let mut events = held.events(0).await;
+    events.next_of("cell.finished").await;
+    let figures = client.anonymous().until("/metrics", |reply| reply.text().contains("cellkeep_pool_ready")).await;
+    let figures = String::from_utf8_lossy(&figures.body).into_owned();
+    for part in [
+        "cellkeep_sessions{state=\"idle\"} 1",
+        "cellkeep_run_seconds_bucket{status=\"ok\"",
+        "cellkeep_session_start_seconds_count",
+        "cellkeep_events_total",
+        "cellkeep_event_bytes_total",
+        "cellkeep_commit_seconds_sum",
+        "cellkeep_event_lag_seconds_bucket",
+        "cellkeep_queued_cells 0",
+        "cellkeep_streams 1",
+        "cellkeep_pool_ready{kernel=\"bash\"}",
+    ] {
+        assert!(figures.contains(part), "{part} is missing: {figures}");
+    }
+    server.end().await;
+}
