@@ -7,21 +7,27 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
 use super::Keeper;
 use super::keeper::spec_of;
 use super::kept::{KeeperError, KeptRun, KeptSpec, NewSession};
-use super::outputs::{inline_artifacts, outputs_of};
+use super::outputs::{inline_artifacts, outputs_of, read_body};
 use super::record::{self, Surroundings};
-use crate::ids::{self, SessionId};
+use crate::ids::{self, Seq, SessionId};
 use crate::kernels::{self, Kernel};
 use crate::notebook::parameters::{self, Literal, Parameters};
 use crate::notebook::{self, Notebook};
+use crate::output::{StreamStyle, Widgets};
 use crate::sandbox::SandboxKind;
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, RunStatus, SessionHandle};
-use crate::store::SessionRow;
+use crate::store::{EventRow, SessionRow, StoreError};
+use crate::wire::Message;
 use crate::wire::content::iso8601;
+
+/// Events, and bytes of them, that are read at once.
+const PAGE: (usize, usize) = (500, 4 << 20);
 
 /// How a notebook is to be run on its session.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +56,8 @@ impl Keeper {
     pub async fn import_notebook(&self, (id, principal): Of<'_>, notebook: &Notebook) -> Result<(), KeeperError> {
         let handle = self.handle_for_work(id, principal)?;
         handle.replace_cells(notebook.cells().map(|cell| as_new_cell(&cell)).collect()).await?;
-        let text = without_outputs(notebook).print();
+        let notebook = notebook.clone();
+        let text = apart(move || without_outputs(notebook).print()).await?;
         Ok(self.0.store.put_notebook(id, text).await?)
     }
 
@@ -63,7 +70,10 @@ impl Keeper {
         let kernel = kernels::find(&row.kernel)?;
         let fresh = || Notebook::new(kernel.kernelspec_name(), &kernel.display_name, &kernel.language);
         // What was stored was printed by us.
-        let kept = self.0.store.notebook(id).await?.and_then(|text| Notebook::parse(text.as_bytes()).ok());
+        let kept = match self.0.store.notebook(id).await? {
+            Some(text) => apart(move || Notebook::parse(text.as_bytes()).ok()).await?,
+            None => None,
+        };
         let was_imported = kept.is_some();
         let mut notebook = kept.unwrap_or_else(fresh);
         let info = row.kernel_info.as_deref().and_then(|info| crate::wire::json::parse_lenient(info.as_bytes()).ok());
@@ -82,10 +92,29 @@ impl Keeper {
         for (index, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.cell_type == CellType::Code) {
             self.put_outputs(id, &mut notebook, index, cell).await?;
         }
+        if let Some(widgets) = self.widgets(id).await? {
+            notebook.metadata_mut().insert("widgets".to_owned(), widgets);
+        }
         if let Some(run) = spec_of(&row).run {
             write_record(&mut notebook, &row, &run, &cells);
         }
         Ok(notebook)
+    }
+
+    /// The state of the widgets that the session's cells have made. What their front ends changed since only those know.
+    async fn widgets(&self, id: &SessionId) -> Result<Option<Value>, KeeperError> {
+        let mut widgets = Widgets::new(StreamStyle::Terminal);
+        let mut after = Seq::default();
+        loop {
+            let page = self.0.store.events_of_type_after(id, "comm", after, PAGE.0, PAGE.1).await?;
+            let Some(last) = page.last() else { return Ok(widgets.metadata()) };
+            after = last.seq;
+            for event in &page {
+                if let Some((msg_type, message)) = comm_message(event) {
+                    widgets.take(&msg_type, &message);
+                }
+            }
+        }
     }
 
     async fn put_outputs(
@@ -276,6 +305,22 @@ impl Keeper {
     }
 }
 
+/// A comm message as the kernel sent it, from its event.
+fn comm_message(event: &EventRow) -> Option<(String, Message)> {
+    let body = read_body(event);
+    let msg_type = body.get("msg_type")?.as_str()?.to_owned();
+    let mut message = Message::new_request("", &msg_type, body.get("content")?);
+    let buffers = body.get("buffers").and_then(Value::as_array).into_iter().flatten();
+    let decode = |text: &Value| base64::engine::general_purpose::STANDARD.decode(text.as_str()?).ok();
+    message.buffers = buffers.filter_map(decode).map(Into::into).collect();
+    Some((msg_type, message))
+}
+
+/// A large notebook takes a while to read and to print: not on the threads that answer everybody.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::Failed(error.to_string()))
+}
+
 /// The cell that ended a run, if one did: the first that failed, unless its error was allowed.
 pub fn failure_of(cells: &[Cell]) -> Option<&Cell> {
     cells.iter().find(|cell| match cell.run.status() {
@@ -347,8 +392,7 @@ fn as_file_cell(cell: &Cell) -> notebook::NewCell {
     }
 }
 
-fn without_outputs(notebook: &Notebook) -> Notebook {
-    let mut bare = notebook.clone();
+fn without_outputs(mut bare: Notebook) -> Notebook {
     for index in 0..bare.len() {
         // A cell that is no code has none.
         let _ = bare.put_back_outputs(index, Vec::new());

@@ -114,6 +114,29 @@ impl Store {
         .await
     }
 
+    /// The same for events of one type alone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn events_of_type_after(
+        &self,
+        session: &SessionId,
+        kind: &'static str,
+        after: Seq,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<EventRow>, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let select =
+                format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND seq > ?2 AND type = ?3 ORDER BY seq LIMIT ?4");
+            let mut select = connection.prepare_cached(&select)?;
+            let rows = select.query_map(params![id.as_str(), signed(after.0), kind, max_events as i64], read)?;
+            take(rows, max_bytes)
+        })
+        .await
+    }
+
     /// One cell's events from a number on, in order.
     ///
     /// # Errors

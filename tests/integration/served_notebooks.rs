@@ -91,6 +91,14 @@ async fn a_notebook_is_run_on_its_session() {
     assert_eq!(printed(&held.cell("shows").await), "1999\n");
     assert_eq!(printed(&held.cell("behind").await), "not run\n");
     assert_eq!(held.view().await["cells"], 8);
+    // Widgets leave their state, also where no front end is there.
+    let comm = "from comm import create_comm\nc = create_comm('jupyter.widget', {'state': {'_model_name': 'M', '_model_module': 'm', \
+                '_model_module_version': '1', 'value': 7}}, metadata={'version': '2.1.0'})";
+    held.ok(comm).await;
+    let out = held.client.get(&held.path("/notebook")).await.is(200);
+    let state = &out["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"];
+    let models: Vec<&Value> = state.as_object().unwrap().values().collect();
+    assert_eq!((models.len(), &models[0]["state"]["value"]), (1, &json!(7)), "{state}");
     documents(&held).await;
     held.client.post(&held.path("/notebook/run"), json!({"from": "nowhere"})).await.problem(404, "no_cell");
     held.client.post(&held.path("/notebook/run"), json!({"parameters": [1]})).await.problem(422, "bad_parameters");
