@@ -1,11 +1,14 @@
 """Runs notebooks with nbclient and with Cellkeep, on the same kernel, and compares what they store.
 
-nbclient_oracle.py CELLKEEP KERNEL_DIR WORK_DIR WHEEL NOTEBOOK...
+nbclient_oracle.py CELLKEEP KERNEL_DIR WORK_DIR CACHE_DIR WHEEL NOTEBOOK...
 
 Prints one line for each notebook: `same`, `left out` with a reason, or `DIFFERENT` with the first difference. Fails on any of the
 last kind. Outputs are compared after what nbclient's own tests do to theirs: addresses, file names of cells, colours and the
 model ids of widgets are masked, base64 is decoded. Neighbouring pieces of one stream are put together in both, since where they
 are cut depends on time.
+
+What nbclient made of a notebook is kept in CACHE_DIR, under a name that says all that it depends on: the notebook, the kernel's
+environment, and the versions of nbclient and everything beside it. What Cellkeep makes of it is always made anew.
 """
 
 import asyncio
@@ -19,8 +22,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -132,8 +137,11 @@ def cleared(notebook):
 
 
 class Lab:
-    def __init__(self, cellkeep, kernel, work, wheel):
-        self.cellkeep, self.work, self.wheel = cellkeep, Path(work), Path(wheel)
+    def __init__(self, cellkeep, kernel, work, cache, wheel):
+        self.cellkeep, self.work, self.cache, self.wheel = cellkeep, Path(work), Path(cache), Path(wheel)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        packages = sorted(f"{one.metadata['Name']}=={one.version}" for one in metadata.distributions())
+        self.circumstances = [Path(__file__).read_text(), Path(kernel).name, self.wheel.name, sys.version, *packages]
         spec = json.loads(Path(kernel, "kernel.json").read_text())
         spec["argv"] = [argument.replace("/opt/kernel", kernel) for argument in spec["argv"]]
         spec["env"] = {name: value.replace("/opt/kernel", kernel) for name, value in spec["env"].items()}
@@ -142,8 +150,22 @@ class Lab:
         Path(specs, "kernel.json").write_text(json.dumps(spec))
         self.kernels = str(specs.parent)
 
-    def nbclient(self, notebook):
+    def nbclient(self, notebook, again=False):
+        """What nbclient makes of it; `again` gives a second opinion."""
         notebook = cleared(notebook)
+        # Cells that came without an id get a new one each time.
+        cells = [[cell.cell_type, cell.source, cell.metadata] for cell in notebook.cells]
+        facts = [*self.circumstances, json.dumps([cells, notebook.metadata]), str(again)]
+        kept = self.cache / f"{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()}.ipynb"
+        if kept.exists():
+            return nbformat.read(kept, as_version=4)
+        self.execute(notebook)
+        partial = kept.with_suffix(f".{threading.get_ident()}")
+        nbformat.write(notebook, partial)
+        partial.rename(kept)
+        return notebook
+
+    def execute(self, notebook):
         with tempfile.TemporaryDirectory() as folder:
             manager = AsyncKernelManager(kernel_name="oracle", kernel_spec_manager=KernelSpecManager(kernel_dirs=[self.kernels]))
             (Path(folder) / self.wheel.name).symlink_to(self.wheel)
@@ -154,7 +176,6 @@ class Lab:
                 client.execute(env={**os.environ, "HOME": folder, "MPLCONFIGDIR": folder})
             finally:
                 asyncio.run(manager.shutdown_kernel(now=True))
-        return notebook
 
     def ours(self, notebook, name):
         source, target = self.work / f"{name}.in.ipynb", self.work / f"{name}.out.ipynb"
@@ -190,7 +211,7 @@ class Lab:
         found = difference(theirs, self.ours(notebook, name))
         if found is None:
             return "same", f"{sum(cell.cell_type == 'code' for cell in notebook.cells)} code cells"
-        if (unsteady := difference(theirs, self.nbclient(notebook))) is not None:
+        if (unsteady := difference(theirs, self.nbclient(notebook, again=True))) is not None:
             return "left out", f"nbclient differs from itself: {unsteady.splitlines()[0]}"
         return "DIFFERENT", found
 
@@ -207,9 +228,9 @@ def tell(lab, path):
 def main():
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    lab = Lab(*sys.argv[1:5])
+    lab = Lab(*sys.argv[1:6])
     with ThreadPoolExecutor(2) as pool:
-        verdicts = list(pool.map(lambda path: tell(lab, Path(path)), sys.argv[5:]))
+        verdicts = list(pool.map(lambda path: tell(lab, Path(path)), sys.argv[6:]))
     count = {verdict: verdicts.count(verdict) for verdict in ("same", "left out", "DIFFERENT")}
     print(json.dumps(count))
     sys.exit(count["DIFFERENT"] != 0)

@@ -41,21 +41,26 @@ impl Run {
     }
 
     fn lost_lines(&self) -> Figure {
-        let (mut next, mut whole) = (0, 0);
-        for line in self.texts[0].lines().filter(|line| line.len() == LINE_LENGTH && line.ends_with('x')) {
-            let number = line.get(..6).and_then(|number| number.parse::<usize>().ok());
-            if let Some(number) = number.filter(|number| *number >= next) {
-                whole += 1;
-                next = number + 1;
-            }
-        }
-        Figure::Count(LINES - whole)
+        Figure::Count(lost_lines(&self.texts[0]))
     }
 
     fn lost_bytes(&self) -> Figure {
         let right = self.texts[1].bytes().filter(|byte| matches!(byte, b'y' | b'\n')).count();
         Figure::Count(BIG_LENGTH.saturating_sub(right))
     }
+}
+
+/// Lines of the flood that did not arrive whole and in order.
+pub(crate) fn lost_lines(text: &str) -> usize {
+    let (mut next, mut whole) = (0, 0);
+    for line in text.lines().filter(|line| line.len() == LINE_LENGTH && line.ends_with('x')) {
+        let number = line.get(..6).and_then(|number| number.parse::<usize>().ok());
+        if let Some(number) = number.filter(|number| *number >= next) {
+            whole += 1;
+            next = number + 1;
+        }
+    }
+    LINES - whole
 }
 
 pub(crate) async fn measure(lab: &Lab) -> anyhow::Result<Rows> {
@@ -147,15 +152,11 @@ fn with_cellkeep(lab: &Lab, folder: &Path, source: &Path) -> anyhow::Result<Run>
     let mut command = Command::new(env!("CARGO_BIN_EXE_cellkeep"));
     command.arg("--data").arg(lab.paths.data()).args(["run", "--sandbox", "process", "--output"]).arg(&target).arg(source);
     let (_, seconds) = timed(&mut command)?;
-    Ok(Run { texts: read(&target)?, cells: [f64::NAN; 2], whole: seconds })
+    Ok(Run { texts: texts_of(&target)?, cells: [f64::NAN; 2], whole: seconds })
 }
 
 fn with_nbclient(lab: &Lab, folder: &Path, source: &Path, argv: &[String], patience: u32) -> anyhow::Result<Run> {
-    let spec = folder.join("kernels/bench");
-    fs::create_dir_all(&spec)?;
-    let json = json!({"argv": argv, "display_name": "bench", "language": "python", "env": lab.kernel.env});
-    let json = json.to_string().replace("/opt/kernel", &lab.environment.display().to_string());
-    fs::write(spec.join("kernel.json"), json)?;
+    write_kernel_spec(lab, folder, argv)?;
     let target = folder.join("nbclient.ipynb");
     let mut command = Command::new(&lab.python);
     command.arg(crate::project().join("benches/peers/notebook.py")).arg(source).arg(&target).arg(patience.to_string());
@@ -163,16 +164,26 @@ fn with_nbclient(lab: &Lab, folder: &Path, source: &Path, argv: &[String], patie
     let (said, seconds) = timed(&mut command)?;
     let said: Value = serde_json::from_str(&said).context("nbclient did not tell its times")?;
     let cells = [0, 1].map(|index| said["cells"][index].as_f64().unwrap_or(f64::NAN));
-    Ok(Run { texts: read(&target)?, cells, whole: seconds })
+    Ok(Run { texts: texts_of(&target)?, cells, whole: seconds })
+}
+
+/// The kernelspec `bench`, which whoever has the folder in `JUPYTER_PATH` finds.
+pub(crate) fn write_kernel_spec(lab: &Lab, folder: &Path, argv: &[String]) -> anyhow::Result<()> {
+    let spec = folder.join("kernels/bench");
+    fs::create_dir_all(&spec)?;
+    let json = json!({"argv": argv, "display_name": "bench", "language": "python", "env": lab.kernel.env});
+    fs::write(spec.join("kernel.json"), json.to_string().replace("/opt/kernel", &lab.environment.display().to_string()))?;
+    Ok(())
 }
 
 /// The kernel as everybody else starts it.
-fn usual_argv(lab: &Lab) -> Vec<String> {
+pub(crate) fn usual_argv(lab: &Lab) -> Vec<String> {
     let python = lab.environment.join("bin/python").display().to_string();
     [&python, "-m", "ipykernel_launcher", "-f", "{connection_file}"].map(str::to_owned).to_vec()
 }
 
-fn timed(command: &mut Command) -> anyhow::Result<(String, f64)> {
+/// What a program prints, and the seconds that it takes; it must end well.
+pub(crate) fn timed(command: &mut Command) -> anyhow::Result<(String, f64)> {
     let began = Instant::now();
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     let seconds = began.elapsed().as_secs_f64();
@@ -193,8 +204,8 @@ fn notebook() -> Value {
     })
 }
 
-/// The text of both cells' stream outputs.
-fn read(path: &Path) -> anyhow::Result<[String; 2]> {
+/// The text of the first two cells' stream outputs.
+pub(crate) fn texts_of(path: &Path) -> anyhow::Result<[String; 2]> {
     let notebook: Value =
         serde_json::from_slice(&fs::read(path)?).with_context(|| format!("cannot read {}", path.display()))?;
     let text = |index: usize| {

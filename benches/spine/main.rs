@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! cargo bench --bench spine                  everything
-//! cargo bench --bench spine -- round start   some of: round, start, memory, flood, cells, arrival, pool, server
+//! cargo bench --bench spine -- round start   some of: round, start, memory, flood, cells, arrival, pool, server,
+//!                                            notebooks
 //! ```
 //!
 //! Ours and the peers' measurements alternate in small blocks, so that whatever else this machine does hits both. The peers
-//! (jupyter_client, pyzmq, nbclient, `docker run`) run in `benches/peers/*.py`, on the very environment and launcher that
+//! (jupyter_client, pyzmq, nbclient, papermill, nbconvert, `docker run`) run in `benches/peers/*.py`, on the very environment and launcher that
 //! our sandboxes use. `cellkeep serve` and jupyter_server are asked by the same client, in `benches/spine/serve`. The table is printed, and written to `target/bench/latest.json` for machines.
 
 mod flood;
 mod memory;
+mod notebooks;
 mod peer;
 mod round_trip;
 mod serve;
@@ -84,6 +86,9 @@ fn measure() -> anyhow::Result<()> {
     }
     if wants("server") {
         table.section("The server, from its start", serve::start::measure(&lab));
+    }
+    if wants("notebooks") {
+        table.section("Notebooks, from file to file", notebooks::measure(&lab));
     }
     print!("{table}");
     println!("\nTaken in {:.0} s on {}.", began.elapsed().as_secs_f64(), machine());

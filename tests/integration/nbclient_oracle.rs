@@ -38,7 +38,7 @@ fn public_notebooks_give_what_nbclient_gives() {
     let out = scratch("nbclient-oracle");
     let compared = Command::new(python)
         .arg(root.join("tests/nbclient_oracle.py"))
-        .args([Path::new(env!("CARGO_BIN_EXE_cellkeep")), &kernel, &out, &wheel])
+        .args([Path::new(env!("CARGO_BIN_EXE_cellkeep")), &kernel, &out, &root.join("target/nbclient-results"), &wheel])
         .args(notebooks)
         .output()
         .unwrap();

@@ -22,7 +22,7 @@ fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 /// A connection that is kept.
-pub(super) struct Http {
+pub(crate) struct Http {
     address: SocketAddr,
     stream: BufReader<TcpStream>,
 }

@@ -4,5 +4,5 @@ pub(crate) mod arrival;
 pub(crate) mod cells;
 mod client;
 pub(crate) mod pool;
-mod servers;
+pub(crate) mod servers;
 pub(crate) mod start;

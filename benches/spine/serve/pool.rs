@@ -37,7 +37,8 @@ pub(crate) fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     Ok(rows)
 }
 
-fn wait_until_full(http: &mut Http) -> anyhow::Result<()> {
+/// Waits until as many kernels are ready as the pool keeps.
+pub(crate) fn wait_until_full(http: &mut Http) -> anyhow::Result<()> {
     let began = Instant::now();
     loop {
         let kernels = http.ask("GET", "/v1/kernels", None)?;

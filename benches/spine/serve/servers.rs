@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::client::{Http, TOKEN};
 use crate::Lab;
-use crate::flood::Folder;
+use crate::flood::{Folder, write_kernel_spec};
 use crate::peer::argv;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -22,7 +21,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 const TRY_AGAIN: Duration = Duration::from_micros(200);
 
 /// A server that answers.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     pub address: SocketAddr,
     /// Seconds from its start to its first answer.
@@ -55,7 +54,7 @@ impl Server {
     /// jupyter_server with its own defaults, and our kernel's launcher as its kernel.
     pub fn jupyter(lab: &Lab) -> anyhow::Result<Self> {
         let folder = Folder::new("jupyter")?;
-        write_kernel_spec(lab, &folder.0)?;
+        write_kernel_spec(lab, &folder.0, &argv(lab))?;
         let address = free_address()?;
         let mut command = Command::new(&lab.python);
         command.args(["-m", "jupyter_server", "--no-browser", "--allow-root", "--ServerApp.port_retries=0"]);
@@ -126,15 +125,6 @@ pub(super) fn jupyter_is_missing(lab: &Lab) -> Option<String> {
     let tried = Command::new(&lab.python).args(["-c", "import jupyter_server"]).stderr(Stdio::null()).status();
     let there = tried.is_ok_and(|status| status.success());
     (!there).then(|| "jupyter_server is not in target/test-venv; `make bench` installs it where PyPI answers".to_owned())
-}
-
-/// The kernelspec `bench`, found by `JUPYTER_PATH`.
-fn write_kernel_spec(lab: &Lab, folder: &Path) -> anyhow::Result<()> {
-    let spec = folder.join("kernels/bench");
-    fs::create_dir_all(&spec)?;
-    let json = json!({"argv": argv(lab), "display_name": "bench", "language": "python", "env": lab.kernel.env});
-    fs::write(spec.join("kernel.json"), json.to_string().replace("/opt/kernel", &lab.environment.display().to_string()))?;
-    Ok(())
 }
 
 fn free_address() -> std::io::Result<SocketAddr> {
