@@ -166,7 +166,7 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
 fn greet(Welcome { address, new_token }: Welcome) {
     match new_token {
         Some(token) => {
-            tell!("cellkeep serves http://{address}/v1/kernels?token={token}\nThe token is shown only this once.")
+            tell!("cellkeep serves http://{address}/#token={token}\nThe token is {token}; it is shown only this once.")
         }
         None => tell!("cellkeep serves http://{address}"),
     }
