@@ -16,8 +16,7 @@ const PAGE_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media
 /// with itself: nothing is there.
 const FRAME_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer-lock; default-src 'none'; \
     script-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; style-src 'self' 'unsafe-inline'; img-src data: blob:; \
-    font-src data:; media-src data: blob:; worker-src blob:; connect-src 'none'; form-action 'none'; base-uri 'none'; \
-    webrtc 'block'";
+    font-src data:; media-src data: blob:; worker-src blob:; connect-src 'none'; form-action 'none'; base-uri 'none'";
 
 const NOT_BUILT: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Cellkeep</title>\
     <h1>This cellkeep was built without its page</h1><p>The page is packed by npm before the program is built: \

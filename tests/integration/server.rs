@@ -35,6 +35,8 @@ pub struct Server {
     data: PathBuf,
     kind: SandboxKind,
     arguments: Vec<String>,
+    /// Where it listens: a port that it chooses, or one that a browser knows already.
+    pub listen: SocketAddr,
     /// Variables that it is given; by `CELLKEEP_LOG` it logs warnings, unless it is told otherwise.
     pub env: Vec<(&'static str, String)>,
     child: Option<Child>,
@@ -51,14 +53,15 @@ impl Server {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let (address, _) = watch::channel(SocketAddr::from(([127, 0, 0, 1], 0)));
         let env = vec![("CELLKEEP_LOG", "warn".to_owned())];
-        let mut server = Self { data, kind: place.kind, arguments, env, child: None, address };
+        let mut server =
+            Self { data, kind: place.kind, arguments, listen: ([127, 0, 0, 1], 0).into(), env, child: None, address };
         server.start_again().await;
         server
     }
 
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cellkeep"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--sandbox", &self.kind.to_string(), "--data"]);
+        command.args(["serve", "--listen", &self.listen.to_string(), "--sandbox", &self.kind.to_string(), "--data"]);
         command.arg(&self.data).args(&self.arguments).env("CELLKEEP_TOKEN", TOKEN).envs(self.env.iter().cloned());
         command
     }

@@ -2,7 +2,7 @@
 import { css } from "lit";
 
 export const pageStyle = css`
-  :host { background: var(--ck-paper); }
+  :host { background: var(--ck-paper); overflow: hidden; position: relative; }
   .frame { display: grid; grid-template-columns: 248px minmax(0, 1fr); height: 100%; }
   .frame.with-panel { grid-template-columns: 248px minmax(0, 1fr) 320px; }
   aside { background: var(--ck-raised); border-inline-end: 1px solid var(--ck-line); display: flex; flex-direction: column; min-height: 0; }
@@ -28,7 +28,7 @@ export const pageStyle = css`
   .state[data-state="busy"]::before, .state[data-state="starting"]::before { background: var(--ck-accent); }
   .state[data-state="lost"]::before, .state[data-state="restarting"]::before, .state[data-state="interrupting"]::before { background: var(--ck-warn); }
   .state[data-state="gone"]::before { background: var(--ck-bad); }
-  .cells { overflow-y: auto; padding: 20px 16px 28px; scroll-padding: 20px; }
+  .cells { overflow-y: auto; overflow-x: hidden; padding: 20px 16px 28px; position: relative; scrollbar-gutter: stable both-edges; scrollbar-width: thin; }
   .column { max-width: 860px; margin: 0 auto; display: grid; gap: 14px; grid-template-columns: minmax(0, 1fr); }
   .composer { padding: 10px 16px 16px; background: var(--ck-paper); }
   .box { max-width: 860px; margin: 0 auto; border: 1px solid var(--ck-line); border-radius: 14px; background: var(--ck-paper); box-shadow: 0 2px 14px #0000000d; }
@@ -45,7 +45,7 @@ export const pageStyle = css`
   .notice { margin: 0 auto; max-width: 860px; width: 100%; color: var(--ck-warn); font-size: 13px; }
   .notice.bad { color: var(--ck-bad); }
   .enter { max-width: 26em; margin: 16vh auto; padding: 0 20px; display: grid; gap: 12px; }
-  .menu { display: none; }
+  .menu, .shade { display: none; }
   .file { position: absolute; opacity: 0; width: 1px; height: 1px; }
   .file:focus-visible + label { outline: 2px solid var(--ck-accent); }
   label.button { cursor: pointer; border-radius: 7px; padding: 4px 9px; color: var(--ck-quiet); }
@@ -57,7 +57,7 @@ export const pageStyle = css`
     aside, .panel { position: fixed; inset: 0 56px 0 0; z-index: 3; display: none; box-shadow: 0 0 60px #0006; }
     .panel { inset: 0 0 0 56px; background: var(--ck-paper); }
     .side aside { display: flex; } .with-panel .panel { display: block; }
-    .shade { position: fixed; inset: 0; background: #0005; z-index: 2; border-radius: 0; }
+    .shade { display: block; position: fixed; inset: 0; background: #0005; z-index: 2; border-radius: 0; }
     .menu { display: inline-flex; align-items: center; }
     .usage, .box small { display: none; }
     .bar { padding: 5px 8px; gap: 0; } .cells { padding: 12px 10px; } .composer { padding: 6px 10px 10px; }

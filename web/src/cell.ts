@@ -4,8 +4,9 @@ import { repeat } from "lit/directives/repeat.js";
 import type { Access } from "./api.js";
 import { type CellState, type Output, type Shown, Stream, joined, newCell, shown } from "./cells.js";
 import { type SessionFeed, feedOf } from "./feed.js";
+import { highlighted } from "./highlight.js";
 import "./output.js";
-import { cellStyle, theme } from "./style.js";
+import { base, cellStyle, tokens } from "./style.js";
 
 /** A cell as nbformat 4 has it. */
 export interface NotebookCell {
@@ -56,7 +57,7 @@ export class CellkeepCell extends LitElement {
     editing: { state: true },
     problem: { state: true },
   };
-  static override styles = [theme, cellStyle];
+  static override styles = [tokens, base, cellStyle];
   /** The server's origin; left out: that of the page. */
   declare server: string;
   /** The session's id. */
@@ -252,7 +253,7 @@ export class CellkeepCell extends LitElement {
 
   private source(): TemplateResult | typeof nothing {
     const { source } = this.state;
-    if (!this.editing) return html`<pre class="source" part="source" tabindex="0" role="group" aria-label="Source" @dblclick=${() => this.edit()} @keydown=${(event: KeyboardEvent) => event.key === "Enter" && this.edit()}>${source}</pre>`;
+    if (!this.editing) return html`<pre class="source" part="source" tabindex="0" role="group" aria-label="Source" @dblclick=${() => this.edit()} @keydown=${(event: KeyboardEvent) => event.key === "Enter" && this.edit()}>${this.coloured(source)}</pre>`;
     return html`<textarea class="source" part="source" aria-label="Source" spellcheck="false" autocapitalize="off" autocomplete="off"
         rows=${Math.min(Math.max(source.split("\n").length, 3), 24)} .defaultValue=${source} @keydown=${this.keys}></textarea>
       <div class="edit"><button class="primary" @click=${() => this.edited(true)}>${this.state.type === "code" ? "Run" : "Save"}</button>
@@ -260,8 +261,16 @@ export class CellkeepCell extends LitElement {
         <button @click=${() => (this.editing = false)}>Cancel</button></div>`;
   }
 
+  private colours?: { of: string; nodes: Node[] };
+  /** Made once for each source, so that nothing is drawn anew while the cell runs. */
+  private coloured(source: string): Node[] {
+    const of = `${this.state.type === "code" ? this.language : ""} ${source}`;
+    if (this.colours?.of !== of) this.colours = { of, nodes: [...highlighted(source, of.slice(0, of.indexOf(" "))).childNodes] };
+    return this.colours.nodes;
+  }
+
   private prose(): TemplateResult {
-    return html`<div class="outputs" @dblclick=${() => this.edit()}><cellkeep-output .output=${this.proseOutput()} .access=${this.access}></cellkeep-output></div>`;
+    return html`<div class="outputs" @dblclick=${() => this.edit()}><cellkeep-output bare .output=${this.proseOutput()} .access=${this.access}></cellkeep-output></div>`;
   }
 
   private proseOf = "";

@@ -5,7 +5,7 @@ import { type Access, artifact, save } from "./api.js";
 import { type Output, type Shown, Stream, joined, newlines } from "./cells.js";
 import { type Lane, laneOf, plotlyBundle, ranked } from "./mime.js";
 import type { FrameKind } from "./sandbox.js";
-import { cellStyle, theme } from "./style.js";
+import { base, cellStyle } from "./style.js";
 import { folded } from "./text.js";
 import { tree } from "./tree.js";
 
@@ -23,14 +23,17 @@ export class CellkeepOutput extends LitElement {
     output: { attribute: false, hasChanged: () => true },
     access: { attribute: false },
     name: {},
+    bare: { type: Boolean },
     chosen: { state: true },
     pages: { state: true },
     zoomed: { state: true },
   };
-  static override styles = [theme, cellStyle, css`:host { background: none; }`];
+  static override styles = [base, cellStyle, css`:host { background: none; }`];
   declare output: Shown;
   declare access: Access | undefined;
   declare name: string;
+  /** Without tools. */
+  declare bare: boolean;
   declare chosen: string;
   declare pages: number;
   declare zoomed: boolean;
@@ -91,7 +94,7 @@ export class CellkeepOutput extends LitElement {
 
   private tools(kind: string, kinds: string[]): TemplateResult | typeof nothing {
     const lane = laneOf(kind);
-    if (kinds.length === 1 && ["text", "file"].includes(lane)) return nothing;
+    if (this.bare || (kinds.length === 1 && ["text", "file"].includes(lane))) return nothing;
     if (kinds.length === 2 && lane === "text") return nothing;
     return html`<div class="tools" part="tools">
       ${lane === "image" || lane === "svg" ? html`<button @click=${() => (this.zoomed = !this.zoomed)} aria-pressed=${this.zoomed ? "true" : "false"}>${this.zoomed ? "Fit" : "Full size"}</button>` : nothing}
@@ -199,10 +202,10 @@ export class CellkeepOutput extends LitElement {
     if (!content?.url) return html`<div class="wait"></div>`;
     if (lane === "audio") return html`<audio controls src=${content.url}></audio>`;
     if (lane === "video") return html`<video controls src=${content.url}></video>`;
-    const meta = (output.metadata?.[kind] ?? {}) as { width?: unknown; height?: unknown; needs_background?: unknown };
+    const meta = (output.metadata?.[kind] ?? {}) as { width?: unknown; height?: unknown };
     const size = (value: unknown) => (typeof value === "number" && value > 0 && value < 20_000 ? Math.round(value) : nothing);
     const alt = joined(output.data?.["text/plain"]).slice(0, 200) || "Output image";
-    return html`<div class="scroll"><img part="image" class="${this.zoomed ? "large" : ""} ${meta.needs_background === "light" ? "light" : ""}"
+    return html`<div class="scroll"><img part="image" class=${this.zoomed ? "large" : ""}
       src=${content.url} alt=${alt} width=${size(meta.width)} height=${size(meta.height)}></div>`;
   }
 

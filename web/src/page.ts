@@ -7,7 +7,7 @@ import "./cell.js";
 import { examplesFor } from "./examples.js";
 import { type SessionFeed, feedOf } from "./feed.js";
 import type { CellkeepPanel } from "./panel.js";
-import { theme } from "./style.js";
+import { base, tokens } from "./style.js";
 
 interface Session {
   id: string;
@@ -45,7 +45,7 @@ class CellkeepPage extends LitElement {
   static override properties = Object.fromEntries(
     ["access", "sessions", "kernels", "kernel", "here", "usage", "panel", "side", "problem", "busy", "kind", "drag"].map((name) => [name, { state: true }]),
   );
-  static override styles = [theme, pageStyle];
+  static override styles = [tokens, base, pageStyle];
   declare access: Access;
   declare sessions: Session[] | undefined;
   declare kernels: Kernel[];

@@ -1,7 +1,7 @@
 // The session's files and artifacts.
 import { LitElement, type TemplateResult, css, html, nothing } from "lit";
 import { type Access, artifact, ask, askJson, save } from "./api.js";
-import { theme } from "./style.js";
+import { base } from "./style.js";
 
 interface Entry {
   name: string;
@@ -30,7 +30,7 @@ export class CellkeepPanel extends LitElement {
     problem: { state: true },
   };
   static override styles = [
-    theme,
+    base,
     css`
       :host { display: block; padding: 12px 16px; font-size: 14px; background: var(--ck-paper); }
       h2 { font-size: 14px; margin: 4px 0 10px; }

@@ -21,7 +21,7 @@ export class CellkeepFrame extends LitElement {
   };
   static override styles = css`
     :host { display: block; }
-    iframe { display: block; width: 100%; height: 0; border: 0; background: transparent; color-scheme: auto; }
+    iframe { display: block; width: 100%; height: 0; border: 0; background: transparent; color-scheme: light; }
     .wait { min-height: 3rem; }
     p { margin: 0; font-size: 0.85em; opacity: 0.75; }
   `;

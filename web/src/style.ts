@@ -1,7 +1,24 @@
 // How a cell looks. Hosts change the properties that begin with --cellkeep-, and the parts.
 import { css } from "lit";
 
-export const theme = css`
+const dark = css`
+  --ck-scheme: dark;
+  --ck-paper: var(--cellkeep-paper, #14171b);
+  --ck-raised: var(--cellkeep-raised, #1c2026);
+  --ck-ink: var(--cellkeep-ink, #e3e7ec);
+  --ck-quiet: var(--cellkeep-quiet, #9aa5b1);
+  --ck-line: var(--cellkeep-line, #2c333c);
+  --ck-accent: var(--cellkeep-accent, #86aaff);
+  --ck-on-accent: var(--cellkeep-on-accent, #10141c);
+  --ck-good: #6fcf97; --ck-bad: #ff9b92; --ck-bad-paper: #2a1a1a; --ck-warn: #f0b95a;
+  --ck-ansi-0: #6b7683; --ck-ansi-1: #ff8a80; --ck-ansi-2: #6fcf97; --ck-ansi-3: #f0b95a;
+  --ck-ansi-4: #86aaff; --ck-ansi-5: #d79bf0; --ck-ansi-6: #62cbd9; --ck-ansi-7: #c3cbd4;
+  --ck-ansi-8: #9aa5b1; --ck-ansi-9: #ffa8a0; --ck-ansi-10: #8fdfb0; --ck-ansi-11: #f7cd83;
+  --ck-ansi-12: #a8c2ff; --ck-ansi-13: #e4b8f7; --ck-ansi-14: #8adde8; --ck-ansi-15: #ffffff;
+`;
+
+/** Colours and fonts; what stands inside inherits them. */
+export const tokens = css`
   :host {
     --ck-scheme: light;
     --ck-paper: var(--cellkeep-paper, #ffffff);
@@ -27,21 +44,14 @@ export const theme = css`
   }
   @media (prefers-color-scheme: dark) {
     :host(:not([theme="light"])) {
-      --ck-scheme: dark;
-      --ck-paper: var(--cellkeep-paper, #14171b);
-      --ck-raised: var(--cellkeep-raised, #1c2026);
-      --ck-ink: var(--cellkeep-ink, #e3e7ec);
-      --ck-quiet: var(--cellkeep-quiet, #9aa5b1);
-      --ck-line: var(--cellkeep-line, #2c333c);
-      --ck-accent: var(--cellkeep-accent, #86aaff);
-      --ck-on-accent: var(--cellkeep-on-accent, #10141c);
-      --ck-good: #6fcf97; --ck-bad: #ff9b92; --ck-bad-paper: #2a1a1a; --ck-warn: #f0b95a;
-      --ck-ansi-0: #6b7683; --ck-ansi-1: #ff8a80; --ck-ansi-2: #6fcf97; --ck-ansi-3: #f0b95a;
-      --ck-ansi-4: #86aaff; --ck-ansi-5: #d79bf0; --ck-ansi-6: #62cbd9; --ck-ansi-7: #c3cbd4;
-      --ck-ansi-8: #9aa5b1; --ck-ansi-9: #ffa8a0; --ck-ansi-10: #8fdfb0; --ck-ansi-11: #f7cd83;
-      --ck-ansi-12: #a8c2ff; --ck-ansi-13: #e4b8f7; --ck-ansi-14: #8adde8; --ck-ansi-15: #ffffff;
+      ${dark}
     }
   }
+  :host([theme="dark"]) { ${dark} }
+`;
+
+/** What buttons, links and fields look like. */
+export const base = css`
   * { box-sizing: border-box; }
   button, input, textarea, select { font: inherit; color: inherit; }
   button { cursor: pointer; border: 0; background: none; border-radius: 7px; padding: 4px 9px; min-height: 30px; color: var(--ck-quiet); }
@@ -58,14 +68,12 @@ export const theme = css`
 export const cellStyle = css`
   :host { display: block; min-width: 0; }
   :host([hidden]) { display: none; }
-  article { border: 1px solid var(--ck-line); border-radius: var(--ck-radius); background: var(--ck-paper); overflow: clip; }
+  article { border: 1px solid var(--ck-line); border-radius: var(--ck-radius); background: var(--ck-paper); overflow: clip; position: relative; }
   article.markdown { border-color: transparent; }
   header { display: flex; align-items: center; gap: 4px; padding: 4px 6px 4px 14px; min-height: 40px; color: var(--ck-quiet); font-size: 13px; flex-wrap: wrap; }
   .count { font-family: var(--ck-mono); font-size: 12px; }
   .space { flex: 1; }
-  .actions { display: flex; opacity: 0.55; transition: opacity 0.15s; }
-  article:hover .actions, article:focus-within .actions { opacity: 1; }
-  @media (hover: none) { .actions { opacity: 1; } }
+  .actions { display: flex; }
   .chip { display: inline-flex; align-items: center; gap: 6px; padding: 1px 9px; border-radius: 99px; border: 1px solid var(--ck-line); font-variant-numeric: tabular-nums; }
   .chip::before { content: ""; width: 7px; height: 7px; border-radius: 50%; background: currentColor; }
   .ok { color: var(--ck-good); } .bad { color: var(--ck-bad); } .warn { color: var(--ck-warn); } .busy { color: var(--ck-accent); }
@@ -80,12 +88,13 @@ export const cellStyle = css`
   .stale { opacity: 0.45; }
   .stderr pre { color: var(--ck-warn); }
   .output { position: relative; min-width: 0; }
-  .scroll { overflow-x: auto; }
+  .scroll { overflow-x: auto; overflow-y: hidden; padding-block: 1px; }
+  math { font-size: 1.15em; padding-block: 4px; }
   .tools { display: flex; gap: 2px; justify-content: flex-end; font-size: 12px; flex-wrap: wrap; }
   .tools button { padding: 2px 8px; min-height: 26px; }
   .tools select { border: 1px solid var(--ck-line); border-radius: 7px; background: var(--ck-paper); font-size: 12px; max-width: 14em; }
-  img { max-width: 100%; height: auto; display: block; }
-  img.light { background: #fff; border-radius: 6px; }
+  /* Pictures are drawn for paper: what is transparent in them stays readable in the dark. */
+  img { max-width: 100%; height: auto; display: block; background: #fff; border-radius: 4px; }
   img.large { max-width: none; }
   .wait { min-height: 12rem; background: var(--ck-raised); border-radius: 8px; }
   table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
@@ -107,6 +116,7 @@ export const cellStyle = css`
   .tree { font: 13px/1.6 var(--ck-mono); overflow-wrap: anywhere; }
   .tree details { padding-inline-start: 1em; } .tree summary { cursor: pointer; margin-inline-start: -1em; }
   .tree div { padding-inline-start: 1em; } .key { color: var(--ck-accent); } .value { color: var(--ck-good); }
+  .c-word { color: var(--ck-ansi-5); } .c-string { color: var(--ck-ansi-2); } .c-number { color: var(--ck-ansi-6); } .c-comment { color: var(--ck-quiet); font-style: italic; }
   .t-bold { font-weight: 650; } .t-faint { opacity: 0.7; } .t-italic { font-style: italic; } .t-underline { text-decoration: underline; }
   .t-strike { text-decoration: line-through; } .t-hidden { visibility: hidden; }
   .silent { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }

@@ -7,7 +7,7 @@ const MOST_TEXT = 2_000;
 
 export function tree(value: unknown, metadata?: unknown): TemplateResult {
   const { expanded, root } = (metadata ?? {}) as { expanded?: unknown; root?: unknown };
-  return branch(typeof root === "string" ? root : "", value, expanded === true ? 4 : 1);
+  return branch(typeof root === "string" && root !== "root" ? root : "", value, expanded === true ? 4 : 1);
 }
 
 function branch(key: string, value: unknown, open: number): TemplateResult {
