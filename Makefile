@@ -15,12 +15,13 @@ all: build
 build: web
 	cargo build --release --locked
 
-# The plotting libraries that exported pages carry, from npm. A build without them works; its plots are not interactive.
+# The page of `cellkeep serve` and the plotting libraries of exported pages, from npm. A build without them works: it has no page,
+# and its plots are not interactive.
 web: web/dist/vega.js
 
-web/dist/vega.js: web/package-lock.json web/build.mjs
+web/dist/vega.js: web/package-lock.json web/build.mjs web/tsconfig.json $(wildcard web/src/*)
 	@sh scripts/setup-web.sh
-	cd web && npm ci --silent --ignore-scripts --no-audit --no-fund && node build.mjs
+	cd web && npm ci --silent --ignore-scripts --no-audit --no-fund && npm run --silent build
 
 setup-demo:
 	@sh scripts/setup-demo.sh
@@ -62,4 +63,4 @@ bench: setup-test build
 
 clean:
 	cargo clean
-	rm -rf web/node_modules web/dist/*.js
+	rm -rf web/node_modules web/dist/*.js web/dist/page

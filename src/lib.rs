@@ -48,6 +48,8 @@ pub mod notebook;
 #[cfg(feature = "host")]
 pub mod output;
 #[cfg(feature = "host")]
+pub mod page;
+#[cfg(feature = "host")]
 pub mod render;
 #[cfg(feature = "host")]
 pub mod runner;

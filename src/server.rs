@@ -17,6 +17,7 @@ use crate::api::{self, Api, Guard, Pace};
 use crate::auth::{self, Identity, Scope, Tokens};
 use crate::config::Paths;
 use crate::manager::{Keeper, KeeperError, KeeperSettings};
+use crate::page;
 use crate::store::{Store, StoreError};
 use crate::telemetry;
 
@@ -133,7 +134,8 @@ pub async fn serve(
         tokens,
         guard: Arc::new(guard),
         pace: Arc::new(Pace::new(settings.rate_limit)),
-    });
+    })
+    .merge(page::router());
     welcome(Welcome { address, new_token });
     connections::serve(listener, router, stop).await;
     keeper.drain_pool().await;

@@ -74,8 +74,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
+    ("page", &["web"]),
     // top
-    ("server", &["config", "store", "telemetry", "auth", "manager", "api"]),
+    ("server", &["config", "store", "telemetry", "auth", "manager", "api", "page"]),
     (
         "cli",
         &[

@@ -1,12 +1,14 @@
-// Builds what exported pages carry: one file per plotting library, each a plain script that sets one global.
-// Run by `make web`. The result is git-ignored and embedded into the binary.
+// Builds what browsers run: the page with its element from src/, and one file per plotting library, each a plain script
+// that sets one global. Run by `make web`. The result is git-ignored and embedded into the binary.
 import { build } from "esbuild";
-import { copyFile, mkdir, readdir, rm } from "node:fs/promises";
+import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { basename } from "node:path";
+import { gzipSync } from "node:zlib";
 
 const dist = new URL("dist/", import.meta.url);
 await mkdir(dist, { recursive: true });
 for (const name of await readdir(dist)) {
-  if (name.endsWith(".js")) await rm(new URL(name, dist));
+  if (name.endsWith(".js") || name === "page") await rm(new URL(name, dist), { recursive: true });
 }
 
 // Plotly publishes minified bundles of its own, by the kinds of traces they can draw.
@@ -33,3 +35,53 @@ await build({
   charset: "ascii",
   legalComments: "eof",
 });
+
+// What a person waits for when the page opens: the document, its style, and all scripts that it imports at once.
+const MOST_FIRST_BYTES = 60_000;
+
+const here = new URL(".", import.meta.url).pathname;
+const page = new URL("dist/page/", import.meta.url);
+const { metafile } = await build({
+  absWorkingDir: here,
+  entryPoints: ["src/page.ts", "src/cell.ts", "src/frame.ts", "src/page.css", "src/frame.css"],
+  outdir: page.pathname,
+  entryNames: "[name]-[hash]",
+  chunkNames: "part-[hash]",
+  bundle: true,
+  splitting: true,
+  minify: true,
+  format: "esm",
+  target: "es2022",
+  charset: "utf8",
+  legalComments: "eof",
+  metafile: true,
+});
+
+const built = Object.entries(metafile.outputs);
+const entry = (source) => basename(built.find(([, output]) => output.entryPoint === source)[0]);
+const imports = (path) =>
+  metafile.outputs[path].imports.filter((one) => one.kind === "import-statement").flatMap((one) => [one.path, ...imports(one.path)]);
+const pagePath = built.find(([, output]) => output.entryPoint === "src/page.ts")[0];
+const parts = [...new Set(imports(pagePath))].map((path) => basename(path));
+
+const fill = async (template, values) => {
+  let text = await readFile(new URL(`src/${template}`, import.meta.url), "utf8");
+  for (const [name, value] of Object.entries(values)) text = text.replaceAll(`{${name}}`, value);
+  await writeFile(new URL(template, page), text);
+};
+const preloads = parts.map((part) => `<link rel="modulepreload" href="/-/assets/${part}">`).join("\n");
+await fill("index.html", { style: entry("src/page.css"), script: entry("src/page.ts"), preloads });
+await fill("frame.html", { style: entry("src/frame.css"), script: entry("src/frame.ts") });
+// A name that stays, for pages of others.
+await writeFile(new URL("cellkeep-cell.js", page), `export * from "./${entry("src/cell.ts")}";\n`);
+
+const zipped = {};
+for (const name of await readdir(page)) {
+  const bytes = gzipSync(await readFile(new URL(name, page)), { level: 9 });
+  zipped[name] = bytes.length;
+  await writeFile(new URL(`${name}.gz`, page), bytes);
+}
+const first = ["index.html", entry("src/page.css"), entry("src/page.ts"), ...parts];
+const total = first.reduce((sum, name) => sum + zipped[name], 0);
+console.log(`first load of the page: ${(total / 1000).toFixed(1)} kB gzip (at most ${MOST_FIRST_BYTES / 1000})`);
+if (total > MOST_FIRST_BYTES) throw new Error(`the page's first load is too large: ${first.map((name) => `${name} ${zipped[name]}`).join(", ")}`);

@@ -18,7 +18,7 @@ use crate::server::{self, ServerSettings, Welcome};
 /// Keep sessions, and serve them over HTTP.
 #[derive(Args)]
 #[command(after_help = "\
-The first start prints a link with a token that may do everything; it is shown only this once. Without it:
+The first start prints a link to its page with a token that may do everything; it is shown only this once. Without it:
   cellkeep token create NAME          make another
 Sessions live on when the server stops, also after kill -9: start it again, and they go on where they were.
 The same settings can stand in cellkeep.toml, here or in the data folder, under [serve]; --print-config shows how.")]
@@ -166,7 +166,7 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
 fn greet(Welcome { address, new_token }: Welcome) {
     match new_token {
         Some(token) => {
-            tell!("cellkeep serves http://{address}/v1/kernels?token={token}\nThe token is shown only this once.")
+            tell!("cellkeep serves http://{address}/#token={token}\nThe token is {token}; it is shown only this once.")
         }
         None => tell!("cellkeep serves http://{address}"),
     }

@@ -19,6 +19,7 @@ mod many;
 mod nbclient_oracle;
 mod notebooks;
 mod outputs;
+mod pages;
 mod parameters;
 mod secrets;
 mod serve;

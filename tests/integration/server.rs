@@ -35,6 +35,8 @@ pub struct Server {
     data: PathBuf,
     kind: SandboxKind,
     arguments: Vec<String>,
+    /// Where it listens: a port that it chooses, or one that a browser knows already.
+    pub listen: SocketAddr,
     /// Variables that it is given; by `CELLKEEP_LOG` it logs warnings, unless it is told otherwise.
     pub env: Vec<(&'static str, String)>,
     /// How many descriptors it may have, if not as many as we.
@@ -53,7 +55,8 @@ impl Server {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let (address, _) = watch::channel(SocketAddr::from(([127, 0, 0, 1], 0)));
         let env = vec![("CELLKEEP_LOG", "warn".to_owned())];
-        let mut server = Self { data, kind: place.kind, arguments, env, descriptors: None, child: None, address };
+        let listen = ([127, 0, 0, 1], 0).into();
+        let mut server = Self { data, kind: place.kind, arguments, listen, env, descriptors: None, child: None, address };
         server.start_again().await;
         server
     }
@@ -68,7 +71,7 @@ impl Server {
             }
             None => Command::new(program),
         };
-        command.args(["serve", "--listen", "127.0.0.1:0", "--sandbox", &self.kind.to_string(), "--data"]);
+        command.args(["serve", "--listen", &self.listen.to_string(), "--sandbox", &self.kind.to_string(), "--data"]);
         command.arg(&self.data).args(&self.arguments).env("CELLKEEP_TOKEN", TOKEN).envs(self.env.iter().cloned());
         command
     }

@@ -1,0 +1,293 @@
+//! The page at `/` in a real browser: what a person does there, what becomes of it when the connection or the server goes away, and
+//! that nothing which code says acts on the page.
+
+use serde_json::{Value, json};
+
+use crate::server::{Server, TOKEN};
+use crate::support::browser::Browser;
+use crate::support::{Place, skip};
+
+/// What every look needs.
+const TOOLS: &str = "const page = document.querySelector('cellkeep-page')?.renderRoot, cells = [...(page?.querySelectorAll('cellkeep-cell') ?? [])];
+    const within = cell => [...cell.renderRoot.querySelectorAll('cellkeep-output')].map(output => output.renderRoot);
+    const text = cell => within(cell).map(output => output.textContent.replace(/\\s+/g, ' ').trim()).join(' | ');
+    const phase = cell => cell?.renderRoot.querySelector('[data-phase]')?.dataset.phase;";
+
+/// A server and a browser that has its page open.
+struct Opened {
+    server: Server,
+    browser: Browser,
+}
+
+impl Opened {
+    /// `None` where there is no browser, or no page in this build.
+    async fn start(name: &str) -> Option<Self> {
+        let Some(program) = Browser::program() else {
+            skip("there is no chromium");
+            return None;
+        };
+        let server = Server::start(name, Place::process(), &[]).await;
+        if !server.client().anonymous().get("/").await.text().contains("<cellkeep-page>") {
+            skip("this build has no page (make web)");
+            return None;
+        }
+        let browser = Browser::start(&program, &server.data().join("profile")).await;
+        let mut opened = Self { server, browser };
+        opened.open().await;
+        Some(opened)
+    }
+
+    fn origin(&self) -> String {
+        format!("http://{}", self.server.client().address())
+    }
+
+    /// Opens the link that a person is given.
+    async fn open(&mut self) {
+        let link = format!("{}/#token={TOKEN}", self.origin());
+        self.browser.open(&link).await;
+        self.until("page?.querySelector('#create:not([disabled])') !== null && page !== undefined", &json!(true)).await;
+    }
+
+    /// Waits until an expression has a value.
+    async fn until(&mut self, expression: &str, value: &Value) {
+        let look = format!("(() => {{ {TOOLS} return JSON.stringify({expression}) ?? 'null' }})()");
+        self.browser.until("0", &look, |seen| seen == value).await;
+    }
+
+    async fn act(&mut self, script: &str) {
+        self.browser.evaluate(&format!("(() => {{ {TOOLS} {script} }})()")).await;
+    }
+
+    /// Writes into the composer and runs it by key; gives the place of the new cell.
+    async fn run(&mut self, source: &str) -> usize {
+        let count = self.look("cells.length").await.as_u64().unwrap();
+        self.act(&format!(
+            "const area = page.querySelector('#composer'); area.value = {};
+             area.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', shiftKey: true, bubbles: true, cancelable: true}}));",
+            json!(source)
+        ))
+        .await;
+        self.until("cells.length", &json!(count + 1)).await;
+        usize::try_from(count).unwrap()
+    }
+
+    async fn look(&mut self, expression: &str) -> Value {
+        self.browser.evaluate(&format!("(() => {{ {TOOLS} return {expression} }})()")).await
+    }
+
+    async fn answer(&mut self, cell: usize, value: &str) {
+        self.until(&format!("cells[{cell}]?.renderRoot.querySelector('.question input') != null"), &json!(true)).await;
+        self.act(&format!(
+            "const form = cells[{cell}].renderRoot.querySelector('.question');
+             form.querySelector('input').value = {}; form.requestSubmit();",
+            json!(value)
+        ))
+        .await;
+    }
+
+    /// Ends both. Gives what the page complained of; nothing may have been asked of others.
+    async fn end(self) -> Vec<String> {
+        let origin = self.origin();
+        let (complaints, requests) = self.browser.finish().await;
+        let foreign: Vec<_> = requests.iter().filter(|url| !url.starts_with(&format!("{origin}/"))).collect();
+        assert_eq!(foreign, [""; 0], "requests left the origin");
+        self.server.end().await;
+        complaints
+    }
+}
+
+/// Files with policies, of which none needs a token and none holds anything of anybody.
+#[tokio::test]
+async fn what_is_served_without_a_token_is_strict() {
+    let server = Server::start("page-files", Place::process(), &[]).await;
+    let anyone = server.client().anonymous();
+    let page = anyone.get("/").await;
+    page.is(200);
+    let policy = page.header("content-security-policy").to_owned();
+    assert!(policy.contains("default-src 'self'") && !policy.contains("unsafe"), "{policy}");
+    assert_eq!(page.header("x-content-type-options"), "nosniff");
+    let frame = anyone.get("/-/frame").await;
+    let policy = frame.header("content-security-policy");
+    assert!(policy.starts_with("sandbox allow-scripts") && policy.contains("connect-src 'none'"), "{policy}");
+    assert!(!policy.contains("allow-same-origin"), "{policy}");
+    for nothing in
+        ["/-/assets/.gitignore", "/-/assets/..%2f..%2fCargo.toml", "/-/assets/index.html", "/-/assets/x.js", "/-/x"]
+    {
+        anyone.get(nothing).await.is(404);
+    }
+    anyone.get("/v1/sessions").await.problem(401, "no_token");
+    let text = page.text();
+    if text.contains("<cellkeep-page>") {
+        let script = text.split("src=\"").nth(1).unwrap().split('"').next().unwrap();
+        let plain = anyone.get(script).await;
+        assert_eq!(plain.header("cache-control"), "public, max-age=31536000, immutable");
+        assert_eq!(plain.header("content-type"), "text/javascript; charset=utf-8");
+        let zipped = anyone.with("accept-encoding", "gzip").get(script).await;
+        assert!(zipped.header("content-encoding") == "gzip" && zipped.body.len() < plain.body.len());
+        let again = anyone.with("if-none-match", plain.header("etag")).get(script).await;
+        assert_eq!((again.status, again.body.len()), (304, 0));
+    } else {
+        assert!(text.contains("make build"), "it says how to have one: {text}");
+    }
+    server.end().await;
+}
+
+/// One click draws a plot; text is there while its cell runs; a question is answered in place, also after the page was loaded anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_runs_cells() {
+    let Some(mut opened) = Opened::start("page-person").await else { return };
+    opened.until("location.hash.includes('token') || location.search.includes('token')", &json!(false)).await;
+    opened.act("page.querySelector('.chips button').click()").await;
+    opened.until("within(cells[0])[0]?.querySelector('img')?.naturalWidth > 100", &json!(true)).await;
+    opened.until("phase(cells[0])", &json!("ok")).await;
+    // Colours and links are elements, text is text.
+    let colours = opened.run("print('\\x1b[31mred\\x1b[0m \\x1b[38;5;208mdeep\\x1b[0m \\x1b[48;2;1;2;3mbg\\x1b[0m <b>no</b> https://example.org/a.')").await;
+    opened.until(&format!("phase(cells[{colours}])"), &json!("ok")).await;
+    opened.until(&format!("text(cells[{colours}])"), &json!("red deep bg <b>no</b> https://example.org/a.")).await;
+    let look = format!(
+        "[...within(cells[{colours}])[0].querySelectorAll('pre span')].map(span => span.style.color + span.style.backgroundColor)"
+    );
+    assert_eq!(opened.look(&look).await, json!(["var(--ck-ansi-1)", "rgb(255, 135, 0)", "rgb(1, 2, 3)"]));
+    let link = format!("(a => [a.href, a.target, a.rel])(within(cells[{colours}])[0].querySelector('a'))");
+    assert_eq!(opened.look(&link).await, json!(["https://example.org/a", "_blank", "noopener noreferrer nofollow"]));
+    let failed = opened.run("def f():\n    1/0\nf()").await;
+    opened.until(&format!("phase(cells[{failed}])"), &json!("error")).await;
+    opened
+        .until(
+            &format!("within(cells[{failed}])[0].querySelector('strong').textContent"),
+            &json!("ZeroDivisionError: division by zero"),
+        )
+        .await;
+    assert_eq!(opened.look(&format!("within(cells[{failed}])[0].querySelector('details').open")).await, false);
+    let long = opened.run("for i in range(5000): print('line', i)").await;
+    opened
+        .until(
+            &format!("within(cells[{long}])[0]?.querySelector('.fold')?.textContent.trim()"),
+            &json!("4,968 lines folded · show more"),
+        )
+        .await;
+    opened.act(&format!("within(cells[{long}])[0].querySelector('.fold').click()")).await;
+    opened.until(&format!("text(cells[{long}]).includes('line 300 ')"), &json!(true)).await;
+    // In mid-cell, the page is loaded anew.
+    let asks = opened.run("print('before')\nword = input('word? ')\nprint('got', word)").await;
+    opened.until(&format!("[phase(cells[{asks}]), text(cells[{asks}])]"), &json!(["input", "before"])).await;
+    opened.browser.evaluate("location.reload()").await;
+    opened
+        .until(&format!("[phase(cells[{asks}]), cells[{asks}] && text(cells[{asks}])]"), &json!(["input", "before"]))
+        .await;
+    opened.answer(asks, "ägypt").await;
+    opened.until(&format!("[phase(cells[{asks}]), text(cells[{asks}])]"), &json!(["ok", "before got ägypt"])).await;
+    // It is edited in place, and run again.
+    opened.act(&format!("[...cells[{asks}].renderRoot.querySelectorAll('.actions button')].find(button => button.textContent === 'Edit').click()")).await;
+    opened.until(&format!("cells[{asks}].renderRoot.querySelector('textarea') != null"), &json!(true)).await;
+    opened
+        .act(&format!(
+            "const area = cells[{asks}].renderRoot.querySelector('textarea'); area.value = 'print(6 * 7)';
+         area.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', ctrlKey: true, bubbles: true, cancelable: true}}))"
+        ))
+        .await;
+    opened.until(&format!("[phase(cells[{asks}]), text(cells[{asks}]), cells[{asks}].renderRoot.querySelector('pre.source')?.textContent]"), &json!(["ok", "42", "print(6 * 7)"])).await;
+    // What runs is stopped.
+    let runs = opened.run("import time\nprint('on')\ntime.sleep(600)").await;
+    opened.until(&format!("[phase(cells[{runs}]), text(cells[{runs}])]"), &json!(["running", "on"])).await;
+    opened.act(&format!("[...cells[{runs}].renderRoot.querySelectorAll('.actions button')].find(button => button.textContent === 'Stop').click()")).await;
+    opened.until(&format!("phase(cells[{runs}])"), &json!("interrupted")).await;
+    assert_eq!(opened.end().await, [""; 0]);
+}
+
+/// The server is killed in mid-cell, and another takes its place: nothing is missing on the page, and nothing is there twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_outlives_its_server() {
+    let Some(mut opened) = Opened::start("page-killed").await else { return };
+    opened.act("page.querySelector('#create').click()").await;
+    opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
+    let cell = opened
+        .run("import os, time\nprint('before')\nwhile not os.path.exists('go'): time.sleep(0.05)\nprint('after')")
+        .await;
+    opened.until(&format!("[phase(cells[{cell}]), text(cells[{cell}])]"), &json!(["running", "before"])).await;
+    opened.server.listen = opened.server.client().address();
+    opened.server.kill().await;
+    opened.until("page.querySelector('.state').dataset.state", &json!("lost")).await;
+    opened.until(&format!("[phase(cells[{cell}]), text(cells[{cell}])]"), &json!(["lost", "before"])).await;
+    opened.server.start_again().await;
+    opened.until(&format!("[phase(cells[{cell}]), text(cells[{cell}])]"), &json!(["running", "before"])).await;
+    let client = opened.server.client();
+    let id = client.session_ids().await.remove(0);
+    client.put(&format!("/v1/sessions/{id}/files/go"), "").await;
+    opened.until(&format!("[phase(cells[{cell}]), text(cells[{cell}])]"), &json!(["ok", "before after"])).await;
+    let complaints = opened.end().await;
+    let others: Vec<_> = complaints.iter().filter(|text| !text.contains("ERR_CONNECTION_REFUSED")).collect();
+    assert_eq!(others, [""; 0]);
+}
+
+/// Scripts in every place that code can write to. Those that a frame runs find neither the page nor a network.
+const ATTACKS: &str = r#"
+import json
+hit = "try{top.__pwned=1}catch(e){};try{parent.__pwned=1}catch(e){};window.__pwned=1;fetch('http://127.0.0.1:9/f').catch(e=>0);new Image().src='http://127.0.0.1:9/i';"
+tag = f"<script>{hit}</script><img src=x onerror=\"{hit}\"><svg onload=\"{hit}\"></svg><a href=\"javascript:{hit}\">l</a>"
+table = f"<table><tr><td id=cookie name=body>cell<a href='&#106;avascript:{hit}'>l</a><img src=http://127.0.0.1:9/t></td></tr></table>"
+svg = f"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9' onload=\"{hit}\"><script>{hit}</script><image href='http://127.0.0.1:9/s'/></svg>"
+figure = {"data": [{"type": "bar", "x": [tag], "y": [1], "text": [tag]}], "layout": {"title": {"text": tag}, "images": [{"source": "http://127.0.0.1:9/p"}]}}
+chart = {"$schema": "x", "data": {"url": "http://127.0.0.1:9/v"}, "mark": "bar", "title": tag, "usermeta": {"embedOptions": {"loader": 1}}}
+kinds = {"text/html": tag, "text/markdown": tag + "\n\n[l](javascript:alert(1)) ![i](http://127.0.0.1:9/m)\n\n" + table, "text/latex": "$\\href{javascript:" + "x" + "}{y}\\htmlData{a=b}{c}$" + tag,
+  "image/svg+xml": svg, "image/png": tag, "application/javascript": hit, "application/json": {tag: tag}, "text/plain": tag, "text/csv": tag,
+  "application/vnd.plotly.v1+json": figure, "application/vnd.vegalite.v5+json": chart, "application/pdf": tag, "text/x\"><script>": tag}
+for kind, value in kinds.items():
+    display({kind: value}, raw=True)
+display({"text/html": table}, raw=True)
+display({"text/html": "<script>location='http://127.0.0.1:9/leave'</script>"}, raw=True)
+display({"text/html": "<form action=http://127.0.0.1:9/form id=f><input></form><script>f.submit();window.open('http://127.0.0.1:9/open')</script><meta http-equiv=refresh content='0;url=http://127.0.0.1:9/refresh'>"}, raw=True)
+print(tag, "\x1b]8;;javascript:" + hit + "\x1b\\link\x1b]8;;\x1b\\", "\x1b]8;;http://127.0.0.1:9/x\x1b\\good\x1b]8;;\x1b\\")
+open("<img src=x onerror=window.__pwned=1>.txt", "w").write("x")
+raise ValueError(tag)
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_code_says_acts_on_the_page() {
+    let Some(mut opened) = Opened::start("page-attacks").await else { return };
+    opened.act("page.querySelector('#create').click()").await;
+    opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
+    let cell = opened.run(ATTACKS).await;
+    opened.until(&format!("phase(cells[{cell}])"), &json!("error")).await;
+    // Each output is looked at, since frames begin when they come into view; those with scripts have drawn or left.
+    let walk = format!(
+        "{{ {TOOLS} cells[{cell}] && [...cells[{cell}].renderRoot.querySelectorAll('cellkeep-output')].forEach(output => output.scrollIntoView()) }}"
+    );
+    let drawn = format!(
+        "(() => {{ {TOOLS} return JSON.stringify(within(cells[{cell}]).map(output => output.querySelector('cellkeep-frame')).filter(frame => frame).map(frame => frame.dataset.drawn ?? '')) }})()"
+    );
+    opened
+        .browser
+        .until(&walk, &drawn, |drawn| {
+            let has = |name: &str| drawn.as_array().unwrap().iter().any(|one| one == name);
+            has("html") && has("script") && has("plotly")
+        })
+        .await;
+    let links = format!(
+        "within(cells[{cell}]).flatMap(output => [...output.querySelectorAll('a')]).map(a => a.getAttribute('href')).filter(href => href)"
+    );
+    assert_eq!(opened.look(&links).await, json!(["http://127.0.0.1:9/x"]), "only the one that leads to a page");
+    let flags = format!(
+        "[...new Set(within(cells[{cell}]).map(output => output.querySelector('cellkeep-frame')?.renderRoot.querySelector('iframe')?.getAttribute('sandbox')).filter(flags => flags))]"
+    );
+    assert_eq!(opened.look(&flags).await, json!(["allow-scripts allow-downloads allow-pointer-lock"]));
+    // Text, in the page's own document.
+    let markdown = opened
+        .look("(page.querySelector('[aria-label=\"Kind of cell\"]').value = 'markdown', page.querySelector('[aria-label=\"Kind of cell\"]').dispatchEvent(new Event('change')), 1)")
+        .await;
+    assert_eq!(markdown, 1);
+    let note = opened
+        .run("# T\n\n<script>window.__pwned=1</script><img src=x onerror='window.__pwned=1'>\n\n[l](javascript:window.__pwned=1) ![p](http://127.0.0.1:9/n)\n\n<iframe src='javascript:top.__pwned=1'></iframe>")
+        .await;
+    opened.until(&format!("within(cells[{note}])[0]?.querySelector('h1')?.textContent"), &json!("T")).await;
+    opened.act("[...page.querySelectorAll('.bar button')].find(button => button.textContent === 'Files').click()").await;
+    opened
+        .until("page.querySelector('cellkeep-panel')?.renderRoot.textContent.includes('<img src=x onerror')", &json!(true))
+        .await;
+    assert_eq!(
+        opened.look("[window.__pwned === undefined, document.querySelectorAll('iframe, script:not([src])').length]").await,
+        json!([true, 0])
+    );
+    // The attempts are complained of by the policy that stops them; requests are what counts, and they are looked at here.
+    opened.end().await;
+}

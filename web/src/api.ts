@@ -1,0 +1,61 @@
+// The server's interface, with the token in a header.
+
+export interface Access {
+  /** The server's origin; empty: this page's. */
+  server: string;
+  token: string;
+}
+
+/** What the server says when it does not do what it was asked. */
+export class Refused extends Error {
+  constructor(
+    readonly status: number,
+    readonly code: string,
+    detail: string,
+  ) {
+    super(detail);
+  }
+}
+
+export async function ask(access: Access, method: string, path: string, body?: unknown): Promise<Response> {
+  const headers: Record<string, string> = { authorization: `Bearer ${access.token}` };
+  let sent: BodyInit | undefined;
+  if (body instanceof Blob) sent = body;
+  else if (body !== undefined) {
+    headers["content-type"] = "application/json";
+    sent = JSON.stringify(body);
+  }
+  const response = await fetch(`${access.server}${path}`, { method, headers, body: sent, referrerPolicy: "no-referrer" });
+  if (response.ok) return response;
+  const problem = (await response.json().catch(() => ({}))) as { code?: string; detail?: string };
+  throw new Refused(response.status, problem.code ?? "", problem.detail ?? `the server answered ${response.status}`);
+}
+
+export async function askJson<T>(access: Access, method: string, path: string, body?: unknown): Promise<T> {
+  const response = await ask(access, method, path, body);
+  return (response.status === 204 ? undefined : await response.json().catch(() => undefined)) as T;
+}
+
+const blobs = new Map<string, Promise<Blob>>();
+
+/** An artifact's bytes; asked for once. */
+export function artifact(access: Access, sha256: string): Promise<Blob> {
+  const key = `${access.server} ${sha256}`;
+  let blob = blobs.get(key);
+  if (!blob) {
+    blob = ask(access, "GET", `/v1/artifacts/${encodeURIComponent(sha256)}`).then((response) => response.blob());
+    blob.catch(() => blobs.delete(key));
+    blobs.set(key, blob);
+    if (blobs.size > 200) blobs.delete(blobs.keys().next().value as string);
+  }
+  return blob;
+}
+
+/** Gives a person a file. */
+export function save(blob: Blob, name: string): void {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}

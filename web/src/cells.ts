@@ -1,0 +1,168 @@
+// A cell as its events tell it. Pure.
+
+export interface Output {
+  output_type: string;
+  name?: string;
+  text?: string;
+  data?: Record<string, unknown>;
+  metadata?: Record<string, unknown>;
+  ename?: string;
+  evalue?: string;
+  traceback?: string[];
+  execution_count?: number | null;
+}
+
+/** A stream's text, with what makes it cheap to add to it and to show it. */
+export class Stream {
+  text = "";
+  lines = 0;
+  private bytes = 0;
+
+  constructor(
+    readonly name: string,
+    text: string,
+  ) {
+    this.add(text);
+  }
+
+  /** So many bytes stand, and more follows. */
+  edit(keep: number, more: string): void {
+    if (keep < this.bytes) this.cut(keep);
+    this.add(more);
+  }
+
+  private add(text: string): void {
+    this.text += text;
+    this.bytes += utf8Length(text);
+    this.lines += newlines(text);
+  }
+
+  private cut(keep: number): void {
+    let at = this.text.length;
+    while (at > 0 && this.bytes > keep) {
+      at -= 1;
+      const unit = this.text.charCodeAt(at);
+      // A pair of surrogates is four bytes, two of them counted with each half.
+      this.bytes -= unit < 0x80 ? 1 : unit < 0x800 || (unit >= 0xd800 && unit < 0xe000) ? 2 : 3;
+    }
+    this.lines -= newlines(this.text.slice(at));
+    this.text = this.text.slice(0, at);
+  }
+}
+
+function utf8Length(text: string): number {
+  let length = 0;
+  for (let at = 0; at < text.length; at += 1) {
+    const unit = text.charCodeAt(at);
+    length += unit < 0x80 ? 1 : unit < 0x800 || (unit >= 0xd800 && unit < 0xe000) ? 2 : 3;
+  }
+  return length;
+}
+
+export function newlines(text: string): number {
+  let count = 0;
+  for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) count += 1;
+  return count;
+}
+
+export interface Failure {
+  ename: string;
+  evalue: string;
+  traceback: string[];
+}
+
+export type Shown = Stream | Output;
+
+export interface CellState {
+  id: string;
+  type: string;
+  source: string;
+  state: "queued" | "running" | "finished";
+  status?: string;
+  count?: number | null;
+  outputs: Map<number, Shown>;
+  startedAt?: number;
+  wallMs?: number;
+  question?: { prompt: string; password: boolean };
+  /** Outputs of the run before, kept on view until the new one shows something. */
+  stale?: Map<number, Shown>;
+  lost: number;
+}
+
+export interface Event {
+  seq: number;
+  time: string;
+  type: string;
+  cell?: string;
+  index?: number;
+  keep?: number;
+  output?: Output;
+  state?: string;
+  why?: string;
+  notice?: string;
+  prompt?: string;
+  password?: boolean;
+  status?: string;
+  execution_count?: number | null;
+  metrics?: { wall_ms?: number };
+  change?: string;
+  from?: number;
+  to?: number;
+}
+
+export function newCell(id: string): CellState {
+  return { id, type: "code", source: "", state: "finished", outputs: new Map(), lost: 0 };
+}
+
+/** Nbformat writes texts as lists of lines, too. */
+export function joined(value: unknown): string {
+  if (Array.isArray(value)) return value.map((piece) => (typeof piece === "string" ? piece : "")).join("");
+  return typeof value === "string" ? value : "";
+}
+
+export function shown(output: Output): Shown {
+  return output.output_type === "stream" ? new Stream(String(output.name ?? "stdout"), joined(output.text)) : output;
+}
+
+/** What an event makes of its cell. */
+export function apply(cell: CellState, event: Event): void {
+  switch (event.type) {
+    case "cell.queued":
+      cell.stale = cell.outputs.size > 0 ? cell.outputs : cell.stale;
+      cell.outputs = new Map();
+      Object.assign(cell, { state: "queued", status: undefined, startedAt: undefined, wallMs: undefined, count: undefined });
+      cell.question = undefined;
+      cell.lost = 0;
+      break;
+    case "cell.started":
+      cell.state = "running";
+      cell.startedAt = Date.parse(event.time);
+      break;
+    case "output.append":
+    case "output.update":
+      if (event.index !== undefined && event.output) put(cell, event.index, event.output, event.keep);
+      cell.stale = undefined;
+      break;
+    case "output.clear":
+      cell.outputs = new Map();
+      break;
+    case "input.requested":
+      cell.question = { prompt: event.prompt ?? "", password: event.password === true };
+      break;
+    case "cell.finished":
+      Object.assign(cell, { state: "finished", status: event.status, count: event.execution_count });
+      cell.wallMs = event.metrics?.wall_ms;
+      cell.question = undefined;
+      cell.stale = undefined;
+      break;
+    case "lost":
+      cell.lost += (event.to ?? 0) - (event.from ?? 0) + 1;
+      break;
+  }
+}
+
+function put(cell: CellState, index: number, output: Output, keep: number | undefined): void {
+  const there = cell.outputs.get(index);
+  if (there instanceof Stream && output.output_type === "stream" && keep !== undefined) there.edit(keep, joined(output.text));
+  else cell.outputs.set(index, shown(output));
+}

@@ -1,0 +1,196 @@
+// A session followed live: one socket for all of its cells, resumed by number after a cut.
+import { type Access, Refused, ask, askJson } from "./api.js";
+import { type CellState, type Event, apply, newCell } from "./cells.js";
+
+export type Connection = "connecting" | "live" | "lost" | "ended" | "refused";
+
+interface ListedCell {
+  id: string;
+  cell_type: string;
+  source: string;
+}
+
+const feeds = new Map<string, SessionFeed>();
+
+/** The feed of a session, shared by all who show something of it. */
+export function feedOf(access: Access, session: string): SessionFeed {
+  const key = JSON.stringify([access.server, access.token, session]);
+  let feed = feeds.get(key);
+  if (!feed) {
+    feed = new SessionFeed(access, session, () => feeds.delete(key));
+    feeds.set(key, feed);
+  }
+  return feed;
+}
+
+export class SessionFeed {
+  cells = new Map<string, CellState>();
+  /** The cells' ids as the notebook has them. */
+  order: string[] = [];
+  connection: Connection = "connecting";
+  kernel = "starting";
+  notice = "";
+  why = "";
+  private last = 0;
+  private listed = 0;
+  private socket?: WebSocket;
+  private retry = 0;
+  private timer = 0;
+  private painting = false;
+  private listing = false;
+  private stale = false;
+  private readers = new Set<() => void>();
+
+  constructor(
+    readonly access: Access,
+    readonly session: string,
+    private forget: () => void,
+  ) {}
+
+  get path(): string {
+    return `/v1/sessions/${encodeURIComponent(this.session)}`;
+  }
+
+  /** Calls back at most once a frame. Gives what ends that. */
+  follow(reader: () => void): () => void {
+    this.readers.add(reader);
+    if (this.readers.size === 1) this.connect();
+    return () => {
+      this.readers.delete(reader);
+      if (this.readers.size === 0) this.close();
+    };
+  }
+
+  private close(): void {
+    clearTimeout(this.timer);
+    const socket = this.socket;
+    this.socket = undefined;
+    socket?.close();
+    this.forget();
+  }
+
+  private connect(): void {
+    const base = new URL(this.access.server || location.origin);
+    base.protocol = base.protocol === "https:" ? "wss:" : "ws:";
+    base.pathname = `${this.path}/socket`;
+    base.search = `after=${this.last}&outputs=refs&token=${encodeURIComponent(this.access.token)}`;
+    const socket = new WebSocket(base);
+    this.socket = socket;
+    socket.onopen = () => {
+      this.retry = 0;
+      this.become("live");
+      this.list();
+    };
+    socket.onmessage = (message) => this.take(JSON.parse(message.data as string) as Event);
+    socket.onclose = (close) => {
+      if (this.socket !== socket) return;
+      if (close.code === 1000) this.become("ended");
+      else if (close.code === 1008) this.become("refused");
+      else void this.again();
+    };
+  }
+
+  /** Asks why it was cut, which a socket does not tell, and tries again if that may help. */
+  private async again(): Promise<void> {
+    this.become("lost");
+    const wait = Math.min(250 * 2 ** this.retry, 3000);
+    this.retry += 1;
+    try {
+      await ask(this.access, "GET", this.path);
+    } catch (error) {
+      if (error instanceof Refused && error.status === 404) return this.become("ended");
+      if (error instanceof Refused && error.status === 401) return this.become("refused");
+    }
+    if (this.readers.size > 0) this.timer = window.setTimeout(() => this.connect(), wait);
+  }
+
+  private become(connection: Connection): void {
+    this.connection = connection;
+    this.changed();
+  }
+
+  private take(event: Event): void {
+    if (typeof event.seq !== "number") return;
+    this.last = Math.max(this.last, event.seq);
+    if (event.type === "session.state") {
+      this.kernel = event.state ?? this.kernel;
+      this.notice = event.notice ?? "";
+      this.why = event.why ?? "";
+    } else if (event.type === "notebook.changed") this.list();
+    if (event.cell !== undefined) {
+      if (!this.cells.has(event.cell)) this.list();
+      apply(this.cell(event.cell), event);
+    }
+    this.changed();
+  }
+
+  cell(id: string): CellState {
+    let cell = this.cells.get(id);
+    if (!cell) this.cells.set(id, (cell = newCell(id)));
+    return cell;
+  }
+
+  /** Events do not tell cells' sources and order: they are asked for, once for many changes. */
+  list(): void {
+    if (this.listing) {
+      this.stale = true;
+      return;
+    }
+    this.listing = true;
+    askJson<{ cells: ListedCell[] }>(this.access, "GET", `${this.path}/cells?outputs=none`)
+      .then(({ cells }) => {
+        for (const one of cells) {
+          const cell = this.cell(one.id);
+          cell.type = one.cell_type;
+          cell.source = one.source;
+        }
+        this.order = cells.map((one) => one.id);
+        this.listed += 1;
+        this.changed();
+      })
+      .catch(() => undefined)
+      .finally(() => {
+        this.listing = false;
+        if (this.stale) {
+          this.stale = false;
+          this.list();
+        }
+      });
+  }
+
+  /** Whether the cells have been told at least once. */
+  get isListed(): boolean {
+    return this.listed > 0;
+  }
+
+  changed(): void {
+    if (this.painting) return;
+    this.painting = true;
+    requestAnimationFrame(() => {
+      this.painting = false;
+      for (const reader of [...this.readers]) reader();
+    });
+  }
+
+  run(cell: string): Promise<unknown> {
+    return askJson(this.access, "POST", `${this.path}/cells/${encodeURIComponent(cell)}/run`, { allow_stdin: true });
+  }
+
+  edit(cell: string, source: string): Promise<unknown> {
+    return askJson(this.access, "PATCH", `${this.path}/cells/${encodeURIComponent(cell)}`, { source });
+  }
+
+  remove(cell: string): Promise<unknown> {
+    return askJson(this.access, "DELETE", `${this.path}/cells/${encodeURIComponent(cell)}`);
+  }
+
+  stop(cell: string): Promise<unknown> {
+    return askJson(this.access, "POST", `${this.path}/cells/${encodeURIComponent(cell)}/cancel`, {});
+  }
+
+  async answer(cell: string, value: string): Promise<void> {
+    await askJson(this.access, "POST", `${this.path}/input`, { value });
+    this.cell(cell).question = undefined;
+    this.changed();
+  }
+}

@@ -1,0 +1,133 @@
+// Runs inside an output's frame, which has no origin and no network: draws what its parent sends through a port.
+
+interface Task {
+  kind: "html" | "script" | "plotly" | "vega";
+  content: unknown;
+  library?: string;
+  mode?: string;
+  dark: boolean;
+}
+
+interface Plotly {
+  react(box: Element, data: unknown, layout: unknown, config: unknown): Promise<unknown>;
+  addFrames(box: Element, frames: unknown): Promise<unknown>;
+}
+
+type VegaEmbed = (box: Element, spec: unknown, options: unknown) => Promise<unknown>;
+type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
+
+(() => {
+  const root = document.documentElement;
+  const box = document.getElementById("output") as HTMLElement;
+
+  const start = (port: MessagePort, task: Task) => {
+    let reported = -1;
+    const measure = () => {
+      const height = Math.ceil(Math.max(root.offsetHeight, document.body.scrollHeight));
+      if (height !== reported) port.postMessage({ height: (reported = height) });
+    };
+    const dress = (dark: boolean) => (root.dataset.theme = dark ? "dark" : "light");
+    const done = () => {
+      port.postMessage({ drawn: task.kind });
+      measure();
+    };
+    const failed = (error: unknown) => {
+      const note = document.createElement("p");
+      note.className = "failed";
+      note.textContent = `This output could not be drawn: ${error instanceof Error ? error.message : String(error)}`;
+      box.append(note);
+      port.postMessage({ failed: note.textContent });
+      measure();
+    };
+    port.onmessage = ({ data }) => {
+      if (typeof data?.dark !== "boolean" || data.dark === task.dark) return;
+      task.dark = data.dark;
+      dress(task.dark);
+      if (task.kind === "plotly" || task.kind === "vega") draw(task, box).then(done, failed);
+    };
+    dress(task.dark);
+    new ResizeObserver(measure).observe(root);
+    // Links lead out of the frame only if the parent opens them, which asks nothing of a person that a link would not.
+    addEventListener("click", (event) => {
+      const link = (event.target as Element | null)?.closest?.("a[href]");
+      if (!(link instanceof HTMLAnchorElement) || link.getAttribute("href")?.startsWith("#") || link.download) return;
+      event.preventDefault();
+      port.postMessage({ link: link.href });
+    });
+    draw(task, box).then(done, failed);
+  };
+
+  addEventListener("message", function first(event) {
+    const port = event.ports[0];
+    if (event.source !== parent || !port) return;
+    removeEventListener("message", first);
+    start(port, event.data as Task);
+  });
+
+  async function draw(task: Task, box: HTMLElement): Promise<void> {
+    if (task.library) await load(task.library);
+    const { Plotly, vegaEmbed } = window as unknown as Globals;
+    if (task.kind === "html") await html(String(task.content), box);
+    else if (task.kind === "script") await script(String(task.content), box);
+    else if (task.kind === "plotly" && Plotly) await plotly(Plotly, task, box);
+    else if (task.kind === "vega" && vegaEmbed) await vega(vegaEmbed, task, box);
+    else throw new Error("its library is not in this build of cellkeep");
+  }
+
+  function load(source: string): Promise<void> {
+    if (document.querySelector(`script[src="${source}"]`)) return Promise.resolve();
+    return new Promise((resolve, reject) => {
+      const element = document.createElement("script");
+      element.src = source;
+      element.onload = () => resolve();
+      element.onerror = () => reject(new Error("its library is not in this build of cellkeep"));
+      document.head.append(element);
+    });
+  }
+
+  /** Foreign HTML. Scripts that come with it do not run by themselves: each is put in again, in order. */
+  async function html(text: string, box: HTMLElement): Promise<void> {
+    box.innerHTML = text;
+    for (const dead of [...box.querySelectorAll("script")]) {
+      const alive = document.createElement("script");
+      for (const { name, value } of [...dead.attributes]) alive.setAttribute(name, value);
+      alive.textContent = dead.textContent;
+      const loaded = alive.src ? new Promise((resolve) => (alive.onload = alive.onerror = resolve)) : undefined;
+      dead.replaceWith(alive);
+      await loaded;
+    }
+  }
+
+  async function script(source: string, box: HTMLElement): Promise<void> {
+    // What Jupyter's front ends call the place that a script may write into.
+    await new Function("element", source)(box);
+  }
+
+  function plotly(library: Plotly, task: Task, box: HTMLElement): Promise<unknown> {
+    type Record_ = Record<string, Record<string, unknown> | undefined>;
+    const figure = JSON.parse(JSON.stringify(task.content)) as { data?: unknown; layout?: Record_; config?: object; frames?: unknown };
+    const [ink, line] = task.dark ? ["#e3e7ec", "#38414d"] : ["#1c2127", "#dfe3e8"];
+    const template = (figure.layout?.template ?? {}) as Record_;
+    const own = (template.layout ?? {}) as Record_;
+    const axis = (of: object | undefined) => ({ ...of, gridcolor: line, linecolor: line, zerolinecolor: line });
+    const clear = "rgba(0,0,0,0)";
+    const look = { paper_bgcolor: clear, plot_bgcolor: clear, font: { ...own.font, color: ink }, xaxis: axis(own.xaxis), yaxis: axis(own.yaxis) };
+    const margin = { t: figure.layout?.title ? 60 : 30, r: 20, b: 50, l: 60 };
+    const layout = { margin, ...figure.layout, template: { ...template, layout: { ...own, ...look } }, autosize: !figure.layout?.width };
+    const config = { responsive: true, displaylogo: false, ...figure.config, plotlyServerURL: "", sendData: false };
+    return library.react(box, figure.data ?? [], layout, config).then(() => figure.frames && library.addFrames(box, figure.frames));
+  }
+
+  function vega(embed: VegaEmbed, task: Task, box: HTMLElement): Promise<unknown> {
+    const isLocal = (uri: string) => /^(data:|#)/.test(uri);
+    const refuse = (uri: string) => Promise.reject(new Error(`not loaded from the network: ${uri}`));
+    const loader = {
+      load: (uri: string) => (isLocal(uri) ? fetch(uri).then((response) => response.text()) : refuse(uri)),
+      sanitize: (uri: string) => (isLocal(uri) ? Promise.resolve({ href: uri }) : refuse(uri)),
+      http: refuse,
+      file: refuse,
+    };
+    const options = { mode: task.mode, actions: false, renderer: "svg", ast: true, loader, logLevel: 0, theme: task.dark ? "dark" : undefined };
+    return embed(box, JSON.parse(JSON.stringify(task.content)), { ...options, config: { background: "transparent" } });
+  }
+})();

@@ -1,0 +1,347 @@
+// The page that `cellkeep serve` shows: a session as a conversation with its kernel.
+import { LitElement, type TemplateResult, html, nothing } from "lit";
+import { repeat } from "lit/directives/repeat.js";
+import { type Access, Refused, ask, askJson, save } from "./api.js";
+import { pageStyle } from "./appstyle.js";
+import "./cell.js";
+import { examplesFor } from "./examples.js";
+import { type SessionFeed, feedOf } from "./feed.js";
+import type { CellkeepPanel } from "./panel.js";
+import { base, tokens } from "./style.js";
+
+interface Session {
+  id: string;
+  name?: string | null;
+  kernel: string;
+  language?: string;
+  state: string;
+  why?: string | null;
+  usage?: { memory_bytes?: number; cpu_seconds?: number };
+}
+interface Kernel {
+  name: string;
+  display_name: string;
+  ready: boolean;
+}
+
+const KEY = "cellkeep-token";
+/** Between two looks at the sessions, and at what the chosen one uses. */
+const LOOK_EVERY = 4000;
+/** Nearer to the end than this, the view follows what comes. */
+const NEAR_END = 120;
+const EXPORTS: Record<string, string> = { ipynb: "ipynb", html: "html", markdown: "md", script: "txt" };
+
+/** The token comes in the link, and does not stay in the address bar. */
+function takeToken(): string {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token") ?? new URLSearchParams(location.search).get("token");
+  if (given) {
+    sessionStorage.setItem(KEY, given);
+    history.replaceState(null, "", location.pathname);
+  }
+  return given ?? sessionStorage.getItem(KEY) ?? "";
+}
+
+class CellkeepPage extends LitElement {
+  static override properties = Object.fromEntries(
+    ["access", "sessions", "kernels", "kernel", "here", "usage", "panel", "side", "problem", "busy", "kind", "drag"].map((name) => [name, { state: true }]),
+  );
+  static override styles = [tokens, base, pageStyle];
+  declare access: Access;
+  declare sessions: Session[] | undefined;
+  declare kernels: Kernel[];
+  declare kernel: string;
+  declare here: string;
+  declare panel: "" | "files" | "artifacts";
+  declare side: boolean;
+  declare problem: string;
+  declare busy: string;
+  declare kind: "code" | "markdown";
+  declare drag: boolean;
+  private feed?: SessionFeed;
+  private unfollow?: () => void;
+  private atEnd = true;
+  private resized = new ResizeObserver(() => this.keepEnd());
+
+  constructor() {
+    super();
+    Object.assign(this, { access: { server: "", token: takeToken() }, kernels: [], kernel: "", here: "", panel: "", side: false, problem: "", busy: "", kind: "code", drag: false });
+  }
+
+  override connectedCallback(): void {
+    super.connectedCallback();
+    void this.enter();
+    setInterval(() => document.visibilityState === "visible" && this.sessions && void this.look(), LOOK_EVERY);
+  }
+
+  private async trying(work: () => Promise<void>): Promise<void> {
+    this.problem = "";
+    try {
+      await work();
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) this.leave();
+      this.problem = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  private leave(): void {
+    sessionStorage.removeItem(KEY);
+    this.access = { ...this.access, token: "" };
+    this.sessions = undefined;
+  }
+
+  private async enter(): Promise<void> {
+    if (!this.access.token) return;
+    await this.trying(async () => {
+      const { kernels } = await askJson<{ kernels: Kernel[] }>(this.access, "GET", "/v1/kernels");
+      this.kernels = kernels;
+      this.kernel = (kernels.find((one) => one.ready && one.name === "python") ?? kernels.find((one) => one.ready))?.name ?? "";
+      await this.look();
+      sessionStorage.setItem(KEY, this.access.token);
+      const wanted = decodeURIComponent(location.hash.slice(2));
+      const first = this.sessions?.find((one) => one.id === wanted) ?? this.sessions?.find((one) => one.state !== "gone");
+      if (first) this.choose(first.id);
+    });
+  }
+
+  /** What there is now. A server that is away for a moment is no reason to say so twice: the feed does. */
+  private async look(): Promise<void> {
+    try {
+      this.sessions = (await askJson<{ sessions: Session[] }>(this.access, "GET", "/v1/sessions")).sessions;
+      if (this.here) {
+        const one = await askJson<Session>(this.access, "GET", `/v1/sessions/${this.here}`);
+        this.sessions = this.sessions.map((listed) => (listed.id === one.id ? one : listed));
+      }
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) throw error;
+      if (this.sessions === undefined) throw error;
+    }
+  }
+
+  private choose(id: string): void {
+    this.unfollow?.();
+    this.here = id;
+    this.side = false;
+    this.atEnd = true;
+    this.feed = id ? feedOf(this.access, id) : undefined;
+    this.unfollow = this.feed?.follow(() => this.requestUpdate());
+    history.replaceState(null, "", id ? `#/${encodeURIComponent(id)}` : location.pathname);
+  }
+
+  private get session(): Session | undefined {
+    return this.sessions?.find((one) => one.id === this.here);
+  }
+
+  private create(): Promise<void> {
+    return this.trying(async () => {
+      this.busy = "Starting a kernel…";
+      try {
+        const made = await askJson<Session>(this.access, "POST", "/v1/sessions", { kernel: this.kernel });
+        this.sessions = [made, ...(this.sessions ?? [])];
+        this.choose(made.id);
+        await this.updateComplete;
+        this.renderRoot.querySelector<HTMLTextAreaElement>("#composer")?.focus();
+      } finally {
+        this.busy = "";
+      }
+    });
+  }
+
+  private delete(session: Session): Promise<void> {
+    if (!confirm(`Delete ${session.name || `this ${session.kernel} session`} with its cells and files?`)) return Promise.resolve();
+    return this.trying(async () => {
+      await askJson(this.access, "DELETE", `/v1/sessions/${session.id}`);
+      this.sessions = this.sessions?.filter((one) => one.id !== session.id);
+      if (this.here === session.id) this.choose("");
+    });
+  }
+
+  private async add(source: string, kind: "code" | "markdown" = this.kind): Promise<void> {
+    if (!source.trim()) return;
+    if (!this.feed) await this.create();
+    const feed = this.feed;
+    if (!feed) return;
+    await this.trying(async () => {
+      this.atEnd = true;
+      await askJson(this.access, "POST", `${feed.path}/cells`, { source, cell_type: kind, ...(kind === "code" ? { allow_stdin: true } : {}) });
+      const area = this.renderRoot.querySelector<HTMLTextAreaElement>("#composer");
+      if (area && area.value === source) area.value = "";
+      feed.list();
+    });
+  }
+
+  private keys(event: KeyboardEvent): void {
+    const area = event.target as HTMLTextAreaElement;
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey || event.shiftKey)) {
+      event.preventDefault();
+      void this.add(area.value);
+    } else if (event.key === "Tab" && !event.shiftKey && area.value && this.kind === "code") {
+      event.preventDefault();
+      area.setRangeText("    ", area.selectionStart, area.selectionEnd, "end");
+    }
+  }
+
+  private tell(what: "interrupt" | "restart"): Promise<void> {
+    return this.trying(async () => void (await askJson(this.access, "POST", `/v1/sessions/${this.here}/${what}`, {})));
+  }
+
+  private async import(file: File | undefined): Promise<void> {
+    if (!file) return;
+    if (!this.here) await this.create();
+    await this.trying(async () => {
+      await askJson(this.access, "PUT", `/v1/sessions/${this.here}/notebook`, JSON.parse(await file.text()) as unknown);
+      this.feed?.list();
+    });
+  }
+
+  private async export(event: Event): Promise<void> {
+    const select = event.target as HTMLSelectElement;
+    const to = select.value;
+    select.value = "";
+    if (!to) return;
+    await this.trying(async () => {
+      const response = await ask(this.access, "GET", `/v1/sessions/${this.here}/notebook?to=${to}`);
+      const named = /filename="([^"]+)"/.exec(response.headers.get("content-disposition") ?? "")?.[1];
+      save(await response.blob(), named ?? `${this.session?.name || "session"}.${EXPORTS[to]}`);
+    });
+  }
+
+  private async dropped(event: DragEvent): Promise<void> {
+    event.preventDefault();
+    this.drag = false;
+    const files = [...(event.dataTransfer?.files ?? [])];
+    if (!this.here || files.length === 0) return;
+    const notebook = files.length === 1 && files[0]?.name.endsWith(".ipynb") && this.feed?.order.length === 0;
+    if (notebook) return this.import(files[0]);
+    await this.open("files");
+    await this.renderRoot.querySelector<CellkeepPanel>("cellkeep-panel")?.upload(files);
+  }
+
+  private async open(panel: "files" | "artifacts"): Promise<void> {
+    await import("./panel.js");
+    this.panel = this.panel === panel ? "" : panel;
+    await this.updateComplete;
+  }
+
+  private keepEnd(): void {
+    const cells = this.renderRoot.querySelector(".cells");
+    if (cells && this.atEnd) cells.scrollTop = cells.scrollHeight;
+  }
+
+  private scrolled(event: Event): void {
+    const cells = event.target as HTMLElement;
+    this.atEnd = cells.scrollHeight - cells.scrollTop - cells.clientHeight < NEAR_END;
+  }
+
+  override updated(): void {
+    const column = this.renderRoot.querySelector(".column");
+    if (column) this.resized.observe(column);
+  }
+
+  override render(): TemplateResult {
+    if (!this.access.token) return this.askToken();
+    const classes = `frame ${this.panel && this.here ? "with-panel" : ""} ${this.side ? "side" : ""} ${this.drag ? "drag" : ""}`;
+    return html`<div class=${classes} @dragover=${(event: DragEvent) => {
+      event.preventDefault();
+      this.drag = true;
+    }} @dragleave=${() => (this.drag = false)} @drop=${this.dropped}>
+      ${this.aside()}
+      ${this.side ? html`<button class="shade" aria-label="Close" @click=${() => (this.side = false)}></button>` : nothing}
+      <main>${this.bar()}${this.cells()}${this.composer()}</main>
+      ${this.panel && this.here
+        ? html`<section class="panel" aria-label=${this.panel}><button @click=${() => (this.panel = "")}>✕ Close</button>
+            <cellkeep-panel .access=${this.access} .session=${this.here} .show=${this.panel}></cellkeep-panel></section>`
+        : nothing}
+    </div>`;
+  }
+
+  private askToken(): TemplateResult {
+    const entered = (event: Event) => {
+      event.preventDefault();
+      const token = this.renderRoot.querySelector<HTMLInputElement>("#token")?.value.trim() ?? "";
+      this.access = { ...this.access, token };
+      void this.enter();
+    };
+    return html`<main><form class="enter" @submit=${entered}><h1>Cellkeep</h1>
+      <label for="token">Open the link that <code>cellkeep serve</code> printed, or enter a token. <code>cellkeep token create NAME</code> makes one.</label>
+      <input id="token" class="field" type="password" autocomplete="off" required>
+      <button class="primary">Enter</button>${this.problem ? html`<p class="notice bad" role="alert">${this.problem}</p>` : nothing}</form></main>`;
+  }
+
+  private aside(): TemplateResult {
+    return html`<aside aria-label="Sessions"><h1>Cellkeep</h1>
+      <div class="new">
+        <select aria-label="Kernel" @change=${(event: Event) => (this.kernel = (event.target as HTMLSelectElement).value)}>
+          ${this.kernels.map((one) => html`<option value=${one.name} ?selected=${one.name === this.kernel} ?disabled=${!one.ready}>${one.display_name}${one.ready ? "" : " (not installed)"}</option>`)}
+        </select>
+        <button class="primary" id="create" ?disabled=${!this.kernel || this.busy !== ""} @click=${this.create}>New</button>
+      </div>
+      <nav><ul>${this.sessions?.map(
+        (one) => html`<li class=${one.id === this.here ? "here" : ""}>
+          <button class="open" aria-current=${one.id === this.here ? "true" : "false"} @click=${() => this.choose(one.id)}>${one.name || one.kernel}<small>${one.state}${one.name ? ` · ${one.kernel}` : ""} · ${one.id.slice(0, 8)}</small></button>
+          <button aria-label="Delete session" @click=${() => this.delete(one)}>✕</button></li>`,
+      )}</ul></nav></aside>`;
+  }
+
+  /** The feed knows the kernel's state first; without it, the listing does. */
+  private get state(): string {
+    const { feed } = this;
+    if (!feed) return "";
+    if (feed.connection === "lost") return "lost";
+    if (feed.connection === "ended") return "gone";
+    return feed.connection === "live" && feed.isListed ? feed.kernel : (this.session?.state ?? "starting");
+  }
+
+  private bar(): TemplateResult {
+    const { session, state } = this;
+    const menu = html`<button class="menu" aria-label="Sessions" aria-expanded=${this.side ? "true" : "false"} @click=${() => (this.side = !this.side)}>☰</button>`;
+    if (!session) return html`<div class="bar">${menu}<strong>No session</strong></div>`;
+    const memory = session.usage?.memory_bytes;
+    return html`<div class="bar">${menu}<strong>${session.name || session.kernel}</strong>
+      <span class="state" data-state=${state} role="status">${state === "lost" ? "connection lost, trying again" : state}</span>
+      ${memory ? html`<span class="usage">${(memory / 1e6).toFixed(0)} MB · ${(session.usage?.cpu_seconds ?? 0).toFixed(1)} s CPU</span>` : nothing}
+      <span class="space"></span>
+      <button ?disabled=${state !== "busy"} @click=${() => this.tell("interrupt")}>Interrupt</button>
+      <button ?disabled=${state === "gone"} @click=${() => this.tell("restart")}>Restart</button>
+      <button aria-pressed=${this.panel === "files" ? "true" : "false"} @click=${() => this.open("files")}>Files</button>
+      <button aria-pressed=${this.panel === "artifacts" ? "true" : "false"} @click=${() => this.open("artifacts")}>Plots</button>
+      <input class="file" id="import" type="file" accept=".ipynb" @change=${(event: Event) => this.import((event.target as HTMLInputElement).files?.[0])}>
+      <label class="button" for="import">Import</label>
+      <select aria-label="Export" @change=${this.export}><option value="">Export</option>
+        <option value="ipynb">Notebook</option><option value="html">Page</option><option value="markdown">Markdown</option><option value="script">Script</option></select>
+    </div>`;
+  }
+
+  private cells(): TemplateResult {
+    const { feed, session, access } = this;
+    const notice = this.busy || feed?.notice || session?.why || "";
+    return html`<div class="cells" @scroll=${this.scrolled}><div class="column">
+      ${this.problem ? html`<p class="notice bad" role="alert">${this.problem}</p>` : nothing}
+      ${!feed || (feed.isListed && feed.order.length === 0) ? this.welcome() : nothing}
+      ${repeat(feed?.order ?? [], (id) => `${this.here}/${id}`, (id) => html`<cellkeep-cell .session=${this.here} .cell=${id} .token=${access.token} .language=${session?.language ?? ""}></cellkeep-cell>`)}
+      ${notice ? html`<p class="notice" role="status">${notice}</p>` : nothing}
+    </div></div>`;
+  }
+
+  private welcome(): TemplateResult {
+    const kernel = this.session?.kernel ?? this.kernel;
+    return html`<div class="welcome"><h2>What shall we run?</h2>
+      <p>Write code below, or begin with one of these. It runs on a real ${kernel || "Jupyter"} kernel, in a sandbox of its own, and nothing it says is lost.</p>
+      <div class="chips">${examplesFor(kernel).map((one) => html`<button ?disabled=${this.busy !== ""} @click=${() => this.add(one.source, "code")}>${one.title}</button>`)}</div></div>`;
+  }
+
+  private composer(): TemplateResult {
+    const language = this.session?.language || this.session?.kernel || this.kernel || "code";
+    const run = () => this.add(this.renderRoot.querySelector<HTMLTextAreaElement>("#composer")?.value ?? "");
+    const ended = this.state === "gone";
+    return html`<div class="composer"><div class="box">
+      <textarea id="composer" rows="2" aria-label=${this.kind === "code" ? `Code, ${language}` : "Markdown"} placeholder=${ended ? "This session has ended" : this.kind === "code" ? `Write ${language} here` : "Write markdown here"}
+        ?disabled=${ended} spellcheck=${this.kind === "code" ? "false" : "true"} autocapitalize="off" autocomplete="off" @keydown=${this.keys}></textarea>
+      <div class="row"><select aria-label="Kind of cell" @change=${(event: Event) => (this.kind = (event.target as HTMLSelectElement).value as "code")}>
+          <option value="code">${language}</option><option value="markdown">markdown</option></select>
+        <small>Shift+Enter runs</small><span class="space"></span>
+        <button class="primary" id="run" ?disabled=${ended || this.busy !== ""} @click=${run}>${this.kind === "code" ? "Run" : "Add"}</button></div>
+    </div></div>`;
+  }
+}
+
+customElements.define("cellkeep-page", CellkeepPage);

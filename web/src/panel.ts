@@ -1,0 +1,160 @@
+// The session's files and artifacts.
+import { LitElement, type TemplateResult, css, html, nothing } from "lit";
+import { type Access, artifact, ask, askJson, save } from "./api.js";
+import { base } from "./style.js";
+
+interface Entry {
+  name: string;
+  kind: string;
+  size?: number;
+}
+interface Artifact {
+  sha256: string;
+  mime: string;
+  bytes: number;
+  name: string;
+}
+
+const size = (bytes: number) => (bytes < 1000 ? `${bytes} B` : bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml"];
+const address = (path: string) => path.split("/").map(encodeURIComponent).join("/");
+
+export class CellkeepPanel extends LitElement {
+  static override properties = {
+    access: { attribute: false },
+    session: {},
+    show: {},
+    folder: { state: true },
+    entries: { state: true },
+    artifacts: { state: true },
+    problem: { state: true },
+  };
+  static override styles = [
+    base,
+    css`
+      :host { display: block; padding: 12px 16px; font-size: 14px; background: var(--ck-paper); }
+      h2 { font-size: 14px; margin: 4px 0 10px; }
+      ul { list-style: none; margin: 0; padding: 0; }
+      li { display: flex; align-items: center; gap: 6px; border-bottom: 1px solid var(--ck-line); min-height: 38px; }
+      li .name { flex: 1; overflow-wrap: anywhere; text-align: start; }
+      small, p { color: var(--ck-quiet); } p { margin: 8px 0; }
+      .drop { border: 1px dashed var(--ck-line); border-radius: 10px; padding: 14px; text-align: center; margin-bottom: 10px; color: var(--ck-quiet); display: block; cursor: pointer; }
+      .drop input { position: absolute; opacity: 0; width: 1px; }
+      .drop:focus-within { outline: 2px solid var(--ck-accent); }
+      .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 10px; }
+      figure { margin: 0; border: 1px solid var(--ck-line); border-radius: 8px; overflow: hidden; }
+      figure img { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #fff; display: block; }
+      figcaption { padding: 4px 8px; font-size: 12px; display: flex; justify-content: space-between; align-items: center; overflow-wrap: anywhere; }
+    `,
+  ];
+  declare access: Access;
+  declare session: string;
+  declare show: "files" | "artifacts";
+  declare folder: string;
+  declare entries: Entry[] | undefined;
+  declare artifacts: (Artifact & { url?: string })[] | undefined;
+  declare problem: string;
+
+  constructor() {
+    super();
+    this.folder = "";
+    this.problem = "";
+  }
+
+  override updated(changed: Map<string, unknown>): void {
+    if (changed.has("session") && changed.get("session") !== undefined) this.folder = "";
+    if (changed.has("session") || changed.has("show") || changed.has("folder")) void this.load();
+  }
+
+  private get path(): string {
+    return `/v1/sessions/${encodeURIComponent(this.session)}`;
+  }
+
+  private async trying(work: () => Promise<void>): Promise<void> {
+    this.problem = "";
+    try {
+      await work();
+    } catch (error) {
+      this.problem = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  /** Asks for what is shown. */
+  load(): Promise<void> {
+    return this.trying(async () => {
+      if (this.show === "files") {
+        const path = `${this.path}/files/?path=${encodeURIComponent(this.folder)}`;
+        this.entries = (await askJson<{ entries: Entry[] }>(this.access, "GET", path)).entries;
+        return;
+      }
+      const { artifacts } = await askJson<{ artifacts: Artifact[] }>(this.access, "GET", `${this.path}/artifacts`);
+      const known = new Map(this.artifacts?.map((one) => [one.sha256, one.url]));
+      this.artifacts = artifacts.map((one) => ({ ...one, url: known.get(one.sha256) }));
+      for (const one of this.artifacts) {
+        if (one.url || !PICTURES.includes(one.mime)) continue;
+        const blob = await artifact(this.access, one.sha256);
+        one.url = URL.createObjectURL(new Blob([blob], { type: one.mime }));
+        this.requestUpdate();
+      }
+    });
+  }
+
+  /** Puts files into the folder that is shown. */
+  upload(files: FileList | File[] | null | undefined): Promise<void> {
+    return this.trying(async () => {
+      for (const file of files ?? []) await ask(this.access, "PUT", `${this.path}/files/${address(this.folder + file.name)}`, file);
+      await this.load();
+    });
+  }
+
+  private download(name: string): Promise<void> {
+    return this.trying(async () => {
+      const response = await ask(this.access, "GET", `${this.path}/files/${address(this.folder + name)}`);
+      save(await response.blob(), name);
+    });
+  }
+
+  private delete(name: string): Promise<void> {
+    return this.trying(async () => {
+      await ask(this.access, "DELETE", `${this.path}/files/${address(this.folder + name)}`);
+      await this.load();
+    });
+  }
+
+  override render(): TemplateResult {
+    return html`${this.show === "files" ? this.files() : this.gallery()}${this.problem ? html`<p role="alert">${this.problem}</p>` : nothing}`;
+  }
+
+  private files(): TemplateResult {
+    const up = this.folder.replace(/[^/]+\/$/, "");
+    return html`<h2>Files ${this.folder}</h2>
+      <label class="drop" @dragover=${(event: DragEvent) => event.preventDefault()} @drop=${(event: DragEvent) => {
+        event.preventDefault();
+        event.stopPropagation();
+        void this.upload(event.dataTransfer?.files);
+      }}>Drop files here, or choose some<input type="file" multiple @change=${(event: Event) => this.upload((event.target as HTMLInputElement).files)}></label>
+      <ul>
+        ${this.folder ? html`<li><button @click=${() => (this.folder = up)}>← back</button></li>` : nothing}
+        ${this.entries?.map((entry) =>
+          entry.kind === "folder"
+            ? html`<li><button class="name" @click=${() => (this.folder = `${this.folder}${entry.name}/`)}>${entry.name}/</button></li>`
+            : html`<li><button class="name" title="Download" @click=${() => this.download(entry.name)}>${entry.name}</button>
+                <small>${entry.size === undefined ? "" : size(entry.size)}</small>
+                <button aria-label=${`Delete ${entry.name}`} @click=${() => this.delete(entry.name)}>✕</button></li>`,
+        )}
+      </ul>
+      ${this.entries?.length === 0 ? html`<p>No files yet. The kernel's working folder is shown here.</p>` : nothing}`;
+  }
+
+  private gallery(): TemplateResult {
+    const give = async (one: Artifact) => save(await artifact(this.access, one.sha256), one.name);
+    return html`<h2>Plots and artifacts</h2>
+      <div class="gallery">${this.artifacts?.map(
+        (one) => html`<figure>${one.url ? html`<img src=${one.url} alt=${one.name}>` : nothing}
+          <figcaption><span>${one.name}<br><small>${size(one.bytes)}</small></span><button aria-label=${`Download ${one.name}`} @click=${() => give(one)}>↓</button></figcaption></figure>`,
+      )}</div>
+      ${this.artifacts?.length === 0 ? html`<p>What cells draw is collected here.</p>` : nothing}`;
+  }
+}
+
+if (!customElements.get("cellkeep-panel")) customElements.define("cellkeep-panel", CellkeepPanel);

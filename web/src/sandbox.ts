@@ -1,0 +1,107 @@
+// The outer end of an output's frame.
+import { LitElement, css, html } from "lit";
+import { safeLink } from "./ansi.js";
+
+/** Flags of the frame, and nothing that would give it our origin. */
+const FLAGS = "allow-scripts allow-downloads allow-pointer-lock";
+const MOST_HEIGHT = 20_000;
+
+export type FrameKind = "html" | "script" | "plotly" | "vega";
+
+/** Shows foreign content in a frame without origin and network, made when it comes into view. */
+export class CellkeepFrame extends LitElement {
+  static override properties = {
+    kind: {},
+    content: { attribute: false },
+    library: {},
+    mode: {},
+    server: {},
+    label: {},
+    near: { state: true },
+  };
+  static override styles = css`
+    :host { display: block; }
+    iframe { display: block; width: 100%; height: 0; border: 0; background: transparent; color-scheme: light; }
+    .wait { min-height: 3rem; }
+    p { margin: 0; font-size: 0.85em; opacity: 0.75; }
+  `;
+  declare kind: FrameKind;
+  declare content: unknown;
+  declare library: string;
+  declare mode: string;
+  declare server: string;
+  declare label: string;
+  declare near: boolean;
+  private port?: MessagePort;
+  private loads = 0;
+  private watcher?: IntersectionObserver;
+  private themes = matchMedia("(prefers-color-scheme: dark)");
+  private dress = () => this.port?.postMessage({ dark: this.isDark() });
+
+  override connectedCallback(): void {
+    super.connectedCallback();
+    this.watcher = new IntersectionObserver((seen) => {
+      if (!seen.some((one) => one.isIntersecting)) return;
+      this.near = true;
+      this.watcher?.disconnect();
+    }, { rootMargin: "400px" });
+    this.watcher.observe(this);
+    this.themes.addEventListener("change", this.dress);
+  }
+
+  override disconnectedCallback(): void {
+    super.disconnectedCallback();
+    this.watcher?.disconnect();
+    this.themes.removeEventListener("change", this.dress);
+    this.port?.close();
+    this.loads = 0;
+  }
+
+  override updated(changed: Map<string, unknown>): void {
+    if (changed.has("content") && changed.get("content") !== undefined && this.loads > 0) {
+      this.loads = 0;
+      const frame = this.renderRoot.querySelector("iframe");
+      if (frame) frame.src = this.address;
+    }
+  }
+
+  private get address(): string {
+    return new URL("/-/frame", this.server || new URL(import.meta.url).origin).href;
+  }
+
+  private isDark(): boolean {
+    return getComputedStyle(this).getPropertyValue("--ck-scheme").trim() === "dark";
+  }
+
+  private loaded(event: Event): void {
+    const frame = event.target as HTMLIFrameElement;
+    this.loads += 1;
+    if (this.loads > 1) {
+      // It has left our document by itself: what is there now is not ours to show.
+      frame.replaceWith(Object.assign(document.createElement("p"), { textContent: "This output tried to load another page." }));
+      return;
+    }
+    const { port1, port2 } = new MessageChannel();
+    this.port = port1;
+    port1.onmessage = ({ data }) => this.heard(frame, data as Record<string, unknown>);
+    const origin = this.server || new URL(import.meta.url).origin;
+    const library = this.library ? new URL(`/-/assets/${this.library}`, origin).href : undefined;
+    const task = { kind: this.kind, content: this.content, library, mode: this.mode, dark: this.isDark() };
+    // It has no origin that could be named; whoever is in this frame gets this output and no more.
+    frame.contentWindow?.postMessage(task, "*", [port2]);
+  }
+
+  private heard(frame: HTMLIFrameElement, message: Record<string, unknown>): void {
+    const { height, link, drawn } = message;
+    if (typeof height === "number" && height >= 0) frame.style.height = `${Math.min(height, MOST_HEIGHT)}px`;
+    if (typeof drawn === "string") this.dataset.drawn = drawn.slice(0, 20);
+    if (typeof link === "string" && safeLink(link) && navigator.userActivation?.isActive) open(safeLink(link), "_blank", "noopener,noreferrer");
+  }
+
+  override render() {
+    if (!this.near) return html`<div class="wait"></div>`;
+    return html`<iframe sandbox=${FLAGS} src=${this.address} title=${this.label || "Output"} referrerpolicy="no-referrer" @load=${this.loaded}></iframe>`;
+  }
+}
+
+if (!customElements.get("cellkeep-frame")) customElements.define("cellkeep-frame", CellkeepFrame);
