@@ -247,7 +247,11 @@ async fn nothing_that_code_says_acts_on_the_page() {
     let Some(mut opened) = Opened::start("page-attacks").await else { return };
     opened.act("page.querySelector('#create').click()").await;
     opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
-    let cell = opened.run(ATTACKS).await;
+    // Whom all attacks would tell, if they could.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let elsewhere = listener.local_addr().unwrap().to_string();
+    let told = tokio::spawn(async move { listener.accept().await.map(|(_, who)| who) });
+    let cell = opened.run(&ATTACKS.replace("127.0.0.1:9", &elsewhere)).await;
     opened.until(&format!("phase(cells[{cell}])"), &json!("error")).await;
     // Each output is looked at, since frames begin when they come into view; those with scripts have drawn or left.
     let walk = format!(
@@ -266,7 +270,7 @@ async fn nothing_that_code_says_acts_on_the_page() {
     let links = format!(
         "within(cells[{cell}]).flatMap(output => [...output.querySelectorAll('a')]).map(a => a.getAttribute('href')).filter(href => href)"
     );
-    assert_eq!(opened.look(&links).await, json!(["http://127.0.0.1:9/x"]), "only the one that leads to a page");
+    assert_eq!(opened.look(&links).await, json!([format!("http://{elsewhere}/x")]), "only the one that leads to a page");
     let flags = format!(
         "[...new Set(within(cells[{cell}]).map(output => output.querySelector('cellkeep-frame')?.renderRoot.querySelector('iframe')?.getAttribute('sandbox')).filter(flags => flags))]"
     );
@@ -277,7 +281,7 @@ async fn nothing_that_code_says_acts_on_the_page() {
         .await;
     assert_eq!(markdown, 1);
     let note = opened
-        .run("# T\n\n<script>window.__pwned=1</script><img src=x onerror='window.__pwned=1'>\n\n[l](javascript:window.__pwned=1) ![p](http://127.0.0.1:9/n)\n\n<iframe src='javascript:top.__pwned=1'></iframe>")
+        .run("# T\n\n<script>window.__pwned=1</script><img src=x onerror='window.__pwned=1'>\n\n[l](javascript:window.__pwned=1) ![p](http://elsewhere/n)\n\n<iframe src='javascript:top.__pwned=1'></iframe>".replace("elsewhere", &elsewhere).as_str())
         .await;
     opened.until(&format!("within(cells[{note}])[0]?.querySelector('h1')?.textContent"), &json!("T")).await;
     opened.act("[...page.querySelectorAll('.bar button')].find(button => button.textContent === 'Files').click()").await;
@@ -288,6 +292,9 @@ async fn nothing_that_code_says_acts_on_the_page() {
         opened.look("[window.__pwned === undefined, document.querySelectorAll('iframe, script:not([src])').length]").await,
         json!([true, 0])
     );
-    // The attempts are complained of by the policy that stops them; requests are what counts, and they are looked at here.
-    opened.end().await;
+    // What was tried is complained of by the policies that stopped it, so complaints and tries are not counted: what arrived is.
+    let Opened { server, browser } = opened;
+    browser.finish().await;
+    assert!(!told.is_finished(), "a request left the origin: {:?}", told.await);
+    server.end().await;
 }

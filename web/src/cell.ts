@@ -101,9 +101,7 @@ export class CellkeepCell extends LitElement {
     this.feed = undefined;
   }
 
-  private get access(): Access {
-    return { server: this.server.replace(/\/$/, ""), token: this.token };
-  }
+  private access: Access = { server: "", token: "" };
 
   override willUpdate(changed: Map<string, unknown>): void {
     if (["server", "session", "cell", "token", "content"].some((name) => changed.has(name))) this.attach();
@@ -118,10 +116,12 @@ export class CellkeepCell extends LitElement {
 
   private attach(): void {
     this.leave();
+    this.seen = "";
+    this.access = { server: this.server.replace(/\/$/, ""), token: this.token };
     if (this.content) this.state = fromNotebook(this.content);
     else if (this.isConnected && this.session && this.cell) {
       this.feed = feedOf(this.access, this.session);
-      this.unfollow = this.feed.follow(() => this.requestUpdate());
+      this.unfollow = this.feed.follow(() => this.noticed());
     }
   }
 
@@ -133,6 +133,15 @@ export class CellkeepCell extends LitElement {
     }
     if (asks && !this.asked) this.tell("input", { prompt: this.state.question?.prompt });
     this.asked = asks;
+  }
+
+  private seen = "";
+  /** Other cells change, too: only what concerns this one is drawn. */
+  private noticed(): void {
+    if (!this.feed) return;
+    const now = `${this.feed.cell(this.cell).version} ${this.feed.connection} ${this.feed.isListed}`;
+    if (now !== this.seen) this.requestUpdate();
+    this.seen = now;
   }
 
   private tell(what: "run" | "interrupt" | "input" | "artifact" | "error", detail: object = {}): boolean {
@@ -300,7 +309,7 @@ export class CellkeepCell extends LitElement {
 
   private output(index: number, output: Shown): TemplateResult {
     const name = `cell-${this.state.count ?? this.state.id}-${index + 1}`;
-    return html`<cellkeep-output .output=${output} .access=${this.feed ? this.access : undefined} .name=${name} exportparts="text, image, tools"
+    return html`<cellkeep-output .output=${output} .access=${this.feed ? this.access : undefined} .name=${name} .version=${output instanceof Stream ? output.version : 0} exportparts="text, image, tools"
       data-kind=${output instanceof Stream ? output.name : output.output_type}></cellkeep-output>`;
   }
 

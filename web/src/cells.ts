@@ -16,6 +16,8 @@ export interface Output {
 export class Stream {
   text = "";
   lines = 0;
+  /** Changes whenever the text does. */
+  version = 0;
   private bytes = 0;
 
   constructor(
@@ -27,6 +29,7 @@ export class Stream {
 
   /** So many bytes stand, and more follows. */
   edit(keep: number, more: string): void {
+    this.version += 1;
     if (keep < this.bytes) this.cut(keep);
     this.add(more);
   }
@@ -87,6 +90,8 @@ export interface CellState {
   /** Outputs of the run before, kept on view until the new one shows something. */
   stale?: Map<number, Shown>;
   lost: number;
+  /** Changes whenever anything of it does. */
+  version: number;
 }
 
 export interface Event {
@@ -111,7 +116,7 @@ export interface Event {
 }
 
 export function newCell(id: string): CellState {
-  return { id, type: "code", source: "", state: "finished", outputs: new Map(), lost: 0 };
+  return { id, type: "code", source: "", state: "finished", outputs: new Map(), lost: 0, version: 0 };
 }
 
 /** Nbformat writes texts as lists of lines, too. */
@@ -126,6 +131,7 @@ export function shown(output: Output): Shown {
 
 /** What an event makes of its cell. */
 export function apply(cell: CellState, event: Event): void {
+  cell.version += 1;
   switch (event.type) {
     case "cell.queued":
       cell.stale = cell.outputs.size > 0 ? cell.outputs : cell.stale;

@@ -141,6 +141,7 @@ export class SessionFeed {
       .then(({ cells }) => {
         for (const one of cells) {
           const cell = this.cell(one.id);
+          cell.version += 1;
           cell.type = one.cell_type;
           cell.source = one.source;
         }
@@ -190,7 +191,9 @@ export class SessionFeed {
 
   async answer(cell: string, value: string): Promise<void> {
     await askJson(this.access, "POST", `${this.path}/input`, { value });
-    this.cell(cell).question = undefined;
+    const answered = this.cell(cell);
+    answered.question = undefined;
+    answered.version += 1;
     this.changed();
   }
 }

@@ -20,7 +20,8 @@ const extension = (mime: string) => EXTENSIONS[mime] ?? (/json$/.test(mime) ? "j
 /** Shows an output. */
 export class CellkeepOutput extends LitElement {
   static override properties = {
-    output: { attribute: false, hasChanged: () => true },
+    output: { attribute: false },
+    version: { attribute: false },
     access: { attribute: false },
     name: {},
     bare: { type: Boolean },
@@ -30,6 +31,8 @@ export class CellkeepOutput extends LitElement {
   };
   static override styles = [base, cellStyle, css`:host { background: none; }`];
   declare output: Shown;
+  /** Changes with the text of a stream, which is the same stream then. */
+  declare version: number;
   declare access: Access | undefined;
   declare name: string;
   /** Without tools. */
@@ -189,8 +192,9 @@ export class CellkeepOutput extends LitElement {
     const isText = ["text", "html", "markdown", "latex", "svg", "script"].includes(laneOf(kind));
     if (isText) return new Blob([joined(value)], { type: kind });
     if (typeof value !== "string" && !Array.isArray(value)) return new Blob([JSON.stringify(value, null, 1)], { type: "application/json" });
-    const bytes = Uint8Array.from(atob(joined(value).replace(/\s/g, "")), (char) => char.charCodeAt(0));
-    return new Blob([bytes], { type: kind });
+    const text = joined(value).replace(/\s/g, "");
+    if (!/^[A-Za-z0-9+/]*={0,2}$/.test(text) || text.replace(/=+$/, "").length % 4 === 1) throw new Error("its data is not base64");
+    return new Blob([Uint8Array.from(atob(text), (char) => char.charCodeAt(0))], { type: kind });
   }
 
   private media(kind: string, lane: "image" | "svg" | "audio" | "video", output: Output): TemplateResult {

@@ -156,7 +156,7 @@ class CellkeepPage extends LitElement {
   }
 
   private async add(source: string, kind: "code" | "markdown" = this.kind): Promise<void> {
-    if (!source.trim()) return;
+    if (!source.trim() || this.busy) return;
     if (!this.feed) await this.create();
     const feed = this.feed;
     if (!feed) return;

@@ -25,11 +25,12 @@ purify.addHook("afterSanitizeAttributes", (node) => {
 
 /** Pandas writes the same three rules before each table; ours serve as well. */
 const withoutScopedStyles = (text: string) => text.replace(/<style scoped>[^<]*<\/style>/gi, "");
-/** Inline styles are forbidden by our own policy, and without them tables look like ours. */
-const withoutInlineStyles = (text: string) => text.replace(/(<[a-z][^<>]*?)\sstyle\s*=\s*("[^"<>]*"|'[^'<>]*')/gi, "$1");
+/** Styles and handlers are forbidden by our own policy, which would complain of each. Whatever this misses is removed all the same. */
+const withoutInline = (text: string) =>
+  text.replace(/<[a-z][^<>]*>/gi, (tag) => tag.replace(/\s(?:style|on[a-z]+)\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'>]+)/gi, ""));
 
 function clean(text: string): DocumentFragment {
-  return purify.sanitize(withoutInlineStyles(text), {
+  return purify.sanitize(withoutInline(text), {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ATTRIBUTES,
     ALLOW_DATA_ATTR: false,

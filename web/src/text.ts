@@ -34,7 +34,7 @@ export function folded(text: string, lines: number, pages: number, more: () => v
   const head = headEnd(text, HEAD_LINES + pages * PAGE_LINES, END_CHARS + pages * PAGE_CHARS);
   const tail = Math.max(tailStart(text), head);
   const between = tail - head;
-  const hidden = between > 0 ? newlines(text.slice(head, tail)) : 0;
+  const hidden = between > 0 ? lines - newlines(text.slice(0, head)) - newlines(text.slice(tail)) : 0;
   return html`<pre part="text">${coloured(text.slice(0, head))}</pre>${
     between > 0
       ? html`<button class="fold" aria-expanded="false" @click=${more}>
