@@ -20,6 +20,9 @@ use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{RunStatus, SessionHandle};
 
+/// How long a session that nobody wants any more may take to be made and cleared away.
+const GIVE_UP: Duration = Duration::from_secs(5);
+
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum SandboxOption {
     Auto,
@@ -159,7 +162,8 @@ async fn create_or_stop(paths: Paths, spec: SessionSpec, stopped: impl Future<Ou
     tokio::select! {
         session = &mut creating => session.map_err(Failure::no_sandbox)?.map_err(failed),
         () = stopped => {
-            if let Ok(Ok(session)) = creating.await {
+            // What is not there by then ends itself when we are gone, and the next command sweeps it away.
+            if let Ok(Ok(Ok(session))) = tokio::time::timeout(GIVE_UP, creating).await {
                 let _ = session.destroy().await;
             }
             Err(Failure { exit: Exit::Interrupted, error: anyhow!("stopped before the kernel was ready") })

@@ -1,8 +1,8 @@
 //! One notebook, from its file to the executed one.
 
 use std::collections::BTreeSet;
-use std::future::Future;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
@@ -204,16 +204,21 @@ async fn start(
     env: Vec<(String, String)>,
     following: &Following,
 ) -> Result<Session, Failure> {
-    let starting = settings.sandbox.session(settings.paths.clone(), kernel, env, following.asked());
-    let Some(limit) = settings.start_timeout else { return starting.await };
-    within(limit, starting).await.unwrap_or_else(|| {
-        let error = anyhow!("the kernel was not ready after {} s (--start-timeout)", limit.as_secs_f64());
-        Err(Failure::no_sandbox(error))
-    })
-}
-
-async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(limit, what).await.ok()
+    let is_late = AtomicBool::new(false);
+    let given_up = async {
+        let Some(limit) = settings.start_timeout else { return following.asked().await };
+        if tokio::time::timeout(limit, following.asked()).await.is_err() {
+            is_late.store(true, Ordering::Relaxed);
+        }
+    };
+    let started = settings.sandbox.session(settings.paths.clone(), kernel, env, given_up).await;
+    match (settings.start_timeout, is_late.load(Ordering::Relaxed)) {
+        (Some(limit), true) if started.is_err() => {
+            let error = anyhow!("the kernel was not ready after {} s (--start-timeout)", limit.as_secs_f64());
+            Err(Failure::no_sandbox(error))
+        }
+        _ => started,
+    }
 }
 
 /// Seeds the kernel and asks what it runs in, before the first cell; refuses where that is not what the record says.
