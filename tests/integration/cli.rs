@@ -58,7 +58,7 @@ impl Cli {
         self
     }
 
-    fn start(mut self) -> Child {
+    pub fn start(mut self) -> Child {
         let mut child = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         std::thread::spawn(move || drop(stdin.write_all(&self.input)));
@@ -417,7 +417,7 @@ fn wait_for(child: &mut Child, text: &str) {
     read_until(child.stdout.as_mut().unwrap(), text);
 }
 
-fn wait_for_stderr(child: &mut Child, text: &str) {
+pub fn wait_for_stderr(child: &mut Child, text: &str) {
     read_until(child.stderr.as_mut().unwrap(), text);
 }
 
@@ -429,7 +429,7 @@ fn read_until(stream: &mut impl std::io::Read, text: &str) {
     assert!(seen.contains(text), "it ended with {seen:?}");
 }
 
-fn signal(child: &Child, signal: rustix::process::Signal) {
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
 }
 
@@ -476,7 +476,7 @@ fn a_signal_is_heard_to_the_last() {
 }
 
 /// The folders of sandboxes that belong to a process.
-fn sandboxes_of(pid: u32) -> Vec<PathBuf> {
+pub fn sandboxes_of(pid: u32) -> Vec<PathBuf> {
     let records = std::fs::read_dir(Paths::from_environment().sandboxes()).into_iter().flatten().flatten();
     let belongs = |folder: &PathBuf| {
         std::fs::read(folder.join("record.json"))

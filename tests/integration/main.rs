@@ -6,9 +6,12 @@
 mod support;
 
 mod abuse;
+mod action;
+mod bad_notebooks;
 mod cli;
 mod crash;
 mod deaths;
+mod ended_runs;
 mod exports;
 mod files;
 mod floods;
