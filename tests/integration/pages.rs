@@ -2,6 +2,7 @@
 //! that nothing which code says acts on the page.
 
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 
 use crate::server::{Server, TOKEN};
 use crate::support::browser::Browser;
@@ -9,9 +10,9 @@ use crate::support::{Place, skip};
 
 /// What every look needs.
 const TOOLS: &str = "const page = document.querySelector('cellkeep-page')?.renderRoot, cells = [...(page?.querySelectorAll('cellkeep-cell') ?? [])];
-    const within = cell => [...cell.renderRoot.querySelectorAll('cellkeep-output')].map(output => output.renderRoot);
+    const within = cell => [...(cell?.renderRoot?.querySelectorAll('cellkeep-output') ?? [])].map(output => output.renderRoot);
     const text = cell => within(cell).map(output => output.textContent.replace(/\\s+/g, ' ').trim()).join(' | ');
-    const phase = cell => cell?.renderRoot.querySelector('[data-phase]')?.dataset.phase;";
+    const phase = cell => cell?.renderRoot?.querySelector('[data-phase]')?.dataset.phase;";
 
 /// A server and a browser that has its page open.
 struct Opened {
@@ -195,6 +196,50 @@ async fn a_person_runs_cells() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
+/// Drops a file on the page, as a person does.
+fn drop_file(name: &str, text: &str) -> String {
+    format!(
+        "const files = new DataTransfer(); files.items.add(new File([{}], {}));
+         page.querySelector('.frame').dispatchEvent(new DragEvent('drop', {{dataTransfer: files, bubbles: true, cancelable: true}}))",
+        json!(text),
+        json!(name)
+    )
+}
+
+/// A notebook that is dropped is the session's, a file that is dropped is the kernel's, and passwords are not shown.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn notebooks_and_files_are_dropped_on_the_page() {
+    let Some(mut opened) = Opened::start("page-files-dropped").await else { return };
+    opened.act("page.querySelector('#create').click()").await;
+    opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
+    opened.until("page.querySelector('.welcome') !== null", &json!(true)).await;
+    let notebook = json!({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [
+        {"cell_type": "markdown", "id": "m", "metadata": {}, "source": ["# Told\n", "before"]},
+        {"cell_type": "code", "id": "c", "metadata": {}, "source": "print(6*7)", "execution_count": 1,
+         "outputs": [{"output_type": "stream", "name": "stdout", "text": ["forty-", "two"]}]}]});
+    opened.act(&drop_file("a.ipynb", &notebook.to_string())).await;
+    opened.until("[cells.length, text(cells[0]), text(cells[1])]", &json!([2, "Told before", "forty-two"])).await;
+    opened.act(&drop_file("däta <b>.csv", "a;b")).await;
+    opened
+        .until("[...page.querySelector('cellkeep-panel')?.renderRoot.querySelectorAll('.name') ?? []].map(name => name.textContent)", &json!(["däta <b>.csv"]))
+        .await;
+    let cell =
+        opened.run("import getpass\nword = getpass.getpass('key? ')\nprint(open('däta <b>.csv').read(), len(word))").await;
+    opened.until(&format!("cells[{cell}].renderRoot.querySelector('.question input')?.type"), &json!("password")).await;
+    opened.answer(cell, "secret").await;
+    opened.until(&format!("[phase(cells[{cell}]), text(cells[{cell}])]"), &json!(["ok", "a;b 6"])).await;
+    // Its plots and cells outlive the choice of another session, and its deletion leaves the page whole.
+    opened.act("page.querySelector('#create').click()").await;
+    opened.until("[cells.length, page.querySelectorAll('nav li').length]", &json!([0, 2])).await;
+    opened.act("[...page.querySelectorAll('nav li:not(.here) .open')][0].click()").await;
+    opened.until("[cells.length, text(cells[2])]", &json!([3, "a;b 6"])).await;
+    opened
+        .act("window.confirm = () => true; page.querySelector('nav li.here [aria-label=\"Delete session\"]').click()")
+        .await;
+    opened.until("[cells.length, page.querySelectorAll('nav li').length]", &json!([0, 1])).await;
+    assert_eq!(opened.end().await, [""; 0]);
+}
+
 /// The server is killed in mid-cell, and another takes its place: nothing is missing on the page, and nothing is there twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_outlives_its_server() {
@@ -236,11 +281,33 @@ for kind, value in kinds.items():
     display({kind: value}, raw=True)
 display({"text/html": table}, raw=True)
 display({"text/html": "<script>location='http://127.0.0.1:9/leave'</script>"}, raw=True)
+display({"text/html": "<script>const rtc = new RTCPeerConnection({iceServers: [{urls: 'turn:127.0.0.1:9?transport=tcp', username: 'a', credential: 'b'}]}); rtc.createDataChannel('x'); rtc.createOffer().then(offer => rtc.setLocalDescription(offer))</script><link rel=preconnect href=http://127.0.0.1:9/>"}, raw=True)
 display({"text/html": "<form action=http://127.0.0.1:9/form id=f><input></form><script>f.submit();window.open('http://127.0.0.1:9/open')</script><meta http-equiv=refresh content='0;url=http://127.0.0.1:9/refresh'>"}, raw=True)
 print(tag, "\x1b]8;;javascript:" + hit + "\x1b\\link\x1b]8;;\x1b\\", "\x1b]8;;http://127.0.0.1:9/x\x1b\\good\x1b]8;;\x1b\\")
 open("<img src=x onerror=window.__pwned=1>.txt", "w").write("x")
 raise ValueError(tag)
 "#;
+
+/// What is said first to whoever listens here. Never ends if nothing is.
+async fn first_words(listener: tokio::net::TcpListener) -> String {
+    let (words, mut heard) = tokio::sync::mpsc::channel(1);
+    let accepting = async {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let words = words.clone();
+            tokio::spawn(async move {
+                let mut buffer = [0; 200];
+                if let Ok(length @ 1..) = stream.read(&mut buffer).await {
+                    let _ = words.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).await;
+                }
+            });
+        }
+    };
+    tokio::select! {
+        () = accepting => String::new(),
+        said = heard.recv() => said.unwrap_or_default(),
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_code_says_acts_on_the_page() {
@@ -250,12 +317,12 @@ async fn nothing_that_code_says_acts_on_the_page() {
     // Whom all attacks would tell, if they could.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let elsewhere = listener.local_addr().unwrap().to_string();
-    let told = tokio::spawn(async move { listener.accept().await.map(|(_, who)| who) });
+    let told = tokio::spawn(first_words(listener));
     let cell = opened.run(&ATTACKS.replace("127.0.0.1:9", &elsewhere)).await;
     opened.until(&format!("phase(cells[{cell}])"), &json!("error")).await;
     // Each output is looked at, since frames begin when they come into view; those with scripts have drawn or left.
     let walk = format!(
-        "{{ {TOOLS} cells[{cell}] && [...cells[{cell}].renderRoot.querySelectorAll('cellkeep-output')].forEach(output => output.scrollIntoView()) }}"
+        "{{ {TOOLS} const all = within(cells[{cell}]); window.step = ((window.step ?? 0) + 1) % all.length; all[window.step].host.scrollIntoView() }}"
     );
     let drawn = format!(
         "(() => {{ {TOOLS} return JSON.stringify(within(cells[{cell}]).map(output => output.querySelector('cellkeep-frame')).filter(frame => frame).map(frame => frame.dataset.drawn ?? '')) }})()"
@@ -267,10 +334,14 @@ async fn nothing_that_code_says_acts_on_the_page() {
             has("html") && has("script") && has("plotly")
         })
         .await;
-    let links = format!(
-        "within(cells[{cell}]).flatMap(output => [...output.querySelectorAll('a')]).map(a => a.getAttribute('href')).filter(href => href)"
+    // Addresses in text are links, and lead to pages and nowhere else.
+    let anchors = format!("within(cells[{cell}]).flatMap(output => [...output.querySelectorAll('a[href]')])");
+    let odd = format!(
+        "{anchors}.filter(a => !a.href.startsWith('http://{elsewhere}/') || a.target !== '_blank' || !a.rel.includes('noopener')).length"
     );
-    assert_eq!(opened.look(&links).await, json!([format!("http://{elsewhere}/x")]), "only the one that leads to a page");
+    assert_eq!(opened.look(&odd).await, 0);
+    let good = format!("{anchors}.find(a => a.textContent === 'good').href");
+    assert_eq!(opened.look(&good).await, format!("http://{elsewhere}/x"));
     let flags = format!(
         "[...new Set(within(cells[{cell}]).map(output => output.querySelector('cellkeep-frame')?.renderRoot.querySelector('iframe')?.getAttribute('sandbox')).filter(flags => flags))]"
     );
@@ -292,7 +363,8 @@ async fn nothing_that_code_says_acts_on_the_page() {
         opened.look("[window.__pwned === undefined, document.querySelectorAll('iframe, script:not([src])').length]").await,
         json!([true, 0])
     );
-    // What was tried is complained of by the policies that stopped it, so complaints and tries are not counted: what arrived is.
+    // What was tried is complained of by the policies that stopped it, so complaints and tries are not counted: what arrived is. A
+    // browser opens a connection for a page that it then does not ask for, so only what was said over it counts.
     let Opened { server, browser } = opened;
     browser.finish().await;
     assert!(!told.is_finished(), "a request left the origin: {:?}", told.await);

@@ -4,7 +4,7 @@ import { css } from "lit";
 export const pageStyle = css`
   :host { background: var(--ck-paper); overflow: hidden; position: relative; }
   .frame { display: grid; grid-template-columns: 248px minmax(0, 1fr); height: 100%; }
-  .frame.with-panel { grid-template-columns: 248px minmax(0, 1fr) 320px; }
+  .frame.with-panel { grid-template-columns: 248px minmax(0, 1fr) 290px; }
   aside { background: var(--ck-raised); border-inline-end: 1px solid var(--ck-line); display: flex; flex-direction: column; min-height: 0; }
   aside h1 { font-size: 16px; letter-spacing: -0.01em; margin: 0; padding: 16px 18px 10px; font-weight: 650; }
   .new { display: flex; gap: 6px; padding: 4px 14px 14px; }
@@ -52,14 +52,16 @@ export const pageStyle = css`
   label.button:hover { background: var(--ck-raised); color: var(--ck-ink); }
   .drag .cells { outline: 2px dashed var(--ck-accent); outline-offset: -10px; }
   @media (max-width: 1100px) { .frame.with-panel { grid-template-columns: minmax(0, 1fr) 300px; } .frame.with-panel > aside { display: none; } }
+  .with-panel .usage { display: none; }
   @media (max-width: 760px) {
+    .usage { display: none; }
     .frame, .frame.with-panel { grid-template-columns: minmax(0, 1fr); }
     aside, .panel { position: fixed; inset: 0 56px 0 0; z-index: 3; display: none; box-shadow: 0 0 60px #0006; }
     .panel { inset: 0 0 0 56px; background: var(--ck-paper); }
     .side aside { display: flex; } .with-panel .panel { display: block; }
     .shade { display: block; position: fixed; inset: 0; background: #0005; z-index: 2; border-radius: 0; }
     .menu { display: inline-flex; align-items: center; }
-    .usage, .box small { display: none; }
+    .box small { display: none; }
     .bar { padding: 5px 8px; gap: 0; } .cells { padding: 12px 10px; } .composer { padding: 6px 10px 10px; }
     .welcome { padding-top: 6vh; }
   }

@@ -131,6 +131,14 @@ class CellkeepPage extends LitElement {
     return this.sessions?.find((one) => one.id === this.here);
   }
 
+  private nameOf(session: Session): string {
+    return session.name || this.display(session.kernel);
+  }
+
+  private display(kernel: string): string {
+    return this.kernels.find((one) => one.name === kernel)?.display_name ?? kernel;
+  }
+
   private create(): Promise<void> {
     return this.trying(async () => {
       this.busy = "Starting a kernel…";
@@ -147,7 +155,7 @@ class CellkeepPage extends LitElement {
   }
 
   private delete(session: Session): Promise<void> {
-    if (!confirm(`Delete ${session.name || `this ${session.kernel} session`} with its cells and files?`)) return Promise.resolve();
+    if (!confirm(`Delete ${session.name || `this ${this.display(session.kernel)} session`} with its cells and files?`)) return Promise.resolve();
     return this.trying(async () => {
       await askJson(this.access, "DELETE", `/v1/sessions/${session.id}`);
       this.sessions = this.sessions?.filter((one) => one.id !== session.id);
@@ -277,7 +285,7 @@ class CellkeepPage extends LitElement {
       </div>
       <nav><ul>${this.sessions?.map(
         (one) => html`<li class=${one.id === this.here ? "here" : ""}>
-          <button class="open" aria-current=${one.id === this.here ? "true" : "false"} @click=${() => this.choose(one.id)}>${one.name || one.kernel}<small>${one.state}${one.name ? ` · ${one.kernel}` : ""} · ${one.id.slice(0, 8)}</small></button>
+          <button class="open" aria-current=${one.id === this.here ? "true" : "false"} @click=${() => this.choose(one.id)}>${this.nameOf(one)}<small>${one.state}${one.name ? ` · ${one.kernel}` : ""} · ${one.id.slice(0, 8)}</small></button>
           <button aria-label="Delete session" @click=${() => this.delete(one)}>✕</button></li>`,
       )}</ul></nav></aside>`;
   }
@@ -296,7 +304,7 @@ class CellkeepPage extends LitElement {
     const menu = html`<button class="menu" aria-label="Sessions" aria-expanded=${this.side ? "true" : "false"} @click=${() => (this.side = !this.side)}>☰</button>`;
     if (!session) return html`<div class="bar">${menu}<strong>No session</strong></div>`;
     const memory = session.usage?.memory_bytes;
-    return html`<div class="bar">${menu}<strong>${session.name || session.kernel}</strong>
+    return html`<div class="bar">${menu}<strong>${this.nameOf(session)}</strong>
       <span class="state" data-state=${state} role="status">${state === "lost" ? "connection lost, trying again" : state}</span>
       ${memory ? html`<span class="usage">${(memory / 1e6).toFixed(0)} MB · ${(session.usage?.cpu_seconds ?? 0).toFixed(1)} s CPU</span>` : nothing}
       <span class="space"></span>
@@ -325,7 +333,7 @@ class CellkeepPage extends LitElement {
   private welcome(): TemplateResult {
     const kernel = this.session?.kernel ?? this.kernel;
     return html`<div class="welcome"><h2>What shall we run?</h2>
-      <p>Write code below, or begin with one of these. It runs on a real ${kernel || "Jupyter"} kernel, in a sandbox of its own, and nothing it says is lost.</p>
+      <p>Write code below, or begin with one of these. It runs on a real ${this.display(kernel) || "Jupyter"} kernel, in a sandbox of its own, and nothing it says is lost.</p>
       <div class="chips">${examplesFor(kernel).map((one) => html`<button ?disabled=${this.busy !== ""} @click=${() => this.add(one.source, "code")}>${one.title}</button>`)}</div></div>`;
   }
 

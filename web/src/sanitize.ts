@@ -45,7 +45,10 @@ export function plainHtml(text: string): DocumentFragment | undefined {
   const names = [...unscoped.matchAll(/<([a-z][^\s/>]*)/gi)].map((match) => (match[1] as string).toLowerCase());
   if (names.some((name) => !TAGS.includes(name) && !["html", "head", "body", "meta", "title"].includes(name))) return undefined;
   if (/<[^>]*\son[a-z]+\s*=/i.test(unscoped) || /position\s*:|background|color\s*:/i.test(unscoped)) return undefined;
-  return clean(unscoped);
+  const fragment = clean(unscoped);
+  // The corner of a data frame heads nothing, and screen readers stumble over it.
+  for (const head of fragment.querySelectorAll("th")) if (!head.textContent?.trim()) head.replaceWith(document.createElement("td"));
+  return fragment;
 }
 
 /** Markdown: first rendered, then sanitised. */
