@@ -302,8 +302,9 @@ impl Core {
         Ok(())
     }
 
-    /// Answers the code's question.
-    pub fn input(&mut self, value: &str) -> Result<(), Denied> {
+    /// Answers the code's question: the message that the kernel is to be given on its stdin channel. Whoever answered is told only
+    /// once the agent has it: it is in no journal.
+    pub fn input(&mut self, value: &str) -> Result<(Generation, Message), Denied> {
         self.check_alive()?;
         let active = self.active.as_mut().filter(|active| !active.answered).ok_or(Denied::NotAsking)?;
         let asked = active.input.clone().ok_or(Denied::NotAsking)?;
@@ -311,8 +312,7 @@ impl Core {
         active.answered = true;
         let mut message = Message::new_request(&self.facts.name, "input_reply", &json!({"value": value}));
         message.parent_header = asked;
-        self.effects.push(Effect::Send { channel: Channel::Stdin, generation: Some(self.generation), message });
-        Ok(())
+        Ok((self.generation, message))
     }
 
     /// Starts the kernel anew in its sandbox. The workspace and the cells stay; what waits is cancelled.

@@ -17,11 +17,11 @@ use super::handle::{Command, Reply, SessionHandle, SessionState};
 use super::piece::{Journal, Piece, Telling};
 use super::run::Now;
 use crate::agent_protocol::{Request, SignalKind};
-use crate::ids::RunId;
+use crate::ids::{Generation, RunId};
 use crate::link::{AbortOnDrop, Link, LinkError, LinkEvents, Position};
 use crate::policy::Limits;
 use crate::sandbox::{Sandbox, SandboxRecord, SandboxState};
-use crate::wire::Channel;
+use crate::wire::{Channel, Message};
 
 /// Between two looks at a sandbox whose agent is away: from the first to the last, doubling.
 const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -213,10 +213,10 @@ impl Driver {
                 let answer = core.kill(now);
                 self.answer(reply, answer);
             }
-            Command::Input { value, reply } => {
-                let answer = core.input(&value);
-                self.answer(reply, answer);
-            }
+            Command::Input { value, reply } => match core.input(&value) {
+                Ok((generation, message)) => self.give_input(generation, message, reply),
+                Err(denied) => self.answer(reply, Err(denied)),
+            },
             Command::Restart { reply } => {
                 let answer = core.restart(now);
                 self.answer(reply, answer);
@@ -240,6 +240,19 @@ impl Driver {
                 self.answer(reply, Ok(()));
             }
         }
+    }
+
+    /// Hands an answer to the agent, which keeps it for the kernel whatever becomes of us.
+    fn give_input(&self, generation: Generation, message: Message, reply: Reply<()>) {
+        let link = self.link.clone();
+        hand_over(async move {
+            let answer = match link.submit(Channel::Stdin, Some(generation), message).await {
+                Ok(_) => Ok(()),
+                // Who asked has ended meanwhile.
+                Err(_) => Err(Denied::NotAsking),
+            };
+            let _ = reply.send(answer);
+        });
     }
 
     /// Answers once what has been done so far is written down. Whoever asked may have gone.

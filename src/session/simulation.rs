@@ -400,10 +400,16 @@ impl World {
             Deed::Cancel(cell) => self.core.cancel_cell(now, &self.cell(cell)).map(drop),
             Deed::Interrupt => self.core.interrupt(now),
             Deed::Kill => self.core.kill(now),
-            Deed::Input => self.core.input("42"),
+            Deed::Input => self.input(),
             Deed::Restart => self.core.restart(now),
             _ => self.core.ask_kernel("complete_request", &json!({"code": "", "cursor_pos": 0})).map(drop),
         }
+    }
+
+    fn input(&mut self) -> Result<(), Denied> {
+        let (generation, message) = self.core.input("42")?;
+        self.act(Effect::Send { channel: Channel::Stdin, generation: Some(generation), message });
+        Ok(())
     }
 
     // ---- the end ----------------------------------------------------------------------------------------------------
@@ -419,7 +425,7 @@ impl World {
             }
             // A question that was lost by name is answered by nobody.
             let is_lost = self.agent.is_asking() && self.book.losses > 0;
-            if self.core.input("42").is_err() && (self.agent.is_stuck() || is_lost) {
+            if self.input().is_err() && (self.agent.is_stuck() || is_lost) {
                 let _ = self.core.interrupt(self.now());
             }
             self.pass(Duration::from_millis(500));

@@ -702,7 +702,7 @@ async fn a_token_that_was_never_shown_is_not_the_first_one() {
     child.kill().unwrap();
     child.wait().unwrap();
     std::fs::remove_dir_all(&data).unwrap();
-    assert!(line.contains("?token=ck_"), "{line:?}");
+    assert!(line.contains("/#token=ck_"), "{line:?}");
 }
 
 /// After a boot the engine may come up later than the server does.
