@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream, StreamExt};
@@ -16,7 +16,7 @@ use super::{Api, Caller, InPath, Query, guard, view};
 use crate::artifacts::Blobs;
 use crate::ids::{Seq, SessionId};
 use crate::manager::{EventRow, Follower, read_body};
-use crate::session::Cell;
+use crate::session::{Cell, SessionState};
 use std::sync::Arc;
 
 /// Between two signs of life on a quiet stream: proxies close one after a minute or so.
@@ -86,6 +86,11 @@ pub(super) fn of_session(
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
     let after = last.map_or(query.seq(), Seq);
     let follower = api.keeper.follow(&id, caller.sees(), after)?;
+    if to_its_end && follower.has_all() && matches!(api.keeper.look(&id, caller.sees())?.state(), SessionState::Gone { .. })
+    {
+        // By this a browser knows that it need not ask again.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let reader = Reader { to_its_end, ..Reader::new(api, id, follower, query.form()?, None) };
     sse(reader, api, caller)
 }

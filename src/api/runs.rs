@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::error::Problem;
 use super::notebooks::{self, Outcome, Wait};
-use super::sessions::{Create, check_timeout};
+use super::sessions::{Create, DEFAULT_TIMEOUT, check_timeout};
 use super::{Api, Body, Caller, InPath, Query, User, events, view};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
@@ -105,7 +105,7 @@ pub(super) async fn create(
         parameters: notebooks::parameters(job.parameters.as_deref().map(RawValue::get))?,
         from: None,
         allow_errors: job.allow_errors,
-        timeout_seconds: check_timeout(job.timeout_seconds.or(job.timeout))?,
+        timeout_seconds: check_timeout(job.timeout_seconds.or(job.timeout))?.or(Some(DEFAULT_TIMEOUT)),
         seed: job.seed,
         frozen: job.frozen,
     };

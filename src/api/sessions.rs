@@ -45,7 +45,7 @@ pub(super) struct Create {
 }
 
 /// Seconds that a cell may take where nobody says otherwise.
-const DEFAULT_TIMEOUT: f64 = 60.0;
+pub(super) const DEFAULT_TIMEOUT: f64 = 60.0;
 
 impl Create {
     /// Checks the fields that are texts, and fills in what is left out.

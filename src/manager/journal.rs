@@ -93,6 +93,11 @@ pub struct Follower {
 }
 
 impl Follower {
+    /// Whether there is nothing that the reader has not seen.
+    pub fn has_all(&self) -> bool {
+        self.live.last() <= self.after
+    }
+
     /// The next events, at least one: waits for it. A slow reader reads from the store, and holds up nobody. `None` when the
     /// session has been deleted.
     ///

@@ -134,6 +134,13 @@ impl Keeper {
             let _ = notebook.put_back_outputs(index, outputs);
             return Ok(());
         };
+        // What the kernel could not tell: it was stopped, or dead.
+        let is_ours =
+            !matches!(result.status, RunStatus::Ok | RunStatus::Error | RunStatus::Interrupted | RunStatus::Cancelled);
+        if let Some(error) = result.error.as_ref().filter(|_| is_ours) {
+            let (ename, evalue, traceback) = (&error.ename, &error.evalue, &error.traceback);
+            outputs.push(json!({"output_type": "error", "ename": ename, "evalue": evalue, "traceback": traceback}));
+        }
         let _ = notebook.set_outputs(index, outputs, result.execution_count);
         let times: Vec<(&str, &str)> = result.timing.iter().map(|(key, time)| (key.as_str(), time.as_str())).collect();
         let _ = notebook.set_execution_timing(index, &times);
@@ -190,14 +197,19 @@ impl Keeper {
         if let Some(seed) = run.seed {
             new.env.extend(record::seed_env(kernels::find(&new.kernel)?, seed));
         }
-        let id = self.create(principal, new).await?;
-        match self.queue_run((&id, Some(principal)), notebook, run).await {
-            Ok(()) => Ok(id),
-            Err(error) => {
-                self.delete(&id, Some(principal)).await?;
-                Err(error)
+        // Whoever asked may go away meanwhile; what was begun is finished, or undone.
+        let (keeper, principal, notebook) = (self.clone(), principal.to_owned(), notebook.clone());
+        let starting = tokio::spawn(async move {
+            let id = keeper.create(&principal, new).await?;
+            match keeper.queue_run((&id, Some(&principal)), &notebook, run).await {
+                Ok(()) => Ok(id),
+                Err(error) => {
+                    keeper.delete(&id, Some(&principal)).await?;
+                    Err(error)
+                }
             }
-        }
+        });
+        starting.await.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 
     async fn queue_run(&self, of: Of<'_>, notebook: &Notebook, run: NotebookRun) -> Result<(), KeeperError> {

@@ -104,8 +104,12 @@ fn most() -> usize {
         Ok(()) => raised,
         Err(_) => limit.current.unwrap_or(wanted),
     };
-    let has = usize::try_from(has).unwrap_or(usize::MAX);
-    has.saturating_sub(RESERVED).clamp(has / 2, MOST)
+    room_in(usize::try_from(has).unwrap_or(usize::MAX))
+}
+
+/// Connections that so many descriptors leave room for.
+fn room_in(descriptors: usize) -> usize {
+    descriptors.saturating_sub(RESERVED).max(descriptors / 2).min(MOST)
 }
 
 async fn one(stream: TcpStream, router: Router, spoke: Arc<AtomicBool>, mut stopped: watch::Receiver<bool>) {
@@ -143,4 +147,15 @@ async fn pause_after(error: &io::Error) {
     }
     tracing::warn!(%error, "cannot take connections in");
     tokio::time::sleep(PAUSE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_limit_leaves_room() {
+        let rooms = [0, 256, 1_400, 11_000, 65_536, usize::MAX].map(room_in);
+        assert_eq!(rooms, [0, 128, 700, 10_000, 10_000, 10_000]);
+    }
 }

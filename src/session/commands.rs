@@ -154,6 +154,10 @@ impl Core {
         let cell = Cell { number, id, place, cell_type, source, metadata, options, run: CellRun::default() };
         self.check_size(&cell, None)?;
         self.put(now, cell, NotebookChange::Added);
+        if let Some(run) = self.cells.run_mut(number) {
+            // What a former cell of this id has shown is not its own.
+            run.first_seq = run.last_seq;
+        }
         self.put_outputs(now, number, new.outputs);
         if new.run && cell_type == CellType::Code {
             self.enqueue(now, number);
@@ -173,7 +177,9 @@ impl Core {
             return Err(Denied::InProgress { id: id.to_owned(), phase: cell.run.phase.name() });
         }
         self.check_queue(1)?;
-        if let Some(options) = options {
+        let former = RunOptions { group: None, allow_error: false, ..cell.options.clone() };
+        let options = options.unwrap_or(former);
+        if options != cell.options {
             cell.options = options;
             self.cells.put(cell.clone());
             self.write_cell(CellChange::Put(Box::new(cell)));

@@ -232,6 +232,8 @@ async fn no_script_of_a_notebook_reaches_the_page() {
     let show = "document.querySelectorAll('details').forEach(d => d.open = true); document.querySelectorAll('.frame').forEach(f => f.scrollIntoView()); \
         document.querySelectorAll('main a').forEach(a => { if (!/^https?:/.test(a.href) && !a.download) a.click() })";
     browser.until(show, frames, |heights| heights.as_array().unwrap().len() >= attacks.len()).await;
+    // The page's own script is its last element.
+    browser.until("0", "JSON.stringify(document.readyState)", |state| state == "complete").await;
     assert_eq!(browser.evaluate("window.pwned === undefined").await, true);
     let scripts = "[...document.scripts].filter(s => !s.type).length";
     assert_eq!(browser.evaluate(scripts).await, 1, "the page has one script that runs, its own");

@@ -103,6 +103,9 @@ async fn a_notebook_is_run_on_its_session() {
     held.client.post(&held.path("/notebook/run"), json!({"from": "nowhere"})).await.problem(404, "no_cell");
     held.client.post(&held.path("/notebook/run"), json!({"parameters": [1]})).await.problem(422, "bad_parameters");
     held.client.post(&held.path("/notebook/run"), json!({"parameters": {"a b": 1}})).await.problem(422, "bad_parameters");
+    // Taken in again, it has run nothing: what cells of the same ids have shown before is not theirs.
+    held.client.put(&held.path("/notebook"), file.to_string()).await.is(200);
+    assert_eq!(held.cell("shows").await["outputs"], json!([]));
     held.begin("long", "import time; time.sleep(600)").await;
     held.client.put(&held.path("/notebook"), file.to_string()).await.problem(409, "cell_in_progress");
     held.delete().await;
@@ -152,6 +155,8 @@ async fn a_job_outlives_the_server(place: Place) {
     };
     let last = tokio::time::timeout(PATIENCE, to_the_end).await.expect("an end");
     assert_eq!((&last["type"], &last["state"]), (&json!("session.state"), &json!("gone")), "{last}");
+    let rest = client.with("last-event-id", &last["seq"].to_string()).get(&format!("{path}/events")).await;
+    assert_eq!(rest.status, 204, "who has seen it all need not ask again");
     let told = client.get(&path).await.is(200);
     assert_eq!((&told["state"], &told["status"]), (&json!("finished"), &json!("ok")), "{told}");
     let out = client.get(&format!("{path}/notebook")).await.is(200);

@@ -134,9 +134,8 @@ impl Book {
             return assert!(!needs_cell, "of no cell: {event:?}");
         };
         if event.body == EventBody::Notebook(NotebookChange::Added) {
-            let none = Seq::default();
             let (number, phase) = (self.number_of(id), CellPhase::Finished);
-            let view = View { number, outputs: Vec::new(), phase, first_seq: none, last_seq: event.seq };
+            let view = View { number, outputs: Vec::new(), phase, first_seq: event.seq, last_seq: event.seq };
             self.truth.start(CellKey(number));
             assert!(self.views.insert(id.clone(), view).is_none(), "added twice");
             return;
