@@ -153,6 +153,10 @@ async fn describe(
     let record = row.sandbox.as_deref().and_then(|record| serde_json::from_str::<SandboxRecord>(record).ok());
     let isolation = record.and_then(|record| serde_json::to_value(record.isolation).ok());
     let mut session = view::session(row, state.name(), isolation, cells, queued);
+    if let SessionState::Gone { why } = &state {
+        // The row may have been read a moment before its end.
+        session["why"] = why.as_str().into();
+    }
     let is_gone = matches!(state, SessionState::Gone { .. });
     let usage = async { if is_gone { None } else { handle.usage().await.ok() } };
     // A sandbox that does not answer is shown without its figures.

@@ -149,6 +149,11 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
         tell!("{}", ConfigFile { serve: config }.print().trim_end());
         return Ok(Exit::Ok);
     }
+    if args.token.as_deref().is_some_and(|token| token.trim().is_empty()) {
+        return Err(Failure::usage(anyhow!(
+            "the token is empty (--token or CELLKEEP_TOKEN); leave it out, and one is made"
+        )));
+    }
     let end_sessions = args.end_sessions;
     let settings = settings(config, args.token, end_sessions).map_err(Failure::usage)?;
     let stop = async move {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -63,13 +63,19 @@ impl Pool {
     }
 }
 
-/// Keeps the pool filled. Runs for ever; whoever waits for a session of their own goes first.
+/// Keeps the pool filled. Runs for ever; whoever waits for a session of their own goes first. A kernel that does not start is left
+/// alone for a while, and keeps no other from being started.
 pub(super) async fn fill(keeper: Keeper, wanted: Vec<(String, usize)>) {
+    let mut failed: HashMap<&str, Instant> = HashMap::new();
     loop {
         let sizes = keeper.pool().sizes();
-        let next = wanted.iter().find(|(kernel, count)| sizes.get(kernel).copied().unwrap_or(0) < *count);
+        let lacks = |kernel: &str, count: usize| sizes.get(kernel).copied().unwrap_or(0) < count;
+        let rests = |kernel: &str| failed.get(kernel).is_some_and(|at| at.elapsed() < TRY_AGAIN);
+        let next = wanted.iter().find(|(kernel, count)| lacks(kernel, *count) && !rests(kernel));
         let Some((kernel, _)) = next else {
-            keeper.pool().taken.notified().await;
+            let taken = keeper.pool().taken.notified();
+            // Now and then also without: for those that rest.
+            let _ = tokio::time::timeout(TRY_AGAIN, taken).await;
             continue;
         };
         if keeper.somebody_waits() {
@@ -81,7 +87,7 @@ pub(super) async fn fill(keeper: Keeper, wanted: Vec<(String, usize)>) {
             Ok((id, kept)) => keeper.pool().ready(|ready| ready.entry(kernel.clone()).or_default().push_back((id, kept))),
             Err(error) => {
                 tracing::warn!(kernel, %error, "cannot fill the pool; trying again later");
-                tokio::time::sleep(TRY_AGAIN).await;
+                failed.insert(kernel, Instant::now());
             }
         }
     }

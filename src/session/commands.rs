@@ -17,6 +17,8 @@ use crate::wire::{Channel, Message};
 const MAX_CELLS: usize = 100_000;
 /// Bytes of all sources and metadata of one session.
 const MAX_NOTEBOOK: usize = 256 << 20;
+/// Bytes of one answer to the code's question.
+const MAX_ANSWER: usize = 1 << 20;
 /// Cells that wait for their turn.
 const MAX_QUEUE: usize = 10_000;
 
@@ -312,6 +314,9 @@ impl Core {
     /// once the agent has it: it is in no journal.
     pub fn input(&mut self, value: &str) -> Result<(Generation, Message), Denied> {
         self.check_alive()?;
+        if value.len() > MAX_ANSWER {
+            return Err(Denied::TooMany { what: "bytes of an answer", limit: MAX_ANSWER });
+        }
         let active = self.active.as_mut().filter(|active| !active.answered).ok_or(Denied::NotAsking)?;
         let asked = active.input.clone().ok_or(Denied::NotAsking)?;
         // What is written down keeps the question: the answer goes down with us if we are killed on its way.
@@ -319,6 +324,13 @@ impl Core {
         let mut message = Message::new_request(&self.facts.name, "input_reply", &json!({"value": value}));
         message.parent_header = asked;
         Ok((self.generation, message))
+    }
+
+    /// The answer did not reach the agent: the question stands.
+    pub fn input_failed(&mut self) {
+        if let Some(active) = &mut self.active {
+            active.answered = false;
+        }
     }
 
     /// Starts the kernel anew in its sandbox. The workspace and the cells stay; what waits is cancelled.

@@ -74,6 +74,7 @@ struct Driver {
 enum Told {
     Submitted { run: RunId, result: Result<bool, LinkError> },
     Sandbox(SandboxState),
+    InputFailed,
 }
 
 /// Starts the driver of a session whose sandbox has been made. It ends with the session, or when the last handle is dropped;
@@ -244,12 +245,15 @@ impl Driver {
 
     /// Hands an answer to the agent, which keeps it for the kernel whatever becomes of us.
     fn give_input(&self, generation: Generation, message: Message, reply: Reply<()>) {
-        let link = self.link.clone();
+        let (link, told) = (self.link.clone(), self.told.clone());
         hand_over(async move {
             let answer = match link.submit(Channel::Stdin, Some(generation), message).await {
                 Ok(_) => Ok(()),
                 // Who asked has ended meanwhile.
-                Err(_) => Err(Denied::NotAsking),
+                Err(_) => {
+                    let _ = told.send(Told::InputFailed);
+                    Err(Denied::NotAsking)
+                }
             };
             let _ = reply.send(answer);
         });
@@ -263,6 +267,7 @@ impl Driver {
     fn hear(&mut self, told: Told) {
         match told {
             Told::Submitted { run, result } => self.core.submitted(now(), &run, result),
+            Told::InputFailed => self.core.input_failed(),
             Told::Sandbox(state) => self.core.sandbox_is(now(), &state),
         }
     }
