@@ -67,15 +67,7 @@ def main():
     sys.meta_path.insert(0, AltairMimetypeHook())
 
     import zmq
-    from ipykernel.iostream import OutStream
     from ipykernel.kernelapp import IPKernelApp
-
-    def watch_pipe(stream):
-        # Upstream also copies what children write to the process's own stdout, and Cellkeep keeps what comes there, too.
-        while stream._should_watch and (data := os.read(stream._fid, 65536)):
-            stream.write(data.decode(errors="replace"))
-
-    OutStream._watch_pipe_fd = watch_pipe
 
     class KernelApp(IPKernelApp):
         def init_signal(self):
