@@ -134,13 +134,8 @@ impl Keeper {
             let _ = notebook.put_back_outputs(index, outputs);
             return Ok(());
         };
-        // What the kernel could not tell: it was stopped, or dead.
-        let is_ours =
-            !matches!(result.status, RunStatus::Ok | RunStatus::Error | RunStatus::Interrupted | RunStatus::Cancelled);
-        if let Some(error) = result.error.as_ref().filter(|_| is_ours) {
-            let (ename, evalue, traceback) = (&error.ename, &error.evalue, &error.traceback);
-            outputs.push(json!({"output_type": "error", "ename": ename, "evalue": evalue, "traceback": traceback}));
-        }
+        // A cell that was not run has nothing to show.
+        outputs.extend(result.untold_error().filter(|_| result.status != RunStatus::Cancelled));
         let _ = notebook.set_outputs(index, outputs, result.execution_count);
         let times: Vec<(&str, &str)> = result.timing.iter().map(|(key, time)| (key.as_str(), time.as_str())).collect();
         let _ = notebook.set_execution_timing(index, &times);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::notebook::{Notebook, NotebookError};
 use crate::output::{CellKey, Outputs, StreamStyle, Widgets};
@@ -320,19 +320,8 @@ fn record(
     result: &RunResult,
     count: i64,
 ) -> Result<(), NotebookError> {
-    if let Some(error) = result.error.as_ref().filter(|_| is_ours(result.status)) {
-        all.push(error_output(error));
-    }
+    all.extend(result.untold_error());
     notebook.set_outputs(index, all, Some(count))?;
     let times: Vec<(&str, &str)> = result.timing.iter().map(|(name, time)| (name.as_str(), time.as_str())).collect();
     notebook.set_execution_timing(index, &times)
-}
-
-/// Whether the error is one that the kernel could not have told: it was stopped or dead.
-fn is_ours(status: RunStatus) -> bool {
-    !matches!(status, RunStatus::Ok | RunStatus::Error | RunStatus::Interrupted)
-}
-
-fn error_output(error: &ErrorInfo) -> Value {
-    json!({"output_type": "error", "ename": error.ename, "evalue": error.evalue, "traceback": error.traceback})
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::agent_protocol::{KernelExit, RunUsage};
 use crate::ids::RunId;
@@ -90,6 +90,13 @@ pub struct RunResult {
 }
 
 impl RunResult {
+    /// The error as an output of nbformat, where the kernel could not tell it itself: it was stopped, or dead.
+    pub fn untold_error(&self) -> Option<Value> {
+        let is_told = matches!(self.status, RunStatus::Ok | RunStatus::Error | RunStatus::Interrupted);
+        let ErrorInfo { ename, evalue, traceback } = self.error.as_ref().filter(|_| !is_told)?;
+        Some(json!({"output_type": "error", "ename": ename, "evalue": evalue, "traceback": traceback}))
+    }
+
     /// The end of a run that the kernel was never given, or of which nothing is known.
     pub(super) fn without_run(status: RunStatus, why: &str, now: SystemTime) -> Self {
         Self {
