@@ -21,7 +21,7 @@ use crate::policy::{Limits, Network};
 use crate::sandbox::docker::Images;
 use crate::sandbox::{Sandbox, SandboxKind, SandboxRecord};
 use crate::session::{self, Cell, SessionHandle, SessionParts, Stored, Telling};
-use crate::store::{EventRow, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
+use crate::store::{EventRow, SessionRow, Store, StoreError, TooHeavy, now_ms, seconds_in_ms};
 use crate::telemetry;
 
 /// How many may wait for each that is being made.
@@ -228,7 +228,7 @@ impl Keeper {
         Ok(self.0.store.cell(id, cell).await?.and_then(restore_cell))
     }
 
-    /// One cell with the events of its latest run, in one look.
+    /// One cell with the events of its latest run, in one look; these only if they are of no more bytes than `most`.
     ///
     /// # Errors
     /// [`KeeperError`].
@@ -237,10 +237,34 @@ impl Keeper {
         id: &SessionId,
         principal: Option<&str>,
         cell: &str,
-    ) -> Result<Option<(Cell, Vec<EventRow>)>, KeeperError> {
+        most: u64,
+    ) -> Result<Option<(Cell, Result<Vec<EventRow>, TooHeavy>)>, KeeperError> {
         self.kept(id, principal)?;
-        let found = self.0.store.cell_and_events(id, cell).await?;
+        let found = self.0.store.cell_and_events(id, cell, most).await?;
         Ok(found.and_then(|(row, events)| Some((restore_cell(row)?, events))))
+    }
+
+    /// A session's cells in the order of the notebook, each with the events of its latest run, in one look.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn cells_and_events(
+        &self,
+        id: &SessionId,
+        principal: Option<&str>,
+    ) -> Result<Vec<(Cell, Vec<EventRow>)>, KeeperError> {
+        self.kept(id, principal)?;
+        let rows = self.0.store.cells_and_events(id).await?.into_iter();
+        Ok(rows.filter_map(|(row, events)| Some((restore_cell(row)?, events))).collect())
+    }
+
+    /// How many bytes a session's outputs are, about.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn weight(&self, id: &SessionId, principal: Option<&str>) -> Result<u64, KeeperError> {
+        self.kept(id, principal)?;
+        Ok(self.0.store.weight(id).await?)
     }
 
     /// Seconds that a session's cells may take where they say nothing themselves.
