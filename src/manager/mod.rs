@@ -13,6 +13,7 @@ mod pool;
 pub mod record;
 mod recovery;
 mod removal;
+mod room;
 
 use std::sync::Arc;
 use std::time::Duration;
