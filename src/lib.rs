@@ -30,6 +30,8 @@ pub mod artifacts;
 #[cfg(feature = "host")]
 pub mod auth;
 #[cfg(feature = "host")]
+pub mod chat;
+#[cfg(feature = "host")]
 pub mod cli;
 #[cfg(feature = "host")]
 pub mod config;

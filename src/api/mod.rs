@@ -1,6 +1,7 @@
 //! The native HTTP face, `/v1`: translates, owns no state. JSON in and out, errors as problems, events by SSE and WebSocket.
 
 mod cells;
+mod chat;
 mod docs;
 mod error;
 mod events;
@@ -10,6 +11,7 @@ mod notebooks;
 mod pace;
 mod runs;
 mod sessions;
+mod shares;
 mod socket;
 mod trace;
 mod view;
@@ -23,11 +25,12 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::middleware;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::auth::{Identity, Scope, Shown, Tokens};
+use crate::chat::Chats;
 use crate::ids::SessionId;
 use crate::manager::Keeper;
 use crate::telemetry;
@@ -43,6 +46,8 @@ const MAX_BODY: usize = 32 << 20;
 pub struct Api {
     /// The sessions.
     pub keeper: Keeper,
+    /// Conversations with the model.
+    pub chats: Chats,
     /// Who may do what.
     pub tokens: Arc<Tokens>,
     /// Which hosts and origins are ours.
@@ -60,6 +65,11 @@ pub fn router(api: Api) -> Router {
         .route("/input", post(sessions::input))
         .route("/complete", post(sessions::complete))
         .route("/inspect", post(sessions::inspect))
+        .route("/variables", post(sessions::variables))
+        .route("/chat", get(chat::status).post(chat::ask))
+        .route("/chat/cancel", post(chat::cancel))
+        .route("/shares", get(shares::list).post(shares::create))
+        .route("/shares/{share}", delete(shares::delete))
         .route("/artifacts", get(sessions::artifacts))
         .route("/events", get(events::stream))
         .route("/socket", get(socket::open))
@@ -82,6 +92,8 @@ pub fn router(api: Api) -> Router {
         .route("/runs/{session}/artifacts", get(sessions::artifacts))
         .route("/artifacts/{sha256}", get(sessions::artifact))
         .route("/kernels", get(list_kernels))
+        .route("/model", get(chat::model))
+        .route("/token", get(shares::token))
         .layer(middleware::from_fn_with_state(api.clone(), guard::identify))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     Router::new()

@@ -3,6 +3,7 @@ import { css } from "lit";
 
 export const pageStyle = css`
   :host { background: var(--ck-paper); overflow: hidden; position: relative; }
+  [hidden] { display: none !important; }
   .frame { display: grid; grid-template-columns: 248px minmax(0, 1fr); height: 100%; }
   .frame.with-panel { grid-template-columns: 248px minmax(0, 1fr) 290px; }
   aside { background: var(--ck-raised); border-inline-end: 1px solid var(--ck-line); display: flex; flex-direction: column; min-height: 0; }
@@ -37,6 +38,27 @@ export const pageStyle = css`
   .box .row { display: flex; gap: 6px; align-items: center; padding: 4px 8px 8px 10px; }
   .row .space { flex: 1; }
   .box small { color: var(--ck-quiet); font-size: 12px; }
+  .kinds { display: flex; background: var(--ck-raised); border-radius: 9px; padding: 2px; min-width: 0; }
+  .kinds label { position: relative; cursor: pointer; font-size: 13px; min-width: 0; }
+  .kinds input { position: absolute; inset: 0; opacity: 0; cursor: pointer; margin: 0; }
+  .kinds span { display: block; padding: 3px 11px; border-radius: 7px; color: var(--ck-quiet); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 14em; }
+  .kinds input:checked + span { background: var(--ck-paper); color: var(--ck-ink); box-shadow: 0 1px 3px #0000001f; }
+  .kinds input:focus-visible + span { outline: 2px solid var(--ck-accent); }
+  .box textarea.ask, .box textarea.markdown { font: 15px/1.55 var(--ck-font); }
+  .tools { display: flex; align-items: center; gap: 2px; }
+  .tools button[aria-pressed="true"] { background: color-mix(in srgb, var(--ck-accent) 12%, transparent); color: var(--ck-ink); }
+  .reader { color: var(--ck-quiet); font-size: 13px; padding: 2px 10px; border: 1px solid var(--ck-line); border-radius: 99px; margin-inline-end: 6px; white-space: nowrap; }
+  .text { position: relative; }
+  /* What is read has its buttons where the pointer is. */
+  .text cellkeep-cell::part(cell) { overflow: visible; }
+  .text cellkeep-cell::part(bar) { position: absolute; inset-block-start: -14px; inset-inline-end: 4px; z-index: 1; min-height: 0; padding: 0; background: var(--ck-paper); border-radius: 8px; box-shadow: 0 1px 5px #0000002e; opacity: 0; }
+  .text:hover cellkeep-cell::part(bar), .text:focus-within cellkeep-cell::part(bar) { opacity: 1; }
+  .said { justify-self: end; max-width: 85%; }
+  .said cellkeep-cell { background: var(--ck-raised); border-radius: 16px 16px 4px 16px; }
+  .said cellkeep-cell::part(cell) { background: none; }
+  .answers { margin: 0; color: var(--ck-quiet); font-size: 14px; display: flex; align-items: center; gap: 10px; padding-inline-start: 14px; }
+  .dots { width: 9px; height: 9px; border-radius: 50%; background: var(--ck-accent); animation: breathe 1.2s ease-in-out infinite; }
+  @keyframes breathe { 50% { opacity: 0.25; transform: scale(0.8); } }
   .chips { display: flex; gap: 8px; flex-wrap: wrap; justify-content: center; }
   .chips button { border: 1px solid var(--ck-line); border-radius: 99px; padding: 7px 16px; color: var(--ck-ink); }
   .welcome { text-align: center; padding: 12vh 0 20px; }
@@ -62,7 +84,7 @@ export const pageStyle = css`
     .shade { display: block; position: fixed; inset: 0; background: #0005; z-index: 2; border-radius: 0; }
     .menu { display: inline-flex; align-items: center; }
     .box small { display: none; }
-    .bar { padding: 5px 8px; gap: 0; } .cells { padding: 12px 10px; } .composer { padding: 6px 10px 10px; }
+    .bar { padding: 5px 8px; gap: 0; } .bar strong { max-width: 9em; } .tools { flex-basis: 100%; overflow-x: auto; scrollbar-width: none; } .tools > * { flex: none; } .cells { padding: 12px 10px; } .composer { padding: 6px 10px 10px; }
     .welcome { padding-top: 6vh; }
   }
 `;

@@ -8,6 +8,7 @@ interface ListedCell {
   id: string;
   cell_type: string;
   source: string;
+  metadata?: Record<string, unknown>;
 }
 
 const feeds = new Map<string, SessionFeed>();
@@ -63,6 +64,7 @@ export class SessionFeed {
 
   private close(): void {
     clearTimeout(this.timer);
+    clearTimeout(this.quiet);
     const socket = this.socket;
     this.socket = undefined;
     socket?.close();
@@ -116,7 +118,11 @@ export class SessionFeed {
       this.kernel = event.state ?? this.kernel;
       this.notice = event.notice ?? "";
       this.why = event.why ?? "";
-    } else if (event.type === "notebook.changed") this.list();
+    } else if (event.type === "notebook.changed") {
+      // A text that grows is edited again and again: only its cell is asked for.
+      if (event.change === "edited" && event.cell !== undefined && this.order.includes(event.cell)) this.refresh(event.cell);
+      else this.list();
+    }
     if (event.cell !== undefined) {
       if (!this.cells.has(event.cell)) this.list();
       apply(this.cell(event.cell), event);
@@ -130,6 +136,42 @@ export class SessionFeed {
     return cell;
   }
 
+  private told(one: ListedCell): void {
+    const cell = this.cell(one.id);
+    cell.version += 1;
+    cell.type = one.cell_type;
+    cell.source = one.source;
+    cell.metadata = one.metadata;
+  }
+
+  private refreshing = new Map<string, boolean>();
+
+  /** Asks for one cell's source, once at a time. An edit may also have moved it: the listing follows when all is quiet. */
+  private refresh(id: string): void {
+    if (this.refreshing.has(id)) {
+      this.refreshing.set(id, true);
+      return;
+    }
+    this.refreshing.set(id, false);
+    askJson<ListedCell>(this.access, "GET", `${this.path}/cells/${encodeURIComponent(id)}?outputs=none`)
+      .then((one) => {
+        this.told(one);
+        this.changed();
+      })
+      .catch(() => undefined)
+      .finally(() => {
+        const again = this.refreshing.get(id);
+        this.refreshing.delete(id);
+        if (again) this.refresh(id);
+        else {
+          clearTimeout(this.quiet);
+          this.quiet = window.setTimeout(() => this.list(), 1000);
+        }
+      });
+  }
+
+  private quiet = 0;
+
   /** Events do not tell cells' sources and order: they are asked for, once for many changes. */
   list(): void {
     if (this.listing) {
@@ -140,10 +182,7 @@ export class SessionFeed {
     askJson<{ cells: ListedCell[] }>(this.access, "GET", `${this.path}/cells?outputs=none`)
       .then(({ cells }) => {
         for (const one of cells) {
-          const cell = this.cell(one.id);
-          cell.version += 1;
-          cell.type = one.cell_type;
-          cell.source = one.source;
+          this.told(one);
         }
         this.order = cells.map((one) => one.id);
         this.listed += 1;
