@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::error::Problem;
 use super::{Api, Body, Caller, InPath, User, path_field, view};
-use crate::auth;
+use crate::auth::{self, Scope};
 use crate::manager::{now_ms, seconds_in_ms};
 
 /// Days that a link is good for, where nobody says, and at most.
@@ -99,9 +99,10 @@ pub(super) async fn delete(
 }
 
 /// What the token that asks may do: the page shows no more than that.
-pub(super) async fn token(caller: Caller) -> Json<Value> {
+pub(super) async fn token(State(api): State<Api>, caller: Caller) -> Json<Value> {
     let identity = &caller.0;
     // By a link, nobody learns whose session it is.
     let principal = identity.only.is_none().then_some(&identity.principal);
-    Json(json!({"scope": identity.scope.name(), "session": identity.only, "principal": principal}))
+    let model = api.chats.model().filter(|_| identity.scope >= Scope::Use);
+    Json(json!({"scope": identity.scope.name(), "session": identity.only, "principal": principal, "model": model}))
 }

@@ -18,7 +18,7 @@ export const pageStyle = css`
   nav .open { flex: 1; min-width: 0; text-align: start; padding: 7px 10px; color: var(--ck-ink); background: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
   nav small { color: var(--ck-quiet); display: block; font-size: 12px; }
   .panel { border-inline-start: 1px solid var(--ck-line); overflow-y: auto; }
-  main { display: grid; grid-template-rows: auto minmax(0, 1fr) auto; min-width: 0; min-height: 0; }
+  main { display: grid; grid-template-columns: minmax(0, 1fr); grid-template-rows: auto minmax(0, 1fr) auto; min-width: 0; min-height: 0; }
   .bar { display: flex; align-items: center; gap: 4px; padding: 7px 16px; border-bottom: 1px solid var(--ck-line); min-height: 50px; flex-wrap: wrap; font-size: 14px; }
   .bar strong { font-weight: 600; margin-inline-end: 6px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 16em; }
   .bar .space { flex: 1; }
@@ -45,7 +45,7 @@ export const pageStyle = css`
   .kinds input:checked + span { background: var(--ck-paper); color: var(--ck-ink); box-shadow: 0 1px 3px #0000001f; }
   .kinds input:focus-visible + span { outline: 2px solid var(--ck-accent); }
   .box textarea.ask, .box textarea.markdown { font: 15px/1.55 var(--ck-font); }
-  .tools { display: flex; align-items: center; gap: 2px; }
+  .tools { display: flex; align-items: center; gap: 2px; min-width: 0; } .tools > * { white-space: nowrap; }
   .tools button[aria-pressed="true"] { background: color-mix(in srgb, var(--ck-accent) 12%, transparent); color: var(--ck-ink); }
   .reader { color: var(--ck-quiet); font-size: 13px; padding: 2px 10px; border: 1px solid var(--ck-line); border-radius: 99px; margin-inline-end: 6px; white-space: nowrap; }
   .text { position: relative; }

@@ -26,6 +26,8 @@ interface Kernel {
 }
 
 const KEY = "cellkeep-token";
+/** The one session that a shared link shows. */
+const ONLY = "cellkeep-only";
 /** Between two looks at the sessions, and at what the chosen one uses. */
 const LOOK_EVERY = 4000;
 /** Nearer to the end than this, the view follows what comes. */
@@ -40,6 +42,7 @@ const PANELS: Record<Panel, string> = { files: "Files", artifacts: "Plots", vari
 interface Rights {
   scope: "read" | "use" | "admin";
   session?: string | null;
+  model?: string | null;
 }
 
 /** The token comes in the link, and does not stay in the address bar. */
@@ -49,6 +52,7 @@ function takeToken(): string {
   if (given) {
     sessionStorage.setItem(KEY, given);
     const session = inHash.get("session");
+    sessionStorage.setItem(ONLY, session ?? "");
     history.replaceState(null, "", session ? `#/${encodeURIComponent(session)}` : location.pathname);
   }
   return given ?? sessionStorage.getItem(KEY) ?? "";
@@ -104,6 +108,7 @@ class CellkeepPage extends LitElement {
 
   private leave(): void {
     sessionStorage.removeItem(KEY);
+    sessionStorage.removeItem(ONLY);
     this.access = { ...this.access, token: "" };
     this.sessions = undefined;
   }
@@ -112,20 +117,24 @@ class CellkeepPage extends LitElement {
     if (!this.access.token) return;
     await this.trying(async () => {
       const wanted = decodeURIComponent(location.hash.slice(2));
-      const told = askJson<Rights>(this.access, "GET", "/v1/token");
-      // Asked at once: nothing here waits for what it does not need. Kernels take longest, since an engine is asked for its images.
-      const kernels = askJson<{ kernels: Kernel[] }>(this.access, "GET", "/v1/kernels").then((answer) => this.know(answer.kernels));
-      kernels.catch(() => undefined);
-      const model = askJson<{ name: string }>(this.access, "GET", "/v1/model").catch(() => undefined);
-      this.rights = await told;
-      await this.look();
+      // Asked at once: a person waits for the slowest of them, and not for one after the other.
+      const rights = askJson<Rights>(this.access, "GET", "/v1/token").then((told) => this.may(told));
+      const kernels = askJson<{ kernels: Kernel[] }>(this.access, "GET", "/v1/kernels").then((told) => this.know(told.kernels));
+      if (wanted) this.choose(wanted);
+      // Who came by a link without its session's name is told it with the rights.
+      const sessions = this.look().catch(() => rights.then(() => this.look()));
+      await Promise.all([rights, sessions]);
       sessionStorage.setItem(KEY, this.access.token);
-      const first = this.sessions?.find((one) => one.id === wanted) ?? this.sessions?.find((one) => one.state !== "gone");
-      if (first) this.choose(first.id);
-      this.model = this.isReader ? "" : ((await model)?.name ?? "");
-      if (this.model) this.kind = "ask";
+      const there = (id: string) => this.sessions?.some((one) => one.id === id);
+      if (!there(this.here)) this.choose(this.sessions?.find((one) => one.state !== "gone")?.id ?? "");
       await kernels;
     });
+  }
+
+  private may(rights: Rights): void {
+    this.rights = rights;
+    this.model = rights.model ?? "";
+    if (this.model) this.kind = "ask";
   }
 
   private know(kernels: Kernel[]): void {
@@ -141,9 +150,9 @@ class CellkeepPage extends LitElement {
   /** What there is now. A server that is away for a moment is no reason to say so twice: the feed does. */
   private async look(): Promise<void> {
     try {
-      const only = this.rights?.session;
+      const only = this.rights?.session ?? sessionStorage.getItem(ONLY);
       if (only) {
-        this.sessions = [await askJson<Session>(this.access, "GET", `/v1/sessions/${only}`)];
+        this.sessions = [await askJson<Session>(this.access, "GET", `/v1/sessions/${encodeURIComponent(only)}`)];
         return;
       }
       this.sessions = (await askJson<{ sessions: Session[] }>(this.access, "GET", "/v1/sessions")).sessions;
@@ -399,8 +408,8 @@ class CellkeepPage extends LitElement {
       ${repeat(feed?.order ?? [], (id) => `${this.here}/${id}`, (id) => {
         const mark = markOf(feed?.cells.get(id));
         const note = talk.notes.get(id);
-        return html`<div class=${placeOf(mark, feed?.cells.get(id)?.type)}><cellkeep-cell .session=${this.here} .cell=${id} .token=${access.token} .language=${session?.language ?? ""} .readonly=${this.isReader}></cellkeep-cell>
-          ${note ? html`<p class="notice ${note.bad ? "bad" : ""}" role=${note.bad ? "alert" : "status"}>${note.text}${note.again && this.model ? html` <button @click=${() => this.propose(note.again ?? "")}>Ask again</button>` : nothing}</p>` : nothing}</div>`;
+        return html`<div class=${placeOf(mark, feed?.cells.get(id)?.type)}><cellkeep-cell .session=${this.here} .cell=${id} .token=${access.token} .language=${session?.language ?? ""} .readonly=${this.isReader}></cellkeep-cell></div>
+          ${note ? html`<p class="notice ${note.bad ? "bad" : ""}" role=${note.bad ? "alert" : "status"}>${note.text}${note.again && this.model ? html` <button @click=${() => this.propose(note.again ?? "")}>Ask again</button>` : nothing}</p>` : nothing}`;
       })}
       ${talk.answering ? html`<p class="answers" role="status"><span class="dots" aria-hidden="true"></span>${this.model || "The model"} answers${this.isReader ? nothing : html` <button @click=${this.stopAnswer}>Stop</button>`}</p>` : nothing}
       ${notice ? html`<p class="notice" role="status">${notice}</p>` : nothing}

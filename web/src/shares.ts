@@ -18,7 +18,7 @@ export class CellkeepShares extends LitElement {
       :host { display: block; padding: 12px 16px; font-size: 14px; background: var(--ck-paper); }
       h2 { font-size: 14px; margin: 4px 0 10px; }
       form { display: grid; gap: 8px; margin: 10px 0 14px; }
-      .pair { display: flex; gap: 8px; }
+      .pair { display: flex; gap: 8px; } .primary { white-space: nowrap; }
       input, select { border: 1px solid var(--ck-line); border-radius: 8px; background: var(--ck-paper); padding: 6px 10px; min-width: 0; width: 100%; }
       .made { border: 1px solid var(--ck-accent); border-radius: 10px; padding: 10px 12px; display: grid; gap: 8px; margin-bottom: 14px; }
       ul { list-style: none; margin: 0; padding: 0; }
