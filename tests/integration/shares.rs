@@ -20,7 +20,10 @@ async fn a_link_shows_one_session() {
     let token = made["token"].as_str().unwrap().to_owned();
     assert_eq!(made["path"], format!("/#token={token}&session={}", held.id));
     let reader = Client { token: Some(token.clone()), ..server.client() };
-    assert_eq!(reader.get("/v1/token").await.is(200), json!({"scope": "read", "session": held.id, "principal": null, "model": null}));
+    assert_eq!(
+        reader.get("/v1/token").await.is(200),
+        json!({"scope": "read", "session": held.id, "principal": null, "model": null})
+    );
     assert_eq!(reader.get(&held.path("")).await.is(200)["id"], held.id.as_str());
     let cells = reader.get(&held.path("/cells")).await.is(200);
     assert_eq!(cells["cells"][0]["outputs"][0]["text"], "shown\n");

@@ -55,14 +55,31 @@ export class SessionFeed {
   /** Calls back at most once a frame. Gives what ends that. */
   follow(reader: () => void): () => void {
     this.readers.add(reader);
-    if (this.readers.size === 1) this.connect();
+    if (this.readers.size === 1) {
+      addEventListener("offline", this.offline);
+      addEventListener("online", this.online);
+      this.connect();
+    }
     return () => {
       this.readers.delete(reader);
       if (this.readers.size === 0) this.close();
     };
   }
 
+  /** A socket does not notice for minutes that its network is gone. */
+  private offline = () => this.socket?.close();
+
+  /** Back again: no longer waiting for the next try. */
+  private online = () => {
+    if (this.connection !== "lost") return;
+    clearTimeout(this.timer);
+    this.retry = 0;
+    this.connect();
+  };
+
   private close(): void {
+    removeEventListener("offline", this.offline);
+    removeEventListener("online", this.online);
     clearTimeout(this.timer);
     clearTimeout(this.quiet);
     const socket = this.socket;
@@ -76,6 +93,7 @@ export class SessionFeed {
     base.protocol = base.protocol === "https:" ? "wss:" : "ws:";
     base.pathname = `${this.path}/socket`;
     base.search = `after=${this.last}&outputs=refs&token=${encodeURIComponent(this.access.token)}`;
+    this.socket?.close();
     const socket = new WebSocket(base);
     this.socket = socket;
     socket.onopen = () => {
