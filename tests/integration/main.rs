@@ -12,6 +12,7 @@ mod chats;
 mod cli;
 mod crash;
 mod deaths;
+mod embedding;
 mod ended_runs;
 mod exports;
 mod files;

@@ -93,7 +93,7 @@ class CellkeepPage extends LitElement {
   override connectedCallback(): void {
     super.connectedCallback();
     void this.enter();
-    setInterval(() => document.visibilityState === "visible" && this.sessions && void this.look(), LOOK_EVERY);
+    setInterval(() => document.visibilityState === "visible" && this.sessions && this.look().catch((error: unknown) => this.failed(error)), LOOK_EVERY);
   }
 
   private async trying(work: () => Promise<void>): Promise<void> {
@@ -101,9 +101,13 @@ class CellkeepPage extends LitElement {
     try {
       await work();
     } catch (error) {
-      if (error instanceof Refused && error.status === 401) this.leave();
-      this.problem = error instanceof Error ? error.message : String(error);
+      this.failed(error);
     }
+  }
+
+  private failed(error: unknown): void {
+    if (error instanceof Refused && error.status === 401) this.leave();
+    this.problem = error instanceof Error ? error.message : String(error);
   }
 
   private leave(): void {
@@ -111,6 +115,7 @@ class CellkeepPage extends LitElement {
     sessionStorage.removeItem(ONLY);
     this.access = { ...this.access, token: "" };
     this.sessions = undefined;
+    this.choose("");
   }
 
   private async enter(): Promise<void> {
