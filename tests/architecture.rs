@@ -62,6 +62,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "api",
         &[
             "ids",
+            "memory",
             "mime",
             "notebook",
             "export",
@@ -78,7 +79,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("page", &["web"]),
     // top
-    ("server", &["config", "store", "telemetry", "auth", "chat", "manager", "api", "page"]),
+    ("server", &["config", "memory", "store", "telemetry", "auth", "chat", "manager", "api", "page"]),
     (
         "cli",
         &[

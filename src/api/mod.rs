@@ -7,6 +7,7 @@ mod error;
 mod events;
 mod files;
 mod guard;
+mod large;
 mod notebooks;
 mod pace;
 mod runs;
@@ -17,6 +18,7 @@ mod trace;
 mod view;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -28,6 +30,8 @@ use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::auth::{Identity, Scope, Shown, Tokens};
 use crate::chat::Chats;
@@ -36,10 +40,14 @@ use crate::manager::Keeper;
 use crate::telemetry;
 use error::Problem;
 pub use guard::Guard;
+pub use large::Large;
 pub use pace::Pace;
 
 /// Bytes of a request's body, files aside.
 const MAX_BODY: usize = 32 << 20;
+
+/// How long a client may leave us waiting for the next piece of a body.
+const BODY_PAUSE: Duration = Duration::from_secs(60);
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -54,6 +62,19 @@ pub struct Api {
     pub guard: Arc<Guard>,
     /// How many requests are taken.
     pub pace: Arc<Pace>,
+    /// Where large answers are made, and wait.
+    pub large: Arc<Large>,
+}
+
+/// A connection counts as open for as long as one of these lives, also when it has become a WebSocket.
+#[derive(Clone, Debug)]
+pub struct OpenConnection(#[expect(dead_code, reason = "held")] Arc<OwnedSemaphorePermit>);
+
+impl OpenConnection {
+    /// One that was let in by this permit.
+    pub fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self(Arc::new(permit))
+    }
 }
 
 /// All routes.
@@ -94,6 +115,8 @@ pub fn router(api: Api) -> Router {
         .route("/kernels", get(list_kernels))
         .route("/model", get(chat::model))
         .route("/token", get(shares::token))
+        .layer(middleware::from_fn_with_state(api.clone(), large::put_aside))
+        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(middleware::from_fn_with_state(api.clone(), guard::identify))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     Router::new()

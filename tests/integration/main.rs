@@ -19,6 +19,7 @@ mod files;
 mod floods;
 mod hostile;
 mod interrupts;
+mod large_answers;
 mod link;
 mod many;
 mod nbclient_oracle;
