@@ -30,6 +30,8 @@ export class SessionFeed {
   order: string[] = [];
   connection: Connection = "connecting";
   kernel = "starting";
+  /** How many runs have ended since it is followed. */
+  runs = 0;
   notice = "";
   why = "";
   private last = 0;
@@ -141,6 +143,7 @@ export class SessionFeed {
       if (event.change === "edited" && event.cell !== undefined && this.order.includes(event.cell)) this.refresh(event.cell);
       else this.list();
     }
+    if (event.type === "cell.finished") this.runs += 1;
     if (event.cell !== undefined) {
       if (!this.cells.has(event.cell)) this.list();
       apply(this.cell(event.cell), event);

@@ -334,7 +334,7 @@ class CellkeepPage extends LitElement {
 
   private inPanel(panel: Panel): TemplateResult {
     const { access, here, state } = this;
-    if (panel === "variables") return html`<cellkeep-variables .access=${access} .session=${here} .idle=${state === "idle"}></cellkeep-variables>`;
+    if (panel === "variables") return html`<cellkeep-variables .access=${access} .session=${here} .idle=${state === "idle"} .runs=${this.feed?.runs ?? 0}></cellkeep-variables>`;
     if (panel === "shares") return html`<cellkeep-shares .access=${access} .session=${here}></cellkeep-shares>`;
     return html`<cellkeep-panel .access=${access} .session=${here} .show=${panel}></cellkeep-panel>`;
   }

@@ -10,7 +10,7 @@ interface Variable {
 }
 
 export class CellkeepVariables extends LitElement {
-  static override properties = { access: { attribute: false }, session: {}, idle: { type: Boolean }, variables: { state: true }, more: { state: true }, problem: { state: true }, filter: { state: true } };
+  static override properties = { access: { attribute: false }, session: {}, idle: { type: Boolean }, runs: { attribute: false }, variables: { state: true }, more: { state: true }, problem: { state: true }, filter: { state: true } };
   static override styles = [
     base,
     css`
@@ -29,6 +29,8 @@ export class CellkeepVariables extends LitElement {
   declare access: Access;
   declare session: string;
   declare idle: boolean;
+  /** Changes whenever a cell has ended: it may have changed them, also if the kernel was never seen busy. */
+  declare runs: number;
   declare variables: Variable[] | undefined;
   declare more: boolean;
   declare problem: string;
@@ -41,8 +43,7 @@ export class CellkeepVariables extends LitElement {
 
   override updated(changed: Map<string, unknown>): void {
     if (changed.has("session") && changed.get("session") !== undefined) this.variables = undefined;
-    // A cell that has ended may have changed them.
-    if ((changed.has("session") || changed.has("idle")) && this.idle) void this.load();
+    if (["session", "idle", "runs"].some((name) => changed.has(name)) && this.idle) void this.load();
   }
 
   async load(): Promise<void> {
