@@ -7,7 +7,7 @@ export const pageStyle = css`
   .frame { display: grid; grid-template-columns: 248px minmax(0, 1fr); height: 100%; }
   .frame.with-panel { grid-template-columns: 248px minmax(0, 1fr) 290px; }
   aside { background: var(--ck-raised); border-inline-end: 1px solid var(--ck-line); display: flex; flex-direction: column; min-height: 0; }
-  aside h1 { font-size: 16px; letter-spacing: -0.01em; margin: 0; padding: 16px 18px 10px; font-weight: 650; }
+  .brand { font-size: 16px; letter-spacing: -0.01em; margin: 0; padding: 16px 18px 10px; font-weight: 650; }
   .new { display: flex; gap: 6px; padding: 4px 14px 14px; }
   select, .field { border: 1px solid var(--ck-line); border-radius: 8px; background: var(--ck-paper); padding: 6px 8px; min-width: 0; }
   .new select { flex: 1; }
@@ -18,8 +18,10 @@ export const pageStyle = css`
   nav .open { flex: 1; min-width: 0; text-align: start; padding: 7px 10px; color: var(--ck-ink); background: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
   nav small { color: var(--ck-quiet); display: block; font-size: 12px; }
   .panel { border-inline-start: 1px solid var(--ck-line); overflow-y: auto; }
+  .panel > button { margin: 8px 8px 0; }
   main { display: grid; grid-template-columns: minmax(0, 1fr); grid-template-rows: auto minmax(0, 1fr) auto; min-width: 0; min-height: 0; }
   .bar { display: flex; align-items: center; gap: 4px; padding: 7px 16px; border-bottom: 1px solid var(--ck-line); min-height: 50px; flex-wrap: wrap; font-size: 14px; }
+  .bar h1 { font-size: inherit; margin: 0; min-width: 0; display: flex; }
   .bar strong { font-weight: 600; margin-inline-end: 6px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 16em; }
   .bar .space { flex: 1; }
   .usage { color: var(--ck-quiet); font-size: 12px; font-variant-numeric: tabular-nums; margin-inline: 8px; }
@@ -65,6 +67,7 @@ export const pageStyle = css`
   .welcome h2 { font-size: 24px; letter-spacing: -0.02em; margin: 0 0 6px; font-weight: 620; }
   .welcome p { color: var(--ck-quiet); margin: 0 auto 22px; max-width: 34em; }
   .notice { margin: 0 auto; max-width: 860px; width: 100%; color: var(--ck-warn); font-size: 13px; }
+  .text + .notice { padding-inline: 15px; }
   .notice.bad { color: var(--ck-bad); }
   .enter { max-width: 26em; margin: 16vh auto; padding: 0 20px; display: grid; gap: 12px; }
   .menu, .shade { display: none; }

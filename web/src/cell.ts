@@ -231,7 +231,7 @@ export class CellkeepCell extends LitElement {
     const phase = this.phase;
     const kind = state.type === "code" ? this.language || "code" : state.type;
     const label = `Cell${state.count ? ` ${state.count}` : ""}, ${kind}${phase ? `, ${STATES[phase]?.[0] ?? phase}` : ""}`;
-    return html`<article part="cell" role="region" aria-label=${label} class=${state.type}>
+    return html`<article part="cell" aria-label=${label} class=${state.type}>
       ${this.header(phase)}
       ${state.type === "markdown" && !this.editing ? this.prose() : this.source()}
       ${this.outputs(phase)}

@@ -301,6 +301,18 @@ class CellkeepPage extends LitElement {
     await this.updateComplete;
   }
 
+  /** Closes what lies over the page, or beside it with the focus in it. */
+  private escaped(event: KeyboardEvent): void {
+    if (event.key !== "Escape" || event.defaultPrevented) return;
+    const inPanel = this.renderRoot.querySelector(".panel")?.contains(event.target as Node) ?? false;
+    if (this.side) this.side = false;
+    else if (inPanel) {
+      const name = this.panel && PANELS[this.panel];
+      this.panel = "";
+      [...this.renderRoot.querySelectorAll<HTMLButtonElement>(".tools button")].find((button) => button.textContent === name)?.focus();
+    }
+  }
+
   private keepEnd(): void {
     const cells = this.renderRoot.querySelector(".cells");
     if (cells && this.atEnd) cells.scrollTop = cells.scrollHeight;
@@ -322,7 +334,7 @@ class CellkeepPage extends LitElement {
     return html`<div class=${classes} @dragover=${(event: DragEvent) => {
       event.preventDefault();
       this.drag = true;
-    }} @dragleave=${() => (this.drag = false)} @drop=${this.dropped}>
+    }} @dragleave=${() => (this.drag = false)} @drop=${this.dropped} @keydown=${this.escaped}>
       ${this.aside()}
       ${this.side ? html`<button class="shade" aria-label="Close" @click=${() => (this.side = false)}></button>` : nothing}
       <main>${this.bar()}${this.cells()}${this.isReader ? nothing : this.composer()}</main>
@@ -353,7 +365,7 @@ class CellkeepPage extends LitElement {
   }
 
   private aside(): TemplateResult {
-    return html`<aside aria-label="Sessions"><h1>Cellkeep</h1>
+    return html`<aside aria-label="Sessions"><div class="brand">Cellkeep</div>
       ${this.isReader ? nothing : html`<div class="new">
         <select aria-label="Kernel" @change=${(event: Event) => (this.kernel = (event.target as HTMLSelectElement).value)}>
           ${this.kernels.map((one) => html`<option value=${one.name} ?selected=${one.name === this.kernel} ?disabled=${!one.ready}>${one.display_name}${one.ready ? "" : " (not installed)"}</option>`)}
@@ -379,9 +391,9 @@ class CellkeepPage extends LitElement {
   private bar(): TemplateResult {
     const { session, state } = this;
     const menu = html`<button class="menu" aria-label="Sessions" aria-expanded=${this.side ? "true" : "false"} @click=${() => (this.side = !this.side)}>☰</button>`;
-    if (!session) return html`<div class="bar">${menu}<strong>No session</strong></div>`;
+    if (!session) return html`<div class="bar">${menu}<h1><strong>No session</strong></h1></div>`;
     const memory = session.usage?.memory_bytes;
-    return html`<div class="bar">${menu}<strong>${this.nameOf(session)}</strong>
+    return html`<div class="bar">${menu}<h1><strong>${this.nameOf(session)}</strong></h1>
       <span class="state" data-state=${state} role="status">${state === "lost" ? "connection lost, trying again" : state}</span>
       ${memory ? html`<span class="usage">${(memory / 1e6).toFixed(0)} MB · ${(session.usage?.cpu_seconds ?? 0).toFixed(1)} s CPU</span>` : nothing}
       <span class="space"></span>
