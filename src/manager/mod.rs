@@ -14,6 +14,7 @@ pub mod record;
 mod recovery;
 mod removal;
 mod room;
+mod variables;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub use keeper::{Facts, Keeper};
 pub use kept::{KeeperError, KeeperSettings, KeptRun, KeptSpec, NewSession};
 pub use notebooks::{NotebookRun, failure_of};
 pub use outputs::{inline_artifacts, outputs_of, read_body};
+pub use variables::{Variable, VariablesError};
 
 /// How long after its manager's end a sandbox of a one-shot run ends itself.
 const ORPHAN: Duration = Duration::from_secs(20);

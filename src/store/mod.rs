@@ -10,7 +10,9 @@ mod compact;
 mod events;
 mod schema;
 mod sessions;
+mod shares;
 mod tokens;
+mod turns;
 
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -27,6 +29,7 @@ pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
 pub use compact::Compactable;
 pub use events::EventRow;
 pub use sessions::SessionRow;
+pub use shares::ShareRow;
 pub use tokens::TokenRow;
 
 /// Most jobs in one commit: the first of them waits for all.

@@ -54,6 +54,7 @@ export class CellkeepCell extends LitElement {
     token: {},
     content: { attribute: false },
     language: {},
+    readonly: { type: Boolean },
     editing: { state: true },
     problem: { state: true },
   };
@@ -70,6 +71,8 @@ export class CellkeepCell extends LitElement {
   declare content: NotebookCell | undefined;
   /** For labels only. */
   declare language: string;
+  /** Nothing can be run, edited or answered here. */
+  declare readonly: boolean;
   declare editing: boolean;
   declare problem: string;
   private feed?: SessionFeed;
@@ -80,7 +83,7 @@ export class CellkeepCell extends LitElement {
 
   constructor() {
     super();
-    Object.assign(this, { server: "", session: "", cell: "", token: "", language: "", editing: false, problem: "" });
+    Object.assign(this, { server: "", session: "", cell: "", token: "", language: "", readonly: false, editing: false, problem: "" });
   }
 
   override connectedCallback(): void {
@@ -187,7 +190,7 @@ export class CellkeepCell extends LitElement {
   }
 
   private async edit(): Promise<void> {
-    if (!this.feed) return;
+    if (!this.feed || this.readonly) return;
     this.editing = true;
     await this.updateComplete;
     const area = this.renderRoot.querySelector("textarea");
@@ -228,7 +231,7 @@ export class CellkeepCell extends LitElement {
     const phase = this.phase;
     const kind = state.type === "code" ? this.language || "code" : state.type;
     const label = `Cell${state.count ? ` ${state.count}` : ""}, ${kind}${phase ? `, ${STATES[phase]?.[0] ?? phase}` : ""}`;
-    return html`<article part="cell" role="region" aria-label=${label} class=${state.type}>
+    return html`<article part="cell" aria-label=${label} class=${state.type}>
       ${this.header(phase)}
       ${state.type === "markdown" && !this.editing ? this.prose() : this.source()}
       ${this.outputs(phase)}
@@ -246,7 +249,7 @@ export class CellkeepCell extends LitElement {
       ${phase ? html`<span part="chip" class="chip ${look}" data-phase=${phase}>${text}${time !== undefined ? html` · ${seconds(time)}` : nothing}</span>` : nothing}
       <span class="space"></span>
       <slot name="toolbar"></slot>
-      ${this.feed
+      ${this.feed && !this.readonly
         ? html`<span class="actions" part="actions">
             ${active
               ? html`<button @click=${() => this.stop()}>Stop</button>`
@@ -301,7 +304,7 @@ export class CellkeepCell extends LitElement {
     return html`<div class="outputs ${stale ? "stale" : ""}" part="outputs" dir="auto">
       ${repeat(list, ([index]) => index, ([index, output]) => this.output(index, output))}
       ${state.lost ? html`<p class="note">${state.lost} messages of the kernel were lost here.</p>` : nothing}
-      ${state.question ? this.question(state.question) : nothing}
+      ${state.question && !this.readonly ? this.question(state.question) : nothing}
       ${hint ? html`<p class="note">${hint}</p>` : nothing}
       ${this.problem ? html`<p class="note" role="alert">${this.problem}</p>` : nothing}
     </div>`;

@@ -125,7 +125,7 @@ impl Browser {
         (complaints, requests)
     }
 
-    async fn call(&mut self, method: &str, parameters: Value) -> Value {
+    pub async fn call(&mut self, method: &str, parameters: Value) -> Value {
         let session = self.session.clone();
         let id = self.send(method, parameters, &session).await;
         loop {
