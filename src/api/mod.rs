@@ -11,6 +11,7 @@ mod pace;
 mod runs;
 mod sessions;
 mod socket;
+mod text;
 mod trace;
 mod view;
 
@@ -67,6 +68,7 @@ pub fn router(api: Api) -> Router {
         .route("/cells/{cell}", get(cells::get_one).patch(cells::patch).delete(cells::delete))
         .route("/cells/{cell}/run", post(cells::run))
         .route("/cells/{cell}/cancel", post(cells::cancel))
+        .route("/cells/{cell}/outputs/{output}/text", get(text::get))
         .route("/notebook", get(notebooks::get).put(notebooks::put))
         .route("/notebook/run", post(notebooks::run))
         .route("/files/", get(files::list))

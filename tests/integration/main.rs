@@ -19,6 +19,7 @@ mod hostile;
 mod interrupts;
 mod link;
 mod many;
+mod matrix;
 mod nbclient_oracle;
 mod notebooks;
 mod outputs;
