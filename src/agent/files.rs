@@ -14,7 +14,7 @@ use bytes::Bytes;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::agent_protocol::{AnswerBody, FILE_CHUNK, FileEntry};
+use crate::agent_protocol::{AnswerBody, Cause, FILE_CHUNK, FileEntry, Refused};
 
 /// Entries of a listing.
 const MAX_ENTRIES: usize = 10_000;
@@ -27,29 +27,32 @@ pub(super) struct Files {
 }
 
 /// Why a path is refused, in words for people.
-fn refuse(error: Errno) -> String {
+fn refuse(error: Errno) -> Refused {
+    let missing = |reason: &str| Refused { reason: reason.to_owned(), cause: Cause::Missing };
     match error {
-        Errno::NOENT => "no such file".to_owned(),
-        Errno::XDEV | Errno::LOOP => "the path leads out of the workspace".to_owned(),
-        Errno::ISDIR => "it is a folder".to_owned(),
-        Errno::NOTDIR => "a part of the path is not a folder".to_owned(),
-        Errno::NAMETOOLONG => "the name is too long".to_owned(),
-        Errno::NOSPC | Errno::FBIG | Errno::DQUOT => "the workspace is full".to_owned(),
-        other => io::Error::from(other).to_string(),
+        Errno::NOENT => missing("no such file"),
+        Errno::XDEV | Errno::LOOP => "the path leads out of the workspace".into(),
+        Errno::ISDIR => "it is a folder".into(),
+        Errno::NOTDIR => missing("a part of the path is not a folder"),
+        Errno::NAMETOOLONG => "the name is too long".into(),
+        Errno::NOSPC | Errno::FBIG | Errno::DQUOT => {
+            Refused { reason: "the workspace is full".to_owned(), cause: Cause::NoRoom }
+        }
+        other => io::Error::from(other).to_string().into(),
     }
 }
 
-fn refuse_io(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |code| refuse(Errno::from_raw_os_error(code)))
+fn refuse_io(error: &io::Error) -> Refused {
+    error.raw_os_error().map_or_else(|| error.to_string().into(), |code| refuse(Errno::from_raw_os_error(code)))
 }
 
 /// Relative, without `.` and `..`, without NUL: what else there may be is the system's business.
-fn check(path: &str) -> Result<&str, String> {
+fn check(path: &str) -> Result<&str, Refused> {
     let bad = path.starts_with('/')
         || path.contains('\0')
         || path.len() > 4096
         || (!path.is_empty() && path.split('/').any(|part| matches!(part, "" | "." | "..")));
-    if bad { Err(format!("{path:?} is not a path inside the workspace")) } else { Ok(path) }
+    if bad { Err(format!("{path:?} is not a path inside the workspace").into()) } else { Ok(path) }
 }
 
 impl Files {
@@ -72,12 +75,12 @@ impl Files {
     }
 
     /// A piece of a regular file and its size. Not waiting for a FIFO's writer, never reading a device.
-    pub fn get(&self, path: &str, offset: u64) -> Result<(u64, Bytes), String> {
+    pub fn get(&self, path: &str, offset: u64) -> Result<(u64, Bytes), Refused> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = File::from(self.open(check(path)?, flags, Mode::empty()).map_err(refuse)?);
         let metadata = file.metadata().map_err(|error| refuse_io(&error))?;
         if !metadata.is_file() {
-            return Err(if metadata.is_dir() { "it is a folder" } else { "it is not a regular file" }.to_owned());
+            return Err(if metadata.is_dir() { "it is a folder" } else { "it is not a regular file" }.into());
         }
         let wanted = metadata.len().saturating_sub(offset).min(FILE_CHUNK as u64) as usize;
         let mut data = vec![0; wanted];
@@ -93,10 +96,10 @@ impl Files {
     }
 
     /// Writes a piece; at offset 0 the file is made (with its folders) or emptied.
-    pub fn put(&self, path: &str, offset: u64, data: &[u8]) -> Result<(), String> {
+    pub fn put(&self, path: &str, offset: u64, data: &[u8]) -> Result<(), Refused> {
         let path = check(path)?;
         if path.is_empty() {
-            return Err("a file needs a name".to_owned());
+            return Err("a file needs a name".into());
         }
         if offset == 0 {
             self.make_parents(path)?;
@@ -110,12 +113,12 @@ impl Files {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | create;
         let file = File::from(self.open(path, flags, mode).map_err(refuse)?);
         if !file.metadata().map_err(|error| refuse_io(&error))?.is_file() {
-            return Err("it is not a regular file".to_owned());
+            return Err("it is not a regular file".into());
         }
         file.write_all_at(data, offset).map_err(|error| refuse_io(&error))
     }
 
-    fn make_parents(&self, path: &str) -> Result<(), String> {
+    fn make_parents(&self, path: &str) -> Result<(), Refused> {
         let Some(parent) = Path::new(path).parent() else { return Ok(()) };
         let mut walked = String::new();
         for part in parent.iter().filter_map(|part| part.to_str()) {
@@ -130,7 +133,7 @@ impl Files {
     }
 
     /// A folder's entries, and whether there are more than a listing holds.
-    pub fn list(&self, path: &str) -> Result<(Vec<FileEntry>, bool), String> {
+    pub fn list(&self, path: &str) -> Result<(Vec<FileEntry>, bool), Refused> {
         let folder = self.open(check(path)?, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
         let (mut entries, mut size) = (Vec::new(), 0);
         for entry in Dir::read_from(&folder).map_err(refuse)? {
@@ -157,11 +160,11 @@ impl Files {
     }
 
     /// Removes a file or an empty folder; a symlink itself, never what it points to.
-    pub fn remove(&self, path: &str) -> Result<(), String> {
+    pub fn remove(&self, path: &str) -> Result<(), Refused> {
         let path = check(path)?;
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         if name.is_empty() {
-            return Err("the workspace itself stays".to_owned());
+            return Err("the workspace itself stays".into());
         }
         let folder = self.open(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
         match rustix::fs::unlinkat(folder.as_fd(), name, AtFlags::empty()) {
@@ -172,10 +175,10 @@ impl Files {
 }
 
 /// The answer to a request that gives nothing back but success.
-pub(super) fn done(result: Result<(), String>) -> AnswerBody {
+pub(super) fn done(result: Result<(), Refused>) -> AnswerBody {
     match result {
         Ok(()) => AnswerBody::Done { repeated: false },
-        Err(reason) => AnswerBody::Refused { reason },
+        Err(refused) => AnswerBody::Refused(refused),
     }
 }
 
@@ -255,7 +258,7 @@ mod tests {
     fn pipes_and_devices_are_refused_without_waiting() {
         let (root, files) = workspace("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, root.join("work/fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-        assert!(files.get("fifo", 0).unwrap_err().contains("regular"));
+        assert!(files.get("fifo", 0).unwrap_err().reason.contains("regular"));
         assert!(files.put("fifo", 0, b"x").is_err());
         fs::remove_dir_all(root).unwrap();
     }

@@ -1,5 +1,7 @@
 //! The meaning of frames: what each kind carries and how it is written.
 
+use std::fmt;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -181,6 +183,41 @@ impl FileEntry {
     }
 }
 
+/// Why the agent did not do something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// A sentence for people.
+    pub reason: String,
+    /// What it is, for programs.
+    #[serde(default)]
+    pub cause: Cause,
+}
+
+/// Causes of a refusal that callers tell apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// What was asked for cannot be done as it was asked.
+    #[default]
+    Unfit,
+    /// There is nothing of that name.
+    Missing,
+    /// There is no room for it.
+    NoRoom,
+}
+
+impl<T: Into<String>> From<T> for Refused {
+    fn from(reason: T) -> Self {
+        Self { reason: reason.into(), cause: Cause::Unfit }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
 /// The agent's answer to a [`Request`] or a submission.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -191,10 +228,7 @@ pub enum AnswerBody {
         repeated: bool,
     },
     /// Not done, and why.
-    Refused {
-        /// A sentence for people.
-        reason: String,
-    },
+    Refused(Refused),
     /// The usage asked for.
     Usage(UsageReading),
     /// A piece of a file; its bytes are the frame's data.

@@ -23,7 +23,7 @@ mod message;
 pub use config::{AgentConfig, Listen, receive_config, send_config};
 pub use frame::{FrameError, FrameReader, PREAMBLE, RawFrame, encode_frame, read_preamble, write_all_vectored};
 pub use message::{
-    Answer, AnswerBody, EVENT_CHUNK, Event, EventAssembler, FILE_CHUNK, FileEntry, FromAgent, Hello, KernelEvent,
-    KernelExit, KernelState, KillReason, MAX_MESSAGE, ProtocolError, Request, RunUsage, SUBMIT_MAX, SignalKind, ToAgent,
-    UsageReading, encode_event_frames,
+    Answer, AnswerBody, Cause, EVENT_CHUNK, Event, EventAssembler, FILE_CHUNK, FileEntry, FromAgent, Hello, KernelEvent,
+    KernelExit, KernelState, KillReason, MAX_MESSAGE, ProtocolError, Refused, Request, RunUsage, SUBMIT_MAX, SignalKind,
+    ToAgent, UsageReading, encode_event_frames,
 };

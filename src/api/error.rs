@@ -104,6 +104,7 @@ impl From<SessionError> for Problem {
         let detail = error.to_string();
         match error {
             SessionError::Gone { .. } => Self::new(StatusCode::CONFLICT, "session_gone", detail),
+            SessionError::Silent => Self::new(StatusCode::GATEWAY_TIMEOUT, "sandbox_silent", detail).retry_after(5),
             SessionError::Link(_) => Self::new(StatusCode::BAD_GATEWAY, "sandbox_unreachable", detail).retry_after(1),
             SessionError::Denied(denied) => denied.into(),
         }
@@ -136,6 +137,7 @@ impl From<FileError> for Problem {
         match error {
             FileError::Missing(_) => Self::not_found("no_file", detail),
             FileError::Refused(_) => Self::unprocessable("bad_file", detail).field("path"),
+            FileError::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, "workspace_full", detail),
             FileError::Cut => Self::bad_request("cut_off", detail),
             FileError::TooLarge => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "file_too_large", detail),
             FileError::Keeper(error) => error.into(),

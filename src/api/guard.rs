@@ -1,16 +1,24 @@
 //! Who comes in: the host and origin that a request names, and its token.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::Api;
 use super::error::Problem;
 use super::pace::{MOST_STREAMS, OpenStream};
+use super::trace::REQUEST_ID;
 use crate::auth::Scope;
+
+/// For how long a browser need not ask again what a page of another origin may do.
+const ASK_AGAIN: Duration = Duration::from_secs(600);
 
 /// Which hosts and origins are ours.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +43,11 @@ impl Guard {
     /// A page of another origin has no business here, unless it was named.
     fn is_our_origin(&self, origin: &str, host: &str) -> bool {
         let same = origin.split_once("://").is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(host));
-        same || self.origins.iter().any(|ours| ours.eq_ignore_ascii_case(origin))
+        same || self.is_named(origin)
+    }
+
+    fn is_named(&self, origin: &str) -> bool {
+        self.origins.iter().any(|ours| ours.eq_ignore_ascii_case(origin))
     }
 }
 
@@ -69,6 +81,20 @@ pub(super) async fn check_host(State(api): State<Api>, request: Request, next: N
         None => return Err(Problem::bad_request("no_host", "the request names no host")),
     }
     Ok(next.run(request).await)
+}
+
+/// Tells browsers what pages of the named origins may ask and read (CORS). It answers their questions before a token is looked for:
+/// a browser sends none with them, and no cookie of ours exists that it could send.
+pub(super) fn sharing(guard: Arc<Guard>) -> CorsLayer {
+    let named = move |origin: &HeaderValue, _: &Parts| origin.to_str().is_ok_and(|origin| guard.is_named(origin));
+    let asked = [header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("last-event-id"), REQUEST_ID];
+    let told = [header::LOCATION, header::RETRY_AFTER, header::CONTENT_DISPOSITION, REQUEST_ID];
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(named))
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers(asked)
+        .expose_headers(told)
+        .max_age(ASK_AGAIN)
 }
 
 /// Finds out who asks. A browser's sockets and event streams cannot set headers: they give the token in the query.

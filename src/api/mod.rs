@@ -99,6 +99,7 @@ pub fn router(api: Api) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
         })
+        .layer(guard::sharing(api.guard.clone()))
         .layer(middleware::from_fn_with_state(api.clone(), guard::check_host))
         .layer(middleware::from_fn(trace::name))
         .with_state(api)

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::error::Problem;
 use super::{Api, Body, Caller, InPath, User, view};
 use crate::ids::SessionId;
-use crate::manager::{KeptSpec, NewSession};
+use crate::manager::{Facts, KeptSpec, NewSession};
 use crate::manager::{SandboxRecord, SessionRow, now_ms, seconds_in_ms};
 use crate::policy::Limits;
 use crate::session::SessionState;
@@ -180,25 +180,28 @@ pub(super) struct Patch {
     idle_timeout_seconds: Option<u64>,
 }
 
+impl Patch {
+    fn apply(self, Facts { name, spec, expires_at }: &mut Facts) {
+        *name = self.name.or(name.take());
+        spec.labels = self.labels.unwrap_or(std::mem::take(&mut spec.labels));
+        spec.timeout_seconds = self.timeout_seconds.or(spec.timeout_seconds);
+        spec.idle_timeout_seconds = self.idle_timeout_seconds.or(spec.idle_timeout_seconds);
+        if let Some(seconds) = self.ttl_seconds {
+            spec.ttl_seconds = Some(seconds);
+            *expires_at = Some(now_ms().saturating_add(seconds_in_ms(seconds)));
+        }
+    }
+}
+
 pub(super) async fn patch(
     State(api): State<Api>,
     User(caller): User,
     InPath(id): InPath,
     Body(patch): Body<Patch>,
 ) -> Result<Json<Value>, Problem> {
-    let mut row = api.keeper.row(&id, caller.sees()).await?;
-    let mut spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
-    check_texts(patch.name.as_deref(), patch.labels.as_ref().unwrap_or(&spec.labels))?;
-    row.name = patch.name.or(row.name);
-    spec.labels = patch.labels.unwrap_or(spec.labels);
-    spec.timeout_seconds = check_timeout(patch.timeout_seconds)?.or(spec.timeout_seconds);
-    spec.idle_timeout_seconds = patch.idle_timeout_seconds.or(spec.idle_timeout_seconds);
-    if let Some(seconds) = patch.ttl_seconds {
-        spec.ttl_seconds = Some(seconds);
-        row.expires_at = Some(now_ms().saturating_add(seconds_in_ms(seconds)));
-    }
-    row.spec = serde_json::to_string(&spec).unwrap_or(row.spec);
-    api.keeper.set_facts(&row).await?;
+    check_texts(patch.name.as_deref(), patch.labels.as_ref().unwrap_or(&HashMap::new()))?;
+    check_timeout(patch.timeout_seconds)?;
+    api.keeper.change(&id, caller.sees(), |facts| patch.apply(facts)).await?;
     show(&api, &id, caller.sees()).await.map(Json)
 }
 

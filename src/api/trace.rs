@@ -10,7 +10,8 @@ use tracing::Instrument;
 
 use crate::ids;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The header that names a request.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Names a request, and notes how it was answered. The query is left out: a token may stand in it.
 pub(super) async fn name(request: Request, next: Next) -> Response {

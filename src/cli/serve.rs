@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
+use axum::http::Uri;
 use clap::{Args, ValueEnum};
 
 use super::options::SandboxOption;
@@ -111,6 +112,20 @@ impl ServeArgs {
     }
 }
 
+/// Browsers write an origin in one way; one that is written otherwise would never be met.
+fn check_origin(origin: &str) -> anyhow::Result<()> {
+    let parts = origin.parse::<Uri>().ok().map(Uri::into_parts);
+    let whole = parts.is_some_and(|parts| {
+        let path = parts.path_and_query.is_none_or(|path| path == "/");
+        parts.scheme.is_some() && parts.authority.is_some() && path && !origin.ends_with('/')
+    });
+    if whole {
+        Ok(())
+    } else {
+        bail!("{origin:?} is no origin; one is written as https://chat.example or http://localhost:3000")
+    }
+}
+
 fn settings(config: ServeConfig, token: Option<String>, end_sessions: bool) -> anyhow::Result<ServerSettings> {
     let defaults = KeeperSettings::default();
     let sandbox = config.sandbox.unwrap_or_default();
@@ -121,11 +136,13 @@ fn settings(config: ServeConfig, token: Option<String>, end_sessions: bool) -> a
         .map(|(kernel, count)| check_pool(&kernel, count))
         .collect::<Result<_, _>>()
         .map_err(|error| anyhow!("pool: {error}"))?;
+    let origins = config.allow_origins.unwrap_or_default();
+    origins.iter().try_for_each(|origin| check_origin(origin))?;
     Ok(ServerSettings {
         listen: config.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7788))),
         token,
         hosts: config.allow_hosts.unwrap_or_default(),
-        origins: config.allow_origins.unwrap_or_default(),
+        origins,
         rate_limit: config.rate_limit.unwrap_or(RATE_LIMIT),
         end_sessions,
         keeper: KeeperSettings {

@@ -27,8 +27,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::agent_protocol::{
-    Answer, AnswerBody, Event, EventAssembler, FrameError, FrameReader, FromAgent, Hello, PREAMBLE, ProtocolError, Request,
-    SUBMIT_MAX, ToAgent, read_preamble, write_all_vectored,
+    Answer, AnswerBody, Event, EventAssembler, FrameError, FrameReader, FromAgent, Hello, PREAMBLE, ProtocolError, Refused,
+    Request, SUBMIT_MAX, ToAgent, read_preamble, write_all_vectored,
 };
 use crate::ids::{Epoch, Generation, Seq};
 use crate::sandbox::{Sandbox, SandboxRecord};
@@ -106,7 +106,7 @@ pub type LinkEvents = WeighedReceiver<LinkEvent>;
 pub enum LinkError {
     /// The agent said no.
     #[error("{0}")]
-    Refused(String),
+    Refused(Refused),
     /// The connection was cut before the answer.
     #[error("the connection to the sandbox was cut before it answered")]
     Cut,
@@ -199,7 +199,7 @@ impl Link {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Send { id, frame: Box::new(frame), reply }).map_err(|_| LinkError::Closed)?;
         match answer.await.map_err(|_| LinkError::Closed)?? {
-            (AnswerBody::Refused { reason }, _) => Err(LinkError::Refused(reason)),
+            (AnswerBody::Refused(refused), _) => Err(LinkError::Refused(refused)),
             answer => Ok(answer),
         }
     }

@@ -4,6 +4,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _};
+
 use super::compaction;
 use super::keeper::{Keeper, spec_of};
 use crate::ids::SessionId;
@@ -13,6 +15,8 @@ use crate::store::{Compactable, SessionRow, StoreError, now_ms, seconds_in_ms};
 
 /// Between two looks for sessions whose time is up.
 const CULL_EVERY: Duration = Duration::from_secs(1);
+/// Sessions that are looked at at once.
+const AT_ONCE: usize = 32;
 /// Why the session of a notebook run ends.
 const RUN_ENDED: &str = "its notebook has been run";
 /// Between two looks for what can be merged, and at what all of it takes.
@@ -33,13 +37,11 @@ impl Keeper {
         loop {
             tokio::time::sleep(CULL_EVERY).await;
             match self.0.store.sessions(None).await {
-                Ok(rows) => {
-                    for row in rows {
-                        self.look_at(&row).await;
-                    }
-                }
+                // One whose engine takes its time holds up nobody else's end.
+                Ok(rows) => stream::iter(&rows).for_each_concurrent(AT_ONCE, |row| self.look_at(row)).await,
                 Err(error) => tracing::error!(%error, "cannot look after sessions"),
             }
+            self.remove_leftovers().await;
         }
     }
 

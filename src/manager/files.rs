@@ -6,7 +6,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use thiserror::Error;
 
 use super::{Keeper, KeeperError};
-use crate::agent_protocol::{AnswerBody, FILE_CHUNK, Request};
+use crate::agent_protocol::{AnswerBody, Cause, FILE_CHUNK, Refused, Request};
 use crate::ids::SessionId;
 use crate::link::LinkError;
 use crate::session::{SessionError, SessionHandle};
@@ -25,6 +25,9 @@ pub enum FileError {
     /// The name or the file is not one that can be used so.
     #[error("{0}")]
     Refused(String),
+    /// The workspace has no room for it.
+    #[error("{0}; remove files, or make sessions with more limits.disk_mb")]
+    Full(String),
     /// It is larger than is moved.
     #[error("the file is larger than {} MB", MAX_FILE >> 20)]
     TooLarge,
@@ -39,10 +42,11 @@ pub enum FileError {
 impl From<SessionError> for FileError {
     fn from(error: SessionError) -> Self {
         match error {
-            SessionError::Link(LinkError::Refused(reason)) => {
-                let is_missing = ["no such file", "No such file", "os error 2"].iter().any(|words| reason.contains(words));
-                if is_missing { Self::Missing(reason) } else { Self::Refused(reason) }
-            }
+            SessionError::Link(LinkError::Refused(Refused { reason, cause })) => match cause {
+                Cause::Missing => Self::Missing(reason),
+                Cause::NoRoom => Self::Full(reason),
+                Cause::Unfit => Self::Refused(reason),
+            },
             error => Self::Keeper(error.into()),
         }
     }

@@ -21,15 +21,16 @@ use crate::policy::{Limits, Network};
 use crate::sandbox::docker::Images;
 use crate::sandbox::{Sandbox, SandboxKind, SandboxRecord};
 use crate::session::{self, Cell, SessionHandle, SessionParts, Stored, Telling};
-use crate::store::{Commit, EventRow, SessionChange, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
+use crate::store::{EventRow, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
 use crate::telemetry;
 
 /// How many may wait for each that is being made.
 const MAX_WAITING: usize = 32;
 /// The state of a session that is being made.
 pub(super) const CREATING: &str = "creating";
-/// The state of a session that is to be removed: a server that is killed over it goes on with it.
-pub(super) const DELETING: &str = "deleting";
+
+/// A sandbox and what is known of it.
+pub(super) type Found = (Arc<dyn Sandbox>, SandboxRecord);
 
 /// A session that lives.
 #[derive(Clone)]
@@ -44,7 +45,18 @@ pub(super) struct Kept {
     /// Held by who removes its sandbox: whoever else wants it gone waits, and finds it gone.
     pub(super) removing: Arc<tokio::sync::Mutex<()>>,
     /// `None` for one that has ended: it can be read.
-    pub(super) sandbox: Option<(Arc<dyn Sandbox>, SandboxRecord)>,
+    pub(super) sandbox: Option<Found>,
+}
+
+/// What its owner may change of a session.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// What it is called.
+    pub name: Option<String>,
+    /// How it is to be.
+    pub spec: KeptSpec,
+    /// When it is to end, milliseconds since 1970.
+    pub expires_at: Option<i64>,
 }
 
 /// Keeps sessions. Clones share them.
@@ -64,6 +76,8 @@ pub(super) struct Inner {
     waiting: AtomicUsize,
     /// The data takes as much as it may.
     pub(super) is_full: AtomicBool,
+    /// Sessions that nobody sees any more, with the sandboxes that could not be removed yet.
+    pub(super) leftovers: Mutex<HashMap<SessionId, Option<Found>>>,
     /// What kernels come with, by their environment: it is the same in every session.
     pub(super) surroundings: Mutex<HashMap<String, Surroundings>>,
 }
@@ -80,6 +94,7 @@ impl Keeper {
             starting: Semaphore::new(settings.max_starting),
             waiting: AtomicUsize::new(0),
             is_full: AtomicBool::new(false),
+            leftovers: Mutex::default(),
             surroundings: Mutex::default(),
             settings,
             sessions: Mutex::default(),
@@ -236,16 +251,26 @@ impl Keeper {
         Ok(*self.kept(id, principal)?.cell_timeout.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes what its owner may change of a session.
+    /// Changes what its owner may change of a session, as it is written at that moment: nobody else's change is lost.
     ///
     /// # Errors
     /// [`KeeperError`].
-    pub async fn set_facts(&self, row: &SessionRow) -> Result<(), KeeperError> {
-        let (name, spec) = (row.name.clone(), row.spec.clone());
-        self.0.store.set_session_facts(&row.id, name, spec, row.expires_at).await?;
-        let timeout = self.kept(&row.id, None)?.cell_timeout;
-        *timeout.lock().unwrap_or_else(PoisonError::into_inner) = spec_of(row).timeout_seconds;
-        Ok(())
+    pub async fn change(
+        &self,
+        id: &SessionId,
+        principal: Option<&str>,
+        change: impl FnOnce(&mut Facts) + Send + 'static,
+    ) -> Result<(), KeeperError> {
+        let timeout = self.kept(id, principal)?.cell_timeout;
+        let changed = self.0.store.change_session(id, move |row| {
+            let mut facts = Facts { name: row.name.take(), spec: spec_of(row), expires_at: row.expires_at };
+            change(&mut facts);
+            row.spec = serde_json::to_string(&facts.spec).unwrap_or_default();
+            (row.name, row.expires_at) = (facts.name, facts.expires_at);
+            // In the order of the commits, as the rows are.
+            *timeout.lock().unwrap_or_else(PoisonError::into_inner) = facts.spec.timeout_seconds;
+        });
+        if changed.await? { Ok(()) } else { Err(KeeperError::NoSession { id: id.to_string() }) }
     }
 
     // ---- making -----------------------------------------------------------------------------------------------------
@@ -322,14 +347,13 @@ impl Keeper {
         let (found, dead) = self.0.pool.take(&kernel.name);
         for (id, kept) in dead {
             let keeper = self.clone();
-            tokio::spawn(async move {
-                if let Err(error) = keeper.remove(&id, Some(kept)).await {
-                    tracing::warn!(session = %id, %error, "cannot remove a session of the pool; the next server tries again");
-                }
-            });
+            tokio::spawn(async move { keeper.remove(&id, Some(kept)).await });
         }
         let Some((id, kept)) = found else { return Ok(None) };
-        self.0.store.claim_session(row_of(&id, principal, kernel, new)).await?;
+        if let Err(error) = self.0.store.claim_session(row_of(&id, principal, kernel, new)).await {
+            self.0.pool.put(&kernel.name, (id, kept));
+            return Err(error.into());
+        }
         let cell_timeout = Arc::new(Mutex::new(new.spec.timeout_seconds));
         let kept = Kept { principal: principal.to_owned(), cell_timeout, ..kept };
         self.sessions(|sessions| sessions.insert(id.clone(), kept));
@@ -361,7 +385,7 @@ impl Keeper {
         match self.make_sandbox(&id, principal, kernel, new).await {
             Ok(kept) => Ok((id, kept)),
             Err((error, kept)) => {
-                self.remove(&id, kept).await?;
+                self.remove(&id, kept).await;
                 Err(error)
             }
         }
@@ -395,13 +419,7 @@ impl Keeper {
         }
     }
 
-    pub(super) fn start(
-        &self,
-        principal: &str,
-        spec: &KeptSpec,
-        (sandbox, record): (Arc<dyn Sandbox>, SandboxRecord),
-        stored: Option<Stored>,
-    ) -> Kept {
+    pub(super) fn start(&self, principal: &str, spec: &KeptSpec, (sandbox, record): Found, stored: Option<Stored>) -> Kept {
         let (live, journal) = self.journal(&record.session, stored.as_ref());
         let handle = session::start(SessionParts {
             sandbox: sandbox.clone(),
@@ -436,71 +454,6 @@ impl Keeper {
             numbers: cells.map(|cell| (cell.id.clone(), cell.number)).collect(),
         };
         (live, Box::new(journal))
-    }
-
-    // ---- ending -----------------------------------------------------------------------------------------------------
-
-    /// Ends a session and removes all that is its own.
-    ///
-    /// # Errors
-    /// [`KeeperError`]. What could not be removed is tried again by the next server.
-    pub async fn delete(&self, id: &SessionId, principal: Option<&str>) -> Result<(), KeeperError> {
-        self.kept(id, principal)?;
-        let Some(kept) = self.sessions(|sessions| sessions.remove(id)) else { return Ok(()) };
-        let (keeper, id) = (self.clone(), id.clone());
-        let removing = tokio::spawn(async move { keeper.remove(&id, Some(kept)).await });
-        removing.await.map_err(|error| StoreError::Failed(error.to_string()))?
-    }
-
-    /// Removes all that is a session's own.
-    async fn remove(&self, id: &SessionId, kept: Option<Kept>) -> Result<(), KeeperError> {
-        self.set_state(id, DELETING, None).await?;
-        if let Some(kept) = kept {
-            kept.live.close();
-            // It may have ended before.
-            let _ = kept.handle.end("it was deleted").await;
-            if let Some((sandbox, record)) = kept.sandbox {
-                let _removing = kept.removing.lock().await;
-                sandbox.destroy(&record).await?;
-            }
-        }
-        self.forget(id).await
-    }
-
-    /// Removes what is written of a session.
-    pub(super) async fn forget(&self, id: &SessionId) -> Result<(), KeeperError> {
-        let _removing = self.0.blobs.removing().await;
-        for hash in self.0.store.delete_session(id).await? {
-            if let Err(error) = self.0.blobs.remove(&hash).await {
-                tracing::warn!(%hash, %error, "cannot remove an artifact");
-            }
-        }
-        Ok(())
-    }
-
-    async fn set_state(&self, id: &SessionId, state: &str, why: Option<&str>) -> Result<(), StoreError> {
-        let state = Some((state.to_owned(), why.map(str::to_owned)));
-        let session = SessionChange { state, ..SessionChange::default() };
-        self.0.store.commit(id, Commit { session, ..Commit::default() }).await
-    }
-
-    /// Ends all sessions and removes all that is theirs.
-    pub async fn delete_all(&self) {
-        let ids: Vec<SessionId> = self.sessions(|sessions| sessions.keys().cloned().collect());
-        for id in ids {
-            if let Err(error) = self.delete(&id, None).await {
-                tracing::warn!(session = %id, %error, "cannot remove a session; the next server tries again");
-            }
-        }
-    }
-
-    /// Ends the sessions of the pool, which nobody has.
-    pub async fn drain_pool(&self) {
-        for (id, kept) in self.0.pool.drain() {
-            if let Err(error) = self.remove(&id, Some(kept)).await {
-                tracing::warn!(session = %id, %error, "cannot remove a session of the pool; the next server tries again");
-            }
-        }
     }
 
     /// Keeps the pool filled. Runs for ever.

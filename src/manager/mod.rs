@@ -12,6 +12,7 @@ mod outputs;
 mod pool;
 pub mod record;
 mod recovery;
+mod removal;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ pub use crate::sandbox::SandboxRecord;
 pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, now_ms, seconds_in_ms};
 pub use files::{FileEntry, FileError, MAX_FILE};
 pub use journal::Follower;
-pub use keeper::Keeper;
+pub use keeper::{Facts, Keeper};
 pub use kept::{KeeperError, KeeperSettings, KeptRun, KeptSpec, NewSession};
 pub use notebooks::{NotebookRun, failure_of};
 pub use outputs::{inline_artifacts, outputs_of, read_body};

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::Keeper;
 use super::keeper::spec_of;
-use super::kept::{KeeperError, KeptRun, KeptSpec, NewSession};
+use super::kept::{KeeperError, KeptRun, NewSession};
 use super::outputs::{inline_artifacts, outputs_of, read_body};
 use super::record::{self, Surroundings};
 use crate::ids::{self, Seq, SessionId};
@@ -212,10 +212,7 @@ impl Keeper {
         self.import_notebook(of, notebook).await?;
         let cells = self.run_notebook(of, run).await?;
         // Only now: a session with a run ends as soon as nothing waits in it.
-        let mut row = self.row(of.0, of.1).await?;
-        let spec = KeptSpec { run: Some(KeptRun { cells, record }), ..spec_of(&row) };
-        row.spec = serde_json::to_string(&spec).unwrap_or(row.spec);
-        self.set_facts(&row).await
+        self.change(of.0, of.1, |facts| facts.spec.run = Some(KeptRun { cells, record })).await
     }
 
     /// Does what comes before the first cell, and notes what the notebook is run with.

@@ -52,6 +52,11 @@ impl Pool {
         (found, dead)
     }
 
+    /// Puts one in, the first to be taken.
+    pub fn put(&self, kernel: &str, pooled: Pooled) {
+        self.ready(|ready| ready.entry(kernel.to_owned()).or_default().push_front(pooled));
+    }
+
     /// How many are ready, by kernel.
     pub fn sizes(&self) -> HashMap<String, usize> {
         self.ready(|ready| ready.iter().map(|(kernel, sessions)| (kernel.clone(), sessions.len())).collect())
@@ -84,7 +89,7 @@ pub(super) async fn fill(keeper: Keeper, wanted: Vec<(String, usize)>) {
         }
         let new = NewSession { kernel: kernel.clone(), ..NewSession::default() };
         match keeper.make_for_pool(new).await {
-            Ok((id, kept)) => keeper.pool().ready(|ready| ready.entry(kernel.clone()).or_default().push_back((id, kept))),
+            Ok(pooled) => keeper.pool().put(kernel, pooled),
             Err(error) => {
                 tracing::warn!(kernel, %error, "cannot fill the pool; trying again later");
                 failed.insert(kernel, Instant::now());

@@ -130,7 +130,7 @@ async fn packages(session: &SessionHandle, kernel: &Kernel) -> Result<BTreeMap<S
     let _ = session.ask_agent(Request::FileRemove { path: FILE.to_owned() }, Bytes::new()).await;
     match answer {
         (AnswerBody::File { .. }, data) => Ok(parse(&String::from_utf8_lossy(&data))),
-        (AnswerBody::Refused { reason }, _) => Err(reason),
+        (AnswerBody::Refused(refused), _) => Err(refused.reason),
         _ => Err("the sandbox gave something else than a file".to_owned()),
     }
 }

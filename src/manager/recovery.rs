@@ -6,20 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::journal::restore_cell;
-use super::keeper::{CREATING, DELETING, Keeper, Kept, spec_of};
+use super::keeper::{CREATING, Found, Keeper, Kept, spec_of};
 use super::kept::KeeperError;
+use super::removal::DELETING;
 use super::{ManagerError, pool};
 use crate::ids::SessionId;
 use crate::link::Position;
-use crate::sandbox::{self, Sandbox, SandboxKind, SandboxRecord, SandboxState};
+use crate::sandbox::{self, SandboxKind, SandboxRecord, SandboxState};
 use crate::session::{self, Stored};
 use crate::store::{SessionRow, StoreError};
 
 /// How long an engine may take until it can be asked, and the time between two tries.
 const ENGINE_DEADLINE: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-
-type Found = (Arc<dyn Sandbox>, SandboxRecord);
 
 impl Keeper {
     /// Takes up what an earlier server has left: sessions whose sandboxes live go on, others are ended in the journal, and
@@ -100,11 +99,8 @@ impl Keeper {
     async fn recover_one(&self, row: &SessionRow, found: Option<Found>) -> Result<(), KeeperError> {
         if matches!(row.state.as_str(), CREATING | DELETING) || row.principal == pool::NOBODY {
             // Whoever asked for it has had no answer; and the pool is filled anew.
-            match found {
-                Some((sandbox, record)) => sandbox.destroy(&record).await?,
-                None => sandbox::remove_unfinished(&self.0.paths, &row.id)?,
-            }
-            return self.forget(&row.id).await;
+            self.remove_all_of(&row.id, found).await;
+            return Ok(());
         }
         let spec = spec_of(row);
         let stored = self.stored(row).await?;
@@ -117,12 +113,8 @@ impl Keeper {
         };
         let kept = match found {
             Some(found) if living => self.start(&row.principal, &spec, found, Some(stored)),
-            found => {
-                if let Some((sandbox, record)) = found {
-                    sandbox.destroy(&record).await?;
-                }
-                self.start_without_sandbox(row, stored).await
-            }
+            // What is left of a sandbox goes as that of any session that has ended.
+            found => self.end_in_journal(row, stored, found).await,
         };
         self.sessions(|sessions| sessions.insert(row.id.clone(), kept));
         Ok(())
@@ -143,7 +135,7 @@ impl Keeper {
     }
 
     /// A session whose sandbox is gone: what ran in it ends in the journal, and it can be read.
-    async fn start_without_sandbox(&self, row: &SessionRow, stored: Stored) -> Kept {
+    async fn end_in_journal(&self, row: &SessionRow, stored: Stored, sandbox: Option<Found>) -> Kept {
         let (live, journal) = self.journal(&row.id, Some(&stored));
         let why = row.why.clone().unwrap_or_else(|| "its sandbox ended while the server was away".to_owned());
         let handle = session::end_stored(stored, row.state == "gone", &why, journal).await;
@@ -154,7 +146,7 @@ impl Keeper {
             last_used: Arc::default(),
             cell_timeout: Arc::default(),
             removing: Arc::default(),
-            sandbox: None,
+            sandbox,
         }
     }
 }

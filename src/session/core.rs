@@ -507,13 +507,14 @@ impl Core {
         let run = active.filter(|_| self.is_current()).and_then(|active| active.run.deadline());
         let timeout = active.and_then(Active::times_out_at);
         let ladder = active.and_then(|active| active.ladder.as_ref()).and_then(Ladder::deadline);
-        [run, timeout, ladder, self.start_deadline].into_iter().flatten().min()
+        [run, timeout, ladder, self.start_deadline, self.subshell_deadline()].into_iter().flatten().min()
     }
 
     pub fn tick(&mut self, now: Now) {
         if self.start_deadline.is_some_and(|at| at <= now.instant) {
             return self.end(now, &format!("the kernel did not answer within {} s of its start", START_DEADLINE.as_secs()));
         }
+        self.stop_awaiting_subshell(now);
         let Some(active) = &self.active else { return };
         if let (Some(at), Some(limit)) = (active.times_out_at(), active.timeout)
             && at <= now.instant

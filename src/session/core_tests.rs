@@ -317,7 +317,7 @@ fn a_kernel_that_takes_no_request_is_replaced() {
     let run = bench.run("a");
     bench.add("b", true).unwrap();
     bench.effects();
-    bench.core.submitted(bench.now, &RunId(run), Err(LinkError::Refused("not ready".to_owned())));
+    bench.core.submitted(bench.now, &RunId(run), Err(LinkError::Refused("not ready".into())));
     assert_eq!((bench.status("a"), bench.status("b")), (Some(RunStatus::KernelDied), Some(RunStatus::Cancelled)));
     bench.exits(None);
     let restarts = bench.effects().into_iter().filter(|effect| matches!(effect, Effect::RestartKernel(_))).count();
@@ -472,7 +472,7 @@ fn an_answer_from_before_a_run_does_not_end_it() {
 #[test]
 fn what_a_dead_kernel_was_asked_is_answered_with_a_no() {
     let mut bench = Bench::ready();
-    let asked = bench.core.ask_kernel("complete_request", &json!({})).unwrap();
+    let asked = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
     bench.effects();
     bench.exits(None);
     let is_no = |effect: &Effect| matches!(effect, Effect::Answer { question, content: Err(_) } if *question == asked);
@@ -493,22 +493,39 @@ fn questions_are_asked_in_a_subshell_where_the_kernel_has_them() {
         let header = |message: &Message| serde_json::from_slice::<Value>(&message.header).unwrap();
         messages.map(|(to, message)| (to, message.header().msg_id, header(&message)["subshell_id"].clone())).collect()
     };
-    let first = bench.core.ask_kernel("complete_request", &json!({})).unwrap();
+    let first = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
     let asked = sent(bench.effects());
     assert_eq!((asked.len(), asked[0].0), (1, Channel::Control), "the subshell first");
-    let second = bench.core.ask_kernel("inspect_request", &json!({})).unwrap();
+    let second = bench.core.ask_kernel(bench.now, "inspect_request", &json!({})).unwrap();
     assert!(sent(bench.effects()).is_empty());
     bench.says(Channel::Control, &asked[0].1, "create_subshell_reply", &json!({"status": "ok", "subshell_id": "s1"}));
     let in_subshell = |id: String| (Channel::Shell, id, json!("s1"));
     assert_eq!(sent(bench.effects()), [in_subshell(first), in_subshell(second)]);
-    let third = bench.core.ask_kernel("complete_request", &json!({})).unwrap();
+    let third = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
     assert_eq!(sent(bench.effects()), [in_subshell(third)]);
     // The next kernel has another.
     bench.exits(None);
     bench.starts_again();
     bench.effects();
-    let plain = bench.core.ask_kernel("complete_request", &json!({})).unwrap();
+    let plain = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
     assert_eq!(sent(bench.effects()), [(Channel::Shell, plain, Value::Null)], "this one has none");
+}
+
+#[test]
+fn a_kernel_that_does_not_make_its_subshell_is_asked_in_its_main_shell() {
+    let mut bench = Bench::new();
+    bench.attach();
+    bench.kernel(KernelEvent::Ready { info: json!({"supported_features": ["kernel subshells"]}).to_string() });
+    let question = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
+    bench.effects();
+    bench.now.instant = bench.core.next_deadline().unwrap();
+    bench.core.tick(bench.now);
+    let sent = bench.effects().into_iter().find_map(|effect| match effect {
+        Effect::Send { channel: Channel::Shell, message, .. } => Some(message.header().msg_id),
+        _ => None,
+    });
+    assert_eq!(sent, Some(question));
+    assert_eq!(bench.core.next_deadline(), None);
 }
 
 #[test]

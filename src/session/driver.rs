@@ -226,7 +226,7 @@ impl Driver {
                 let answer = core.tell_kernel(msg_type, &content, parent);
                 self.answer(reply, answer);
             }
-            Command::AskKernel { msg_type, content, reply } => match core.ask_kernel(msg_type, &content) {
+            Command::AskKernel { msg_type, content, reply } => match core.ask_kernel(now, msg_type, &content) {
                 Ok(question) => drop(self.asking.insert(question, reply)),
                 Err(denied) => self.answer(reply, Err(denied)),
             },

@@ -1,5 +1,7 @@
 //! What others hold of a session: a way to give it commands, and to see where it stands.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -10,6 +12,9 @@ use super::cells::{Cell, RunOptions};
 use super::commands::{CellEdit, Denied, NewCell};
 use crate::agent_protocol::{AnswerBody, Request, UsageReading};
 use crate::link::LinkError;
+
+/// How long the agent may take to answer. While it is cut off, what it is asked waits for it.
+const AGENT_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Where a session stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +63,9 @@ pub enum SessionError {
     /// It says no.
     #[error(transparent)]
     Denied(Denied),
+    /// The agent has not answered in time. What was asked is still on its way.
+    #[error("the sandbox has not answered within {} s; it may be cut off or overloaded", AGENT_DEADLINE.as_secs())]
+    Silent,
     /// The agent said no, or the connection was cut.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -197,12 +205,12 @@ impl SessionHandle {
         self.ask(|reply| Command::Kill { reply }).await
     }
 
-    /// Answers the code's question.
+    /// Answers the code's question. Returns once the agent has the answer.
     ///
     /// # Errors
-    /// [`SessionError`].
+    /// [`SessionError`]; after [`SessionError::Silent`] the answer is handed over as soon as the agent is there again.
     pub async fn input(&self, value: &str) -> Result<(), SessionError> {
-        self.ask(|reply| Command::Input { value: value.to_owned(), reply }).await
+        in_time(self.ask(|reply| Command::Input { value: value.to_owned(), reply })).await
     }
 
     /// Starts the kernel anew in its sandbox. The workspace and the cells stay.
@@ -267,7 +275,7 @@ impl SessionHandle {
     pub async fn ask_agent(&self, request: Request, data: Bytes) -> Result<(AnswerBody, Bytes), SessionError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::AskAgent { request, data, reply }).map_err(|_| self.gone())?;
-        Ok(answer.await.map_err(|_| self.gone())??)
+        in_time(async { Ok(answer.await.map_err(|_| self.gone())??) }).await
     }
 
     /// The sandbox's usage now.
@@ -293,4 +301,8 @@ impl SessionHandle {
             _ => SessionError::Gone { why: "it was closed".to_owned() },
         }
     }
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T, SessionError>>) -> Result<T, SessionError> {
+    tokio::time::timeout(AGENT_DEADLINE, answer).await.unwrap_or(Err(SessionError::Silent))
 }

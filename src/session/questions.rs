@@ -3,14 +3,19 @@
 //! A kernel answers on its shell channel in order, so a question waits for the cell that runs. Kernels that have subshells
 //! (ipykernel 7) answer there at once. One subshell is made for all questions, when the first is asked.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::commands::Denied;
 use super::core::{Core, Effect};
+use super::run::Now;
 use crate::wire::{Channel, Message};
 
 /// Questions that wait for the kernel.
 const MAX_ASKED: usize = 32;
+/// How long a kernel may take to make a subshell. Its control channel answers also while a cell runs.
+const SUBSHELL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where questions are asked. It is forgotten with the kernel; and a later server makes another.
 #[derive(Debug, Default)]
@@ -19,7 +24,7 @@ pub(super) enum Subshell {
     #[default]
     Unknown,
     /// The kernel was asked for one, by the message of this id. The questions wait for it.
-    Awaited { request: String, waiting: Vec<Message> },
+    Awaited { request: String, waiting: Vec<Message>, until: Instant },
     /// It has this id.
     Ready(String),
     /// The kernel has none: its main shell answers.
@@ -28,7 +33,7 @@ pub(super) enum Subshell {
 
 impl Core {
     /// Asks the kernel something that changes nothing. Its answer comes as [`Effect::Answer`] to the question of this id.
-    pub fn ask_kernel(&mut self, msg_type: &str, content: &Value) -> Result<String, Denied> {
+    pub fn ask_kernel(&mut self, now: Now, msg_type: &str, content: &Value) -> Result<String, Denied> {
         self.check_alive()?;
         if !self.kernel_is_there() {
             return Err(Denied::NotReady { state: self.state.name() });
@@ -45,7 +50,7 @@ impl Core {
             return Ok(question);
         }
         if matches!(self.subshell, Subshell::Unknown) {
-            self.subshell = self.await_subshell();
+            self.subshell = self.await_subshell(now);
         }
         match &mut self.subshell {
             Subshell::Awaited { waiting, .. } => waiting.push(message),
@@ -58,7 +63,7 @@ impl Core {
         Ok(question)
     }
 
-    fn await_subshell(&mut self) -> Subshell {
+    fn await_subshell(&mut self, now: Now) -> Subshell {
         let features = self.info.get("supported_features").and_then(Value::as_array);
         if !features.is_some_and(|features| features.iter().any(|feature| feature == "kernel subshells")) {
             return Subshell::None;
@@ -66,7 +71,7 @@ impl Core {
         let message = Message::new_request(&self.facts.name, "create_subshell_request", &json!({}));
         let request = message.header().msg_id;
         self.send(Channel::Control, message);
-        Subshell::Awaited { request, waiting: Vec::new() }
+        Subshell::Awaited { request, waiting: Vec::new(), until: now.instant + SUBSHELL_DEADLINE }
     }
 
     fn send(&mut self, channel: Channel, message: Message) {
@@ -88,11 +93,16 @@ impl Core {
 
     fn take_subshell(&mut self, request: &str, message: &Message) -> bool {
         let waiting = match &mut self.subshell {
-            Subshell::Awaited { request: awaited, waiting } if awaited == request => std::mem::take(waiting),
+            Subshell::Awaited { request: awaited, waiting, .. } if awaited == request => std::mem::take(waiting),
             _ => return false,
         };
         let content = message.content_value();
-        let id = content.get("subshell_id").and_then(Value::as_str);
+        self.ask_in(content.get("subshell_id").and_then(Value::as_str), waiting);
+        true
+    }
+
+    /// Asks what has waited for a subshell, in this one or, for none, in the main shell.
+    fn ask_in(&mut self, id: Option<&str>, waiting: Vec<Message>) {
         self.subshell = id.map_or(Subshell::None, |id| Subshell::Ready(id.to_owned()));
         for question in waiting {
             let question = match id {
@@ -101,7 +111,24 @@ impl Core {
             };
             self.send(Channel::Shell, question);
         }
-        true
+    }
+
+    /// When a kernel that promised subshells must have made one.
+    pub(super) fn subshell_deadline(&self) -> Option<Instant> {
+        match &self.subshell {
+            Subshell::Awaited { until, .. } => Some(*until),
+            _ => None,
+        }
+    }
+
+    /// A kernel that did not make its subshell is asked in its main shell.
+    pub(super) fn stop_awaiting_subshell(&mut self, now: Now) {
+        if let Subshell::Awaited { waiting, until, .. } = &mut self.subshell
+            && *until <= now.instant
+        {
+            let waiting = std::mem::take(waiting);
+            self.ask_in(None, waiting);
+        }
     }
 
     /// The answers will not come.

@@ -278,7 +278,7 @@ impl World {
             let answer = self.agent.take(frame.clone());
             if let Frame::Submit { message, tell: true, .. } = frame {
                 let run = RunId(message.header().msg_id);
-                self.core.submitted(self.now(), &run, answer.map_err(LinkError::Refused));
+                self.core.submitted(self.now(), &run, answer.map_err(|reason| LinkError::Refused(reason.into())));
                 self.turn();
             }
         }
@@ -402,7 +402,7 @@ impl World {
             Deed::Kill => self.core.kill(now),
             Deed::Input => self.input(),
             Deed::Restart => self.core.restart(now),
-            _ => self.core.ask_kernel("complete_request", &json!({"code": "", "cursor_pos": 0})).map(drop),
+            _ => self.core.ask_kernel(self.now(), "complete_request", &json!({"code": "", "cursor_pos": 0})).map(drop),
         }
     }
 

@@ -154,11 +154,18 @@ impl Readers {
     }
 }
 
+/// What people's code printed is for nobody else on this machine; SQLite gives its log the same mode.
+///
+/// The file is closed again before SQLite opens it: to close any descriptor of a file takes away all locks that the process has on
+/// it, and another program that then closes the journal would take itself for the last and remove the log that we write.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))
+}
+
 fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     let io = |error: std::io::Error| StoreError::Failed(format!("cannot open {}: {error}", path.display()));
-    // What people's code printed is for nobody else on this machine; SQLite gives its log the same mode.
-    let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(io)?;
-    file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(io)?;
+    make_private(path).map_err(io)?;
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);

@@ -1,6 +1,6 @@
 //! The sessions' own rows.
 
-use rusqlite::{Connection, Row, named_params, params};
+use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::{Store, StoreError};
 use crate::ids::{Epoch, Seq, SessionId};
@@ -140,21 +140,25 @@ impl Store {
         .await
     }
 
-    /// Changes what its owner may change of a session.
+    /// Changes what its owner may change of a session, its name, its spec and its end, in one piece. `false`: there is none.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn set_session_facts(
+    pub async fn change_session(
         &self,
         session: &SessionId,
-        name: Option<String>,
-        spec: String,
-        expires_at: Option<i64>,
-    ) -> Result<(), StoreError> {
+        change: impl FnOnce(&mut SessionRow) + Send + 'static,
+    ) -> Result<bool, StoreError> {
         let id = session.clone();
         self.write(move |connection| {
+            let select = format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1");
+            let Some(mut row) = connection.prepare_cached(&select)?.query_row([id.as_str()], read).optional()? else {
+                return Ok(false);
+            };
+            change(&mut row);
             let update = "UPDATE sessions SET name = ?2, spec = ?3, expires_at = ?4 WHERE id = ?1";
-            connection.execute(update, params![id.as_str(), name, spec, expires_at]).map(|_| ())
+            connection.prepare_cached(update)?.execute(params![id.as_str(), row.name, row.spec, row.expires_at])?;
+            Ok(true)
         })
         .await
     }

@@ -25,6 +25,7 @@ mod notebooks;
 mod outputs;
 mod pages;
 mod parameters;
+mod removal;
 mod secrets;
 mod serve;
 mod served_notebooks;

@@ -489,6 +489,22 @@ async fn foreign_hosts_and_origins_stay_out() {
         client.with("origin", origin).get("/v1/sessions").await.problem(403, "foreign_origin");
         client.with("origin", origin).post("/v1/sessions", python()).await.problem(403, "foreign_origin");
     }
+    // What a browser asks before a page of another origin may ask: without a token.
+    let preflight = client.anonymous().with("origin", "https://chat.example").with("access-control-request-method", "PATCH");
+    let told = preflight.send(Method::OPTIONS, "/v1/sessions", "").await;
+    assert_eq!(told.status, 200);
+    assert_eq!(told.header("access-control-allow-origin"), "https://chat.example");
+    for header in ["authorization", "last-event-id"] {
+        assert!(
+            told.header("access-control-allow-headers").contains(header),
+            "{}",
+            told.header("access-control-allow-headers")
+        );
+    }
+    assert!(told.header("access-control-allow-methods").contains("PATCH"));
+    let read = client.with("origin", "https://chat.example").get("/v1/nothing").await;
+    assert_eq!((read.status, read.header("access-control-allow-origin")), (404, "https://chat.example"));
+    assert_eq!(client.get("/v1/sessions").await.header("access-control-allow-origin"), "");
     assert_eq!(client.anonymous().get("/healthz").await.status, 200);
     assert_eq!(client.anonymous().get("/readyz").await.status, 200);
     server.end().await;

@@ -143,7 +143,7 @@ impl Hub {
 
     pub(super) fn signal(&mut self, signal: SignalKind, generation: Generation) -> AnswerBody {
         let Some(pid) = self.kernel.pid.filter(|_| generation == self.kernel.generation) else {
-            return AnswerBody::Refused { reason: "that kernel is gone".to_owned() };
+            return AnswerBody::Refused("that kernel is gone".to_owned().into());
         };
         match signal {
             // The run is still on its way to the kernel, which would take the interrupt for nobody's. A second one is sent

@@ -61,16 +61,16 @@ impl Hub {
             return AnswerBody::Done { repeated: true };
         }
         if generation.is_some_and(|generation| generation != self.kernel.generation) {
-            return AnswerBody::Refused { reason: "the kernel that it was meant for has ended".to_owned() };
+            return AnswerBody::Refused("the kernel that it was meant for has ended".to_owned().into());
         }
         let senders = match (&self.kernel.senders, self.kernel.state) {
             (Some(senders), KernelState::Ready) => senders,
-            (_, state) => return AnswerBody::Refused { reason: format!("the kernel is not ready ({state:?})") },
+            (_, state) => return AnswerBody::Refused(format!("the kernel is not ready ({state:?})").into()),
         };
         let header = message.header();
         let raw_header = message.header.clone();
         if !senders.send(channel, message) {
-            return AnswerBody::Refused { reason: format!("nothing can be sent on {}", channel.name()) };
+            return AnswerBody::Refused(format!("nothing can be sent on {}", channel.name()).into());
         }
         if channel == Channel::Shell && header.msg_type == "execute_request" {
             let (cpu, _) = self.meter.read_quickly();
@@ -98,15 +98,15 @@ impl Hub {
             Request::Usage => AnswerBody::Usage(self.meter.read()),
             Request::FileGet { path, offset } => match self.files.get(&path, offset) {
                 Ok((size, data)) => return (AnswerBody::File { size }, data),
-                Err(reason) => AnswerBody::Refused { reason },
+                Err(refused) => AnswerBody::Refused(refused),
             },
             Request::FilePut { path, offset } => done(self.files.put(&path, offset, data)),
             Request::FileRemove { path } => done(self.files.remove(&path)),
             Request::FileList { path } => match self.files.list(&path) {
                 Ok((entries, truncated)) => AnswerBody::Listing { entries, truncated },
-                Err(reason) => AnswerBody::Refused { reason },
+                Err(refused) => AnswerBody::Refused(refused),
             },
-            Request::Terminate => AnswerBody::Refused { reason: "already ending".to_owned() },
+            Request::Terminate => AnswerBody::Refused("already ending".to_owned().into()),
         };
         (body, Bytes::new())
     }
