@@ -18,6 +18,7 @@ mod floods;
 mod hostile;
 mod interrupts;
 mod link;
+mod long_text;
 mod many;
 mod matrix;
 mod nbclient_oracle;

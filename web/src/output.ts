@@ -246,7 +246,7 @@ export class CellkeepOutput extends LitElement {
     if (lane === "video") return html`<video controls src=${content.url}></video>`;
     const meta = (output.metadata?.[kind] ?? {}) as Record<string, unknown>;
     const alt = joined(output.data?.["text/plain"]).slice(0, 200) || "Output image";
-    const look = `${this.zoomed ? "large" : ""} ${meta.needs_background === "dark" ? "on-dark" : ""}`;
+    const look = `${this.zoomed ? "large" : ""} ${meta.needs_background === "dark" ? "on-dark" : ""} ${sizeOf(meta.width) && sizeOf(meta.height) ? "sized" : ""}`;
     return html`<div class="scroll"><img part="image" class=${look} src=${content.url} alt=${alt}
       width=${sizeOf(meta.width) ?? nothing} height=${sizeOf(meta.height) ?? nothing} @click=${() => (this.zoomed = !this.zoomed)} @error=${() => this.failed(kind, "it is no picture that this browser can read")}></div>`;
   }

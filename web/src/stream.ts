@@ -124,7 +124,10 @@ function boundary(text: string, at: number): number {
   return unit >= 0xd800 && unit < 0xdc00 ? at - 1 : at;
 }
 
+const encoder = new TextEncoder();
+
 export function utf8Length(text: string, from = 0, to = text.length): number {
+  if (to - from > 1000) return encoder.encode(text.slice(from, to)).length;
   let length = 0;
   for (let at = from; at < to; at += 1) {
     const unit = text.charCodeAt(at);

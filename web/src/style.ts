@@ -112,7 +112,8 @@ export const outputStyle = css`
     .output:hover > .tools, .output:focus-within > .tools { opacity: 1; }
   }
   /* Pictures are drawn for paper: what is transparent in them stays readable in the dark. */
-  img { max-width: 100%; height: auto; display: block; background: #fff; border-radius: 4px; cursor: zoom-in; }
+  img:not(.sized) { height: auto; }
+  img { max-width: 100%; object-fit: contain; display: block; background: #fff; border-radius: 4px; cursor: zoom-in; }
   img.on-dark { background: #14171b; }
   img.large { max-width: none; cursor: zoom-out; }
   .wait { min-height: 12rem; background: var(--ck-raised); border-radius: 8px; }

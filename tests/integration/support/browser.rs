@@ -98,6 +98,11 @@ impl Browser {
         values
     }
 
+    /// Types where the focus is.
+    pub async fn insert(&mut self, text: &str) {
+        self.call("Input.insertText", json!({"text": text})).await;
+    }
+
     /// Light or dark, as the system of a person has it.
     pub async fn scheme(&mut self, name: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": name}]);
