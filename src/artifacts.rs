@@ -80,6 +80,24 @@ impl Blobs {
         }
     }
 
+    /// The same to be read piece by piece, with its size in bytes. One that is removed meanwhile can be read to its end.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub async fn open(&self, hash: &str) -> io::Result<Option<(fs::File, u64)>> {
+        if !is_hash(hash) {
+            return Ok(None);
+        }
+        match fs::File::open(self.path(hash)).await {
+            Ok(file) => {
+                let bytes = file.metadata().await?.len();
+                Ok(Some((file, bytes)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes a blob that nobody needs any more.
     ///
     /// # Errors

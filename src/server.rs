@@ -13,10 +13,11 @@ use rustix::fs::FlockOperation;
 use thiserror::Error;
 use tokio::net::TcpListener;
 
-use crate::api::{self, Api, Guard, Pace};
+use crate::api::{self, Api, Guard, Large, Pace};
 use crate::auth::{self, Identity, Scope, Tokens};
 use crate::config::Paths;
 use crate::manager::{Keeper, KeeperError, KeeperSettings};
+use crate::memory;
 use crate::page;
 use crate::store::{Store, StoreError};
 use crate::telemetry;
@@ -108,6 +109,7 @@ pub async fn serve(
         .create(paths.data())
         .map_err(io_error("cannot make the data folder"))?;
     let _lock = lock(paths)?;
+    memory::keep_little();
     telemetry::install();
     let store = Store::open(&paths.journal())?;
     // Before a token is made, which is shown only when it is certain that this server serves.
@@ -134,6 +136,7 @@ pub async fn serve(
         tokens,
         guard: Arc::new(guard),
         pace: Arc::new(Pace::new(settings.rate_limit)),
+        large: Arc::new(Large::new(paths.data().to_owned())),
     })
     .merge(page::router());
     welcome(Welcome { address, new_token });

@@ -61,6 +61,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "api",
         &[
             "ids",
+            "memory",
             "mime",
             "notebook",
             "export",
@@ -76,7 +77,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("page", &["web"]),
     // top
-    ("server", &["config", "store", "telemetry", "auth", "manager", "api", "page"]),
+    ("server", &["config", "memory", "store", "telemetry", "auth", "manager", "api", "page"]),
     (
         "cli",
         &[

@@ -5,6 +5,7 @@ Run as `python launcher.py -f CONNECTION_FILE`. Set-up that needs no code is in 
 what takes time is done once, by bake.sh.
 """
 
+import codecs
 import importlib.abc
 import importlib.util
 import logging
@@ -56,6 +57,22 @@ class AltairMimetypeHook(importlib.abc.MetaPathFinder):
         return spec
 
 
+def watch_pipe(stream):
+    """Takes in what children write, and what bypasses sys.stdout.
+
+    Upstream also copies it to the process's own stdout, and Cellkeep keeps what comes there, too: it would be shown twice.
+    That copy made the children wait for whoever reads it. Here they wait until each piece has been sent: without, a flood
+    fills the kernel's memory before anybody can stop it.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    try:
+        while (data := os.read(stream._fid, 16384)) and stream._should_watch:
+            stream.write(decoder.decode(data))
+            stream.flush()
+    except Exception:
+        stream._exc = sys.exc_info()
+
+
 def main():
     from cellkeep_interrupts import INTERRUPTS, Kernel
 
@@ -67,7 +84,10 @@ def main():
     sys.meta_path.insert(0, AltairMimetypeHook())
 
     import zmq
+    from ipykernel.iostream import OutStream
     from ipykernel.kernelapp import IPKernelApp
+
+    OutStream._watch_pipe_fd = watch_pipe
 
     class KernelApp(IPKernelApp):
         def init_signal(self):

@@ -12,10 +12,11 @@ use serde_json::{Map, Value, json};
 
 use super::error::Problem;
 use super::events::{self, Form};
+use super::large::{self, LIGHT, Making};
 use super::sessions::check_timeout;
 use super::{Api, Body, Caller, CellInPath, InPath, Query, User, view};
 use crate::ids::SessionId;
-use crate::manager::EventRow;
+use crate::manager::{EventRow, TooHeavy};
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions};
 use crate::wire::json as wire_json;
 
@@ -134,57 +135,51 @@ async fn answer(
     if accepts.contains("text/event-stream") && cell.run.phase != CellPhase::Finished {
         return events::of_cell(api, id, caller, &cell, form);
     }
-    let cell_id = cell.id.clone();
-    let cell = match wait {
-        Some(wait) if cell.run.phase != CellPhase::Finished => {
-            let ended = events::until_finished(api, id, caller, &cell);
-            // Time that is up is no error: the cell is shown as it stands.
-            if let Ok(ended) = tokio::time::timeout(wait, ended).await {
-                ended?;
-            }
-            None
+    if let Some(wait) = wait.filter(|_| cell.run.phase != CellPhase::Finished) {
+        let ended = events::until_finished(api, id, caller, &cell);
+        // Time that is up is no error: the cell is shown as it stands.
+        if let Ok(ended) = tokio::time::timeout(wait, ended).await {
+            ended?;
         }
-        _ => Some(cell),
-    };
-    let body = match &cell {
-        Some(cell) => show(api, id, cell, form).await?,
-        None => find_and_show(api, id, caller, &cell_id, form).await?,
-    };
-    let location = format!("/v1/sessions/{id}/cells/{cell_id}");
-    Ok((status, [(header::LOCATION, location)], Json(body)).into_response())
-}
-
-async fn find(api: &Api, id: &SessionId, caller: &Caller, cell: &str) -> Result<Cell, Problem> {
-    let found = api.keeper.cell(id, caller.sees(), cell).await?;
-    found.ok_or_else(|| no_cell(cell))
-}
-
-async fn find_and_show(api: &Api, id: &SessionId, caller: &Caller, cell: &str, form: Form) -> Result<Value, Problem> {
-    if form == Form::None {
-        return Ok(view::cell(&find(api, id, caller, cell).await?, None));
     }
-    let found = api.keeper.cell_and_events(id, caller.sees(), cell).await?;
-    let (cell, told) = found.ok_or_else(|| no_cell(cell))?;
-    show_told(api, &cell, &told, form).await
+    let (body, turn) = show(api, id, caller, &cell.id, form).await?;
+    let location = format!("/v1/sessions/{id}/cells/{}", cell.id);
+    Ok(large::with_turn(turn, (status, [(header::LOCATION, location)], Json(body))))
 }
 
 fn no_cell(cell: &str) -> Problem {
     Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session"))
 }
 
-async fn show(api: &Api, id: &SessionId, cell: &Cell, form: Form) -> Result<Value, Problem> {
+/// A cell as it is written, and the turn of its answer where that is a large one.
+async fn show(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    cell: &str,
+    form: Form,
+) -> Result<(Value, Option<Making>), Problem> {
     if form == Form::None {
-        return Ok(view::cell(cell, None));
+        let found = api.keeper.cell(id, caller.sees(), cell).await?;
+        return Ok((view::cell(&found.ok_or_else(|| no_cell(cell))?, None), None));
     }
-    let told = match cell.cell_type {
-        CellType::Code => api.keeper.store().cell_events(id, &cell.id, cell.run.first_seq).await?,
-        _ => Vec::new(),
+    let look = async |most| {
+        let found = api.keeper.cell_and_events(id, caller.sees(), cell, most).await?;
+        found.ok_or_else(|| no_cell(cell))
     };
-    show_told(api, cell, &told, form).await
+    let (found, turn) = match look(LIGHT).await? {
+        (cell, Ok(told)) => ((cell, told), None),
+        (cell, Err(TooHeavy { bytes })) => {
+            let turn = api.large.make(bytes).await?;
+            // Whatever it weighs by now.
+            ((cell, look(u64::MAX).await?.1.unwrap_or_default()), turn)
+        }
+    };
+    Ok((with_outputs(api, &found.0, &found.1, form).await?, turn))
 }
 
 /// A cell with the outputs that its events tell.
-async fn show_told(api: &Api, cell: &Cell, told: &[EventRow], form: Form) -> Result<Value, Problem> {
+async fn with_outputs(api: &Api, cell: &Cell, told: &[EventRow], form: Form) -> Result<Value, Problem> {
     // A cell that is no code any more shows nothing of what it was.
     let told = if cell.cell_type == CellType::Code { told } else { &[] };
     let outputs = view::outputs(told, api.keeper.blobs(), form == Form::Refs).await?;
@@ -196,13 +191,18 @@ pub(super) async fn list(
     caller: Caller,
     InPath(id): InPath,
     Query(asked): Query<Asked>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let form = asked.form()?;
-    let mut cells = Vec::new();
-    for cell in api.keeper.cells(&id, caller.sees()).await? {
-        cells.push(show(&api, &id, &cell, form).await?);
+    let (mut cells, mut turn) = (Vec::new(), None);
+    if form == Form::None {
+        cells.extend(api.keeper.cells(&id, caller.sees()).await?.iter().map(|cell| view::cell(cell, None)));
+    } else {
+        turn = api.large.make(api.keeper.weight(&id, caller.sees()).await?).await?;
+        for (cell, told) in api.keeper.cells_and_events(&id, caller.sees()).await? {
+            cells.push(with_outputs(&api, &cell, &told, form).await?);
+        }
     }
-    Ok(Json(json!({"cells": cells})))
+    Ok(large::with_turn(turn, Json(json!({"cells": cells}))))
 }
 
 pub(super) async fn get_one(
@@ -211,8 +211,9 @@ pub(super) async fn get_one(
     InPath(id): InPath,
     CellInPath(cell): CellInPath,
     Query(asked): Query<Asked>,
-) -> Result<Json<Value>, Problem> {
-    find_and_show(&api, &id, &caller, &cell, asked.form()?).await.map(Json)
+) -> Result<Response, Problem> {
+    let (cell, turn) = show(&api, &id, &caller, &cell, asked.form()?).await?;
+    Ok(large::with_turn(turn, Json(cell)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -231,7 +232,7 @@ pub(super) async fn patch(
     InPath(id): InPath,
     CellInPath(cell): CellInPath,
     Body(edit): Body<Edit>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let handle = api.keeper.handle_for_work(&id, caller.sees())?;
     let edit = CellEdit {
         source: edit.source,
@@ -240,7 +241,8 @@ pub(super) async fn patch(
         after: edit.after.map(|after| (!after.is_empty()).then_some(after)),
     };
     let cell = handle.edit_cell(&cell, edit).await?;
-    show(&api, &id, &cell, Form::Inline).await.map(Json)
+    let (cell, turn) = show(&api, &id, &caller, &cell.id, Form::Inline).await?;
+    Ok(large::with_turn(turn, Json(cell)))
 }
 
 pub(super) async fn delete(

@@ -6,6 +6,7 @@ mod error;
 mod events;
 mod files;
 mod guard;
+mod large;
 mod notebooks;
 mod pace;
 mod runs;
@@ -16,6 +17,7 @@ mod trace;
 mod view;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -27,6 +29,8 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::auth::{Identity, Scope, Shown, Tokens};
 use crate::ids::SessionId;
@@ -34,10 +38,14 @@ use crate::manager::Keeper;
 use crate::telemetry;
 use error::Problem;
 pub use guard::Guard;
+pub use large::Large;
 pub use pace::Pace;
 
 /// Bytes of a request's body, files aside.
 const MAX_BODY: usize = 32 << 20;
+
+/// How long a client may leave us waiting for the next piece of a body.
+const BODY_PAUSE: Duration = Duration::from_secs(60);
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -50,6 +58,19 @@ pub struct Api {
     pub guard: Arc<Guard>,
     /// How many requests are taken.
     pub pace: Arc<Pace>,
+    /// Where large answers are made, and wait.
+    pub large: Arc<Large>,
+}
+
+/// A connection counts as open for as long as one of these lives, also when it has become a WebSocket.
+#[derive(Clone, Debug)]
+pub struct OpenConnection(#[expect(dead_code, reason = "held")] Arc<OwnedSemaphorePermit>);
+
+impl OpenConnection {
+    /// One that was let in by this permit.
+    pub fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self(Arc::new(permit))
+    }
 }
 
 /// All routes.
@@ -84,6 +105,8 @@ pub fn router(api: Api) -> Router {
         .route("/runs/{session}/artifacts", get(sessions::artifacts))
         .route("/artifacts/{sha256}", get(sessions::artifact))
         .route("/kernels", get(list_kernels))
+        .layer(middleware::from_fn_with_state(api.clone(), large::put_aside))
+        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(middleware::from_fn_with_state(api.clone(), guard::identify))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     Router::new()

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio_util::io::ReaderStream;
 
 use super::error::Problem;
 use super::{Api, Body, Caller, InPath, User, view};
@@ -308,11 +309,12 @@ pub(super) async fn artifact(
     let none = || Problem::not_found("no_artifact", format!("there is no artifact {sha256:?}"));
     let principal = caller.sees().map(str::to_owned);
     let mime = api.keeper.store().artifact_mime(&sha256, principal).await?.ok_or_else(none)?;
-    let bytes = api.keeper.blobs().get(&sha256).await?.ok_or_else(none)?;
+    let (file, bytes) = api.keeper.blobs().open(&sha256).await?.ok_or_else(none)?;
     // The kernel named the type: it may be anything, and what is not known to be harmless is only to be saved.
     let shown = SHOWN.contains(&mime.as_str());
     let kind = HeaderValue::from_str(&mime).ok().filter(|_| !mime.starts_with("text/html"));
     let headers = [
+        (header::CONTENT_LENGTH, HeaderValue::from(bytes)),
         (header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/octet-stream"))),
         (header::CONTENT_DISPOSITION, HeaderValue::from_static(if shown { "inline" } else { "attachment" })),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -322,5 +324,5 @@ pub(super) async fn artifact(
         ),
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable")),
     ];
-    Ok((headers, bytes).into_response())
+    Ok((headers, axum::body::Body::from_stream(ReaderStream::new(file))).into_response())
 }

@@ -1,5 +1,6 @@
 //! Events over a WebSocket, as JSON text; and commands the other way.
 
+use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use super::error::Problem;
 use super::events::{After, Reader};
 use super::pace::OpenStream;
-use super::{Api, Caller, InPath, Query, cells, guard};
+use super::{Api, Caller, InPath, OpenConnection, Query, cells, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
 use crate::session::{NewCell, SessionHandle};
@@ -25,13 +26,14 @@ pub(super) async fn open(
     caller: Caller,
     InPath(id): InPath,
     Query(query): Query<After>,
+    connection: Option<Extension<OpenConnection>>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
     let handle = api.keeper.handle(&id, caller.sees())?;
     let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
     let reader = Reader::new(&api, id.clone(), follower, query.form()?, None);
     let open = guard::open_stream(&api, &caller.0.principal)?;
-    let commander = Commander { _open: open, api, id, caller, handle };
+    let commander = Commander { _open: (open, connection), api, id, caller, handle };
     let upgrade = upgrade.max_message_size(MAX_COMMAND).max_frame_size(MAX_COMMAND);
     Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, commander)))
 }
@@ -42,7 +44,7 @@ struct Commander {
     id: SessionId,
     caller: Caller,
     handle: SessionHandle,
-    _open: OpenStream,
+    _open: (OpenStream, Option<Extension<OpenConnection>>),
 }
 
 async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {

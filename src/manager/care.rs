@@ -1,6 +1,7 @@
 //! What is done for kept sessions while nobody asks: they end when their time is up, their sandboxes go, what ended long ago is
 //! forgotten, the events of finished text are merged, and the data stays within its limit.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use futures_util::stream::{self, StreamExt as _};
 
 use super::compaction;
 use super::keeper::{Keeper, spec_of};
+use super::room::Room;
 use crate::ids::SessionId;
 use crate::memory;
 use crate::session::SessionState;
@@ -136,7 +138,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Over the limit, the sessions that ended first are forgotten first. Where that is not enough, nothing new is begun.
+    /// Over the limit, the sessions that ended first are forgotten first. Where that is not enough, nothing new is begun for those who
+    /// have the most.
     async fn keep_within_limit(&self) -> Result<(), StoreError> {
         let limit = self.0.settings.max_data_mb.saturating_mul(1 << 20);
         let mut bytes = self.0.store.bytes().await?;
@@ -153,9 +156,13 @@ impl Keeper {
                 }
             }
         }
-        let is_full = bytes > limit;
-        if self.0.is_full.swap(is_full, Ordering::Relaxed) != is_full {
-            tracing::warn!(megabytes = bytes >> 20, is_full, "the data's limit (max-data-mb)");
+        let room = match bytes > limit {
+            true => Room::over(limit, bytes, self.0.store.bytes_by_principal().await?),
+            false => Room::Enough,
+        };
+        let before = std::mem::replace(&mut *self.0.room.lock().unwrap_or_else(PoisonError::into_inner), room.clone());
+        if before != room {
+            tracing::warn!(megabytes = bytes >> 20, ?room, "the data's limit (max-data-mb)");
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //! store before it is done.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use super::journal::{Follower, Live, StoreJournal, restore_cell};
 use super::kept::{KeeperError, KeeperSettings, KeptSpec, NewSession};
 use super::pool::{self, Pool};
 use super::record::Surroundings;
+use super::room::Room;
 use super::{Manager, ManagerError, SessionSpec};
 use crate::artifacts::Blobs;
 use crate::config::Paths;
@@ -21,7 +22,7 @@ use crate::policy::{Limits, Network};
 use crate::sandbox::docker::Images;
 use crate::sandbox::{Sandbox, SandboxKind, SandboxRecord};
 use crate::session::{self, Cell, SessionHandle, SessionParts, Stored, Telling};
-use crate::store::{EventRow, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
+use crate::store::{EventRow, SessionRow, Store, StoreError, TooHeavy, now_ms, seconds_in_ms};
 use crate::telemetry;
 
 /// How many may wait for each that is being made.
@@ -74,8 +75,8 @@ pub(super) struct Inner {
     starting: Semaphore,
     /// How many wait for their session to be made.
     waiting: AtomicUsize,
-    /// The data takes as much as it may.
-    pub(super) is_full: AtomicBool,
+    /// Whether there is room for more data, and for whose.
+    pub(super) room: Mutex<Room>,
     /// Sessions that nobody sees any more, with the sandboxes that could not be removed yet.
     pub(super) leftovers: Mutex<HashMap<SessionId, Option<Found>>>,
     /// What kernels come with, by their environment: it is the same in every session.
@@ -93,7 +94,7 @@ impl Keeper {
             pool: Pool::default(),
             starting: Semaphore::new(settings.max_starting),
             waiting: AtomicUsize::new(0),
-            is_full: AtomicBool::new(false),
+            room: Mutex::default(),
             leftovers: Mutex::default(),
             surroundings: Mutex::default(),
             settings,
@@ -172,15 +173,13 @@ impl Keeper {
     /// [`KeeperError::NoSession`], [`KeeperError::NoRoom`].
     pub fn handle_for_work(&self, id: &SessionId, principal: Option<&str>) -> Result<SessionHandle, KeeperError> {
         let handle = self.handle(id, principal)?;
-        self.check_room()?;
+        self.check_room(&self.kept(id, principal)?.principal)?;
         Ok(handle)
     }
 
-    fn check_room(&self) -> Result<(), KeeperError> {
-        if self.0.is_full.load(Ordering::Relaxed) {
-            return Err(KeeperError::NoRoom { limit_mb: self.0.settings.max_data_mb });
-        }
-        Ok(())
+    fn check_room(&self, principal: &str) -> Result<(), KeeperError> {
+        let room = self.0.room.lock().unwrap_or_else(PoisonError::into_inner);
+        if room.is_for(principal) { Ok(()) } else { Err(KeeperError::NoRoom { limit_mb: self.0.settings.max_data_mb }) }
     }
 
     /// Follows a session's events from behind a number.
@@ -228,7 +227,7 @@ impl Keeper {
         Ok(self.0.store.cell(id, cell).await?.and_then(restore_cell))
     }
 
-    /// One cell with the events of its latest run, in one look.
+    /// One cell with the events of its latest run, in one look; these only if they are of no more bytes than `most`.
     ///
     /// # Errors
     /// [`KeeperError`].
@@ -237,10 +236,34 @@ impl Keeper {
         id: &SessionId,
         principal: Option<&str>,
         cell: &str,
-    ) -> Result<Option<(Cell, Vec<EventRow>)>, KeeperError> {
+        most: u64,
+    ) -> Result<Option<(Cell, Result<Vec<EventRow>, TooHeavy>)>, KeeperError> {
         self.kept(id, principal)?;
-        let found = self.0.store.cell_and_events(id, cell).await?;
+        let found = self.0.store.cell_and_events(id, cell, most).await?;
         Ok(found.and_then(|(row, events)| Some((restore_cell(row)?, events))))
+    }
+
+    /// A session's cells in the order of the notebook, each with the events of its latest run, in one look.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn cells_and_events(
+        &self,
+        id: &SessionId,
+        principal: Option<&str>,
+    ) -> Result<Vec<(Cell, Vec<EventRow>)>, KeeperError> {
+        self.kept(id, principal)?;
+        let rows = self.0.store.cells_and_events(id).await?.into_iter();
+        Ok(rows.filter_map(|(row, events)| Some((restore_cell(row)?, events))).collect())
+    }
+
+    /// How many bytes a session's outputs are, about.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn weight(&self, id: &SessionId, principal: Option<&str>) -> Result<u64, KeeperError> {
+        self.kept(id, principal)?;
+        Ok(self.0.store.weight(id).await?)
     }
 
     /// Seconds that a session's cells may take where they say nothing themselves.
@@ -282,7 +305,7 @@ impl Keeper {
     pub async fn create(&self, principal: &str, new: NewSession) -> Result<SessionId, KeeperError> {
         let kernel = kernels::find(&new.kernel)?.clone();
         new.spec.limits.validate().map_err(ManagerError::Limits)?;
-        self.check_room()?;
+        self.check_room(principal)?;
         let turn = Waiting::begin(self.clone());
         let limit = self.0.settings.max_sessions;
         // Those that are being made count: they will live in a moment.

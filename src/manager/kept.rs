@@ -114,7 +114,7 @@ pub enum KeeperError {
     },
     /// The data takes as much as it may.
     #[error(
-        "the sessions' data takes more than {limit_mb} MB, so nothing new is begun; delete sessions, or raise --max-data-mb"
+        "the sessions' data takes more than {limit_mb} MB, and yours the most, so nothing new is begun; delete sessions, or raise --max-data-mb"
     )]
     NoRoom {
         /// How much it may take.

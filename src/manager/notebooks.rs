@@ -78,7 +78,8 @@ impl Keeper {
         let mut notebook = kept.unwrap_or_else(fresh);
         let info = row.kernel_info.as_deref().and_then(|info| crate::wire::json::parse_lenient(info.as_bytes()).ok());
         let language_info = info.as_ref().and_then(|info| info.get("language_info")).filter(|info| info.is_object());
-        let cells = self.cells(id, principal).await?;
+        let (cells, mut told): (Vec<Cell>, Vec<Vec<EventRow>>) =
+            self.cells_and_events(id, principal).await?.into_iter().unzip();
         let was_run = cells.iter().any(|cell| cell.run.result.is_some());
         // A file of which nothing was run is given out as it came.
         let is_ours = was_run || !was_imported;
@@ -90,7 +91,7 @@ impl Keeper {
         }
         notebook.rearrange(cells.iter().map(as_file_cell).collect());
         for (index, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.cell_type == CellType::Code) {
-            self.put_outputs(id, &mut notebook, index, cell).await?;
+            self.put_outputs(&mut notebook, index, cell, std::mem::take(&mut told[index])).await?;
         }
         if let Some(widgets) = self.widgets(id).await? {
             notebook.metadata_mut().insert("widgets".to_owned(), widgets);
@@ -119,12 +120,11 @@ impl Keeper {
 
     async fn put_outputs(
         &self,
-        id: &SessionId,
         notebook: &mut Notebook,
         index: usize,
         cell: &Cell,
+        events: Vec<EventRow>,
     ) -> Result<(), KeeperError> {
-        let events = self.0.store.cell_events(id, &cell.id, cell.run.first_seq).await?;
         let mut outputs = outputs_of(&events);
         for output in &mut outputs {
             inline_artifacts(output, &self.0.blobs).await.map_err(KeeperError::Artifacts)?;

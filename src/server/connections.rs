@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,6 +18,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_io_timeout::TimeoutStream;
+
+use crate::api::OpenConnection;
 
 /// Connections that are open at once, where the process may have as many descriptors.
 const MOST: usize = 10_000;
@@ -23,6 +28,8 @@ const MOST: usize = 10_000;
 const RESERVED: usize = 1_000;
 /// How long a connection may take to send a request's head, and how long it may rest between two requests.
 const HEAD: Duration = Duration::from_secs(60);
+/// How long a client may take no byte of what is sent to it. Whoever follows events goes on by number.
+const UNREAD: Duration = Duration::from_secs(120);
 /// Bytes of a request's head, and of what is read ahead of its body.
 const BUFFER: usize = 64 << 10;
 /// How long requests may take to end once the server is to stop. Event streams never end by themselves.
@@ -38,7 +45,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
     let room = Arc::new(Semaphore::new(most()));
     let (stopping, stopped) = watch::channel(false);
     let mut open = JoinSet::new();
-    let mut silent = Silent::default();
+    let mut resting = Resting::default();
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -54,17 +61,13 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
                 continue;
             }
         };
-        let Some(permit) = silent.make_room(&room).await else {
+        let Some(permit) = resting.make_room(&room).await else {
             let _ = stream.try_write(FULL);
             continue;
         };
-        let spoke = Arc::new(AtomicBool::new(false));
-        let one = one(stream, router.clone(), spoke.clone(), stopped.clone());
-        let task = open.spawn(async move {
-            let _permit = permit;
-            one.await;
-        });
-        silent.0.push_back((task, spoke));
+        let busy = Arc::new(AtomicBool::new(false));
+        let task = open.spawn(one(stream, router.clone(), OpenConnection::new(permit), busy.clone(), stopped.clone()));
+        resting.0.push_back((task, busy));
     }
     drop(listener);
     stopping.send_replace(true);
@@ -72,26 +75,24 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
     let _ = tokio::time::timeout(DRAIN, drained).await;
 }
 
-/// Connections in the order of their coming, and whether a request has come on each.
+/// Connections in the order of their coming, and whether a request is being answered on each.
 #[derive(Default)]
-struct Silent(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
+struct Resting(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
 
-impl Silent {
-    /// Room for another connection. If there is none, the one that has said nothing for the longest time gives way.
+impl Resting {
+    /// Room for another connection. If there is none, the oldest of those on which nothing is going on gives way.
     async fn make_room(&mut self, room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
         if self.0.len() > 2 * MOST {
-            self.0.retain(|(task, spoke)| !task.is_finished() && !spoke.load(Ordering::Relaxed));
+            self.0.retain(|(task, _)| !task.is_finished());
         }
         if let Ok(permit) = room.clone().try_acquire_owned() {
             return Some(permit);
         }
-        while let Some((task, spoke)) = self.0.pop_front() {
-            if !spoke.load(Ordering::Relaxed) && !task.is_finished() {
-                task.abort();
-                return room.clone().acquire_owned().await.ok();
-            }
-        }
-        None
+        self.0.retain(|(task, _)| !task.is_finished());
+        let rests = self.0.iter().position(|(_, busy)| !busy.load(Ordering::Relaxed))?;
+        let (task, _) = self.0.remove(rests)?;
+        task.abort();
+        room.clone().acquire_owned().await.ok()
     }
 }
 
@@ -112,7 +113,13 @@ fn room_in(descriptors: usize) -> usize {
     descriptors.saturating_sub(RESERVED).max(descriptors / 2).min(MOST)
 }
 
-async fn one(stream: TcpStream, router: Router, spoke: Arc<AtomicBool>, mut stopped: watch::Receiver<bool>) {
+async fn one(
+    stream: TcpStream,
+    router: Router,
+    open: OpenConnection,
+    busy: Arc<AtomicBool>,
+    mut stopped: watch::Receiver<bool>,
+) {
     // Small answers must not wait for the other side's delayed acknowledgements, which costs 40 ms each.
     if stream.set_nodelay(true).is_err() {
         return;
@@ -120,11 +127,21 @@ async fn one(stream: TcpStream, router: Router, spoke: Arc<AtomicBool>, mut stop
     let mut protocol = http1::Builder::new();
     protocol.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER);
     let router = TowerToHyperService::new(router);
-    let service = service_fn(move |request| {
-        spoke.store(true, Ordering::Relaxed);
-        router.call(request)
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        busy.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(open.clone());
+        let (answer, busy) = (router.call(request), busy.clone());
+        async move {
+            let answer = answer.await;
+            // A stream goes on for as long as its connection; what is whole is as good as sent.
+            let is_whole = answer.as_ref().is_ok_and(|answer| answer.body().size_hint().exact().is_some());
+            busy.store(!is_whole, Ordering::Relaxed);
+            answer
+        }
     });
-    let connection = protocol.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(UNREAD));
+    let connection = protocol.serve_connection(TokioIo::new(Box::pin(stream)), service).with_upgrades();
     tokio::pin!(connection);
     // What it gives must not live on over the next wait.
     let stop = async { drop(stopped.wait_for(|stopped| *stopped).await) };

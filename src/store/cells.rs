@@ -111,6 +111,29 @@ fn find(connection: &Connection, session: &SessionId, cell: &str) -> rusqlite::R
     connection.prepare_cached(&select)?.query_map(params![session.as_str(), cell], read)?.next().transpose()
 }
 
+fn all_of(connection: &Connection, session: &SessionId) -> rusqlite::Result<Vec<CellRow>> {
+    let select = format!("SELECT {COLUMNS} FROM cells WHERE session = ?1 ORDER BY place, number");
+    connection.prepare_cached(&select)?.query_map([session.as_str()], read)?.collect()
+}
+
+/// The bytes of the events that tell of cells' outputs, of one or of all, and of the artifacts in them as base64. SQLite knows
+/// the lengths without reading the texts.
+fn weigh(connection: &Connection, session: &SessionId, cell: Option<&str>) -> rusqlite::Result<u64> {
+    let select = "SELECT (SELECT ifnull(sum(octet_length(e.body)), 0) FROM cells c JOIN events e \
+                          ON e.session = c.session AND e.cell = c.id AND e.seq >= c.first_seq \
+                          WHERE c.session = ?1 AND (?2 IS NULL OR c.id = ?2)) \
+                       + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1 AND (?2 IS NULL OR cell = ?2))";
+    let bytes: i64 = connection.prepare_cached(select)?.query_row(params![session.as_str(), cell], |row| row.get(0))?;
+    Ok(bytes.max(0).cast_unsigned())
+}
+
+/// A cell's events are more than somebody wants to read at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooHeavy {
+    /// Their bytes, with the artifacts in them as base64.
+    pub bytes: u64,
+}
+
 impl Store {
     /// A session's cells in the order of the notebook.
     ///
@@ -118,11 +141,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn cells(&self, session: &SessionId) -> Result<Vec<CellRow>, StoreError> {
         let id = session.clone();
-        self.read(move |connection| {
-            let select = format!("SELECT {COLUMNS} FROM cells WHERE session = ?1 ORDER BY place, number");
-            connection.prepare_cached(&select)?.query_map([id.as_str()], read)?.collect()
-        })
-        .await
+        self.read(move |connection| all_of(connection, &id)).await
     }
 
     /// How many cells a session has, and how many of them are queued.
@@ -173,7 +192,7 @@ impl Store {
         self.read(move |connection| find(connection, &id, &cell)).await
     }
 
-    /// One cell by its id, with the events of its latest run.
+    /// One cell by its id, with the events of its latest run if they and its artifacts are of no more bytes than `most`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -181,13 +200,44 @@ impl Store {
         &self,
         session: &SessionId,
         cell: &str,
-    ) -> Result<Option<(CellRow, Vec<EventRow>)>, StoreError> {
+        most: u64,
+    ) -> Result<Option<(CellRow, Result<Vec<EventRow>, TooHeavy>)>, StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.read(move |connection| {
             let Some(row) = find(connection, &id, &cell)? else { return Ok(None) };
-            let events = events::of_cell(connection, &id, &cell, row.run.first_seq)?;
+            let bytes = if most == u64::MAX { 0 } else { weigh(connection, &id, Some(&cell))? };
+            let events = match bytes <= most {
+                true => Ok(events::of_cell(connection, &id, &cell, row.run.first_seq)?),
+                false => Err(TooHeavy { bytes }),
+            };
             Ok(Some((row, events)))
         })
         .await
+    }
+
+    /// A session's cells in the order of the notebook, each with the events of its latest run.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn cells_and_events(&self, session: &SessionId) -> Result<Vec<(CellRow, Vec<EventRow>)>, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let mut all = Vec::new();
+            for cell in all_of(connection, &id)? {
+                let events = events::of_cell(connection, &id, &cell.id, cell.run.first_seq)?;
+                all.push((cell, events));
+            }
+            Ok(all)
+        })
+        .await
+    }
+
+    /// The bytes of a session's events and artifacts that its cells show, about.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn weight(&self, session: &SessionId) -> Result<u64, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| weigh(connection, &id, None)).await
     }
 }

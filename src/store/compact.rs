@@ -1,5 +1,7 @@
 //! Merging the events of text that is finished, and measuring what all of it takes.
 
+use std::collections::HashMap;
+
 use rusqlite::{Connection, Row, params};
 
 use super::events::{self, EventRow};
@@ -94,6 +96,22 @@ impl Store {
     pub async fn merge_events(&self, cell: &Compactable, merged: Vec<EventRow>, done: Seq) -> Result<(), StoreError> {
         let cell = cell.clone();
         self.write(move |connection| merge(connection, &cell, &merged, done)).await
+    }
+
+    /// Bytes of events and artifacts by the principals whose sessions have them. It looks at all of them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn bytes_by_principal(&self) -> Result<HashMap<String, u64>, StoreError> {
+        self.read(|connection| {
+            let select = "SELECT principal, sum(bytes) FROM (\
+                            SELECT s.principal, octet_length(e.body) AS bytes FROM sessions s JOIN events e ON e.session = s.id \
+                            UNION ALL \
+                            SELECT s.principal, a.bytes FROM sessions s JOIN artifacts a ON a.session = s.id) GROUP BY principal";
+            let share = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.max(0).cast_unsigned()));
+            connection.prepare_cached(select)?.query_map([], share)?.collect()
+        })
+        .await
     }
 
     /// Bytes that all of it takes: the journal's used pages, and the artifacts.

@@ -22,7 +22,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-pub use cells::{CellRow, CellState};
+pub use cells::{CellRow, CellState, TooHeavy};
 pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
 pub use compact::Compactable;
 pub use events::EventRow;

@@ -17,6 +17,7 @@ mod files;
 mod floods;
 mod hostile;
 mod interrupts;
+mod large_answers;
 mod link;
 mod long_text;
 mod many;

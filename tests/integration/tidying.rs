@@ -89,6 +89,11 @@ async fn the_data_stays_within_its_limit() {
     let problem = refused.problem(507, "storage_full");
     assert!(problem["detail"].as_str().unwrap().contains("--max-data-mb"), "{problem}");
     client.post("/v1/sessions", json!({"kernel": "bash"})).await.problem(507, "storage_full");
+    // What one has filled is not taken from others.
+    let (_, modest) = server.client_with(&["modest", "--principal", "modest"]).await;
+    let theirs = modest.create(json!({"kernel": "bash"})).await;
+    assert_eq!(theirs.ok("echo there is room").await, "there is room\n");
+    theirs.delete().await;
     held.delete().await;
     let again = loop {
         let reply = client.post("/v1/sessions", json!({"kernel": "bash"})).await;

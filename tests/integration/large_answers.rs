@@ -1,0 +1,48 @@
+//! Large answers: whoever asks for many and reads none costs no memory, and nobody else their answers.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::server::{Server, printed};
+use crate::support::Place;
+
+const TEXT: usize = 20_000_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_large_answers_who_never_read_cost_no_memory() {
+    let server = Server::start("large", Place::process(), &[]).await;
+    let held = server.client().create(json!({"kernel": "python", "timeout_seconds": 240})).await;
+    held.begin("big", &format!("for i in range({TEXT} // 1000): print('x' * 999)")).await;
+    held.finished("big").await;
+    let whole = held.cell("big").await;
+    server.forget_peak();
+    held.cell("big").await;
+    let one = server.peak_memory();
+    let (address, token) = (held.client.address(), held.client.token.clone().unwrap());
+    let mut lazy = Vec::new();
+    for number in 0..15 {
+        let path = [held.path("/cells/big"), held.path("/cells"), held.path("/notebook")][number % 3].clone();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        lazy.push(stream);
+    }
+    // The head of each: the answers have been made.
+    for stream in &mut lazy {
+        let mut head = [0; 15];
+        tokio::time::timeout(Duration::from_secs(120), stream.read_exact(&mut head)).await.expect("an answer").unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+    }
+    let peak = server.peak_memory();
+    eprintln!("one answer of 20 MB: at most {} MB; 15 that nobody reads: {} MB", one >> 20, peak >> 20);
+    // Some are made at once; 15 of them would be 300 MB and, made at once, six times that.
+    assert!(peak < one + (220 << 20), "{} MB, and {} MB for one", peak >> 20, one >> 20);
+    let now = server.memory();
+    assert!(now < one, "what waits is in memory: {} MB", now >> 20);
+    assert_eq!(printed(&held.cell("big").await), printed(&whole), "others get theirs");
+    drop(lazy);
+    server.end().await;
+}
