@@ -7,8 +7,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::Problem;
+use super::large::LIGHT;
 use super::{Api, Caller, CellInPath, InPath, Query};
-use crate::manager::{EventRow, read_body};
+use crate::manager::{EventRow, TooHeavy, read_body};
 
 /// Bytes that one answer holds, at most.
 const MOST: usize = 1 << 20;
@@ -41,8 +42,18 @@ pub(super) async fn get(
     OutputInPath(output): OutputInPath,
     Query(range): Query<Range>,
 ) -> Result<Json<Value>, Problem> {
-    let found = api.keeper.cell_and_events(&id, caller.sees(), &cell).await?;
-    let (_, told) = found.ok_or_else(|| Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session")))?;
+    let look = async |most| {
+        let found = api.keeper.cell_and_events(&id, caller.sees(), &cell, most).await?;
+        found.ok_or_else(|| Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session")))
+    };
+    // A part of much is made from all of it, so it waits its turn as all of it would.
+    let (told, _turn) = match look(LIGHT).await?.1 {
+        Ok(told) => (told, None),
+        Err(TooHeavy { bytes }) => {
+            let turn = api.large.make(bytes).await?;
+            (look(u64::MAX).await?.1.unwrap_or_default(), turn)
+        }
+    };
     let text = stream_of(&told, output).ok_or_else(|| {
         Problem::not_found("no_output", format!("there is no stream at index {output} among this cell's outputs"))
     })?;

@@ -62,7 +62,12 @@ async fn many_lines_and_long_ones_leave_the_page_responsive() {
 async fn sixty_megabytes_in_small_pieces_lose_nothing() {
     let Some(mut page) = start("long-text-pieces").await else { return };
     page.mount(&["flood".to_owned()]).await;
-    watched(&mut page, "flood", "import sys\nfor i in range(60000): sys.stdout.write('0' * 1000); sys.stdout.flush()\nprint('hi')").await;
+    watched(
+        &mut page,
+        "flood",
+        "import sys\nfor i in range(60000): sys.stdout.write('0' * 1000); sys.stdout.flush()\nprint('hi')",
+    )
+    .await;
     page.until("flood", "raw.endsWith('00hi')", json!(true)).await;
     page.until("flood", "all('.fold')[0].textContent.trim()", json!("60.0 MB folded · show more")).await;
     let end = page.held.path("/cells/flood/outputs/0/text?from=59999990");

@@ -11,6 +11,7 @@ mod bad_notebooks;
 mod cli;
 mod crash;
 mod deaths;
+mod elements;
 mod ended_runs;
 mod exports;
 mod files;

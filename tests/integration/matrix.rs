@@ -149,7 +149,8 @@ impl Matrix {
             if self.page.look(&format!("row-{name}"), &answering).await == true {
                 self.rows[at].answers.remove(0);
                 // The question stands until the server has taken the answer.
-                let asks = about(&format!("row-{name}"), "JSON.stringify(root.querySelector('.question input')?.value ?? '')");
+                let asks =
+                    about(&format!("row-{name}"), "JSON.stringify(root.querySelector('.question input')?.value ?? '')");
                 self.page.browser.until("0", &asks, |value| value == "").await;
             }
         }
@@ -195,7 +196,7 @@ impl Matrix {
     /// Pictures of all of it, in light and in dark.
     async fn pictures(&mut self) {
         for scheme in ["light", "dark"] {
-            self.page.browser.scheme(scheme).await;
+            self.page.browser.media(&[("prefers-color-scheme", scheme)]).await;
             let height = self.page.browser.evaluate("document.documentElement.scrollHeight").await.as_u64().unwrap();
             for (at, top) in (0..height).step_by(1800).enumerate() {
                 self.page.browser.resize(1000, 1800).await;
@@ -207,7 +208,8 @@ impl Matrix {
 
     async fn end(self) {
         let complaints = self.page.end().await;
-        let expected = |text: &String| self.rows.iter().filter_map(|row| row.complaint.as_ref()).any(|one| text.contains(one));
+        let expected =
+            |text: &String| self.rows.iter().filter_map(|row| row.complaint.as_ref()).any(|one| text.contains(one));
         let odd: Vec<_> = complaints.iter().filter(|text| !expected(text)).collect();
         assert_eq!(odd, [""; 0]);
     }

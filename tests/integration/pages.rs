@@ -183,7 +183,9 @@ async fn a_person_runs_cells() {
     let editor = format!("cells[{asks}].renderRoot.querySelector('.cm-content')");
     opened.until(&format!("document.activeElement.renderRoot !== undefined && {editor} != null"), &json!(true)).await;
     let press = |key: &str, with: &str| {
-        format!("{editor}.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', {with}: true, bubbles: true, cancelable: true}}))")
+        format!(
+            "{editor}.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', {with}: true, bubbles: true, cancelable: true}}))"
+        )
     };
     opened.act(&press("a", "ctrlKey")).await;
     opened.browser.insert("print(6 * 7)").await;

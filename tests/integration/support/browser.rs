@@ -45,7 +45,8 @@ impl Browser {
         let stream = TcpStream::connect(("127.0.0.1", port.trim().parse().unwrap())).await.unwrap();
         let url = format!("ws://127.0.0.1:{}{}", port.trim(), path.trim());
         let (socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
-        let mut browser = Self { child, socket, session: String::new(), next: 0, events: VecDeque::new(), frames: Vec::new() };
+        let mut browser =
+            Self { child, socket, session: String::new(), next: 0, events: VecDeque::new(), frames: Vec::new() };
         let page = browser.blank_page().await;
         let attached = browser.call("Target.attachToTarget", json!({"targetId": page, "flatten": true})).await;
         browser.session = attached["sessionId"].as_str().unwrap().to_owned();
@@ -103,9 +104,9 @@ impl Browser {
         self.call("Input.insertText", json!({"text": text})).await;
     }
 
-    /// Light or dark, as the system of a person has it.
-    pub async fn scheme(&mut self, name: &str) {
-        let features = json!([{"name": "prefers-color-scheme", "value": name}]);
+    /// What the system of a person says to styles, such as light or dark.
+    pub async fn media(&mut self, features: &[(&str, &str)]) {
+        let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         self.call("Emulation.setEmulatedMedia", json!({"features": features})).await;
     }
 
