@@ -138,6 +138,9 @@ impl Turn {
             for picture in message.pictures.iter().filter(|_| pictures) {
                 urls.extend(self.url(picture).await);
             }
+            if urls.is_empty() && message.only_pictures {
+                continue;
+            }
             shows |= !urls.is_empty();
             all.push(message.json(&urls));
         }
