@@ -251,5 +251,10 @@ pub fn to_ms(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// The other way: what the store has, as a time.
+pub fn from_ms(ms: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0).cast_unsigned())
+}
+
 #[cfg(test)]
 mod tests;

@@ -83,12 +83,14 @@ async fn what_was_committed_is_there_for_the_next_server() {
                 last_seq: Some(Seq(2)),
                 ..SessionChange::default()
             },
+            notebook: Some("{}".to_owned()),
         };
         store.commit(&row.id, commit).await.unwrap();
     }
     let store = Store::open(&folder.file()).unwrap();
     let stored = store.session(&row.id).await.unwrap().unwrap();
     assert_eq!((stored.state.as_str(), stored.position, stored.last_seq), ("busy", (epoch, Seq(9)), Seq(2)));
+    assert_eq!(store.notebook(&row.id).await.unwrap().as_deref(), Some("{}"));
     let ids: Vec<String> = store.cells(&row.id).await.unwrap().into_iter().map(|cell| cell.id).collect();
     assert_eq!(ids, ["c2", "c1"], "by place");
     assert_eq!(store.cell(&row.id, "c1").await.unwrap().unwrap().run.state, "running");
