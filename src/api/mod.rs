@@ -14,6 +14,7 @@ mod runs;
 mod sessions;
 mod shares;
 mod socket;
+mod text;
 mod trace;
 mod view;
 
@@ -98,6 +99,7 @@ pub fn router(api: Api) -> Router {
         .route("/cells/{cell}", get(cells::get_one).patch(cells::patch).delete(cells::delete))
         .route("/cells/{cell}/run", post(cells::run))
         .route("/cells/{cell}/cancel", post(cells::cancel))
+        .route("/cells/{cell}/outputs/{output}/text", get(text::get))
         .route("/notebook", get(notebooks::get).put(notebooks::put))
         .route("/notebook/run", post(notebooks::run))
         .route("/files/", get(files::list))

@@ -91,13 +91,17 @@ async fn a_person_runs_cells() {
     opened.until(&format!("[phase(cells[{asks}]), text(cells[{asks}])]"), &json!(["ok", "before got ägypt"])).await;
     // It is edited in place, and run again.
     opened.act(&format!("[...cells[{asks}].renderRoot.querySelectorAll('.actions button')].find(button => button.textContent === 'Edit').click()")).await;
-    opened.until(&format!("cells[{asks}].renderRoot.querySelector('textarea') != null"), &json!(true)).await;
-    opened
-        .act(&format!(
-            "const area = cells[{asks}].renderRoot.querySelector('textarea'); area.value = 'print(6 * 7)';
-         area.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', ctrlKey: true, bubbles: true, cancelable: true}}))"
-        ))
-        .await;
+    let editor = format!("cells[{asks}].renderRoot.querySelector('.cm-content')");
+    opened.until(&format!("document.activeElement.renderRoot !== undefined && {editor} != null"), &json!(true)).await;
+    let press = |key: &str, with: &str| {
+        format!(
+            "{editor}.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', {with}: true, bubbles: true, cancelable: true}}))"
+        )
+    };
+    opened.act(&press("a", "ctrlKey")).await;
+    opened.browser.insert("print(6 * 7)").await;
+    opened.until(&format!("{editor}.textContent"), &json!("print(6 * 7)")).await;
+    opened.act(&press("Enter", "shiftKey")).await;
     opened.until(&format!("[phase(cells[{asks}]), text(cells[{asks}]), cells[{asks}].renderRoot.querySelector('pre.source')?.textContent]"), &json!(["ok", "42", "print(6 * 7)"])).await;
     // What runs is stopped.
     let runs = opened.run("import time\nprint('on')\ntime.sleep(600)").await;

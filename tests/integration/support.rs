@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod model;
+pub mod mounted;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,11 +1,17 @@
 // <cellkeep-cell>: a cell of a session, live, or a cell of a notebook file.
 import { LitElement, type TemplateResult, html, nothing } from "lit";
+import { keyed } from "lit/directives/keyed.js";
 import { repeat } from "lit/directives/repeat.js";
 import type { Access } from "./api.js";
-import { type CellState, type Output, type Shown, Stream, joined, newCell, shown } from "./cells.js";
+import { type CellState, type Output, type Shown, joined, newCell, shown } from "./cells.js";
+import type { Matches } from "./editor.js";
 import { type SessionFeed, feedOf } from "./feed.js";
 import { highlighted } from "./highlight.js";
+import { before } from "./libraries.js";
+import { laneOf, ranked } from "./mime.js";
 import "./output.js";
+import { HINTS, STATES, seconds } from "./states.js";
+import { Stream } from "./stream.js";
 import { base, cellStyle, tokens } from "./style.js";
 
 /** A cell as nbformat 4 has it. */
@@ -17,34 +23,6 @@ export interface NotebookCell {
   execution_count?: number | null;
 }
 
-/** Where a cell is in its life, for people. */
-const STATES: Record<string, [text: string, look: string]> = {
-  queued: ["queued", "warn"],
-  running: ["running", "busy"],
-  ok: ["done", "ok"],
-  error: ["failed", "bad"],
-  interrupted: ["interrupted", "warn"],
-  timeout: ["ran out of time", "bad"],
-  memory_exceeded: ["out of memory", "bad"],
-  output_exceeded: ["too much output", "bad"],
-  kernel_died: ["kernel died", "bad"],
-  cancelled: ["cancelled", "warn"],
-  input: ["waiting for input", "warn"],
-  lost: ["connection lost", "warn"],
-};
-
-/** What a person can do about it. */
-const HINTS: Record<string, string> = {
-  timeout: "The cell ran longer than it may. What it had shown is kept; the session goes on.",
-  memory_exceeded: "The cell took more memory than the session has. Its kernel was started anew: variables are gone, files and cells stay.",
-  output_exceeded: "The cell produced more output than it may. What came until then is kept.",
-  kernel_died: "The kernel ended while it ran this cell and was started anew: variables are gone, files and cells stay.",
-  interrupted: "The cell was interrupted; what it had shown is kept.",
-  cancelled: "The cell was taken out of the queue before it began.",
-};
-
-const seconds = (ms: number) => (ms < 1000 ? `${Math.round(ms)} ms` : ms < 60_000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.floor(ms / 60_000)} min ${Math.floor((ms % 60_000) / 1000)} s`);
-
 /** A cell. */
 export class CellkeepCell extends LitElement {
   static override properties = {
@@ -55,7 +33,10 @@ export class CellkeepCell extends LitElement {
     content: { attribute: false },
     language: {},
     readonly: { type: Boolean },
+    collapsed: { type: Boolean, reflect: true },
     editing: { state: true },
+    earlier: { state: true },
+    stopping: { state: true },
     problem: { state: true },
   };
   static override styles = [tokens, base, cellStyle];
@@ -69,11 +50,16 @@ export class CellkeepCell extends LitElement {
   declare token: string;
   /** A cell of a notebook, instead of server, session and cell. */
   declare content: NotebookCell | undefined;
-  /** For labels only. */
+  /** The code's language: for its colours, the editor and labels. */
   declare language: string;
   /** Nothing can be run, edited or answered here. */
   declare readonly: boolean;
+  /** Shown as one line, but for its plots. */
+  declare collapsed: boolean;
   declare editing: boolean;
+  /** Whether the run before is shown, too. */
+  declare earlier: boolean;
+  declare stopping: boolean;
   declare problem: string;
   private feed?: SessionFeed;
   private unfollow?: () => void;
@@ -83,7 +69,7 @@ export class CellkeepCell extends LitElement {
 
   constructor() {
     super();
-    Object.assign(this, { server: "", session: "", cell: "", token: "", language: "", readonly: false, editing: false, problem: "" });
+    Object.assign(this, { server: "", session: "", cell: "", token: "", language: "", readonly: false, collapsed: false, editing: false, earlier: false, stopping: false, problem: "" });
   }
 
   override connectedCallback(): void {
@@ -109,6 +95,7 @@ export class CellkeepCell extends LitElement {
   override willUpdate(changed: Map<string, unknown>): void {
     if (["server", "session", "cell", "token", "content"].some((name) => changed.has(name))) this.attach();
     if (this.feed) this.state = this.feed.cell(this.cell);
+    if (this.state.state !== "running") this.stopping = false;
     const runs = this.state.state === "running" && this.isConnected;
     if (runs && !this.clock) this.clock = window.setInterval(() => this.requestUpdate(), 200);
     else if (!runs && this.clock) {
@@ -177,37 +164,45 @@ export class CellkeepCell extends LitElement {
 
   /** Interrupts it, or takes it out of the queue. */
   stop(): Promise<void> {
+    this.stopping = this.state.state === "running";
     return this.act("interrupt", (feed) => feed.stop(this.cell));
   }
 
+  private editor?: { state: { doc: { toString(): string } }; focus(): void; destroy(): void };
+
   private async edited(andRun: boolean): Promise<void> {
-    const source = this.renderRoot.querySelector<HTMLTextAreaElement>("textarea")?.value;
+    const source = this.editor?.state.doc.toString();
     if (source === undefined || !this.feed) return;
     if (!(await this.trying(this.feed.edit(this.cell, source)))) return;
     this.state.source = source;
-    this.editing = false;
+    this.leaveEditor();
     if (andRun && this.state.type === "code") await this.run();
   }
 
+  /** The editor takes the source's place in one step, when it is there. */
   private async edit(): Promise<void> {
-    if (!this.feed || this.readonly) return;
+    if (!this.feed || this.readonly || this.editing) return;
+    const { open } = await import("./editor.js");
+    this.collapsed = false;
     this.editing = true;
     await this.updateComplete;
-    const area = this.renderRoot.querySelector("textarea");
-    area?.focus();
+    const parent = this.renderRoot.querySelector<HTMLElement>(".editor");
+    if (!parent || this.editor) return;
+    const complete = (code: string, cursor_pos: number) => this.feed?.complete<Matches>(code, cursor_pos).catch(() => ({})) ?? Promise.resolve({});
+    const language = this.state.type === "code" ? this.language : "";
+    this.editor = open({
+      parent, language, complete, root: this.renderRoot as ShadowRoot, source: this.state.source, label: "Source",
+      run: () => void this.edited(true),
+      leave: () => this.leaveEditor(),
+    });
+    this.editor.focus();
   }
 
-  private keys(event: KeyboardEvent): void {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey || event.shiftKey)) {
-      event.preventDefault();
-      void this.edited(true);
-    } else if (event.key === "Escape") {
-      event.stopPropagation();
-      this.editing = false;
-    } else if (event.key === "Tab" && !event.shiftKey) {
-      event.preventDefault();
-      (event.target as HTMLTextAreaElement).setRangeText("    ", (event.target as HTMLTextAreaElement).selectionStart, (event.target as HTMLTextAreaElement).selectionEnd, "end");
-    }
+  private leaveEditor(): void {
+    this.editor?.destroy();
+    this.editor = undefined;
+    this.editing = false;
+    void this.updateComplete.then(() => this.renderRoot.querySelector<HTMLElement>(".source")?.focus({ preventScroll: true }));
   }
 
   private async answer(event: Event): Promise<void> {
@@ -222,6 +217,7 @@ export class CellkeepCell extends LitElement {
     const { state, status, question } = this.state;
     if (this.feed?.connection === "lost" && state !== "finished") return "lost";
     if (question && state === "running") return "input";
+    if (this.stopping && state === "running") return "stopping";
     return state === "finished" ? (status ?? "") : state;
   }
 
@@ -233,7 +229,7 @@ export class CellkeepCell extends LitElement {
     const label = `Cell${state.count ? ` ${state.count}` : ""}, ${kind}${phase ? `, ${STATES[phase]?.[0] ?? phase}` : ""}`;
     return html`<article part="cell" aria-label=${label} class=${state.type}>
       ${this.header(phase)}
-      ${state.type === "markdown" && !this.editing ? this.prose() : this.source()}
+      ${this.collapsed ? nothing : state.type === "markdown" && !this.editing ? this.prose() : this.source()}
       ${this.outputs(phase)}
       <div class="silent" role="status">${phase && phase !== "ok" ? (STATES[phase]?.[0] ?? phase) : ""}</div>
     </article>`;
@@ -242,35 +238,51 @@ export class CellkeepCell extends LitElement {
   private header(phase: string): TemplateResult {
     const { state } = this;
     const [text, look] = STATES[phase] ?? [phase, "warn"];
-    const active = state.state !== "finished";
     const time = state.state === "running" && state.startedAt ? Math.max(0, Date.now() - state.startedAt) : state.wallMs;
+    const fold = () => {
+      if (!this.editing) this.collapsed = !this.collapsed;
+    };
     return html`<header part="bar">
+      <button class="collapse" aria-expanded=${this.collapsed ? "false" : "true"} aria-label=${this.collapsed ? "Show cell" : "Collapse cell"} @click=${fold}></button>
       ${state.type === "code" ? html`<span class="count" aria-hidden="true">[${state.state === "running" ? "*" : (state.count ?? " ")}]</span>` : nothing}
       ${phase ? html`<span part="chip" class="chip ${look}" data-phase=${phase}>${text}${time !== undefined ? html` · ${seconds(time)}` : nothing}</span>` : nothing}
+      ${this.collapsed ? html`<code class="line" dir="auto">${state.source.trim().split("\n", 1)[0]?.slice(0, 200)}</code>` : nothing}
       <span class="space"></span>
       <slot name="toolbar"></slot>
-      ${this.feed && !this.readonly
-        ? html`<span class="actions" part="actions">
-            ${active
-              ? html`<button @click=${() => this.stop()}>Stop</button>`
-              : state.type === "code"
-                ? html`<button @click=${() => this.run()}>Run again</button>`
-                : nothing}
-            <button @click=${() => (this.editing ? (this.editing = false) : this.edit())} aria-pressed=${this.editing ? "true" : "false"}>Edit</button>
-            ${active ? nothing : html`<button @click=${() => this.feed && this.trying(this.feed.remove(this.cell))} aria-label="Delete cell">Delete</button>`}
-          </span>`
-        : nothing}
+      ${this.feed && !this.readonly ? this.actions() : nothing}
     </header>`;
+  }
+
+  private actions(): TemplateResult {
+    const { state } = this;
+    const active = state.state !== "finished";
+    const pressed = (on: boolean) => (on ? "true" : "false");
+    return html`<span class="actions" part="actions">
+      ${active
+        ? html`<button @click=${() => this.stop()}>Stop</button>`
+        : state.type === "code"
+          ? html`<button @click=${() => this.run()}>Run again</button>`
+          : nothing}
+      ${state.previous ? html`<button @click=${() => (this.earlier = !this.earlier)} aria-pressed=${pressed(this.earlier)}>Previous run</button>` : nothing}
+      <button @click=${() => (this.editing ? this.leaveEditor() : this.edit())} aria-pressed=${pressed(this.editing)}>Edit</button>
+      ${active ? nothing : html`<button @click=${() => this.feed && this.trying(this.feed.remove(this.cell))} aria-label="Delete cell">Delete</button>`}
+    </span>`;
   }
 
   private source(): TemplateResult | typeof nothing {
     const { source } = this.state;
-    if (!this.editing) return html`<pre class="source" part="source" tabindex="0" role="group" aria-label="Source" @dblclick=${() => this.edit()} @keydown=${(event: KeyboardEvent) => event.key === "Enter" && this.edit()}>${this.coloured(source)}</pre>`;
-    return html`<textarea class="source" part="source" aria-label="Source" spellcheck="false" autocapitalize="off" autocomplete="off"
-        rows=${Math.min(Math.max(source.split("\n").length, 3), 24)} .defaultValue=${source} @keydown=${this.keys}></textarea>
+    if (!this.editing) {
+      const enter = (event: KeyboardEvent) => {
+        if (event.key !== "Enter") return;
+        event.preventDefault();
+        void this.edit();
+      };
+      return html`<pre class="source" part="source" tabindex="0" role="group" aria-label="Source" @dblclick=${() => this.edit()} @keydown=${enter}>${this.coloured(source)}</pre>`;
+    }
+    return html`<div class="editor" part="source" @keydown=${(event: KeyboardEvent) => event.key === "Escape" && event.stopPropagation()}></div>
       <div class="edit"><button class="primary" @click=${() => this.edited(true)}>${this.state.type === "code" ? "Run" : "Save"}</button>
         ${this.state.type === "code" ? html`<button @click=${() => this.edited(false)}>Save only</button>` : nothing}
-        <button @click=${() => (this.editing = false)}>Cancel</button></div>`;
+        <button @click=${() => this.leaveEditor()}>Cancel</button></div>`;
   }
 
   private colours?: { of: string; nodes: Node[] };
@@ -298,31 +310,53 @@ export class CellkeepCell extends LitElement {
   private outputs(phase: string): TemplateResult | typeof nothing {
     const { state } = this;
     const stale = state.outputs.size === 0 ? state.stale : undefined;
-    const list = [...(stale ?? state.outputs).entries()].sort(([a], [b]) => a - b);
-    const hint = HINTS[phase];
-    if (list.length === 0 && !hint && !state.question && !this.problem && !state.lost) return nothing;
-    return html`<div class="outputs ${stale ? "stale" : ""}" part="outputs" dir="auto">
-      ${repeat(list, ([index]) => index, ([index, output]) => this.output(index, output))}
+    const list = inOrder(stale ?? state.outputs).filter(([, output]) => !this.collapsed || isPlot(output));
+    const hint = this.collapsed ? undefined : HINTS[phase];
+    const earlier = this.earlier && !this.collapsed ? state.previous : undefined;
+    if (list.length === 0 && !hint && !state.question && !this.problem && !state.lost && !earlier) return nothing;
+    return html`<div class="outputs ${stale ? "stale" : ""}" part="outputs">
+      ${repeat(list, ([index]) => index, ([index, output]) => this.output(index, output, stale === undefined))}
       ${state.lost ? html`<p class="note">${state.lost} messages of the kernel were lost here.</p>` : nothing}
       ${state.question && !this.readonly ? this.question(state.question) : nothing}
       ${hint ? html`<p class="note">${hint}</p>` : nothing}
       ${this.problem ? html`<p class="note" role="alert">${this.problem}</p>` : nothing}
+      ${state.question ? keyed(state.question, this.question(state.question)) : nothing}
+      ${hint ? html`<p class="note">${phase === "kernel_died" && state.why ? html`<bdi>${state.why}</bdi>. ` : nothing}${hint}</p>` : nothing}
+      ${this.problem ? html`<p class="note" role="alert" dir="auto">${this.problem}</p>` : nothing}
+      ${earlier
+        ? html`<section class="earlier" aria-label="Previous run"><p class="note">The run before showed:</p>
+            ${repeat(inOrder(earlier), ([index]) => index, ([index, output]) => this.output(index, output, false))}</section>`
+        : nothing}
     </div>`;
   }
 
-  private output(index: number, output: Shown): TemplateResult {
+  private output(index: number, output: Shown, isNow: boolean): TemplateResult {
     const name = `cell-${this.state.count ?? this.state.id}-${index + 1}`;
-    return html`<cellkeep-output .output=${output} .access=${this.feed ? this.access : undefined} .name=${name} .version=${output instanceof Stream ? output.version : 0} exportparts="text, image, tools"
-      data-kind=${output instanceof Stream ? output.name : output.output_type}></cellkeep-output>`;
+    const { feed, state } = this;
+    const isStream = output instanceof Stream;
+    const libraries = isStream ? undefined : before(output, state, feed ? feed.order.map((id) => feed.cell(id)) : [state]);
+    return html`<cellkeep-output .output=${output} .access=${feed ? this.access : undefined} .name=${name} .version=${isStream ? output.version : 0} exportparts="text, image, tools"
+      .read=${isStream && feed && isNow ? (from: number, to: number) => feed.text(this.cell, index, from, to) : undefined}
+      .prelude=${libraries} .code=${!isStream && output.output_type === "error" ? { source: state.source, language: this.language } : undefined}
+      data-kind=${isStream ? output.name : output.output_type}></cellkeep-output>`;
   }
 
   private question({ prompt, password }: { prompt: string; password: boolean }): TemplateResult {
     return html`<form class="question" @submit=${this.answer}>
-      <label for="answer"><pre>${prompt || "The code asks:"}</pre></label>
+      <label for="answer"><pre dir="auto">${prompt || "The code asks:"}</pre></label>
       <input id="answer" type=${password ? "password" : "text"} autocomplete="off" spellcheck="false">
       <button class="primary">Send</button>
     </form>`;
   }
+}
+
+const inOrder = (outputs: Map<number, Shown>) => [...outputs.entries()].sort(([a], [b]) => a - b);
+
+const PLOTS = ["plotly", "vega", "geo", "svg", "image"];
+/** What stays in view when all else of a cell is one line. */
+function isPlot(output: Shown): boolean {
+  const kind = output instanceof Stream ? undefined : ranked(output.data ?? {})[0];
+  return kind !== undefined && PLOTS.includes(laneOf(kind));
 }
 
 function fromNotebook(content: NotebookCell): CellState {
@@ -330,7 +364,7 @@ function fromNotebook(content: NotebookCell): CellState {
   cell.type = content.cell_type;
   cell.source = joined(content.source);
   cell.count = content.execution_count;
-  (Array.isArray(content.outputs) ? content.outputs : []).forEach((output, index) => cell.outputs.set(index, shown(output)));
+  (Array.isArray(content.outputs) ? content.outputs : []).forEach((output, index) => cell.outputs.set(index, shown(output, true)));
   return cell;
 }
 

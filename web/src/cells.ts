@@ -1,4 +1,5 @@
 // A cell as its events tell it. Pure.
+import { Stream } from "./stream.js";
 
 export interface Output {
   output_type: string;
@@ -10,62 +11,6 @@ export interface Output {
   evalue?: string;
   traceback?: string[];
   execution_count?: number | null;
-}
-
-/** A stream's text, with what makes it cheap to add to it and to show it. */
-export class Stream {
-  text = "";
-  lines = 0;
-  /** Changes whenever the text does. */
-  version = 0;
-  private bytes = 0;
-
-  constructor(
-    readonly name: string,
-    text: string,
-  ) {
-    this.add(text);
-  }
-
-  /** So many bytes stand, and more follows. */
-  edit(keep: number, more: string): void {
-    this.version += 1;
-    if (keep < this.bytes) this.cut(keep);
-    this.add(more);
-  }
-
-  private add(text: string): void {
-    this.text += text;
-    this.bytes += utf8Length(text);
-    this.lines += newlines(text);
-  }
-
-  private cut(keep: number): void {
-    let at = this.text.length;
-    while (at > 0 && this.bytes > keep) {
-      at -= 1;
-      const unit = this.text.charCodeAt(at);
-      // A pair of surrogates is four bytes, two of them counted with each half.
-      this.bytes -= unit < 0x80 ? 1 : unit < 0x800 || (unit >= 0xd800 && unit < 0xe000) ? 2 : 3;
-    }
-    this.lines -= newlines(this.text.slice(at));
-    this.text = this.text.slice(0, at);
-  }
-}
-
-function utf8Length(text: string): number {
-  let length = 0;
-  for (let at = 0; at < text.length; at += 1) {
-    const unit = text.charCodeAt(at);
-    length += unit < 0x80 ? 1 : unit < 0x800 || (unit >= 0xd800 && unit < 0xe000) ? 2 : 3;
-  }
-  return length;
-}
-
-export function newlines(text: string): number {
-  let count = 0;
-  for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) count += 1;
-  return count;
 }
 
 export interface Failure {
@@ -90,6 +35,10 @@ export interface CellState {
   question?: { prompt: string; password: boolean };
   /** Outputs of the run before, kept on view until the new one shows something. */
   stale?: Map<number, Shown>;
+  /** The same, for as long as the run after it stands. */
+  previous?: Map<number, Shown>;
+  /** Why it ended as it did, where the kernel could not tell. */
+  why?: string;
   lost: number;
   /** Changes whenever anything of it does. */
   version: number;
@@ -112,6 +61,7 @@ export interface Event {
   execution_count?: number | null;
   metrics?: { wall_ms?: number };
   change?: string;
+  error?: { evalue?: string } | null;
   from?: number;
   to?: number;
 }
@@ -126,8 +76,9 @@ export function joined(value: unknown): string {
   return typeof value === "string" ? value : "";
 }
 
-export function shown(output: Output): Shown {
-  return output.output_type === "stream" ? new Stream(String(output.name ?? "stdout"), joined(output.text)) : output;
+/** An output as it is shown; the text of one that is in no session is held in full. */
+export function shown(output: Output, isOnlyHere = false): Shown {
+  return output.output_type === "stream" ? new Stream(String(output.name ?? "stdout"), joined(output.text), isOnlyHere) : output;
 }
 
 /** What an event makes of its cell. */
@@ -136,8 +87,9 @@ export function apply(cell: CellState, event: Event): void {
   switch (event.type) {
     case "cell.queued":
       cell.stale = cell.outputs.size > 0 ? cell.outputs : cell.stale;
+      cell.previous = cell.outputs.size > 0 ? cell.outputs : cell.previous;
       cell.outputs = new Map();
-      Object.assign(cell, { state: "queued", status: undefined, startedAt: undefined, wallMs: undefined, count: undefined });
+      Object.assign(cell, { state: "queued", status: undefined, startedAt: undefined, wallMs: undefined, count: undefined, why: undefined });
       cell.question = undefined;
       cell.lost = 0;
       break;
@@ -159,6 +111,7 @@ export function apply(cell: CellState, event: Event): void {
     case "cell.finished":
       Object.assign(cell, { state: "finished", status: event.status, count: event.execution_count });
       cell.wallMs = event.metrics?.wall_ms;
+      cell.why = event.error?.evalue;
       cell.question = undefined;
       cell.stale = undefined;
       break;

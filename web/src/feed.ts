@@ -249,6 +249,16 @@ export class SessionFeed {
     return askJson(this.access, "POST", `${this.path}/cells/${encodeURIComponent(cell)}/cancel`, {});
   }
 
+  /** How a name goes on, by the kernel. */
+  complete<T>(code: string, cursor_pos: number): Promise<T> {
+    return askJson(this.access, "POST", `${this.path}/complete`, { code, cursor_pos });
+  }
+
+  /** A part of a stream's text, in bytes. */
+  text(cell: string, output: number, from: number, to: number): Promise<{ from: number; to: number; text: string }> {
+    return askJson(this.access, "GET", `${this.path}/cells/${encodeURIComponent(cell)}/outputs/${output}/text?from=${from}&to=${to}`);
+  }
+
   async answer(cell: string, value: string): Promise<void> {
     await askJson(this.access, "POST", `${this.path}/input`, { value });
     const answered = this.cell(cell);

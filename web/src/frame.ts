@@ -5,6 +5,8 @@ interface Task {
   content: unknown;
   library?: string;
   mode?: string;
+  /** What other outputs have put down for this one, in order. */
+  before?: { html?: string; script?: string }[];
   dark: boolean;
 }
 
@@ -21,6 +23,26 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
   for (const name of ["RTCPeerConnection", "webkitRTCPeerConnection"]) Reflect.deleteProperty(window, name);
   const root = document.documentElement;
   const box = document.getElementById("output") as HTMLElement;
+  const assets = (document.currentScript as HTMLScriptElement).src;
+  const isRemote = (address: string) => /^\s*(https?:)?\/\//i.test(address) && URL.canParse(address, assets) && new URL(address, assets).origin !== new URL(assets).origin;
+  /** What of others' servers is here, too. */
+  const local = (address: string) => {
+    if (!isRemote(address)) return undefined;
+    const name = /\/vega(-lite|-embed|-lib)?[@./]/.test(address) ? "vega.js" : /\/plotly[^/]*\.js/.test(address) ? "plotly-full.js" : undefined;
+    return name && new URL(name, assets).href;
+  };
+  /** Whose parts were not loaded. */
+  const remote = new Set<string>();
+  let tellRemote = () => {};
+  const missed = (address: string) => {
+    const { size } = remote;
+    remote.add(new URL(address, assets).host);
+    if (remote.size > size) tellRemote();
+  };
+  document.addEventListener("securitypolicyviolation", (event) => isRemote(event.blockedURI) && missed(event.blockedURI));
+  // Scripts that load libraries load ours.
+  const source = Object.getOwnPropertyDescriptor(HTMLScriptElement.prototype, "src");
+  Object.defineProperty(HTMLScriptElement.prototype, "src", { ...source, set(this: HTMLScriptElement, address: string) { source?.set?.call(this, local(address) ?? address) } });
 
   const start = (port: MessagePort, task: Task) => {
     let reported = -1;
@@ -47,6 +69,7 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
       dress(task.dark);
       if (task.kind === "plotly" || task.kind === "vega") draw(task, box).then(done, failed);
     };
+    tellRemote = () => port.postMessage({ remote: [...remote].slice(0, 20) });
     dress(task.dark);
     new ResizeObserver(measure).observe(root);
     // Links lead out of the frame only if the parent opens them, which asks nothing of a person that a link would not.
@@ -66,8 +89,16 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
     start(port, event.data as Task);
   });
 
+  // Plotly would fetch the outlines of countries from its makers: it is given none.
+  const topology = { type: "Topology", arcs: [], objects: new Proxy({}, { get: () => ({ type: "GeometryCollection", geometries: [] }) }) };
+  Object.assign(window, { PlotlyGeoAssets: { topojson: new Proxy({}, { get: () => topology }) } });
+
   async function draw(task: Task, box: HTMLElement): Promise<void> {
     if (task.library) await load(task.library);
+    for (const one of task.before ?? []) {
+      if (one.html !== undefined) await html(one.html, box.appendChild(document.createElement("div")));
+      if (one.script !== undefined) await script(one.script, box.appendChild(document.createElement("div")));
+    }
     const { Plotly, vegaEmbed } = window as unknown as Globals;
     if (task.kind === "html") await html(String(task.content), box);
     else if (task.kind === "script") await script(String(task.content), box);
@@ -91,17 +122,29 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
   async function html(text: string, box: HTMLElement): Promise<void> {
     const template = document.createElement("template");
     template.innerHTML = text;
-    // What they ask for is forbidden, but browsers open connections for some of them before they look.
-    for (const element of template.content.querySelectorAll("link, meta, base")) element.remove();
+    withoutRemote(template.content);
     box.replaceChildren(template.content);
     for (const dead of [...box.querySelectorAll("script")]) {
       const alive = document.createElement("script");
-      for (const { name, value } of [...dead.attributes]) alive.setAttribute(name, value);
+      for (const { name, value } of [...dead.attributes]) if (name !== "integrity") alive.setAttribute(name, name === "src" ? (local(value) ?? value) : value);
       alive.textContent = dead.textContent;
       const loaded = alive.src ? new Promise((resolve) => (alive.onload = alive.onerror = resolve)) : undefined;
       dead.replaceWith(alive);
       await loaded;
     }
+  }
+
+  /** Nothing of it could be loaded; saying so is better than a page full of complaints. */
+  function withoutRemote(content: ParentNode): void {
+    for (const element of content.querySelectorAll("link[href], [src]")) {
+      const address = element.getAttribute("src") ?? element.getAttribute("href") ?? "";
+      if (!isRemote(address) || (element instanceof HTMLScriptElement && local(address))) continue;
+      missed(address);
+      element.removeAttribute("src");
+    }
+    for (const frame of content.querySelectorAll("iframe[srcdoc]")) withoutRemote(new DOMParser().parseFromString(frame.getAttribute("srcdoc") ?? "", "text/html"));
+    // What they ask for is forbidden, but browsers open connections for some of them before they look.
+    for (const element of content.querySelectorAll("link, meta, base")) element.remove();
   }
 
   async function script(source: string, box: HTMLElement): Promise<void> {
@@ -119,7 +162,9 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
     const clear = "rgba(0,0,0,0)";
     const look = { paper_bgcolor: clear, plot_bgcolor: clear, font: { ...own.font, color: ink }, xaxis: axis(own.xaxis), yaxis: axis(own.yaxis) };
     const margin = { t: figure.layout?.title ? 60 : 30, r: 20, b: 50, l: 60 };
-    const layout = { margin, ...figure.layout, template: { ...template, layout: { ...own, ...look } }, autosize: !figure.layout?.width };
+    const bare = { style: "white-bg" };
+    const layout = { margin, map: bare, mapbox: bare, ...figure.layout, template: { ...template, layout: { ...own, ...look } }, autosize: !figure.layout?.width };
+    for (const [name, part] of Object.entries(layout)) if (/^map(box)?\d*$/.test(name)) Object.assign(part as object, bare);
     const config = { responsive: true, displaylogo: false, ...figure.config, plotlyServerURL: "", sendData: false };
     return library.react(box, figure.data ?? [], layout, config).then(() => figure.frames && library.addFrames(box, figure.frames));
   }

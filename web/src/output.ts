@@ -1,21 +1,19 @@
 // One output of a cell: the representation that says most, and a switch to the others.
 import { LitElement, type TemplateResult, css, html, nothing } from "lit";
 import { plain } from "./ansi.js";
-import { type Access, artifact, save } from "./api.js";
-import { type Output, type Shown, Stream, joined, newlines } from "./cells.js";
-import { type Lane, laneOf, plotlyBundle, ranked } from "./mime.js";
+import { type Access, save } from "./api.js";
+import { type Output, type Shown, joined } from "./cells.js";
+import { errorView, forModel, titleOf } from "./error.js";
+import type { Before } from "./libraries.js";
+import { blobOf, extension, sizeOf } from "./media.js";
+import { type Lane, WIDGET, isLoader, laneOf, needsMaps, plotlyBundle, ranked } from "./mime.js";
 import type { FrameKind } from "./sandbox.js";
-import { base, cellStyle } from "./style.js";
-import { folded } from "./text.js";
+import { type LongText, Stream } from "./stream.js";
+import { base, cellStyle, outputStyle } from "./style.js";
+import { Folding, type Read, readAll, whole } from "./text.js";
 import { tree } from "./tree.js";
 
-type Content = { blob?: Blob; url?: string; fragment?: DocumentFragment; asFrame?: boolean; failed?: string };
-
-const EXTENSIONS: Record<string, string> = {
-  "image/svg+xml": "svg", "image/jpeg": "jpg", "text/plain": "txt", "text/markdown": "md", "text/latex": "tex", "application/pdf": "pdf",
-  "application/javascript": "js", "application/geo+json": "geojson",
-};
-const extension = (mime: string) => EXTENSIONS[mime] ?? (/json$/.test(mime) ? "json" : (mime.split(/[/+;]/)[1] ?? "bin").replace(/[^a-z0-9]/gi, ""));
+type Content = { url?: string; fragment?: DocumentFragment; asFrame?: boolean; failed?: string };
 
 /** Shows an output. */
 export class CellkeepOutput extends LitElement {
@@ -23,37 +21,52 @@ export class CellkeepOutput extends LitElement {
     output: { attribute: false },
     version: { attribute: false },
     access: { attribute: false },
+    read: { attribute: false },
+    prelude: { attribute: false },
+    code: { attribute: false },
     name: {},
     bare: { type: Boolean },
     chosen: { state: true },
-    pages: { state: true },
     zoomed: { state: true },
+    remote: { state: true },
+    done: { state: true },
   };
-  static override styles = [base, cellStyle, css`:host { background: none; }`];
+  static override styles = [base, cellStyle, outputStyle, css`:host { background: none; }`];
   declare output: Shown;
   /** Changes with the text of a stream, which is the same stream then. */
   declare version: number;
   declare access: Access | undefined;
+  /** Asks the server for what is not held of a stream. */
+  declare read: Read | undefined;
+  /** What its frame begins with. */
+  declare prelude: Before | undefined;
+  /** The code that it comes from, and its language. */
+  declare code: { source: string; language: string } | undefined;
   declare name: string;
   /** Without tools. */
   declare bare: boolean;
   declare chosen: string;
-  declare pages: number;
   declare zoomed: boolean;
+  /** Whose parts were not loaded. */
+  declare remote: string[];
+  /** What a person just did, told in place of the button. */
+  declare done: string;
   private contents = new Map<string, Content>();
   private of?: Shown;
+  private folding = new Folding(() => this.requestUpdate());
+  private long?: { of: string; text: LongText };
 
   constructor() {
     super();
-    this.pages = 0;
-    this.name = "output";
+    Object.assign(this, { name: "output", remote: [], done: "" });
   }
 
   override willUpdate(): void {
     if (this.of === this.output) return;
     this.release();
     this.of = this.output;
-    if (this.chosen && !(this.data[this.chosen] !== undefined)) this.chosen = "";
+    this.remote = [];
+    if (this.chosen && this.data[this.chosen] === undefined) this.chosen = "";
   }
 
   override disconnectedCallback(): void {
@@ -79,31 +92,59 @@ export class CellkeepOutput extends LitElement {
     const output = this.output;
     if (!output) return nothing;
     if (output instanceof Stream) {
-      return html`<div class="output ${output.name === "stderr" ? "stderr" : ""}">${this.text(output.text, output.lines)}</div>`;
+      return html`<div class="output ${output.name === "stderr" ? "stderr" : ""}">${this.folding.view(output, this.read)}${this.textTools(output)}</div>`;
     }
     if (output.output_type === "error") return this.error(output);
     const kinds = ranked(output.data ?? {});
-    if (kinds.length === 0) return nothing;
+    if (kinds.length === 0) return html`<p class="note">Empty output</p>`;
     const kind = this.chosen || (kinds[0] as string);
     return html`<div class="output">
       ${this.lane(kind, laneOf(kind), output)}
+      ${WIDGET in this.data && kind !== WIDGET ? html`<p class="note">A widget, which is not interactive here.</p>` : nothing}
+      ${this.remote.length > 0 ? html`<p class="note">Remote parts were not loaded: ${this.remote.join(", ")}. Outputs have no network.</p>` : nothing}
       ${this.tools(kind, kinds)}
     </div>`;
   }
 
-  private text(text: string, lines = newlines(text)): TemplateResult {
-    return folded(text, lines, this.pages, () => (this.pages += 1));
+  private text(text: string): TemplateResult {
+    if (this.long?.of !== text) this.long = { of: text, text: whole(text) };
+    return this.folding.view(this.long.text);
+  }
+
+  /** A button that says for a moment that it has done its work. */
+  private button(name: string, work: () => unknown): TemplateResult {
+    const click = async () => {
+      try {
+        await work();
+        this.done = name;
+      } catch {
+        this.done = `no ${name}`;
+      }
+      setTimeout(() => (this.done = ""), 1500);
+    };
+    const told = this.done === name ? "Copied" : this.done === `no ${name}` ? "Not allowed" : name;
+    return html`<button @click=${click}>${name.startsWith("Copy") ? told : name}</button>`;
+  }
+
+  private textTools(text: LongText): TemplateResult | typeof nothing {
+    if (this.bare) return nothing;
+    const all = () => readAll(text, this.read).then(plain);
+    return html`<div class="tools" part="tools">
+      ${this.button("Copy", async () => navigator.clipboard.writeText(await all()))}
+      ${text.gap > 0 || text.head.length > 2000 ? this.button("Download", async () => save(new Blob([await all()], { type: "text/plain" }), `${this.name}.txt`)) : nothing}
+    </div>`;
   }
 
   private tools(kind: string, kinds: string[]): TemplateResult | typeof nothing {
     const lane = laneOf(kind);
-    if (this.bare || (kinds.length === 1 && ["text", "file"].includes(lane))) return nothing;
-    if (kinds.length === 2 && lane === "text") return nothing;
+    if (this.bare || (kinds.length === 1 && lane === "file")) return nothing;
+    const isTable = lane === "html" && this.contents.get(kind)?.fragment !== undefined;
     return html`<div class="tools" part="tools">
       ${lane === "image" || lane === "svg" ? html`<button @click=${() => (this.zoomed = !this.zoomed)} aria-pressed=${this.zoomed ? "true" : "false"}>${this.zoomed ? "Fit" : "Full size"}</button>` : nothing}
-      ${lane === "image" && kind === "image/png" ? html`<button @click=${() => this.copyImage(kind)}>Copy</button>` : nothing}
-      ${lane === "html" && this.contents.get(kind)?.fragment ? html`<button @click=${this.copyTable}>Copy</button>` : nothing}
-      <button @click=${() => this.download(kind)}>Download</button>
+      ${kind === "image/png" ? this.button("Copy", () => navigator.clipboard.write([new ClipboardItem({ [kind]: this.blob(kind) })])) : nothing}
+      ${isTable ? this.button("Copy", () => this.copyTable()) : nothing}
+      ${["text", "latex", "json", "markdown"].includes(lane) ? this.button("Copy", async () => navigator.clipboard.writeText(plain(await (await this.blob(kind)).text()))) : nothing}
+      ${lane === "text" && joined(this.data[kind]).length < 2000 ? nothing : html`<button @click=${() => this.download(kind)}>Download</button>`}
       ${kinds.length > 1
         ? html`<select aria-label="Representation" @change=${(event: Event) => (this.chosen = (event.target as HTMLSelectElement).value)}>
             ${kinds.map((one) => html`<option value=${one} ?selected=${one === kind}>${one}</option>`)}
@@ -114,29 +155,32 @@ export class CellkeepOutput extends LitElement {
 
   private lane(kind: string, lane: Lane, output: Output): TemplateResult | typeof nothing {
     const value = output.data?.[kind];
-    const reference = (value as { artifact?: unknown } | null)?.artifact;
-    const isReference = typeof reference === "string" && typeof value === "object" && lane !== "json" && lane !== "plotly" && lane !== "vega";
     switch (lane) {
       case "plotly":
-        return this.frame("plotly", value, plotlyBundle(value), "", "Plotly plot");
+        return html`${this.frame("plotly", value, plotlyBundle(value), "", "Plotly plot")}
+          ${needsMaps(value) ? html`<p class="note">Map tiles and outlines of countries need the network, which outputs do not have.</p>` : nothing}`;
       case "vega":
         return this.frame("vega", value, "vega.js", kind.includes("vegalite") ? "vega-lite" : "vega", "Vega plot");
       case "script":
+        if (isLoader(this.data)) return html`<p class="note">This output loads a library for the plots after it.</p>`;
         return this.frame("script", joined(value), "", "", "Output of a script");
       case "json":
+        if (kind === WIDGET) return html`<p class="note">A widget, which is not interactive here.</p>`;
         return html`<div class="tree">${tree(value, output.metadata?.["application/json"])}</div>`;
+      case "geo":
+        return this.made(kind, async () => ({ fragment: (await import("./geo.js")).drawn(value) }), "map", () => html`<div class="tree">${tree(value)}</div>`, "Shapes without a background map, whose tiles need the network.");
       case "html":
       case "markdown":
         return this.foreign(kind, lane, joined(value));
       case "latex":
-        return this.latex(kind, joined(value));
+        return this.made(kind, async () => ({ fragment: (await import("./latex.js")).formulas(joined(value)) }), "", () => this.text(joined(value)));
       case "image":
       case "svg":
       case "audio":
       case "video":
         return this.media(kind, lane, output);
       case "text":
-        return isReference ? this.file(kind) : this.text(joined(value));
+        return typeof value === "object" && !Array.isArray(value) ? this.file(kind) : this.text(joined(value));
       case "file":
         return this.file(kind);
     }
@@ -144,7 +188,8 @@ export class CellkeepOutput extends LitElement {
 
   private frame(kind: FrameKind, content: unknown, library: string, mode: string, label: string): TemplateResult {
     void import("./sandbox.js");
-    return html`<cellkeep-frame .kind=${kind} .content=${content} .library=${library} .mode=${mode} .server=${this.access?.server ?? ""} .label=${label}></cellkeep-frame>`;
+    return html`<cellkeep-frame .kind=${kind} .content=${content} .library=${library} .mode=${mode} .prelude=${this.prelude} .server=${this.access?.server ?? ""} .label=${label}
+      @cellkeep-remote=${(event: CustomEvent<string[]>) => (this.remote = event.detail)}></cellkeep-frame>`;
   }
 
   /** What is there of a representation; asked for, if it is not there yet. */
@@ -169,64 +214,59 @@ export class CellkeepOutput extends LitElement {
   private foreign(kind: string, lane: "html" | "markdown", text: string): TemplateResult {
     const content = this.content(kind, async () => {
       const { plainHtml, markdown } = await import("./sanitize.js");
-      const fragment = lane === "markdown" ? markdown(text) : plainHtml(text);
+      const fragment = lane === "markdown" ? await markdown(text) : plainHtml(text);
       return fragment ? { fragment } : { asFrame: true };
     });
     if (content?.asFrame) return this.frame("html", text, "", "", "HTML output");
-    if (content?.fragment) return html`<div class="scroll ${lane === "markdown" ? "prose markdown" : ""}">${nodes(content.fragment)}</div>`;
+    if (content?.fragment) return html`<div class="scroll ${lane === "markdown" ? "prose markdown" : ""}" dir="auto">${nodes(content.fragment)}</div>`;
     return html`<p class="note">${content?.failed ?? ""}</p>`;
   }
 
-  private latex(kind: string, text: string): TemplateResult {
-    const content = this.content(kind, async () => {
-      const { formulas } = await import("./latex.js");
-      return { fragment: formulas(text) };
-    });
-    return content?.fragment ? html`<div class="scroll">${nodes(content.fragment)}</div>` : this.text(text);
+  /** Elements that are made by a part of us that is loaded for it. */
+  private made(kind: string, make: () => Promise<Content>, look: string, otherwise: () => TemplateResult, note = ""): TemplateResult {
+    const content = this.content(kind, make);
+    if (!content?.fragment) return otherwise();
+    return html`<div class="scroll ${look}">${nodes(content.fragment)}</div>${note ? html`<p class="note">${note}</p>` : nothing}`;
   }
 
-  private async blob(kind: string): Promise<Blob> {
-    const value = this.data[kind];
-    const reference = (value as { artifact?: unknown } | null)?.artifact;
-    if (typeof reference === "string" && this.access) return new Blob([await artifact(this.access, reference)], { type: kind });
-    const isText = ["text", "html", "markdown", "latex", "svg", "script"].includes(laneOf(kind));
-    if (isText) return new Blob([joined(value)], { type: kind });
-    if (typeof value !== "string" && !Array.isArray(value)) return new Blob([JSON.stringify(value, null, 1)], { type: "application/json" });
-    const text = joined(value).replace(/\s/g, "");
-    if (!/^[A-Za-z0-9+/]*={0,2}$/.test(text) || text.replace(/=+$/, "").length % 4 === 1) throw new Error("its data is not base64");
-    return new Blob([Uint8Array.from(atob(text), (char) => char.charCodeAt(0))], { type: kind });
+  private blob(kind: string): Promise<Blob> {
+    return blobOf(kind, this.data[kind], this.access);
+  }
+
+  private failed(kind: string, failed: string): void {
+    this.contents.set(kind, { failed });
+    this.requestUpdate();
   }
 
   private media(kind: string, lane: "image" | "svg" | "audio" | "video", output: Output): TemplateResult {
-    const content = this.content(kind, async () => {
-      const blob = await this.blob(kind);
-      return { blob, url: URL.createObjectURL(blob) };
-    });
-    if (content?.failed) return html`<p class="note">The output cannot be shown: ${content.failed}</p>`;
+    const content = this.content(kind, async () => ({ url: URL.createObjectURL(await this.blob(kind)) }));
+    if (content?.failed) return html`<p class="note">This output (${kind}) cannot be shown: ${content.failed}.</p>`;
     if (!content?.url) return html`<div class="wait"></div>`;
     if (lane === "audio") return html`<audio controls src=${content.url}></audio>`;
     if (lane === "video") return html`<video controls src=${content.url}></video>`;
-    const meta = (output.metadata?.[kind] ?? {}) as { width?: unknown; height?: unknown };
-    const size = (value: unknown) => (typeof value === "number" && value > 0 && value < 20_000 ? Math.round(value) : nothing);
+    const meta = (output.metadata?.[kind] ?? {}) as Record<string, unknown>;
     const alt = joined(output.data?.["text/plain"]).slice(0, 200) || "Output image";
-    return html`<div class="scroll"><img part="image" class=${this.zoomed ? "large" : ""}
-      src=${content.url} alt=${alt} width=${size(meta.width)} height=${size(meta.height)}></div>`;
+    const look = `${this.zoomed ? "large" : ""} ${meta.needs_background === "dark" ? "on-dark" : ""} ${sizeOf(meta.width) && sizeOf(meta.height) ? "sized" : ""}`;
+    return html`<div class="scroll"><img part="image" class=${look} src=${content.url} alt=${alt}
+      width=${sizeOf(meta.width) ?? nothing} height=${sizeOf(meta.height) ?? nothing} @click=${() => (this.zoomed = !this.zoomed)} @error=${() => this.failed(kind, "it is no picture that this browser can read")}></div>`;
   }
 
   private file(kind: string): TemplateResult {
-    return html`<p class="note">${kind} <button @click=${() => this.download(kind)}>Download</button></p>`;
+    const download = html`<button @click=${() => this.download(kind)}>Download</button>`;
+    if (kind !== "application/pdf") return html`<p class="note">A file of type ${kind} ${download}</p>`;
+    const content = this.content(kind, async () => ({ url: URL.createObjectURL(await this.blob(kind)) }));
+    if (content?.failed) return html`<p class="note">This PDF cannot be shown: ${content.failed}.</p>`;
+    return html`<p class="note">PDF document ${content?.url ? html`<a href=${content.url} target="_blank" rel="noopener">Open</a>` : nothing} ${download}</p>`;
   }
 
   private error(output: Output): TemplateResult {
-    const trace = (output.traceback ?? []).map(String);
-    const title = [output.ename, output.evalue].filter(Boolean).join(": ");
-    const copied = () => navigator.clipboard?.writeText(`${plain(title)}\n\n${plain(trace.join("\n")).slice(-6000)}`);
+    const { source = "", language = "" } = this.code ?? {};
     return html`<div class="error" role="group" aria-label="Error">
-      <strong>${plain(title)}</strong>
-      ${trace.length > 0
-        ? html`<details><summary>Traceback</summary>${this.text(trace.join("\n"))}</details>`
-        : nothing}
-      <div class="tools"><button @click=${copied}>Copy</button></div>
+      ${errorView(output)}
+      <div class="below">
+        ${this.button("Copy for a language model", () => navigator.clipboard.writeText(forModel(output, source, language)))}
+        ${this.button("Copy error", () => navigator.clipboard.writeText(`${titleOf(output)}\n\n${plain((output.traceback ?? []).map(String).join("\n"))}`))}
+      </div>
     </div>`;
   }
 
@@ -236,14 +276,10 @@ export class CellkeepOutput extends LitElement {
     this.dispatchEvent(new CustomEvent("cellkeep-artifact", { bubbles: true, composed: true, detail: { mime: kind, name: this.name, blob } }));
   }
 
-  private async copyImage(kind: string): Promise<void> {
-    await navigator.clipboard.write([new ClipboardItem({ [kind]: this.blob(kind) })]);
-  }
-
   private async copyTable(): Promise<void> {
-    const rows = [...this.renderRoot.querySelectorAll("tr")];
-    const text = rows.map((row) => [...row.children].map((cell) => (cell.textContent ?? "").trim().replace(/\s+/g, " ")).join("\t")).join("\n");
-    await navigator.clipboard.writeText(text || (this.renderRoot.querySelector(".scroll")?.textContent ?? ""));
+    const { tsvOf } = await import("./table.js");
+    const tables = [...this.renderRoot.querySelectorAll("table")].map(tsvOf);
+    await navigator.clipboard.writeText(tables.join("\n\n") || (this.renderRoot.querySelector(".scroll")?.textContent ?? ""));
   }
 }
 

@@ -14,6 +14,7 @@ export class CellkeepFrame extends LitElement {
     kind: {},
     content: { attribute: false },
     library: {},
+    prelude: { attribute: false },
     mode: {},
     server: {},
     label: {},
@@ -28,6 +29,8 @@ export class CellkeepFrame extends LitElement {
   declare kind: FrameKind;
   declare content: unknown;
   declare library: string;
+  /** What other outputs have put down for this one, in order. */
+  declare prelude: { html?: string; script?: string }[];
   declare mode: string;
   declare server: string;
   declare label: string;
@@ -86,15 +89,16 @@ export class CellkeepFrame extends LitElement {
     port1.onmessage = ({ data }) => this.heard(frame, data as Record<string, unknown>);
     const origin = this.server || new URL(import.meta.url).origin;
     const library = this.library ? new URL(`/-/assets/${this.library}`, origin).href : undefined;
-    const task = { kind: this.kind, content: this.content, library, mode: this.mode, dark: this.isDark() };
+    const task = { kind: this.kind, content: this.content, library, mode: this.mode, before: this.prelude, dark: this.isDark() };
     // It has no origin that could be named; whoever is in this frame gets this output and no more.
     frame.contentWindow?.postMessage(task, "*", [port2]);
   }
 
   private heard(frame: HTMLIFrameElement, message: Record<string, unknown>): void {
-    const { height, link, drawn } = message;
+    const { height, link, drawn, remote } = message;
     if (typeof height === "number" && height >= 0) frame.style.height = `${Math.min(height, MOST_HEIGHT)}px`;
     if (typeof drawn === "string") this.dataset.drawn = drawn.slice(0, 20);
+    if (Array.isArray(remote)) this.dispatchEvent(new CustomEvent("cellkeep-remote", { detail: remote.slice(0, 20).map((host) => String(host).slice(0, 100)) }));
     if (typeof link === "string" && safeLink(link) && navigator.userActivation?.isActive) open(safeLink(link), "_blank", "noopener,noreferrer");
   }
 

@@ -1,7 +1,8 @@
 // HTML and markdown of others, as elements that cannot act. Loaded when it is needed.
 import DOMPurify from "dompurify";
-import { marked } from "marked";
+import { Marked } from "marked";
 import { safeLink } from "./ansi.js";
+import { enhance, long } from "./table.js";
 
 const TAGS = [
   "a", "abbr", "b", "blockquote", "br", "caption", "code", "col", "colgroup", "dd", "del", "details", "div", "dl", "dt", "em", "figcaption",
@@ -9,6 +10,21 @@ const TAGS = [
   "strong", "sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "time", "tr", "tt", "u", "ul", "var", "wbr", "center", "font",
 ];
 const ATTRIBUTES = ["align", "alt", "class", "cols", "colspan", "dir", "height", "href", "lang", "open", "reversed", "rowspan", "scope", "span", "src", "start", "title", "valign", "width"];
+
+/** Formulas are found before markdown would take their underscores for its own; they are drawn when all is sanitised. */
+const FORMULA = "cellkeep-formula";
+const escaped = (text: string) => text.replace(/[&<>"]/g, (char) => `&#${char.charCodeAt(0)};`);
+const formula = (level: "block" | "inline", pattern: RegExp) => ({
+  name: `${level}-formula`,
+  level,
+  start: (text: string) => (text.indexOf("$") < 0 ? undefined : text.indexOf("$")),
+  tokenizer(text: string) {
+    const raw = pattern.exec(text)?.[0];
+    return raw ? { type: `${level}-formula`, raw } : undefined;
+  },
+  renderer: ({ raw }: { raw: string }) => `<code class="${FORMULA}">${escaped(raw.trim())}</code>${level === "block" ? "\n" : ""}`,
+});
+const reader = new Marked({ gfm: true, async: false, extensions: [formula("block", /^\$\$[\s\S]+?\$\$(?:\n|$)/), formula("inline", /^\$\$[^$]+\$\$|^\$(?!\s)(?:\\.|[^$\\\n])+?(?<!\s)\$(?!\d)/)] });
 
 const purify = DOMPurify(window);
 purify.addHook("afterSanitizeAttributes", (node) => {
@@ -30,28 +46,45 @@ const withoutInline = (text: string) =>
   text.replace(/<[a-z][^<>]*>/gi, (tag) => tag.replace(/\s(?:style|on[a-z]+)\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'>]+)/gi, ""));
 
 function clean(text: string): DocumentFragment {
-  return purify.sanitize(withoutInline(text), {
+  const fragment = purify.sanitize(withoutInline(text), {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ATTRIBUTES,
     ALLOW_DATA_ATTR: false,
     ALLOW_ARIA_ATTR: false,
     RETURN_DOM_FRAGMENT: true,
   });
-}
-
-/** Foreign HTML for our own page, or nothing if it holds more than text, tables and pictures: then it needs a frame. */
-export function plainHtml(text: string): DocumentFragment | undefined {
-  const unscoped = withoutScopedStyles(text);
-  const names = [...unscoped.matchAll(/<([a-z][^\s/>]*)/gi)].map((match) => (match[1] as string).toLowerCase());
-  if (names.some((name) => !TAGS.includes(name) && !["html", "head", "body", "meta", "title"].includes(name))) return undefined;
-  if (/<[^>]*\son[a-z]+\s*=/i.test(unscoped) || /position\s*:|background|color\s*:/i.test(unscoped)) return undefined;
-  const fragment = clean(unscoped);
   // The corner of a data frame heads nothing, and screen readers stumble over it.
   for (const head of fragment.querySelectorAll("th")) if (!head.textContent?.trim()) head.replaceWith(document.createElement("td"));
   return fragment;
 }
 
-/** Markdown: first rendered, then sanitised. */
-export function markdown(text: string): DocumentFragment {
-  return clean(marked.parse(text, { async: false, gfm: true }));
+/** Longer HTML is read piece by piece, if it is a table. */
+const LONG = 200_000;
+
+/** Foreign HTML for our own page, or nothing if it holds more than text, tables and pictures: then it needs a frame. */
+export function plainHtml(text: string): DocumentFragment | undefined {
+  const unscoped = withoutScopedStyles(text);
+  const table = unscoped.length > LONG ? long(unscoped) : undefined;
+  const fragment = simple(table?.around ?? unscoped);
+  if (fragment) enhance(fragment, clean, table?.rows);
+  return fragment;
+}
+
+function simple(text: string): DocumentFragment | undefined {
+  const names = [...text.matchAll(/<([a-z][^\s/>]*)/gi)].map((match) => (match[1] as string).toLowerCase());
+  if (names.some((name) => !TAGS.includes(name) && !["html", "head", "body", "meta", "title"].includes(name))) return undefined;
+  if (/<[^>]*\son[a-z]+\s*=/i.test(text) || /<[^>]*style\s*=[^>]*(position\s*:|background|color\s*:)/i.test(text)) return undefined;
+  return clean(text);
+}
+
+/** Markdown: first rendered, then sanitised; formulas last, which makes elements of text only. */
+export async function markdown(text: string): Promise<DocumentFragment> {
+  const fragment = clean(reader.parse(text, { async: false }));
+  const found = [...fragment.querySelectorAll(`.${FORMULA}`)];
+  if (found.length > 0) {
+    const { formulas } = await import("./latex.js");
+    for (const one of found) one.replaceWith(formulas(one.textContent ?? ""));
+  }
+  enhance(fragment, clean);
+  return fragment;
 }

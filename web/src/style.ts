@@ -81,43 +81,67 @@ export const cellStyle = css`
   @keyframes pulse { 50% { opacity: 0.25; } }
   pre { margin: 0; font: 13px/1.55 var(--ck-mono); white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; unicode-bidi: plaintext; }
   .source { display: block; width: 100%; padding: 10px 14px; background: var(--ck-raised); border: 0; border-radius: 0; text-align: start; overflow-x: auto; max-height: 28em; overflow-y: auto; }
-  textarea.source { resize: vertical; font: 13px/1.55 var(--ck-mono); outline-offset: -2px; tab-size: 4; }
+  .collapse { min-width: 30px; padding: 0; margin-inline-start: -8px; }
+  .collapse::before { content: ""; display: inline-block; width: 7px; height: 7px; border: solid currentColor; border-width: 0 2px 2px 0; transform: translateY(-2px) rotate(45deg); }
+  .collapse[aria-expanded="false"]::before { transform: translateX(-1px) rotate(-45deg); }
+  .line { font: 12px/1.4 var(--ck-mono); white-space: nowrap; overflow: hidden; text-overflow: ellipsis; min-width: 0; flex: 0 1 auto; max-width: 60%; color: var(--ck-ink); }
   .edit { display: flex; gap: 6px; padding: 6px 10px; background: var(--ck-raised); }
   .outputs { padding: 12px 14px; display: grid; gap: 10px; grid-template-columns: minmax(0, 1fr); }
   .outputs:empty { display: none; }
-  .stale { opacity: 0.45; }
+  .stale > cellkeep-output, .earlier > cellkeep-output { opacity: 0.55; }
+  .earlier { display: grid; gap: 10px; grid-template-columns: minmax(0, 1fr); border-top: 1px dashed var(--ck-line); padding-top: 8px; }
+  .note { color: var(--ck-quiet); font-size: 13px; margin: 0; overflow-wrap: anywhere; }
+  .question { display: flex; gap: 8px; align-items: center; flex-wrap: wrap; }
+  .question input { flex: 1; min-width: 8em; padding: 6px 10px; border: 1px solid var(--ck-accent); border-radius: 8px; background: var(--ck-paper); font-family: var(--ck-mono); font-size: 13px; }
+  .c-word { color: var(--ck-ansi-5); } .c-string { color: var(--ck-ansi-2); } .c-number { color: var(--ck-ansi-6); } .c-comment { color: var(--ck-quiet); font-style: italic; }
+  .silent { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+`;
+
+/** What an output looks like. */
+export const outputStyle = css`
   .stderr pre { color: var(--ck-warn); }
   .output { position: relative; min-width: 0; }
   .scroll { overflow-x: auto; overflow-y: hidden; padding-block: 1px; }
   math { font-size: 1.15em; padding-block: 4px; }
   .tools { display: flex; gap: 2px; justify-content: flex-end; font-size: 12px; flex-wrap: wrap; }
-  .tools button { padding: 2px 8px; min-height: 26px; }
-  .tools select { border: 1px solid var(--ck-line); border-radius: 7px; background: var(--ck-paper); font-size: 12px; max-width: 14em; }
+  .tools button, .below button { padding: 2px 8px; min-height: 26px; font-size: 12px; }
+  .tools select { border: 1px solid var(--ck-line); border-radius: 7px; background: var(--ck-paper); font-size: 12px; max-width: 14em; min-height: 26px; }
+  /* Where there is a pointer, tools lie over the output and show themselves to it: nothing moves. */
+  @media (hover: hover) {
+    .tools { position: absolute; inset: -4px 0 auto auto; background: var(--ck-paper); border-radius: 8px; box-shadow: 0 0 0 1px var(--ck-line); opacity: 0; transition: opacity 0.12s; }
+    .output:hover > .tools, .output:focus-within > .tools { opacity: 1; }
+  }
   /* Pictures are drawn for paper: what is transparent in them stays readable in the dark. */
-  img { max-width: 100%; height: auto; display: block; background: #fff; border-radius: 4px; }
-  img.large { max-width: none; }
+  img:not(.sized) { height: auto; }
+  img { max-width: 100%; object-fit: contain; display: block; background: #fff; border-radius: 4px; cursor: zoom-in; }
+  img.on-dark { background: #14171b; }
+  img.large { max-width: none; cursor: zoom-out; }
   .wait { min-height: 12rem; background: var(--ck-raised); border-radius: 8px; }
   table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
   th, td { padding: 4px 12px 4px 0; text-align: start; border-bottom: 1px solid var(--ck-line); vertical-align: top; }
-  td { text-align: end; } th { font-weight: 600; }
-  .markdown td { text-align: start; }
+  td { text-align: end; } th { font-weight: 600; } thead th { text-align: end; }
+  th button { font-weight: 600; padding: 2px 4px; margin-inline: -4px; min-height: 24px; min-width: 0; color: inherit; }
+  th button::after { content: ""; display: inline-block; width: 0.7em; margin-inline-start: 2px; }
+  [aria-sort="ascending"] button::after { content: "↑"; } [aria-sort="descending"] button::after { content: "↓"; }
+  .pager { display: flex; align-items: center; gap: 2px; font-size: 12px; color: var(--ck-quiet); padding-top: 4px; position: sticky; inset-inline-start: 0; width: max-content; }
+  .pager [aria-disabled="true"] { opacity: 0.5; cursor: default; } .pager span { padding-inline: 6px; font-variant-numeric: tabular-nums; }
+  .markdown td, .markdown thead th { text-align: start; }
   .prose { max-width: 46em; overflow-wrap: anywhere; }
   .prose > :first-child { margin-top: 0; } .prose > :last-child { margin-bottom: 0; }
   .prose pre { background: var(--ck-raised); padding: 10px; border-radius: 8px; overflow-x: auto; }
   .prose code { font-family: var(--ck-mono); font-size: 0.88em; }
   .prose blockquote { margin-inline-start: 0; padding-inline-start: 1em; border-inline-start: 3px solid var(--ck-line); color: var(--ck-quiet); }
   .error { background: var(--ck-bad-paper); border-radius: 8px; padding: 10px 12px; }
-  .error strong { color: var(--ck-bad); overflow-wrap: anywhere; white-space: pre-wrap; font-weight: 600; }
+  .error strong { display: block; color: var(--ck-bad); overflow-wrap: anywhere; white-space: pre-wrap; font-weight: 600; }
   .error summary { cursor: pointer; color: var(--ck-quiet); font-size: 13px; padding: 4px 0; }
-  .note { color: var(--ck-quiet); font-size: 13px; margin: 0; }
+  .where { padding-block: 4px; } .frames { display: grid; gap: 8px; } .below { display: flex; gap: 2px; margin: 4px -8px -4px; flex-wrap: wrap; }
   .fold { display: block; width: 100%; font-size: 12px; border: 1px dashed var(--ck-line); margin: 6px 0; }
-  .question { display: flex; gap: 8px; align-items: center; flex-wrap: wrap; }
-  .question input { flex: 1; min-width: 8em; padding: 6px 10px; border: 1px solid var(--ck-accent); border-radius: 8px; background: var(--ck-paper); font-family: var(--ck-mono); font-size: 13px; }
   .tree { font: 13px/1.6 var(--ck-mono); overflow-wrap: anywhere; }
   .tree details { padding-inline-start: 1em; } .tree summary { cursor: pointer; margin-inline-start: -1em; }
   .tree div { padding-inline-start: 1em; } .key { color: var(--ck-accent); } .value { color: var(--ck-good); }
-  .c-word { color: var(--ck-ansi-5); } .c-string { color: var(--ck-ansi-2); } .c-number { color: var(--ck-ansi-6); } .c-comment { color: var(--ck-quiet); font-style: italic; }
+  .map svg { max-width: 100%; width: 640px; background: var(--ck-raised); border-radius: 8px; }
+  .map circle { fill: var(--ck-accent); stroke: var(--ck-paper); } .map path { fill: none; stroke: var(--ck-accent); stroke-width: 2; }
+  .map .area { fill: var(--ck-accent); fill-opacity: 0.25; fill-rule: evenodd; stroke-width: 1; }
   .t-bold { font-weight: 650; } .t-faint { opacity: 0.7; } .t-italic { font-style: italic; } .t-underline { text-decoration: underline; }
   .t-strike { text-decoration: line-through; } .t-hidden { visibility: hidden; }
-  .silent { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 `;

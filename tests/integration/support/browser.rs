@@ -21,6 +21,8 @@ pub struct Browser {
     session: String,
     next: u64,
     events: VecDeque<Value>,
+    /// The sessions of frames that have a process of their own, as those without our origin have.
+    frames: Vec<String>,
 }
 
 impl Browser {
@@ -43,7 +45,8 @@ impl Browser {
         let stream = TcpStream::connect(("127.0.0.1", port.trim().parse().unwrap())).await.unwrap();
         let url = format!("ws://127.0.0.1:{}{}", port.trim(), path.trim());
         let (socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
-        let mut browser = Self { child, socket, session: String::new(), next: 0, events: VecDeque::new() };
+        let mut browser =
+            Self { child, socket, session: String::new(), next: 0, events: VecDeque::new(), frames: Vec::new() };
         let page = browser.blank_page().await;
         let attached = browser.call("Target.attachToTarget", json!({"targetId": page, "flatten": true})).await;
         browser.session = attached["sessionId"].as_str().unwrap().to_owned();
@@ -81,6 +84,42 @@ impl Browser {
         let answer = self.call("Runtime.evaluate", json!({"expression": expression, "returnByValue": true})).await;
         assert!(answer.get("exceptionDetails").is_none(), "{answer}");
         answer["result"]["value"].clone()
+    }
+
+    /// Evaluates an expression in each frame that is there.
+    pub async fn evaluate_in_frames(&mut self, expression: &str) -> Vec<Value> {
+        let mut values = Vec::new();
+        for frame in self.frames.clone() {
+            let parameters = json!({"expression": expression, "returnByValue": true});
+            // A frame may be gone by now.
+            if let Ok(answer) = self.call_in(&frame, "Runtime.evaluate", parameters).await {
+                values.push(answer["result"]["value"].clone());
+            }
+        }
+        values
+    }
+
+    /// Types where the focus is.
+    pub async fn insert(&mut self, text: &str) {
+        self.call("Input.insertText", json!({"text": text})).await;
+    }
+
+    /// What the system of a person says to styles, such as light or dark.
+    pub async fn media(&mut self, features: &[(&str, &str)]) {
+        let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        self.call("Emulation.setEmulatedMedia", json!({"features": features})).await;
+    }
+
+    pub async fn resize(&mut self, width: u32, height: u32) {
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
+        self.call("Emulation.setDeviceMetricsOverride", size).await;
+    }
+
+    /// Leaves a picture of what is in view for people, in the folder that `CELLKEEP_SCREENSHOTS` names.
+    pub async fn screenshot(&mut self, name: &str) {
+        let Some(folder) = std::env::var_os("CELLKEEP_SCREENSHOTS") else { return };
+        let taken = self.call("Page.captureScreenshot", json!({"format": "png"})).await;
+        std::fs::write(Path::new(&folder).join(format!("{name}.png")), crate::server::base64_bytes(&taken["data"])).unwrap();
     }
 
     /// Does something and looks, again and again, until what is seen (JSON as text) will do.
@@ -127,19 +166,31 @@ impl Browser {
 
     pub async fn call(&mut self, method: &str, parameters: Value) -> Value {
         let session = self.session.clone();
-        let id = self.send(method, parameters, &session).await;
+        let answer = self.call_in(&session, method, parameters).await;
+        answer.unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    async fn call_in(&mut self, session: &str, method: &str, parameters: Value) -> Result<Value, Value> {
+        let id = self.send(method, parameters, session).await;
         loop {
             let message = tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("no answer").unwrap().unwrap();
             let Message::Text(text) = message else { continue };
             let message: Value = serde_json::from_str(&text).unwrap();
             if message["id"] == id {
-                assert!(message.get("error").is_none(), "{method}: {message}");
-                return message["result"].clone();
+                return message.get("error").map_or_else(|| Ok(message["result"].clone()), |error| Err(error.clone()));
             }
             if message["method"] == "Target.attachedToTarget" && message["params"]["targetInfo"]["type"] == "iframe" {
                 let frame = message["params"]["sessionId"].as_str().unwrap().to_owned();
                 for domain in ["Runtime.enable", "Log.enable", "Network.enable"] {
                     self.send(domain, json!({}), &frame).await;
+                }
+                self.frames.push(frame);
+            }
+            if message["method"] == "Target.detachedFromTarget" {
+                self.frames.retain(|frame| message["params"]["sessionId"] != frame.as_str());
+                // Who waits for an answer of it waits for nothing.
+                if message["params"]["sessionId"] == session {
+                    return Err(message);
                 }
             }
             if message.get("method").is_some() {

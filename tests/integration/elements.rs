@@ -1,0 +1,218 @@
+//! What a person does with cells in a browser: tables, editing with completion, earlier runs, one line, chips; and that all of it can be
+//! used without seeing it, in light and dark, at two widths.
+
+use serde_json::{Value, json};
+
+use crate::support::mounted::Mounted;
+use crate::support::skip;
+
+async fn start(name: &str, cells: &[(&str, &str)]) -> Option<Mounted> {
+    let mut page = Mounted::start(name, "python", json!({"memory_mb": 900, "cpus": 2})).await?;
+    let ids: Vec<_> = cells.iter().map(|(id, _)| (*id).to_owned()).collect();
+    page.mount(&ids).await;
+    for (id, source) in cells {
+        page.held.begin(id, source).await;
+    }
+    Some(page)
+}
+
+const SMALL: &str = "import pandas as pd\npd.DataFrame({'n': [10, 9, None, -1.5], 's': ['b', 'a', 'ä', 'c']})";
+const LARGE: &str = "import numpy as np\nframe = pd.DataFrame(np.arange(300000).reshape(5000, 60))\nwith pd.option_context('display.max_rows', None, 'display.max_columns', None): display(frame)";
+const STYLED: &str = "display({'text/html': '<table><thead><tr><th>a</th></tr></thead><tbody>' + '<tr><td><b>x</b><script>window.__pwned=1</script><img src=x onerror=window.__pwned=1></td></tr>' * 20000 + '</tbody></table>'}, raw=True)";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_are_sorted_paged_and_copied() {
+    let cells = [("small", SMALL), ("large", LARGE), ("odd", STYLED)];
+    let Some(mut page) = start("elements-tables", &cells).await else { return };
+    let column = |at: usize| format!("all('tbody tr').map(row => row.cells[{at}].textContent.trim()).join()");
+    page.until("small", &column(1), json!("10.0,9.0,NaN,-1.5")).await;
+    assert_eq!(
+        page.look("small", "all('thead [aria-sort]').map(head => head.ariaSort + head.scope).join()").await,
+        "nonecol,nonecol"
+    );
+    // Numbers as numbers, what is missing last, whichever way; the third time it is as it was.
+    for (order, sorted) in
+        [("ascending", "-1.5,9.0,10.0,NaN"), ("descending", "10.0,9.0,-1.5,NaN"), ("none", "10.0,9.0,NaN,-1.5")]
+    {
+        page.look("small", "all('thead button')[0].click()").await;
+        assert_eq!(page.look("small", &column(1)).await, sorted);
+        assert_eq!(page.look("small", "all('[aria-sort]')[0].ariaSort").await, order);
+    }
+    page.look("small", "(all('thead button')[1].focus(), all('thead button')[1].click())").await;
+    assert_eq!(page.look("small", &column(2)).await, "a,ä,b,c");
+    page.look("small", "button('Copy').click()").await;
+    let copied = "\tn\ts\n1\t9.0\ta\n2\tNaN\tä\n0\t10.0\tb\n3\t-1.5\tc";
+    page.until("small", "window.copied", json!(copied)).await;
+    // A long one is read page by page.
+    page.until("large", "all('.pager span')[0]?.textContent", json!("1–50 of 5,000 rows")).await;
+    page.look("large", "all('.pager button')[3].click()").await;
+    assert_eq!(
+        page.look("large", "[all('tbody tr').length, all('.pager span')[0].textContent]").await,
+        json!([50, "4,951–5,000 of 5,000 rows"])
+    );
+    let begun = "performance.now()";
+    let before = page.look("large", begun).await.as_f64().unwrap();
+    page.look("large", "(all('thead button')[7].click(), all('thead button')[7].click())").await;
+    let took = page.look("large", begun).await.as_f64().unwrap() - before;
+    assert_eq!(page.look("large", "all('tbody tr')[0].cells[8].textContent").await, "299947");
+    eprintln!("two sorts of 5,000 by 60: {took:.0} ms");
+    assert!(took < 2000.0, "{took} ms");
+    page.look("large", "button('Copy').click()").await;
+    page.until("large", "window.copied.split('\\n').length", json!(5001)).await;
+    // What a long table holds is as dead as in a short one.
+    page.until("odd", "all('table, cellkeep-frame').length", json!(1)).await;
+    assert_eq!(page.look("odd", "[window.__pwned === undefined, all('script').length]").await, json!([true, 0]));
+    assert_eq!(page.end().await, [""; 0]);
+}
+
+/// Presses a key in a cell's editor.
+async fn press(page: &mut Mounted, cell: &str, key: &str, with: &str) {
+    let event = format!("{{key: '{key}', {with}: true, bubbles: true, cancelable: true}}");
+    page.look(cell, &format!("root.querySelector('.cm-content').dispatchEvent(new KeyboardEvent('keydown', {event}))"))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cell_is_edited_run_again_and_compared() {
+    let Some(mut page) = start("elements-edit", &[("a", "some_long_name = 41\nprint('one')"), ("b", "6 * 7")]).await else {
+        return;
+    };
+    page.until("a", "[phase, raw]", json!(["ok", "one"])).await;
+    assert_eq!(page.look("a", "button('Previous run') === undefined").await, true);
+    let loaded = "performance.getEntriesByType('resource').map(one => one.name).join()";
+    let first = page.look("a", loaded).await;
+    // The editor stands where the source stood.
+    let line = "(line => { const at = line.getBoundingClientRect(); return [at.left, at.top].map(Math.round).join() })";
+    let first_character = format!(
+        "{line}((range => (range.setStart(root.querySelector('.source').firstChild, 0), range.setEnd(root.querySelector('.source').firstChild, 1), range))(document.createRange()))"
+    );
+    let stood = page.look("a", &first_character).await;
+    page.look("a", "root.querySelector('.source').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true}))").await;
+    page.until("a", "root.activeElement?.classList.contains('cm-content')", json!(true)).await;
+    let now = format!(
+        "{line}((walker => {{ const range = document.createRange(); const text = walker.nextNode(); range.setStart(text, 0); range.setEnd(text, 1); return range }})(document.createTreeWalker(root.querySelector('.cm-line'), NodeFilter.SHOW_TEXT)))"
+    );
+    assert_eq!(page.look("a", &now).await, stood, "it moved");
+    assert_ne!(page.look("a", loaded).await, first, "the editor was there before it was needed");
+    // Escape leaves, and nothing has changed.
+    page.browser.insert("# more").await;
+    press(&mut page, "a", "Escape", "bubbles").await;
+    page.until("a", "root.querySelector('pre.source')?.textContent", json!("some_long_name = 41\nprint('one')")).await;
+    // The kernel completes, and Shift+Enter runs.
+    page.look("a", "button('Edit').click()").await;
+    page.until("a", "root.activeElement?.classList.contains('cm-content')", json!(true)).await;
+    press(&mut page, "a", "a", "ctrlKey").await;
+    page.browser.insert("é = some_lon").await;
+    press(&mut page, "a", "Tab", "bubbles").await;
+    page.until("a", "root.querySelector('.cm-tooltip-autocomplete li')?.textContent", json!("some_long_name")).await;
+    press(&mut page, "a", "ArrowDown", "bubbles").await;
+    press(&mut page, "a", "ArrowUp", "bubbles").await;
+    let taken = "(press => (press(), root.querySelector('.cm-content').textContent))(() => root.querySelector('.cm-content').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true})))";
+    page.until("a", taken, json!("é = some_long_name")).await;
+    page.browser.insert("\nprint(é)").await;
+    press(&mut page, "a", "Enter", "shiftKey").await;
+    page.until(
+        "a",
+        "[phase, raw, root.querySelector('pre.source')?.textContent]",
+        json!(["ok", "41", "é = some_long_name\nprint(é)"]),
+    )
+    .await;
+    assert_eq!(page.held.cell("a").await["source"], "é = some_long_name\nprint(é)");
+    // What the run before showed.
+    page.look("a", "button('Previous run').click()").await;
+    page.until("a", "[...root.querySelectorAll('.earlier cellkeep-output')].map(one => one.renderRoot.querySelector('pre')?.textContent.trim()).join()", json!("one")).await;
+    assert_eq!(page.look("a", "button('Previous run').ariaPressed").await, "true");
+    assert_eq!(page.end().await, [""; 0]);
+}
+
+const PLOT: &str =
+    "import matplotlib.pyplot as plt\nprint('some text')\nplt.figure(figsize=(2, 1)); plt.plot([1, 2]); plt.show()";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chips_say_where_a_cell_is_and_one_line_keeps_plots() {
+    let waits = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)";
+    let cells =
+        [("plot", PLOT), ("asks", "word = input('שם? ')"), ("runs", waits), ("queued", "1"), ("rtl", "print('שלום abc')")];
+    let Some(mut page) = start("elements-chips", &cells).await else { return };
+    page.until("plot", "[phase, all('img').length]", json!(["ok", 1])).await;
+    page.until(
+        "asks",
+        "[phase, root.querySelector('[data-phase]').textContent.startsWith('waiting for input')]",
+        json!(["input", true]),
+    )
+    .await;
+    page.until("queued", "[phase, root.querySelector('[data-phase]').textContent.trim()]", json!(["queued", "queued"]))
+        .await;
+    // Focus is in the question already, since it was nowhere else; an answer goes on.
+    page.until("asks", "root.activeElement?.id", json!("answer")).await;
+    page.browser.insert("x").await;
+    page.look("asks", "root.querySelector('.question').requestSubmit()").await;
+    page.until("runs", "phase", json!("running")).await;
+    // The timer lives, and stands still for who wants that.
+    let timer = page.look("runs", "root.querySelector('[data-phase]').textContent").await;
+    page.until("runs", &format!("root.querySelector('[data-phase]').textContent !== {timer}"), json!(true)).await;
+    page.browser.media(&[("prefers-reduced-motion", "reduce")]).await;
+    assert_eq!(page.look("runs", "getComputedStyle(root.querySelector('.chip'), '::before').animationName").await, "none");
+    page.held.client.put(&page.held.path("/files/go"), "").await;
+    page.until("rtl", "[phase, raw, getComputedStyle(all('pre')[0]).unicodeBidi]", json!(["ok", "שלום abc", "plaintext"]))
+        .await;
+    // One line: the source's first, and the plots.
+    page.look("plot", "root.querySelector('.collapse').click()").await;
+    let collapsed = "[root.querySelector('pre.source'), root.querySelector('.line')?.textContent, raw, all('img').length, root.querySelector('.collapse').ariaExpanded]";
+    page.until("plot", collapsed, json!([null, "import matplotlib.pyplot as plt", "", 1, "false"])).await;
+    page.look("plot", "root.querySelector('.collapse').click()").await;
+    page.until("plot", "raw", json!("some text")).await;
+    assert_eq!(page.end().await, [""; 0]);
+}
+
+/// What axe finds, but for what a page of nothing but cells does not have.
+const AXE: &str = "(() => { window.found = undefined;
+    axe.run(document, {iframes: false, rules: {region: {enabled: false}, 'landmark-one-main': {enabled: false}, 'page-has-heading-one': {enabled: false}}})
+      .then(({violations}) => window.found = violations.map(({id, nodes}) => `${id}: ${nodes.slice(0, 4).map(node => node.target.join(' ') + ' ' + node.html.slice(0, 120) + ' ' + node.failureSummary).join(' | ')}`), error => window.found = [String(error)]) })(); 0";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn axe_finds_nothing() {
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("web/node_modules/axe-core/axe.min.js");
+    let Ok(script) = std::fs::read_to_string(script) else { return skip("axe is not there (make web)") };
+    let cells = [
+        ("frame", SMALL),
+        ("plot", PLOT),
+        ("error", "def f():\n    return pd.DataFrame()['x']\nf()"),
+        (
+            "colours",
+            "for code in range(16): print(f'\\x1b[38;5;{code}mcolour {code}\\x1b[0m', end=' ')\nimport sys; print('e', file=sys.stderr)",
+        ),
+        ("long", "for i in range(1000): print(i)"),
+        ("json", "from IPython.display import *\nJSON({'a': [1, {'b': None}]})"),
+        ("text", "Markdown('# h\\n\\ntext $x^2$\\n\\n- [l](http://a.invalid)\\n\\n|a|b|\\n|-|-|\\n|1|2|')"),
+        ("map", "GeoJSON({'type': 'Point', 'coordinates': [1, 2]})"),
+        ("large", LARGE),
+        ("asks", "input('name? ')"),
+        ("waits", "2"),
+    ];
+    let Some(mut page) = start("elements-axe", &cells).await else { return };
+    page.until("asks", "phase", json!("input")).await;
+    page.until("large", "all('.pager').length", json!(1)).await;
+    page.look("plot", "button('Edit').click()").await;
+    page.until("plot", "root.querySelector('.cm-content') !== null", json!(true)).await;
+    page.look("error", "all('details').forEach(one => one.open = true)").await;
+    page.browser.evaluate(&format!("{script}; 0")).await;
+    let mut all = Vec::new();
+    for scheme in ["light", "dark"] {
+        for (width, height) in [(1280, 900), (390, 800)] {
+            page.browser.media(&[("prefers-color-scheme", scheme)]).await;
+            page.browser.resize(width, height).await;
+            page.browser.evaluate(AXE).await;
+            let found = page.browser.until("0", "JSON.stringify(window.found ?? null)", |found| !found.is_null()).await;
+            all.extend(found.as_array().unwrap().iter().map(|one: &Value| format!("{scheme} {width}: {one}")));
+            let wide = page.browser.evaluate("document.documentElement.scrollWidth - innerWidth").await;
+            assert!(wide.as_i64().unwrap() <= 0, "{scheme} {width}: it is {wide} pixels too wide");
+            for (at, top) in (0..5).map(|at| (at, at * height)) {
+                page.browser.evaluate(&format!("scrollTo(0, {top})")).await;
+                page.browser.screenshot(&format!("elements-{scheme}-{width}-{at}")).await;
+            }
+        }
+    }
+    assert!(all.is_empty(), "{}", all.join("\n"));
+    assert_eq!(page.end().await, [""; 0]);
+}

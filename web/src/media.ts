@@ -1,0 +1,26 @@
+// The bytes of a representation, as they are shown and saved.
+import { type Access, artifact } from "./api.js";
+import { joined } from "./cells.js";
+import { laneOf } from "./mime.js";
+
+const EXTENSIONS: Record<string, string> = {
+  "image/svg+xml": "svg", "image/jpeg": "jpg", "text/plain": "txt", "text/markdown": "md", "text/latex": "tex", "application/pdf": "pdf",
+  "application/javascript": "js", "application/geo+json": "geojson",
+};
+
+/** What files of a type are called. */
+export const extension = (mime: string) => EXTENSIONS[mime] ?? (/json$/.test(mime) ? "json" : (mime.split(/[/+;]/)[1] ?? "bin").replace(/[^a-z0-9]/gi, ""));
+
+/** A width or height that a kernel asks for, if it is sensible. */
+export const sizeOf = (value: unknown) => (typeof value === "number" && value > 0 && value < 20_000 ? Math.round(value) : undefined);
+
+/** The bytes of one representation of an output. */
+export async function blobOf(kind: string, value: unknown, access: Access | undefined): Promise<Blob> {
+  const reference = (value as { artifact?: unknown } | null)?.artifact;
+  if (typeof reference === "string" && access) return new Blob([await artifact(access, reference)], { type: kind });
+  if (["text", "html", "markdown", "latex", "svg", "script"].includes(laneOf(kind))) return new Blob([joined(value)], { type: kind });
+  if (typeof value !== "string" && !Array.isArray(value)) return new Blob([JSON.stringify(value, null, 1)], { type: "application/json" });
+  const text = joined(value).replace(/\s/g, "");
+  if (!/^[A-Za-z0-9+/]*={0,2}$/.test(text) || text.replace(/=+$/, "").length % 4 === 1) throw new Error("its data is not base64");
+  return new Blob([Uint8Array.from(atob(text), (char) => char.charCodeAt(0))], { type: kind });
+}
