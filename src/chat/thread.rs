@@ -77,13 +77,15 @@ pub(super) struct Message {
     role: &'static str,
     pub text: String,
     pub pictures: Vec<Picture>,
+    /// It says nothing but what its pictures show.
+    pub only_pictures: bool,
     calls: Vec<Call>,
     answers: Option<String>,
 }
 
 impl Message {
     fn new(role: &'static str, text: String) -> Self {
-        Self { role, text, pictures: Vec::new(), calls: Vec::new(), answers: None }
+        Self { role, text, pictures: Vec::new(), only_pictures: false, calls: Vec::new(), answers: None }
     }
 
     /// Something that is said to the model and stands in no cell.
@@ -142,6 +144,7 @@ pub(super) fn messages(cells: &[Told], language: &str) -> (Vec<Message>, usize) 
         message.pictures.drain(..message.pictures.len() - fits);
         pictures += fits;
     }
+    all.retain(|message| !message.only_pictures || !message.pictures.is_empty());
     (all, left_out)
 }
 
@@ -214,7 +217,7 @@ fn with_runs<'a>(text: String, runs: impl Iterator<Item = &'a Told>) -> Vec<Mess
     if !pictures.is_empty() {
         // Answers of tools are text by the protocol.
         let text = "The pictures that this showed, in order:".to_owned();
-        all.push(Message { pictures, ..Message::new("user", text) });
+        all.push(Message { pictures, only_pictures: true, ..Message::new("user", text) });
     }
     all
 }
@@ -327,6 +330,23 @@ mod tests {
         {
             assert_eq!(Mark::of(metadata.as_object().unwrap()), Mark::default());
         }
+    }
+
+    #[test]
+    fn only_the_latest_pictures_are_sent() {
+        let plot = |number: u64| Told {
+            shown: Shown {
+                text: "[a picture, image/png]".to_owned(),
+                pictures: vec![Picture::Artifact { mime: "image/png", sha256: number.to_string() }],
+            },
+            ..told(true, "plot()", Role::Assistant, number, Some("a"))
+        };
+        let cells: Vec<Told> = (0..9).map(plot).collect();
+        let (messages, _) = messages(&cells, "python");
+        let shown: Vec<_> = messages.iter().flat_map(|message| &message.pictures).collect();
+        assert_eq!(shown.len(), MAX_PICTURES);
+        assert_eq!(shown.last(), Some(&&Picture::Artifact { mime: "image/png", sha256: "8".to_owned() }));
+        assert_eq!(messages.len(), 9 * 2 + MAX_PICTURES, "nothing is said of pictures that are not there");
     }
 
     proptest! {

@@ -24,6 +24,8 @@ pub(super) const MAX_STEPS: usize = 20;
 const WRITE_EVERY: Duration = Duration::from_millis(250);
 /// The latest cells that are looked at.
 const MAX_CELLS: usize = 400;
+/// Bytes of a cell's events that are read from each end.
+const MAX_EVENTS: usize = 512 << 10;
 /// How long a cell that was told to stop is waited for.
 const STOPPING: Duration = Duration::from_secs(15);
 
@@ -115,8 +117,13 @@ impl Turn {
         if let Some((_, shown)) = self.seen.get(&cell.id).filter(|(seq, _)| *seq == cell.run.last_seq) {
             return Ok(shown.clone());
         }
-        let events = self.keeper.store().cell_events(&self.id, &cell.id, cell.run.first_seq).await?;
-        let mut outputs = outputs_of(&events);
+        let (first, last) = self.keeper.store().ends_of_cell(&self.id, &cell.id, cell.run.first_seq, MAX_EVENTS).await?;
+        let mut outputs = outputs_of(&first);
+        if !last.is_empty() {
+            // A flood: the model is told its two ends, and nobody reads what is between them.
+            outputs.push(json!({"output_type": "stream", "name": "stdout", "text": "[… much is left out here …]\n"}));
+            outputs.extend(outputs_of(&last));
+        }
         outputs.extend(cell.run.result.as_ref().and_then(|result| result.untold_error()));
         let shown = content::shown(&outputs, sizes);
         self.seen.insert(cell.id.clone(), (cell.run.last_seq, shown.clone()));
@@ -137,6 +144,9 @@ impl Turn {
             let mut urls = Vec::new();
             for picture in message.pictures.iter().filter(|_| pictures) {
                 urls.extend(self.url(picture).await);
+            }
+            if urls.is_empty() && message.only_pictures {
+                continue;
             }
             shows |= !urls.is_empty();
             all.push(message.json(&urls));

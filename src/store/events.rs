@@ -137,6 +137,40 @@ impl Store {
         .await
     }
 
+    /// One cell's events from a number on, in order: all of them, or the first and the last ones, each no more after `max_bytes` of
+    /// bodies. The last are none if nothing is left out.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn ends_of_cell(
+        &self,
+        session: &SessionId,
+        cell: &str,
+        from: Seq,
+        max_bytes: usize,
+    ) -> Result<(Vec<EventRow>, Vec<EventRow>), StoreError> {
+        let (id, cell) = (session.clone(), cell.to_owned());
+        self.read(move |connection| {
+            let most = i64::MAX.unsigned_abs();
+            let first = page_of_cell(connection, &id, &cell, (from, Seq(most)), usize::MAX >> 1, max_bytes)?;
+            let Some(seen) = first.last().map(|event| event.seq) else { return Ok((first, Vec::new())) };
+            let select =
+                format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND cell = ?2 AND seq > ?3 ORDER BY seq DESC");
+            let mut select = connection.prepare_cached(&select)?;
+            let mut last = take(select.query_map(params![id.as_str(), cell, signed(seen.0)], read)?, max_bytes)?;
+            last.reverse();
+            let mut all = first;
+            let between = "SELECT EXISTS (SELECT 1 FROM events WHERE session = ?1 AND cell = ?2 AND seq > ?3 AND seq < ?4)";
+            let from = last.first().map_or(seen, |event| event.seq);
+            let values = params![id.as_str(), cell, signed(seen.0), signed(from.0)];
+            if !connection.prepare_cached(between)?.query_row(values, |row| row.get::<_, bool>(0))? {
+                all.append(&mut last);
+            }
+            Ok((all, last))
+        })
+        .await
+    }
+
     /// One cell's events from a number on, in order.
     ///
     /// # Errors

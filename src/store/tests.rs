@@ -293,3 +293,22 @@ async fn what_is_on_its_way_and_who_has_a_link_end_with_their_session() {
     assert!(store.delete_share(&one.id, "mine").await.unwrap());
     assert_eq!((store.turns().await.unwrap().len(), store.shares(None).await.unwrap().len()), (0, 0));
 }
+
+#[tokio::test]
+async fn a_flood_is_read_from_both_ends() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let row = session("a");
+    store.insert_session(row.clone()).await.unwrap();
+    let events: Vec<EventRow> = (1..=100).map(|seq| event(seq, &format!("{{\"n\":{seq:05}}}"))).collect();
+    store.commit(&row.id, Commit { events, ..Commit::default() }).await.unwrap();
+    let ends = async |from: u64, bytes: usize| {
+        let (first, last) = store.ends_of_cell(&row.id, "c1", Seq(from), bytes).await.unwrap();
+        let numbers = |events: Vec<EventRow>| events.iter().map(|event| event.seq.0).collect::<Vec<_>>();
+        (numbers(first), numbers(last))
+    };
+    assert_eq!(ends(1, 30).await, (vec![1, 2, 3], vec![98, 99, 100]));
+    assert_eq!(ends(95, 30).await, ((95..=100).collect(), vec![]), "nothing is between them");
+    assert_eq!(ends(1, 1 << 20).await, ((1..=100).collect(), vec![]));
+    assert_eq!(ends(101, 30).await, (vec![], vec![]));
+}

@@ -75,7 +75,14 @@ async fn a_model_answers_and_runs_cells() {
     assert!(picture.starts_with("data:image/png;base64,iVBOR"), "{}", &picture[..40]);
     // It goes on where it was, and a notebook holds all of it.
     model.then([Say::Whole("You are welcome.")]);
+    held.run("for n in range(300_000): print('line', n)").await;
     say(&held, "Thanks").await;
+    let third = model.asked()[2].to_string();
+    assert!(
+        third.contains("line 0\\n") && third.contains("line 299999") && third.contains("left out"),
+        "both ends of a flood"
+    );
+    assert!(third.len() < 400_000, "{} bytes", third.len());
     let notebook = client.get(&held.path("/notebook?to=markdown")).await;
     notebook.is(200);
     let markdown = String::from_utf8_lossy(&notebook.body).into_owned();

@@ -21,8 +21,8 @@ export const pageStyle = css`
   .panel > button { margin: 8px 8px 0; }
   main { display: grid; grid-template-columns: minmax(0, 1fr); grid-template-rows: auto minmax(0, 1fr) auto; min-width: 0; min-height: 0; }
   .bar { display: flex; align-items: center; gap: 4px; padding: 7px 16px; border-bottom: 1px solid var(--ck-line); min-height: 50px; flex-wrap: wrap; font-size: 14px; }
-  .bar h1 { font-size: inherit; margin: 0; min-width: 0; display: flex; }
-  .bar strong { font-weight: 600; margin-inline-end: 6px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 16em; }
+  .bar h1 { font-size: inherit; margin: 0; min-width: 0; display: flex; } .bar h1 button { color: inherit; padding: 2px 6px; margin-inline-start: -6px; min-width: 0; }
+  .bar strong { font-weight: 600; margin-inline-end: 6px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 16em; display: block; }
   .bar .space { flex: 1; }
   .usage { color: var(--ck-quiet); font-size: 12px; font-variant-numeric: tabular-nums; margin-inline: 8px; }
   .state { display: inline-flex; gap: 6px; align-items: center; font-size: 13px; color: var(--ck-quiet); }

@@ -224,12 +224,28 @@ class CellkeepPage extends LitElement {
     if (!feed) return;
     await this.trying(async () => {
       this.atEnd = true;
-      if (kind === "ask") await askJson(this.access, "POST", `${feed.path}/chat`, { text: source });
+      if (kind === "ask") {
+        await askJson(this.access, "POST", `${feed.path}/chat`, { text: source });
+        if (this.session && !this.session.name && feed.order.length === 0) await this.name(source.trim().split("\n", 1)[0]?.slice(0, 60) ?? "");
+      }
       else await askJson(this.access, "POST", `${feed.path}/cells`, { source, cell_type: kind, ...(kind === "code" ? { allow_stdin: true } : {}) });
       const area = this.renderRoot.querySelector<HTMLTextAreaElement>("#composer");
       if (area && area.value === source) area.value = "";
       feed.list();
     });
+  }
+
+  private name(name: string): Promise<void> {
+    return this.trying(async () => {
+      const { here } = this;
+      await askJson(this.access, "PATCH", `/v1/sessions/${here}`, { name });
+      this.sessions = this.sessions?.map((one) => (one.id === here ? { ...one, name } : one));
+    });
+  }
+
+  private rename(session: Session): void {
+    const name = prompt("What is this session called?", this.nameOf(session))?.trim();
+    if (name) void this.name(name.slice(0, 200));
   }
 
   private keys(event: KeyboardEvent): void {
@@ -393,7 +409,7 @@ class CellkeepPage extends LitElement {
     const menu = html`<button class="menu" aria-label="Sessions" aria-expanded=${this.side ? "true" : "false"} @click=${() => (this.side = !this.side)}>☰</button>`;
     if (!session) return html`<div class="bar">${menu}<h1><strong>No session</strong></h1></div>`;
     const memory = session.usage?.memory_bytes;
-    return html`<div class="bar">${menu}<h1><strong>${this.nameOf(session)}</strong></h1>
+    return html`<div class="bar">${menu}<h1>${this.isReader ? html`<strong>${this.nameOf(session)}</strong>` : html`<button title="Rename" @click=${() => this.rename(session)}><strong>${this.nameOf(session)}</strong></button>`}</h1>
       <span class="state" data-state=${state} role="status">${state === "lost" ? "connection lost, trying again" : state}</span>
       ${memory ? html`<span class="usage">${(memory / 1e6).toFixed(0)} MB · ${(session.usage?.cpu_seconds ?? 0).toFixed(1)} s CPU</span>` : nothing}
       <span class="space"></span>
