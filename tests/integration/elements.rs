@@ -82,17 +82,16 @@ async fn a_cell_is_edited_run_again_and_compared() {
     let loaded = "performance.getEntriesByType('resource').map(one => one.name).join()";
     let first = page.look("a", loaded).await;
     // The editor stands where the source stood.
-    let line = "(line => { const at = line.getBoundingClientRect(); return [at.left, at.top].map(Math.round).join() })";
-    let first_character = format!(
-        "{line}((range => (range.setStart(root.querySelector('.source').firstChild, 0), range.setEnd(root.querySelector('.source').firstChild, 1), range))(document.createRange()))"
-    );
-    let stood = page.look("a", &first_character).await;
+    let first_character = |place: &str| {
+        format!(
+            "((text, range) => (range.setStart(text, 0), range.setEnd(text, 1), (at => [at.left, at.top].map(Math.round).join())(range.getBoundingClientRect())))
+            (document.createTreeWalker(root.querySelector('{place}'), NodeFilter.SHOW_TEXT).nextNode(), document.createRange())"
+        )
+    };
+    let stood = page.look("a", &first_character(".source")).await;
     page.look("a", "root.querySelector('.source').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true}))").await;
     page.until("a", "root.activeElement?.classList.contains('cm-content')", json!(true)).await;
-    let now = format!(
-        "{line}((walker => {{ const range = document.createRange(); const text = walker.nextNode(); range.setStart(text, 0); range.setEnd(text, 1); return range }})(document.createTreeWalker(root.querySelector('.cm-line'), NodeFilter.SHOW_TEXT)))"
-    );
-    assert_eq!(page.look("a", &now).await, stood, "it moved");
+    assert_eq!(page.look("a", &first_character(".cm-line")).await, stood, "it moved");
     assert_ne!(page.look("a", loaded).await, first, "the editor was there before it was needed");
     // Escape leaves, and nothing has changed.
     page.browser.insert("# more").await;

@@ -26,6 +26,7 @@ mod matrix;
 mod nbclient_oracle;
 mod notebooks;
 mod outputs;
+mod package;
 mod pages;
 mod parameters;
 mod removal;

@@ -363,3 +363,9 @@ function fromNotebook(content: NotebookCell): CellState {
 }
 
 if (!customElements.get("cellkeep-cell")) customElements.define("cellkeep-cell", CellkeepCell);
+
+declare global {
+  interface HTMLElementTagNameMap {
+    "cellkeep-cell": CellkeepCell;
+  }
+}
