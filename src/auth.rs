@@ -3,6 +3,7 @@
 //! A token is 256 random bits, so that its SHA-256 is as good as the token for finding it, and useless for making it: only
 //! hashes are stored, and a comparison that takes its time with a hash gives nothing away.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -11,8 +12,8 @@ use base64::Engine as _;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::ids;
-use crate::store::{Store, StoreError, TokenRow, now_ms};
+use crate::ids::{self, SessionId};
+use crate::store::{ShareRow, Store, StoreError, TokenRow, now_ms};
 
 /// What a token allows. Each allows what those after it allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,12 +49,22 @@ pub struct Identity {
     pub principal: String,
     /// What may be done.
     pub scope: Scope,
+    /// The one session that may be seen, for a link that was shared.
+    pub only: Option<SessionId>,
 }
 
 impl Identity {
     /// Whose sessions may be seen; everybody's for none.
     pub fn sees(&self) -> Option<&str> {
         (self.scope < Scope::Admin).then_some(self.principal.as_str())
+    }
+
+    /// Whose requests and streams these are: who only has a link takes nothing of what its maker may open.
+    pub fn counted_as(&self) -> Cow<'_, str> {
+        match &self.only {
+            Some(session) => Cow::Owned(format!("share of {session}")),
+            None => Cow::Borrowed(&self.principal),
+        }
     }
 }
 
@@ -82,7 +93,8 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Reads the stored tokens; those of another process that come later need [`Self::load`] again.
+    /// Reads the stored tokens, and the links that were shared; those of another process that come later need [`Self::load`] again.
+    /// Gives the number of tokens.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -90,9 +102,14 @@ impl Tokens {
         let mut by_hash = HashMap::new();
         for row in store.tokens().await? {
             let (Ok(hash), Some(scope)) = (Hash::try_from(row.hash), Scope::parse(&row.scope)) else { continue };
-            by_hash.insert(hash, (Identity { principal: row.principal, scope }, row.expires_at));
+            by_hash.insert(hash, (Identity { principal: row.principal, scope, only: None }, row.expires_at));
         }
         let count = by_hash.len();
+        for (row, principal) in store.shares(None).await? {
+            let Ok(hash) = Hash::try_from(row.hash) else { continue };
+            by_hash
+                .insert(hash, (Identity { principal, scope: Scope::Read, only: Some(row.session) }, Some(row.expires_at)));
+        }
         *self.by_hash.write().unwrap_or_else(PoisonError::into_inner) = by_hash;
         self.loaded.send_replace(());
         Ok(count)
@@ -150,6 +167,23 @@ pub async fn store_token(
     Ok(id)
 }
 
+/// Stores a link by which others may read a session; gives its public id.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn store_share(
+    store: &Store,
+    secret: &str,
+    session: &SessionId,
+    name: Option<String>,
+    expires_at: i64,
+) -> Result<String, StoreError> {
+    let id: String = ids::random_uuid().chars().take(8).collect();
+    let (hash, session) = (hash(secret).to_vec(), session.clone());
+    store.put_share(ShareRow { id: id.clone(), session, name, hash, created_at: now_ms(), expires_at }).await?;
+    Ok(id)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,7 +194,7 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         let store = Store::open(&folder.join("journal.db")).unwrap();
         let (secret, old) = (new_secret(), new_secret());
-        let ann = Identity { principal: "ann".to_owned(), scope: Scope::Use };
+        let ann = Identity { principal: "ann".to_owned(), scope: Scope::Use, only: None };
         let id = store_token(&store, &secret, "laptop", &ann, None).await.unwrap();
         store_token(&store, &old, "old", &ann, Some(now_ms() - 1)).await.unwrap();
         let tokens = Tokens::default();

@@ -17,6 +17,9 @@ const FILE: &str = "cellkeep.toml";
 pub struct ConfigFile {
     /// For `cellkeep serve`.
     pub serve: ServeConfig,
+    /// The model that people can talk to.
+    #[serde(skip_serializing_if = "ModelConfig::is_empty")]
+    pub model: ModelConfig,
 }
 
 /// The settings of `cellkeep serve`, as its flags.
@@ -45,6 +48,25 @@ pub struct ServeConfig {
     pub allow_hosts: Option<Vec<String>>,
     /// Origins of pages that may use it.
     pub allow_origins: Option<Vec<String>>,
+}
+
+/// A model behind an endpoint that speaks OpenAI's chat completions. Its key does not stand here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct ModelConfig {
+    /// The address below which `/chat/completions` is.
+    pub url: Option<String>,
+    /// The model's name.
+    pub name: Option<String>,
+    /// A file that holds the key.
+    pub key_file: Option<PathBuf>,
+}
+
+impl ModelConfig {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Why a configuration file cannot be used.

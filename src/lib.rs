@@ -5,7 +5,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | top | `cli` |
-//! | domain | `runner`, `manager`, `session` |
+//! | domain | `chat`, `runner`, `manager`, `session` |
 //! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, `web`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `export`, `render`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
@@ -29,6 +29,8 @@ pub mod api;
 pub mod artifacts;
 #[cfg(feature = "host")]
 pub mod auth;
+#[cfg(feature = "host")]
+pub mod chat;
 #[cfg(feature = "host")]
 pub mod cli;
 #[cfg(feature = "host")]

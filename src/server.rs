@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 
 use crate::api::{self, Api, Guard, Large, Pace};
 use crate::auth::{self, Identity, Scope, Tokens};
+use crate::chat::{Chats, ModelSettings};
 use crate::config::Paths;
 use crate::manager::{Keeper, KeeperError, KeeperSettings};
 use crate::memory;
@@ -43,6 +44,8 @@ pub struct ServerSettings {
     pub rate_limit: u32,
     /// Whether all sessions end with it.
     pub end_sessions: bool,
+    /// The model that people can talk to.
+    pub model: Option<ModelSettings>,
     /// How sessions are kept.
     pub keeper: KeeperSettings,
 }
@@ -72,6 +75,9 @@ pub enum ServerError {
         /// What went wrong.
         source: io::Error,
     },
+    /// The model's settings make no sense.
+    #[error("{0}")]
+    Model(String),
     /// The journal failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -118,7 +124,9 @@ pub async fn serve(
         .map_err(|source| ServerError::Listen { address: settings.listen, source })?;
     let address = listener.local_addr().map_err(io_error("cannot tell where it listens"))?;
     let keeper = Keeper::new(paths, store.clone(), settings.keeper);
+    let chats = Chats::new(keeper.clone(), settings.model).map_err(ServerError::Model)?;
     keeper.recover().await?;
+    chats.recover().await?;
     let tokens = Arc::new(Tokens::default());
     let new_token = first_token(&store, &tokens, settings.token.as_deref()).await?;
     tokio::spawn({
@@ -133,6 +141,7 @@ pub async fn serve(
     let guard = Guard { loopback: address.ip().is_loopback(), hosts: settings.hosts, origins: settings.origins };
     let router = api::router(Api {
         keeper: keeper.clone(),
+        chats,
         tokens,
         guard: Arc::new(guard),
         pace: Arc::new(Pace::new(settings.rate_limit)),
@@ -160,7 +169,7 @@ fn lock(paths: &Paths) -> Result<fs::File, ServerError> {
 
 /// Loads the tokens; makes the first, if there is none and none was given.
 async fn first_token(store: &Store, tokens: &Tokens, given: Option<&str>) -> Result<Option<String>, StoreError> {
-    let admin = Identity { principal: "admin".to_owned(), scope: Scope::Admin };
+    let admin = Identity { principal: "admin".to_owned(), scope: Scope::Admin, only: None };
     if let Some(secret) = given {
         // One that was given before is not valid any more.
         for row in store.tokens().await?.into_iter().filter(|row| row.name == GIVEN) {

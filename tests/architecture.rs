@@ -55,6 +55,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "session",
         ],
     ),
+    ("chat", &["ids", "wire", "output", "session", "manager"]),
     ("runner", &["wire", "session", "notebook", "output"]),
     // faces
     (
@@ -69,6 +70,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "wire",
             "artifacts",
             "auth",
+            "chat",
             "kernels",
             "session",
             "manager",
@@ -77,7 +79,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("page", &["web"]),
     // top
-    ("server", &["config", "memory", "store", "telemetry", "auth", "manager", "api", "page"]),
+    ("server", &["config", "memory", "store", "telemetry", "auth", "chat", "manager", "api", "page"]),
     (
         "cli",
         &[
@@ -92,6 +94,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "store",
             "auth",
+            "chat",
             "kernels",
             "sandbox",
             "session",
@@ -113,6 +116,7 @@ const CONFINED: &[(&str, &str)] = &[
     ("clap", "cli"),
     ("anyhow", "cli"),
     ("indicatif", "cli"),
+    ("hyper_rustls", "chat/endpoint.rs"),
 ];
 
 /// Pure modules do no I/O: none of these words is in their code.

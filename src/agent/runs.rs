@@ -7,6 +7,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::usage::Used;
+use crate::agent_protocol::RunUsage;
+
 /// Runs remembered. Output of an older one, or of none that we know, counts for the newest.
 const REMEMBERED: usize = 8;
 
@@ -20,8 +23,10 @@ struct Run {
     open: bool,
     begun: bool,
     refused: u32,
-    /// CPU seconds of the sandbox when it began.
-    cpu_before: f64,
+    /// What the sandbox had used when it began.
+    before: Used,
+    /// The most memory that was seen while it ran, bytes.
+    seen_bytes: u64,
 }
 
 /// What may be done with an output.
@@ -48,8 +53,9 @@ impl Runs {
     }
 
     /// A run begins: its request has been handed to the kernel.
-    pub fn begin(&mut self, msg_id: String, header: Bytes, cpu_before: f64) {
-        self.recent.push_front(Run { msg_id, header, open: true, cpu_before, ..Run::default() });
+    pub fn begin(&mut self, msg_id: String, header: Bytes, before: Used) {
+        let seen_bytes = before.memory_bytes;
+        self.recent.push_front(Run { msg_id, header, open: true, before, seen_bytes, ..Run::default() });
         self.recent.truncate(REMEMBERED);
     }
 
@@ -69,9 +75,27 @@ impl Runs {
         self.recent.iter_mut().find(|run| run.msg_id == msg_id).is_some_and(|run| std::mem::take(&mut run.open))
     }
 
-    /// CPU seconds of the sandbox when a run began.
-    pub fn cpu_before(&self, msg_id: &str) -> f64 {
-        self.recent.iter().find(|run| run.msg_id == msg_id).map_or(0.0, |run| run.cpu_before)
+    /// Notes the memory of a moment for the run that is worked on.
+    pub fn see_memory(&mut self, bytes: u64) {
+        if let Some(run) = self.recent.front_mut().filter(|run| run.open) {
+            run.seen_bytes = run.seen_bytes.max(bytes);
+        }
+    }
+
+    /// What a run has used until `now`. A peak of the sandbox that is higher than before is its own; else its own is lower, and
+    /// what was seen of it tells.
+    pub fn used(&self, msg_id: &str, now: Used) -> RunUsage {
+        let Some(run) = self.recent.iter().find(|run| run.msg_id == msg_id) else { return RunUsage::default() };
+        let seen = run.seen_bytes.max(now.memory_bytes);
+        RunUsage {
+            cpu_seconds: (now.cpu_seconds - run.before.cpu_seconds).max(0.0),
+            peak_memory_bytes: if now.peak_bytes > run.before.peak_bytes { now.peak_bytes } else { seen },
+        }
+    }
+
+    /// The run that the kernel works on, if it works.
+    pub fn open_run(&self) -> Option<String> {
+        self.recent.front().filter(|run| run.open).map(|run| run.msg_id.clone())
     }
 
     /// Counts a message that was none for the newest run; gives how many it has had.
@@ -116,10 +140,10 @@ mod tests {
     #[test]
     fn each_run_has_its_own_limit_also_when_outputs_come_late() {
         let mut runs = Runs::new(10);
-        runs.begin("a".into(), Bytes::new(), 0.0);
+        runs.begin("a".into(), Bytes::new(), Used::default());
         assert_eq!(runs.take("a", 6), Room::Enough);
         assert!(runs.replied("a") && !runs.replied("a"));
-        runs.begin("b".into(), Bytes::new(), 0.0);
+        runs.begin("b".into(), Bytes::new(), Used::default());
         assert_eq!(runs.take("b", 9), Room::Enough);
         assert_eq!(runs.take("a", 4), Room::Enough, "late, but its own");
         assert_eq!(runs.take("a", 3), Room::Only { bytes: 0, msg_id: "a".into() });
@@ -128,13 +152,28 @@ mod tests {
     }
 
     #[test]
+    fn a_peak_that_was_there_before_is_not_the_runs_own() {
+        let mut runs = Runs::new(10);
+        let at = |cpu_seconds, memory_bytes, peak_bytes| Used { cpu_seconds, memory_bytes, peak_bytes };
+        runs.begin("big".into(), Bytes::new(), at(1.0, 10, 20));
+        runs.see_memory(80);
+        assert_eq!(runs.used("big", at(3.0, 30, 90)), RunUsage { cpu_seconds: 2.0, peak_memory_bytes: 90 });
+        runs.replied("big");
+        runs.see_memory(85);
+        runs.begin("small".into(), Bytes::new(), at(3.0, 30, 90));
+        runs.see_memory(50);
+        assert_eq!(runs.used("small", at(3.5, 40, 90)), RunUsage { cpu_seconds: 0.5, peak_memory_bytes: 50 });
+        assert_eq!((runs.open_run().as_deref(), runs.used("?", at(9.0, 9, 9))), (Some("small"), RunUsage::default()));
+    }
+
+    #[test]
     fn a_run_waits_until_the_kernel_speaks_of_it() {
         let mut runs = Runs::new(10);
         assert!(!runs.is_waiting() && !runs.begun("a"));
-        runs.begin("a".into(), Bytes::new(), 0.0);
+        runs.begin("a".into(), Bytes::new(), Used::default());
         assert!(runs.is_waiting() && !runs.begun("b") && runs.is_waiting());
         assert!(runs.begun("a") && !runs.begun("a") && !runs.is_waiting());
-        runs.begin("b".into(), Bytes::new(), 0.0);
+        runs.begin("b".into(), Bytes::new(), Used::default());
         runs.replied("b");
         assert!(!runs.is_waiting(), "refused without a word");
     }
@@ -143,7 +182,7 @@ mod tests {
     fn each_run_has_its_own_refusals() {
         let mut runs = Runs::new(10);
         assert_eq!((runs.refuse(), runs.refuse()), (1, 2));
-        runs.begin("a".into(), Bytes::new(), 0.0);
+        runs.begin("a".into(), Bytes::new(), Used::default());
         assert_eq!(runs.refuse(), 1);
     }
 

@@ -15,6 +15,18 @@ pub(super) struct Meter {
     source: Source,
     shared: SharedMemory,
     sampled_peak: u64,
+    latest: u64,
+}
+
+/// What a sandbox has used until a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Used {
+    /// CPU seconds of all its processes.
+    pub cpu_seconds: f64,
+    /// Memory at that moment, bytes.
+    pub memory_bytes: u64,
+    /// The most memory that it has had, bytes.
+    pub peak_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +45,7 @@ impl Meter {
         } else {
             Source::Proc
         };
-        Self { source, shared: SharedMemory::new(), sampled_peak: 0 }
+        Self { source, shared: SharedMemory::new(), sampled_peak: 0, latest: 0 }
     }
 
     /// The usage now.
@@ -55,6 +67,7 @@ impl Meter {
         };
         let added_up = if memory.is_none() || cpu.is_none() { from_proc(&mut self.shared) } else { UsageReading::default() };
         let memory_bytes = memory.unwrap_or(added_up.memory_bytes);
+        self.latest = memory_bytes;
         self.sampled_peak = self.sampled_peak.max(memory_bytes);
         UsageReading {
             memory_bytes,
@@ -64,19 +77,40 @@ impl Meter {
         }
     }
 
-    /// CPU seconds and peak memory so far, cheap enough for every run: where there is no cgroup, the peak is that of the
-    /// readings that were made.
-    pub fn read_quickly(&self) -> (f64, u64) {
-        let (cpu, peak) = match self.source {
-            Source::CgroupV2 => (field("cpu.stat", "usage_usec").map(|us| us as f64 / 1e6), number("memory.peak")),
-            Source::CgroupV1 => {
-                (number("cpuacct/cpuacct.usage").map(|ns| ns as f64 / 1e9), number("memory/memory.max_usage_in_bytes"))
-            }
-            Source::Proc => (None, None),
+    /// What has been used so far, cheap enough for every run: where there is no cgroup, memory is that of the latest reading.
+    pub fn read_quickly(&self) -> Used {
+        let cpu = match self.source {
+            Source::CgroupV2 => field("cpu.stat", "usage_usec").map(|us| us as f64 / 1e6),
+            Source::CgroupV1 => number("cpuacct/cpuacct.usage").map(|ns| ns as f64 / 1e9),
+            Source::Proc => None,
         };
         let own = std::process::id();
         let added_up = || process_ids().filter(|pid| *pid != own).filter_map(cpu_seconds).sum();
-        (cpu.unwrap_or_else(added_up), peak.unwrap_or(self.sampled_peak))
+        let peak = match self.source {
+            Source::CgroupV2 => number("memory.peak"),
+            Source::CgroupV1 => number("memory/memory.max_usage_in_bytes"),
+            Source::Proc => None,
+        };
+        Used {
+            cpu_seconds: cpu.unwrap_or_else(added_up),
+            memory_bytes: self.memory_now(),
+            peak_bytes: peak.unwrap_or(self.sampled_peak),
+        }
+    }
+
+    /// Memory now, where a cgroup tells; else of the latest reading.
+    pub fn memory_now(&self) -> u64 {
+        let now = match self.source {
+            Source::CgroupV2 => number("memory.current"),
+            Source::CgroupV1 => number("memory/memory.usage_in_bytes"),
+            Source::Proc => None,
+        };
+        now.unwrap_or(self.latest)
+    }
+
+    /// Whether CPU is counted also of processes that are gone.
+    pub fn counts_the_dead(&self) -> bool {
+        self.source != Source::Proc
     }
 
     /// How often the memory limit has killed a process of this sandbox. The counter tells, not `failcnt` and not Docker's

@@ -160,7 +160,8 @@ pub struct UsageReading {
 pub struct RunUsage {
     /// CPU time of all the sandbox's processes from its begin to its reply, seconds.
     pub cpu_seconds: f64,
-    /// The most memory that the sandbox has had until then, bytes.
+    /// The most memory that the sandbox has had meanwhile, bytes: exact where it was the most of all its life, else the most of
+    /// several looks a second.
     pub peak_memory_bytes: u64,
 }
 

@@ -5,7 +5,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::manager::{FileError, KeeperError, ManagerError, StoreError};
+use crate::chat::AskError;
+use crate::manager::{FileError, KeeperError, ManagerError, StoreError, VariablesError};
 use crate::session::{Denied, SessionError};
 
 /// An error as the client gets it.
@@ -141,6 +142,30 @@ impl From<FileError> for Problem {
             FileError::Cut => Self::bad_request("cut_off", detail),
             FileError::TooLarge => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "file_too_large", detail),
             FileError::Keeper(error) => error.into(),
+        }
+    }
+}
+
+impl From<VariablesError> for Problem {
+    fn from(error: VariablesError) -> Self {
+        let detail = error.to_string();
+        match error {
+            VariablesError::Unknown { .. } => Self::unprocessable("no_variables", detail),
+            VariablesError::Busy { .. } => Self::new(StatusCode::CONFLICT, "kernel_busy", detail),
+            VariablesError::Failed(_) => Self::new(StatusCode::CONFLICT, "variables_failed", detail),
+            VariablesError::Keeper(error) => error.into(),
+        }
+    }
+}
+
+impl From<AskError> for Problem {
+    fn from(error: AskError) -> Self {
+        let detail = error.to_string();
+        match error {
+            AskError::NoModel => Self::not_found("no_model", detail),
+            AskError::Answering => Self::new(StatusCode::CONFLICT, "chat_in_progress", detail),
+            AskError::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_chats", detail).retry_after(5),
+            AskError::Keeper(error) => error.into(),
         }
     }
 }

@@ -179,7 +179,7 @@ impl Reader {
 
 /// Streams for as long as the token is valid that it was asked for with.
 fn sse(reader: Reader, api: &Api, Caller(identity, shown): &Caller) -> Result<Response, Problem> {
-    let open = guard::open_stream(api, &identity.principal)?;
+    let open = guard::open_stream(api, identity)?;
     let (tokens, shown) = (api.tokens.clone(), *shown);
     let invalid = Box::pin(async move {
         let _open = open;

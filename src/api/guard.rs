@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::{OriginalUri, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
@@ -15,7 +15,8 @@ use super::Api;
 use super::error::Problem;
 use super::pace::{MOST_STREAMS, OpenStream};
 use super::trace::REQUEST_ID;
-use crate::auth::Scope;
+use crate::auth::{Identity, Scope};
+use crate::ids::SessionId;
 
 /// For how long a browser need not ask again what a page of another origin may do.
 const ASK_AGAIN: Duration = Duration::from_secs(600);
@@ -116,7 +117,13 @@ pub(super) async fn identify(State(api): State<Api>, mut request: Request, next:
         let detail = "this token may only look; one of scope `use` is needed";
         return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
     }
-    api.pace.count(&identity.principal).map_err(|after| too_fast("of yours", after))?;
+    if let Some(session) = &identity.only
+        && !is_shared(request.extensions().get::<OriginalUri>().map_or(request.uri(), |uri| &uri.0).path(), session)
+    {
+        let detail = "this link shows one session, without its files, and nothing else";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
+    }
+    api.pace.count(&identity.counted_as()).map_err(|after| too_fast("of yours", after))?;
     request.extensions_mut().insert(identity);
     request.extensions_mut().insert(shown);
     Ok(next.run(request).await)
@@ -129,11 +136,25 @@ pub(super) fn too_fast(of: &str, after: u32) -> Problem {
 }
 
 /// Counts a stream that is opened.
-pub(super) fn open_stream(api: &Api, principal: &str) -> Result<OpenStream, Problem> {
-    api.pace.open_stream(principal).ok_or_else(|| {
+pub(super) fn open_stream(api: &Api, identity: &Identity) -> Result<OpenStream, Problem> {
+    api.pace.open_stream(&identity.counted_as()).ok_or_else(|| {
         let detail = format!("{MOST_STREAMS} streams of yours are open already; close some");
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", detail).retry_after(5)
     })
+}
+
+/// What a link to a session shows of it. Files are not shown: what a person puts there is not meant for readers of cells.
+fn is_shared(path: &str, session: &SessionId) -> bool {
+    if matches!(path, "/v1/token" | "/v1/kernels") || path.starts_with("/v1/artifacts/") {
+        return true;
+    }
+    let Some(rest) = path.strip_prefix("/v1/sessions/").and_then(|rest| rest.strip_prefix(session.as_str())) else {
+        return false;
+    };
+    rest.is_empty()
+        || ["/cells", "/events", "/socket", "/artifacts", "/notebook"]
+            .iter()
+            .any(|part| rest.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
 fn token_in_query(uri: &Uri) -> Option<String> {
@@ -170,6 +191,22 @@ mod tests {
         assert!(guard.is_our_origin("https://chat.example", "localhost:7788"));
         for foreign in ["http://localhost:7789", "null", "https://evil.example", "http://localhost:7788.evil.example"] {
             assert!(!guard.is_our_origin(foreign, "localhost:7788"), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_link_shows_one_session() {
+        let id = SessionId::random();
+        let of = |rest: &str| is_shared(&format!("/v1/sessions/{id}{rest}"), &id);
+        for shown in ["", "/cells", "/cells/a", "/events", "/socket", "/notebook", "/artifacts"] {
+            assert!(of(shown), "{shown}");
+        }
+        for hidden in ["x", "/files/", "/files/a", "/shares", "/cellsx", "/chat"] {
+            assert!(!of(hidden), "{hidden}");
+        }
+        let other = format!("/v1/sessions/{}", SessionId::random());
+        for hidden in [other.as_str(), "/v1/sessions", "/v1/runs", "/v1/sessions/"] {
+            assert!(!is_shared(hidden, &id), "{hidden}");
         }
     }
 

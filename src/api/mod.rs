@@ -1,6 +1,7 @@
 //! The native HTTP face, `/v1`: translates, owns no state. JSON in and out, errors as problems, events by SSE and WebSocket.
 
 mod cells;
+mod chat;
 mod docs;
 mod error;
 mod events;
@@ -11,6 +12,7 @@ mod notebooks;
 mod pace;
 mod runs;
 mod sessions;
+mod shares;
 mod socket;
 mod text;
 mod trace;
@@ -26,13 +28,14 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::middleware;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::auth::{Identity, Scope, Shown, Tokens};
+use crate::chat::Chats;
 use crate::ids::SessionId;
 use crate::manager::Keeper;
 use crate::telemetry;
@@ -52,6 +55,8 @@ const BODY_PAUSE: Duration = Duration::from_secs(60);
 pub struct Api {
     /// The sessions.
     pub keeper: Keeper,
+    /// Conversations with the model.
+    pub chats: Chats,
     /// Who may do what.
     pub tokens: Arc<Tokens>,
     /// Which hosts and origins are ours.
@@ -82,6 +87,11 @@ pub fn router(api: Api) -> Router {
         .route("/input", post(sessions::input))
         .route("/complete", post(sessions::complete))
         .route("/inspect", post(sessions::inspect))
+        .route("/variables", post(sessions::variables))
+        .route("/chat", get(chat::status).post(chat::ask))
+        .route("/chat/cancel", post(chat::cancel))
+        .route("/shares", get(shares::list).post(shares::create))
+        .route("/shares/{share}", delete(shares::delete))
         .route("/artifacts", get(sessions::artifacts))
         .route("/events", get(events::stream))
         .route("/socket", get(socket::open))
@@ -105,6 +115,8 @@ pub fn router(api: Api) -> Router {
         .route("/runs/{session}/artifacts", get(sessions::artifacts))
         .route("/artifacts/{sha256}", get(sessions::artifact))
         .route("/kernels", get(list_kernels))
+        .route("/model", get(chat::model))
+        .route("/token", get(shares::token))
         .layer(middleware::from_fn_with_state(api.clone(), large::put_aside))
         .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(middleware::from_fn_with_state(api.clone(), guard::identify))

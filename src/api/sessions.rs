@@ -281,6 +281,16 @@ pub(super) async fn inspect(
     in_time(handle.inspect(&place.code, place.cursor()?)).await
 }
 
+pub(super) async fn variables(
+    State(api): State<Api>,
+    User(caller): User,
+    InPath(id): InPath,
+) -> Result<Json<Value>, Problem> {
+    let (variables, may_be_more) = api.keeper.variables(&id, caller.sees()).await?;
+    let variables = variables.into_iter().map(|one| json!({"name": one.name, "type": one.kind, "summary": one.summary}));
+    Ok(Json(json!({"variables": variables.collect::<Value>(), "truncated": may_be_more})))
+}
+
 /// A kernel that runs a cell answers after it.
 async fn in_time(asking: impl Future<Output = Result<Value, crate::session::SessionError>>) -> Result<Json<Value>, Problem> {
     match tokio::time::timeout(std::time::Duration::from_secs(10), asking).await {
@@ -308,7 +318,13 @@ pub(super) async fn artifact(
 ) -> Result<Response, Problem> {
     let none = || Problem::not_found("no_artifact", format!("there is no artifact {sha256:?}"));
     let principal = caller.sees().map(str::to_owned);
-    let mime = api.keeper.store().artifact_mime(&sha256, principal).await?.ok_or_else(none)?;
+    let store = api.keeper.store();
+    let mime = match &caller.0.only {
+        // Who has a link sees what this session has shown.
+        Some(session) => store.artifacts(session).await?.into_iter().find(|row| row.sha256 == sha256).map(|row| row.mime),
+        None => store.artifact_mime(&sha256, principal).await?,
+    };
+    let mime = mime.ok_or_else(none)?;
     let (file, bytes) = api.keeper.blobs().open(&sha256).await?.ok_or_else(none)?;
     // The kernel named the type: it may be anything, and what is not known to be harmless is only to be saved.
     let shown = SHOWN.contains(&mime.as_str());

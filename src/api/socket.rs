@@ -32,7 +32,7 @@ pub(super) async fn open(
     let handle = api.keeper.handle(&id, caller.sees())?;
     let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
     let reader = Reader::new(&api, id.clone(), follower, query.form()?, None);
-    let open = guard::open_stream(&api, &caller.0.principal)?;
+    let open = guard::open_stream(&api, &caller.0)?;
     let commander = Commander { _open: (open, connection), api, id, caller, handle };
     let upgrade = upgrade.max_message_size(MAX_COMMAND).max_frame_size(MAX_COMMAND);
     Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, commander)))
@@ -118,7 +118,7 @@ async fn obey(text: &str, commander: &Commander) -> Value {
         return failed(command.id.as_deref(), &Problem::new(status, "scope_too_narrow", "this token may only look"));
     }
     let id = command.id.clone();
-    if let Err(after) = commander.api.pace.count(&commander.caller.0.principal) {
+    if let Err(after) = commander.api.pace.count(&commander.caller.0.counted_as()) {
         return failed(id.as_deref(), &guard::too_fast("of yours", after));
     }
     match act(command, commander).await {

@@ -1,20 +1,18 @@
 //! How sessions, cells and events look on the wire.
 
-use std::time::{Duration, SystemTime};
-
 use serde_json::{Map, Value, json};
 
 use super::error::Problem;
 use crate::artifacts::Blobs;
 use crate::ids::SessionId;
 use crate::manager::KeptSpec;
-use crate::manager::{ArtifactRow, EventRow, SessionRow, inline_artifacts, outputs_of, read_body};
+use crate::manager::{ArtifactRow, EventRow, SessionRow, from_ms, inline_artifacts, outputs_of, read_body};
 use crate::session::{Cell, CellPhase, metrics};
 use crate::wire::content::iso8601;
 
 /// Milliseconds since 1970 as the contract writes times.
 pub(super) fn time(ms: i64) -> String {
-    iso8601(SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0).cast_unsigned()))
+    iso8601(from_ms(ms))
 }
 
 /// A session, without what only its sandbox knows.

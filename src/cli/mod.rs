@@ -10,6 +10,7 @@ mod exec;
 mod export;
 mod images;
 mod kernels;
+mod model;
 mod notebook_file;
 mod options;
 mod run;

@@ -8,9 +8,11 @@ use anyhow::{anyhow, bail};
 use axum::http::Uri;
 use clap::{Args, ValueEnum};
 
+use super::model::ModelArgs;
 use super::options::SandboxOption;
 use super::signals::Signals;
 use super::{Exit, Failure};
+use crate::chat::ModelSettings;
 use crate::config::{ConfigFile, Paths, ServeConfig};
 use crate::kernels;
 use crate::manager::KeeperSettings;
@@ -60,6 +62,8 @@ pub(super) struct ServeArgs {
     /// An origin whose pages may use this server, scheme and all
     #[arg(long = "allow-origin", value_name = "ORIGIN")]
     origins: Option<Vec<String>>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// End all sessions when the server stops, instead of leaving them to the next
     #[arg(long)]
     end_sessions: bool,
@@ -126,7 +130,12 @@ fn check_origin(origin: &str) -> anyhow::Result<()> {
     }
 }
 
-fn settings(config: ServeConfig, token: Option<String>, end_sessions: bool) -> anyhow::Result<ServerSettings> {
+fn settings(
+    config: ServeConfig,
+    token: Option<String>,
+    end_sessions: bool,
+    model: Option<ModelSettings>,
+) -> anyhow::Result<ServerSettings> {
     let defaults = KeeperSettings::default();
     let sandbox = config.sandbox.unwrap_or_default();
     let sandbox = SandboxOption::from_str(&sandbox, true)
@@ -145,6 +154,7 @@ fn settings(config: ServeConfig, token: Option<String>, end_sessions: bool) -> a
         origins,
         rate_limit: config.rate_limit.unwrap_or(RATE_LIMIT),
         end_sessions,
+        model,
         keeper: KeeperSettings {
             sandbox: sandbox.choice(),
             max_sessions: config.max_sessions.unwrap_or(defaults.max_sessions),
@@ -162,8 +172,9 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
     let mut signals = Signals::listen()?;
     let file = ConfigFile::read(args.config.as_deref(), &paths).map_err(Failure::usage)?;
     let config = args.over(file.serve);
+    let model = args.model.over(file.model);
     if args.print_config {
-        tell!("{}", ConfigFile { serve: config }.print().trim_end());
+        tell!("{}", ConfigFile { serve: config, model }.print().trim_end());
         return Ok(Exit::Ok);
     }
     if args.token.as_deref().is_some_and(|token| token.trim().is_empty()) {
@@ -172,7 +183,8 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
         )));
     }
     let end_sessions = args.end_sessions;
-    let settings = settings(config, args.token, end_sessions).map_err(Failure::usage)?;
+    let model = args.model.settings(model).map_err(Failure::usage)?;
+    let settings = settings(config, args.token, end_sessions, model).map_err(Failure::usage)?;
     let stop = async move {
         signals.any().await;
         if end_sessions {

@@ -13,7 +13,9 @@ use crate::ids::{Seq, SessionId};
 use crate::mime;
 use crate::output::{ArtifactOptions, CellKey, artifacts_of};
 use crate::session::{self, Cell, CellChange, CellRun, EventBody, Journal, JournalError, Piece, SessionEvent, SessionState};
-use crate::store::{self, ArtifactRow, CellRow, CellState, Commit, EventRow, SessionChange, Store, StoreError, to_ms};
+use crate::store::{
+    self, ArtifactRow, CellRow, CellState, Commit, EventRow, SessionChange, Store, StoreError, from_ms, to_ms,
+};
 use crate::telemetry;
 
 /// Binary data of more bytes than this is kept as a blob and named by its hash.
@@ -203,6 +205,7 @@ impl StoreJournal {
                 kernel_info: piece.kernel_info.clone(),
                 last_active_at: Some(store::now_ms()),
             },
+            notebook: piece.notebook.clone(),
             ..Commit::default()
         };
         for event in &piece.events {
@@ -352,7 +355,6 @@ fn run_row(run: &CellRun) -> CellState {
 
 /// A cell as it was stored, for a driver that goes on.
 pub(super) fn restore_cell(row: CellRow) -> Option<Cell> {
-    let time = |ms: i64| std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(ms.max(0).cast_unsigned());
     let metadata = match crate::wire::json::parse_lenient(row.metadata.as_bytes()) {
         Ok(Value::Object(metadata)) => metadata,
         _ => Map::new(),
@@ -368,7 +370,7 @@ pub(super) fn restore_cell(row: CellRow) -> Option<Cell> {
         run: CellRun {
             phase: crate::session::CellPhase::parse(&row.run.state).unwrap_or_default(),
             run: row.run.run.map(crate::ids::RunId),
-            started_at: row.run.started_at.map(time),
+            started_at: row.run.started_at.map(from_ms),
             result: row.run.result.and_then(|text| serde_json::from_str(&text).ok()),
             first_seq: row.run.first_seq,
             last_seq: row.run.last_seq,

@@ -14,6 +14,7 @@ pub mod record;
 mod recovery;
 mod removal;
 mod room;
+mod variables;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,13 +31,14 @@ use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
 use crate::session::{self, SessionError, SessionEvents, SessionHandle, SessionParts, Telling, VolatileJournal};
 
 pub use crate::sandbox::SandboxRecord;
-pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, TooHeavy, now_ms, seconds_in_ms};
+pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, TooHeavy, from_ms, now_ms, seconds_in_ms};
 pub use files::{FileEntry, FileError, MAX_FILE};
 pub use journal::Follower;
 pub use keeper::{Facts, Keeper};
 pub use kept::{KeeperError, KeeperSettings, KeptRun, KeptSpec, NewSession};
 pub use notebooks::{NotebookRun, failure_of};
 pub use outputs::{inline_artifacts, outputs_of, read_body};
+pub use variables::{Variable, VariablesError};
 
 /// How long after its manager's end a sandbox of a one-shot run ends itself.
 const ORPHAN: Duration = Duration::from_secs(20);

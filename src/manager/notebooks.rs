@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use base64::Engine as _;
 use serde_json::{Map, Value, json};
@@ -22,7 +21,7 @@ use crate::notebook::{self, Notebook};
 use crate::output::{StreamStyle, Widgets};
 use crate::sandbox::SandboxKind;
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, RunStatus, SessionHandle};
-use crate::store::{EventRow, SessionRow, StoreError};
+use crate::store::{EventRow, SessionRow, StoreError, from_ms};
 use crate::wire::Message;
 use crate::wire::content::iso8601;
 
@@ -55,10 +54,10 @@ impl Keeper {
     /// [`KeeperError`]; also while a cell is queued or running.
     pub async fn import_notebook(&self, (id, principal): Of<'_>, notebook: &Notebook) -> Result<(), KeeperError> {
         let handle = self.handle_for_work(id, principal)?;
-        handle.replace_cells(notebook.cells().map(|cell| as_new_cell(&cell)).collect()).await?;
+        let cells = notebook.cells().map(|cell| as_new_cell(&cell)).collect();
         let notebook = notebook.clone();
-        let text = apart(move || without_outputs(notebook).print()).await?;
-        Ok(self.0.store.put_notebook(id, text).await?)
+        let beside = apart(move || without_outputs(notebook).print()).await?;
+        Ok(handle.replace_cells(cells, beside).await?)
     }
 
     /// The session's notebook as a file has it.
@@ -340,7 +339,6 @@ fn write_record(notebook: &mut Notebook, row: &SessionRow, run: &KeptRun, cells:
         Ok(Value::Object(record)) => record,
         _ => Map::new(),
     };
-    let time = |ms: i64| std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0).cast_unsigned());
     let ends = cells.iter().filter_map(|cell| cell.run.result.as_ref()).map(|result| result.started_at + result.wall);
     let is_over = cells.iter().all(|cell| cell.run.phase == CellPhase::Finished);
     let status = match failure_of(cells).and_then(|cell| cell.run.status()) {
@@ -349,7 +347,7 @@ fn write_record(notebook: &mut Notebook, row: &SessionRow, run: &KeptRun, cells:
         None => "running",
     };
     let told = json!({
-        "id": row.id, "start_time": iso8601(time(row.created_at)),
+        "id": row.id, "start_time": iso8601(from_ms(row.created_at)),
         "end_time": ends.max().filter(|_| is_over).map(iso8601), "status": status,
     });
     record.insert("run".to_owned(), told);

@@ -29,7 +29,7 @@ pub use fold::Fold;
 pub use held::Outputs;
 pub use repair::repair_output;
 pub use terminal::terminal_text;
-pub use text::text_of;
+pub use text::{joined, text_of};
 pub use widgets::{Sync, Widgets};
 
 /// Names a cell cheaply: its index in a run or whatever number the caller keeps for it.

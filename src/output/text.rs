@@ -54,7 +54,7 @@ fn error(output: &Value) -> String {
 }
 
 /// A string or list of strings as one string; other values as JSON, nothing for null.
-pub(super) fn joined(value: Option<&Value>) -> String {
+pub fn joined(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),

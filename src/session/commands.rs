@@ -214,8 +214,9 @@ impl Core {
         Ok(())
     }
 
-    /// Makes the notebook consist of these cells: those that were there go. Not while one of them is queued or running.
-    pub fn replace_cells(&mut self, now: Now, new: Vec<NewCell>) -> Result<(), Denied> {
+    /// Makes the notebook that of a file: of these cells, and with what it says beside them. Those that were there go. Not while
+    /// one of them is queued or running.
+    pub fn replace_cells(&mut self, now: Now, new: Vec<NewCell>, notebook: String) -> Result<(), Denied> {
         self.check_alive()?;
         if let Some(cell) = self.cells.iter().find(|cell| cell.run.phase != CellPhase::Finished) {
             return Err(Denied::InProgress { id: cell.id.clone(), phase: cell.run.phase.name() });
@@ -235,6 +236,7 @@ impl Core {
         for cell in new {
             self.add_cell(now, cell)?;
         }
+        self.piece.notebook = Some(notebook);
         Ok(())
     }
 

@@ -560,7 +560,7 @@ fn cells_are_replaced_with_their_outputs() {
     bench.add("old", false).unwrap();
     let output = json!({"output_type": "stream", "name": "stdout", "text": "x".repeat(300 << 10)});
     let new = NewCell { id: Some("new".to_owned()), outputs: vec![output], ..NewCell::default() };
-    bench.core.replace_cells(bench.now, vec![new.clone()]).unwrap();
+    bench.core.replace_cells(bench.now, vec![new.clone()], String::new()).unwrap();
     assert_eq!(bench.order(), ["new"]);
     let told = bench
         .out()
@@ -570,7 +570,7 @@ fn cells_are_replaced_with_their_outputs() {
         .filter(|event| matches!(event.body, EventBody::Append { .. } | EventBody::Stream { .. }));
     assert_eq!(told.count(), 2, "long text comes in pieces");
     bench.run("runs");
-    assert!(matches!(bench.core.replace_cells(bench.now, vec![new]), Err(Denied::InProgress { .. })));
+    assert!(matches!(bench.core.replace_cells(bench.now, vec![new], String::new()), Err(Denied::InProgress { .. })));
 }
 
 #[test]

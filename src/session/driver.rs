@@ -190,8 +190,8 @@ impl Driver {
                 let answer = core.run_cells(now, runs);
                 self.answer(reply, answer);
             }
-            Command::Replace { cells, reply } => {
-                let answer = core.replace_cells(now, cells);
+            Command::Replace { cells, notebook, reply } => {
+                let answer = core.replace_cells(now, cells, notebook);
                 self.answer(reply, answer);
             }
             Command::Edit { id, edit, reply } => {

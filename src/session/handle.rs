@@ -86,7 +86,7 @@ pub(super) enum Command {
     Add { cell: Box<NewCell>, reply: Reply<Cell> },
     Run { id: String, options: Option<RunOptions>, reply: Reply<Cell> },
     RunAll { runs: Vec<(String, RunOptions)>, reply: Reply<()> },
-    Replace { cells: Vec<NewCell>, reply: Reply<()> },
+    Replace { cells: Vec<NewCell>, notebook: String, reply: Reply<()> },
     Edit { id: String, edit: Box<CellEdit>, reply: Reply<Cell> },
     Delete { id: String, reply: Reply<()> },
     Cancel { id: String, reply: Reply<Cell> },
@@ -157,12 +157,12 @@ impl SessionHandle {
         self.ask(|reply| Command::RunAll { runs, reply }).await
     }
 
-    /// Makes the notebook consist of these cells.
+    /// Makes the notebook that of a file: of these cells, and with what it says beside them, as JSON.
     ///
     /// # Errors
     /// [`SessionError`]; also while a cell is queued or running.
-    pub async fn replace_cells(&self, cells: Vec<NewCell>) -> Result<(), SessionError> {
-        self.ask(|reply| Command::Replace { cells, reply }).await
+    pub async fn replace_cells(&self, cells: Vec<NewCell>, notebook: String) -> Result<(), SessionError> {
+        self.ask(|reply| Command::Replace { cells, notebook, reply }).await
     }
 
     /// Changes a cell.

@@ -191,12 +191,18 @@ pub struct Piece {
     pub resume: Option<String>,
     /// What the kernel says of itself, as JSON, if that changed. Only where the journal survives us.
     pub kernel_info: Option<String>,
+    /// What a notebook file says beside the cells that came from it, as JSON.
+    pub notebook: Option<String>,
 }
 
 impl Piece {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.cells.is_empty() && self.state.is_none() && self.position.is_none()
+        self.events.is_empty()
+            && self.cells.is_empty()
+            && self.state.is_none()
+            && self.position.is_none()
+            && self.notebook.is_none()
     }
 }
 

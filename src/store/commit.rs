@@ -19,6 +19,8 @@ pub struct Commit {
     pub artifacts: Vec<ArtifactRow>,
     /// The session's own state.
     pub session: SessionChange,
+    /// What a notebook file says beside its cells and outputs, if one has been taken in.
+    pub notebook: Option<String>,
 }
 
 /// How a session's row changes. What is `None` stays as it is.
@@ -91,6 +93,10 @@ fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusql
     }
     for artifact in &commit.artifacts {
         put_artifact(connection, session, artifact)?;
+    }
+    if let Some(json) = &commit.notebook {
+        let put = "INSERT OR REPLACE INTO notebooks (session, json) VALUES (?1, ?2)";
+        connection.prepare_cached(put)?.execute(params![session.as_str(), json])?;
     }
     let change = &commit.session;
     let (state, why) = change.state.clone().unzip();

@@ -10,7 +10,9 @@ mod compact;
 mod events;
 mod schema;
 mod sessions;
+mod shares;
 mod tokens;
+mod turns;
 
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -27,6 +29,7 @@ pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
 pub use compact::Compactable;
 pub use events::EventRow;
 pub use sessions::SessionRow;
+pub use shares::ShareRow;
 pub use tokens::TokenRow;
 
 /// Most jobs in one commit: the first of them waits for all.
@@ -246,6 +249,11 @@ pub fn seconds_in_ms(seconds: u64) -> i64 {
 /// A time as the store has it.
 pub fn to_ms(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// The other way: what the store has, as a time.
+pub fn from_ms(ms: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0).cast_unsigned())
 }
 
 #[cfg(test)]

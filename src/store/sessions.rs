@@ -163,19 +163,6 @@ impl Store {
         .await
     }
 
-    /// Keeps what a notebook file said beside its cells and outputs.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn put_notebook(&self, session: &SessionId, json: String) -> Result<(), StoreError> {
-        let id = session.clone();
-        self.write(move |connection| {
-            let put = "INSERT OR REPLACE INTO notebooks (session, json) SELECT id, ?2 FROM sessions WHERE id = ?1";
-            connection.prepare_cached(put)?.execute(params![id.as_str(), json]).map(|_| ())
-        })
-        .await
-    }
-
     /// What the session's notebook file said, if there was one.
     ///
     /// # Errors

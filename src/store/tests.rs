@@ -83,12 +83,14 @@ async fn what_was_committed_is_there_for_the_next_server() {
                 last_seq: Some(Seq(2)),
                 ..SessionChange::default()
             },
+            notebook: Some("{}".to_owned()),
         };
         store.commit(&row.id, commit).await.unwrap();
     }
     let store = Store::open(&folder.file()).unwrap();
     let stored = store.session(&row.id).await.unwrap().unwrap();
     assert_eq!((stored.state.as_str(), stored.position, stored.last_seq), ("busy", (epoch, Seq(9)), Seq(2)));
+    assert_eq!(store.notebook(&row.id).await.unwrap().as_deref(), Some("{}"));
     let ids: Vec<String> = store.cells(&row.id).await.unwrap().into_iter().map(|cell| cell.id).collect();
     assert_eq!(ids, ["c2", "c1"], "by place");
     assert_eq!(store.cell(&row.id, "c1").await.unwrap().unwrap().run.state, "running");
@@ -251,4 +253,43 @@ async fn merged_events_stand_where_the_last_of_them_stood() {
     assert_eq!(left[2], merged);
     assert!(store.compactable(7, 9).await.unwrap().is_empty(), "done");
     assert!(store.bytes().await.unwrap() > 0);
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_and_who_has_a_link_end_with_their_session() {
+    let folder = Folder::new();
+    // As it was before there were conversations and links.
+    let connection = Connection::open(folder.file()).unwrap();
+    connection.execute_batch(include_str!("schema_1.sql")).unwrap();
+    connection.execute_batch(include_str!("schema_2.sql")).unwrap();
+    connection.pragma_update(None, "user_version", 2).unwrap();
+    drop(connection);
+    let store = Store::open(&folder.file()).unwrap();
+    let (one, other) = (session("a"), session("b"));
+    for row in [&one, &other] {
+        store.insert_session(row.clone()).await.unwrap();
+        store.put_turn(&row.id, "c1").await.unwrap();
+    }
+    assert!(store.put_turn(&one.id, "c1").await.is_err(), "it is on its way already");
+    let share = |id: &str, row: &SessionRow, expires_at| ShareRow {
+        id: id.to_owned(),
+        session: row.id.clone(),
+        name: None,
+        hash: id.as_bytes().to_vec(),
+        created_at: 10,
+        expires_at,
+    };
+    for share in [share("old", &one, 9), share("mine", &one, 99), share("its", &other, 99)] {
+        store.put_share(share).await.unwrap();
+    }
+    let ids = |shares: Vec<(ShareRow, String)>| shares.into_iter().map(|(row, of)| (row.id, of)).collect::<Vec<_>>();
+    let mine = [("mine".to_owned(), "a".to_owned())];
+    assert_eq!(ids(store.shares(Some(&one.id)).await.unwrap()), mine, "what has ended goes with the next that is made");
+    assert!(!store.delete_share(&other.id, "mine").await.unwrap(), "it is another session's");
+    store.delete_session(&other.id).await.unwrap();
+    assert_eq!(ids(store.shares(None).await.unwrap()), mine);
+    assert_eq!(store.turns().await.unwrap(), [(one.id.clone(), "c1".to_owned())]);
+    store.delete_turn(&one.id, "c1").await.unwrap();
+    assert!(store.delete_share(&one.id, "mine").await.unwrap());
+    assert_eq!((store.turns().await.unwrap().len(), store.shares(None).await.unwrap().len()), (0, 0));
 }

@@ -1,101 +1,12 @@
 //! The page at `/` in a real browser: what a person does there, what becomes of it when the connection or the server goes away, and
 //! that nothing which code says acts on the page.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::AsyncReadExt;
 
-use crate::server::{Server, TOKEN};
-use crate::support::browser::Browser;
-use crate::support::{Place, skip};
-
-/// What every look needs.
-const TOOLS: &str = "const page = document.querySelector('cellkeep-page')?.renderRoot, cells = [...(page?.querySelectorAll('cellkeep-cell') ?? [])];
-    const within = cell => [...(cell?.renderRoot?.querySelectorAll('cellkeep-output') ?? [])].map(output => output.renderRoot);
-    const text = cell => within(cell).map(output => output.textContent.replace(/\\s+/g, ' ').trim()).join(' | ');
-    const phase = cell => cell?.renderRoot?.querySelector('[data-phase]')?.dataset.phase;";
-
-/// A server and a browser that has its page open.
-struct Opened {
-    server: Server,
-    browser: Browser,
-}
-
-impl Opened {
-    /// `None` where there is no browser, or no page in this build.
-    async fn start(name: &str) -> Option<Self> {
-        let Some(program) = Browser::program() else {
-            skip("there is no chromium");
-            return None;
-        };
-        let server = Server::start(name, Place::process(), &[]).await;
-        if !server.client().anonymous().get("/").await.text().contains("<cellkeep-page>") {
-            skip("this build has no page (make web)");
-            return None;
-        }
-        let browser = Browser::start(&program, &server.data().join("profile")).await;
-        let mut opened = Self { server, browser };
-        opened.open().await;
-        Some(opened)
-    }
-
-    fn origin(&self) -> String {
-        format!("http://{}", self.server.client().address())
-    }
-
-    /// Opens the link that a person is given.
-    async fn open(&mut self) {
-        let link = format!("{}/#token={TOKEN}", self.origin());
-        self.browser.open(&link).await;
-        self.until("page?.querySelector('#create:not([disabled])') !== null && page !== undefined", &json!(true)).await;
-    }
-
-    /// Waits until an expression has a value.
-    async fn until(&mut self, expression: &str, value: &Value) {
-        let look = format!("(() => {{ {TOOLS} return JSON.stringify({expression}) ?? 'null' }})()");
-        self.browser.until("0", &look, |seen| seen == value).await;
-    }
-
-    async fn act(&mut self, script: &str) {
-        self.browser.evaluate(&format!("(() => {{ {TOOLS} {script} }})()")).await;
-    }
-
-    /// Writes into the composer and runs it by key; gives the place of the new cell.
-    async fn run(&mut self, source: &str) -> usize {
-        let count = self.look("cells.length").await.as_u64().unwrap();
-        self.act(&format!(
-            "const area = page.querySelector('#composer'); area.value = {};
-             area.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', shiftKey: true, bubbles: true, cancelable: true}}));",
-            json!(source)
-        ))
-        .await;
-        self.until("cells.length", &json!(count + 1)).await;
-        usize::try_from(count).unwrap()
-    }
-
-    async fn look(&mut self, expression: &str) -> Value {
-        self.browser.evaluate(&format!("(() => {{ {TOOLS} return {expression} }})()")).await
-    }
-
-    async fn answer(&mut self, cell: usize, value: &str) {
-        self.until(&format!("cells[{cell}]?.renderRoot.querySelector('.question input') != null"), &json!(true)).await;
-        self.act(&format!(
-            "const form = cells[{cell}].renderRoot.querySelector('.question');
-             form.querySelector('input').value = {}; form.requestSubmit();",
-            json!(value)
-        ))
-        .await;
-    }
-
-    /// Ends both. Gives what the page complained of; nothing may have been asked of others.
-    async fn end(self) -> Vec<String> {
-        let origin = self.origin();
-        let (complaints, requests) = self.browser.finish().await;
-        let foreign: Vec<_> = requests.iter().filter(|url| !url.starts_with(&format!("{origin}/"))).collect();
-        assert_eq!(foreign, [""; 0], "requests left the origin");
-        self.server.end().await;
-        complaints
-    }
-}
+use crate::opened::{Opened, TOOLS};
+use crate::server::Server;
+use crate::support::Place;
 
 /// Files with policies, of which none needs a token and none holds anything of anybody.
 #[tokio::test]
@@ -351,10 +262,7 @@ async fn nothing_that_code_says_acts_on_the_page() {
     );
     assert_eq!(opened.look(&flags).await, json!(["allow-scripts allow-downloads allow-pointer-lock"]));
     // Text, in the page's own document.
-    let markdown = opened
-        .look("(page.querySelector('[aria-label=\"Kind of cell\"]').value = 'markdown', page.querySelector('[aria-label=\"Kind of cell\"]').dispatchEvent(new Event('change')), 1)")
-        .await;
-    assert_eq!(markdown, 1);
+    opened.act("[...page.querySelectorAll('.kinds input')].find(input => input.value === 'markdown').click()").await;
     let note = opened
         .run("# T\n\n<script>window.__pwned=1</script><img src=x onerror='window.__pwned=1'>\n\n[l](javascript:window.__pwned=1) ![p](http://elsewhere/n)\n\n<iframe src='javascript:top.__pwned=1'></iframe>".replace("elsewhere", &elsewhere).as_str())
         .await;

@@ -13,7 +13,13 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use crate::server::{Client, Held, Server, base64_bytes, printed};
 use crate::support::{PATIENCE, Place};
 
-in_every_sandbox!(sessions, runs_end_in_their_statuses, files_move_in_and_out, a_reader_who_never_reads);
+in_every_sandbox!(
+    sessions,
+    each_cell_has_its_own_figures,
+    runs_end_in_their_statuses,
+    files_move_in_and_out,
+    a_reader_who_never_reads
+);
 
 fn python() -> Value {
     json!({"kernel": "python"})
@@ -458,7 +464,7 @@ async fn principals_are_invisible_to_each_other() {
     assert!(revoked.status.success());
     ann.until("/v1/sessions", |reply| reply.status == 401).await.problem(401, "bad_token");
     let store = cellkeep::store::Store::open(&server.paths().journal()).unwrap();
-    let identity = cellkeep::auth::Identity { principal: "ann".to_owned(), scope: cellkeep::auth::Scope::Use };
+    let identity = cellkeep::auth::Identity { principal: "ann".to_owned(), scope: cellkeep::auth::Scope::Use, only: None };
     let soon = cellkeep::store::now_ms() + 6000;
     cellkeep::auth::store_token(&store, "ck_short", "short", &identity, Some(soon)).await.unwrap();
     let short = Client { token: Some("ck_short".to_owned()), ..admin.clone() };
@@ -629,6 +635,21 @@ async fn flood(server: &Server, held: &Held, id: &str) -> u64 {
     let cell = held.client.until(&path, |reply| reply.json()["state"] == "finished").await.json();
     assert_eq!(cell["status"], "ok");
     server.peak_memory()
+}
+
+async fn each_cell_has_its_own_figures(place: Place) {
+    let server = Server::start("usage", place, &[]).await;
+    let held = server.client().create(python()).await;
+    let peak = |cell: &Value| cell["metrics"]["peak_memory_bytes"].as_f64().unwrap() / f64::from(1 << 20);
+    let cpu = |cell: &Value| cell["metrics"]["cpu_ms"].as_f64().unwrap();
+    let big = held.run("x = bytearray(b'x') * (200 << 20); del x").await;
+    let small = held.run("sum(range(3_000_000))").await;
+    assert!(peak(&big) > 200.0 && peak(&small) < 150.0 && peak(&small) > 10.0, "{big} {small}");
+    assert!(cpu(&small) > 10.0, "{small}");
+    let died = held.run("sum(range(3_000_000))\nimport os, time\ntime.sleep(0.3)\nos._exit(3)").await;
+    assert_eq!(died["status"], "kernel_died", "{died}");
+    assert!(peak(&died) < 150.0 && cpu(&died) > 10.0, "{died}");
+    server.end().await;
 }
 
 async fn a_reader_who_never_reads(place: Place) {

@@ -1,6 +1,7 @@
 //! What the tests share: sessions, runs, and the proof that nothing is left behind.
 
 pub mod browser;
+pub mod model;
 pub mod mounted;
 
 use std::path::PathBuf;

@@ -32,6 +32,7 @@ export class CellkeepCell extends LitElement {
     token: {},
     content: { attribute: false },
     language: {},
+    readonly: { type: Boolean },
     collapsed: { type: Boolean, reflect: true },
     editing: { state: true },
     earlier: { state: true },
@@ -51,6 +52,8 @@ export class CellkeepCell extends LitElement {
   declare content: NotebookCell | undefined;
   /** The code's language: for its colours, the editor and labels. */
   declare language: string;
+  /** Nothing can be run, edited or answered here. */
+  declare readonly: boolean;
   /** Shown as one line, but for its plots. */
   declare collapsed: boolean;
   declare editing: boolean;
@@ -66,7 +69,7 @@ export class CellkeepCell extends LitElement {
 
   constructor() {
     super();
-    Object.assign(this, { server: "", session: "", cell: "", token: "", language: "", collapsed: false, editing: false, earlier: false, stopping: false, problem: "" });
+    Object.assign(this, { server: "", session: "", cell: "", token: "", language: "", readonly: false, collapsed: false, editing: false, earlier: false, stopping: false, problem: "" });
   }
 
   override connectedCallback(): void {
@@ -178,7 +181,7 @@ export class CellkeepCell extends LitElement {
 
   /** The editor takes the source's place in one step, when it is there. */
   private async edit(): Promise<void> {
-    if (!this.feed || this.editing) return;
+    if (!this.feed || this.readonly || this.editing) return;
     const { open } = await import("./editor.js");
     this.collapsed = false;
     this.editing = true;
@@ -224,7 +227,7 @@ export class CellkeepCell extends LitElement {
     const phase = this.phase;
     const kind = state.type === "code" ? this.language || "code" : state.type;
     const label = `Cell${state.count ? ` ${state.count}` : ""}, ${kind}${phase ? `, ${STATES[phase]?.[0] ?? phase}` : ""}`;
-    return html`<article part="cell" role="region" aria-label=${label} class=${state.type}>
+    return html`<article part="cell" aria-label=${label} class=${state.type}>
       ${this.header(phase)}
       ${this.collapsed ? nothing : state.type === "markdown" && !this.editing ? this.prose() : this.source()}
       ${this.outputs(phase)}
@@ -246,7 +249,7 @@ export class CellkeepCell extends LitElement {
       ${this.collapsed ? html`<code class="line" dir="auto">${state.source.trim().split("\n", 1)[0]?.slice(0, 200)}</code>` : nothing}
       <span class="space"></span>
       <slot name="toolbar"></slot>
-      ${this.feed ? this.actions() : nothing}
+      ${this.feed && !this.readonly ? this.actions() : nothing}
     </header>`;
   }
 
@@ -314,6 +317,9 @@ export class CellkeepCell extends LitElement {
     return html`<div class="outputs ${stale ? "stale" : ""}" part="outputs">
       ${repeat(list, ([index]) => index, ([index, output]) => this.output(index, output, stale === undefined))}
       ${state.lost ? html`<p class="note">${state.lost} messages of the kernel were lost here.</p>` : nothing}
+      ${state.question && !this.readonly ? this.question(state.question) : nothing}
+      ${hint ? html`<p class="note">${hint}</p>` : nothing}
+      ${this.problem ? html`<p class="note" role="alert">${this.problem}</p>` : nothing}
       ${state.question ? keyed(state.question, this.question(state.question)) : nothing}
       ${hint ? html`<p class="note">${phase === "kernel_died" && state.why ? html`<bdi>${state.why}</bdi>. ` : nothing}${hint}</p>` : nothing}
       ${this.problem ? html`<p class="note" role="alert" dir="auto">${this.problem}</p>` : nothing}

@@ -25,6 +25,7 @@ export interface CellState {
   id: string;
   type: string;
   source: string;
+  metadata?: Record<string, unknown>;
   state: "queued" | "running" | "finished";
   status?: string;
   count?: number | null;

@@ -8,6 +8,7 @@ interface ListedCell {
   id: string;
   cell_type: string;
   source: string;
+  metadata?: Record<string, unknown>;
 }
 
 const feeds = new Map<string, SessionFeed>();
@@ -29,6 +30,8 @@ export class SessionFeed {
   order: string[] = [];
   connection: Connection = "connecting";
   kernel = "starting";
+  /** How many runs have ended since it is followed. */
+  runs = 0;
   notice = "";
   why = "";
   private last = 0;
@@ -54,15 +57,33 @@ export class SessionFeed {
   /** Calls back at most once a frame. Gives what ends that. */
   follow(reader: () => void): () => void {
     this.readers.add(reader);
-    if (this.readers.size === 1) this.connect();
+    if (this.readers.size === 1) {
+      addEventListener("offline", this.offline);
+      addEventListener("online", this.online);
+      this.connect();
+    }
     return () => {
       this.readers.delete(reader);
       if (this.readers.size === 0) this.close();
     };
   }
 
-  private close(): void {
+  /** A socket does not notice for minutes that its network is gone. */
+  private offline = () => this.socket?.close();
+
+  /** Back again: no longer waiting for the next try. */
+  private online = () => {
+    if (this.connection !== "lost") return;
     clearTimeout(this.timer);
+    this.retry = 0;
+    this.connect();
+  };
+
+  private close(): void {
+    removeEventListener("offline", this.offline);
+    removeEventListener("online", this.online);
+    clearTimeout(this.timer);
+    clearTimeout(this.quiet);
     const socket = this.socket;
     this.socket = undefined;
     socket?.close();
@@ -74,6 +95,7 @@ export class SessionFeed {
     base.protocol = base.protocol === "https:" ? "wss:" : "ws:";
     base.pathname = `${this.path}/socket`;
     base.search = `after=${this.last}&outputs=refs&token=${encodeURIComponent(this.access.token)}`;
+    this.socket?.close();
     const socket = new WebSocket(base);
     this.socket = socket;
     socket.onopen = () => {
@@ -116,7 +138,12 @@ export class SessionFeed {
       this.kernel = event.state ?? this.kernel;
       this.notice = event.notice ?? "";
       this.why = event.why ?? "";
-    } else if (event.type === "notebook.changed") this.list();
+    } else if (event.type === "notebook.changed") {
+      // A text that grows is edited again and again: only its cell is asked for.
+      if (event.change === "edited" && event.cell !== undefined && this.order.includes(event.cell)) this.refresh(event.cell);
+      else this.list();
+    }
+    if (event.type === "cell.finished") this.runs += 1;
     if (event.cell !== undefined) {
       if (!this.cells.has(event.cell)) this.list();
       apply(this.cell(event.cell), event);
@@ -130,6 +157,42 @@ export class SessionFeed {
     return cell;
   }
 
+  private told(one: ListedCell): void {
+    const cell = this.cell(one.id);
+    cell.version += 1;
+    cell.type = one.cell_type;
+    cell.source = one.source;
+    cell.metadata = one.metadata;
+  }
+
+  private refreshing = new Map<string, boolean>();
+
+  /** Asks for one cell's source, once at a time. An edit may also have moved it: the listing follows when all is quiet. */
+  private refresh(id: string): void {
+    if (this.refreshing.has(id)) {
+      this.refreshing.set(id, true);
+      return;
+    }
+    this.refreshing.set(id, false);
+    askJson<ListedCell>(this.access, "GET", `${this.path}/cells/${encodeURIComponent(id)}?outputs=none`)
+      .then((one) => {
+        this.told(one);
+        this.changed();
+      })
+      .catch(() => undefined)
+      .finally(() => {
+        const again = this.refreshing.get(id);
+        this.refreshing.delete(id);
+        if (again) this.refresh(id);
+        else {
+          clearTimeout(this.quiet);
+          this.quiet = window.setTimeout(() => this.list(), 1000);
+        }
+      });
+  }
+
+  private quiet = 0;
+
   /** Events do not tell cells' sources and order: they are asked for, once for many changes. */
   list(): void {
     if (this.listing) {
@@ -140,10 +203,7 @@ export class SessionFeed {
     askJson<{ cells: ListedCell[] }>(this.access, "GET", `${this.path}/cells?outputs=none`)
       .then(({ cells }) => {
         for (const one of cells) {
-          const cell = this.cell(one.id);
-          cell.version += 1;
-          cell.type = one.cell_type;
-          cell.source = one.source;
+          this.told(one);
         }
         this.order = cells.map((one) => one.id);
         this.listed += 1;

@@ -4,6 +4,7 @@ import { repeat } from "lit/directives/repeat.js";
 import { type Access, Refused, ask, askJson, save } from "./api.js";
 import { pageStyle } from "./appstyle.js";
 import "./cell.js";
+import { type Mark, conversation, markOf } from "./chat.js";
 import { examplesFor } from "./examples.js";
 import { type SessionFeed, feedOf } from "./feed.js";
 import type { CellkeepPanel } from "./panel.js";
@@ -25,25 +26,44 @@ interface Kernel {
 }
 
 const KEY = "cellkeep-token";
+/** The one session that a shared link shows. */
+const ONLY = "cellkeep-only";
 /** Between two looks at the sessions, and at what the chosen one uses. */
 const LOOK_EVERY = 4000;
 /** Nearer to the end than this, the view follows what comes. */
 const NEAR_END = 120;
 const EXPORTS: Record<string, string> = { ipynb: "ipynb", html: "html", markdown: "md", script: "txt" };
 
+type Kind = "code" | "markdown" | "ask";
+type Panel = "files" | "artifacts" | "variables" | "shares";
+const PANELS: Record<Panel, string> = { files: "Files", artifacts: "Plots", variables: "Variables", shares: "Share" };
+
+/** What the token may do. One of a link shows one session. */
+interface Rights {
+  scope: "read" | "use" | "admin";
+  session?: string | null;
+  model?: string | null;
+}
+
 /** The token comes in the link, and does not stay in the address bar. */
 function takeToken(): string {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token") ?? new URLSearchParams(location.search).get("token");
+  const inHash = new URLSearchParams(location.hash.slice(1));
+  const given = inHash.get("token") ?? new URLSearchParams(location.search).get("token");
   if (given) {
     sessionStorage.setItem(KEY, given);
-    history.replaceState(null, "", location.pathname);
+    const session = inHash.get("session");
+    sessionStorage.setItem(ONLY, session ?? "");
+    history.replaceState(null, "", session ? `#/${encodeURIComponent(session)}` : location.pathname);
   }
   return given ?? sessionStorage.getItem(KEY) ?? "";
 }
 
+/** How a cell stands in the conversation. */
+const placeOf = (mark: Mark, type: string | undefined): string => (type !== "markdown" ? "" : mark.role === "user" ? "text said" : "text");
+
 class CellkeepPage extends LitElement {
   static override properties = Object.fromEntries(
-    ["access", "sessions", "kernels", "kernel", "here", "usage", "panel", "side", "problem", "busy", "kind", "drag"].map((name) => [name, { state: true }]),
+    ["access", "rights", "model", "sessions", "kernels", "kernel", "here", "panel", "side", "problem", "busy", "kind", "drag"].map((name) => [name, { state: true }]),
   );
   static override styles = [tokens, base, pageStyle];
   declare access: Access;
@@ -51,11 +71,14 @@ class CellkeepPage extends LitElement {
   declare kernels: Kernel[];
   declare kernel: string;
   declare here: string;
-  declare panel: "" | "files" | "artifacts";
+  declare rights: Rights | undefined;
+  /** The name of the model, if there is one. */
+  declare model: string;
+  declare panel: "" | Panel;
   declare side: boolean;
   declare problem: string;
   declare busy: string;
-  declare kind: "code" | "markdown";
+  declare kind: Kind;
   declare drag: boolean;
   private feed?: SessionFeed;
   private unfollow?: () => void;
@@ -64,13 +87,13 @@ class CellkeepPage extends LitElement {
 
   constructor() {
     super();
-    Object.assign(this, { access: { server: "", token: takeToken() }, kernels: [], kernel: "", here: "", panel: "", side: false, problem: "", busy: "", kind: "code", drag: false });
+    Object.assign(this, { access: { server: "", token: takeToken() }, kernels: [], model: "", kernel: "", here: "", panel: "", side: false, problem: "", busy: "", kind: "code", drag: false });
   }
 
   override connectedCallback(): void {
     super.connectedCallback();
     void this.enter();
-    setInterval(() => document.visibilityState === "visible" && this.sessions && void this.look(), LOOK_EVERY);
+    setInterval(() => document.visibilityState === "visible" && this.sessions && this.look().catch((error: unknown) => this.failed(error)), LOOK_EVERY);
   }
 
   private async trying(work: () => Promise<void>): Promise<void> {
@@ -78,34 +101,65 @@ class CellkeepPage extends LitElement {
     try {
       await work();
     } catch (error) {
-      if (error instanceof Refused && error.status === 401) this.leave();
-      this.problem = error instanceof Error ? error.message : String(error);
+      this.failed(error);
     }
+  }
+
+  private failed(error: unknown): void {
+    if (error instanceof Refused && error.status === 401) this.leave();
+    this.problem = error instanceof Error ? error.message : String(error);
   }
 
   private leave(): void {
     sessionStorage.removeItem(KEY);
+    sessionStorage.removeItem(ONLY);
     this.access = { ...this.access, token: "" };
     this.sessions = undefined;
+    this.choose("");
   }
 
   private async enter(): Promise<void> {
     if (!this.access.token) return;
     await this.trying(async () => {
-      const { kernels } = await askJson<{ kernels: Kernel[] }>(this.access, "GET", "/v1/kernels");
-      this.kernels = kernels;
-      this.kernel = (kernels.find((one) => one.ready && one.name === "python") ?? kernels.find((one) => one.ready))?.name ?? "";
-      await this.look();
-      sessionStorage.setItem(KEY, this.access.token);
       const wanted = decodeURIComponent(location.hash.slice(2));
-      const first = this.sessions?.find((one) => one.id === wanted) ?? this.sessions?.find((one) => one.state !== "gone");
-      if (first) this.choose(first.id);
+      // Asked at once: a person waits for the slowest of them, and not for one after the other.
+      const rights = askJson<Rights>(this.access, "GET", "/v1/token").then((told) => this.may(told));
+      const kernels = askJson<{ kernels: Kernel[] }>(this.access, "GET", "/v1/kernels").then((told) => this.know(told.kernels));
+      if (wanted) this.choose(wanted);
+      // Who came by a link without its session's name is told it with the rights.
+      const sessions = this.look().catch(() => rights.then(() => this.look()));
+      await Promise.all([rights, sessions]);
+      sessionStorage.setItem(KEY, this.access.token);
+      const there = (id: string) => this.sessions?.some((one) => one.id === id);
+      if (!there(this.here)) this.choose(this.sessions?.find((one) => one.state !== "gone")?.id ?? "");
+      await kernels;
     });
+  }
+
+  private may(rights: Rights): void {
+    this.rights = rights;
+    this.model = rights.model ?? "";
+    if (this.model) this.kind = "ask";
+  }
+
+  private know(kernels: Kernel[]): void {
+    this.kernels = kernels;
+    this.kernel = (kernels.find((one) => one.ready && one.name === "python") ?? kernels.find((one) => one.ready))?.name ?? "";
+  }
+
+  /** Whether all of this can only be looked at. */
+  private get isReader(): boolean {
+    return this.rights?.scope === "read";
   }
 
   /** What there is now. A server that is away for a moment is no reason to say so twice: the feed does. */
   private async look(): Promise<void> {
     try {
+      const only = this.rights?.session ?? sessionStorage.getItem(ONLY);
+      if (only) {
+        this.sessions = [await askJson<Session>(this.access, "GET", `/v1/sessions/${encodeURIComponent(only)}`)];
+        return;
+      }
       this.sessions = (await askJson<{ sessions: Session[] }>(this.access, "GET", "/v1/sessions")).sessions;
       if (this.here) {
         const one = await askJson<Session>(this.access, "GET", `/v1/sessions/${this.here}`);
@@ -163,14 +217,15 @@ class CellkeepPage extends LitElement {
     });
   }
 
-  private async add(source: string, kind: "code" | "markdown" = this.kind): Promise<void> {
+  private async add(source: string, kind: Kind = this.kind): Promise<void> {
     if (!source.trim() || this.busy) return;
     if (!this.feed) await this.create();
     const feed = this.feed;
     if (!feed) return;
     await this.trying(async () => {
       this.atEnd = true;
-      await askJson(this.access, "POST", `${feed.path}/cells`, { source, cell_type: kind, ...(kind === "code" ? { allow_stdin: true } : {}) });
+      if (kind === "ask") await askJson(this.access, "POST", `${feed.path}/chat`, { text: source });
+      else await askJson(this.access, "POST", `${feed.path}/cells`, { source, cell_type: kind, ...(kind === "code" ? { allow_stdin: true } : {}) });
       const area = this.renderRoot.querySelector<HTMLTextAreaElement>("#composer");
       if (area && area.value === source) area.value = "";
       feed.list();
@@ -179,13 +234,29 @@ class CellkeepPage extends LitElement {
 
   private keys(event: KeyboardEvent): void {
     const area = event.target as HTMLTextAreaElement;
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey || event.shiftKey)) {
+    // Code has many lines, a message mostly one. While a method of input composes a character, Enter is its own.
+    const sends = event.ctrlKey || event.metaKey || event.shiftKey !== (this.kind === "ask");
+    if (event.key === "Enter" && sends && !event.isComposing) {
       event.preventDefault();
       void this.add(area.value);
     } else if (event.key === "Tab" && !event.shiftKey && area.value && this.kind === "code") {
       event.preventDefault();
       area.setRangeText("    ", area.selectionStart, area.selectionEnd, "end");
     }
+  }
+
+  private stopAnswer(): Promise<void> {
+    return this.trying(async () => void (await askJson(this.access, "POST", `/v1/sessions/${this.here}/chat/cancel`, {})));
+  }
+
+  /** Puts a text into the composer, to be asked once more. */
+  private async propose(text: string): Promise<void> {
+    this.kind = "ask";
+    await this.updateComplete;
+    const area = this.renderRoot.querySelector<HTMLTextAreaElement>("#composer");
+    if (!area) return;
+    area.value = text;
+    area.focus();
   }
 
   private tell(what: "interrupt" | "restart"): Promise<void> {
@@ -217,17 +288,29 @@ class CellkeepPage extends LitElement {
     event.preventDefault();
     this.drag = false;
     const files = [...(event.dataTransfer?.files ?? [])];
-    if (!this.here || files.length === 0) return;
+    if (!this.here || this.isReader || files.length === 0) return;
     const notebook = files.length === 1 && files[0]?.name.endsWith(".ipynb") && this.feed?.order.length === 0;
     if (notebook) return this.import(files[0]);
-    await this.open("files");
+    if (this.panel !== "files") await this.open("files");
     await this.renderRoot.querySelector<CellkeepPanel>("cellkeep-panel")?.upload(files);
   }
 
-  private async open(panel: "files" | "artifacts"): Promise<void> {
-    await import("./panel.js");
+  private async open(panel: Panel): Promise<void> {
+    await (panel === "variables" ? import("./variables.js") : panel === "shares" ? import("./shares.js") : import("./panel.js"));
     this.panel = this.panel === panel ? "" : panel;
     await this.updateComplete;
+  }
+
+  /** Closes what lies over the page, or beside it with the focus in it. */
+  private escaped(event: KeyboardEvent): void {
+    if (event.key !== "Escape" || event.defaultPrevented) return;
+    const inPanel = this.renderRoot.querySelector(".panel")?.contains(event.target as Node) ?? false;
+    if (this.side) this.side = false;
+    else if (inPanel) {
+      const name = this.panel && PANELS[this.panel];
+      this.panel = "";
+      [...this.renderRoot.querySelectorAll<HTMLButtonElement>(".tools button")].find((button) => button.textContent === name)?.focus();
+    }
   }
 
   private keepEnd(): void {
@@ -251,15 +334,21 @@ class CellkeepPage extends LitElement {
     return html`<div class=${classes} @dragover=${(event: DragEvent) => {
       event.preventDefault();
       this.drag = true;
-    }} @dragleave=${() => (this.drag = false)} @drop=${this.dropped}>
+    }} @dragleave=${() => (this.drag = false)} @drop=${this.dropped} @keydown=${this.escaped}>
       ${this.aside()}
       ${this.side ? html`<button class="shade" aria-label="Close" @click=${() => (this.side = false)}></button>` : nothing}
-      <main>${this.bar()}${this.cells()}${this.composer()}</main>
+      <main>${this.bar()}${this.cells()}${this.isReader ? nothing : this.composer()}</main>
       ${this.panel && this.here
-        ? html`<section class="panel" aria-label=${this.panel}><button @click=${() => (this.panel = "")}>✕ Close</button>
-            <cellkeep-panel .access=${this.access} .session=${this.here} .show=${this.panel}></cellkeep-panel></section>`
+        ? html`<section class="panel" aria-label=${PANELS[this.panel]}><button @click=${() => (this.panel = "")}>✕ Close</button>${this.inPanel(this.panel)}</section>`
         : nothing}
     </div>`;
+  }
+
+  private inPanel(panel: Panel): TemplateResult {
+    const { access, here, state } = this;
+    if (panel === "variables") return html`<cellkeep-variables .access=${access} .session=${here} .idle=${state === "idle"} .runs=${this.feed?.runs ?? 0}></cellkeep-variables>`;
+    if (panel === "shares") return html`<cellkeep-shares .access=${access} .session=${here}></cellkeep-shares>`;
+    return html`<cellkeep-panel .access=${access} .session=${here} .show=${panel}></cellkeep-panel>`;
   }
 
   private askToken(): TemplateResult {
@@ -276,17 +365,17 @@ class CellkeepPage extends LitElement {
   }
 
   private aside(): TemplateResult {
-    return html`<aside aria-label="Sessions"><h1>Cellkeep</h1>
-      <div class="new">
+    return html`<aside aria-label="Sessions"><div class="brand">Cellkeep</div>
+      ${this.isReader ? nothing : html`<div class="new">
         <select aria-label="Kernel" @change=${(event: Event) => (this.kernel = (event.target as HTMLSelectElement).value)}>
           ${this.kernels.map((one) => html`<option value=${one.name} ?selected=${one.name === this.kernel} ?disabled=${!one.ready}>${one.display_name}${one.ready ? "" : " (not installed)"}</option>`)}
         </select>
         <button class="primary" id="create" ?disabled=${!this.kernel || this.busy !== ""} @click=${this.create}>New</button>
-      </div>
+      </div>`}
       <nav><ul>${this.sessions?.map(
         (one) => html`<li class=${one.id === this.here ? "here" : ""}>
           <button class="open" aria-current=${one.id === this.here ? "true" : "false"} @click=${() => this.choose(one.id)}>${this.nameOf(one)}<small>${one.state}${one.name ? ` · ${one.kernel}` : ""} · ${one.id.slice(0, 8)}</small></button>
-          <button aria-label="Delete session" @click=${() => this.delete(one)}>✕</button></li>`,
+          ${this.isReader ? nothing : html`<button aria-label="Delete session" @click=${() => this.delete(one)}>✕</button>`}</li>`,
       )}</ul></nav></aside>`;
   }
 
@@ -302,30 +391,44 @@ class CellkeepPage extends LitElement {
   private bar(): TemplateResult {
     const { session, state } = this;
     const menu = html`<button class="menu" aria-label="Sessions" aria-expanded=${this.side ? "true" : "false"} @click=${() => (this.side = !this.side)}>☰</button>`;
-    if (!session) return html`<div class="bar">${menu}<strong>No session</strong></div>`;
+    if (!session) return html`<div class="bar">${menu}<h1><strong>No session</strong></h1></div>`;
     const memory = session.usage?.memory_bytes;
-    return html`<div class="bar">${menu}<strong>${this.nameOf(session)}</strong>
+    return html`<div class="bar">${menu}<h1><strong>${this.nameOf(session)}</strong></h1>
       <span class="state" data-state=${state} role="status">${state === "lost" ? "connection lost, trying again" : state}</span>
       ${memory ? html`<span class="usage">${(memory / 1e6).toFixed(0)} MB · ${(session.usage?.cpu_seconds ?? 0).toFixed(1)} s CPU</span>` : nothing}
       <span class="space"></span>
-      <button ?disabled=${state !== "busy"} @click=${() => this.tell("interrupt")}>Interrupt</button>
-      <button ?disabled=${state === "gone"} @click=${() => this.tell("restart")}>Restart</button>
-      <button aria-pressed=${this.panel === "files" ? "true" : "false"} @click=${() => this.open("files")}>Files</button>
-      <button aria-pressed=${this.panel === "artifacts" ? "true" : "false"} @click=${() => this.open("artifacts")}>Plots</button>
-      <input class="file" id="import" type="file" accept=".ipynb" @change=${(event: Event) => this.import((event.target as HTMLInputElement).files?.[0])}>
-      <label class="button" for="import">Import</label>
+      <div class="tools" role="toolbar" aria-label="Session">${this.isReader ? html`<span class="reader">read only</span>${this.toggle("artifacts")}` : this.tools(state)}
       <select aria-label="Export" @change=${this.export}><option value="">Export</option>
         <option value="ipynb">Notebook</option><option value="html">Page</option><option value="markdown">Markdown</option><option value="script">Script</option></select>
-    </div>`;
+      </div></div>`;
+  }
+
+  private toggle(panel: Panel): TemplateResult {
+    return html`<button aria-pressed=${this.panel === panel ? "true" : "false"} @click=${() => this.open(panel)}>${PANELS[panel]}</button>`;
+  }
+
+  private tools(state: string): TemplateResult {
+    return html`<button ?disabled=${state !== "busy"} @click=${() => this.tell("interrupt")}>Interrupt</button>
+      <button ?disabled=${state === "gone"} @click=${() => this.tell("restart")}>Restart</button>
+      ${(["files", "artifacts", "variables", "shares"] as const).map((panel) => this.toggle(panel))}
+      <input class="file" id="import" type="file" accept=".ipynb" @change=${(event: Event) => this.import((event.target as HTMLInputElement).files?.[0])}>
+      <label class="button" for="import">Import</label>`;
   }
 
   private cells(): TemplateResult {
     const { feed, session, access } = this;
+    const talk = conversation(feed?.order ?? [], feed?.cells ?? new Map());
     const notice = this.busy || feed?.notice || session?.why || "";
     return html`<div class="cells" @scroll=${this.scrolled}><div class="column">
       ${this.problem ? html`<p class="notice bad" role="alert">${this.problem}</p>` : nothing}
       ${!feed || (feed.isListed && feed.order.length === 0) ? this.welcome() : nothing}
-      ${repeat(feed?.order ?? [], (id) => `${this.here}/${id}`, (id) => html`<cellkeep-cell .session=${this.here} .cell=${id} .token=${access.token} .language=${session?.language ?? ""}></cellkeep-cell>`)}
+      ${repeat(feed?.order ?? [], (id) => `${this.here}/${id}`, (id) => {
+        const mark = markOf(feed?.cells.get(id));
+        const note = talk.notes.get(id);
+        return html`<div class=${placeOf(mark, feed?.cells.get(id)?.type)}><cellkeep-cell .session=${this.here} .cell=${id} .token=${access.token} .language=${session?.language ?? ""} .readonly=${this.isReader}></cellkeep-cell></div>
+          ${note ? html`<p class="notice ${note.bad ? "bad" : ""}" role=${note.bad ? "alert" : "status"}>${note.text}${note.again && this.model ? html` <button @click=${() => this.propose(note.again ?? "")}>Ask again</button>` : nothing}</p>` : nothing}`;
+      })}
+      ${talk.answering ? html`<p class="answers" role="status"><span class="dots" aria-hidden="true"></span>${this.model || "The model"} answers${this.isReader ? nothing : html` <button @click=${this.stopAnswer}>Stop</button>`}</p>` : nothing}
       ${notice ? html`<p class="notice" role="status">${notice}</p>` : nothing}
     </div></div>`;
   }
@@ -333,22 +436,32 @@ class CellkeepPage extends LitElement {
   private welcome(): TemplateResult {
     const kernel = this.session?.kernel ?? this.kernel;
     return html`<div class="welcome"><h2>What shall we run?</h2>
-      <p>Write code below, or begin with one of these. It runs on a real ${this.display(kernel) || "Jupyter"} kernel, in a sandbox of its own, and nothing it says is lost.</p>
-      <div class="chips">${examplesFor(kernel).map((one) => html`<button ?disabled=${this.busy !== ""} @click=${() => this.add(one.source, "code")}>${one.title}</button>`)}</div></div>`;
+      <p>${this.isReader ? "Nothing has been run here yet." : html`${this.model ? `Ask ${this.model}, or write` : "Write"} code below, or begin with one of these. It runs on a real ${this.display(kernel) || "Jupyter"} kernel, in a sandbox of its own, and nothing it says is lost.`}</p>
+      <div class="chips" ?hidden=${this.isReader}>${examplesFor(kernel).map((one) => html`<button ?disabled=${this.busy !== ""} @click=${() => this.add(one.source, "code")}>${one.title}</button>`)}</div></div>`;
   }
 
   private composer(): TemplateResult {
     const language = this.session?.language || this.session?.kernel || this.kernel || "code";
-    const run = () => this.add(this.renderRoot.querySelector<HTMLTextAreaElement>("#composer")?.value ?? "");
+    const send = () => this.add(this.renderRoot.querySelector<HTMLTextAreaElement>("#composer")?.value ?? "");
     const ended = this.state === "gone";
+    const kinds: [Kind, string][] = [["code", language], ["markdown", "markdown"]];
+    if (this.model) kinds.unshift(["ask", this.model]);
+    const { kind } = this;
+    const label = kind === "ask" ? `Message to ${this.model}` : kind === "code" ? `Code, ${language}` : "Markdown";
+    const hint = ended ? "This session has ended" : kind === "ask" ? `Ask ${this.model} about this session` : kind === "code" ? `Write ${language} here` : "Write markdown here";
     return html`<div class="composer"><div class="box">
-      <textarea id="composer" rows="2" aria-label=${this.kind === "code" ? `Code, ${language}` : "Markdown"} placeholder=${ended ? "This session has ended" : this.kind === "code" ? `Write ${language} here` : "Write markdown here"}
-        ?disabled=${ended} spellcheck=${this.kind === "code" ? "false" : "true"} autocapitalize="off" autocomplete="off" @keydown=${this.keys}></textarea>
-      <div class="row"><select aria-label="Kind of cell" @change=${(event: Event) => (this.kind = (event.target as HTMLSelectElement).value as "code")}>
-          <option value="code">${language}</option><option value="markdown">markdown</option></select>
-        <small>Shift+Enter runs</small><span class="space"></span>
-        <button class="primary" id="run" ?disabled=${ended || this.busy !== ""} @click=${run}>${this.kind === "code" ? "Run" : "Add"}</button></div>
+      <textarea id="composer" class=${kind} rows="2" aria-label=${label} placeholder=${hint} aria-keyshortcuts=${kind === "ask" ? "Enter" : "Shift+Enter"}
+        ?disabled=${ended} spellcheck=${kind === "code" ? "false" : "true"} autocapitalize="off" autocomplete="off" @keydown=${this.keys}></textarea>
+      <div class="row"><div class="kinds" role="radiogroup" aria-label="Kind of cell">${kinds.map(
+        ([one, name]) => html`<label><input type="radio" name="kind" .value=${one} .checked=${one === kind} @change=${() => this.choosesKind(one)}><span>${name}</span></label>`,
+      )}</div>
+        <span class="space"></span><small>${kind === "ask" ? "Enter sends" : "Shift+Enter runs"}</small>
+        <button class="primary" id="run" ?disabled=${ended || this.busy !== ""} @click=${send}>${kind === "ask" ? "Send" : kind === "code" ? "Run" : "Add"}</button></div>
     </div></div>`;
+  }
+
+  private choosesKind(kind: Kind): void {
+    this.kind = kind;
   }
 }
 

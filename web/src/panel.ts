@@ -41,7 +41,7 @@ export class CellkeepPanel extends LitElement {
       .drop { border: 1px dashed var(--ck-line); border-radius: 10px; padding: 14px; text-align: center; margin-bottom: 10px; color: var(--ck-quiet); display: block; cursor: pointer; }
       .drop input { position: absolute; opacity: 0; width: 1px; }
       .drop:focus-within { outline: 2px solid var(--ck-accent); }
-      .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 10px; }
+      .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 10px; }
       figure { margin: 0; border: 1px solid var(--ck-line); border-radius: 8px; overflow: hidden; }
       figure img { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: #fff; display: block; }
       figcaption { padding: 4px 8px; font-size: 12px; display: flex; justify-content: space-between; align-items: center; overflow-wrap: anywhere; }

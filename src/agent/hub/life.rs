@@ -125,6 +125,10 @@ impl Hub {
         self.flush_streams();
         let reason = self.kernel.kill_reason;
         let counted = self.meter.oom_kills() > self.kernel.oom_kills_before && status.signal() == Some(libc::SIGKILL);
+        // What a process was counted with is gone with it, where no cgroup counts.
+        if let Some(run) = self.runs.open_run().filter(|_| self.meter.counts_the_dead()) {
+            self.tell_usage(run);
+        }
         let out_of_memory = reason == Some(KillReason::Memory) || (reason.is_none() && counted);
         self.kernel.state = KernelState::Exited;
         self.kernel.senders = None;
@@ -188,7 +192,9 @@ impl Hub {
     }
 
     pub(super) fn watch_memory(&mut self) {
-        let over = self.meter.read().memory_bytes > self.config.limits.memory_bytes();
+        let bytes = self.meter.read().memory_bytes;
+        self.runs.see_memory(bytes);
+        let over = bytes > self.config.limits.memory_bytes();
         if let (true, Some(pid)) = (over, self.kernel.pid) {
             self.kernel.kill_reason.get_or_insert(KillReason::Memory);
             kernel::kill_all(Some(pid));

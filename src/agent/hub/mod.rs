@@ -38,7 +38,7 @@ use super::usage::Meter;
 use crate::agent_protocol::{AgentConfig, Hello, KernelEvent, ToAgent};
 use crate::ids::{Epoch, Generation};
 
-/// How often memory is looked at where no cgroup holds it.
+/// How often memory is looked at: where no cgroup holds it, and while a run is worked on.
 const WATCH: Duration = Duration::from_millis(100);
 /// What the buffer holds beyond one run's whole output.
 const BUFFER_SLACK: usize = 32 << 20;
@@ -77,6 +77,8 @@ struct Hub {
     meter: Meter,
     alone_since: Instant,
     next_watch: Option<Instant>,
+    /// When the memory of the run that is worked on is looked at next.
+    next_look: Option<Instant>,
 }
 
 /// Runs until the manager terminates the agent or it is left alone for too long.
@@ -127,6 +129,7 @@ impl Hub {
             meter: Meter::new(),
             alone_since: Instant::now(),
             next_watch: (!config.memory_enforced).then(Instant::now),
+            next_look: None,
             config,
         })
     }
@@ -185,7 +188,10 @@ impl Hub {
     fn next_deadline(&self) -> Option<Instant> {
         let exit = self.kernel.exit.map(|(_, settled)| settled);
         let orphan = self.orphan_deadline();
-        [self.coalescer.deadline(), self.kernel.next_nudge, exit, orphan, self.next_watch].into_iter().flatten().min()
+        [self.coalescer.deadline(), self.kernel.next_nudge, exit, orphan, self.next_watch, self.next_look]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn orphan_deadline(&self) -> Option<Instant> {
@@ -211,6 +217,10 @@ impl Hub {
         if due(self.next_watch) {
             self.next_watch = Some(now + WATCH);
             self.watch_memory();
+        }
+        if due(self.next_look) {
+            self.next_look = self.runs.is_open().then(|| now + WATCH);
+            self.runs.see_memory(self.meter.memory_now());
         }
         due(self.orphan_deadline())
     }

@@ -9,7 +9,7 @@ use super::life::SETTLE;
 use crate::agent::channels::Received;
 use crate::agent::coalesce;
 use crate::agent::runs::Room;
-use crate::agent_protocol::{Event, KernelEvent, MAX_MESSAGE, RunUsage};
+use crate::agent_protocol::{Event, KernelEvent, MAX_MESSAGE};
 use crate::wire::{Channel, Header, Message};
 
 /// How many refused messages of one run are told.
@@ -98,11 +98,10 @@ impl Hub {
         }
     }
 
-    /// What a run has used, told before its reply ends it.
-    fn tell_usage(&mut self, msg_id: String) {
-        let (cpu, peak_memory_bytes) = self.meter.read_quickly();
-        let cpu_seconds = (cpu - self.runs.cpu_before(&msg_id)).max(0.0);
-        self.emit_kernel(KernelEvent::RunUsed { msg_id, used: RunUsage { cpu_seconds, peak_memory_bytes } });
+    /// What a run has used, told before its reply or the kernel's end ends it.
+    pub(super) fn tell_usage(&mut self, msg_id: String) {
+        let used = self.runs.used(&msg_id, self.meter.read_quickly());
+        self.emit_kernel(KernelEvent::RunUsed { msg_id, used });
     }
 
     /// What the process writes past the protocol (C code, child processes) is output of the running cell all the same. Outside

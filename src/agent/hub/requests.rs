@@ -1,8 +1,10 @@
 //! What the manager asks.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 
-use super::Hub;
+use super::{Hub, WATCH};
 use crate::agent::files::done;
 use crate::agent::kernel;
 use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Request, ToAgent};
@@ -73,8 +75,8 @@ impl Hub {
             return AnswerBody::Refused(format!("nothing can be sent on {}", channel.name()).into());
         }
         if channel == Channel::Shell && header.msg_type == "execute_request" {
-            let (cpu, _) = self.meter.read_quickly();
-            self.runs.begin(header.msg_id, raw_header, cpu);
+            self.runs.begin(header.msg_id, raw_header, self.meter.read_quickly());
+            self.next_look = Some(Instant::now() + WATCH);
             self.kernel.interrupt_held = false;
         }
         self.submitted.insert(msg_id.clone());

@@ -164,7 +164,7 @@ impl Browser {
         (complaints, requests)
     }
 
-    async fn call(&mut self, method: &str, parameters: Value) -> Value {
+    pub async fn call(&mut self, method: &str, parameters: Value) -> Value {
         let session = self.session.clone();
         let answer = self.call_in(&session, method, parameters).await;
         answer.unwrap_or_else(|error| panic!("{method}: {error}"))

@@ -1,0 +1,114 @@
+//! Why an answer did not come, in words that say what to do about it.
+
+use thiserror::Error;
+
+use crate::manager::KeeperError;
+use crate::session::SessionError;
+
+/// Why an answer did not come, or not to its end.
+#[derive(Debug, Error)]
+pub(super) enum ChatError {
+    #[error("the model's endpoint {url} cannot be reached: {why}; is it running, and is --model-url right?")]
+    Unreachable { url: String, why: String },
+    #[error(
+        "the model's endpoint refuses the key ({status}): set CELLKEEP_MODEL_KEY, or --model-key-file, and start the server again"
+    )]
+    Refused { status: u16 },
+    #[error("the model's endpoint knows no such model or path (404: {detail}); check --model and --model-url")]
+    NotThere { detail: String },
+    #[error("the model's endpoint takes no more for now (429: {detail}); ask again {when}")]
+    Busy { detail: String, when: String },
+    #[error("the model {model} does not take tools, so that it cannot run code ({detail}); choose another with --model")]
+    NoTools { model: String, detail: String },
+    #[error("the model's endpoint failed ({status}): {detail}")]
+    Endpoint { status: u16, detail: String },
+    #[error("the model's endpoint sent what cannot be read: {0}")]
+    BadStream(String),
+    #[error("the model's endpoint has been silent for {seconds} s")]
+    Silent { seconds: u64 },
+    #[error("the model wanted to go on after {most} steps, as many as one answer may take; write again to let it go on")]
+    TooManySteps { most: usize },
+    #[error("the model gave an empty answer")]
+    Empty,
+    #[error("it was stopped")]
+    Stopped,
+    #[error(transparent)]
+    Keeper(Box<KeeperError>),
+}
+
+impl ChatError {
+    /// A name that stays the same, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "model_unreachable",
+            Self::Refused { .. } => "model_key_refused",
+            Self::NotThere { .. } => "model_not_found",
+            Self::Busy { .. } => "model_busy",
+            Self::NoTools { .. } => "model_without_tools",
+            Self::Endpoint { .. } => "model_failed",
+            Self::BadStream(_) => "model_bad_stream",
+            Self::Silent { .. } => "model_silent",
+            Self::TooManySteps { .. } => "too_many_steps",
+            Self::Empty => "model_empty",
+            Self::Stopped => "stopped",
+            Self::Keeper(_) => "session_failed",
+        }
+    }
+}
+
+impl From<KeeperError> for ChatError {
+    fn from(error: KeeperError) -> Self {
+        Self::Keeper(Box::new(error))
+    }
+}
+
+impl From<SessionError> for ChatError {
+    fn from(error: SessionError) -> Self {
+        KeeperError::from(error).into()
+    }
+}
+
+impl From<crate::manager::StoreError> for ChatError {
+    fn from(error: crate::manager::StoreError) -> Self {
+        KeeperError::from(error).into()
+    }
+}
+
+/// What a server says that is not in its right mind, shortened.
+pub(super) fn refusal(status: u16, detail: String, retry_after: Option<u64>, model: &str) -> ChatError {
+    let lower = detail.to_lowercase();
+    match status {
+        401 | 403 => ChatError::Refused { status },
+        429 => {
+            let when = retry_after.map_or("in a while".to_owned(), |seconds| format!("in {seconds} s"));
+            ChatError::Busy { detail, when }
+        }
+        400 | 404 | 422 | 501 if lower.contains("tool") || lower.contains("function call") => {
+            ChatError::NoTools { model: model.to_owned(), detail }
+        }
+        404 => ChatError::NotThere { detail },
+        status => ChatError::Endpoint { status, detail },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_says_what_to_do() {
+        let told = |status, detail: &str, after| refusal(status, detail.to_owned(), after, "tiny");
+        let cases = [
+            (told(401, "", None), "model_key_refused", "CELLKEEP_MODEL_KEY"),
+            (told(403, "", None), "model_key_refused", "403"),
+            (told(429, "quota", Some(7)), "model_busy", "in 7 s"),
+            (told(404, "no model x", None), "model_not_found", "--model"),
+            (told(400, "tiny does not support tools", None), "model_without_tools", "tiny"),
+            (told(500, "boom", None), "model_failed", "boom"),
+        ];
+        for (error, code, words) in cases {
+            assert_eq!(error.code(), code);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! A conversation with a model, in a session's own cells: what a person says and what the model answers are markdown cells, what the
+//! model runs are code cells, so that the whole thread is one notebook.
+//!
+//! ```text
+//! person's cell ──▶ thread (pure): cells → messages ──▶ endpoint ──▶ stream (pure): events → text and calls
+//!                     ▲                                                    │ text: a cell that grows
+//!                     └── content (pure): outputs → text and pictures ◀────┘ calls: cells that run
+//! ```
+//!
+//! It happens in the server, and outlives whoever asked. A server that is killed over it does not ask again: the next one marks what
+//! is there as interrupted. All that an endpoint sends is foreign input, with caps.
+
+mod content;
+mod endpoint;
+mod error;
+mod stream;
+mod thread;
+mod turn;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+use tokio::sync::watch;
+
+pub use endpoint::{Key, ModelSettings};
+
+use crate::ids::{self, SessionId};
+use crate::manager::{Keeper, KeeperError, StoreError};
+use crate::session::{Cell, CellType, NewCell};
+use endpoint::Endpoint;
+use error::ChatError;
+use thread::{KEY, Mark, Role};
+use turn::Turn;
+
+/// Bytes of one message of a person.
+pub const MAX_MESSAGE: usize = 64 << 10;
+/// Answers that are on their way at once.
+const MOST_TURNS: usize = 64;
+
+/// Why the model is not asked.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// No model was configured.
+    #[error(
+        "this server has no model: start it with --model-url http://HOST/v1 --model NAME, or set [model] in cellkeep.toml"
+    )]
+    NoModel,
+    /// It answers already.
+    #[error("the model answers in this session already; wait, or stop it")]
+    Answering,
+    /// Others are being answered.
+    #[error("{MOST_TURNS} answers are on their way already; ask again in a moment")]
+    Busy,
+    /// The session cannot be used.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+}
+
+struct Answering {
+    cell: String,
+    stop: watch::Sender<bool>,
+    ended: watch::Receiver<()>,
+}
+
+struct Inner {
+    keeper: Keeper,
+    endpoint: Option<Arc<Endpoint>>,
+    answering: Mutex<HashMap<SessionId, Answering>>,
+}
+
+/// The conversations of all sessions. Clones share them.
+#[derive(Clone)]
+pub struct Chats(Arc<Inner>);
+
+impl Chats {
+    /// Conversations with this model; with none, nobody can be asked.
+    ///
+    /// # Errors
+    /// In words, when the model's address makes no sense.
+    pub fn new(keeper: Keeper, model: Option<ModelSettings>) -> Result<Self, String> {
+        let endpoint = model.map(Endpoint::new).transpose()?.map(Arc::new);
+        Ok(Self(Arc::new(Inner { keeper, endpoint, answering: Mutex::default() })))
+    }
+
+    /// The model's name, where there is one.
+    pub fn model(&self) -> Option<&str> {
+        self.0.endpoint.as_deref().map(Endpoint::name)
+    }
+
+    fn answering<T>(&self, work: impl FnOnce(&mut HashMap<SessionId, Answering>) -> T) -> T {
+        work(&mut self.0.answering.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The cell that is being answered in a session.
+    pub fn answered_cell(&self, id: &SessionId) -> Option<String> {
+        self.answering(|all| all.get(id).map(|one| one.cell.clone()))
+    }
+
+    /// Puts a person's message into the session and begins to answer it. Gives the message's cell.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn ask(&self, id: &SessionId, principal: Option<&str>, text: String) -> Result<Cell, AskError> {
+        let endpoint = self.0.endpoint.clone().ok_or(AskError::NoModel)?;
+        self.0.keeper.handle_for_work(id, principal)?;
+        // Whoever asks may go away meanwhile.
+        let (chats, id) = (self.clone(), id.clone());
+        let asking = tokio::spawn(async move { chats.begin(id, endpoint, text).await });
+        asking.await.map_err(|error| KeeperError::from(StoreError::Failed(error.to_string())))?
+    }
+
+    async fn begin(&self, id: SessionId, endpoint: Arc<Endpoint>, text: String) -> Result<Cell, AskError> {
+        let cell: String = ids::random_uuid().chars().take(8).collect();
+        let (stop, stopping) = watch::channel(false);
+        let (ending, ended) = watch::channel(());
+        self.answering(|all| {
+            if all.contains_key(&id) {
+                return Err(AskError::Answering);
+            }
+            if all.len() >= MOST_TURNS {
+                return Err(AskError::Busy);
+            }
+            all.insert(id.clone(), Answering { cell: cell.clone(), stop, ended });
+            Ok(())
+        })?;
+        let made = match self.put_message(&id, &cell, text).await {
+            Ok(made) => made,
+            Err(error) => {
+                self.end(&id, &cell).await;
+                return Err(error.into());
+            }
+        };
+        let chats = self.clone();
+        tokio::spawn(async move {
+            let keeper = chats.0.keeper.clone();
+            let mut turn = Turn { keeper, endpoint, id, cell, stop: stopping, seen: HashMap::new() };
+            let outcome = turn.run().await;
+            chats.conclude(&turn.id, &turn.cell, outcome).await;
+            chats.end(&turn.id, &turn.cell).await;
+            drop(ending);
+        });
+        Ok(made)
+    }
+
+    /// That an answer is on its way is written down before it is begun: a server that finds it so has an interrupted one.
+    async fn put_message(&self, id: &SessionId, cell: &str, text: String) -> Result<Cell, KeeperError> {
+        self.0.keeper.store().put_turn(id, cell).await?;
+        let mark = json!({"role": "user", "state": "answering"});
+        let new = NewCell {
+            id: Some(cell.to_owned()),
+            cell_type: Some(CellType::Markdown),
+            source: text,
+            metadata: Map::from_iter([(KEY.to_owned(), mark)]),
+            ..NewCell::default()
+        };
+        Ok(self.0.keeper.handle_for_work(id, None)?.add_cell(new).await?)
+    }
+
+    async fn conclude(&self, id: &SessionId, cell: &str, outcome: Result<(), ChatError>) {
+        let (state, error) = match &outcome {
+            Ok(()) => ("done", Value::Null),
+            Err(ChatError::Stopped) => ("stopped", Value::Null),
+            Err(error) => {
+                tracing::info!(session = %id, code = error.code(), "an answer failed");
+                ("failed", json!({"code": error.code(), "detail": error.to_string()}))
+            }
+        };
+        self.conclude_as(id, cell, state, error).await;
+    }
+
+    async fn conclude_as(&self, id: &SessionId, cell: &str, state: &str, error: Value) {
+        let mut fields = Map::from_iter([("state".to_owned(), state.into())]);
+        if !error.is_null() {
+            fields.insert("error".to_owned(), error);
+        }
+        // A session that has ended, or was deleted, has nobody to tell.
+        if let Err(error) = turn::mark(&self.0.keeper, id, cell, fields).await {
+            tracing::debug!(session = %id, %error, "an answer's end cannot be written down");
+        }
+    }
+
+    async fn end(&self, id: &SessionId, cell: &str) {
+        if let Err(error) = self.0.keeper.store().delete_turn(id, cell).await {
+            tracing::warn!(session = %id, %error, "an answer's end cannot be written down");
+        }
+        self.answering(|all| all.remove(id));
+    }
+
+    /// Stops the answer of a session, and the cell that it runs; `false` when there is none.
+    pub fn stop(&self, id: &SessionId) -> bool {
+        self.answering(|all| all.get(id).map(|one| one.stop.send_replace(true))).is_some()
+    }
+
+    /// Waits until the model does not answer in this session.
+    pub async fn until_answered(&self, id: &SessionId) {
+        let ended = self.answering(|all| all.get(id).map(|one| one.ended.clone()));
+        if let Some(mut ended) = ended {
+            // The other end is dropped, and nothing is ever sent.
+            let _ = ended.changed().await;
+        }
+    }
+
+    /// Marks what an earlier server was killed over. Nothing is asked or run again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn recover(&self) -> Result<(), StoreError> {
+        for (id, cell) in self.0.keeper.store().turns().await? {
+            let detail = "the server was stopped while the model answered; what had come is kept";
+            for part in self.0.keeper.cells(&id, None).await.unwrap_or_default() {
+                let mark = Mark::of(&part.metadata);
+                let grew =
+                    part.metadata.get(KEY).and_then(|mark| mark.get("state")).is_some_and(|state| state == "streaming");
+                if mark.role == Role::Assistant && mark.turn == cell && grew {
+                    self.conclude_as(&id, &part.id, "interrupted", Value::Null).await;
+                }
+            }
+            self.conclude_as(&id, &cell, "interrupted", json!({"code": "interrupted", "detail": detail})).await;
+            self.0.keeper.store().delete_turn(&id, &cell).await?;
+        }
+        Ok(())
+    }
+}

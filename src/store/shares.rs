@@ -1,0 +1,85 @@
+//! Links by which others may read one session, by the hash of their secret.
+
+use rusqlite::{Row, params};
+
+use super::{Store, StoreError};
+use crate::ids::SessionId;
+
+/// A link as stored: enough to know it again, not enough to use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareRow {
+    /// Its public id, for lists and for revoking it.
+    pub id: String,
+    /// The session that it shows.
+    pub session: SessionId,
+    /// What its maker calls it.
+    pub name: Option<String>,
+    /// SHA-256 of the secret.
+    pub hash: Vec<u8>,
+    /// When it was made, milliseconds since 1970.
+    pub created_at: i64,
+    /// When it ends.
+    pub expires_at: i64,
+}
+
+/// A link, and whose session it shows.
+fn read(row: &Row<'_>) -> rusqlite::Result<Option<(ShareRow, String)>> {
+    let session: String = row.get(1)?;
+    let Some(session) = SessionId::parse(&session) else { return Ok(None) };
+    let share = ShareRow {
+        id: row.get(0)?,
+        session,
+        name: row.get(2)?,
+        hash: row.get(3)?,
+        created_at: row.get(4)?,
+        expires_at: row.get(5)?,
+    };
+    Ok(Some((share, row.get(6)?)))
+}
+
+impl Store {
+    /// Stores a link; those that have ended go at the same time.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_share(&self, share: ShareRow) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            connection.execute("DELETE FROM shares WHERE expires_at < ?1", [share.created_at])?;
+            let put = "INSERT INTO shares (id, session, name, hash, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let fields =
+                params![share.id, share.session.as_str(), share.name, share.hash, share.created_at, share.expires_at];
+            connection.execute(put, fields).map(drop)
+        })
+        .await
+    }
+
+    /// The links to one session, or to all, the oldest first, each with the session's principal.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn shares(&self, session: Option<&SessionId>) -> Result<Vec<(ShareRow, String)>, StoreError> {
+        let id = session.map(|id| id.as_str().to_owned());
+        let rows: Vec<Option<(ShareRow, String)>> = self
+            .read(move |connection| {
+                let select = "SELECT shares.id, session, shares.name, hash, shares.created_at, shares.expires_at, principal \
+                              FROM shares JOIN sessions ON sessions.id = session \
+                              WHERE ?1 IS NULL OR session = ?1 ORDER BY shares.created_at, shares.id";
+                connection.prepare_cached(select)?.query_map([id], read)?.collect()
+            })
+            .await?;
+        Ok(rows.into_iter().flatten().collect())
+    }
+
+    /// Removes a link to a session; `false` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn delete_share(&self, session: &SessionId, id: &str) -> Result<bool, StoreError> {
+        let (session, id) = (session.clone(), id.to_owned());
+        self.write(move |connection| {
+            let delete = "DELETE FROM shares WHERE session = ?1 AND id = ?2";
+            Ok(connection.execute(delete, [session.as_str(), &id])? > 0)
+        })
+        .await
+    }
+}

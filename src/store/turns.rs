@@ -1,0 +1,44 @@
+//! Answers of a model that are on their way: what a killed server has left of them is found by the next.
+
+use super::{Store, StoreError};
+use crate::ids::SessionId;
+
+impl Store {
+    /// An answer to the message in this cell begins.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_turn(&self, session: &SessionId, cell: &str) -> Result<(), StoreError> {
+        let (id, cell) = (session.clone(), cell.to_owned());
+        self.write(move |connection| {
+            connection.execute("INSERT INTO turns (session, cell) VALUES (?1, ?2)", [id.as_str(), &cell]).map(drop)
+        })
+        .await
+    }
+
+    /// It has ended.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn delete_turn(&self, session: &SessionId, cell: &str) -> Result<(), StoreError> {
+        let (id, cell) = (session.clone(), cell.to_owned());
+        self.write(move |connection| {
+            connection.execute("DELETE FROM turns WHERE session = ?1 AND cell = ?2", [id.as_str(), &cell]).map(drop)
+        })
+        .await
+    }
+
+    /// All that have begun and not ended.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn turns(&self) -> Result<Vec<(SessionId, String)>, StoreError> {
+        let rows: Vec<(String, String)> = self
+            .read(|connection| {
+                let mut select = connection.prepare_cached("SELECT session, cell FROM turns")?;
+                select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+            })
+            .await?;
+        Ok(rows.into_iter().filter_map(|(id, cell)| Some((SessionId::parse(&id)?, cell))).collect())
+    }
+}

@@ -1,0 +1,240 @@
+//! A person talks to a model: the conversation is the session's cells, whatever the endpoint, the server or the person do in between.
+
+use serde_json::{Value, json};
+
+use crate::server::{Client, Held, Server};
+use crate::support::Place;
+use crate::support::model::{Model, Say};
+
+const PLOT: &str = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\nprint('\\x1b[31mdrawn\\x1b[0m')";
+
+async fn serve(name: &str, model: &Model) -> Server {
+    Server::start(name, Place::process(), &["--model-url", &model.url(), "--model", "tiny"]).await
+}
+
+/// Says something and waits for the whole answer; gives the person's cell as it is then.
+async fn say(held: &Held, text: &str) -> Value {
+    let said = held.client.post(&held.path("/chat?wait=120"), json!({"text": text})).await.is(202);
+    assert_eq!(said["state"], "idle", "{said}");
+    said["cell"].clone()
+}
+
+/// The cells as (type, role, status or state, source).
+async fn cells(held: &Held) -> Vec<(String, String, String, String)> {
+    let listed = held.client.get(&held.path("/cells?outputs=none")).await.is(200);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = listed["cells"].as_array().unwrap().iter().map(|cell| {
+        let mark = &cell["metadata"]["cellkeep"];
+        let state = if cell["cell_type"] == "code" { &cell["status"] } else { &mark["state"] };
+        (text(&cell["cell_type"]), text(&mark["role"]), text(state), text(&cell["source"]))
+    });
+    all.collect()
+}
+
+fn is(cell: &(String, String, String, String), kind: &str, role: &str, state: &str, source: &str) {
+    assert_eq!((cell.0.as_str(), cell.1.as_str(), cell.2.as_str(), cell.3.as_str()), (kind, role, state, source));
+}
+
+async fn session(client: &Client) -> Held {
+    client.create(json!({"kernel": "python"})).await
+}
+
+/// It runs code, sees what came of it with the plot as a picture, and the whole thread is one notebook.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_answers_and_runs_cells() {
+    let model = Model::start([Say::Run("I draw it.", PLOT), Say::Text("It rises **steadily**.")]).await;
+    let server = serve("chat", &model).await;
+    let client = server.client();
+    assert_eq!(client.get("/v1/model").await.is(200), json!({"name": "tiny"}));
+    let held = session(&client).await;
+    held.run("mine = 41").await;
+    let asked = say(&held, "Draw a line").await;
+    assert_eq!(asked["metadata"]["cellkeep"], json!({"role": "user", "state": "done"}));
+    let all = cells(&held).await;
+    is(&all[1], "markdown", "user", "done", "Draw a line");
+    is(&all[2], "markdown", "assistant", "done", "I draw it.");
+    is(&all[3], "code", "assistant", "ok", PLOT);
+    is(&all[4], "markdown", "assistant", "done", "It rises **steadily**.");
+    assert_eq!(all.len(), 5);
+    let requests = model.asked();
+    assert_eq!((requests.len(), &requests[0]["model"], &requests[0]["stream"]), (2, &json!("tiny"), &json!(true)));
+    assert_eq!(requests[0]["tools"][0]["function"]["name"], "run_code");
+    let first = requests[0]["messages"].as_array().unwrap();
+    let text = |message: &Value| message["content"].as_str().unwrap_or_default().to_owned();
+    assert!(text(&first[1]).contains("mine = 41"), "what a person ran by hand is told: {}", first[1]);
+    assert_eq!(first[2], json!({"role": "user", "content": "Draw a line"}));
+    let second = requests[1]["messages"].as_array().unwrap();
+    assert_eq!(second[3]["tool_calls"][0]["function"]["name"], "run_code");
+    let result = text(&second[4]);
+    assert!(second[4]["tool_call_id"] == second[3]["tool_calls"][0]["id"] && result.contains("drawn"), "{}", second[4]);
+    assert!(
+        !result.contains('\u{1b}') && !result.contains("iVBOR") && result.contains("[a picture, image/png]"),
+        "{result}"
+    );
+    let picture = second[5]["content"][1]["image_url"]["url"].as_str().unwrap();
+    assert!(picture.starts_with("data:image/png;base64,iVBOR"), "{}", &picture[..40]);
+    // It goes on where it was, and a notebook holds all of it.
+    model.then([Say::Whole("You are welcome.")]);
+    say(&held, "Thanks").await;
+    let notebook = client.get(&held.path("/notebook?to=markdown")).await;
+    notebook.is(200);
+    let markdown = String::from_utf8_lossy(&notebook.body).into_owned();
+    for part in ["Draw a line", "I draw it.", "plt.plot", "**steadily**", "Thanks", "You are welcome."] {
+        assert!(markdown.contains(part), "{part}: {markdown}");
+    }
+    server.end().await;
+}
+
+/// Each failure is told where the answer would be, and the next answer is not kept from coming.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_of_an_endpoint_are_told() {
+    let model = Model::start([]).await;
+    let mut server = serve("chat-fails", &model).await;
+    server.env.push(("CELLKEEP_MODEL_KEY", "sk-hidden".to_owned()));
+    server.stop().await;
+    server.start_again().await;
+    let client = server.client();
+    let held = session(&client).await;
+    let failures = [
+        (Say::Refuse(401, "{\"error\": {\"message\": \"bad key\"}}"), "model_key_refused", "CELLKEEP_MODEL_KEY"),
+        (Say::Refuse(429, "{\"error\": {\"message\": \"quota\"}}"), "model_busy", "in 9 s"),
+        (Say::Refuse(404, "{\"error\": \"no model tiny\"}"), "model_not_found", "no model tiny"),
+        (Say::Refuse(400, "{\"error\": \"tiny does not support tools\"}"), "model_without_tools", "--model"),
+        (Say::Refuse(503, "<html>over\u{7}loaded"), "model_failed", "over loaded"),
+        (Say::Cut("Half a"), "model_bad_stream", "cut off"),
+        (Say::Raw("data: {\"choices\": 7}\n\ndata: nonsense\n\n"), "model_bad_stream", "not JSON"),
+        (Say::Raw("data: {\"error\": {\"message\": \"it burns\"}}\n\n"), "model_failed", "it burns"),
+        (Say::Text(""), "model_empty", "empty"),
+    ];
+    for (failure, code, words) in failures {
+        model.then([failure]);
+        let asked = say(&held, "Hello?").await;
+        let mark = &asked["metadata"]["cellkeep"];
+        assert_eq!((&mark["state"], &mark["error"]["code"]), (&json!("failed"), &json!(code)));
+        assert!(mark["error"]["detail"].as_str().unwrap().contains(words), "{mark}");
+    }
+    let cut = cells(&held).await.into_iter().find(|cell| cell.1 == "assistant").unwrap();
+    is(&cut, "markdown", "assistant", "failed", "Half a");
+    // A tool that does not exist, and arguments that are none: it is told so, and goes on.
+    model.then([Say::Call("rm_rf", "{}"), Say::Call("run_code", "print(1)"), Say::Text("I see.")]);
+    assert_eq!(say(&held, "Again").await["metadata"]["cellkeep"]["state"], "done");
+    let asked = model.asked();
+    let last = |back: usize| asked[asked.len() - back]["messages"].as_array().unwrap().last().unwrap().to_string();
+    assert!(last(2).contains("rm_rf") && last(1).contains("not JSON"), "{} {}", last(2), last(1));
+    // One that never comes to an end.
+    model.then((0..20).map(|_| Say::Call("nothing", "{}")));
+    let asked = say(&held, "For ever").await;
+    assert_eq!(asked["metadata"]["cellkeep"]["error"]["code"], "too_many_steps");
+    // A model without eyes is shown no pictures.
+    held.run(PLOT).await;
+    model.then([Say::Refuse(400, "{\"error\": \"image input is not supported\"}"), Say::Text("Blind.")]);
+    assert_eq!(say(&held, "What do you see?").await["metadata"]["cellkeep"]["state"], "done");
+    let asked = model.asked();
+    assert!(asked[asked.len() - 2].to_string().contains("image_url"));
+    assert!(!asked[asked.len() - 1].to_string().contains("image_url"));
+    assert!(model.keys().iter().all(|key| key.ends_with("Bearer sk-hidden")) && !model.keys().is_empty());
+    assert!(!server.told().contains("sk-hidden"), "the key is in no log");
+    client.post(&held.path("/chat"), json!({"text": " "})).await.problem(422, "bad_field");
+    client.post(&held.path("/chat"), json!({"text": "x".repeat(70_000)})).await.problem(413, "text_too_large");
+    client.post(&held.path("/chat/cancel"), json!({})).await.problem(409, "chat_not_in_progress");
+    server.end().await;
+}
+
+/// An answer is stopped with the cell that it runs, and by nobody's leave but the session's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_stopped_with_its_cell() {
+    let forever = "import time\nprint('on')\ntime.sleep(600)";
+    let model = Model::start([Say::Run("I wait.", forever), Say::Hold("Let me think. ")]).await;
+    let server = serve("chat-stopped", &model).await;
+    let client = server.client();
+    let held = session(&client).await;
+    client.post(&held.path("/chat"), json!({"text": "Wait"})).await.is(202);
+    let runs = |reply: &crate::server::Reply| reply.text().contains("on\\n");
+    client.until(&held.path("/cells?outputs=inline"), runs).await;
+    client.post(&held.path("/chat"), json!({"text": "And?"})).await.problem(409, "chat_in_progress");
+    let stop = async || {
+        client.post(&held.path("/chat/cancel"), json!({})).await.is(202);
+        client.until(&held.path("/chat"), |reply| reply.json()["state"] == "idle").await;
+    };
+    stop().await;
+    let all = cells(&held).await;
+    is(&all[0], "markdown", "user", "stopped", "Wait");
+    is(&all[2], "code", "assistant", "interrupted", forever);
+    assert_eq!(model.asked().len(), 1, "it is not asked again");
+    // In the middle of its text, which is there while it comes.
+    client.post(&held.path("/chat"), json!({"text": "Think"})).await.is(202);
+    client.until(&held.path("/cells"), |reply| String::from_utf8_lossy(&reply.body).contains("Let me think.")).await;
+    let streaming = cells(&held).await;
+    is(&streaming[4], "markdown", "assistant", "streaming", "Let me think. ");
+    stop().await;
+    is(&cells(&held).await[4], "markdown", "assistant", "stopped", "Let me think. ");
+    held.ok("print('still here')").await;
+    // A session that is deleted ends its answer.
+    model.then([Say::Hold("Once more. ")]);
+    client.post(&held.path("/chat"), json!({"text": "Go"})).await.is(202);
+    client.delete(&held.path("")).await.is(204);
+    server.end().await;
+}
+
+/// The server is killed in mid-answer and in mid-run: what was there is kept and marked, and nothing is asked or run again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_leaves_what_there_was() {
+    let count = "open('count', 'a').write('x')\nimport os, time\nwhile not os.path.exists('go'): time.sleep(0.05)\nprint(open('count').read())";
+    let model = Model::start([Say::Hold("This much "), Say::Run("I count.", count)]).await;
+    let mut server = serve("chat-killed", &model).await;
+    let client = server.client();
+    let held = session(&client).await;
+    client.post(&held.path("/chat"), json!({"text": "Tell"})).await.is(202);
+    client.until(&held.path("/cells"), |reply| String::from_utf8_lossy(&reply.body).contains("This much")).await;
+    server.kill().await;
+    server.start_again().await;
+    client.until(&held.path("/chat"), |reply| reply.json()["state"] == "idle").await;
+    let all = cells(&held).await;
+    is(&all[0], "markdown", "user", "interrupted", "Tell");
+    is(&all[1], "markdown", "assistant", "interrupted", "This much ");
+    // In mid-run: the cell goes on, once, and the model is not asked what to do next.
+    client.post(&held.path("/chat"), json!({"text": "Count"})).await.is(202);
+    client.until(&held.path("/files/count"), |reply| reply.status == 200).await;
+    server.kill().await;
+    server.start_again().await;
+    client.put(&held.path("/files/go"), "").await;
+    client.until(&held.path("/cells"), |reply| reply.json()["cells"][4]["state"] == "finished").await;
+    let all = cells(&held).await;
+    is(&all[2], "markdown", "user", "interrupted", "Count");
+    is(&all[4], "code", "assistant", "ok", count);
+    let cell = client.get(&held.path("/cells")).await.is(200)["cells"][4].clone();
+    assert_eq!(crate::server::printed(&cell), "x\n", "it ran once");
+    assert_eq!((model.asked().len(), all.len()), (2, 5));
+    model.then([Say::Text("It was one.")]);
+    assert_eq!(say(&held, "Well?").await["metadata"]["cellkeep"]["state"], "done");
+    server.end().await;
+}
+
+/// Without a model there is none, and settings that make no sense end the server before it serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_a_model_says_so() {
+    let server = Server::start("chat-none", Place::process(), &[]).await;
+    let client = server.client();
+    let problem = client.get("/v1/model").await.problem(404, "no_model");
+    assert!(problem["detail"].as_str().unwrap().contains("--model-url"));
+    let held = session(&client).await;
+    client.post(&held.path("/chat"), json!({"text": "Hello"})).await.problem(404, "no_model");
+    let mut print = server.command();
+    print.args(["--print-config", "--model-url", "http://h/v1", "--model", "m"]).env("CELLKEEP_MODEL_KEY", "sk-hidden");
+    let printed = String::from_utf8(print.output().unwrap().stdout).unwrap();
+    assert!(printed.contains("[model]\nurl = \"http://h/v1\"\nname = \"m\"") && !printed.contains("sk-"), "{printed}");
+    for (arguments, words) in [
+        (&["--model-url", "http://h/v1"][..], "--model"),
+        (&["--model", "m"], "--model-url"),
+        (&["--model", "m", "--model-url", "gopher://h"], "http://"),
+        (&["--model", "m", "--model-url", "http://h", "--model-key-file", "/nowhere"], "/nowhere"),
+    ] {
+        let folder = server.data().join("other");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cellkeep"));
+        let refused =
+            command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&folder).args(arguments).output().unwrap();
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && told.contains(words), "{told}");
+    }
+    server.end().await;
+}

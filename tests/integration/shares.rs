@@ -1,0 +1,140 @@
+//! Links to one session, and what a kernel's namespace holds.
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::server::{Client, Server};
+use crate::support::Place;
+
+/// Who has a link sees one session and nothing else, changes nothing, and is cut off when it is revoked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_shows_one_session() {
+    let server = Server::start("shares", Place::process(), &[]).await;
+    let (_, ann) = server.client_with(&["ann"]).await;
+    let (_, bob) = server.client_with(&["bob"]).await;
+    let held = ann.create(json!({"kernel": "bash"})).await;
+    let other = ann.create(json!({"kernel": "bash"})).await;
+    held.ok("echo shown").await;
+    ann.put(&held.path("/files/secret"), "not for them").await;
+    let made = ann.post(&held.path("/shares"), json!({"name": "for Bo", "days": 1})).await.is(201);
+    let token = made["token"].as_str().unwrap().to_owned();
+    assert_eq!(made["path"], format!("/#token={token}&session={}", held.id));
+    let reader = Client { token: Some(token.clone()), ..server.client() };
+    assert_eq!(
+        reader.get("/v1/token").await.is(200),
+        json!({"scope": "read", "session": held.id, "principal": null, "model": null})
+    );
+    assert_eq!(reader.get(&held.path("")).await.is(200)["id"], held.id.as_str());
+    let cells = reader.get(&held.path("/cells")).await.is(200);
+    assert_eq!(cells["cells"][0]["outputs"][0]["text"], "shown\n");
+    reader.get(&held.path("/notebook?to=html")).await.is(200);
+    for path in
+        [other.path(""), other.path("/cells"), held.path("/files/"), held.path("/files/secret"), held.path("/shares")]
+    {
+        reader.get(&path).await.problem(403, "scope_too_narrow");
+    }
+    for path in ["/v1/sessions", "/v1/runs"] {
+        reader.get(path).await.problem(403, "scope_too_narrow");
+    }
+    for (method, path) in [
+        (Method::POST, held.path("/cells")),
+        (Method::POST, held.path("/interrupt")),
+        (Method::POST, held.path("/shares")),
+        (Method::POST, held.path("/variables")),
+        (Method::DELETE, held.path("")),
+    ] {
+        reader.send(method, &path, "{}").await.problem(403, "scope_too_narrow");
+    }
+    // Others than its owner neither share it nor see its links.
+    bob.post(&held.path("/shares"), json!({})).await.problem(404, "no_session");
+    bob.get(&held.path("/shares")).await.problem(404, "no_session");
+    ann.post(&held.path("/shares"), json!({"days": 0})).await.problem(422, "bad_days");
+    let listed = ann.get(&held.path("/shares")).await.is(200);
+    assert_eq!((&listed["shares"][0]["name"], &listed["shares"][0]["token"]), (&json!("for Bo"), &Value::Null));
+    // It is revoked under a stream that is open.
+    let mut stream = reader.stream(&held.path("/events")).await.unwrap();
+    assert!(stream.next().await.unwrap().is_some());
+    let id = made["id"].as_str().unwrap();
+    ann.delete(&other.path(&format!("/shares/{id}"))).await.problem(404, "no_share");
+    ann.delete(&held.path(&format!("/shares/{id}"))).await.is(204);
+    while let Ok(Some(_)) = stream.next().await {}
+    reader.get(&held.path("")).await.problem(401, "bad_token");
+    for file in std::fs::read_dir(server.data()).unwrap().flatten().filter(|file| file.path().is_file()) {
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert!(!bytes.windows(token.len()).any(|window| window == token.as_bytes()), "{file:?} holds the token");
+    }
+    server.end().await;
+}
+
+/// What a session has drawn is shown by its link, and by no other's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_shows_its_own_plots_only() {
+    let server = Server::start("shares-plots", Place::process(), &[]).await;
+    let client = server.client();
+    let draw = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()";
+    let (held, other) = (client.create(json!({})).await, client.create(json!({})).await);
+    held.run(draw).await;
+    other.run("import matplotlib.pyplot as plt\nplt.bar([1, 2], [5, 1])\nplt.show()").await;
+    let token = client.post(&held.path("/shares"), json!({})).await.is(201)["token"].as_str().unwrap().to_owned();
+    let reader = Client { token: Some(token), ..server.client() };
+    let of = async |path: String| client.get(&path).await.is(200)["artifacts"][0]["sha256"].as_str().unwrap().to_owned();
+    let (mine, its) = (of(held.path("/artifacts")).await, of(other.path("/artifacts")).await);
+    assert_eq!(reader.get(&format!("/v1/artifacts/{mine}")).await.status, 200);
+    reader.get(&format!("/v1/artifacts/{its}")).await.problem(404, "no_artifact");
+    server.end().await;
+}
+
+/// Variables are told without being touched: nothing is counted, no name is left, and no code of theirs is run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn variables_are_told() {
+    let server = Server::start("variables", Place::process(), &[]).await;
+    let client = server.client();
+    let told = async |path: String| {
+        let told = client.post(&path, json!({})).await.is(200);
+        let all = told["variables"].as_array().unwrap().iter().map(|one| {
+            let text = |key: &str| one[key].as_str().unwrap().to_owned();
+            (text("name"), (text("type"), text("summary")))
+        });
+        all.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let is = |all: &std::collections::BTreeMap<String, (String, String)>, name: &str, kind: &str, summary: &str| {
+        assert_eq!(all.get(name), Some(&(kind.to_owned(), summary.to_owned())), "{name} in {all:?}");
+    };
+    let python = client.create(json!({"kernel": "python"})).await;
+    python
+        .ok("import numpy as np, pandas as pd\nn = 7\ntext = 'a\\tb\\n' + 'x' * 9999\nitems = [1, 'b', None]\ntable = pd.DataFrame({'a': [1, 2]})\ngrid = np.zeros((3, 4))\nhuge = 10 ** 5000\nclass Loud:\n    def __repr__(self): raise SystemExit('called')\nloud = Loud()\n_hidden = 1")
+        .await;
+    let all = told(python.path("/variables")).await;
+    is(&all, "n", "int", "7");
+    is(&all, "items", "list", "3 items: 1, 'b', None");
+    is(&all, "table", "DataFrame", "2 × 1");
+    is(&all, "grid", "ndarray", "3 × 4 of float64");
+    is(&all, "loud", "Loud", "");
+    assert!(all["text"].1.contains("10003 in all") && all["huge"].1.contains("bits"), "{all:?}");
+    assert_eq!(
+        all.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["Loud", "grid", "huge", "items", "loud", "n", "table", "text"]
+    );
+    let next = python.run("print(sorted(name for name in globals() if 'told' in name or name == 'ns'))\n_").await;
+    assert_eq!(next["execution_count"], 2, "it was not counted");
+    assert_eq!(python.ok("import os; print(os.listdir())").await, "[]\n");
+    python.begin("long", "import time; time.sleep(600)").await;
+    client.until(&python.path(""), |reply| reply.json()["state"] == "busy").await;
+    client.post(&python.path("/variables"), json!({})).await.problem(409, "kernel_busy");
+    let r = client.create(json!({"kernel": "r"})).await;
+    r.ok("x <- c(1.5, 2); d <- cars; f <- function(a) a; s <- 'ä'; makeActiveBinding('live', function() stop('called'), globalenv())").await;
+    let all = told(r.path("/variables")).await;
+    is(&all, "x", "numeric", "2 items: 1.5, 2.0");
+    is(&all, "d", "data.frame", "50 × 2");
+    is(&all, "s", "character", "ä");
+    is(&all, "live", "active binding", "");
+    let bash = client.create(json!({"kernel": "bash"})).await;
+    bash.ok("word='two words'; list=(a b c); declare -i n=5").await;
+    let all = told(bash.path("/variables")).await;
+    is(&all, "word", "text", "'two words'");
+    is(&all, "list", "array", "3 items");
+    is(&all, "n", "integer", "5");
+    let deno = client.create(json!({"kernel": "deno"})).await;
+    client.post(&deno.path("/variables"), json!({})).await.problem(422, "no_variables");
+    server.end().await;
+}

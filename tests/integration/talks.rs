@@ -1,0 +1,173 @@
+//! What a person does on the page beside running cells: talks to a model, lets others read, looks at variables, loses the network.
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::opened::Opened;
+use crate::server::Client;
+use crate::support::model::{Model, Say};
+
+/// Writes into the composer as one of its kinds, and sends it by its button.
+async fn compose(opened: &mut Opened, kind: &str, text: &str) {
+    opened.act(&format!("[...page.querySelectorAll('.kinds input')].find(input => input.value === '{kind}').click()")).await;
+    opened.until("page.querySelector('#composer').className", &json!(kind)).await;
+    opened
+        .act(&format!("page.querySelector('#composer').value = {}; page.querySelector('#run').click()", json!(text)))
+        .await;
+}
+
+/// Opens one of the panels at the side.
+async fn open_panel(opened: &mut Opened, name: &str) {
+    opened
+        .act(&format!("[...page.querySelectorAll('.tools button')].find(button => button.textContent === '{name}').click()"))
+        .await;
+}
+
+fn but_network(complaints: Vec<String>, allowed: &[&str]) -> Vec<String> {
+    complaints.into_iter().filter(|text| !allowed.iter().any(|words| text.contains(words))).collect()
+}
+
+/// The answer grows while it comes, goes on while nobody looks, runs cells, and fails with words and a way out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_talks_to_a_model() {
+    let plot = "import matplotlib.pyplot as plt\nplt.plot([3, 1, 2])\nplt.show()";
+    let model = Model::start([
+        Say::Hold("One **moment**. "),
+        Say::Run("I draw it.", plot),
+        Say::Text("There <img src=x onerror=alert(1)> it is."),
+        Say::Refuse(429, "{\"error\": \"quota\"}"),
+        Say::Run("I wait.", "import time; time.sleep(600)"),
+    ])
+    .await;
+    let url = model.url();
+    let Some(mut opened) = Opened::start_with("talk", &["--model-url", &url, "--model", "tiny"]).await else { return };
+    compose(&mut opened, "ask", "Are you there?").await;
+    opened.until("[cells.length, cells[1] && text(cells[1])]", &json!([2, "One moment."])).await;
+    opened.until("page.querySelector('.answers')?.textContent.includes('tiny answers')", &json!(true)).await;
+    assert_eq!(opened.look("within(cells[1])[0].querySelector('strong').textContent").await, "moment");
+    // In mid-answer, the page is loaded anew.
+    opened.browser.evaluate("location.reload()").await;
+    opened.until("[cells.length, cells[1] && text(cells[1])]", &json!([2, "One moment."])).await;
+    model.go_on();
+    opened.until("[text(cells[1]), page.querySelector('.answers')]", &json!(["One moment. And on.", null])).await;
+    compose(&mut opened, "ask", "Draw").await;
+    opened.until("within(cells[4])[0]?.querySelector('img')?.naturalWidth > 100", &json!(true)).await;
+    opened.until("[cells.length, cells[5] && text(cells[5]).startsWith('There')]", &json!([6, true])).await;
+    assert_eq!(opened.look("page.querySelectorAll('.said').length").await, 2);
+    compose(&mut opened, "ask", "Again?").await;
+    opened.until("page.querySelector('.notice.bad')?.textContent.includes('429: quota')", &json!(true)).await;
+    opened.act("page.querySelector('.notice.bad button').click()").await;
+    opened.until("page.querySelector('#composer').value", &json!("Again?")).await;
+    compose(&mut opened, "ask", "Wait").await;
+    opened.until("[phase(cells[9])]", &json!(["running"])).await;
+    opened.act("page.querySelector('.answers button').click()").await;
+    opened.until("[phase(cells[9]), page.querySelector('.answers')]", &json!(["interrupted", null])).await;
+    // All of it is one notebook.
+    opened
+        .act("window.saved = ''; URL.createObjectURL = blob => { blob.text().then(text => window.saved = text); return 'blob:none' };
+              HTMLAnchorElement.prototype.click = () => {};
+              const select = page.querySelector('[aria-label=Export]'); select.value = 'ipynb'; select.dispatchEvent(new Event('change'))")
+        .await;
+    opened.until("window.saved.includes('nbformat_minor')", &json!(true)).await;
+    let saved = opened.look("window.saved").await;
+    let notebook: Value = serde_json::from_str(saved.as_str().unwrap()).unwrap();
+    let roles: Vec<&str> = notebook["cells"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|cell| cell["metadata"]["cellkeep"]["role"].as_str().unwrap())
+        .collect();
+    assert_eq!(roles.iter().filter(|role| **role == "user").count(), 4, "{roles:?}");
+    assert_eq!(opened.end().await, [""; 0]);
+}
+
+/// A link that is made on the page shows the session live, has nothing to change it by, and ends when it is revoked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_is_shared() {
+    let Some(mut opened) = Opened::start("share-page").await else { return };
+    let client = opened.server.client();
+    let held = client.create(json!({"kernel": "bash", "name": "mine"})).await;
+    client.create(json!({"kernel": "bash", "name": "other"})).await;
+    held.ok("echo before").await;
+    opened.browser.evaluate(&format!("location.hash = '#/{}'; location.reload()", held.id)).await;
+    opened.until("[page?.querySelector('.bar strong')?.textContent, cells.length]", &json!(["mine", 1])).await;
+    open_panel(&mut opened, "Share").await;
+    let shares = "page.querySelector('cellkeep-shares')?.renderRoot";
+    opened.until(&format!("{shares}?.querySelector('#share') != null"), &json!(true)).await;
+    let shares = "page.querySelector('cellkeep-shares').renderRoot";
+    opened
+        .act(&format!("{shares}.querySelector('[name=name]').value = 'Bo'; {shares}.querySelector('#share').click()"))
+        .await;
+    opened.until(&format!("{shares}.querySelector('#link')?.value.includes('session=')"), &json!(true)).await;
+    let link = opened.look(&format!("{shares}.querySelector('#link').value")).await;
+    let link = link.as_str().unwrap();
+    assert!(link.ends_with(&format!("&session={}", held.id)), "{link}");
+    opened.browser.open("about:blank").await;
+    opened.browser.open(link).await;
+    opened
+        .until(
+            "[page?.querySelectorAll('nav li').length, cells.length, cells[0] && text(cells[0])]",
+            &json!([1, 1, "before"]),
+        )
+        .await;
+    opened.until("location.href.includes('token')", &json!(false)).await;
+    let changes = "[page.querySelector('#composer'), page.querySelector('#create'), page.querySelector('.actions'), cells[0].renderRoot.querySelector('.actions')]";
+    opened.until(changes, &json!([null, null, null, null])).await;
+    opened
+        .act("cells[0].renderRoot.querySelector('.source').dispatchEvent(new MouseEvent('dblclick', {bubbles: true}))")
+        .await;
+    held.ok("echo after").await;
+    opened.until("[cells.length, cells[1] && text(cells[1])]", &json!([2, "after"])).await;
+    assert_eq!(opened.look("cells[0].renderRoot.querySelector('textarea')").await, Value::Null);
+    // It is revoked: the page is told, and shows nothing new.
+    let listed = client.get(&held.path("/shares")).await.is(200);
+    let id = listed["shares"][0]["id"].as_str().unwrap();
+    client.delete(&held.path(&format!("/shares/{id}"))).await.is(204);
+    opened.until("page.querySelector('.notice.bad')?.textContent.includes('not valid')", &json!(true)).await;
+    let complaints = but_network(opened.end().await, &["401"]);
+    assert_eq!(complaints, [""; 0]);
+}
+
+/// Variables are listed when they are looked at, and again when a cell has changed them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn variables_are_looked_at() {
+    let Some(mut opened) = Opened::start("variables-page").await else { return };
+    opened.act("page.querySelector('#create').click()").await;
+    opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
+    opened.run("word = '<b>bold</b>'").await;
+    open_panel(&mut opened, "Variables").await;
+    let listed = "[...page.querySelector('cellkeep-variables')?.renderRoot.querySelectorAll('li') ?? []].map(one => one.textContent.replace(/\\s+/g, ' ').trim())";
+    opened.until(listed, &json!(["wordstr'<b>bold</b>'"])).await;
+    opened.run("n = 3; del word").await;
+    opened.until(listed, &json!(["nint3"])).await;
+    assert_eq!(opened.end().await, [""; 0]);
+}
+
+/// The network goes and comes back in mid-cell: the page says so, and has every line once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_outlives_its_network() {
+    let Some(mut opened) = Opened::start("offline").await else { return };
+    opened.act("page.querySelector('#create').click()").await;
+    opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
+    let cell = opened
+        .run("import os, time\nprint('before')\nwhile not os.path.exists('go'): time.sleep(0.02)\nfor n in range(3): print('line', n)")
+        .await;
+    opened.until(&format!("[phase(cells[{cell}]), text(cells[{cell}])]"), &json!(["running", "before"])).await;
+    let network = async |opened: &mut Opened, offline: bool| {
+        let conditions = json!({"offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1});
+        opened.browser.call("Network.emulateNetworkConditions", conditions).await;
+    };
+    network(&mut opened, true).await;
+    opened.until("page.querySelector('.state').dataset.state", &json!("lost")).await;
+    opened.until(&format!("phase(cells[{cell}])"), &json!("lost")).await;
+    let client: Client = opened.server.client();
+    let id = client.session_ids().await.remove(0);
+    client.send(Method::PUT, &format!("/v1/sessions/{id}/files/go"), "").await;
+    client.until(&format!("/v1/sessions/{id}/cells"), |reply| reply.json()["cells"][0]["state"] == "finished").await;
+    network(&mut opened, false).await;
+    opened
+        .until(&format!("[phase(cells[{cell}]), text(cells[{cell}])]"), &json!(["ok", "before line 0 line 1 line 2"]))
+        .await;
+    let complaints = but_network(opened.end().await, &["ERR_INTERNET_DISCONNECTED"]);
+    assert_eq!(complaints, [""; 0]);
+}

@@ -1,0 +1,117 @@
+// Links by which others may read the session.
+import { LitElement, type TemplateResult, css, html, nothing } from "lit";
+import { type Access, askJson } from "./api.js";
+import { base } from "./style.js";
+
+interface Share {
+  id: string;
+  name?: string | null;
+  expires_at: string;
+  path?: string;
+}
+
+export class CellkeepShares extends LitElement {
+  static override properties = { access: { attribute: false }, session: {}, shares: { state: true }, made: { state: true }, copied: { state: true }, problem: { state: true } };
+  static override styles = [
+    base,
+    css`
+      :host { display: block; padding: 12px 16px; font-size: 14px; background: var(--ck-paper); }
+      h2 { font-size: 14px; margin: 4px 0 10px; }
+      form { display: grid; gap: 8px; margin: 10px 0 14px; }
+      .pair { display: flex; gap: 8px; } .primary { white-space: nowrap; }
+      input, select { border: 1px solid var(--ck-line); border-radius: 8px; background: var(--ck-paper); padding: 6px 10px; min-width: 0; width: 100%; }
+      .made { border: 1px solid var(--ck-accent); border-radius: 10px; padding: 10px 12px; display: grid; gap: 8px; margin-bottom: 14px; }
+      ul { list-style: none; margin: 0; padding: 0; }
+      li { display: flex; align-items: center; gap: 6px; border-bottom: 1px solid var(--ck-line); min-height: 44px; }
+      li span { flex: 1; overflow-wrap: anywhere; }
+      small { color: var(--ck-quiet); display: block; } p { color: var(--ck-quiet); margin: 8px 0; }
+    `,
+  ];
+  declare access: Access;
+  declare session: string;
+  declare shares: Share[] | undefined;
+  declare made: string;
+  declare copied: boolean;
+  declare problem: string;
+
+  constructor() {
+    super();
+    Object.assign(this, { made: "", copied: false, problem: "" });
+  }
+
+  override updated(changed: Map<string, unknown>): void {
+    if (!changed.has("session")) return;
+    this.made = "";
+    void this.load();
+  }
+
+  private get path(): string {
+    return `/v1/sessions/${encodeURIComponent(this.session)}/shares`;
+  }
+
+  private async trying(work: () => Promise<void>): Promise<void> {
+    this.problem = "";
+    try {
+      await work();
+    } catch (error) {
+      this.problem = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  private load(): Promise<void> {
+    return this.trying(async () => {
+      this.shares = (await askJson<{ shares: Share[] }>(this.access, "GET", this.path)).shares;
+    });
+  }
+
+  private make(event: Event): Promise<void> {
+    event.preventDefault();
+    const form = new FormData(event.target as HTMLFormElement);
+    const name = String(form.get("name") ?? "").trim();
+    return this.trying(async () => {
+      const share = await askJson<Share>(this.access, "POST", this.path, { days: Number(form.get("days")), ...(name ? { name } : {}) });
+      this.made = `${this.access.server || location.origin}${share.path ?? ""}`;
+      this.copied = false;
+      await this.load();
+      await this.updateComplete;
+      this.renderRoot.querySelector<HTMLInputElement>("#link")?.select();
+    });
+  }
+
+  private async copy(): Promise<void> {
+    try {
+      await navigator.clipboard.writeText(this.made);
+      this.copied = true;
+    } catch {
+      // Where the clipboard is out of reach, the link is selected for the person's own keys.
+      this.renderRoot.querySelector<HTMLInputElement>("#link")?.select();
+    }
+  }
+
+  private revoke(share: Share): Promise<void> {
+    return this.trying(async () => {
+      await askJson(this.access, "DELETE", `${this.path}/${encodeURIComponent(share.id)}`);
+      this.made = "";
+      await this.load();
+    });
+  }
+
+  override render(): TemplateResult {
+    const until = (share: Share) => new Date(share.expires_at).toLocaleDateString(undefined, { dateStyle: "medium" });
+    return html`<h2>Share</h2>
+      <p>Whoever has a link reads this session live: its cells and plots, not its files. They change nothing and see nothing else.</p>
+      <form @submit=${this.make}>
+        <label><small>For whom (only you see this)</small><input name="name" maxlength="200" autocomplete="off"></label>
+        <div class="pair"><select name="days" aria-label="How long the link is good for"><option value="1">One day</option><option value="7" selected>A week</option><option value="30">30 days</option><option value="365">A year</option></select>
+          <button class="primary" id="share">Make link</button></div>
+      </form>
+      ${this.made
+        ? html`<div class="made" role="status"><small>It is shown this once:</small><input id="link" readonly aria-label="The link" .value=${this.made}>
+            <button class="primary" @click=${this.copy}>${this.copied ? "Copied" : "Copy link"}</button></div>`
+        : nothing}
+      <ul>${this.shares?.map((one) => html`<li><span>${one.name || "A link"}<small>until ${until(one)}</small></span><button aria-label=${`Revoke ${one.name || "link"}`} @click=${() => this.revoke(one)}>Revoke</button></li>`)}</ul>
+      ${this.problem ? html`<p role="alert">${this.problem}</p>` : nothing}`;
+  }
+}
+
+if (!customElements.get("cellkeep-shares")) customElements.define("cellkeep-shares", CellkeepShares);

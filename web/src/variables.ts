@@ -1,0 +1,74 @@
+// What the kernel's namespace holds, asked for when it is looked at.
+import { LitElement, type TemplateResult, css, html, nothing } from "lit";
+import { type Access, askJson } from "./api.js";
+import { base } from "./style.js";
+
+interface Variable {
+  name: string;
+  type: string;
+  summary: string;
+}
+
+export class CellkeepVariables extends LitElement {
+  static override properties = { access: { attribute: false }, session: {}, idle: { type: Boolean }, runs: { attribute: false }, variables: { state: true }, more: { state: true }, problem: { state: true }, filter: { state: true } };
+  static override styles = [
+    base,
+    css`
+      :host { display: block; padding: 12px 16px; font-size: 14px; background: var(--ck-paper); }
+      .head { display: flex; align-items: center; justify-content: space-between; }
+      h2 { font-size: 14px; margin: 4px 0; }
+      input { width: 100%; border: 1px solid var(--ck-line); border-radius: 8px; background: var(--ck-paper); padding: 6px 10px; margin: 6px 0 10px; }
+      ul { list-style: none; margin: 0; padding: 0; }
+      li { padding: 7px 0; border-bottom: 1px solid var(--ck-line); overflow-wrap: anywhere; }
+      .name { font: 13px var(--ck-mono); font-weight: 600; }
+      small { color: var(--ck-quiet); margin-inline-start: 6px; }
+      .value { font: 12px/1.5 var(--ck-mono); color: var(--ck-quiet); display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; overflow: hidden; }
+      p { color: var(--ck-quiet); margin: 8px 0; }
+    `,
+  ];
+  declare access: Access;
+  declare session: string;
+  declare idle: boolean;
+  /** Changes whenever a cell has ended: it may have changed them, also if the kernel was never seen busy. */
+  declare runs: number;
+  declare variables: Variable[] | undefined;
+  declare more: boolean;
+  declare problem: string;
+  declare filter: string;
+
+  constructor() {
+    super();
+    Object.assign(this, { idle: false, more: false, problem: "", filter: "" });
+  }
+
+  override updated(changed: Map<string, unknown>): void {
+    if (changed.has("session") && changed.get("session") !== undefined) this.variables = undefined;
+    if (["session", "idle", "runs"].some((name) => changed.has(name)) && this.idle) void this.load();
+  }
+
+  async load(): Promise<void> {
+    try {
+      const told = await askJson<{ variables: Variable[]; truncated: boolean }>(this.access, "POST", `/v1/sessions/${encodeURIComponent(this.session)}/variables`, {});
+      this.variables = told.variables;
+      this.more = told.truncated;
+      this.problem = "";
+    } catch (error) {
+      this.problem = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  override render(): TemplateResult {
+    const { variables } = this;
+    const wanted = this.filter.toLowerCase();
+    const shown = variables?.filter((one) => one.name.toLowerCase().includes(wanted));
+    return html`<div class="head"><h2>Variables</h2><button ?disabled=${!this.idle} @click=${() => this.load()}>Refresh</button></div>
+      ${variables && variables.length > 8 ? html`<input type="search" placeholder="Find a name" aria-label="Find a name" @input=${(event: Event) => (this.filter = (event.target as HTMLInputElement).value)}>` : nothing}
+      <ul>${shown?.map((one) => html`<li><span class="name">${one.name}</span><small>${one.type}</small>${one.summary ? html`<div class="value">${one.summary}</div>` : nothing}</li>`)}</ul>
+      ${variables?.length === 0 ? html`<p>No variables yet. What cells define is listed here.</p>` : nothing}
+      ${this.more ? html`<p>There are more; the first ${variables?.length} are listed.</p>` : nothing}
+      ${!this.idle && !variables && !this.problem ? html`<p>They are told when the kernel is idle.</p>` : nothing}
+      ${this.problem ? html`<p role="alert">${this.problem}</p>` : nothing}`;
+  }
+}
+
+if (!customElements.get("cellkeep-variables")) customElements.define("cellkeep-variables", CellkeepVariables);
