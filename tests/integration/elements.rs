@@ -50,10 +50,8 @@ async fn tables_are_sorted_paged_and_copied() {
         page.look("large", "[all('tbody tr').length, all('.pager span')[0].textContent]").await,
         json!([50, "4,951–5,000 of 5,000 rows"])
     );
-    let begun = "performance.now()";
-    let before = page.look("large", begun).await.as_f64().unwrap();
-    page.look("large", "(all('thead button')[7].click(), all('thead button')[7].click())").await;
-    let took = page.look("large", begun).await.as_f64().unwrap() - before;
+    let sorting = "(begun => (all('thead button')[7].click(), all('thead button')[7].click(), performance.now() - begun))(performance.now())";
+    let took = page.look("large", sorting).await.as_f64().unwrap();
     assert_eq!(page.look("large", "all('tbody tr')[0].cells[8].textContent").await, "299947");
     eprintln!("two sorts of 5,000 by 60: {took:.0} ms");
     assert!(took < 2000.0, "{took} ms");
@@ -104,10 +102,8 @@ async fn a_cell_is_edited_run_again_and_compared() {
     page.browser.insert("é = some_lon").await;
     press(&mut page, "a", "Tab", "bubbles").await;
     page.until("a", "root.querySelector('.cm-tooltip-autocomplete li')?.textContent", json!("some_long_name")).await;
-    press(&mut page, "a", "ArrowDown", "bubbles").await;
-    press(&mut page, "a", "ArrowUp", "bubbles").await;
-    let taken = "(press => (press(), root.querySelector('.cm-content').textContent))(() => root.querySelector('.cm-content').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true})))";
-    page.until("a", taken, json!("é = some_long_name")).await;
+    press(&mut page, "a", "Enter", "bubbles").await;
+    page.until("a", "root.querySelector('.cm-content').textContent", json!("é = some_long_name")).await;
     page.browser.insert("\nprint(é)").await;
     press(&mut page, "a", "Enter", "shiftKey").await;
     page.until(
