@@ -58,7 +58,8 @@ impl Mounted {
         Some(Self { server, held, browser, kernel: kernel.to_owned() })
     }
 
-    fn origin(&self) -> String {
+    /// The server's.
+    pub fn origin(&self) -> String {
         format!("http://{}", self.server.client().address())
     }
 
