@@ -9,7 +9,9 @@ use crate::support::{Place, skip};
 /// What every look needs.
 pub const TOOLS: &str = "const page = document.querySelector('cellkeep-page')?.renderRoot, cells = [...(page?.querySelectorAll('cellkeep-cell') ?? [])];
     const within = cell => [...(cell?.renderRoot?.querySelectorAll('cellkeep-output') ?? [])].map(output => output.renderRoot);
-    const text = cell => within(cell).map(output => output.textContent.replace(/\\s+/g, ' ').trim()).join(' | ');
+    const spoken = output => { const copy = document.createElement('div'); copy.append(...[...output.childNodes].map(node => node.cloneNode(true)));
+      for (const tools of copy.querySelectorAll('style, .tools')) tools.remove(); return copy.textContent };
+    const text = cell => within(cell).map(output => spoken(output).replace(/\\s+/g, ' ').trim()).join(' | ');
     const phase = cell => cell?.renderRoot?.querySelector('[data-phase]')?.dataset.phase;";
 
 /// A server and a browser that has its page open.
