@@ -220,6 +220,8 @@ async fn axe_finds_nothing() {
     look_over(&mut page, &script, "elements", NOT_OF_CELLS).await;
     // The page itself, with the same session.
     let link = format!("{}/#token={}", page.origin(), crate::server::TOKEN);
+    // Only another address in between loads it anew.
+    page.browser.open("about:blank").await;
     page.browser.open(&link).await;
     let choose = "document.querySelector('cellkeep-page')?.renderRoot?.querySelector('nav li:not(.here) .open')?.click()";
     let cells =
