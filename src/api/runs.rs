@@ -1,6 +1,6 @@
 //! Notebooks as jobs: each runs on a session of its own, which ends with it. What it has made stays readable.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use axum::Json;
 use axum::body::Bytes;
@@ -47,7 +47,7 @@ impl Job {
     async fn from_form(mut form: Multipart) -> Result<(Self, Option<Bytes>), Problem> {
         let unreadable =
             |error: axum::extract::multipart::MultipartError| Problem::new(error.status(), "bad_form", error.body_text());
-        let (mut fields, mut notebook) = (String::from("{"), None);
+        let (mut fields, mut notebook) = (BTreeMap::new(), None);
         while let Some(field) = form.next_field().await.map_err(unreadable)? {
             let name = field.name().unwrap_or_default().to_owned();
             if name == "notebook" {
@@ -57,17 +57,19 @@ impl Job {
             let text = field.text().await.map_err(unreadable)?;
             let is_text = matches!(name.as_str(), "kernel" | "name" | "network");
             let value = if is_text { Value::from(text).to_string() } else { text };
-            if fields.len() > 1 {
-                fields.push(',');
+            let value = RawValue::from_string(value).map_err(|error| bad_field(&error))?;
+            if fields.insert(name.clone(), value).is_some() {
+                return Err(Problem::bad_request("bad_form", format!("the form has {name:?} twice")));
             }
-            fields.push_str(&format!("{}:{value}", Value::from(name)));
         }
-        fields.push('}');
-        let job = serde_json::from_str(&fields).map_err(|error| {
-            Problem::unprocessable("bad_field", format!("a field of the form is not what it should be: {error}"))
-        })?;
+        let fields = serde_json::to_string(&fields).map_err(|error| bad_field(&error))?;
+        let job = serde_json::from_str(&fields).map_err(|error| bad_field(&error))?;
         Ok((job, notebook))
     }
+}
+
+fn bad_field(error: &serde_json::Error) -> Problem {
+    Problem::unprocessable("bad_field", format!("a field of the form is not what it should be: {error}"))
 }
 
 async fn read(request: Request) -> Result<(Job, Bytes), Problem> {

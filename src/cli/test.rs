@@ -22,6 +22,7 @@ use crate::ids;
 use crate::notebook::Notebook;
 use crate::notebook::parameters::Parameters;
 use crate::output::StreamStyle;
+use crate::runner::CellReport;
 use crate::session::RunStatus;
 
 /// Run notebooks and compare their outputs with the stored ones, as nbval does: type by type, streams put together.
@@ -195,6 +196,13 @@ fn compare(outcome: &mut Outcome, mut stored: Notebook, executed: &Notebook, com
         }
     }
     if comparing.update {
+        let was_cut = |run: &&CellReport| !matches!(run.status, RunStatus::Ok | RunStatus::Error);
+        if let Some(cut) = cells.iter().find(was_cut) {
+            let index = cut.index + 1;
+            outcome.differences.push((cut.index, format!("it was not run to its end ({})", cut.status.name())));
+            say!("{}: cell {index} was not run to its end, so nothing is stored", outcome.source.display());
+            return Ok(());
+        }
         for run in &cells {
             let Some(after) = executed.cell(run.index) else { continue };
             let count = after.execution_count().map(u64::cast_signed);

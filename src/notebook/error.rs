@@ -94,6 +94,13 @@ pub enum NotebookWarning {
         /// The field.
         field: &'static str,
     },
+    /// A field that need not be there is of the wrong type. It is kept as it is, and means nothing.
+    Meaningless {
+        /// The cell; `None` for the notebook's own fields.
+        cell: Option<usize>,
+        /// The field.
+        field: &'static str,
+    },
 }
 
 impl fmt::Display for NotebookWarning {
@@ -108,6 +115,10 @@ impl fmt::Display for NotebookWarning {
             Self::Field { cell: Some(cell), field } => {
                 write!(out, "cell {cell}: {field} was missing or of the wrong type")
             }
+            Self::Meaningless { cell: Some(cell), field } => {
+                write!(out, "cell {cell}: {field} is of the wrong type, and is not heeded")
+            }
+            Self::Meaningless { cell: None, field } => write!(out, "{field} is of the wrong type, and is not heeded"),
             Self::Field { cell: None, field } => write!(out, "{field} was missing or of the wrong type"),
         }
     }
@@ -120,6 +131,8 @@ fn json_warning(repairs: &Repairs, out: &mut fmt::Formatter<'_>) -> fmt::Result 
         (repairs.utf8, "bytes that are not UTF-8 became U+FFFD"),
         (repairs.control > 0, "raw control characters in strings"),
         (repairs.bom, "a byte-order mark was skipped"),
+        (repairs.utf16, "the text was UTF-16, and is written as UTF-8"),
+        (repairs.duplicates > 0, "some keys were there twice, and the last of each stands"),
     ];
     let told: Vec<&str> = parts.iter().filter(|(found, _)| *found).map(|(_, text)| *text).collect();
     write!(out, "not strict JSON: {}", told.join(", "))

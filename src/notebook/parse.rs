@@ -80,6 +80,10 @@ fn version(root: &mut Map<String, Value>, warnings: &mut Vec<NotebookWarning>) -
 /// Checks what every notebook must have. What has an obvious empty value gets it, with a warning.
 fn check_shape(root: &mut Map<String, Value>, warnings: &mut Vec<NotebookWarning>) -> Result<(), NotebookError> {
     require(root, None, "metadata", Value::is_object, || Value::Object(Map::new()), warnings);
+    let spec = root.get("metadata").and_then(|metadata| metadata.get("kernelspec"));
+    if spec.is_some_and(|spec| !spec["name"].is_string()) {
+        warnings.push(NotebookWarning::Meaningless { cell: None, field: "metadata.kernelspec" });
+    }
     let Some(Value::Array(cells)) = root.get_mut("cells") else {
         return Err(not_a_notebook("cells is missing or no list"));
     };
@@ -93,6 +97,10 @@ fn check_shape(root: &mut Map<String, Value>, warnings: &mut Vec<NotebookWarning
         let (is_code, is_known) = (kind == "code", matches!(kind, "code" | "markdown" | "raw"));
         let place = Some(index);
         require(cell, place, "metadata", Value::is_object, || Value::Object(Map::new()), warnings);
+        let tags = cell.get("metadata").and_then(|metadata| metadata.get("tags"));
+        if tags.is_some_and(|tags| !tags.as_array().is_some_and(|tags| tags.iter().all(Value::is_string))) {
+            warnings.push(NotebookWarning::Meaningless { cell: place, field: "metadata.tags" });
+        }
         if is_known {
             let is_text = |value: &Value| joined(value).is_some();
             require(cell, place, "source", is_text, || Value::String(String::new()), warnings);

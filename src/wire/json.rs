@@ -11,11 +11,15 @@
 //! | bytes that are not UTF-8 | U+FFFD |
 //! | raw control characters inside a string | kept |
 //! | a leading byte-order mark | skipped |
+//! | UTF-16 with such a mark | read |
+//! | a key twice in one object | the last stands |
 //!
 //! It is a parser of its own, not a repair of the text followed by `serde_json`: with `arbitrary_precision` and
 //! `raw_value`, `serde_json` gives a meaning to objects with the keys `$serde_json::private::Number` and
 //! `$serde_json::private::RawValue`. Message contents come from untrusted code, which must not be able to smuggle
 //! a parse failure or a nested document (with a fresh depth budget) through a key. Here such keys are plain keys.
+
+use std::borrow::Cow;
 
 use serde_json::{Map, Number, Value};
 
@@ -79,6 +83,10 @@ pub struct Repairs {
     pub utf8: bool,
     /// Whether a byte-order mark was skipped.
     pub bom: bool,
+    /// Whether the text was UTF-16.
+    pub utf16: bool,
+    /// Keys that an object had more than once; the last value stands, as for Python and browsers.
+    pub duplicates: usize,
 }
 
 impl Repairs {
@@ -128,13 +136,29 @@ impl Default for Bounds {
 pub fn parse_reporting(bytes: &[u8], bounds: Bounds) -> Result<Parsed, JsonError> {
     let bounds = Bounds { depth: bounds.depth.min(MAX_DEPTH), ..bounds };
     let mut repairs = Repairs::default();
-    let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    repairs.bom = body.len() != bytes.len();
-    let text = String::from_utf8_lossy(body);
-    repairs.utf8 = matches!(text, std::borrow::Cow::Owned(_));
+    let text = decode(bytes, &mut repairs);
     let mut parser = Parser { text: &text, bytes: text.as_bytes(), at: 0, depth: 0, values: 0, bounds, repairs };
     let value = parser.document().map_err(|fault| fault.locate(text.as_bytes(), bounds))?;
     Ok(Parsed { value, repairs: parser.repairs })
+}
+
+/// The text of bytes: UTF-8, else UTF-16 as some editors write it, by its mark.
+fn decode<'a>(bytes: &'a [u8], repairs: &mut Repairs) -> Cow<'a, str> {
+    let from_utf16 = |unit: fn([u8; 2]) -> u16| {
+        let (pairs, rest) = bytes[2..].as_chunks::<2>();
+        let units = pairs.iter().map(|pair| unit(*pair));
+        let text: String = char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
+        if rest.is_empty() { text } else { text + "\u{fffd}" }
+    };
+    repairs.utf16 = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
+    if repairs.utf16 {
+        return Cow::Owned(from_utf16(if bytes[0] == 0xff { u16::from_le_bytes } else { u16::from_be_bytes }));
+    }
+    let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    repairs.bom = body.len() != bytes.len();
+    let text = String::from_utf8_lossy(body);
+    repairs.utf8 = matches!(text, Cow::Owned(_));
+    text
 }
 
 /// A problem by byte offset; lines are counted only when it is reported.
@@ -253,7 +277,7 @@ impl Parser<'_> {
             }
             self.at += 1;
             let value = self.value()?;
-            map.insert(key, value);
+            self.repairs.duplicates += usize::from(map.insert(key, value).is_some());
             self.skip_space();
             match self.peek() {
                 Some(b',') => self.at += 1,
@@ -452,6 +476,20 @@ mod tests {
         let (value, repairs) = repaired(b"\xef\xbb\xbf[NaN, Infinity, -Infinity, \"NaN\"]");
         assert_eq!(value, json!([null, null, null, "NaN"]));
         assert_eq!((repairs.non_finite, repairs.bom), (3, true));
+    }
+
+    #[test]
+    fn reads_what_editors_save() {
+        let text = "{\"a\": \"é𝄞\"}";
+        let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+        for (mark, bytes) in [(b"\xff\xfe", little), (b"\xfe\xff", big)] {
+            let (value, repairs) = repaired(&[mark.as_slice(), &bytes].concat());
+            assert_eq!((value, repairs), (json!({"a": "é𝄞"}), Repairs { utf16: true, ..Repairs::default() }));
+        }
+        assert!(parse_lenient(b"\xff\xfe{").is_err());
+        let (value, repairs) = repaired(b"{\"a\": 1, \"b\": {\"a\": 2, \"a\": 3}, \"a\": 4}");
+        assert_eq!((value, repairs.duplicates), (json!({"a": 4, "b": {"a": 3}}), 2));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which notebooks a command line means, and where each is written.
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
 
@@ -40,6 +40,7 @@ pub(in crate::cli) fn notebooks(named: &[PathBuf]) -> anyhow::Result<Vec<(PathBu
     }
     let mut seen = HashSet::new();
     found.retain(|(path, _)| seen.insert(path.clone()));
+    tell_apart(&mut found);
     if found.is_empty() {
         bail!(
             "there is no notebook in {}",
@@ -47,6 +48,17 @@ pub(in crate::cli) fn notebooks(named: &[PathBuf]) -> anyhow::Result<Vec<(PathBu
         );
     }
     Ok(found)
+}
+
+/// Notebooks of one name from several places go below the names of these.
+fn tell_apart(found: &mut [(PathBuf, PathBuf)]) {
+    let mut times = HashMap::new();
+    for (_, below) in &*found {
+        *times.entry(below.clone()).or_insert(0) += 1;
+    }
+    for (path, below) in found.iter_mut().filter(|(_, below)| times[below] > 1) {
+        *below = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+    }
 }
 
 fn in_folder(top: &Path, folder: &Path, found: &mut Vec<(PathBuf, PathBuf)>) -> anyhow::Result<()> {
@@ -117,6 +129,9 @@ mod tests {
         let found = notebooks(&[top.clone(), top.join("b.ipynb")]).unwrap();
         let below: Vec<&str> = found.iter().map(|(_, below)| below.to_str().unwrap()).collect();
         assert_eq!(below, ["a/c.ipynb", "b.ipynb"], "each once");
+        let named = ["a/c.ipynb", "../b/c.ipynb", "d.ipynb"].map(PathBuf::from);
+        let apart: Vec<PathBuf> = notebooks(&named).unwrap().into_iter().map(|(_, below)| below).collect();
+        assert_eq!(apart, ["a/c.ipynb", "b/c.ipynb", "d.ipynb"].map(PathBuf::from));
         assert!(
             notebooks(&[top.join("a/.ipynb_checkpoints").join("none")]).is_ok(),
             "a file that is missing is told when read"
