@@ -19,7 +19,7 @@ build: web
 # and its plots are not interactive.
 web: web/dist/vega.js
 
-web/dist/vega.js: web/package-lock.json web/build.mjs web/tsconfig.json $(wildcard web/src/*)
+web/dist/vega.js: web/package-lock.json web/build.mjs web/tsconfig.json web/tsconfig.npm.json web/npm.md $(wildcard web/src/*)
 	@sh scripts/setup-web.sh
 	cd web && npm ci --silent --ignore-scripts --no-audit --no-fund && npm run --silent build
 
@@ -63,4 +63,4 @@ bench: setup-test build
 
 clean:
 	cargo clean
-	rm -rf web/node_modules web/dist/*.js web/dist/page
+	rm -rf web/node_modules web/dist/*.js web/dist/page web/npm

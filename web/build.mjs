@@ -2,7 +2,9 @@
 // that sets one global. Run by `make web`. The result is git-ignored and embedded into the binary.
 import { build } from "esbuild";
 import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { execFile } from "node:child_process";
 import { basename } from "node:path";
+import { promisify } from "node:util";
 import { gzipSync } from "node:zlib";
 
 const dist = new URL("dist/", import.meta.url);
@@ -85,3 +87,39 @@ const first = ["index.html", entry("src/page.css"), entry("src/page.ts"), ...par
 const total = first.reduce((sum, name) => sum + zipped[name], 0);
 console.log(`first load of the page: ${(total / 1000).toFixed(1)} kB gzip (at most ${MOST_FIRST_BYTES / 1000})`);
 if (total > MOST_FIRST_BYTES) throw new Error(`the page's first load is too large: ${first.map((name) => `${name} ${zipped[name]}`).join(", ")}`);
+
+// The element as an npm package: beside the embedded files, since the binary has no use for it. Its scripts find their parts by
+// themselves; `lit` is left to who installs it, so that a page has it once.
+const npm = new URL("npm/", import.meta.url);
+await rm(npm, { recursive: true, force: true });
+await build({
+  absWorkingDir: here,
+  entryPoints: { "cellkeep-cell": "src/cell.ts" },
+  outdir: npm.pathname,
+  chunkNames: "part-[hash]",
+  bundle: true,
+  splitting: true,
+  minify: true,
+  format: "esm",
+  target: "es2022",
+  charset: "utf8",
+  legalComments: "eof",
+  external: ["lit", "lit/*"],
+});
+await promisify(execFile)("npx", ["--no-install", "tsc", "-p", "tsconfig.npm.json"], { cwd: here });
+const { devDependencies } = JSON.parse(await readFile(new URL("package.json", import.meta.url), "utf8"));
+const version = /^version = "(.+)"/m.exec(await readFile(new URL("../Cargo.toml", import.meta.url), "utf8"))[1];
+const manifest = {
+  name: "cellkeep-cell",
+  version,
+  description: "<cellkeep-cell>: cells of a cellkeep server, or of a notebook file, in any page",
+  license: "MIT OR Apache-2.0",
+  type: "module",
+  main: "./cellkeep-cell.js",
+  types: "./types/cell.d.ts",
+  exports: { ".": { types: "./types/cell.d.ts", default: "./cellkeep-cell.js" } },
+  sideEffects: true,
+  dependencies: { lit: `^${devDependencies.lit}` },
+};
+await writeFile(new URL("package.json", npm), `${JSON.stringify(manifest, null, 2)}\n`);
+await copyFile(new URL("npm.md", import.meta.url), new URL("README.md", npm));

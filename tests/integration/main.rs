@@ -29,6 +29,7 @@ mod nbclient_oracle;
 mod notebooks;
 mod opened;
 mod outputs;
+mod package;
 mod pages;
 mod parameters;
 mod removal;

@@ -210,7 +210,9 @@ impl Matrix {
         let complaints = self.page.end().await;
         let expected =
             |text: &String| self.rows.iter().filter_map(|row| row.complaint.as_ref()).any(|one| text.contains(one));
-        let odd: Vec<_> = complaints.iter().filter(|text| !expected(text)).collect();
+        // Hints about drawing are for machines without a graphics card, and for the makers of what draws.
+        let is_hint = |text: &String| text.contains("\"source\":\"rendering\"");
+        let odd: Vec<_> = complaints.iter().filter(|text| !expected(text) && !is_hint(text)).collect();
         assert_eq!(odd, [""; 0]);
     }
 }

@@ -57,9 +57,9 @@ async fn a_person_runs_cells() {
     opened.until(&format!("phase(cells[{colours}])"), &json!("ok")).await;
     opened.until(&format!("text(cells[{colours}])"), &json!("red deep bg <b>no</b> https://example.org/a.")).await;
     let look = format!(
-        "[...within(cells[{colours}])[0].querySelectorAll('pre span')].map(span => span.style.color + span.style.backgroundColor)"
+        "[...within(cells[{colours}])[0].querySelectorAll('pre span')].map(span => span.style.color + span.style.getPropertyValue('--far') + span.style.backgroundColor)"
     );
-    assert_eq!(opened.look(&look).await, json!(["var(--ck-ansi-1)", "rgb(255, 135, 0)", "rgb(1, 2, 3)"]));
+    assert_eq!(opened.look(&look).await, json!(["var(--ck-ansi-1)", "rgb(255,135,0)", "rgb(1, 2, 3)"]));
     let link = format!("(a => [a.href, a.target, a.rel])(within(cells[{colours}])[0].querySelector('a'))");
     assert_eq!(opened.look(&link).await, json!(["https://example.org/a", "_blank", "noopener noreferrer nofollow"]));
     let failed = opened.run("def f():\n    1/0\nf()").await;

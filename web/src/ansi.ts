@@ -74,7 +74,11 @@ function styled(pen: Pen): HTMLSpanElement {
   const inverse = pen.flags.has("inverse");
   const [fg, bg] = inverse ? [pen.bg || "var(--ck-paper)", pen.fg || "var(--ck-ink)"] : [pen.fg, pen.bg];
   for (const flag of pen.flags) if (flag !== "inverse") span.classList.add(`t-${flag}`);
-  if (fg) span.style.color = fg;
+  // Colours of others' choosing, for whatever paper they had in mind, are kept readable on ours.
+  if (fg.startsWith("rgb") && !bg) {
+    span.classList.add("t-far");
+    span.style.setProperty("--far", fg);
+  } else if (fg) span.style.color = fg;
   if (bg) span.style.backgroundColor = bg;
   return span;
 }

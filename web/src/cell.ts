@@ -317,10 +317,7 @@ export class CellkeepCell extends LitElement {
     return html`<div class="outputs ${stale ? "stale" : ""}" part="outputs">
       ${repeat(list, ([index]) => index, ([index, output]) => this.output(index, output, stale === undefined))}
       ${state.lost ? html`<p class="note">${state.lost} messages of the kernel were lost here.</p>` : nothing}
-      ${state.question && !this.readonly ? this.question(state.question) : nothing}
-      ${hint ? html`<p class="note">${hint}</p>` : nothing}
-      ${this.problem ? html`<p class="note" role="alert">${this.problem}</p>` : nothing}
-      ${state.question ? keyed(state.question, this.question(state.question)) : nothing}
+      ${state.question && !this.readonly ? keyed(state.question, this.question(state.question)) : nothing}
       ${hint ? html`<p class="note">${phase === "kernel_died" && state.why ? html`<bdi>${state.why}</bdi>. ` : nothing}${hint}</p>` : nothing}
       ${this.problem ? html`<p class="note" role="alert" dir="auto">${this.problem}</p>` : nothing}
       ${earlier
@@ -369,3 +366,9 @@ function fromNotebook(content: NotebookCell): CellState {
 }
 
 if (!customElements.get("cellkeep-cell")) customElements.define("cellkeep-cell", CellkeepCell);
+
+declare global {
+  interface HTMLElementTagNameMap {
+    "cellkeep-cell": CellkeepCell;
+  }
+}

@@ -95,7 +95,7 @@ export function open(options: Options): EditorView {
       indentOnInput(),
       bracketMatching(),
       closeBrackets(),
-      autocompletion({ override: [completion(options)], activateOnTyping: false, icons: false }),
+      autocompletion({ override: [completion(options)], activateOnTyping: false, icons: false, interactionDelay: 0 }),
       keymap.of([...closeBracketsKeymap, ...completionKeymap, { key: "Tab", run: tab, shift: indentLess }, { key: "Escape", run: leave }, ...defaultKeymap, ...historyKeymap]),
       syntaxHighlighting(colours),
       LANGUAGES[name]?.() ?? [],

@@ -20,6 +20,7 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
 
 (() => {
   // No policy that browsers know holds WebRTC, which finds its way to any host.
+  const WITHOUT_RTC = 'for (const name of ["RTCPeerConnection", "webkitRTCPeerConnection"]) Reflect.deleteProperty(window, name);';
   for (const name of ["RTCPeerConnection", "webkitRTCPeerConnection"]) Reflect.deleteProperty(window, name);
   const root = document.documentElement;
   const box = document.getElementById("output") as HTMLElement;
@@ -142,7 +143,14 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
       missed(address);
       element.removeAttribute("src");
     }
-    for (const frame of content.querySelectorAll("iframe[srcdoc]")) withoutRemote(new DOMParser().parseFromString(frame.getAttribute("srcdoc") ?? "", "text/html"));
+    for (const frame of content.querySelectorAll("iframe[srcdoc]")) {
+      const inner = new DOMParser().parseFromString(frame.getAttribute("srcdoc") ?? "", "text/html");
+      withoutRemote(inner);
+      const first = inner.createElement("script");
+      first.textContent = WITHOUT_RTC;
+      inner.head.prepend(first);
+      frame.setAttribute("srcdoc", `<!doctype html>${inner.documentElement.outerHTML}`);
+    }
     // What they ask for is forbidden, but browsers open connections for some of them before they look.
     for (const element of content.querySelectorAll("link, meta, base")) element.remove();
   }

@@ -129,9 +129,11 @@ export class CellkeepOutput extends LitElement {
   private textTools(text: LongText): TemplateResult | typeof nothing {
     if (this.bare) return nothing;
     const all = () => readAll(text, this.read).then(plain);
-    return html`<div class="tools" part="tools">
+    const isLong = text.gap > 0 || text.head.length > 2000;
+    // Short text is marked by hand where there is nothing to hover with.
+    return html`<div class="tools ${isLong ? "" : "slight"}" part="tools">
       ${this.button("Copy", async () => navigator.clipboard.writeText(await all()))}
-      ${text.gap > 0 || text.head.length > 2000 ? this.button("Download", async () => save(new Blob([await all()], { type: "text/plain" }), `${this.name}.txt`)) : nothing}
+      ${isLong ? this.button("Download", async () => save(new Blob([await all()], { type: "text/plain" }), `${this.name}.txt`)) : nothing}
     </div>`;
   }
 

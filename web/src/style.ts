@@ -2,7 +2,7 @@
 import { css } from "lit";
 
 const dark = css`
-  --ck-scheme: dark;
+  --ck-scheme: dark; --ck-darkest: 0.72; --ck-lightest: 1;
   --ck-paper: var(--cellkeep-paper, #14171b);
   --ck-raised: var(--cellkeep-raised, #1c2026);
   --ck-ink: var(--cellkeep-ink, #e3e7ec);
@@ -11,7 +11,7 @@ const dark = css`
   --ck-accent: var(--cellkeep-accent, #86aaff);
   --ck-on-accent: var(--cellkeep-on-accent, #10141c);
   --ck-good: #6fcf97; --ck-bad: #ff9b92; --ck-bad-paper: #2a1a1a; --ck-warn: #f0b95a;
-  --ck-ansi-0: #6b7683; --ck-ansi-1: #ff8a80; --ck-ansi-2: #6fcf97; --ck-ansi-3: #f0b95a;
+  --ck-ansi-0: #828d9a; --ck-ansi-1: #ff8a80; --ck-ansi-2: #6fcf97; --ck-ansi-3: #f0b95a;
   --ck-ansi-4: #86aaff; --ck-ansi-5: #d79bf0; --ck-ansi-6: #62cbd9; --ck-ansi-7: #c3cbd4;
   --ck-ansi-8: #9aa5b1; --ck-ansi-9: #ffa8a0; --ck-ansi-10: #8fdfb0; --ck-ansi-11: #f7cd83;
   --ck-ansi-12: #a8c2ff; --ck-ansi-13: #e4b8f7; --ck-ansi-14: #8adde8; --ck-ansi-15: #ffffff;
@@ -20,7 +20,7 @@ const dark = css`
 /** Colours and fonts; what stands inside inherits them. */
 export const tokens = css`
   :host {
-    --ck-scheme: light;
+    --ck-scheme: light; --ck-darkest: 0; --ck-lightest: 0.5;
     --ck-paper: var(--cellkeep-paper, #ffffff);
     --ck-raised: var(--cellkeep-raised, #f6f7f9);
     --ck-ink: var(--cellkeep-ink, #1c2127);
@@ -85,7 +85,7 @@ export const cellStyle = css`
   .collapse::before { content: ""; display: inline-block; width: 7px; height: 7px; border: solid currentColor; border-width: 0 2px 2px 0; transform: translateY(-2px) rotate(45deg); }
   .collapse[aria-expanded="false"]::before { transform: translateX(-1px) rotate(-45deg); }
   .line { font: 12px/1.4 var(--ck-mono); white-space: nowrap; overflow: hidden; text-overflow: ellipsis; min-width: 0; flex: 0 1 auto; max-width: 60%; color: var(--ck-ink); }
-  .edit { display: flex; gap: 6px; padding: 6px 10px; background: var(--ck-raised); }
+  .edit { display: flex; gap: 6px; padding: 6px 10px; background: var(--ck-raised); font-size: 13px; }
   .outputs { padding: 12px 14px; display: grid; gap: 10px; grid-template-columns: minmax(0, 1fr); }
   .outputs:empty { display: none; }
   .stale > cellkeep-output, .earlier > cellkeep-output { opacity: 0.55; }
@@ -107,13 +107,12 @@ export const outputStyle = css`
   .tools button, .below button { padding: 2px 8px; min-height: 26px; font-size: 12px; }
   .tools select { border: 1px solid var(--ck-line); border-radius: 7px; background: var(--ck-paper); font-size: 12px; max-width: 14em; min-height: 26px; }
   /* Where there is a pointer, tools lie over the output and show themselves to it: nothing moves. */
-  @media (hover: hover) {
-    .tools { position: absolute; inset: -4px 0 auto auto; background: var(--ck-paper); border-radius: 8px; box-shadow: 0 0 0 1px var(--ck-line); opacity: 0; transition: opacity 0.12s; }
-    .output:hover > .tools, .output:focus-within > .tools { opacity: 1; }
-  }
+  @media (hover: hover) { .tools { position: absolute; inset: -4px 0 auto auto; background: var(--ck-paper); border-radius: 8px; box-shadow: 0 0 0 1px var(--ck-line); opacity: 0; transition: opacity 0.12s; } }
+  .tools.slight { position: absolute; inset: -4px 0 auto auto; background: var(--ck-paper); border-radius: 8px; box-shadow: 0 0 0 1px var(--ck-line); opacity: 0; transition: opacity 0.12s; }
+  .output:hover > .tools, .output:focus-within > .tools { opacity: 1; }
   /* Pictures are drawn for paper: what is transparent in them stays readable in the dark. */
   img:not(.sized) { height: auto; }
-  img { max-width: 100%; object-fit: contain; display: block; background: #fff; border-radius: 4px; cursor: zoom-in; }
+  img { max-width: 100%; display: block; background: #fff; border-radius: 4px; cursor: zoom-in; }
   img.on-dark { background: #14171b; }
   img.large { max-width: none; cursor: zoom-out; }
   .wait { min-height: 12rem; background: var(--ck-raised); border-radius: 8px; }
@@ -121,7 +120,8 @@ export const outputStyle = css`
   th, td { padding: 4px 12px 4px 0; text-align: start; border-bottom: 1px solid var(--ck-line); vertical-align: top; }
   td { text-align: end; } th { font-weight: 600; } thead th { text-align: end; }
   th button { font-weight: 600; padding: 2px 4px; margin-inline: -4px; min-height: 24px; min-width: 0; color: inherit; }
-  th button::after { content: ""; display: inline-block; width: 0.7em; margin-inline-start: 2px; }
+  th button { position: relative; }
+  th button::after { content: ""; position: absolute; inset-inline-start: calc(100% - 3px); }
   [aria-sort="ascending"] button::after { content: "↑"; } [aria-sort="descending"] button::after { content: "↓"; }
   .pager { display: flex; align-items: center; gap: 2px; font-size: 12px; color: var(--ck-quiet); padding-top: 4px; position: sticky; inset-inline-start: 0; width: max-content; }
   .pager [aria-disabled="true"] { opacity: 0.5; cursor: default; } .pager span { padding-inline: 6px; font-variant-numeric: tabular-nums; }
@@ -142,6 +142,7 @@ export const outputStyle = css`
   .map svg { max-width: 100%; width: 640px; background: var(--ck-raised); border-radius: 8px; }
   .map circle { fill: var(--ck-accent); stroke: var(--ck-paper); } .map path { fill: none; stroke: var(--ck-accent); stroke-width: 2; }
   .map .area { fill: var(--ck-accent); fill-opacity: 0.25; fill-rule: evenodd; stroke-width: 1; }
+  .t-far { color: oklch(from var(--far) clamp(var(--ck-darkest), l, var(--ck-lightest)) c h); }
   .t-bold { font-weight: 650; } .t-faint { opacity: 0.7; } .t-italic { font-style: italic; } .t-underline { text-decoration: underline; }
   .t-strike { text-decoration: line-through; } .t-hidden { visibility: hidden; }
 `;

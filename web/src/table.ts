@@ -15,13 +15,24 @@ const ENTITIES: Record<string, string> = { lt: "<", gt: ">", amp: "&", quot: '"'
 
 const squeezed = (text: string) => text.trim().replace(/\s+/g, " ");
 
+/** What stands in a cell that is still HTML. */
+const textOf = (cell: string) => squeezed(cell.replace(/<[^>]*>/g, "").replace(/&(#?\w+);/g, (all, name: string) => ENTITIES[name] ?? all));
+
 /** What stands in the cells of a row. */
 function texts(row: Row): string[] {
   if (typeof row !== "string") return [...row.cells].map((cell) => squeezed(cell.textContent ?? ""));
-  return row
-    .split(/<t[hd][^>]*>/i)
-    .slice(1)
-    .map((cell) => squeezed(cell.replace(/<[^>]*>/g, "").replace(/&(#?\w+);/g, (all, name: string) => ENTITIES[name] ?? all)));
+  return row.split(/<t[hd][^>]*>/i).slice(1).map(textOf);
+}
+
+/** What stands in one of them, of many rows; the others are not read. */
+function columnOf(rows: Row[], column: number): string[] {
+  return rows.map((row) => {
+    if (typeof row !== "string") return squeezed(row.cells[column]?.textContent ?? "");
+    const cells = /<t[hd][^>]*>/gi;
+    for (let at = 0; at <= column; at += 1) if (!cells.test(row)) return "";
+    const end = row.slice(cells.lastIndex).search(/<\/?t[hdr]\b/i);
+    return textOf(row.slice(cells.lastIndex, end < 0 ? undefined : cells.lastIndex + end));
+  });
 }
 
 /** A number as tables have them; `undefined` for what is missing, NaN for text. */
@@ -90,7 +101,7 @@ class Sortable {
     for (const other of this.table.tHead?.querySelectorAll("[aria-sort]") ?? []) other.ariaSort = "none";
     if (this.sort) head.ariaSort = this.sort.descending ? "descending" : "ascending";
     const plain = this.rows.map((_, index) => index);
-    this.order = this.sort ? sorted(this.rows.map((row) => texts(row)[column] ?? ""), this.sort.descending) : plain;
+    this.order = this.sort ? sorted(columnOf(this.rows, this.sort.column), this.sort.descending) : plain;
     this.page = 0;
     this.draw();
   }

@@ -18,7 +18,7 @@ pub fn about(cell: &str, expression: &str) -> String {
         const raw = all('pre').map(pre => pre.textContent).join('\\n').replace(/\\n$/, '');
         const text = outputs.map(output => spoken(output).replace(/\\s+/g, ' ').trim()).join(' | ');
         const phase = root.querySelector('[data-phase]')?.dataset.phase;
-        const region = root.querySelector('[role=region]')?.ariaLabel;
+        const region = root.querySelector('article')?.ariaLabel;
         const button = name => [...root.querySelectorAll('button'), ...all('button')].find(one => one.textContent.trim() === name);
         try {{ return {expression} }} catch (error) {{ return String(error) }} }})()"
     )
@@ -58,7 +58,8 @@ impl Mounted {
         Some(Self { server, held, browser, kernel: kernel.to_owned() })
     }
 
-    fn origin(&self) -> String {
+    /// The server's.
+    pub fn origin(&self) -> String {
         format!("http://{}", self.server.client().address())
     }
 
