@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 const STYLE: &str = include_str!("assets/frame.css");
 const SCRIPT: &str = include_str!("assets/frame.js");
 const LOADER: &str = include_str!("assets/loader.js");
+/// What no content policy forbids that browsers know: connections of WebRTC, to any host.
+const NO_RTC: &str = include_str!("assets/no_rtc.js");
 
 /// The frames of a page.
 #[derive(Debug, Default)]
@@ -64,7 +66,8 @@ impl Frames {
         out.push_str(if self.eager { "title=\"" } else { "loading=\"lazy\" title=\"" });
         escape(title, out);
         out.push_str("\" srcdoc=\"");
-        for part in [&head(&policy), html, "\n<script>", SCRIPT, "</script></body></html>"] {
+        let first = if acts { format!("<script>{NO_RTC}</script>") } else { String::new() };
+        for part in [&head(&policy), &first, html, "\n<script>", SCRIPT, "</script></body></html>"] {
             escape(part, out);
         }
         out.push_str("\"></iframe>\n");
@@ -113,7 +116,7 @@ impl Frames {
         };
         block("frame-head", &head(&inner_policy(ANY_SCRIPT)), out);
         block("frame-script", SCRIPT, out);
-        block("frame-loader", LOADER, out);
+        block("frame-loader", &[NO_RTC, LOADER].concat(), out);
         let libraries =
             [self.plotly.map(|library| ("lib-plotly", library)), self.vega.then_some(("lib-vega", Library::Vega))];
         for (id, library) in libraries.into_iter().flatten() {

@@ -1,0 +1,1 @@
+for(const name of["RTCPeerConnection","webkitRTCPeerConnection"])delete window[name];
