@@ -17,7 +17,11 @@ const escaped = (text: string) => text.replace(/[&<>"]/g, (char) => `&#${char.ch
 const formula = (level: "block" | "inline", pattern: RegExp) => ({
   name: `${level}-formula`,
   level,
-  start: (text: string) => (text.indexOf("$") < 0 ? undefined : text.indexOf("$")),
+  // A paragraph ends where a block may start: only at the beginning of a line.
+  start(text: string) {
+    const at = level === "inline" ? text.indexOf("$") : text.search(/^\$\$/m);
+    return at < 0 ? undefined : at;
+  },
   tokenizer(text: string) {
     const raw = pattern.exec(text)?.[0];
     return raw ? { type: `${level}-formula`, raw } : undefined;
