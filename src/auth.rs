@@ -90,6 +90,8 @@ pub struct Tokens {
     by_hash: RwLock<HashMap<Hash, (Identity, Option<i64>)>>,
     /// Tells that they were read again.
     loaded: watch::Sender<()>,
+    /// Held while they are read and put in place: who reads later knows more, and must not be overtaken.
+    loading: tokio::sync::Mutex<()>,
 }
 
 impl Tokens {
@@ -99,6 +101,7 @@ impl Tokens {
     /// # Errors
     /// [`StoreError`].
     pub async fn load(&self, store: &Store) -> Result<usize, StoreError> {
+        let _turn = self.loading.lock().await;
         let mut by_hash = HashMap::new();
         for row in store.tokens().await? {
             let (Ok(hash), Some(scope)) = (Hash::try_from(row.hash), Scope::parse(&row.scope)) else { continue };

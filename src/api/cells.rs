@@ -142,7 +142,7 @@ async fn answer(
             ended?;
         }
     }
-    let (body, turn) = show(api, id, caller, &cell.id, form).await?;
+    let (body, turn) = show_done(api, id, caller, &cell.id, form).await?;
     let location = format!("/v1/sessions/{id}/cells/{}", cell.id);
     Ok(large::with_turn(turn, (status, [(header::LOCATION, location)], Json(body))))
 }
@@ -176,6 +176,21 @@ async fn show(
         }
     };
     Ok((with_outputs(api, &found.0, &found.1, form).await?, turn))
+}
+
+/// The same of a cell to which something has been done. Nobody is told to try that again because its outputs cannot be told now:
+/// then the cell is told without them.
+async fn show_done(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    cell: &str,
+    form: Form,
+) -> Result<(Value, Option<Making>), Problem> {
+    match show(api, id, caller, cell, form).await {
+        Err(problem) if problem.is_busy() => show(api, id, caller, cell, Form::None).await,
+        shown => shown,
+    }
 }
 
 /// A cell with the outputs that its events tell.
@@ -241,7 +256,7 @@ pub(super) async fn patch(
         after: edit.after.map(|after| (!after.is_empty()).then_some(after)),
     };
     let cell = handle.edit_cell(&cell, edit).await?;
-    let (cell, turn) = show(&api, &id, &caller, &cell.id, Form::Inline).await?;
+    let (cell, turn) = show_done(&api, &id, &caller, &cell.id, Form::Inline).await?;
     Ok(large::with_turn(turn, Json(cell)))
 }
 

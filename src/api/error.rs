@@ -48,6 +48,11 @@ impl Problem {
         Self { retry_after: Some(seconds), ..self }
     }
 
+    /// Whether it is only that too much is going on at this moment.
+    pub fn is_busy(&self) -> bool {
+        self.code == "busy"
+    }
+
     /// The problem as JSON.
     pub fn body(&self) -> Value {
         let title = self.status.canonical_reason().unwrap_or("Error");

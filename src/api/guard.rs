@@ -104,7 +104,8 @@ pub(super) async fn identify(State(api): State<Api>, mut request: Request, next:
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim().to_owned());
-    let token = from_header.or_else(|| token_in_query(request.uri()));
+    let streams = ["/events", "/socket"].iter().any(|end| request.uri().path().ends_with(end));
+    let token = from_header.or_else(|| token_in_query(request.uri()).filter(|_| streams));
     let unauthorized = |code, detail| Err(Problem::new(StatusCode::UNAUTHORIZED, code, detail));
     let Some(token) = token else {
         return unauthorized("no_token", "a token is needed: Authorization: Bearer TOKEN");

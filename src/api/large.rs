@@ -1,10 +1,10 @@
 //! Large answers: so many megabytes of them are made at once, and whoever reads one slowly reads it from a file. Else a few
 //! clients that ask for much and read nothing would fill the server's memory.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody as _};
@@ -20,6 +20,7 @@ use tokio_util::io::ReaderStream;
 
 use super::Api;
 use super::error::Problem;
+use crate::auth::Identity;
 use crate::memory;
 
 /// What weighs no more is made at any time, and is held in memory until it has been sent. Bytes.
@@ -28,8 +29,9 @@ pub(super) const LIGHT: u64 = 1 << 20;
 const MADE_AT_ONCE: u32 = 64;
 /// How long an answer may wait to be made.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes of all answers that wait in files.
+/// Bytes of all answers that wait in files, and of those of one principal.
 const MOST_WAITING: u64 = 4 << 30;
+const MOST_OF_ONE: u64 = 1 << 30;
 /// Bytes that are read from a file at once.
 const PIECE: usize = 64 << 10;
 
@@ -37,7 +39,7 @@ const PIECE: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Large {
     making: Arc<Semaphore>,
-    waiting: Arc<AtomicU64>,
+    waiting: Arc<Waiting>,
     folder: PathBuf,
 }
 
@@ -62,12 +64,9 @@ impl Large {
         turn.ok().and_then(Result::ok).map(|permit| Some(Making(Arc::new(permit)))).ok_or_else(busy)
     }
 
-    /// Moves a body of so many bytes into a file, and gives one that reads it from there.
-    async fn put_aside(&self, body: Body, bytes: u64) -> Result<Body, Problem> {
-        let waits = Waiting { bytes, all: self.waiting.clone() };
-        if self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > MOST_WAITING {
-            return Err(busy());
-        }
+    /// Moves a principal's body of so many bytes into a file, and gives one that reads it from there.
+    async fn put_aside(&self, principal: &str, body: Body, bytes: u64) -> Result<Body, Problem> {
+        let waits = self.waiting.begin(principal, bytes).ok_or_else(busy)?;
         let file = write(self.folder.clone(), body).await.map_err(|error| {
             tracing::error!(%error, "cannot put an answer aside");
             let detail = format!("there is no room to put the answer aside: {error}; ask for less, as by outputs=refs");
@@ -92,15 +91,44 @@ fn busy() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).retry_after(5)
 }
 
-/// An answer in a file counts until it has been sent, or nobody wants it any more.
-struct Waiting {
-    bytes: u64,
-    all: Arc<AtomicU64>,
+/// Bytes of the answers that wait, by principal.
+#[derive(Debug, Default)]
+struct Waiting(Mutex<HashMap<String, u64>>);
+
+impl Waiting {
+    fn locked(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an answer for as long as what is given lives. `None` if there are too many.
+    fn begin(self: &Arc<Self>, principal: &str, bytes: u64) -> Option<Waits> {
+        let mut all = self.locked();
+        let (sum, own) = (all.values().sum::<u64>(), all.get(principal).copied().unwrap_or(0));
+        // One that is large by itself may wait, though no other beside it.
+        let fits = sum.saturating_add(bytes) <= MOST_WAITING && (own == 0 || own.saturating_add(bytes) <= MOST_OF_ONE);
+        fits.then(|| {
+            *all.entry(principal.to_owned()).or_default() += bytes;
+            Waits { principal: principal.to_owned(), bytes, all: self.clone() }
+        })
+    }
 }
 
-impl Drop for Waiting {
+/// An answer in a file counts until it has been sent, or nobody wants it any more.
+struct Waits {
+    principal: String,
+    bytes: u64,
+    all: Arc<Waiting>,
+}
+
+impl Drop for Waits {
     fn drop(&mut self) {
-        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+        let mut all = self.all.locked();
+        if let Some(own) = all.get_mut(&self.principal) {
+            *own -= self.bytes;
+            if *own == 0 {
+                all.remove(&self.principal);
+            }
+        }
     }
 }
 
@@ -118,11 +146,12 @@ async fn write(folder: PathBuf, body: Body) -> io::Result<File> {
 
 /// Puts every answer aside that is in memory as a whole and not light.
 pub(super) async fn put_aside(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let principal = request.extensions().get::<Identity>().map(|identity| identity.counted_as().into_owned());
     let mut response = next.run(request).await;
     let making = response.extensions_mut().remove::<Making>();
     let Some(bytes) = response.body().size_hint().exact().filter(|bytes| *bytes > LIGHT) else { return response };
     let (mut head, body) = response.into_parts();
-    match api.large.put_aside(body, bytes).await {
+    match api.large.put_aside(&principal.unwrap_or_default(), body, bytes).await {
         Ok(body) => {
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
             // What this one took is for the next, which is made on other threads.
@@ -142,14 +171,15 @@ mod tests {
     async fn what_waits_is_counted_until_it_is_read_or_left() {
         let large = Large::new(std::env::temp_dir());
         let bytes = vec![7; 3 << 20];
-        let read = large.put_aside(Body::from(bytes.clone()), bytes.len() as u64).await.unwrap();
-        let left = large.put_aside(Body::from(bytes.clone()), bytes.len() as u64).await.unwrap();
-        assert_eq!(large.waiting.load(Ordering::Relaxed), 6 << 20);
+        let read = large.put_aside("ann", Body::from(bytes.clone()), bytes.len() as u64).await.unwrap();
+        let left = large.put_aside("ann", Body::from(bytes.clone()), bytes.len() as u64).await.unwrap();
+        assert_eq!(large.waiting.locked()["ann"], 6 << 20);
+        assert!(large.put_aside("ann", Body::empty(), MOST_OF_ONE).await.is_err(), "others wait, too");
+        assert!(large.put_aside("bob", Body::empty(), MOST_OF_ONE).await.is_ok());
         assert_eq!(axum::body::to_bytes(read, usize::MAX).await.unwrap(), bytes);
         drop(left);
-        assert_eq!(large.waiting.load(Ordering::Relaxed), 0);
-        assert!(large.put_aside(Body::empty(), MOST_WAITING + 1).await.is_err());
-        assert_eq!(large.waiting.load(Ordering::Relaxed), 0);
+        assert!(large.put_aside("ann", Body::empty(), MOST_WAITING + 1).await.is_err());
+        assert_eq!(*large.waiting.locked(), HashMap::new());
     }
 
     #[tokio::test(start_paused = true)]

@@ -55,7 +55,8 @@ pub(super) async fn create(
         return Err(Problem::unprocessable("bad_name", detail).field("name"));
     }
     let store = api.keeper.store();
-    if store.shares(Some(&id)).await?.len() >= MOST {
+    let now = now_ms();
+    if store.shares(Some(&id)).await?.iter().filter(|(share, _)| share.expires_at > now).count() >= MOST {
         let detail = format!("this session has {MOST} links already; revoke some");
         return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", detail));
     }

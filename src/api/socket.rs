@@ -29,7 +29,11 @@ pub(super) async fn open(
     connection: Option<Extension<OpenConnection>>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
-    let handle = api.keeper.handle(&id, caller.sees())?;
+    // Who only looks keeps no session from its idle end.
+    let handle = match caller.0.scope {
+        Scope::Read => api.keeper.look(&id, caller.sees())?,
+        _ => api.keeper.handle(&id, caller.sees())?,
+    };
     let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
     let reader = Reader::new(&api, id.clone(), follower, query.form()?, None);
     let open = guard::open_stream(&api, &caller.0)?;

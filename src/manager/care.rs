@@ -31,7 +31,7 @@ const PAGE: (usize, usize) = (2_000, 4 << 20);
 impl Keeper {
     /// Looks after the sessions. Runs for ever.
     pub async fn look_after(&self) {
-        tokio::join!(self.cull(), self.tidy());
+        tokio::join!(self.cull(), self.clear_leftovers(), self.tidy());
     }
 
     /// Ends sessions whose time is up, buries those that have ended, and forgets those that ended long ago.
@@ -43,6 +43,13 @@ impl Keeper {
                 Ok(rows) => stream::iter(&rows).for_each_concurrent(AT_ONCE, |row| self.look_at(row)).await,
                 Err(error) => tracing::error!(%error, "cannot look after sessions"),
             }
+        }
+    }
+
+    /// Tries again to remove what could not be removed.
+    async fn clear_leftovers(&self) {
+        loop {
+            tokio::time::sleep(CULL_EVERY).await;
             self.remove_leftovers().await;
         }
     }
@@ -63,11 +70,16 @@ impl Keeper {
         let idle_for = spec.idle_timeout_seconds.unwrap_or(self.0.settings.idle_timeout_seconds);
         if spec.run.is_some() && state == SessionState::Idle && self.nothing_waits(&row.id).await {
             self.retire(&row.id, RUN_ENDED).await;
-        } else if row.expires_at.is_some_and(|at| at <= now) {
+        } else if row.expires_at.is_some_and(|at| at <= now) && self.is_still_due(row).await {
             self.retire(&row.id, "its time was up (ttl_seconds)").await;
         } else if state == SessionState::Idle && now.saturating_sub(last_active) > seconds_in_ms(idle_for) {
             self.retire(&row.id, &format!("nobody used it for {idle_for} s (idle_timeout_seconds)")).await;
         }
+    }
+
+    /// Whether nobody has given it more time since it was looked at.
+    async fn is_still_due(&self, row: &SessionRow) -> bool {
+        self.0.store.session(&row.id).await.is_ok_and(|now| now.is_some_and(|now| now.expires_at == row.expires_at))
     }
 
     async fn nothing_waits(&self, id: &SessionId) -> bool {
@@ -146,7 +158,11 @@ impl Keeper {
         if bytes > limit {
             let mut ended = self.0.store.sessions(None).await?;
             ended.retain(|row| row.state == "gone");
-            ended.sort_by_key(|row| row.last_active_at);
+            let shares = self.0.store.bytes_by_principal().await?;
+            let share = limit / (shares.len().max(1) as u64);
+            // What one has filled is not taken from the others: who has more than a share forgets first.
+            let is_modest = |row: &SessionRow| shares.get(&row.principal).is_none_or(|bytes| *bytes <= share);
+            ended.sort_by_key(|row| (is_modest(row), row.last_active_at));
             for row in ended {
                 tracing::info!(session = %row.id, "forgetting an ended session: the data is over its limit (max-data-mb)");
                 self.forget_ended(&row.id).await;

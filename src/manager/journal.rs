@@ -239,6 +239,7 @@ impl StoreJournal {
         let cell = event.cell.clone().unwrap_or_default();
         let number = self.numbers.get(&cell).copied().unwrap_or(0);
         let mut output = output.clone();
+        disarm(&mut output);
         for artifact in artifacts_of(&output, index, CellKey(number), number as usize, ArtifactOptions::default()) {
             // What cannot be decoded stays as the kernel sent it.
             let Ok(bytes) = artifact.content else { continue };
@@ -254,6 +255,15 @@ impl StoreJournal {
             rows.push(ArtifactRow { sha256, cell: cell.clone(), name, mime, bytes, width, height, seq: event.seq });
         }
         Ok(output)
+    }
+}
+
+/// Names of blobs are ours to write. What a kernel or a file sends in their form would be filled in with anybody's bytes, as often
+/// as it is named: it becomes text, and shows as a broken picture.
+fn disarm(output: &mut Value) {
+    let Some(Value::Object(data)) = output.get_mut("data") else { return };
+    for (_, value) in data.iter_mut().filter(|(mime, value)| mime::is_binary(mime) && value.get("artifact").is_some()) {
+        *value = value.to_string().into();
     }
 }
 

@@ -72,15 +72,24 @@ impl Keeper {
             SessionState::Idle | SessionState::Gone { .. } => {}
             state => return Err(VariablesError::Busy { state: state.name() }),
         }
-        let asking = tokio::time::timeout(PATIENCE, handle.run_silently(&code));
-        let reply = asking.await.map_err(|_| VariablesError::Busy { state: "busy" })?.map_err(KeeperError::from)?;
+        // The file goes also when nobody waits for what is in it any more.
+        let (keeper, id, principal) = (self.clone(), id.clone(), principal.map(str::to_owned));
+        let asking = tokio::spawn(async move {
+            let reply = handle.run_silently(&code).await;
+            let session = (&id, principal.as_deref());
+            let read = keeper.read_whole(session, &file).await;
+            let _ = keeper.remove_file(session, &file).await;
+            (reply, read)
+        });
+        let busy = |_| VariablesError::Busy { state: "busy" };
+        let told = tokio::time::timeout(PATIENCE, asking).await.map_err(busy)?;
+        let (reply, read) = told.map_err(|error| VariablesError::Failed(error.to_string()))?;
+        let reply = reply.map_err(KeeperError::from)?;
         if reply["status"] == "error" {
             let text = |key: &str| reply.get(key).and_then(Value::as_str).unwrap_or_default().chars().take(MAX_FIELD);
             let told: String = text("ename").chain(": ".chars()).chain(text("evalue")).collect();
             return Err(VariablesError::Failed(told));
         }
-        let read = self.read_whole((id, principal), &file).await;
-        let _ = self.remove_file((id, principal), &file).await;
         let variables = parse(&read.map_err(|error| VariablesError::Failed(error.to_string()))?);
         let may_be_more = variables.len() >= MOST;
         Ok((variables, may_be_more))

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::commands::Denied;
 use super::core::{Core, Effect};
+use super::handle::SessionState;
 use super::run::Now;
 use crate::wire::{Channel, Message};
 
@@ -38,6 +39,10 @@ impl Core {
         if !self.kernel_is_there() {
             return Err(Denied::NotReady { state: self.state.name() });
         }
+        // Code belongs between the cells: behind one it would be taken for the run that works.
+        if msg_type == "execute_request" && self.state != SessionState::Idle {
+            return Err(Denied::NotReady { state: self.state.name() });
+        }
         if self.asked.len() >= MAX_ASKED {
             return Err(Denied::TooMany { what: "unanswered questions", limit: MAX_ASKED });
         }
@@ -45,7 +50,6 @@ impl Core {
         let question = message.header().msg_id;
         self.asked.insert(question.clone());
         if msg_type == "execute_request" {
-            // Code belongs where the cells run.
             self.send(Channel::Shell, message);
             return Ok(question);
         }

@@ -46,3 +46,25 @@ async fn readers_of_large_answers_who_never_read_cost_no_memory() {
     drop(lazy);
     server.end().await;
 }
+
+/// A kernel may say what it likes in the place of a picture, but it names nobody's blobs.
+#[tokio::test]
+async fn blobs_are_filled_in_where_the_server_put_their_names() {
+    let server = Server::start("forged", Place::process(), &[]).await;
+    let held = server.client().create(json!({"kernel": "python"})).await;
+    let source = "import base64, os\nfrom IPython.display import display\n\
+                  data = base64.b64encode(b'\\x89PNG' + os.urandom(200_000)).decode()\ndisplay({'image/png': data}, raw=True)";
+    let shown = held.run(source).await;
+    let listed = held.client.get(&held.path("/artifacts")).await.is(200);
+    let hash = listed["artifacts"][0]["sha256"].as_str().unwrap();
+    let forged = held.run(&format!("display({{'image/png': {{'artifact': '{hash}'}}}}, raw=True)")).await;
+    let value = |cell: &serde_json::Value| cell["outputs"][0]["data"]["image/png"].as_str().unwrap().to_owned();
+    assert!(value(&shown).len() > 200_000);
+    assert_eq!(value(&forged), format!("{{\"artifact\":\"{hash}\"}}"));
+    let cell = json!({"cell_type": "code", "id": "a", "metadata": {}, "source": "", "execution_count": null, "outputs": [
+        {"output_type": "display_data", "metadata": {}, "data": {"image/png": {"artifact": hash}}}]});
+    let file = json!({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]});
+    held.client.put(&held.path("/notebook"), file.to_string()).await.is(200);
+    assert_eq!(value(&held.cell("a").await), value(&forged));
+    server.end().await;
+}

@@ -452,9 +452,10 @@ async fn principals_are_invisible_to_each_other() {
     socket.send(Message::text(r#"{"op": "run", "source": "1"}"#)).await.unwrap();
     let reply = hear(&mut socket, |message| message["type"] == "reply").await;
     assert_eq!(reply["error"]["code"], "scope_too_narrow");
-    // In the query, as browsers must; and badly.
+    // In the query, as browsers must for streams; and badly.
     let token = ann.token.clone().unwrap();
-    ann.anonymous().get(&format!("/v1/sessions?token={token}")).await.is(200);
+    ann.anonymous().stream(&held.path(&format!("/events?token={token}"))).await.unwrap().next_of("session.state").await;
+    ann.anonymous().get(&format!("/v1/sessions?token={token}")).await.problem(401, "no_token");
     for bad in ["Bearer x", "Basic YTpi", &token, "Bearer "] {
         assert_eq!(ann.anonymous().with("authorization", bad).get("/v1/sessions").await.status, 401, "{bad}");
     }
@@ -793,8 +794,8 @@ async fn the_log_holds_no_code_no_output_and_no_token() {
     let held = client.create(json!({"kernel": "python", "env": {"GIVEN": "env-canary"}})).await;
     held.ok("canary_code = 1; print('out' + 'put-canary')").await;
     held.client.put(&held.path("/files/name.txt"), "file-canary").await.is(204);
-    let asked = format!("/v1/sessions?token={}", crate::server::TOKEN);
-    client.anonymous().get(&asked).await.is(200);
+    let asked = held.path(&format!("/events?token={}", crate::server::TOKEN));
+    client.anonymous().stream(&asked).await.unwrap().next_of("session.state").await;
     Client { token: Some("guessed-canary".to_owned()), ..client.clone() }
         .get("/v1/sessions")
         .await
