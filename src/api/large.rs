@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
@@ -147,10 +147,15 @@ async fn write(folder: PathBuf, body: Body) -> io::Result<File> {
 /// Puts every answer aside that is in memory as a whole and not light.
 pub(super) async fn put_aside(State(api): State<Api>, request: Request, next: Next) -> Response {
     let principal = request.extensions().get::<Identity>().map(|identity| identity.counted_as().into_owned());
+    let is_done = !matches!(*request.method(), Method::GET | Method::HEAD);
     let mut response = next.run(request).await;
     let making = response.extensions_mut().remove::<Making>();
     let Some(bytes) = response.body().size_hint().exact().filter(|bytes| *bytes > LIGHT) else { return response };
     let (mut head, body) = response.into_parts();
+    if is_done {
+        // What was done was done, room or not: its answer keeps its turn until it has been sent.
+        return Response::from_parts(head, holding(body, making));
+    }
     match api.large.put_aside(&principal.unwrap_or_default(), body, bytes).await {
         Ok(body) => {
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
@@ -161,6 +166,13 @@ pub(super) async fn put_aside(State(api): State<Api>, request: Request, next: Ne
         }
         Err(problem) => problem.into_response(),
     }
+}
+
+fn holding(body: Body, making: Option<Making>) -> Body {
+    let held = move |_: &Result<Bytes, axum::Error>| {
+        let _until_the_body_ends = &making;
+    };
+    Body::from_stream(body.into_data_stream().inspect(held))
 }
 
 #[cfg(test)]

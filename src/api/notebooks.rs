@@ -101,7 +101,7 @@ fn plain(name: &str) -> String {
 }
 
 /// Large notebooks take a while to read and to draw: not on the threads that answer everybody.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "a notebook could not be worked on");
         Problem::new(

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::error::Problem;
 use super::large::LIGHT;
+use super::notebooks::blocking;
 use super::{Api, Caller, CellInPath, InPath, Query};
 use crate::manager::{EventRow, TooHeavy, read_body};
 
@@ -54,11 +55,15 @@ pub(super) async fn get(
             (look(u64::MAX).await?.1.unwrap_or_default(), turn)
         }
     };
-    let text = stream_of(&told, output).ok_or_else(|| {
-        Problem::not_found("no_output", format!("there is no stream at index {output} among this cell's outputs"))
-    })?;
-    let (from, to) = part(&text, range.from, range.to)?;
-    Ok(Json(json!({"from": from, "to": to, "total": text.len(), "text": &text[from..to]})))
+    // Much takes a while to read: not on the threads that answer everybody.
+    blocking(move || {
+        let text = stream_of(&told, output).ok_or_else(|| {
+            Problem::not_found("no_output", format!("there is no stream at index {output} among this cell's outputs"))
+        })?;
+        let (from, to) = part(&text, range.from, range.to)?;
+        Ok(Json(json!({"from": from, "to": to, "total": text.len(), "text": &text[from..to]})))
+    })
+    .await?
 }
 
 /// The text of one of a cell's streams, from its events.
