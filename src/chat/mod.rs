@@ -13,6 +13,7 @@
 mod content;
 mod endpoint;
 mod error;
+mod flood;
 mod stream;
 mod thread;
 mod turn;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::content::{self, Picture, Shown};
 use super::endpoint::{Asked, Endpoint};
 use super::error::ChatError;
+use super::flood;
 use super::stream::{self, Answer, Call};
 use super::thread::{self, KEY, Mark, Message, Told};
 use crate::ids::{self, Seq, SessionId};
@@ -122,7 +123,7 @@ impl Turn {
         if !last.is_empty() {
             // A flood: the model is told its two ends, and nobody reads what is between them.
             outputs.push(json!({"output_type": "stream", "name": "stdout", "text": "[… much is left out here …]\n"}));
-            outputs.extend(outputs_of(&last));
+            outputs.extend(flood::outputs_of_end(last));
         }
         outputs.extend(cell.run.result.as_ref().and_then(|result| result.untold_error()));
         let shown = content::shown(&outputs, sizes);

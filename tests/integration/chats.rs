@@ -82,6 +82,8 @@ async fn a_model_answers_and_runs_cells() {
         third.contains("line 0\\n") && third.contains("line 299999") && third.contains("left out"),
         "both ends of a flood"
     );
+    // Its end came by many events, and is told by more than the last of them.
+    assert!(third.contains("line 299850\\nline 299851\\n"), "the end of a flood is whole");
     assert!(third.len() < 400_000, "{} bytes", third.len());
     let notebook = client.get(&held.path("/notebook?to=markdown")).await;
     notebook.is(200);
