@@ -129,7 +129,8 @@ impl Chats {
         let made = match self.put_message(&id, &cell, text).await {
             Ok(made) => made,
             Err(error) => {
-                self.end(&id, &cell).await;
+                self.forget(&id, &cell).await;
+                self.answering(|all| all.remove(&id));
                 return Err(error.into());
             }
         };
@@ -138,8 +139,10 @@ impl Chats {
             let keeper = chats.0.keeper.clone();
             let mut turn = Turn { keeper, endpoint, id, cell, stop: stopping, seen: HashMap::new() };
             let outcome = turn.run().await;
-            chats.conclude(&turn.id, &turn.cell, outcome).await;
-            chats.end(&turn.id, &turn.cell).await;
+            if chats.conclude(&turn.id, &turn.cell, outcome).await {
+                chats.forget(&turn.id, &turn.cell).await;
+            }
+            chats.answering(|all| all.remove(&turn.id));
             drop(ending);
         });
         Ok(made)
@@ -159,34 +162,47 @@ impl Chats {
         Ok(self.0.keeper.handle_for_work(id, None)?.add_cell(new).await?)
     }
 
-    async fn conclude(&self, id: &SessionId, cell: &str, outcome: Result<(), ChatError>) {
-        let (state, error) = match &outcome {
-            Ok(()) => ("done", Value::Null),
-            Err(ChatError::Stopped) => ("stopped", Value::Null),
+    /// Writes down how it ended; `false` when that cannot be written, and is left to the next server.
+    async fn conclude(&self, id: &SessionId, cell: &str, outcome: Result<(), ChatError>) -> bool {
+        let concluded = match &outcome {
+            Ok(()) => self.mark(id, cell, "done", Value::Null).await,
+            Err(ChatError::Stopped) => self.break_off(id, cell, "stopped", Value::Null).await,
             Err(error) => {
                 tracing::info!(session = %id, code = error.code(), "an answer failed");
-                ("failed", json!({"code": error.code(), "detail": error.to_string()}))
+                self.break_off(id, cell, "failed", json!({"code": error.code(), "detail": error.to_string()})).await
             }
         };
-        self.conclude_as(id, cell, state, error).await;
+        // A session that was deleted has nobody to tell.
+        if let Err(error) = &concluded {
+            tracing::debug!(session = %id, %error, "an answer's end cannot be written down");
+        }
+        concluded.is_ok()
     }
 
-    async fn conclude_as(&self, id: &SessionId, cell: &str, state: &str, error: Value) {
+    /// Marks an answer that did not come to its end: what has come of it, and the message that it was to.
+    async fn break_off(&self, id: &SessionId, cell: &str, state: &str, error: Value) -> Result<(), ChatError> {
+        for part in self.0.keeper.cells(id, None).await? {
+            let mark = Mark::of(&part.metadata);
+            let grew = part.metadata.get(KEY).and_then(|mark| mark.get("state")).is_some_and(|state| state == "streaming");
+            if mark.role == Role::Assistant && mark.turn == cell && grew {
+                self.mark(id, &part.id, state, Value::Null).await?;
+            }
+        }
+        self.mark(id, cell, state, error).await
+    }
+
+    async fn mark(&self, id: &SessionId, cell: &str, state: &str, error: Value) -> Result<(), ChatError> {
         let mut fields = Map::from_iter([("state".to_owned(), state.into())]);
         if !error.is_null() {
             fields.insert("error".to_owned(), error);
         }
-        // A session that has ended, or was deleted, has nobody to tell.
-        if let Err(error) = turn::mark(&self.0.keeper, id, cell, fields).await {
-            tracing::debug!(session = %id, %error, "an answer's end cannot be written down");
-        }
+        turn::mark(&self.0.keeper, id, cell, fields).await
     }
 
-    async fn end(&self, id: &SessionId, cell: &str) {
+    async fn forget(&self, id: &SessionId, cell: &str) {
         if let Err(error) = self.0.keeper.store().delete_turn(id, cell).await {
             tracing::warn!(session = %id, %error, "an answer's end cannot be written down");
         }
-        self.answering(|all| all.remove(id));
     }
 
     /// Stops the answer of a session, and the cell that it runs; `false` when there is none.
@@ -210,16 +226,11 @@ impl Chats {
     pub async fn recover(&self) -> Result<(), StoreError> {
         for (id, cell) in self.0.keeper.store().turns().await? {
             let detail = "the server was stopped while the model answered; what had come is kept";
-            for part in self.0.keeper.cells(&id, None).await.unwrap_or_default() {
-                let mark = Mark::of(&part.metadata);
-                let grew =
-                    part.metadata.get(KEY).and_then(|mark| mark.get("state")).is_some_and(|state| state == "streaming");
-                if mark.role == Role::Assistant && mark.turn == cell && grew {
-                    self.conclude_as(&id, &part.id, "interrupted", Value::Null).await;
-                }
+            let error = json!({"code": "interrupted", "detail": detail});
+            match self.break_off(&id, &cell, "interrupted", error).await {
+                Ok(()) => self.0.keeper.store().delete_turn(&id, &cell).await?,
+                Err(error) => tracing::warn!(session = %id, %error, "an answer's end cannot be written down"),
             }
-            self.conclude_as(&id, &cell, "interrupted", json!({"code": "interrupted", "detail": detail})).await;
-            self.0.keeper.store().delete_turn(&id, &cell).await?;
         }
         Ok(())
     }

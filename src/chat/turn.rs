@@ -17,7 +17,7 @@ use super::stream::{self, Answer, Call};
 use super::thread::{self, KEY, Mark, Message, Told};
 use crate::ids::{self, Seq, SessionId};
 use crate::manager::{Keeper, outputs_of};
-use crate::session::{Cell, CellEdit, CellPhase, CellType, Denied, NewCell, RunOptions, SessionError};
+use crate::session::{Cell, CellEdit, CellPhase, CellType, Denied, NewCell, RunOptions, SessionError, SessionState};
 
 /// Messages of the model in one answer: each may call for runs.
 pub(super) const MAX_STEPS: usize = 20;
@@ -27,6 +27,8 @@ const WRITE_EVERY: Duration = Duration::from_millis(250);
 const MAX_CELLS: usize = 400;
 /// Bytes of a cell's events that are read from each end.
 const MAX_EVENTS: usize = 512 << 10;
+/// Between two looks at whether the session is still there: less than the shortest idle time that one can have.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a cell that was told to stop is waited for.
 const STOPPING: Duration = Duration::from_secs(15);
 
@@ -52,8 +54,16 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Answers to the end.
+    /// Answers to the end: its own, or the session's. A session that is answered is not idle, however long the model is silent.
     pub async fn run(&mut self) -> Result<(), ChatError> {
+        let (keeper, id) = (self.keeper.clone(), self.id.clone());
+        tokio::select! {
+            outcome = self.answer() => outcome,
+            gone = until_gone(&keeper, &id) => Err(gone),
+        }
+    }
+
+    async fn answer(&mut self) -> Result<(), ChatError> {
         let mut complaints = Vec::new();
         for step in 1..=MAX_STEPS {
             let asked = self.ask(std::mem::take(&mut complaints)).await?;
@@ -285,6 +295,17 @@ async fn until_ended(keeper: &Keeper, id: &SessionId, cell: &Cell) -> Result<(),
     Ok(())
 }
 
+/// Uses the session every now and then; gives why that cannot be done any more.
+async fn until_gone(keeper: &Keeper, id: &SessionId) -> ChatError {
+    loop {
+        match keeper.handle(id, None).map(|handle| handle.state()) {
+            Ok(SessionState::Gone { why }) => return SessionError::Gone { why }.into(),
+            Ok(_) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(error) => return error.into(),
+        }
+    }
+}
+
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
@@ -307,9 +328,12 @@ pub(super) async fn mark(keeper: &Keeper, id: &SessionId, cell: &str, fields: Ma
         Some(Value::Object(mark)) => mark.extend(fields),
         _ => drop(metadata.insert(KEY.to_owned(), fields.into())),
     }
+    let json = Value::Object(metadata.clone()).to_string();
     let edit = CellEdit { metadata: Some(metadata), ..CellEdit::default() };
     match keeper.look(id, None)?.edit_cell(cell, edit).await {
         Ok(_) | Err(SessionError::Denied(Denied::NoCell { .. })) => Ok(()),
+        // One that has ended takes no edits, but must not look as if it were answered for ever.
+        Err(SessionError::Gone { .. }) => Ok(keeper.store().put_metadata(id, cell, json).await?),
         Err(error) => Err(error.into()),
     }
 }

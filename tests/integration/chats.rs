@@ -185,6 +185,40 @@ async fn an_answer_is_stopped_with_its_cell() {
     server.end().await;
 }
 
+/// A session whose model thinks for long is not idle, and one that ends in mid-answer is not answered for ever: neither the message
+/// nor the text says so, in this server's life or in the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_ends_ends_its_answer() {
+    let model = Model::start([Say::Hold("This much ")]).await;
+    let mut server = serve("chat-gone", &model).await;
+    let client = server.client();
+    let answered = client.create(json!({"kernel": "bash", "idle_timeout_seconds": 3})).await;
+    client.post(&answered.path("/chat"), json!({"text": "Tell"})).await.is(202);
+    client.until(&answered.path("/cells"), |reply| reply.text().contains("This much")).await;
+    let unused = client.create(json!({"kernel": "bash", "idle_timeout_seconds": 3})).await;
+    client.until(&unused.path(""), |reply| reply.json()["state"] == "gone").await;
+    assert_ne!(client.get(&answered.path("")).await.is(200)["state"], "gone", "it is answered");
+    model.go_on();
+    client.until(&answered.path("/chat"), |reply| reply.json()["state"] == "idle").await;
+    // Its time is up in mid-answer.
+    model.then([Say::Hold("Once more ")]);
+    let ended = client.create(json!({"kernel": "bash", "ttl_seconds": 10})).await;
+    client.post(&ended.path("/chat"), json!({"text": "Go"})).await.is(202);
+    client.until(&ended.path("/cells"), |reply| reply.text().contains("Once more")).await;
+    client.until(&ended.path(""), |reply| reply.json()["state"] == "gone").await;
+    client.until(&ended.path("/chat"), |reply| reply.json()["state"] == "idle").await;
+    for _ in 0..2 {
+        let all = cells(&ended).await;
+        is(&all[0], "markdown", "user", "failed", "Go");
+        is(&all[1], "markdown", "assistant", "failed", "Once more ");
+        let asked = client.get(&ended.path("/cells?outputs=none")).await.is(200)["cells"][0].clone();
+        assert_eq!(asked["metadata"]["cellkeep"]["error"]["code"], "session_failed", "{asked}");
+        server.kill().await;
+        server.start_again().await;
+    }
+    server.end().await;
+}
+
 /// The server is killed in mid-answer and in mid-run: what was there is kept and marked, and nothing is asked or run again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_leaves_what_there_was() {
