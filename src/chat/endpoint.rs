@@ -82,7 +82,7 @@ pub(super) struct Endpoint {
     uri: Uri,
     settings: ModelSettings,
     http: Http,
-    /// It has refused pictures.
+    /// It has said that it takes no pictures.
     is_blind: AtomicBool,
 }
 
@@ -124,7 +124,7 @@ impl Endpoint {
         !self.is_blind.load(Ordering::Relaxed)
     }
 
-    /// It takes the same without pictures.
+    /// It takes none.
     pub fn forget_pictures(&self) {
         self.is_blind.store(true, Ordering::Relaxed);
     }

@@ -137,7 +137,8 @@ impl Chats {
         let chats = self.clone();
         tokio::spawn(async move {
             let keeper = chats.0.keeper.clone();
-            let mut turn = Turn { keeper, endpoint, id, cell, stop: stopping, seen: HashMap::new() };
+            let mut turn =
+                Turn { keeper, endpoint, id, cell, stop: stopping, without_pictures: false, seen: HashMap::new() };
             let outcome = turn.run().await;
             if chats.conclude(&turn.id, &turn.cell, outcome).await {
                 chats.forget(&turn.id, &turn.cell).await;

@@ -49,6 +49,8 @@ pub(super) struct Turn {
     /// The person's cell that is answered.
     pub cell: String,
     pub stop: watch::Receiver<bool>,
+    /// A request with pictures was refused, and taken without.
+    pub without_pictures: bool,
     /// What cells showed, by the number of their last event.
     pub seen: HashMap<String, (Seq, Shown)>,
 }
@@ -86,25 +88,31 @@ impl Turn {
         let (mut messages, left_out) = self.thread(&language).await?;
         messages
             .extend(complaints.into_iter().map(|text| Message::user(format!("Your last call could not be run: {text}"))));
-        let pictures = self.endpoint.takes_pictures();
+        let pictures = self.endpoint.takes_pictures() && !self.without_pictures;
         let (body, shows) = self.body(&messages, &language, left_out, pictures).await?;
         let mut stop = self.stop.clone();
         let asking = async {
             match self.endpoint.ask(&body).await {
-                // Models without eyes refuse all of it, each in words of its own: it is tried without pictures.
-                Err(ChatError::Endpoint { .. } | ChatError::NotThere { .. }) if shows => {
+                Err(refused) if shows && refused.may_be_pictures() => {
                     let (body, _) = self.body(&messages, &language, left_out, false).await?;
                     let asked = self.endpoint.ask(&body).await?;
-                    self.endpoint.forget_pictures();
-                    Ok(asked)
+                    Ok((asked, Some(refused)))
                 }
-                asked => asked,
+                asked => asked.map(|asked| (asked, None)),
             }
         };
-        tokio::select! {
-            asked = asking => asked,
-            () = stopped(&mut stop) => Err(ChatError::Stopped),
+        let (asked, refused) = tokio::select! {
+            asked = asking => asked?,
+            () = stopped(&mut stop) => return Err(ChatError::Stopped),
+        };
+        if let Some(refused) = refused {
+            // One picture that it cannot read is no reason to show it, or others, none ever after.
+            self.without_pictures = true;
+            if refused.says_blind() {
+                self.endpoint.forget_pictures();
+            }
         }
+        Ok(asked)
     }
 
     async fn thread(&mut self, language: &str) -> Result<(Vec<Message>, usize), ChatError> {

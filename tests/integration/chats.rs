@@ -134,13 +134,23 @@ async fn failures_of_an_endpoint_are_told() {
     model.then((0..20).map(|_| Say::Call("nothing", "{}")));
     let asked = say(&held, "For ever").await;
     assert_eq!(asked["metadata"]["cellkeep"]["error"]["code"], "too_many_steps");
-    // A model without eyes is shown no pictures.
+    // Pictures that are refused are left out of this answer; a model without eyes is shown none ever after.
     held.run(PLOT).await;
-    model.then([Say::Refuse(400, "{\"error\": \"image input is not supported\"}"), Say::Text("Blind.")]);
-    assert_eq!(say(&held, "What do you see?").await["metadata"]["cellkeep"]["state"], "done");
-    let asked = model.asked();
-    assert!(asked[asked.len() - 2].to_string().contains("image_url"));
-    assert!(!asked[asked.len() - 1].to_string().contains("image_url"));
+    let shown = |asked: usize| -> Vec<bool> {
+        model.asked()[asked..].iter().map(|request| request.to_string().contains("image_url")).collect()
+    };
+    for (words, later) in [("could not decode image", true), ("image input is not supported", true), ("", false)] {
+        let before = model.asked().len();
+        if words.is_empty() {
+            model.then([Say::Text("Still blind.")]);
+        } else {
+            let refusal: &'static str = format!("{{\"error\": \"{words}\"}}").leak();
+            model.then([Say::Refuse(400, refusal), Say::Call("nothing", "{}"), Say::Text("Blind.")]);
+        }
+        assert_eq!(say(&held, "What do you see?").await["metadata"]["cellkeep"]["state"], "done");
+        let expected: &[bool] = if later { &[true, false, false] } else { &[false] };
+        assert_eq!(shown(before), expected, "{words}");
+    }
     assert!(model.keys().iter().all(|key| key.ends_with("Bearer sk-hidden")) && !model.keys().is_empty());
     assert!(!server.told().contains("sk-hidden"), "the key is in no log");
     client.post(&held.path("/chat"), json!({"text": " "})).await.problem(422, "bad_field");
