@@ -26,6 +26,10 @@ pub(super) enum ChatError {
     BadStream(String),
     #[error("the model's endpoint has been silent for {seconds} s")]
     Silent { seconds: u64 },
+    #[error("the model's endpoint has sent one message for {seconds} s and not come to its end; ask for less at once")]
+    Endless { seconds: u64 },
+    #[error("this server has a fault and could not go on with the answer; its log says more, and you can ask again")]
+    Fault,
     #[error("the model wanted to go on after {most} steps, as many as one answer may take; write again to let it go on")]
     TooManySteps { most: usize },
     #[error("the model gave an empty answer")]
@@ -48,6 +52,8 @@ impl ChatError {
             Self::Endpoint { .. } => "model_failed",
             Self::BadStream(_) => "model_bad_stream",
             Self::Silent { .. } => "model_silent",
+            Self::Endless { .. } => "model_endless",
+            Self::Fault => "server_fault",
             Self::TooManySteps { .. } => "too_many_steps",
             Self::Empty => "model_empty",
             Self::Stopped => "stopped",
