@@ -14,7 +14,7 @@ use super::endpoint::{Asked, Endpoint};
 use super::error::ChatError;
 use super::flood;
 use super::stream::{self, Answer, Call};
-use super::thread::{self, KEY, Mark, Message, Told};
+use super::thread::{self, Gathered, KEY, Mark, Message, Told};
 use crate::ids::{self, Seq, SessionId};
 use crate::manager::{Keeper, outputs_of};
 use crate::session::{Cell, CellEdit, CellPhase, CellType, Denied, NewCell, RunOptions, SessionError, SessionState};
@@ -51,7 +51,7 @@ pub(super) struct Turn {
     pub stop: watch::Receiver<bool>,
     /// A request with pictures was refused, and taken without.
     pub without_pictures: bool,
-    /// What cells showed, by the number of their last event.
+    /// What the cells of the last request showed, by the number of their last event.
     pub seen: HashMap<String, (Seq, Shown)>,
 }
 
@@ -119,22 +119,33 @@ impl Turn {
         let cells = self.keeper.cells(&self.id, None).await?;
         let rows = self.keeper.store().artifacts(&self.id).await?;
         let sizes = rows.into_iter().map(|row| (row.sha256, row.bytes.max(0).cast_unsigned())).collect();
-        let skipped = cells.len().saturating_sub(MAX_CELLS);
-        let mut told = Vec::new();
-        for cell in cells.into_iter().skip(skipped) {
-            let shown = self.shown(&cell, &sizes).await?;
-            told.push(as_told(cell, shown));
+        let count = cells.len();
+        let mut gathered = Gathered::default();
+        let mut former = std::mem::take(&mut self.seen);
+        let mut read = 0;
+        for cell in cells.into_iter().rev().take(MAX_CELLS) {
+            if gathered.is_full() {
+                break;
+            }
+            let known = former.remove(&cell.id).filter(|(seq, _)| *seq == cell.run.last_seq).map(|(_, shown)| shown);
+            let shown = match known {
+                Some(shown) => shown,
+                None => self.shown(&cell, &sizes).await?,
+            };
+            // Pictures in place can be megabytes: they are read anew.
+            if !shown.pictures.iter().any(|picture| matches!(picture, Picture::Inline { .. })) {
+                self.seen.insert(cell.id.clone(), (cell.run.last_seq, shown.clone()));
+            }
+            gathered.add(as_told(cell, shown));
+            read += 1;
         }
-        let (messages, left_out) = thread::messages(&told, language);
-        Ok((messages, skipped + left_out))
+        let (messages, left_out) = thread::messages(&gathered.into_cells(), language);
+        Ok((messages, count - read + left_out))
     }
 
-    async fn shown(&mut self, cell: &Cell, sizes: &HashMap<String, u64>) -> Result<Shown, ChatError> {
+    async fn shown(&self, cell: &Cell, sizes: &HashMap<String, u64>) -> Result<Shown, ChatError> {
         if cell.cell_type != CellType::Code {
             return Ok(Shown::default());
-        }
-        if let Some((_, shown)) = self.seen.get(&cell.id).filter(|(seq, _)| *seq == cell.run.last_seq) {
-            return Ok(shown.clone());
         }
         let (first, last) = self.keeper.store().ends_of_cell(&self.id, &cell.id, cell.run.first_seq, MAX_EVENTS).await?;
         let mut outputs = outputs_of(&first);
@@ -144,9 +155,7 @@ impl Turn {
             outputs.extend(flood::outputs_of_end(last));
         }
         outputs.extend(cell.run.result.as_ref().and_then(|result| result.untold_error()));
-        let shown = content::shown(&outputs, sizes);
-        self.seen.insert(cell.id.clone(), (cell.run.last_seq, shown.clone()));
-        Ok(shown)
+        Ok(content::shown(&outputs, sizes))
     }
 
     /// The request, and whether it shows pictures.
