@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 
 use crate::output::{joined, strip_ansi};
@@ -15,6 +17,8 @@ const MAX_TRACEBACK: usize = 2 << 10;
 const TRACEBACK_LINES: usize = 14;
 /// Bytes of a picture that is shown to a model.
 const MAX_PICTURE: u64 = 3 << 20;
+/// The latest pictures of a cell that are kept.
+pub(super) const MAX_PICTURES: usize = 6;
 /// What models take as pictures.
 const PICTURES: [&str; 2] = ["image/png", "image/jpeg"];
 
@@ -62,13 +66,21 @@ fn display(output: &Value, sizes: &HashMap<String, u64>, pictures: &mut Vec<Pict
     let Some(data) = output.get("data").and_then(Value::as_object) else { return String::new() };
     for mime in PICTURES {
         let Some(value) = data.get(mime) else { continue };
+        let too_large = || format!("[a picture, {mime}, too large to be shown to you; the person sees it]");
         let picture = match value.get("artifact").and_then(Value::as_str) {
             Some(sha256) if sizes.get(sha256).is_some_and(|bytes| *bytes <= MAX_PICTURE) => {
                 Picture::Artifact { mime, sha256: sha256.to_owned() }
             }
-            Some(_) => return format!("[a picture, {mime}, too large to be shown to you; the person sees it]"),
-            None => Picture::Inline { mime, base64: joined(Some(value)).split_whitespace().collect() },
+            Some(_) => return too_large(),
+            None => match inline(value) {
+                Inline::Base64(base64) => Picture::Inline { mime, base64 },
+                Inline::TooLarge => return too_large(),
+                Inline::Broken => return format!("[a picture, {mime}, that cannot be read]"),
+            },
         };
+        if pictures.len() == MAX_PICTURES {
+            pictures.remove(0);
+        }
         pictures.push(picture);
         return format!("[a picture, {mime}]");
     }
@@ -83,6 +95,33 @@ fn display(output: &Value, sizes: &HashMap<String, u64>, pictures: &mut Vec<Pict
     }
     let kinds: Vec<&str> = data.keys().map(String::as_str).take(4).collect();
     if kinds.is_empty() { String::new() } else { format!("[shown to the person as {}]", kinds.join(", ")) }
+}
+
+/// What stands in place of a picture.
+enum Inline {
+    Base64(String),
+    TooLarge,
+    Broken,
+}
+
+/// A kernel can send anything as base64, and what cannot be read as such is no artifact: it stays where it is, of any size.
+fn inline(value: &Value) -> Inline {
+    let pieces: Vec<&str> = match value {
+        Value::String(text) => vec![text],
+        Value::Array(lines) => lines.iter().filter_map(Value::as_str).collect(),
+        _ => return Inline::Broken,
+    };
+    // Before any of it is copied. Three bytes are four letters, and lines end.
+    let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+    if bytes as u64 > MAX_PICTURE * 3 / 2 {
+        return Inline::TooLarge;
+    }
+    let base64: String = pieces.iter().flat_map(|piece| piece.split_whitespace()).collect();
+    match BASE64.decode(&base64) {
+        Ok(bytes) if bytes.len() as u64 > MAX_PICTURE => Inline::TooLarge,
+        Ok(bytes) if !bytes.is_empty() => Inline::Base64(base64),
+        _ => Inline::Broken,
+    }
 }
 
 fn error(output: &Value) -> String {
@@ -177,6 +216,28 @@ mod tests {
             ]
         );
         assert!(!all.text.contains("aGk") && all.text.contains("too large"), "{}", all.text);
+    }
+
+    #[test]
+    fn a_cell_keeps_few_pictures_and_none_that_is_too_large_or_broken() {
+        let picture = |data: &str| json!({"output_type": "display_data", "data": {"image/png": data}});
+        let many: Vec<Value> = (0..100).map(|n| picture(&BASE64.encode(format!("plot {n}")))).collect();
+        let all = sum(&many);
+        let last = |n: usize| Picture::Inline { mime: "image/png", base64: BASE64.encode(format!("plot {n}")) };
+        assert_eq!(all.pictures, (94..100).map(last).collect::<Vec<_>>());
+        let most = usize::try_from(MAX_PICTURE).unwrap();
+        let fits = sum(&[picture(&BASE64.encode(vec![1; most]))]);
+        assert_eq!(fits.pictures.len(), 1);
+        for (data, words) in [
+            (BASE64.encode(vec![1; most + 1]), "too large"),
+            ("!".repeat(9 * most), "too large"),
+            ("no base64!".to_owned(), "cannot be read"),
+            (" ".to_owned(), "cannot be read"),
+        ] {
+            let all = sum(&[picture(&data)]);
+            assert!(all.pictures.is_empty() && all.text.contains(words) && all.text.len() < 100, "{}", all.text);
+        }
+        assert!(sum(&[json!({"data": {"image/png": {"a": 1}}})]).text.contains("cannot be read"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::error::{ChatError, refusal};
 use super::stream::{Answer, Frames, message_of};
@@ -24,6 +25,8 @@ use crate::wire::json as wire_json;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an endpoint may be silent: a large model may have to be loaded first.
 const SILENCE: Duration = Duration::from_secs(180);
+/// How long one message of a model may take, however much comes of it.
+const LONGEST: Duration = Duration::from_secs(600);
 /// Bytes of an answer that is no stream, or that says why there is none.
 const MAX_BODY: usize = 4 << 20;
 /// Bytes of one stream: its frames are many times its text.
@@ -82,7 +85,8 @@ pub(super) struct Endpoint {
     uri: Uri,
     settings: ModelSettings,
     http: Http,
-    /// It has refused pictures.
+    longest: Duration,
+    /// It has said that it takes no pictures.
     is_blind: AtomicBool,
 }
 
@@ -112,7 +116,7 @@ impl Endpoint {
             }
             _ => return Err(wrong("it begins with http:// or https://")),
         };
-        Ok(Self { uri, settings, http, is_blind: AtomicBool::new(false) })
+        Ok(Self { uri, settings, http, longest: LONGEST, is_blind: AtomicBool::new(false) })
     }
 
     pub fn name(&self) -> &str {
@@ -124,13 +128,14 @@ impl Endpoint {
         !self.is_blind.load(Ordering::Relaxed)
     }
 
-    /// It takes the same without pictures.
+    /// It takes none.
     pub fn forget_pictures(&self) {
         self.is_blind.store(true, Ordering::Relaxed);
     }
 
     /// Asks, and gives the answer by pieces.
     pub async fn ask(&self, body: &Value) -> Result<Asked, ChatError> {
+        let deadline = Instant::now() + self.longest;
         let mut request = Request::post(&self.uri).header(CONTENT_TYPE, "application/json");
         request = request.header(ACCEPT, "text/event-stream, application/json");
         if let Some(Key(key)) = &self.settings.key {
@@ -150,7 +155,7 @@ impl Endpoint {
         let answered = tokio::time::timeout(SILENCE, asking).await.map_err(|_| silent())?;
         let response = answered.map_err(|error| self.unreachable(&error))?;
         if response.status().is_success() {
-            return Ok(Asked::new(response));
+            return Ok(Asked::new(response, self.longest, deadline));
         }
         Err(self.refused(response).await)
     }
@@ -197,15 +202,25 @@ pub(super) struct Asked {
     frames: Option<Frames>,
     whole: Vec<u8>,
     bytes: usize,
+    longest: Duration,
+    deadline: Instant,
     pub answer: Answer,
 }
 
 impl Asked {
-    fn new(response: Response<Incoming>) -> Self {
+    fn new(response: Response<Incoming>, longest: Duration, deadline: Instant) -> Self {
         let is_whole =
             header(response.headers(), CONTENT_TYPE.as_str()).is_some_and(|kind| kind.starts_with("application/json"));
         let frames = (!is_whole).then(Frames::default);
-        Self { body: response.into_body(), frames, whole: Vec::new(), bytes: 0, answer: Answer::default() }
+        Self {
+            body: response.into_body(),
+            frames,
+            whole: Vec::new(),
+            bytes: 0,
+            longest,
+            deadline,
+            answer: Answer::default(),
+        }
     }
 
     /// Waits for more of it; `false` at its end. Cancel safe.
@@ -213,7 +228,15 @@ impl Asked {
         if self.answer.done {
             return Ok(false);
         }
-        let frame = tokio::time::timeout(SILENCE, self.body.frame()).await.map_err(|_| silent())?;
+        let until = self.deadline.min(Instant::now() + SILENCE);
+        let is_late = || Instant::now() >= self.deadline;
+        let endless = ChatError::Endless { seconds: self.longest.as_secs() };
+        if is_late() {
+            // What trickles in is always there in time.
+            return Err(endless);
+        }
+        let frame = tokio::time::timeout_at(until, self.body.frame()).await;
+        let frame = frame.map_err(|_| if is_late() { endless } else { silent() })?;
         let piece = match frame {
             None => return self.end().map(|()| false),
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
@@ -245,6 +268,8 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     fn endpoint(url: &str) -> Result<Endpoint, String> {
@@ -260,6 +285,37 @@ mod tests {
         }
         let keyed = endpoint("https://me:secret@example.org/v1").err().unwrap();
         assert!(keyed.contains("CELLKEEP_MODEL_KEY") && !keyed.contains("secret"), "{keyed}");
+    }
+
+    /// What trickles in is neither silent nor too large, and ends all the same.
+    #[tokio::test]
+    async fn an_answer_has_a_deadline() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let trickle = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\nnull") {
+                assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+            }
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            while stream.write_all(b": still here\n\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let endpoint =
+            Endpoint { longest: Duration::from_millis(300), ..endpoint(&format!("http://{address}/v1")).unwrap() };
+        let mut asked = endpoint.ask(&Value::Null).await.unwrap();
+        let error = loop {
+            match asked.more().await {
+                Ok(more) => assert!(more),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.code(), "model_endless");
+        drop((asked, endpoint));
+        trickle.await.unwrap();
     }
 
     #[test]

@@ -26,6 +26,10 @@ pub(super) enum ChatError {
     BadStream(String),
     #[error("the model's endpoint has been silent for {seconds} s")]
     Silent { seconds: u64 },
+    #[error("the model's endpoint has sent one message for {seconds} s and not come to its end; ask for less at once")]
+    Endless { seconds: u64 },
+    #[error("this server has a fault and could not go on with the answer; its log says more, and you can ask again")]
+    Fault,
     #[error("the model wanted to go on after {most} steps, as many as one answer may take; write again to let it go on")]
     TooManySteps { most: usize },
     #[error("the model gave an empty answer")]
@@ -48,11 +52,44 @@ impl ChatError {
             Self::Endpoint { .. } => "model_failed",
             Self::BadStream(_) => "model_bad_stream",
             Self::Silent { .. } => "model_silent",
+            Self::Endless { .. } => "model_endless",
+            Self::Fault => "server_fault",
             Self::TooManySteps { .. } => "too_many_steps",
             Self::Empty => "model_empty",
             Self::Stopped => "stopped",
             Self::Keeper(_) => "session_failed",
         }
+    }
+}
+
+impl ChatError {
+    /// Whether the refused request may be taken without its pictures: models without eyes refuse all of it, each in words of its own,
+    /// and so does one that cannot read one picture.
+    pub fn may_be_pictures(&self) -> bool {
+        matches!(self, Self::Endpoint { .. } | Self::NotThere { .. })
+    }
+
+    /// Whether it says that the model takes no pictures at all, and not that one of them is bad.
+    pub fn says_blind(&self) -> bool {
+        let (status, detail) = match self {
+            Self::Endpoint { status, detail } => (*status, detail.to_lowercase()),
+            Self::NotThere { detail } => (404, detail.to_lowercase()),
+            _ => return false,
+        };
+        let has = |words: &[&str]| words.iter().any(|word| detail.contains(word));
+        matches!(status, 400 | 404 | 415 | 422)
+            && has(&["image", "vision", "picture", "multimodal", "multi-modal"])
+            && has(&["support", "accept", "capab", "not allowed", "only text", "text-only", "text only"])
+            && !has(&[
+                "unsupported image",
+                "image format",
+                "image type",
+                "decode",
+                "corrupt",
+                "invalid image",
+                "size",
+                "large",
+            ])
     }
 }
 
@@ -94,6 +131,32 @@ pub(super) fn refusal(status: u16, detail: String, retry_after: Option<u64>, mod
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_bad_picture_is_no_blindness() {
+        let blind = |status, detail: &str| refusal(status, detail.to_owned(), None, "tiny").says_blind();
+        for (status, detail) in [
+            (400, "image input is not supported"),
+            (400, "This model does not support image_url content"),
+            (404, "No endpoints found that support image input"),
+            (415, "tiny has no vision capabilities"),
+            (422, "only text is allowed, found an image"),
+        ] {
+            assert!(blind(status, detail), "{detail}");
+        }
+        for (status, detail) in [
+            (400, "You uploaded an unsupported image. Please make sure your image is supported"),
+            (400, "Could not decode the image; supported are png and jpeg"),
+            (400, "invalid image data"),
+            (400, "image is too large; at most 5 MB are supported"),
+            (400, "messages[3] is not supported"),
+            (500, "image input is not supported"),
+            (503, "overloaded"),
+            (401, "image input is not supported"),
+        ] {
+            assert!(!blind(status, detail), "{detail}");
+        }
+    }
 
     #[test]
     fn each_refusal_says_what_to_do() {

@@ -13,16 +13,17 @@
 mod content;
 mod endpoint;
 mod error;
+mod flood;
 mod stream;
+mod table;
 mod thread;
 mod turn;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use thiserror::Error;
-use tokio::sync::watch;
 
 pub use endpoint::{Key, ModelSettings};
 
@@ -31,13 +32,12 @@ use crate::manager::{Keeper, KeeperError, StoreError};
 use crate::session::{Cell, CellType, NewCell};
 use endpoint::Endpoint;
 use error::ChatError;
+use table::{MOST_OF_ONE, MOST_TURNS, Place, Table};
 use thread::{KEY, Mark, Role};
 use turn::Turn;
 
 /// Bytes of one message of a person.
 pub const MAX_MESSAGE: usize = 64 << 10;
-/// Answers that are on their way at once.
-const MOST_TURNS: usize = 64;
 
 /// Why the model is not asked.
 #[derive(Debug, Error)]
@@ -51,23 +51,19 @@ pub enum AskError {
     #[error("the model answers in this session already; wait, or stop it")]
     Answering,
     /// Others are being answered.
-    #[error("{MOST_TURNS} answers are on their way already; ask again in a moment")]
+    #[error(
+        "{MOST_TURNS} answers, or {MOST_OF_ONE} of this session's owner, are on their way already; ask again in a moment"
+    )]
     Busy,
     /// The session cannot be used.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
 }
 
-struct Answering {
-    cell: String,
-    stop: watch::Sender<bool>,
-    ended: watch::Receiver<()>,
-}
-
 struct Inner {
     keeper: Keeper,
     endpoint: Option<Arc<Endpoint>>,
-    answering: Mutex<HashMap<SessionId, Answering>>,
+    answering: Table,
 }
 
 /// The conversations of all sessions. Clones share them.
@@ -81,7 +77,7 @@ impl Chats {
     /// In words, when the model's address makes no sense.
     pub fn new(keeper: Keeper, model: Option<ModelSettings>) -> Result<Self, String> {
         let endpoint = model.map(Endpoint::new).transpose()?.map(Arc::new);
-        Ok(Self(Arc::new(Inner { keeper, endpoint, answering: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { keeper, endpoint, answering: Table::default() })))
     }
 
     /// The model's name, where there is one.
@@ -89,13 +85,9 @@ impl Chats {
         self.0.endpoint.as_deref().map(Endpoint::name)
     }
 
-    fn answering<T>(&self, work: impl FnOnce(&mut HashMap<SessionId, Answering>) -> T) -> T {
-        work(&mut self.0.answering.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// The cell that is being answered in a session.
     pub fn answered_cell(&self, id: &SessionId) -> Option<String> {
-        self.answering(|all| all.get(id).map(|one| one.cell.clone()))
+        self.0.answering.cell(id)
     }
 
     /// Puts a person's message into the session and begins to answer it. Gives the message's cell.
@@ -113,35 +105,40 @@ impl Chats {
 
     async fn begin(&self, id: SessionId, endpoint: Arc<Endpoint>, text: String) -> Result<Cell, AskError> {
         let cell: String = ids::random_uuid().chars().take(8).collect();
-        let (stop, stopping) = watch::channel(false);
-        let (ending, ended) = watch::channel(());
-        self.answering(|all| {
-            if all.contains_key(&id) {
-                return Err(AskError::Answering);
-            }
-            if all.len() >= MOST_TURNS {
-                return Err(AskError::Busy);
-            }
-            all.insert(id.clone(), Answering { cell: cell.clone(), stop, ended });
-            Ok(())
-        })?;
+        let principal = self.0.keeper.row(&id, None).await?.principal;
+        let place = self.0.answering.admit(&id, &principal, &cell)?;
         let made = match self.put_message(&id, &cell, text).await {
             Ok(made) => made,
             Err(error) => {
-                self.end(&id, &cell).await;
+                self.forget(&id, &cell).await;
                 return Err(error.into());
             }
         };
-        let chats = self.clone();
-        tokio::spawn(async move {
-            let keeper = chats.0.keeper.clone();
-            let mut turn = Turn { keeper, endpoint, id, cell, stop: stopping, seen: HashMap::new() };
-            let outcome = turn.run().await;
-            chats.conclude(&turn.id, &turn.cell, outcome).await;
-            chats.end(&turn.id, &turn.cell).await;
-            drop(ending);
-        });
+        tokio::spawn(self.clone().answer(id, cell, endpoint, place));
         Ok(made)
+    }
+
+    async fn answer(self, id: SessionId, cell: String, endpoint: Arc<Endpoint>, place: Place) {
+        let mut turn = Turn {
+            keeper: self.0.keeper.clone(),
+            endpoint,
+            id: id.clone(),
+            cell: cell.clone(),
+            stop: place.stop.clone(),
+            without_pictures: false,
+            seen: HashMap::new(),
+        };
+        // In a task of its own: a fault of ours is told as such, and the message is not answered for ever.
+        let outcome = match tokio::spawn(async move { turn.run().await }).await {
+            Ok(outcome) => outcome,
+            // The server ends: the next one finds it.
+            Err(error) if error.is_cancelled() => return,
+            Err(_) => Err(ChatError::Fault),
+        };
+        if self.conclude(&id, &cell, outcome).await {
+            self.forget(&id, &cell).await;
+        }
+        drop(place);
     }
 
     /// That an answer is on its way is written down before it is begun: a server that finds it so has an interrupted one.
@@ -158,48 +155,57 @@ impl Chats {
         Ok(self.0.keeper.handle_for_work(id, None)?.add_cell(new).await?)
     }
 
-    async fn conclude(&self, id: &SessionId, cell: &str, outcome: Result<(), ChatError>) {
-        let (state, error) = match &outcome {
-            Ok(()) => ("done", Value::Null),
-            Err(ChatError::Stopped) => ("stopped", Value::Null),
+    /// Writes down how it ended; `false` when that cannot be written, and is left to the next server.
+    async fn conclude(&self, id: &SessionId, cell: &str, outcome: Result<(), ChatError>) -> bool {
+        let concluded = match &outcome {
+            Ok(()) => self.mark(id, cell, "done", Value::Null).await,
+            Err(ChatError::Stopped) => self.break_off(id, cell, "stopped", Value::Null).await,
             Err(error) => {
                 tracing::info!(session = %id, code = error.code(), "an answer failed");
-                ("failed", json!({"code": error.code(), "detail": error.to_string()}))
+                self.break_off(id, cell, "failed", json!({"code": error.code(), "detail": error.to_string()})).await
             }
         };
-        self.conclude_as(id, cell, state, error).await;
+        // A session that was deleted has nobody to tell.
+        if let Err(error) = &concluded {
+            tracing::debug!(session = %id, %error, "an answer's end cannot be written down");
+        }
+        concluded.is_ok()
     }
 
-    async fn conclude_as(&self, id: &SessionId, cell: &str, state: &str, error: Value) {
+    /// Marks an answer that did not come to its end: what has come of it, and the message that it was to.
+    async fn break_off(&self, id: &SessionId, cell: &str, state: &str, error: Value) -> Result<(), ChatError> {
+        for part in self.0.keeper.cells(id, None).await? {
+            let mark = Mark::of(&part.metadata);
+            let grew = part.metadata.get(KEY).and_then(|mark| mark.get("state")).is_some_and(|state| state == "streaming");
+            if mark.role == Role::Assistant && mark.turn == cell && grew {
+                self.mark(id, &part.id, state, Value::Null).await?;
+            }
+        }
+        self.mark(id, cell, state, error).await
+    }
+
+    async fn mark(&self, id: &SessionId, cell: &str, state: &str, error: Value) -> Result<(), ChatError> {
         let mut fields = Map::from_iter([("state".to_owned(), state.into())]);
         if !error.is_null() {
             fields.insert("error".to_owned(), error);
         }
-        // A session that has ended, or was deleted, has nobody to tell.
-        if let Err(error) = turn::mark(&self.0.keeper, id, cell, fields).await {
-            tracing::debug!(session = %id, %error, "an answer's end cannot be written down");
-        }
+        turn::mark(&self.0.keeper, id, cell, fields).await
     }
 
-    async fn end(&self, id: &SessionId, cell: &str) {
+    async fn forget(&self, id: &SessionId, cell: &str) {
         if let Err(error) = self.0.keeper.store().delete_turn(id, cell).await {
             tracing::warn!(session = %id, %error, "an answer's end cannot be written down");
         }
-        self.answering(|all| all.remove(id));
     }
 
     /// Stops the answer of a session, and the cell that it runs; `false` when there is none.
     pub fn stop(&self, id: &SessionId) -> bool {
-        self.answering(|all| all.get(id).map(|one| one.stop.send_replace(true))).is_some()
+        self.0.answering.stop(id)
     }
 
     /// Waits until the model does not answer in this session.
     pub async fn until_answered(&self, id: &SessionId) {
-        let ended = self.answering(|all| all.get(id).map(|one| one.ended.clone()));
-        if let Some(mut ended) = ended {
-            // The other end is dropped, and nothing is ever sent.
-            let _ = ended.changed().await;
-        }
+        self.0.answering.until_free(id).await;
     }
 
     /// Marks what an earlier server was killed over. Nothing is asked or run again.
@@ -209,16 +215,11 @@ impl Chats {
     pub async fn recover(&self) -> Result<(), StoreError> {
         for (id, cell) in self.0.keeper.store().turns().await? {
             let detail = "the server was stopped while the model answered; what had come is kept";
-            for part in self.0.keeper.cells(&id, None).await.unwrap_or_default() {
-                let mark = Mark::of(&part.metadata);
-                let grew =
-                    part.metadata.get(KEY).and_then(|mark| mark.get("state")).is_some_and(|state| state == "streaming");
-                if mark.role == Role::Assistant && mark.turn == cell && grew {
-                    self.conclude_as(&id, &part.id, "interrupted", Value::Null).await;
-                }
+            let error = json!({"code": "interrupted", "detail": detail});
+            match self.break_off(&id, &cell, "interrupted", error).await {
+                Ok(()) => self.0.keeper.store().delete_turn(&id, &cell).await?,
+                Err(error) => tracing::warn!(session = %id, %error, "an answer's end cannot be written down"),
             }
-            self.conclude_as(&id, &cell, "interrupted", json!({"code": "interrupted", "detail": detail})).await;
-            self.0.keeper.store().delete_turn(&id, &cell).await?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
-use super::content::{Picture, Shown, head_and_tail};
+use super::content::{MAX_PICTURES, Picture, Shown, head_and_tail};
 use super::stream::Call;
 
 /// Our key in a cell's metadata.
@@ -15,8 +15,6 @@ pub(super) const KEY: &str = "cellkeep";
 const MAX_THREAD: usize = 160 << 10;
 /// Bytes of one cell's source.
 const MAX_SOURCE: usize = 24 << 10;
-/// The latest pictures that are sent.
-const MAX_PICTURES: usize = 6;
 
 /// A cell, as the thread has it.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +25,36 @@ pub(super) struct Told {
     /// How its last run ended, or where it stands. `None`: never run.
     pub status: Option<String>,
     pub shown: Shown,
+}
+
+/// What has been gathered for a thread, cell by cell from the latest one back, so that what does not fit is not even read.
+#[derive(Default)]
+pub(super) struct Gathered {
+    latest_first: Vec<Told>,
+    bytes: usize,
+    pictures: usize,
+}
+
+impl Gathered {
+    /// Whether earlier cells would be left out in any case. Some of what is told is shorter than what was gathered.
+    pub fn is_full(&self) -> bool {
+        self.bytes > 2 * MAX_THREAD
+    }
+
+    /// Takes in the cell before the last one that was taken in. Pictures that would not be sent are let go.
+    pub fn add(&mut self, mut cell: Told) {
+        let fits = (MAX_PICTURES - self.pictures).min(cell.shown.pictures.len());
+        cell.shown.pictures.drain(..cell.shown.pictures.len() - fits);
+        self.pictures += fits;
+        cell.source = shortened(&cell.source);
+        self.bytes += cell.source.len() + cell.shown.text.len();
+        self.latest_first.push(cell);
+    }
+
+    /// The cells in order.
+    pub fn into_cells(self) -> Vec<Told> {
+        self.latest_first.into_iter().rev().collect()
+    }
 }
 
 /// What a cell's metadata say of its part in a conversation.
@@ -330,6 +358,30 @@ mod tests {
         {
             assert_eq!(Mark::of(metadata.as_object().unwrap()), Mark::default());
         }
+    }
+
+    #[test]
+    fn no_more_is_gathered_than_fits() {
+        let plot = |number: usize| Told {
+            shown: Shown {
+                text: "x".repeat(1000),
+                pictures: vec![Picture::Artifact { mime: "image/png", sha256: number.to_string() }; 2],
+            },
+            ..told(true, &"y".repeat(10 * MAX_SOURCE), Role::Nobody, 0, None)
+        };
+        let mut gathered = Gathered::default();
+        let mut read = 0;
+        while !gathered.is_full() {
+            gathered.add(plot(read));
+            read += 1;
+        }
+        assert!(read < 2 * MAX_THREAD / MAX_SOURCE + 2, "{read} cells");
+        let cells = gathered.into_cells();
+        let pictures: usize = cells.iter().map(|cell| cell.shown.pictures.len()).sum();
+        assert_eq!((pictures, cells[read - 1].shown.pictures.len(), cells[0].shown.pictures.len()), (MAX_PICTURES, 2, 0));
+        assert!(cells.iter().all(|cell| cell.source.len() <= MAX_SOURCE + 60));
+        let (_, left_out) = messages(&cells, "python");
+        assert!(left_out > 0, "what was not read would not have fit");
     }
 
     #[test]

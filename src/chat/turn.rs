@@ -12,11 +12,12 @@ use tokio::time::Instant;
 use super::content::{self, Picture, Shown};
 use super::endpoint::{Asked, Endpoint};
 use super::error::ChatError;
+use super::flood;
 use super::stream::{self, Answer, Call};
-use super::thread::{self, KEY, Mark, Message, Told};
+use super::thread::{self, Gathered, KEY, Mark, Message, Told};
 use crate::ids::{self, Seq, SessionId};
 use crate::manager::{Keeper, outputs_of};
-use crate::session::{Cell, CellEdit, CellPhase, CellType, Denied, NewCell, RunOptions, SessionError};
+use crate::session::{Cell, CellEdit, CellPhase, CellType, Denied, NewCell, RunOptions, SessionError, SessionState};
 
 /// Messages of the model in one answer: each may call for runs.
 pub(super) const MAX_STEPS: usize = 20;
@@ -26,6 +27,8 @@ const WRITE_EVERY: Duration = Duration::from_millis(250);
 const MAX_CELLS: usize = 400;
 /// Bytes of a cell's events that are read from each end.
 const MAX_EVENTS: usize = 512 << 10;
+/// Between two looks at whether the session is still there: less than the shortest idle time that one can have.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a cell that was told to stop is waited for.
 const STOPPING: Duration = Duration::from_secs(15);
 
@@ -46,13 +49,23 @@ pub(super) struct Turn {
     /// The person's cell that is answered.
     pub cell: String,
     pub stop: watch::Receiver<bool>,
-    /// What cells showed, by the number of their last event.
+    /// A request with pictures was refused, and taken without.
+    pub without_pictures: bool,
+    /// What the cells of the last request showed, by the number of their last event.
     pub seen: HashMap<String, (Seq, Shown)>,
 }
 
 impl Turn {
-    /// Answers to the end.
+    /// Answers to the end: its own, or the session's. A session that is answered is not idle, however long the model is silent.
     pub async fn run(&mut self) -> Result<(), ChatError> {
+        let (keeper, id) = (self.keeper.clone(), self.id.clone());
+        tokio::select! {
+            outcome = self.answer() => outcome,
+            gone = until_gone(&keeper, &id) => Err(gone),
+        }
+    }
+
+    async fn answer(&mut self) -> Result<(), ChatError> {
         let mut complaints = Vec::new();
         for step in 1..=MAX_STEPS {
             let asked = self.ask(std::mem::take(&mut complaints)).await?;
@@ -75,59 +88,74 @@ impl Turn {
         let (mut messages, left_out) = self.thread(&language).await?;
         messages
             .extend(complaints.into_iter().map(|text| Message::user(format!("Your last call could not be run: {text}"))));
-        let pictures = self.endpoint.takes_pictures();
+        let pictures = self.endpoint.takes_pictures() && !self.without_pictures;
         let (body, shows) = self.body(&messages, &language, left_out, pictures).await?;
         let mut stop = self.stop.clone();
         let asking = async {
             match self.endpoint.ask(&body).await {
-                // Models without eyes refuse all of it, each in words of its own: it is tried without pictures.
-                Err(ChatError::Endpoint { .. } | ChatError::NotThere { .. }) if shows => {
+                Err(refused) if shows && refused.may_be_pictures() => {
                     let (body, _) = self.body(&messages, &language, left_out, false).await?;
                     let asked = self.endpoint.ask(&body).await?;
-                    self.endpoint.forget_pictures();
-                    Ok(asked)
+                    Ok((asked, Some(refused)))
                 }
-                asked => asked,
+                asked => asked.map(|asked| (asked, None)),
             }
         };
-        tokio::select! {
-            asked = asking => asked,
-            () = stopped(&mut stop) => Err(ChatError::Stopped),
+        let (asked, refused) = tokio::select! {
+            asked = asking => asked?,
+            () = stopped(&mut stop) => return Err(ChatError::Stopped),
+        };
+        if let Some(refused) = refused {
+            // One picture that it cannot read is no reason to show it, or others, none ever after.
+            self.without_pictures = true;
+            if refused.says_blind() {
+                self.endpoint.forget_pictures();
+            }
         }
+        Ok(asked)
     }
 
     async fn thread(&mut self, language: &str) -> Result<(Vec<Message>, usize), ChatError> {
         let cells = self.keeper.cells(&self.id, None).await?;
         let rows = self.keeper.store().artifacts(&self.id).await?;
         let sizes = rows.into_iter().map(|row| (row.sha256, row.bytes.max(0).cast_unsigned())).collect();
-        let skipped = cells.len().saturating_sub(MAX_CELLS);
-        let mut told = Vec::new();
-        for cell in cells.into_iter().skip(skipped) {
-            let shown = self.shown(&cell, &sizes).await?;
-            told.push(as_told(cell, shown));
+        let count = cells.len();
+        let mut gathered = Gathered::default();
+        let mut former = std::mem::take(&mut self.seen);
+        let mut read = 0;
+        for cell in cells.into_iter().rev().take(MAX_CELLS) {
+            if gathered.is_full() {
+                break;
+            }
+            let known = former.remove(&cell.id).filter(|(seq, _)| *seq == cell.run.last_seq).map(|(_, shown)| shown);
+            let shown = match known {
+                Some(shown) => shown,
+                None => self.shown(&cell, &sizes).await?,
+            };
+            // Pictures in place can be megabytes: they are read anew.
+            if !shown.pictures.iter().any(|picture| matches!(picture, Picture::Inline { .. })) {
+                self.seen.insert(cell.id.clone(), (cell.run.last_seq, shown.clone()));
+            }
+            gathered.add(as_told(cell, shown));
+            read += 1;
         }
-        let (messages, left_out) = thread::messages(&told, language);
-        Ok((messages, skipped + left_out))
+        let (messages, left_out) = thread::messages(&gathered.into_cells(), language);
+        Ok((messages, count - read + left_out))
     }
 
-    async fn shown(&mut self, cell: &Cell, sizes: &HashMap<String, u64>) -> Result<Shown, ChatError> {
+    async fn shown(&self, cell: &Cell, sizes: &HashMap<String, u64>) -> Result<Shown, ChatError> {
         if cell.cell_type != CellType::Code {
             return Ok(Shown::default());
-        }
-        if let Some((_, shown)) = self.seen.get(&cell.id).filter(|(seq, _)| *seq == cell.run.last_seq) {
-            return Ok(shown.clone());
         }
         let (first, last) = self.keeper.store().ends_of_cell(&self.id, &cell.id, cell.run.first_seq, MAX_EVENTS).await?;
         let mut outputs = outputs_of(&first);
         if !last.is_empty() {
             // A flood: the model is told its two ends, and nobody reads what is between them.
             outputs.push(json!({"output_type": "stream", "name": "stdout", "text": "[… much is left out here …]\n"}));
-            outputs.extend(outputs_of(&last));
+            outputs.extend(flood::outputs_of_end(last));
         }
         outputs.extend(cell.run.result.as_ref().and_then(|result| result.untold_error()));
-        let shown = content::shown(&outputs, sizes);
-        self.seen.insert(cell.id.clone(), (cell.run.last_seq, shown.clone()));
-        Ok(shown)
+        Ok(content::shown(&outputs, sizes))
     }
 
     /// The request, and whether it shows pictures.
@@ -284,6 +312,17 @@ async fn until_ended(keeper: &Keeper, id: &SessionId, cell: &Cell) -> Result<(),
     Ok(())
 }
 
+/// Uses the session every now and then; gives why that cannot be done any more.
+async fn until_gone(keeper: &Keeper, id: &SessionId) -> ChatError {
+    loop {
+        match keeper.handle(id, None).map(|handle| handle.state()) {
+            Ok(SessionState::Gone { why }) => return SessionError::Gone { why }.into(),
+            Ok(_) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(error) => return error.into(),
+        }
+    }
+}
+
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
@@ -306,9 +345,12 @@ pub(super) async fn mark(keeper: &Keeper, id: &SessionId, cell: &str, fields: Ma
         Some(Value::Object(mark)) => mark.extend(fields),
         _ => drop(metadata.insert(KEY.to_owned(), fields.into())),
     }
+    let json = Value::Object(metadata.clone()).to_string();
     let edit = CellEdit { metadata: Some(metadata), ..CellEdit::default() };
     match keeper.look(id, None)?.edit_cell(cell, edit).await {
         Ok(_) | Err(SessionError::Denied(Denied::NoCell { .. })) => Ok(()),
+        // One that has ended takes no edits, but must not look as if it were answered for ever.
+        Err(SessionError::Gone { .. }) => Ok(keeper.store().put_metadata(id, cell, json).await?),
         Err(error) => Err(error.into()),
     }
 }

@@ -28,6 +28,19 @@ impl Store {
         .await
     }
 
+    /// Replaces a cell's metadata in a session that has ended: its driver takes no edits any more, and nobody follows its events.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_metadata(&self, session: &SessionId, cell: &str, metadata: String) -> Result<(), StoreError> {
+        let (id, cell) = (session.clone(), cell.to_owned());
+        self.write(move |connection| {
+            let update = "UPDATE cells SET metadata = ?3 WHERE session = ?1 AND id = ?2";
+            connection.execute(update, [id.as_str(), &cell, &metadata]).map(drop)
+        })
+        .await
+    }
+
     /// All that have begun and not ended.
     ///
     /// # Errors

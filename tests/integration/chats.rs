@@ -82,6 +82,8 @@ async fn a_model_answers_and_runs_cells() {
         third.contains("line 0\\n") && third.contains("line 299999") && third.contains("left out"),
         "both ends of a flood"
     );
+    // Its end came by many events, and is told by more than the last of them.
+    assert!(third.contains("line 299850\\nline 299851\\n"), "the end of a flood is whole");
     assert!(third.len() < 400_000, "{} bytes", third.len());
     let notebook = client.get(&held.path("/notebook?to=markdown")).await;
     notebook.is(200);
@@ -132,13 +134,23 @@ async fn failures_of_an_endpoint_are_told() {
     model.then((0..20).map(|_| Say::Call("nothing", "{}")));
     let asked = say(&held, "For ever").await;
     assert_eq!(asked["metadata"]["cellkeep"]["error"]["code"], "too_many_steps");
-    // A model without eyes is shown no pictures.
+    // Pictures that are refused are left out of this answer; a model without eyes is shown none ever after.
     held.run(PLOT).await;
-    model.then([Say::Refuse(400, "{\"error\": \"image input is not supported\"}"), Say::Text("Blind.")]);
-    assert_eq!(say(&held, "What do you see?").await["metadata"]["cellkeep"]["state"], "done");
-    let asked = model.asked();
-    assert!(asked[asked.len() - 2].to_string().contains("image_url"));
-    assert!(!asked[asked.len() - 1].to_string().contains("image_url"));
+    let shown = |asked: usize| -> Vec<bool> {
+        model.asked()[asked..].iter().map(|request| request.to_string().contains("image_url")).collect()
+    };
+    for (words, later) in [("could not decode image", true), ("image input is not supported", true), ("", false)] {
+        let before = model.asked().len();
+        if words.is_empty() {
+            model.then([Say::Text("Still blind.")]);
+        } else {
+            let refusal: &'static str = format!("{{\"error\": \"{words}\"}}").leak();
+            model.then([Say::Refuse(400, refusal), Say::Call("nothing", "{}"), Say::Text("Blind.")]);
+        }
+        assert_eq!(say(&held, "What do you see?").await["metadata"]["cellkeep"]["state"], "done");
+        let expected: &[bool] = if later { &[true, false, false] } else { &[false] };
+        assert_eq!(shown(before), expected, "{words}");
+    }
     assert!(model.keys().iter().all(|key| key.ends_with("Bearer sk-hidden")) && !model.keys().is_empty());
     assert!(!server.told().contains("sk-hidden"), "the key is in no log");
     client.post(&held.path("/chat"), json!({"text": " "})).await.problem(422, "bad_field");
@@ -180,6 +192,40 @@ async fn an_answer_is_stopped_with_its_cell() {
     model.then([Say::Hold("Once more. ")]);
     client.post(&held.path("/chat"), json!({"text": "Go"})).await.is(202);
     client.delete(&held.path("")).await.is(204);
+    server.end().await;
+}
+
+/// A session whose model thinks for long is not idle, and one that ends in mid-answer is not answered for ever: neither the message
+/// nor the text says so, in this server's life or in the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_ends_ends_its_answer() {
+    let model = Model::start([Say::Hold("This much ")]).await;
+    let mut server = serve("chat-gone", &model).await;
+    let client = server.client();
+    let answered = client.create(json!({"kernel": "bash", "idle_timeout_seconds": 3})).await;
+    client.post(&answered.path("/chat"), json!({"text": "Tell"})).await.is(202);
+    client.until(&answered.path("/cells"), |reply| reply.text().contains("This much")).await;
+    let unused = client.create(json!({"kernel": "bash", "idle_timeout_seconds": 3})).await;
+    client.until(&unused.path(""), |reply| reply.json()["state"] == "gone").await;
+    assert_ne!(client.get(&answered.path("")).await.is(200)["state"], "gone", "it is answered");
+    model.go_on();
+    client.until(&answered.path("/chat"), |reply| reply.json()["state"] == "idle").await;
+    // Its time is up in mid-answer.
+    model.then([Say::Hold("Once more ")]);
+    let ended = client.create(json!({"kernel": "bash", "ttl_seconds": 10})).await;
+    client.post(&ended.path("/chat"), json!({"text": "Go"})).await.is(202);
+    client.until(&ended.path("/cells"), |reply| reply.text().contains("Once more")).await;
+    client.until(&ended.path(""), |reply| reply.json()["state"] == "gone").await;
+    client.until(&ended.path("/chat"), |reply| reply.json()["state"] == "idle").await;
+    for _ in 0..2 {
+        let all = cells(&ended).await;
+        is(&all[0], "markdown", "user", "failed", "Go");
+        is(&all[1], "markdown", "assistant", "failed", "Once more ");
+        let asked = client.get(&ended.path("/cells?outputs=none")).await.is(200)["cells"][0].clone();
+        assert_eq!(asked["metadata"]["cellkeep"]["error"]["code"], "session_failed", "{asked}");
+        server.kill().await;
+        server.start_again().await;
+    }
     server.end().await;
 }
 
