@@ -7,24 +7,30 @@ import { createServer } from "node:http";
 const cellkeep = process.env.CELLKEEP_URL ?? "http://127.0.0.1:7788";
 const token = process.env.CELLKEEP_TOKEN;
 const port = Number(process.env.PORT ?? 8001);
+const hosts = [`127.0.0.1:${port}`, `localhost:${port}`];
 
 async function call(path, body) {
   const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
   const response = await fetch(cellkeep + path, { method: "POST", headers, body: JSON.stringify(body) });
   const answer = await response.json();
-  if (!response.ok) throw new Error(answer.detail);
+  if (!response.ok) throw Object.assign(new Error(answer.detail), { code: answer.code, status: response.status });
   return answer;
 }
 
 /** A session for each conversation, and what its visitor may see of it. */
 const conversations = new Map();
 
+/** A link to a session, which is renewed before it expires. */
+async function link(session) {
+  const share = await call(`/v1/sessions/${session}/shares`, { days: 1 });
+  return { token: share.token, until: Date.parse(share.expires_at) };
+}
+
 function conversation(id) {
   if (!conversations.has(id)) {
     const made = (async () => {
       const { id: session } = await call("/v1/sessions", { kernel: "python", labels: { conversation: id } });
-      const share = await call(`/v1/sessions/${session}/shares`, { days: 1 });
-      return { session, token: share.token };
+      return { session, ...(await link(session)) };
     })();
     // One that could not be made is tried again with the next message.
     made.catch(() => conversations.delete(id));
@@ -37,9 +43,21 @@ function conversation(id) {
 async function answer(id, text) {
   const code = /```(?:python)?\n([\s\S]*?)```/.exec(text)?.[1] ?? (text.startsWith("=") ? text.slice(1) : undefined);
   if (code === undefined) return { text: "Send me Python after a =, or between three backticks, and I run it." };
-  const { session, token } = await conversation(id);
-  const cell = await call(`/v1/sessions/${session}/cells`, { source: code });
-  return { text: "I run this:", cell: { server: cellkeep, session, cell: cell.id, token } };
+  return { text: "I run this:", cell: await run(id, code) };
+}
+
+async function run(id, code, isAgain = false) {
+  const made = await conversation(id);
+  try {
+    if (made.until - Date.now() < 3_600_000) Object.assign(made, await link(made.session));
+    const cell = await call(`/v1/sessions/${made.session}/cells`, { source: code });
+    return { server: cellkeep, session: made.session, cell: cell.id, token: made.token };
+  } catch (error) {
+    // The session has ended, or is no more: the conversation goes on in a new one.
+    if (isAgain || (error.status !== 404 && error.code !== "session_gone")) throw error;
+    conversations.delete(id);
+    return run(id, code, true);
+  }
 }
 
 const page = `<!doctype html><html lang="en"><meta charset="utf-8"><title>A chat of my own</title>
@@ -54,7 +72,7 @@ const page = `<!doctype html><html lang="en"><meta charset="utf-8"><title>A chat
     const input = document.querySelector("input"), text = input.value;
     input.value = "";
     add("p", { className: "me", textContent: text });
-    const said = await (await fetch("/say", { method: "POST", body: JSON.stringify({ id, text }) })).json();
+    const said = await (await fetch("/say", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ id, text }) })).json();
     add("p", { textContent: said.text });
     if (said.cell) add("cellkeep-cell", { ...said.cell, readonly: true, language: "python" });
   };
@@ -70,8 +88,17 @@ async function body(request) {
 }
 
 createServer(async (request, response) => {
-  if (request.method !== "POST") return response.setHeader("content-type", "text/html").end(page);
+  if (request.method !== "POST") {
+    // Outputs stand in frames of Cellkeep, which the page's policy keeps from going anywhere else.
+    response.setHeader("content-security-policy", `frame-src ${new URL(cellkeep).origin}`);
+    return response.setHeader("content-type", "text/html").end(page);
+  }
   response.setHeader("content-type", "application/json");
+  // Pages of others can send forms and plain text here with a visitor's browser: this takes neither, and nothing from them.
+  const { origin, host, "content-type": type = "" } = request.headers;
+  if (!hosts.includes(host) || origin !== `http://${host}` || !type.startsWith("application/json")) {
+    return response.writeHead(403).end(JSON.stringify({ text: "Only this page may ask." }));
+  }
   try {
     const { id, text } = await body(request);
     response.end(JSON.stringify(await answer(String(id), String(text))));

@@ -332,7 +332,7 @@ export class CellkeepCell extends LitElement {
     const { feed, state } = this;
     const isStream = output instanceof Stream;
     const libraries = isStream ? undefined : before(output, state, feed ? feed.order.map((id) => feed.cell(id)) : [state]);
-    return html`<cellkeep-output .output=${output} .access=${feed ? this.access : undefined} .name=${name} .version=${isStream ? output.version : 0} exportparts="text, image, tools"
+    return html`<cellkeep-output .output=${output} .access=${feed ? this.access : undefined} .server=${this.access.server} .name=${name} .version=${isStream ? output.version : 0} exportparts="text, image, tools"
       .read=${isStream && feed && isNow ? (from: number, to: number) => feed.text(this.cell, index, from, to) : undefined}
       .prelude=${libraries} .code=${!isStream && output.output_type === "error" ? { source: state.source, language: this.language } : undefined}
       data-kind=${isStream ? output.name : output.output_type}></cellkeep-output>`;

@@ -139,6 +139,9 @@ export class SessionFeed {
       this.notice = event.notice ?? "";
       this.why = event.why ?? "";
     } else if (event.type === "notebook.changed") {
+      // Its id may be used again, by a cell that has shown nothing yet; versions go on, so that who shows it sees that.
+      const deleted = event.change === "deleted" && event.cell !== undefined ? this.cells.get(event.cell) : undefined;
+      if (deleted) this.cells.set(deleted.id, { ...newCell(deleted.id), version: deleted.version + 1 });
       // A text that grows is edited again and again: only its cell is asked for.
       if (event.change === "edited" && event.cell !== undefined && this.order.includes(event.cell)) this.refresh(event.cell);
       else this.list();

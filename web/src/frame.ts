@@ -73,7 +73,7 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
     tellRemote = () => port.postMessage({ remote: [...remote].slice(0, 20) });
     dress(task.dark);
     new ResizeObserver(measure).observe(root);
-    // Links lead out of the frame only if the parent opens them, which asks nothing of a person that a link would not.
+    // Links lead out of the frame only if a person follows them once more in the parent, which shows the whole address.
     addEventListener("click", (event) => {
       const link = (event.target as Element | null)?.closest?.("a[href]");
       if (!(link instanceof HTMLAnchorElement) || link.getAttribute("href")?.startsWith("#") || link.download) return;

@@ -21,6 +21,7 @@ export class CellkeepOutput extends LitElement {
     output: { attribute: false },
     version: { attribute: false },
     access: { attribute: false },
+    server: {},
     read: { attribute: false },
     prelude: { attribute: false },
     code: { attribute: false },
@@ -36,6 +37,8 @@ export class CellkeepOutput extends LitElement {
   /** Changes with the text of a stream, which is the same stream then. */
   declare version: number;
   declare access: Access | undefined;
+  /** Where frames are from, also without a right to ask for more. */
+  declare server: string;
   /** Asks the server for what is not held of a stream. */
   declare read: Read | undefined;
   /** What its frame begins with. */
@@ -58,7 +61,7 @@ export class CellkeepOutput extends LitElement {
 
   constructor() {
     super();
-    Object.assign(this, { name: "output", remote: [], done: "" });
+    Object.assign(this, { name: "output", server: "", remote: [], done: "" });
   }
 
   override willUpdate(): void {
@@ -190,7 +193,7 @@ export class CellkeepOutput extends LitElement {
 
   private frame(kind: FrameKind, content: unknown, library: string, mode: string, label: string): TemplateResult {
     void import("./sandbox.js");
-    return html`<cellkeep-frame .kind=${kind} .content=${content} .library=${library} .mode=${mode} .prelude=${this.prelude} .server=${this.access?.server ?? ""} .label=${label}
+    return html`<cellkeep-frame .kind=${kind} .content=${content} .library=${library} .mode=${mode} .prelude=${this.prelude} .server=${this.access?.server ?? this.server} .label=${label}
       @cellkeep-remote=${(event: CustomEvent<string[]>) => (this.remote = event.detail)}></cellkeep-frame>`;
   }
 

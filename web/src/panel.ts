@@ -1,5 +1,6 @@
 // The session's files and artifacts.
 import { LitElement, type TemplateResult, css, html, nothing } from "lit";
+import { repeat } from "lit/directives/repeat.js";
 import { type Access, artifact, ask, askJson, save } from "./api.js";
 import { base } from "./style.js";
 
@@ -61,9 +62,40 @@ export class CellkeepPanel extends LitElement {
     this.problem = "";
   }
 
+  /** Loads plots as they come into view. */
+  private watcher?: IntersectionObserver;
+
+  override connectedCallback(): void {
+    super.connectedCallback();
+    this.watcher = new IntersectionObserver((seen) => {
+      for (const { isIntersecting, target } of seen) if (isIntersecting) void this.picture((target as HTMLElement).dataset.sha256 ?? "");
+    }, { rootMargin: "200px" });
+    if (this.hasUpdated) void this.load();
+  }
+
+  override disconnectedCallback(): void {
+    super.disconnectedCallback();
+    this.watcher?.disconnect();
+    this.release();
+  }
+
+  private release(): void {
+    for (const { url } of this.artifacts ?? []) if (url) URL.revokeObjectURL(url);
+    this.artifacts = undefined;
+  }
+
+  /** What is of another session or folder is not shown, and can not be deleted, for a moment either. */
+  override willUpdate(changed: Map<string, unknown>): void {
+    if (changed.has("session")) {
+      if (changed.get("session") !== undefined) this.folder = "";
+      this.release();
+    }
+    if (changed.has("session") || changed.has("folder")) this.entries = undefined;
+  }
+
   override updated(changed: Map<string, unknown>): void {
-    if (changed.has("session") && changed.get("session") !== undefined) this.folder = "";
     if (changed.has("session") || changed.has("show") || changed.has("folder")) void this.load();
+    for (const figure of this.renderRoot.querySelectorAll("figure[data-sha256]:not(:has(img))")) this.watcher?.observe(figure);
   }
 
   private get path(): string {
@@ -71,38 +103,49 @@ export class CellkeepPanel extends LitElement {
   }
 
   private async trying(work: () => Promise<void>): Promise<void> {
+    const { session } = this;
     this.problem = "";
     try {
       await work();
     } catch (error) {
-      this.problem = error instanceof Error ? error.message : String(error);
+      if (session === this.session) this.problem = error instanceof Error ? error.message : String(error);
     }
   }
 
   /** Asks for what is shown. */
   load(): Promise<void> {
+    const { session, folder } = this;
     return this.trying(async () => {
       if (this.show === "files") {
         const path = `${this.path}/files/?path=${encodeURIComponent(this.folder)}`;
-        this.entries = (await askJson<{ entries: Entry[] }>(this.access, "GET", path)).entries;
+        const { entries } = await askJson<{ entries: Entry[] }>(this.access, "GET", path);
+        if (session === this.session && folder === this.folder) this.entries = entries;
         return;
       }
       const { artifacts } = await askJson<{ artifacts: Artifact[] }>(this.access, "GET", `${this.path}/artifacts`);
+      if (session !== this.session || !this.isConnected) return;
       const known = new Map(this.artifacts?.map((one) => [one.sha256, one.url]));
       this.artifacts = artifacts.map((one) => ({ ...one, url: known.get(one.sha256) }));
-      for (const one of this.artifacts) {
-        if (one.url || !PICTURES.includes(one.mime)) continue;
-        const blob = await artifact(this.access, one.sha256);
-        one.url = URL.createObjectURL(new Blob([blob], { type: one.mime }));
-        this.requestUpdate();
+    });
+  }
+
+  /** Loads one, if it is still there when it has come. */
+  private picture(sha256: string): Promise<void> {
+    return this.trying(async () => {
+      const blob = await artifact(this.access, sha256);
+      for (const one of this.artifacts ?? []) {
+        if (one.sha256 === sha256 && !one.url) one.url = URL.createObjectURL(new Blob([blob], { type: one.mime }));
       }
+      this.requestUpdate();
     });
   }
 
   /** Puts files into the folder that is shown. */
   upload(files: FileList | File[] | null | undefined): Promise<void> {
+    // All of them go where they were dropped, whatever is chosen meanwhile.
+    const { path, folder } = this;
     return this.trying(async () => {
-      for (const file of files ?? []) await ask(this.access, "PUT", `${this.path}/files/${address(this.folder + file.name)}`, file);
+      for (const file of [...(files ?? [])]) await ask(this.access, "PUT", `${path}/files/${address(folder + file.name)}`, file);
       await this.load();
     });
   }
@@ -149,8 +192,10 @@ export class CellkeepPanel extends LitElement {
   private gallery(): TemplateResult {
     const give = async (one: Artifact) => save(await artifact(this.access, one.sha256), one.name);
     return html`<h2>Plots and artifacts</h2>
-      <div class="gallery">${this.artifacts?.map(
-        (one) => html`<figure>${one.url ? html`<img src=${one.url} alt=${one.name}>` : nothing}
+      <div class="gallery">${repeat(
+        this.artifacts ?? [],
+        (one, at) => `${one.sha256} ${this.artifacts?.findIndex((other) => other.sha256 === one.sha256) === at ? "" : at}`,
+        (one) => html`<figure data-sha256=${PICTURES.includes(one.mime) ? one.sha256 : nothing}>${one.url ? html`<img src=${one.url} alt=${one.name}>` : nothing}
           <figcaption><span>${one.name}<br><small>${size(one.bytes)}</small></span><button aria-label=${`Download ${one.name}`} @click=${() => give(one)}>↓</button></figcaption></figure>`,
       )}</div>
       ${this.artifacts?.length === 0 ? html`<p>What cells draw is collected here.</p>` : nothing}`;

@@ -1,10 +1,12 @@
 // The outer end of an output's frame.
-import { LitElement, css, html } from "lit";
+import { LitElement, type TemplateResult, css, html, nothing } from "lit";
 import { safeLink } from "./ansi.js";
 
 /** Flags of the frame, and nothing that would give it our origin. */
 const FLAGS = "allow-scripts allow-downloads allow-pointer-lock";
 const MOST_HEIGHT = 20_000;
+/** A longer address is not one that a person can read. */
+const MOST_LINK = 2000;
 
 export type FrameKind = "html" | "script" | "plotly" | "vega";
 
@@ -19,12 +21,14 @@ export class CellkeepFrame extends LitElement {
     server: {},
     label: {},
     near: { state: true },
+    link: { state: true },
   };
   static override styles = css`
     :host { display: block; }
     iframe { display: block; width: 100%; height: 0; border: 0; background: transparent; color-scheme: light; }
     .wait { min-height: 3rem; }
     p { margin: 0; font-size: 0.85em; opacity: 0.75; }
+    .link { opacity: 1; overflow-wrap: anywhere; } .link button { font: inherit; }
   `;
   declare kind: FrameKind;
   declare content: unknown;
@@ -35,6 +39,8 @@ export class CellkeepFrame extends LitElement {
   declare server: string;
   declare label: string;
   declare near: boolean;
+  /** Where a click in the frame would lead, until a person has answered. */
+  declare link: string;
   private port?: MessagePort;
   private loads = 0;
   private watcher?: IntersectionObserver;
@@ -63,6 +69,7 @@ export class CellkeepFrame extends LitElement {
   override updated(changed: Map<string, unknown>): void {
     if (changed.has("content") && changed.get("content") !== undefined && this.loads > 0) {
       this.loads = 0;
+      this.link = "";
       const frame = this.renderRoot.querySelector("iframe");
       if (frame) frame.src = this.address;
     }
@@ -99,12 +106,21 @@ export class CellkeepFrame extends LitElement {
     if (typeof height === "number" && height >= 0) frame.style.height = `${Math.min(height, MOST_HEIGHT)}px`;
     if (typeof drawn === "string") this.dataset.drawn = drawn.slice(0, 20);
     if (Array.isArray(remote)) this.dispatchEvent(new CustomEvent("cellkeep-remote", { detail: remote.slice(0, 20).map((host) => String(host).slice(0, 100)) }));
-    if (typeof link === "string" && safeLink(link) && navigator.userActivation?.isActive) open(safeLink(link), "_blank", "noopener,noreferrer");
+    // Scripts in there can click, too: only a person's click out here, on the whole address, opens it.
+    if (typeof link === "string") this.link = safeLink(link).slice(0, MOST_LINK + 1);
   }
 
   override render() {
     if (!this.near) return html`<div class="wait"></div>`;
-    return html`<iframe sandbox=${FLAGS} src=${this.address} title=${this.label || "Output"} referrerpolicy="no-referrer" @load=${this.loaded}></iframe>`;
+    return html`<iframe sandbox=${FLAGS} src=${this.address} title=${this.label || "Output"} referrerpolicy="no-referrer" @load=${this.loaded}></iframe>${this.asked()}`;
+  }
+
+  private asked(): TemplateResult | typeof nothing {
+    const { link } = this;
+    if (!link) return nothing;
+    const leave = () => (this.link = "");
+    if (link.length > MOST_LINK) return html`<p class="link" role="status">This output has a link whose address is too long to open. <button @click=${leave}>Close</button></p>`;
+    return html`<p class="link" role="status">This output links to <a href=${link} target="_blank" rel="noopener noreferrer nofollow" @click=${() => setTimeout(leave)}><bdi>${link}</bdi></a> <button @click=${leave}>Close</button></p>`;
   }
 }
 

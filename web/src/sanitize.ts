@@ -14,12 +14,11 @@ const ATTRIBUTES = ["align", "alt", "class", "cols", "colspan", "dir", "height",
 /** Formulas are found before markdown would take their underscores for its own; they are drawn when all is sanitised. */
 const FORMULA = "cellkeep-formula";
 const escaped = (text: string) => text.replace(/[&<>"]/g, (char) => `&#${char.charCodeAt(0)};`);
-const formula = (level: "block" | "inline", pattern: RegExp) => ({
+const formula = (level: "block" | "inline", begin: (text: string) => number, pattern: RegExp) => ({
   name: `${level}-formula`,
   level,
-  // A paragraph ends where a block may start: only at the beginning of a line.
   start(text: string) {
-    const at = level === "inline" ? text.indexOf("$") : text.search(/^\$\$/m);
+    const at = begin(text);
     return at < 0 ? undefined : at;
   },
   tokenizer(text: string) {
@@ -28,7 +27,11 @@ const formula = (level: "block" | "inline", pattern: RegExp) => ({
   },
   renderer: ({ raw }: { raw: string }) => `<code class="${FORMULA}">${escaped(raw.trim())}</code>${level === "block" ? "\n" : ""}`,
 });
-const reader = new Marked({ gfm: true, async: false, extensions: [formula("block", /^\$\$[\s\S]+?\$\$(?:\n|$)/), formula("inline", /^\$\$[^$]+\$\$|^\$(?!\s)(?:\\.|[^$\\\n])+?(?<!\s)\$(?!\d)/)] });
+// Formulas have a longest length, or a text of nothing but beginnings would be read to its end from each of them. A paragraph ends
+// where a block may start: only at the beginning of a line.
+const block = formula("block", (text) => (text.startsWith("$$") ? 0 : text.indexOf("\n$$") + 1 || -1), /^\$\$[\s\S]{1,4000}?\$\$(?:\n|$)/);
+const inline = formula("inline", (text) => text.indexOf("$"), /^\$\$[^$]{1,4000}\$\$|^\$(?!\s)(?:\\.|[^$\\\n]){1,1000}?(?<!\s)\$(?!\d)/);
+const reader = new Marked({ gfm: true, async: false, extensions: [block, inline] });
 
 const purify = DOMPurify(window);
 purify.addHook("afterSanitizeAttributes", (node) => {
@@ -74,10 +77,17 @@ export function plainHtml(text: string): DocumentFragment | undefined {
   return fragment;
 }
 
+/** What only a frame shows as it was meant. Each tag is looked at by itself, so that no text takes longer than its length. */
+function isAlive(tag: string): boolean {
+  const style = tag.search(/style\s*=/i);
+  return /\son[a-z]+\s*=/i.test(tag) || (style >= 0 && /position\s*:|background|color\s*:/i.test(tag.slice(style)));
+}
+
 function simple(text: string): DocumentFragment | undefined {
-  const names = [...text.matchAll(/<([a-z][^\s/>]*)/gi)].map((match) => (match[1] as string).toLowerCase());
-  if (names.some((name) => !TAGS.includes(name) && !["html", "head", "body", "meta", "title"].includes(name))) return undefined;
-  if (/<[^>]*\son[a-z]+\s*=/i.test(text) || /<[^>]*style\s*=[^>]*(position\s*:|background|color\s*:)/i.test(text)) return undefined;
+  for (const [, name = ""] of text.matchAll(/<([a-z][^\s/>]*)/gi)) {
+    if (!TAGS.includes(name.toLowerCase()) && !["html", "head", "body", "meta", "title"].includes(name.toLowerCase())) return undefined;
+  }
+  for (const [tag] of text.matchAll(/<[^<>]*>/g)) if (isAlive(tag)) return undefined;
   return clean(text);
 }
 

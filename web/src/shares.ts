@@ -39,10 +39,14 @@ export class CellkeepShares extends LitElement {
     Object.assign(this, { made: "", copied: false, problem: "" });
   }
 
-  override updated(changed: Map<string, unknown>): void {
+  override willUpdate(changed: Map<string, unknown>): void {
     if (!changed.has("session")) return;
+    this.shares = undefined;
     this.made = "";
-    void this.load();
+  }
+
+  override updated(changed: Map<string, unknown>): void {
+    if (changed.has("session")) void this.load();
   }
 
   private get path(): string {
@@ -50,17 +54,21 @@ export class CellkeepShares extends LitElement {
   }
 
   private async trying(work: () => Promise<void>): Promise<void> {
+    const { session } = this;
     this.problem = "";
     try {
       await work();
     } catch (error) {
-      this.problem = error instanceof Error ? error.message : String(error);
+      if (session === this.session) this.problem = error instanceof Error ? error.message : String(error);
     }
   }
 
   private load(): Promise<void> {
+    const { session } = this;
     return this.trying(async () => {
-      this.shares = (await askJson<{ shares: Share[] }>(this.access, "GET", this.path)).shares;
+      const { shares } = await askJson<{ shares: Share[] }>(this.access, "GET", this.path);
+      // Another may be chosen by now.
+      if (session === this.session) this.shares = shares;
     });
   }
 
@@ -68,8 +76,10 @@ export class CellkeepShares extends LitElement {
     event.preventDefault();
     const form = new FormData(event.target as HTMLFormElement);
     const name = String(form.get("name") ?? "").trim();
+    const { session } = this;
     return this.trying(async () => {
       const share = await askJson<Share>(this.access, "POST", this.path, { days: Number(form.get("days")), ...(name ? { name } : {}) });
+      if (session !== this.session) return;
       this.made = `${this.access.server || location.origin}${share.path ?? ""}`;
       this.copied = false;
       await this.load();
@@ -90,7 +100,9 @@ export class CellkeepShares extends LitElement {
 
   private revoke(share: Share): Promise<void> {
     return this.trying(async () => {
+      const { session } = this;
       await askJson(this.access, "DELETE", `${this.path}/${encodeURIComponent(share.id)}`);
+      if (session !== this.session) return;
       this.made = "";
       await this.load();
     });

@@ -16,19 +16,19 @@ const ENTITIES: Record<string, string> = { lt: "<", gt: ">", amp: "&", quot: '"'
 const squeezed = (text: string) => text.trim().replace(/\s+/g, " ");
 
 /** What stands in a cell that is still HTML. */
-const textOf = (cell: string) => squeezed(cell.replace(/<[^>]*>/g, "").replace(/&(#?\w+);/g, (all, name: string) => ENTITIES[name] ?? all));
+const textOf = (cell: string) => squeezed(cell.replace(/<[^<>]*>/g, "").replace(/&(#?\w+);/g, (all, name: string) => ENTITIES[name] ?? all));
 
 /** What stands in the cells of a row. */
 function texts(row: Row): string[] {
   if (typeof row !== "string") return [...row.cells].map((cell) => squeezed(cell.textContent ?? ""));
-  return row.split(/<t[hd][^>]*>/i).slice(1).map(textOf);
+  return row.split(/<t[hd][^<>]*>/i).slice(1).map(textOf);
 }
 
 /** What stands in one of them, of many rows; the others are not read. */
 function columnOf(rows: Row[], column: number): string[] {
   return rows.map((row) => {
     if (typeof row !== "string") return squeezed(row.cells[column]?.textContent ?? "");
-    const cells = /<t[hd][^>]*>/gi;
+    const cells = /<t[hd][^<>]*>/gi;
     for (let at = 0; at <= column; at += 1) if (!cells.test(row)) return "";
     const end = row.slice(cells.lastIndex).search(/<\/?t[hdr]\b/i);
     return textOf(row.slice(cells.lastIndex, end < 0 ? undefined : cells.lastIndex + end));

@@ -41,18 +41,26 @@ export class CellkeepVariables extends LitElement {
     Object.assign(this, { idle: false, more: false, problem: "", filter: "" });
   }
 
+  override willUpdate(changed: Map<string, unknown>): void {
+    if (!changed.has("session")) return;
+    this.variables = undefined;
+    this.problem = "";
+  }
+
   override updated(changed: Map<string, unknown>): void {
-    if (changed.has("session") && changed.get("session") !== undefined) this.variables = undefined;
     if (["session", "idle", "runs"].some((name) => changed.has(name)) && this.idle) void this.load();
   }
 
   async load(): Promise<void> {
+    const { session } = this;
     try {
-      const told = await askJson<{ variables: Variable[]; truncated: boolean }>(this.access, "POST", `/v1/sessions/${encodeURIComponent(this.session)}/variables`, {});
+      const told = await askJson<{ variables: Variable[]; truncated: boolean }>(this.access, "POST", `/v1/sessions/${encodeURIComponent(session)}/variables`, {});
+      if (session !== this.session) return;
       this.variables = told.variables;
       this.more = told.truncated;
       this.problem = "";
     } catch (error) {
+      if (session !== this.session) return;
       this.problem = error instanceof Error ? error.message : String(error);
     }
   }
