@@ -96,8 +96,8 @@ export async function markdown(text: string): Promise<DocumentFragment> {
   const fragment = clean(reader.parse(text, { async: false }));
   const found = [...fragment.querySelectorAll(`.${FORMULA}`)];
   if (found.length > 0) {
-    const { formulas } = await import("./latex.js");
-    for (const one of found) one.replaceWith(formulas(one.textContent ?? ""));
+    const { MOST_FORMULAS, formulas } = await import("./latex.js");
+    for (const one of found.slice(0, MOST_FORMULAS)) one.replaceWith(formulas(one.textContent ?? ""));
   }
   enhance(fragment, clean);
   return fragment;
