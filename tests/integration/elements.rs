@@ -63,6 +63,79 @@ async fn tables_are_sorted_paged_and_copied() {
     assert_eq!(page.end().await, [""; 0]);
 }
 
+/// Texts that patterns with a way back would be read many times by, as expressions, and what they are shown as.
+const SLOW: &[(&str, &str, &str)] = &[
+    ("text/html", "'< style='.repeat(20000)", ".scroll"),
+    ("text/html", "'<p' + ' style=position '.repeat(10000)", ".scroll"),
+    ("text/html", "'< on'.repeat(40000) + ' '.repeat(40000)", ".scroll"),
+    (
+        "text/html",
+        "'<table><thead><tr><th>a</th></tr></thead><tbody>' + ('<tr><td>' + '< '.repeat(50000) + '</td></tr>').repeat(3) + '</tbody></table>'",
+        ".scroll",
+    ),
+    ("text/markdown", "'$$a\\n'.repeat(9000)", ".scroll"),
+    ("text/markdown", "'$' + '\\\\$'.repeat(19000)", ".scroll"),
+    ("text/markdown", "'*a_'.repeat(100000)", ".scroll pre"),
+    ("text/latex", "'\\\\['.repeat(50000)", ".scroll"),
+    ("text/latex", "'\\\\begin{'.repeat(8000) + '\\\\end{'.repeat(8000)", ".scroll"),
+    ("text/plain", "'\\x1b]8;;http://,'.repeat(10000)", "pre"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_text_holds_the_page_up() {
+    let Some(mut page) = start("elements-slow", &[]).await else { return };
+    for (kind, text, shown) in SLOW {
+        let show = format!(
+            "{{ const cell = Object.assign(document.createElement('cellkeep-cell'), {{id: 'slow', content: {{cell_type: 'code', source: '', outputs: [{{output_type: 'display_data', metadata: {{}}, data: {{'{kind}': {text}}}}}]}}}});
+            window.begun = performance.now(); document.body.replaceChildren(cell) }}"
+        );
+        page.browser.evaluate(&show).await;
+        page.until("slow", &format!("all('{shown}').length"), json!(1)).await;
+        let took = page.browser.evaluate("performance.now() - window.begun").await.as_f64().unwrap();
+        eprintln!("{took:.0} ms for {kind} {text}");
+        assert!(took < 8000.0, "{took} ms for {kind} {text}");
+    }
+    assert_eq!(page.end().await, [""; 0]);
+}
+
+/// Puts a cell of a notebook with one HTML output into the page.
+async fn show_html(page: &mut Mounted, html: &str, fields: &str) {
+    let show = format!(
+        "document.body.replaceChildren(Object.assign(document.createElement('cellkeep-cell'), {{id: 'shown', {fields} content: {{cell_type: 'code', source: '', outputs: [{{output_type: 'display_data', metadata: {{}}, data: {{'text/html': {}}}}}]}}}}))",
+        json!(html)
+    );
+    // As if a person had just pressed a button.
+    page.browser.call("Runtime.evaluate", json!({"expression": show, "userGesture": true})).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_in_a_frame_is_followed_by_a_person_only() {
+    let Some(mut page) = start("elements-links", &[]).await else { return };
+    page.browser.evaluate("window.open = address => { window.opened = address }; 0").await;
+    let html =
+        "<a id=out href='https://elsewhere.invalid/?secret'>x</a><script>document.getElementById('out').click()</script>";
+    show_html(&mut page, html, "").await;
+    let link = "(a => [a?.href, a?.textContent, a?.rel, window.opened ?? null])(all('cellkeep-frame')[0]?.renderRoot.querySelector('.link a'))";
+    let address = "https://elsewhere.invalid/?secret";
+    page.until("shown", link, json!([address, address, "noopener noreferrer nofollow", null])).await;
+    // Frames are the named server's, also for a cell that is in no session; out of view, this one is not made.
+    page.browser.evaluate("document.body.style.paddingTop = '5000px'; 0").await;
+    show_html(&mut page, html, "server: 'https://other.invalid/',").await;
+    page.until("shown", "all('cellkeep-frame')[0]?.server", json!("https://other.invalid")).await;
+    assert_eq!(page.end().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reused_id_shows_nothing_of_the_deleted_cell() {
+    let Some(mut page) = start("elements-reused", &[("a", "print('one')")]).await else { return };
+    page.until("a", "[phase, raw]", json!(["ok", "one"])).await;
+    page.held.client.delete(&page.held.path("/cells/a")).await;
+    page.until("a", "outputs.length", json!(0)).await;
+    page.held.begin("a", "print('two')").await;
+    page.until("a", "[phase, raw, button('Previous run') === undefined]", json!(["ok", "two", true])).await;
+    assert_eq!(page.end().await, [""; 0]);
+}
+
 /// Presses a key in a cell's editor.
 async fn press(page: &mut Mounted, cell: &str, key: &str, with: &str) {
     let event = format!("{{key: '{key}', {with}: true, bubbles: true, cancelable: true}}");

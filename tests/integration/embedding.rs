@@ -130,5 +130,20 @@ async fn a_chat_server_of_ones_own_shows_cells() {
     .await;
     let held = browser.evaluate("document.querySelector('cellkeep-cell').token").await;
     assert_ne!(held, TOKEN);
+    // Its session is gone: the conversation goes on in another.
+    let client = server.client();
+    let gone = client.session_ids().await.remove(0);
+    client.delete(&format!("/v1/sessions/{gone}")).await;
+    browser.evaluate(&say("=7*7")).await;
+    until(&mut browser, "output(cells[1])?.textContent.trim().startsWith('49')", &json!(true)).await;
+    // Pages of others are not answered.
+    let mut other = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let request = format!(
+        "POST /say HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\norigin: http://elsewhere.invalid\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}"
+    );
+    other.write_all(request.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    other.read_to_string(&mut said).await.unwrap();
+    assert!(said.starts_with("HTTP/1.1 403 "), "{said}");
     end(server, browser, &[origin, address]).await;
 }

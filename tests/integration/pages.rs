@@ -155,6 +155,41 @@ async fn notebooks_and_files_are_dropped_on_the_page() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
+/// The files of a session that was left come late: they are not shown, nor deleted, as those of the one that is looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_answers_are_not_another_sessions() {
+    let Some(mut opened) = Opened::start("page-late").await else { return };
+    for count in 1..=2 {
+        opened.act("page.querySelector('#create').click()").await;
+        opened.until("page.querySelectorAll('nav li').length", &json!(count)).await;
+        opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
+    }
+    let client = opened.server.client();
+    for id in client.session_ids().await {
+        client.put(&format!("/v1/sessions/{id}/files/{id}.txt"), "x").await;
+    }
+    opened.act("[...page.querySelectorAll('.bar button')].find(button => button.textContent === 'Files').click()").await;
+    let panel = "page.querySelector('cellkeep-panel')";
+    let own = format!(
+        "{panel} && [...{panel}.renderRoot.querySelectorAll('.name')].map(name => name.textContent === {panel}.session + '.txt')"
+    );
+    opened.until(&own, &json!([true])).await;
+    let hold = "const real = window.fetch; window.fetch = (address, ...rest) => {
+        const asked = real(address, ...rest);
+        if (window.release || !address.includes('/files/?')) return asked;
+        return new Promise(go => { window.release = () => asked.then(answer => { go(answer); setTimeout(() => { window.released = true }, 300) }) }); };";
+    opened
+        .act(&format!(
+            "{hold} window.left = {panel}.session; {panel}.load(); page.querySelector('nav li:not(.here) .open').click()"
+        ))
+        .await;
+    opened.until(&format!("[{panel}?.session !== window.left, {own}]"), &json!([true, [true]])).await;
+    opened.act("window.release()").await;
+    opened.until("window.released", &json!(true)).await;
+    assert_eq!(opened.look(&own).await, json!([true]));
+    assert_eq!(opened.end().await, [""; 0]);
+}
+
 /// The server is killed in mid-cell, and another takes its place: nothing is missing on the page, and nothing is there twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_outlives_its_server() {

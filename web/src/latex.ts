@@ -1,6 +1,9 @@
 // Formulas as MathML. Loaded when it is needed.
 import temml from "temml";
 
+/** Each takes a millisecond or more: of a text with more of them, the others stay as they are written. */
+export const MOST_FORMULAS = 1000;
+
 interface Formula {
   source: string;
   end: number;
@@ -34,8 +37,8 @@ export function formulas(text: string): DocumentFragment {
   const target = document.createDocumentFragment();
   const missing = new Set<string>();
   const begins = /\$\$?|\\[[(]|\\begin\{/g;
-  let at = 0;
-  for (let match = begins.exec(text); match; match = begins.exec(text)) {
+  let [at, drawn] = [0, 0];
+  for (let match = begins.exec(text); match && drawn < MOST_FORMULAS; match = begins.exec(text)) {
     const [begin] = match;
     const found = begin in ENDS ? formulaAt(text, match.index, begin, missing) : missing.has("\\end") ? undefined : environmentAt(text, match.index);
     if (!found) {
@@ -47,6 +50,7 @@ export function formulas(text: string): DocumentFragment {
     const place = document.createElement(found.displayMode ? "div" : "span");
     temml.render(found.source, place, { displayMode: found.displayMode, trust: false, throwOnError: false, maxExpand: 500, maxSize: [20, 500] });
     target.append(place);
+    drawn += 1;
     begins.lastIndex = at = found.end;
   }
   target.append(text.slice(at));

@@ -91,13 +91,23 @@ function simple(text: string): DocumentFragment | undefined {
   return clean(text);
 }
 
+/** Reading markdown takes the square of its length where it is made for that: what is longer is shown as it is written. */
+const MOST_MARKDOWN = 40_000;
+
+function asWritten(text: string): DocumentFragment {
+  const fragment = document.createDocumentFragment();
+  fragment.append(Object.assign(document.createElement("pre"), { textContent: text }));
+  return fragment;
+}
+
 /** Markdown: first rendered, then sanitised; formulas last, which makes elements of text only. */
 export async function markdown(text: string): Promise<DocumentFragment> {
+  if (text.length > MOST_MARKDOWN) return asWritten(text);
   const fragment = clean(reader.parse(text, { async: false }));
   const found = [...fragment.querySelectorAll(`.${FORMULA}`)];
   if (found.length > 0) {
-    const { formulas } = await import("./latex.js");
-    for (const one of found) one.replaceWith(formulas(one.textContent ?? ""));
+    const { MOST_FORMULAS, formulas } = await import("./latex.js");
+    for (const one of found.slice(0, MOST_FORMULAS)) one.replaceWith(formulas(one.textContent ?? ""));
   }
   enhance(fragment, clean);
   return fragment;
