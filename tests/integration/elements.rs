@@ -78,7 +78,6 @@ const SLOW: &[(&str, &str, &str)] = &[
     ("text/markdown", "'*a_'.repeat(100000)", ".scroll pre"),
     ("text/latex", "'\\\\['.repeat(50000)", ".scroll"),
     ("text/latex", "'\\\\begin{'.repeat(8000) + '\\\\end{'.repeat(8000)", ".scroll"),
-    ("text/plain", "'\\x1b]8;;http://,'.repeat(10000)", "pre"),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
