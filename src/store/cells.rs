@@ -116,14 +116,22 @@ fn all_of(connection: &Connection, session: &SessionId) -> rusqlite::Result<Vec<
     connection.prepare_cached(&select)?.query_map([session.as_str()], read)?.collect()
 }
 
-/// The bytes of the events that tell of cells' outputs, of one or of all, and of the artifacts in them as base64. SQLite knows
-/// the lengths without reading the texts.
-fn weigh(connection: &Connection, session: &SessionId, cell: Option<&str>) -> rusqlite::Result<u64> {
+/// The bytes of the events that tell of all cells' outputs, and of the artifacts in them as base64. SQLite knows the lengths
+/// without reading the texts.
+fn weigh(connection: &Connection, session: &SessionId) -> rusqlite::Result<u64> {
     let select = "SELECT (SELECT ifnull(sum(octet_length(e.body)), 0) FROM cells c JOIN events e \
-                          ON e.session = c.session AND e.cell = c.id AND e.seq >= c.first_seq \
-                          WHERE c.session = ?1 AND (?2 IS NULL OR c.id = ?2)) \
-                       + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1 AND (?2 IS NULL OR cell = ?2))";
-    let bytes: i64 = connection.prepare_cached(select)?.query_row(params![session.as_str(), cell], |row| row.get(0))?;
+                          ON e.session = c.session AND e.cell = c.id AND e.seq >= c.first_seq WHERE c.session = ?1) \
+                       + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1)";
+    let bytes: i64 = connection.prepare_cached(select)?.query_row([session.as_str()], |row| row.get(0))?;
+    Ok(bytes.max(0).cast_unsigned())
+}
+
+/// The same of one cell. It is asked for each cell that is run: found by the index, however many there are.
+fn weigh_cell(connection: &Connection, session: &SessionId, cell: &CellRow) -> rusqlite::Result<u64> {
+    let select = "SELECT (SELECT ifnull(sum(octet_length(body)), 0) FROM events WHERE session = ?1 AND cell = ?2 AND seq >= ?3) \
+                       + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1 AND cell = ?2)";
+    let values = params![session.as_str(), cell.id, signed(cell.run.first_seq.0)];
+    let bytes: i64 = connection.prepare_cached(select)?.query_row(values, |row| row.get(0))?;
     Ok(bytes.max(0).cast_unsigned())
 }
 
@@ -205,7 +213,7 @@ impl Store {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.read(move |connection| {
             let Some(row) = find(connection, &id, &cell)? else { return Ok(None) };
-            let bytes = if most == u64::MAX { 0 } else { weigh(connection, &id, Some(&cell))? };
+            let bytes = if most == u64::MAX { 0 } else { weigh_cell(connection, &id, &row)? };
             let events = match bytes <= most {
                 true => Ok(events::of_cell(connection, &id, &cell, row.run.first_seq)?),
                 false => Err(TooHeavy { bytes }),
@@ -238,6 +246,6 @@ impl Store {
     /// [`StoreError`].
     pub async fn weight(&self, session: &SessionId) -> Result<u64, StoreError> {
         let id = session.clone();
-        self.read(move |connection| weigh(connection, &id, None)).await
+        self.read(move |connection| weigh(connection, &id)).await
     }
 }
