@@ -223,7 +223,7 @@ export class CellkeepOutput extends LitElement {
       return fragment ? { fragment } : { asFrame: true };
     });
     if (content?.asFrame) return this.frame("html", text, "", "", "HTML output");
-    if (content?.fragment) return html`<div class="scroll ${lane === "markdown" ? "prose markdown" : ""}" dir="auto">${nodes(content.fragment)}</div>`;
+    if (content?.fragment) return html`${box(content.fragment, lane === "markdown" ? "prose markdown" : "", "auto")}`;
     return html`<p class="note">${content?.failed ?? ""}</p>`;
   }
 
@@ -231,7 +231,7 @@ export class CellkeepOutput extends LitElement {
   private made(kind: string, make: () => Promise<Content>, look: string, otherwise: () => TemplateResult, note = ""): TemplateResult {
     const content = this.content(kind, make);
     if (!content?.fragment) return otherwise();
-    return html`<div class="scroll ${look}">${nodes(content.fragment)}</div>${note ? html`<p class="note">${note}</p>` : nothing}`;
+    return html`${box(content.fragment, look, "")}${note ? html`<p class="note">${note}</p>` : nothing}`;
   }
 
   private blob(kind: string): Promise<Blob> {
@@ -288,12 +288,20 @@ export class CellkeepOutput extends LitElement {
   }
 }
 
-/** A fragment is empty once it stands somewhere; its nodes stay the same, so that nothing is drawn anew. */
-const kept = new WeakMap<DocumentFragment, Node[]>();
-function nodes(fragment: DocumentFragment): Node[] {
-  let list = kept.get(fragment);
-  if (!list) kept.set(fragment, (list = [...fragment.childNodes]));
-  return list;
+/**
+ * A fragment is empty once it stands somewhere: its box stays the same, so that nothing is drawn anew. It is filled before it is
+ * shown: each of many nodes put into a shown box would have the direction of all of its text found out again.
+ */
+const boxes = new WeakMap<DocumentFragment, HTMLElement>();
+function box(fragment: DocumentFragment, look: string, dir: "auto" | ""): HTMLElement {
+  const made = boxes.get(fragment) ?? document.createElement("div");
+  if (!boxes.has(fragment)) {
+    made.className = `scroll ${look}`.trim();
+    made.dir = dir;
+    made.append(fragment);
+    boxes.set(fragment, made);
+  }
+  return made;
 }
 
 if (!customElements.get("cellkeep-output")) customElements.define("cellkeep-output", CellkeepOutput);
