@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt as _};
 
 use super::compaction;
 use super::keeper::{Keeper, spec_of};
-use super::room::Room;
+use super::room::{self, Room};
 use crate::ids::SessionId;
 use crate::memory;
 use crate::session::SessionState;
@@ -158,10 +158,10 @@ impl Keeper {
         if bytes > limit {
             let mut ended = self.0.store.sessions(None).await?;
             ended.retain(|row| row.state == "gone");
-            let shares = self.0.store.bytes_by_principal().await?;
-            let share = limit / (shares.len().max(1) as u64);
+            let by_principal = self.0.store.bytes_by_principal().await?;
+            let share = room::share(limit, &by_principal);
             // What one has filled is not taken from the others: who has more than a share forgets first.
-            let is_modest = |row: &SessionRow| shares.get(&row.principal).is_none_or(|bytes| *bytes <= share);
+            let is_modest = |row: &SessionRow| by_principal.get(&row.principal).is_none_or(|bytes| *bytes <= share);
             ended.sort_by_key(|row| (is_modest(row), row.last_active_at));
             for row in ended {
                 tracing::info!(session = %row.id, "forgetting an ended session: the data is over its limit (max-data-mb)");

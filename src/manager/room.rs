@@ -3,6 +3,11 @@
 
 use std::collections::{HashMap, HashSet};
 
+/// The bytes that each principal may have where the data is over its limit: the limit by the number of principals.
+pub(super) fn share(limit: u64, by_principal: &HashMap<String, u64>) -> u64 {
+    limit / (by_principal.len().max(1) as u64)
+}
+
 /// Whether there is room for more data, and for whose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Room {
@@ -16,10 +21,9 @@ pub(super) enum Room {
 }
 
 impl Room {
-    /// What there is when the data is over its limit. A principal's share is the limit by the number of principals. Far over it,
-    /// the machine's own disk is at stake.
+    /// What there is when the data is over its limit. Far over it, the machine's own disk is at stake.
     pub fn over(limit: u64, bytes: u64, by_principal: HashMap<String, u64>) -> Self {
-        let share = limit / (by_principal.len().max(1) as u64);
+        let share = share(limit, &by_principal);
         if bytes > limit.saturating_mul(2) {
             return Self::None;
         }
