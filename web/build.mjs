@@ -42,12 +42,9 @@ await build({
 const MOST_FIRST_BYTES = 60_000;
 
 const here = new URL(".", import.meta.url).pathname;
-const page = new URL("dist/page/", import.meta.url);
-const { metafile } = await build({
+/** How our own code is packed, for the page and for npm. */
+const OURS = {
   absWorkingDir: here,
-  entryPoints: ["src/page.ts", "src/cell.ts", "src/frame.ts", "src/page.css", "src/frame.css"],
-  outdir: page.pathname,
-  entryNames: "[name]-[hash]",
   chunkNames: "part-[hash]",
   bundle: true,
   splitting: true,
@@ -56,6 +53,13 @@ const { metafile } = await build({
   target: "es2022",
   charset: "utf8",
   legalComments: "eof",
+};
+const page = new URL("dist/page/", import.meta.url);
+const { metafile } = await build({
+  entryPoints: ["src/page.ts", "src/cell.ts", "src/frame.ts", "src/page.css", "src/frame.css"],
+  outdir: page.pathname,
+  entryNames: "[name]-[hash]",
+  ...OURS,
   metafile: true,
 });
 
@@ -93,17 +97,9 @@ if (total > MOST_FIRST_BYTES) throw new Error(`the page's first load is too larg
 const npm = new URL("npm/", import.meta.url);
 await rm(npm, { recursive: true, force: true });
 await build({
-  absWorkingDir: here,
   entryPoints: { "cellkeep-cell": "src/cell.ts" },
   outdir: npm.pathname,
-  chunkNames: "part-[hash]",
-  bundle: true,
-  splitting: true,
-  minify: true,
-  format: "esm",
-  target: "es2022",
-  charset: "utf8",
-  legalComments: "eof",
+  ...OURS,
   external: ["lit", "lit/*"],
 });
 await promisify(execFile)("npx", ["--no-install", "tsc", "-p", "tsconfig.npm.json"], { cwd: here });
