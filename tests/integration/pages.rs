@@ -242,7 +242,7 @@ raise ValueError(tag)
 "#;
 
 /// What is said first to whoever listens here. Never ends if nothing is.
-async fn first_words(listener: tokio::net::TcpListener) -> String {
+pub async fn first_words(listener: tokio::net::TcpListener) -> String {
     let (words, mut heard) = tokio::sync::mpsc::channel(1);
     let accepting = async {
         loop {

@@ -87,6 +87,8 @@ impl Browser {
 
     /// Evaluates an expression in each frame that is there.
     pub async fn evaluate_in_frames(&mut self, expression: &str) -> Vec<Value> {
+        // Which there are is told before this is answered.
+        self.evaluate("1").await;
         let mut values = Vec::new();
         for (process, document) in self.frames.clone() {
             let parameters = json!({"expression": expression, "returnByValue": true, "contextId": document});
