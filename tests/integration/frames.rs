@@ -44,34 +44,36 @@ window.told = {}; window.threw = {};
 addEventListener("message", ({data}) => { if (Array.isArray(data)) told[data[0]] = data[1] });
 const page = way => `<script>parent.postMessage(['${way}', typeof RTCPeerConnection], '*')<\/script>`;
 const quoted = way => page(way).replaceAll('"', '&quot;').replaceAll('<', '&lt;');
-const make = () => place.appendChild(document.createElement("iframe"));
+// Not spelled out, or it would be our name for it already.
+const name = "src" + "doc", tag = "if" + "rame";
+const make = () => place.appendChild(document.createElement(tag));
 const native = Element.prototype.setAttribute;
 const ways = {
-  property: way => make().srcdoc = page(way),
-  attribute: way => make().setAttribute("SRCDOC", page(way)),
-  native: way => native.call(make(), "srcdoc", page(way)),
-  namespaced: way => make().setAttributeNS(null, "srcdoc", page(way)),
-  node: way => { const node = document.createAttribute("srcdoc"); node.value = page(way); make().setAttributeNode(node) },
-  named: way => { const node = document.createAttribute("srcdoc"); node.value = page(way); make().attributes.setNamedItem(node) },
-  changed: way => { const frame = make(), node = document.createAttribute("srcdoc"); frame.setAttributeNode(node); node.value = page(way) },
-  inner: way => { const box = document.createElement("div"); place.append(box); box.innerHTML = `<iframe srcdoc="${quoted(way)}"></iframe>` },
-  outer: way => { const box = document.createElement("div"); place.append(box); box.outerHTML = `<iframe SRCdoc="${quoted(way)}"></iframe>` },
-  adjacent: way => place.insertAdjacentHTML("beforeend", `<iframe srcdoc="${quoted(way)}"></iframe>`),
-  unsafe: way => { const box = document.createElement("div"); place.append(box); box.setHTMLUnsafe(`<iframe srcdoc="${quoted(way)}"></iframe>`) },
-  fragment: way => place.append(document.createRange().createContextualFragment(`<iframe srcdoc="${quoted(way)}"></iframe>`)),
-  parsed: way => place.append(document.adoptNode(new DOMParser().parseFromString(`<iframe srcdoc="${quoted(way)}"></iframe>`, "text/html").body.firstChild)),
-  unsafely: way => place.append(document.adoptNode(Document.parseHTMLUnsafe(`<iframe srcdoc="${quoted(way)}"></iframe>`).body.firstChild)),
-  xml: way => place.append(document.adoptNode(new DOMParser().parseFromString(`<iframe xmlns="http://www.w3.org/1999/xhtml" srcdoc="${quoted(way)}"/>`, "text/xml").documentElement)),
+  property: way => make()[name] = page(way),
+  attribute: way => make().setAttribute(name.toUpperCase(), page(way)),
+  native: way => native.call(make(), name, page(way)),
+  namespaced: way => make().setAttributeNS(null, name, page(way)),
+  node: way => { const node = document.createAttribute(name); node.value = page(way); make().setAttributeNode(node) },
+  named: way => { const node = document.createAttribute(name); node.value = page(way); make().attributes.setNamedItem(node) },
+  changed: way => { const frame = make(), node = document.createAttribute(name); frame.setAttributeNode(node); node.value = page(way) },
+  inner: way => { const box = document.createElement("div"); place.append(box); box.innerHTML = `<${tag} ${name}="${quoted(way)}"></${tag}>` },
+  outer: way => { const box = document.createElement("div"); place.append(box); box.outerHTML = `<${tag} SRCdo${"c"}="${quoted(way)}"></${tag}>` },
+  adjacent: way => place.insertAdjacentHTML("beforeend", `<${tag} ${name}="${quoted(way)}"></${tag}>`),
+  unsafe: way => { const box = document.createElement("div"); place.append(box); box.setHTMLUnsafe(`<${tag} ${name}="${quoted(way)}"></${tag}>`) },
+  fragment: way => place.append(document.createRange().createContextualFragment(`<${tag} ${name}="${quoted(way)}"></${tag}>`)),
+  parsed: way => place.append(document.adoptNode(new DOMParser().parseFromString(`<${tag} ${name}="${quoted(way)}"></${tag}>`, "text/html").body.firstChild)),
+  unsafely: way => place.append(document.adoptNode(Document.parseHTMLUnsafe(`<${tag} ${name}="${quoted(way)}"></${tag}>`).body.firstChild)),
+  xml: way => place.append(document.adoptNode(new DOMParser().parseFromString(`<${tag} xmlns="http://www.w3.org/1999/xhtml" ${name}="${quoted(way)}"/>`, "text/xml").documentElement)),
   entity: way => place.append(document.adoptNode(new DOMParser().parseFromString(`<!DOCTYPE x [<!ENTITY e "<i:ifr&#97;me xmlns:i='http://www.w3.org/1999/xhtml' srcd&#111;c='${quoted(quoted(way))}'/>">]><x>&e;</x>`, "text/xml").documentElement.firstChild)),
-  inert: way => { const other = document.implementation.createHTMLDocument(), frame = other.createElement("iframe"); native.call(frame, "srcdoc", page(way)); place.append(frame) },
-  cloned: way => { const template = document.createElement("template"); template.innerHTML = `<iframe srcdoc="${quoted(way)}"></iframe>`; place.append(template.content.cloneNode(true)) },
-  xslt: way => { const sheet = new DOMParser().parseFromString(`<x:stylesheet version="1.0" xmlns:x="http://www.w3.org/1999/XSL/Transform"><x:template match="/"><x:element name="iframe" namespace="http://www.w3.org/1999/xhtml"><x:attribute name="{concat('src','doc')}">${quoted(way)}</x:attribute></x:element></x:template></x:stylesheet>`, "text/xml");
+  inert: way => { const other = document.implementation.createHTMLDocument(), frame = other.createElement(tag); native.call(frame, name, page(way)); place.append(frame) },
+  cloned: way => { const template = document.createElement("template"); template.innerHTML = `<${tag} ${name}="${quoted(way)}"></${tag}>`; place.append(template.content.cloneNode(true)) },
+  xslt: way => { const sheet = new DOMParser().parseFromString(`<x:stylesheet version="1.0" xmlns:x="http://www.w3.org/1999/XSL/Transform"><x:template match="/"><x:element name="${tag}" namespace="http://www.w3.org/1999/xhtml"><x:attribute name="{concat('src','doc')}">${quoted(way)}</x:attribute></x:element></x:template></x:stylesheet>`, "text/xml");
     const processor = new XSLTProcessor(); processor.importStylesheet(sheet); place.append(processor.transformToFragment(new DOMParser().parseFromString("<a/>", "text/xml"), document)) },
-  approved: way => native.call(make(), "srcdoc", trustedTypes.defaultPolicy.createHTML(page(way))),
-  policy: way => native.call(make(), "srcdoc", trustedTypes.createPolicy("default", {createHTML: text => text}).createHTML(page(way))),
+  approved: way => native.call(make(), name, trustedTypes.defaultPolicy.createHTML(page(way))),
+  policy: way => native.call(make(), name, trustedTypes.createPolicy("default", {createHTML: text => text}).createHTML(page(way))),
   script: way => { make().src = `javascript:parent.postMessage(['${way}', typeof RTCPeerConnection], '*')` },
   reached: way => told[way] = typeof make().contentWindow.RTCPeerConnection,
-  command: way => { const box = document.createElement("div"); box.contentEditable = true; place.append(box); box.focus(); document.execCommand("insertHTML", false, `<iframe srcdoc="${quoted(way)}"></iframe>`) },
+  command: way => { const box = document.createElement("div"); box.contentEditable = true; place.append(box); box.focus(); document.execCommand("insertHTML", false, `<${tag} ${name}="${quoted(way)}"></${tag}>`) },
 };
 for (const [way, go] of Object.entries(ways)) try { go(way) } catch (error) { threw[way] = String(error) }
 told.here = typeof RTCPeerConnection;
@@ -84,9 +86,8 @@ addEventListener("message", ({data}) => { if (Array.isArray(data)) told[data[0]]
 const page = way => `&lt;script>parent.postMessage(['${way}', typeof RTCPeerConnection], '*')&lt;/script>`;
 document.open();
 document.write("<p>w</p><ifr"); document.write(`ame srcd`); document.write(`oc="${page("pieces")}"></iframe>`);
-document.write(`<iframe srcdoc="${page("written")}"></iframe>`);
+document.write(`<if${"rame"} src${"doc"}="${page("written")}"></iframe>`);
 document.write("<iframe "); document.writeln(`srcdoc="${page("parts")}"></iframe>`);
-document.close();
 addEventListener("message", ({data}) => { if (Array.isArray(data)) told[data[0]] = data[1] });
 </script>"#;
 
