@@ -31,7 +31,7 @@ use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
 use crate::session::{self, SessionError, SessionEvents, SessionHandle, SessionParts, Telling, VolatileJournal};
 
 pub use crate::sandbox::SandboxRecord;
-pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, TooHeavy, from_ms, now_ms, seconds_in_ms};
+pub use crate::store::{ArtifactRow, EventRow, SessionRow, Store, StoreError, TooHeavy, from_ms, now_ms, seconds_in_ms};
 pub use files::{FileEntry, FileError, MAX_FILE};
 pub use journal::Follower;
 pub use keeper::{Facts, Keeper};
