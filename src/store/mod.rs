@@ -77,10 +77,18 @@ type Finish = Box<dyn FnOnce(Option<&StoreError>) + Send>;
 /// Does its work, or hears why no transaction could begin.
 type Job = Box<dyn FnOnce(Result<&Connection, &StoreError>) -> Finish + Send>;
 
+/// What the writer is asked for.
+enum Work {
+    /// Something to be committed.
+    Commit(Job),
+    /// To merge the log into the file, waiting no longer than this for readers.
+    Merge(Duration, oneshot::Sender<Result<bool, StoreError>>),
+}
+
 /// The store. Clones share it; the last one closes it.
 #[derive(Clone)]
 pub struct Store {
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::UnboundedSender<Work>,
     readers: Arc<Readers>,
 }
 
@@ -119,8 +127,22 @@ impl Store {
                 let _ = reply.send(result);
             })
         };
-        self.jobs.send(Box::new(job)).map_err(|_| StoreError::Closed)?;
+        self.jobs.send(Work::Commit(Box::new(job))).map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Merges the log into the file, so that the file holds all there is until something is written again. Gives up after a while,
+    /// and for readers that do not end: then the log stays, in which nothing is lost. Whether it was merged.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn merge_log(&self, within: Duration) -> Result<bool, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Work::Merge(within, reply)).map_err(|_| StoreError::Closed)?;
+        match tokio::time::timeout(within * 2, answer).await {
+            Ok(merged) => merged.map_err(|_| StoreError::Closed)?,
+            Err(_) => Ok(false),
+        }
     }
 
     async fn read<T: Send + 'static>(
@@ -176,13 +198,26 @@ fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-fn write_until_closed(connection: &Connection, mut queue: mpsc::UnboundedReceiver<Job>) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut jobs = vec![first];
-        while jobs.len() < BATCH
-            && let Ok(job) = queue.try_recv()
-        {
-            jobs.push(job);
+fn write_until_closed(connection: &Connection, mut queue: mpsc::UnboundedReceiver<Work>) {
+    let mut next = None;
+    while let Some(first) = next.take().or_else(|| queue.blocking_recv()) {
+        let mut jobs = match first {
+            Work::Commit(job) => vec![job],
+            Work::Merge(within, reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(merge_log(connection, within).map_err(StoreError::from));
+                continue;
+            }
+        };
+        while jobs.len() < BATCH {
+            match queue.try_recv() {
+                Ok(Work::Commit(job)) => jobs.push(job),
+                Ok(other) => {
+                    next = Some(other);
+                    break;
+                }
+                Err(_) => break,
+            }
         }
         let mut jobs = jobs.into_iter();
         while jobs.len() > 0 {
@@ -190,6 +225,14 @@ fn write_until_closed(connection: &Connection, mut queue: mpsc::UnboundedReceive
         }
     }
     // The log is merged into the file by closing the last connection.
+}
+
+/// Between two commits, on the writer's own connection. Nothing of the file is opened or closed for it (see [`make_private`]).
+fn merge_log(connection: &Connection, within: Duration) -> rusqlite::Result<bool> {
+    connection.busy_timeout(within)?;
+    let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+    connection.busy_timeout(BUSY)?;
+    Ok(!busy?)
 }
 
 /// Commits jobs together until there are no more, or until one makes SQLite give up the whole transaction.

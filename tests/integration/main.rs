@@ -41,6 +41,7 @@ mod shares;
 mod sweeping;
 mod talks;
 mod tidying;
+mod traces;
 mod transcripts;
 mod versions;
 mod weak_hosts;
