@@ -27,6 +27,9 @@ use crate::policy::Limits;
 use crate::sandbox::SandboxState;
 use crate::wire::{Channel, Message, json as wire_json};
 
+/// How long, and how many bytes of, messages of which nothing follows may stay with the agent until something is written anyway. A
+/// cell's `busy`, its echoed input and its reply would each cost a commit that holds up the next.
+const UNWRITTEN: (Duration, usize) = (Duration::from_secs(1), 64 << 10);
 /// Room above the output limit for what the agent does not count, bytes; an eighth of the limit comes to it.
 const OUTPUT_SLACK: u64 = 1 << 20;
 /// Ended runs that late output still finds: threads go on printing after their cell.
@@ -105,6 +108,7 @@ pub(super) struct Core {
     pub(super) notices: u32,
     pub(super) effects: Vec<Effect>,
     pub(super) written: Written,
+    pub(super) unwritten: Option<Unwritten>,
 }
 
 pub(super) struct Active {
@@ -130,6 +134,15 @@ pub(super) struct Recent {
     pub run: RunId,
     pub number: u32,
     pub bytes: u64,
+}
+
+/// Messages that have been taken in, and of which nothing follows: to a later server they may come again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unwritten {
+    /// When that is written down at the latest.
+    pub until: Instant,
+    /// Bytes that the agent keeps meanwhile.
+    pub bytes: usize,
 }
 
 /// What is written down already: most pieces change neither.
@@ -207,6 +220,7 @@ impl Core {
             notices: 0,
             effects: Vec::new(),
             written: Written::default(),
+            unwritten: None,
         }
     }
 
@@ -252,7 +266,11 @@ impl Core {
     }
 
     /// What is to be written down, and what is to be done after that.
-    pub fn take_out(&mut self) -> (Piece, Vec<Effect>) {
+    pub fn take_out(&mut self, now: Now) -> (Piece, Vec<Effect>) {
+        if self.can_wait(now) {
+            return (Piece::default(), Vec::new());
+        }
+        self.unwritten = None;
         let mut piece = std::mem::take(&mut self.piece);
         for number in std::mem::take(&mut self.touched) {
             if let Some(cell) = self.cells.get(number) {
@@ -269,6 +287,21 @@ impl Core {
             }
         }
         (piece, std::mem::take(&mut self.effects))
+    }
+
+    /// Whether there is nothing but the news that the agent's messages have been taken in.
+    fn can_wait(&self, now: Now) -> bool {
+        self.piece.tells_only_position()
+            && self.touched.is_empty()
+            && self.effects.is_empty()
+            && self.info == self.written.info
+            && self.unwritten.is_some_and(|waits| waits.bytes < UNWRITTEN.1 && now.instant < waits.until)
+    }
+
+    /// A message of so many bytes is being taken in.
+    pub(super) fn count_unwritten(&mut self, now: Now, bytes: usize) {
+        let until = now.instant + UNWRITTEN.0;
+        self.unwritten.get_or_insert(Unwritten { until, bytes: 0 }).bytes += bytes;
     }
 
     fn resume(&self) -> Option<String> {
@@ -507,7 +540,8 @@ impl Core {
         let run = active.filter(|_| self.is_current()).and_then(|active| active.run.deadline());
         let timeout = active.and_then(Active::times_out_at);
         let ladder = active.and_then(|active| active.ladder.as_ref()).and_then(Ladder::deadline);
-        [run, timeout, ladder, self.start_deadline, self.subshell_deadline()].into_iter().flatten().min()
+        let unwritten = self.unwritten.map(|waits| waits.until);
+        [run, timeout, ladder, self.start_deadline, self.subshell_deadline(), unwritten].into_iter().flatten().min()
     }
 
     pub fn tick(&mut self, now: Now) {

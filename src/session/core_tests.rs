@@ -130,7 +130,7 @@ impl Bench {
     }
 
     fn out(&mut self) -> (Piece, Vec<Effect>) {
-        self.core.take_out()
+        self.core.take_out(self.now)
     }
 
     fn effects(&mut self) -> Vec<Effect> {

@@ -118,7 +118,7 @@ pub async fn end_stored(stored: Stored, was_over: bool, why: &str, mut journal: 
         let facts = Facts { name: String::new(), limits, late_output: Duration::ZERO, durable: true, telling };
         let mut core = Core::restore(facts, stored, now());
         core.end(now(), why);
-        let (piece, _) = core.take_out();
+        let (piece, _) = core.take_out(now());
         while let Err(error) = journal.append(&piece).await {
             tracing::error!(%error, "cannot write the journal; trying again");
             tokio::time::sleep(TRY_AGAIN).await;
@@ -274,7 +274,7 @@ impl Driver {
 
     /// Writes down what has happened; then does and tells what follows from it.
     async fn write_and_act(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) {
-        let (piece, effects) = self.core.take_out();
+        let (piece, effects) = self.core.take_out(now());
         if !piece.is_empty() {
             self.write(&piece, commands).await;
         }

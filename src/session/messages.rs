@@ -32,9 +32,11 @@ impl Core {
         if self.is_gone() {
             return;
         }
+        let bytes = event.weight();
         match event {
             LinkEvent::Attached(hello) => self.attached(now, hello),
             LinkEvent::Event { seq, event } => {
+                self.count_unwritten(now, bytes);
                 self.take_event(now, event);
                 self.taken(now, seq);
             }

@@ -178,13 +178,13 @@ impl World {
     /// What the driver does after each thing that happened.
     fn turn(&mut self) {
         self.core.tick(self.now());
-        let (piece, effects) = self.core.take_out();
+        let (piece, effects) = self.core.take_out(self.now());
         let crash = if piece.is_empty() { None } else { self.crash.take() };
         if matches!(crash, Some(Crash::BeforeWriting)) {
             return self.restart_server(0);
         }
-        let taken = std::mem::take(&mut self.taken);
         if !piece.is_empty() {
+            let taken = std::mem::take(&mut self.taken);
             self.book.append(&piece, &taken);
             self.book.same_cells(self.core.cells.iter());
         }
@@ -465,7 +465,7 @@ impl World {
         self.core.sandbox_is(self.now(), &SandboxState::Ended { why: "again".to_owned() });
         self.passed += Duration::from_secs(1000);
         self.core.tick(self.now());
-        let (piece, _) = self.core.take_out();
+        let (piece, _) = self.core.take_out(self.now());
         assert!(piece.is_empty() && self.core.state == state, "{piece:?}");
     }
 }

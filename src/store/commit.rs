@@ -8,6 +8,9 @@ use super::sessions::{signed, unsigned};
 use super::{Store, StoreError};
 use crate::ids::{Epoch, Seq, SessionId};
 
+/// Bytes of events, and cells, that are written in well under a millisecond.
+const SHORT: (usize, usize) = (128 << 10, 32);
+
 /// One piece of a session's journal. All of it is stored, or nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Commit {
@@ -151,7 +154,10 @@ impl Store {
     /// [`StoreError`]; nothing was written then, and the same piece can be tried again.
     pub async fn commit(&self, session: &SessionId, commit: Commit) -> Result<(), StoreError> {
         let id = session.clone();
-        self.write(move |connection| write(connection, &id, &commit)).await
+        let bytes: usize = commit.events.iter().map(|event| event.body.len()).sum();
+        let is_short = bytes <= SHORT.0 && commit.cells.len() <= SHORT.1;
+        let work = move |connection: &Connection| write(connection, &id, &commit);
+        if is_short { self.writer.write(work).await } else { self.writer.write_long(work).await }
     }
 
     /// A session's artifacts, in the order of their making.

@@ -108,7 +108,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn insert_session(&self, session: SessionRow) -> Result<(), StoreError> {
-        self.write(move |connection| insert(connection, &session)).await
+        self.writer.write(move |connection| insert(connection, &session)).await
     }
 
     /// Gives a session that was made ahead to its owner.
@@ -116,7 +116,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn claim_session(&self, row: SessionRow) -> Result<(), StoreError> {
-        self.write(move |connection| {
+        self.writer.write(move |connection| {
             let update = "UPDATE sessions SET principal = ?2, name = ?3, spec = ?4, created_at = ?5, last_active_at = ?6, \
                           expires_at = ?7 WHERE id = ?1";
             let SessionRow { id, principal, name, spec, created_at, last_active_at, expires_at, .. } = row;
@@ -134,10 +134,13 @@ impl Store {
     /// [`StoreError`].
     pub async fn set_sandbox(&self, session: &SessionId, record: String) -> Result<(), StoreError> {
         let id = session.clone();
-        self.write(move |connection| {
-            connection.execute("UPDATE sessions SET sandbox = ?2 WHERE id = ?1", params![id.as_str(), record]).map(|_| ())
-        })
-        .await
+        self.writer
+            .write(move |connection| {
+                connection
+                    .execute("UPDATE sessions SET sandbox = ?2 WHERE id = ?1", params![id.as_str(), record])
+                    .map(|_| ())
+            })
+            .await
     }
 
     /// Changes what its owner may change of a session, its name, its spec and its end, in one piece. `false`: there is none.
@@ -150,17 +153,18 @@ impl Store {
         change: impl FnOnce(&mut SessionRow) + Send + 'static,
     ) -> Result<bool, StoreError> {
         let id = session.clone();
-        self.write(move |connection| {
-            let select = format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1");
-            let Some(mut row) = connection.prepare_cached(&select)?.query_row([id.as_str()], read).optional()? else {
-                return Ok(false);
-            };
-            change(&mut row);
-            let update = "UPDATE sessions SET name = ?2, spec = ?3, expires_at = ?4 WHERE id = ?1";
-            connection.prepare_cached(update)?.execute(params![id.as_str(), row.name, row.spec, row.expires_at])?;
-            Ok(true)
-        })
-        .await
+        self.writer
+            .write(move |connection| {
+                let select = format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1");
+                let Some(mut row) = connection.prepare_cached(&select)?.query_row([id.as_str()], read).optional()? else {
+                    return Ok(false);
+                };
+                change(&mut row);
+                let update = "UPDATE sessions SET name = ?2, spec = ?3, expires_at = ?4 WHERE id = ?1";
+                connection.prepare_cached(update)?.execute(params![id.as_str(), row.name, row.spec, row.expires_at])?;
+                Ok(true)
+            })
+            .await
     }
 
     /// What the session's notebook file said, if there was one.
@@ -182,19 +186,20 @@ impl Store {
     /// [`StoreError`].
     pub async fn delete_session(&self, session: &SessionId) -> Result<Vec<String>, StoreError> {
         let id = session.clone();
-        self.write(move |connection| {
-            let orphans = "SELECT DISTINCT sha256 FROM artifacts AS mine WHERE session = ?1 AND NOT EXISTS \
+        self.writer
+            .write_long(move |connection| {
+                let orphans = "SELECT DISTINCT sha256 FROM artifacts AS mine WHERE session = ?1 AND NOT EXISTS \
                            (SELECT 1 FROM artifacts WHERE sha256 = mine.sha256 AND session <> ?1)";
-            let orphans = connection
-                .prepare_cached(orphans)?
-                .query_map([id.as_str()], |row| row.get(0))?
-                .collect::<rusqlite::Result<_>>()?;
-            connection.execute("DELETE FROM sessions WHERE id = ?1", [id.as_str()])?;
-            // Given back in pieces, so that one large session does not hold up the others.
-            connection.execute_batch("PRAGMA incremental_vacuum(4096)")?;
-            Ok(orphans)
-        })
-        .await
+                let orphans = connection
+                    .prepare_cached(orphans)?
+                    .query_map([id.as_str()], |row| row.get(0))?
+                    .collect::<rusqlite::Result<_>>()?;
+                connection.execute("DELETE FROM sessions WHERE id = ?1", [id.as_str()])?;
+                // Given back in pieces, so that one large session does not hold up the others.
+                connection.execute_batch("PRAGMA incremental_vacuum(4096)")?;
+                Ok(orphans)
+            })
+            .await
     }
 
     /// One session.
