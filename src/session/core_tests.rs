@@ -393,6 +393,36 @@ fn a_cut_between_a_reply_and_its_outputs_ends_nothing() {
 // ---- after a crash --------------------------------------------------------------------------------------------------
 
 #[test]
+fn what_a_thread_of_long_ago_prints_is_shown_at_the_last_cell() {
+    let mut bench = Bench::ready();
+    let mut runs = Vec::new();
+    for number in 0..40 {
+        let run = bench.run(&format!("c{number}"));
+        bench.replies(&run);
+        runs.push(run);
+    }
+    bench.out();
+    bench.prints(&runs[39], "own");
+    bench.prints(&runs[0], "of long ago");
+    bench.says(Channel::Iopub, &runs[0], "clear_output", &json!({"wait": false}));
+    bench.prints("nobody's", "x");
+    bench.prints(&runs[20], "earlier");
+    let (piece, _) = bench.out();
+    let told: Vec<(&str, String)> = piece
+        .events
+        .iter()
+        .map(|event| match &event.body {
+            EventBody::Append { output, .. } => {
+                (event.cell.as_deref().unwrap(), output["text"].as_str().unwrap().to_owned())
+            }
+            EventBody::Stream { text, .. } => (event.cell.as_deref().unwrap(), text.clone()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(told, [("c39", "own".to_owned()), ("c39", "of long ago".to_owned()), ("c20", "earlier".to_owned())]);
+}
+
+#[test]
 fn what_a_later_server_cannot_read_costs_the_run_and_not_the_session() {
     let mut bench = Bench::ready();
     bench.run("a");

@@ -21,6 +21,7 @@ mod floods;
 mod hostile;
 mod interrupts;
 mod large_answers;
+mod late_output;
 mod link;
 mod long_text;
 mod many;
