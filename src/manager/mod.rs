@@ -3,6 +3,7 @@
 
 mod care;
 mod compaction;
+mod executions;
 mod files;
 mod journal;
 mod keeper;

@@ -173,7 +173,13 @@ impl Core {
     }
 
     /// Runs a cell again: its former outputs go when it is queued.
-    pub fn run_cell(&mut self, now: Now, id: &str, options: Option<RunOptions>) -> Result<Cell, Denied> {
+    pub fn run_cell(
+        &mut self,
+        now: Now,
+        id: &str,
+        options: Option<RunOptions>,
+        trace: Option<String>,
+    ) -> Result<Cell, Denied> {
         self.check_alive()?;
         let number = self.number_of(id)?;
         let mut cell = self.view(number)?;
@@ -185,7 +191,7 @@ impl Core {
         }
         self.check_queue(1)?;
         let former = RunOptions { group: None, allow_error: false, ..cell.options.clone() };
-        let options = options.unwrap_or(former);
+        let options = RunOptions { trace, ..options.unwrap_or(former) };
         if options != cell.options {
             cell.options = options;
             self.cells.put(cell.clone());

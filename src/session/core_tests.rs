@@ -223,9 +223,9 @@ fn the_queue_and_the_notebook_are_bounded() {
     }
     assert!(matches!(bench.add("more", true), Err(Denied::TooMany { limit: 10_000, .. })));
     bench.add("idle", false).unwrap();
-    assert!(matches!(bench.core.run_cell(bench.now, "idle", None), Err(Denied::TooMany { .. })));
+    assert!(matches!(bench.core.run_cell(bench.now, "idle", None, None), Err(Denied::TooMany { .. })));
     bench.core.cancel_cell(bench.now, "c500").unwrap();
-    bench.core.run_cell(bench.now, "idle", None).unwrap();
+    bench.core.run_cell(bench.now, "idle", None, None).unwrap();
 
     let large = |bytes| CellEdit { source: Some("x".repeat(bytes)), ..CellEdit::default() };
     bench.core.edit_cell(bench.now, "c0", large(150 << 20)).unwrap();
@@ -239,13 +239,13 @@ fn what_cannot_be_done_is_denied_by_name() {
     let mut bench = Bench::ready();
     let text = NewCell { id: Some("t".to_owned()), cell_type: Some(CellType::Markdown), run: true, ..NewCell::default() };
     assert_eq!(bench.core.add_cell(bench.now, text).unwrap().run.phase, CellPhase::Finished, "text is not run");
-    assert!(matches!(bench.core.run_cell(bench.now, "t", None), Err(Denied::NotCode { .. })));
+    assert!(matches!(bench.core.run_cell(bench.now, "t", None, None), Err(Denied::NotCode { .. })));
     bench.run("a");
     bench.add("b", true).unwrap();
     let to_text = CellEdit { cell_type: Some(CellType::Raw), ..CellEdit::default() };
     for (id, phase) in [("a", "running"), ("b", "queued")] {
         let busy = Denied::InProgress { id: id.to_owned(), phase };
-        assert_eq!(bench.core.run_cell(bench.now, id, None), Err(busy.clone()));
+        assert_eq!(bench.core.run_cell(bench.now, id, None, None), Err(busy.clone()));
         assert_eq!(bench.core.edit_cell(bench.now, id, to_text.clone()), Err(busy));
     }
     assert!(matches!(bench.core.delete_cell(bench.now, "a"), Err(Denied::InProgress { .. })));
@@ -391,6 +391,36 @@ fn a_cut_between_a_reply_and_its_outputs_ends_nothing() {
 }
 
 // ---- after a crash --------------------------------------------------------------------------------------------------
+
+#[test]
+fn what_a_thread_of_long_ago_prints_is_shown_at_the_last_cell() {
+    let mut bench = Bench::ready();
+    let mut runs = Vec::new();
+    for number in 0..40 {
+        let run = bench.run(&format!("c{number}"));
+        bench.replies(&run);
+        runs.push(run);
+    }
+    bench.out();
+    bench.prints(&runs[39], "own");
+    bench.prints(&runs[0], "of long ago");
+    bench.says(Channel::Iopub, &runs[0], "clear_output", &json!({"wait": false}));
+    bench.prints("nobody's", "x");
+    bench.prints(&runs[20], "earlier");
+    let (piece, _) = bench.out();
+    let told: Vec<(&str, String)> = piece
+        .events
+        .iter()
+        .map(|event| match &event.body {
+            EventBody::Append { output, .. } => {
+                (event.cell.as_deref().unwrap(), output["text"].as_str().unwrap().to_owned())
+            }
+            EventBody::Stream { text, .. } => (event.cell.as_deref().unwrap(), text.clone()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(told, [("c39", "own".to_owned()), ("c39", "of long ago".to_owned()), ("c20", "earlier".to_owned())]);
+}
 
 #[test]
 fn what_a_later_server_cannot_read_costs_the_run_and_not_the_session() {
@@ -540,7 +570,7 @@ fn a_cell_that_fails_cancels_its_group_and_nothing_else() {
     assert_eq!(bench.cell("a").run.phase, CellPhase::Finished, "all are queued, or none");
     bench.core.run_cells(bench.now, runs(&["a", "b"], true)).unwrap();
     bench.core.run_cells(bench.now, runs(&["c"], false)).unwrap();
-    bench.core.run_cell(bench.now, "alone", None).unwrap();
+    bench.core.run_cell(bench.now, "alone", None, None).unwrap();
     let fail = |bench: &mut Bench, id: &str| {
         let run = bench.cell(id).run.run.clone().unwrap().0;
         bench.says(Channel::Iopub, &run, "status", &json!({"execution_state": "idle"}));

@@ -106,7 +106,7 @@ pub fn start(parts: SessionParts) -> SessionHandle {
         told,
     };
     tokio::spawn(driver.run(events, command_receiver, told_receiver));
-    SessionHandle { commands, state: state_receiver, info: info_receiver }
+    SessionHandle { commands, state: state_receiver, info: info_receiver, trace: None }
 }
 
 /// A session whose sandbox is gone, as an earlier process has stored it: what ran in it ends in the journal, unless the session
@@ -126,7 +126,7 @@ pub async fn end_stored(stored: Stored, was_over: bool, why: &str, mut journal: 
     }
     // The other end is dropped: whoever sends is told that the session is over.
     let (commands, _) = mpsc::unbounded_channel();
-    SessionHandle { commands, state: watch::channel(gone).1, info: watch::channel(Value::Null).1 }
+    SessionHandle { commands, state: watch::channel(gone).1, info: watch::channel(Value::Null).1, trace: None }
 }
 
 fn now() -> Now {
@@ -186,8 +186,8 @@ impl Driver {
                 let answer = core.add_cell(now, *cell);
                 self.answer(reply, answer);
             }
-            Command::Run { id, options, reply } => {
-                let answer = core.run_cell(now, &id, options);
+            Command::Run { id, options, trace, reply } => {
+                let answer = core.run_cell(now, &id, options, trace);
                 self.answer(reply, answer);
             }
             Command::RunAll { runs, reply } => {

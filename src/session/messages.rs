@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::cells::Cell;
 use super::core::Core;
 use super::handle::SessionState;
 use super::piece::{EventBody, Telling, value_size};
@@ -124,11 +125,18 @@ impl Core {
     }
 
     /// Output after its cell's end: a thread of it goes on printing, or a process that it has started, of whose output nobody
-    /// knows the cell. That is shown where the reader looks, at the last cell.
+    /// knows the cell. That is shown where the reader looks, at the last cell; so is what comes of a run so long ago that its outputs
+    /// cannot be added to any more.
     fn late_output(&mut self, now: Now, header: &Header, run: &str, message: &Message) {
         let is_stray = run.is_empty() && header.msg_type == "stream";
-        let cell = self.recent.iter().rev().find(|recent| is_stray || recent.run.0 == run).map(|recent| recent.number);
-        match cell {
+        let own = self.recent.iter().find(|recent| recent.run.0 == run).map(|recent| recent.number);
+        let adds = matches!(header.msg_type.as_str(), "stream" | "display_data" | "execute_result" | "error");
+        let shown = own.or_else(|| {
+            let is_old = |cell: &Cell| cell.run.run.as_ref().is_some_and(|id| id.0 == run);
+            let is_anybodys = is_stray || adds && self.cells.iter().any(is_old);
+            self.recent.back().filter(|_| is_anybodys).map(|recent| recent.number)
+        });
+        match shown {
             Some(number) => self.output(now, number, header, message),
             None if is_stray && message.content.len() <= MAX_CHATTER => {
                 let text = message.content_value().get("text").and_then(|text| text.as_str().map(str::to_owned));

@@ -388,10 +388,11 @@ impl World {
                     // Half of all cells: those that may ask.
                     group: stdin.then(|| "together".to_owned()),
                     allow_error: timeout,
+                    trace: None,
                 };
                 self.core.add_cell(now, NewCell { source, run, options, ..NewCell::default() }).map(drop)
             }
-            Deed::Run(cell) => self.core.run_cell(now, &self.cell(cell), None).map(drop),
+            Deed::Run(cell) => self.core.run_cell(now, &self.cell(cell), None, None).map(drop),
             Deed::Edit(cell, source) => {
                 let edit = CellEdit { source: Some(source), ..CellEdit::default() };
                 self.core.edit_cell(now, &self.cell(cell), edit).map(drop)

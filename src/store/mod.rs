@@ -91,6 +91,16 @@ impl Store {
         Ok(Self { writer: Arc::new(writer), readers: Arc::new(Readers { path: path.to_owned(), idle: Mutex::default() }) })
     }
 
+    /// Merges the log into the file, so that the file holds all there is until something is written again. Gives up after a while,
+    /// and for readers that do not end: then the log stays, in which nothing is lost. Whether it was merged.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn merge_log(&self, within: Duration) -> Result<bool, StoreError> {
+        let merging = self.writer.merge_log(within);
+        tokio::time::timeout(within * 2, merging).await.unwrap_or(Ok(false))
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,

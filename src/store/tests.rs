@@ -313,6 +313,36 @@ async fn a_flood_is_read_from_both_ends() {
     assert_eq!(ends(101, 30).await, (vec![], vec![]));
 }
 
+#[tokio::test]
+async fn the_log_is_merged_into_the_file_and_a_reader_holds_that_up_only_for_a_while() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let log = || fs::metadata(folder.file().with_extension("db-wal")).unwrap().len();
+    let row = session("ann");
+    store.insert_session(row.clone()).await.unwrap();
+    assert!(log() > 0);
+    assert!(store.merge_log(BUSY).await.unwrap());
+    assert_eq!(log(), 0);
+    // The file alone has all of it now.
+    let copy = folder.file().with_extension("copy");
+    fs::copy(folder.file(), &copy).unwrap();
+    assert_eq!(Store::open(&copy).unwrap().session(&row.id).await.unwrap(), Some(row.clone()));
+
+    let reader = Connection::open(folder.file()).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM sessions").unwrap();
+    store.insert_session(session("bob")).await.unwrap();
+    let began = std::time::Instant::now();
+    assert!(!store.merge_log(Duration::from_millis(50)).await.unwrap(), "somebody reads what was before");
+    assert!(began.elapsed() < BUSY);
+    // The store goes on, with its own patience.
+    store.insert_session(session("cyd")).await.unwrap();
+    drop(reader);
+    assert!(store.merge_log(BUSY).await.unwrap());
+    assert_eq!(log(), 0);
+    drop(store);
+    assert_eq!(Store::open(&folder.file()).unwrap().sessions(None).await.unwrap().len(), 3);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn everybody_who_writes_at_once_is_served_also_beside_another_program() {
     let folder = Folder::new();

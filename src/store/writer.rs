@@ -52,6 +52,8 @@ enum Errand {
     Long(Job),
     /// To bring the log into the file.
     Checkpoint,
+    /// The same, all of it and leaving no log, waiting no longer than this for readers.
+    Merge(Duration, oneshot::Sender<Result<bool, StoreError>>),
 }
 
 impl Writer {
@@ -81,6 +83,13 @@ impl Writer {
     pub async fn write_long<T: Send + 'static>(&self, work: impl Work<T>) -> Result<T, StoreError> {
         let (job, answer) = job(work);
         self.errands.send(Errand::Long(job)).map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Leaves no log, unless somebody reads for longer what stood before. Whether it is gone.
+    pub async fn merge_log(&self, within: Duration) -> Result<bool, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.errands.send(Errand::Merge(within, reply)).map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -124,6 +133,11 @@ impl Shared {
                 Errand::Rest => {}
                 Errand::Long(job) => self.waiting().push_back(job),
                 Errand::Checkpoint => self.checkpoint(checkpoints),
+                Errand::Merge(within, reply) => {
+                    let merged = self.alone(|_| merge_all(checkpoints, within));
+                    // Whoever asked may have given up.
+                    let _ = reply.send(merged.map_err(StoreError::from));
+                }
             }
             while !self.waiting().is_empty() {
                 self.commit_with_patience();
@@ -202,6 +216,14 @@ pub(super) fn for_checkpoints(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
     Ok(connection)
+}
+
+/// On a connection that is open: nothing of the file is opened or closed for it (see `make_private`).
+fn merge_all(connection: &Connection, within: Duration) -> rusqlite::Result<bool> {
+    connection.busy_timeout(within)?;
+    let is_busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, bool>(0));
+    connection.busy_timeout(BUSY)?;
+    Ok(!is_busy?)
 }
 
 fn execute(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
