@@ -3,9 +3,11 @@
 use hyper::Method;
 use serde_json::{Value, json};
 
+use crate::elements::{axe_file, look_over};
 use crate::opened::Opened;
 use crate::server::Client;
 use crate::support::model::{Model, Say};
+use crate::support::skip;
 
 /// Writes into the composer as one of its kinds, and sends it by its button.
 async fn compose(opened: &mut Opened, kind: &str, text: &str) {
@@ -232,7 +234,7 @@ async fn late_answers_of_panels_are_not_another_sessions() {
         open_panel(&mut opened, panel).await;
         let here = "page.querySelector('.bar strong').textContent";
         let own = format!(
-            "[...page.querySelector('{element}')?.renderRoot.querySelectorAll('{listed}') ?? []].map(one => one.firstChild.textContent.trim() === 'of_' + {here})"
+            "[...page.querySelector('{element}')?.renderRoot.querySelectorAll('{listed}') ?? []].map(one => one.firstChild.textContent.trim()).filter(name => name.startsWith('of_')).map(name => name === 'of_' + {here})"
         );
         opened.until(&own, &json!([true])).await;
         let left = opened.look(here).await;
@@ -257,7 +259,7 @@ async fn plots_are_loaded_as_they_are_looked_at() {
     let Some(mut opened) = Opened::start("plots-lazy").await else { return };
     let client = opened.server.client();
     let held = client.create(json!({"kernel": "python"})).await;
-    held.ok("from PIL import Image\nfor n in range(120): display(Image.effect_noise((120, 90), 99))").await;
+    held.ok("from PIL import Image\nfor n in range(60): display(Image.effect_noise((120, 90), 99))").await;
     opened.open().await;
     opened.until("cells.length", &json!(1)).await;
     opened.act("cells[0].collapsed = true").await;
@@ -274,4 +276,43 @@ async fn plots_are_loaded_as_they_are_looked_at() {
     opened.act(&format!("{gallery}.querySelector('figure:last-of-type').scrollIntoView()")).await;
     opened.until(&last, &json!(120)).await;
     assert_eq!(opened.end().await, [""; 0]);
+}
+
+/// A long talk, with all that cells show: to be looked at, and to be used without seeing it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn axe_finds_nothing_in_a_talk() {
+    let Ok(script) = std::fs::read_to_string(axe_file()) else { return skip("axe is not there (make web)") };
+    let model = Model::start([
+        Say::Run("I load the table and look at its first rows.", "import pandas as pd\ntable = pd.DataFrame({'city': ['Oslo', 'Rome', 'Lima'], 'people': [709037, 2748109, 10092000]})\ntable"),
+        Say::Run("Now a bar for each city, by its **people**:", "import plotly.express as px\npx.bar(table, x='city', y='people')"),
+        Say::Run("And the mean of a column that is not there, by mistake.", "def mean(frame):\n    return frame['height'].mean()\nmean(table)"),
+        Say::Text("Lima is the largest. What I did:\n\n1. made a `DataFrame`\n2. drew *one* plot\n\n| city | people |\n|---|---|\n| Lima | 10.1 million |\n\n> The sum is $\\sum_i p_i = 13.5$ million.\n\n```python\ntable.people.sum()\n```"),
+        Say::Text("Yes: run the cell below, it asks you for a name."),
+        Say::Refuse(429, "{\"error\": \"quota\"}"),
+    ])
+    .await;
+    let url = model.url();
+    let Some(mut opened) = Opened::start_with("talk-axe", &["--model-url", &url, "--model", "tiny-model-7b"]).await else {
+        return;
+    };
+    look_over(&mut opened.browser, &script, "welcome", &[]).await;
+    compose(&mut opened, "ask", "Which of Oslo, Rome and Lima has the most people? Show me a plot, please.").await;
+    opened.until("[cells.length, page.querySelector('.answers')]", &json!([8, null])).await;
+    compose(&mut opened, "ask", "Can I run something by hand as well?").await;
+    opened.until("[cells.length, page.querySelector('.answers')]", &json!([10, null])).await;
+    compose(&mut opened, "code", "for n in range(400): print('line', n, 'of a long text that is folded')").await;
+    opened.until("phase(cells[10])", &json!("ok")).await;
+    compose(&mut opened, "markdown", "A **note** of mine, with a [link](https://example.org).").await;
+    opened.until("cells.length", &json!(12)).await;
+    compose(&mut opened, "ask", "And again?").await;
+    opened.until("page.querySelector('.notice.bad') !== null", &json!(true)).await;
+    compose(&mut opened, "code", "name = input('Your name? ')").await;
+    opened.until("phase(cells.at(-1))", &json!("input")).await;
+    look_over(&mut opened.browser, &script, "talk", &[]).await;
+    for panel in ["Files", "Plots", "Variables", "Share"] {
+        open_panel(&mut opened, panel).await;
+        opened.until("page.querySelector('.panel')?.ariaLabel", &json!(panel)).await;
+        look_over(&mut opened.browser, &script, &format!("panel-{panel}"), &[]).await;
+    }
+    opened.end().await;
 }
