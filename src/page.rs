@@ -8,15 +8,22 @@ use axum::routing::get;
 
 use crate::web::{self, Asset};
 
-/// Nothing inline, nothing from elsewhere. Pictures of outputs are blobs; frames are ours, and stay so if their content navigates.
+/// Nothing inline, nothing from elsewhere. Pictures of outputs are blobs.
 const PAGE_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media-src blob:; object-src 'none'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A frame's document has an origin of its own, even if somebody opens it as a page, and no network. It may do what it likes
-/// with itself: nothing is there.
+/// The document around an output's frame, which only hands over what it is given. By this policy that frame goes nowhere else, whatever
+/// page is around it.
+const HOLDER_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer-lock; default-src 'none'; script-src 'self'; \
+    style-src 'self'; frame-src 'self'; form-action 'none'; base-uri 'none'; require-trusted-types-for 'script'; \
+    trusted-types 'none'";
+
+/// What shows an output has an origin of its own, even if somebody opens it as a page, and no network. It may do what it likes with
+/// itself: nothing is there. Text that becomes elements passes its own script, which leaves no document in it that has not passed.
 const FRAME_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer-lock; default-src 'none'; \
     script-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; style-src 'self' 'unsafe-inline'; img-src data: blob:; \
-    font-src data:; media-src data: blob:; worker-src blob:; connect-src 'none'; form-action 'none'; base-uri 'none'";
+    font-src data:; media-src data: blob:; worker-src blob:; frame-src 'self'; connect-src 'none'; form-action 'none'; \
+    base-uri 'none'; require-trusted-types-for 'script'; trusted-types default";
 
 const NOT_BUILT: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Cellkeep</title>\
     <h1>This cellkeep was built without its page</h1><p>The page is packed by npm before the program is built: \
@@ -25,11 +32,16 @@ const NOT_BUILT: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\
 
 /// What is served without a token.
 pub fn router() -> Router {
-    Router::new().route("/", get(page)).route("/-/frame", get(frame)).route("/-/assets/{name}", get(asset))
+    let frames = Router::new().route("/-/frame", get(holder)).route("/-/frame/inner", get(frame));
+    frames.route("/", get(page)).route("/-/assets/{name}", get(asset))
 }
 
 async fn page(headers: HeaderMap) -> Response {
     document(web::asset("page/index.html"), &headers, PAGE_POLICY)
+}
+
+async fn holder(headers: HeaderMap) -> Response {
+    document(web::asset("page/holder.html"), &headers, HOLDER_POLICY)
 }
 
 async fn frame(headers: HeaderMap) -> Response {
@@ -120,7 +132,11 @@ mod tests {
 
     #[test]
     fn no_policy_gives_an_output_the_pages_origin() {
-        assert!(!FRAME_POLICY.contains("allow-same-origin") && FRAME_POLICY.contains("connect-src 'none'"));
+        for policy in [HOLDER_POLICY, FRAME_POLICY] {
+            assert!(policy.contains("sandbox allow-scripts") && !policy.contains("allow-same-origin"));
+            assert!(policy.contains("default-src 'none'") && policy.contains("require-trusted-types-for 'script'"));
+        }
+        assert!(FRAME_POLICY.contains("connect-src 'none'") && !HOLDER_POLICY.contains("unsafe"));
         assert!(!PAGE_POLICY.contains("unsafe") && PAGE_POLICY.contains("default-src 'self'"));
         let bare = document(None, &HeaderMap::new(), PAGE_POLICY);
         assert_eq!(bare.headers()[header::CONTENT_SECURITY_POLICY], PAGE_POLICY);

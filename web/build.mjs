@@ -55,15 +55,12 @@ const OURS = {
   legalComments: "eof",
 };
 const page = new URL("dist/page/", import.meta.url);
-const { metafile } = await build({
-  entryPoints: ["src/page.ts", "src/cell.ts", "src/frame.ts", "src/page.css", "src/frame.css"],
-  outdir: page.pathname,
-  entryNames: "[name]-[hash]",
-  ...OURS,
-  metafile: true,
-});
+const entries = { outdir: page.pathname, entryNames: "[name]-[hash]", ...OURS, metafile: true };
+const { metafile } = await build({ ...entries, entryPoints: ["src/page.ts", "src/cell.ts", "src/page.css", "src/frame.css", "src/holder.css"] });
+// Scripts of frames leave no name to what runs beside them.
+const frames = await build({ ...entries, entryPoints: ["src/frame.ts", "src/holder.ts"], format: "iife", splitting: false });
 
-const built = Object.entries(metafile.outputs);
+const built = Object.entries({ ...metafile.outputs, ...frames.metafile.outputs });
 const entry = (source) => basename(built.find(([, output]) => output.entryPoint === source)[0]);
 const imports = (path) =>
   metafile.outputs[path].imports.filter((one) => one.kind === "import-statement").flatMap((one) => [one.path, ...imports(one.path)]);
@@ -77,7 +74,7 @@ const fill = async (template, values) => {
 };
 const preloads = parts.map((part) => `<link rel="modulepreload" href="/-/assets/${part}">`).join("\n");
 await fill("index.html", { style: entry("src/page.css"), script: entry("src/page.ts"), preloads });
-await fill("frame.html", { style: entry("src/frame.css"), script: entry("src/frame.ts") });
+for (const name of ["frame", "holder"]) await fill(`${name}.html`, { style: entry(`src/${name}.css`), script: entry(`src/${name}.ts`) });
 // A name that stays, for pages of others.
 await writeFile(new URL("cellkeep-cell.js", page), `export * from "./${entry("src/cell.ts")}";\n`);
 

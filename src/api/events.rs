@@ -15,12 +15,15 @@ use super::error::Problem;
 use super::{Api, Caller, InPath, Query, guard, view};
 use crate::artifacts::Blobs;
 use crate::ids::{Seq, SessionId};
-use crate::manager::{EventRow, Follower, read_body};
+use crate::manager::{EventRow, Follower, Store, StoreError, read_body};
 use crate::session::{Cell, SessionState};
 use std::sync::Arc;
 
 /// Between two signs of life on a quiet stream: proxies close one after a minute or so.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Bytes of events that are worth holding: of more, nothing is saved by not reading them again.
+const FEW: usize = 64 << 10;
 
 /// How large binary data is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,25 +94,39 @@ pub(super) fn of_session(
         // By this a browser knows that it need not ask again.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let reader = Reader { to_its_end, ..Reader::new(api, id, follower, query.form()?, None) };
+    let reader = Reader { to_its_end, ..Reader::new(api, caller, id, follower, query.form()?) };
     sse(reader, api, caller)
 }
 
 /// The events of one run of a cell, to its end.
 pub(super) fn of_cell(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, form: Form) -> Result<Response, Problem> {
     let follower = api.keeper.follow(id, caller.sees(), before(cell))?;
-    sse(Reader::new(api, id.clone(), follower, form, Some(cell.id.clone())), api, caller)
+    let reader = Reader { cell: Some(cell.id.clone()), ..Reader::new(api, caller, id.clone(), follower, form) };
+    sse(reader, api, caller)
 }
 
-/// Waits until a cell's run has ended.
-pub(super) async fn until_finished(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell) -> Result<(), Problem> {
+/// Waits until a cell's run has ended. Gives its events, unless they are many, or some of the session's between could not be seen.
+pub(super) async fn until_finished(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    cell: &Cell,
+) -> Result<Option<Vec<Arc<EventRow>>>, Problem> {
     let mut follower = api.keeper.follow(id, caller.sees(), before(cell))?;
+    let (mut seen, mut bytes) = (Vec::new(), 0);
     while let Some(events) = follower.next().await? {
-        if events.iter().any(|event| ends(event, &cell.id)) {
-            break;
+        for event in events.into_iter().filter(|event| event.cell.as_deref() == Some(&cell.id)) {
+            let ended = event.kind == "cell.finished";
+            bytes += event.body.len();
+            if bytes <= FEW {
+                seen.push(event);
+            }
+            if ended {
+                return Ok((bytes <= FEW).then_some(seen));
+            }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The number before the run's first event.
@@ -134,15 +151,32 @@ pub(super) struct Reader {
     /// Only this cell's, to the end of its run.
     cell: Option<String>,
     page: VecDeque<Arc<EventRow>>,
+    /// For whom only that is which the session's page shows now.
+    shown: Option<Shown>,
     /// Only to the session's end, and not until it is deleted.
     to_its_end: bool,
     ended: bool,
 }
 
 impl Reader {
-    pub fn new(api: &Api, id: SessionId, follower: Follower, form: Form, cell: Option<String>) -> Self {
-        let (blobs, page) = (api.keeper.blobs().clone(), VecDeque::new());
-        Self { id, blobs, follower, form, cell, page, to_its_end: false, ended: false }
+    pub fn new(api: &Api, caller: &Caller, id: SessionId, follower: Follower, form: Form) -> Self {
+        let (blobs, shown) = (api.keeper.blobs().clone(), Shown::to(caller, api, &id));
+        Self { id, blobs, follower, form, cell: None, page: VecDeque::new(), shown, to_its_end: false, ended: false }
+    }
+
+    async fn next_page(&mut self) -> Result<Option<VecDeque<Arc<EventRow>>>, StoreError> {
+        let Some(mut page) = self.follower.next().await? else { return Ok(None) };
+        if let Some(shown) = &self.shown {
+            // What widgets tell each other, no page shows.
+            page.retain(|event| event.kind != "comm");
+            shown.retain(&mut page, told_of).await?;
+        }
+        Ok(Some(page.into()))
+    }
+
+    /// Whether the next one is here already.
+    pub fn has_more(&self) -> bool {
+        !self.page.is_empty()
     }
 
     /// The next event's number and its JSON. `None` at the end. Cancel safe.
@@ -165,8 +199,8 @@ impl Reader {
             if self.ended {
                 return None;
             }
-            match self.follower.next().await {
-                Ok(Some(page)) => self.page = page.into(),
+            match self.next_page().await {
+                Ok(Some(page)) => self.page = page,
                 Ok(None) => return None,
                 Err(error) => {
                     tracing::error!(session = %self.id, %error, "cannot read events");
@@ -175,6 +209,35 @@ impl Reader {
             }
         }
     }
+}
+
+/// What a link shows of a session's journal: what is on its page now. What deleted cells and earlier runs have shown is not.
+pub(super) struct Shown {
+    store: Store,
+    session: SessionId,
+}
+
+impl Shown {
+    /// Nothing is left out for those who have more than a link.
+    pub fn to(caller: &Caller, api: &Api, session: &SessionId) -> Option<Self> {
+        caller.0.only.as_ref().map(|_| Self { store: api.keeper.store().clone(), session: session.clone() })
+    }
+
+    /// Leaves out what is not shown, of things that `of` says the cell and the number of. What is of no cell stays.
+    pub async fn retain<T>(&self, all: &mut Vec<T>, of: impl Fn(&T) -> (Option<&str>, Seq)) -> Result<(), StoreError> {
+        // Asked for after they were read: never older than they are.
+        let runs = self.store.latest_runs(&self.session).await?;
+        all.retain(|one| {
+            let (cell, seq) = of(one);
+            cell.is_none_or(|cell| runs.get(cell).is_some_and(|first| *first <= seq))
+        });
+        Ok(())
+    }
+}
+
+/// What an event tells of, for those who see only what is shown. That cells come, change and go tells nothing of what they show.
+fn told_of(event: &Arc<EventRow>) -> (Option<&str>, Seq) {
+    (event.cell.as_deref().filter(|_| event.kind != "notebook.changed"), event.seq)
 }
 
 /// Streams for as long as the token is valid that it was asked for with.

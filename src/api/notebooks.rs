@@ -80,7 +80,11 @@ pub(super) async fn get(
     let name = row.name.unwrap_or_else(|| format!("session-{}", &id.as_str()[..8]));
     let options = form.options(name.clone())?;
     let turn = api.large.make(api.keeper.weight(&id, caller.sees()).await?).await?;
-    let notebook = api.keeper.notebook((&id, caller.sees())).await?;
+    let mut notebook = api.keeper.notebook((&id, caller.sees())).await?;
+    // What widgets hold is of all runs, also of those that are shown no more.
+    if caller.0.only.is_some() {
+        notebook.metadata_mut().remove("widgets");
+    }
     let exported = blocking(move || export::export(&notebook, format, &options)).await?;
     let mut response = large::with_turn(turn, exported.body);
     let headers = response.headers_mut();

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
 use super::error::Problem;
+use super::events::Shown;
 use super::{Api, Body, Caller, InPath, User, view};
 use crate::ids::SessionId;
-use crate::manager::{Facts, KeptSpec, NewSession};
-use crate::manager::{SandboxRecord, SessionRow, now_ms, seconds_in_ms};
+use crate::manager::{ArtifactRow, Facts, KeptSpec, NewSession, SandboxRecord, SessionRow, now_ms, seconds_in_ms};
 use crate::policy::Limits;
 use crate::session::SessionState;
 
@@ -304,8 +304,17 @@ async fn in_time(asking: impl Future<Output = Result<Value, crate::session::Sess
 
 pub(super) async fn artifacts(State(api): State<Api>, caller: Caller, InPath(id): InPath) -> Result<Json<Value>, Problem> {
     api.keeper.look(&id, caller.sees())?;
-    let rows = api.keeper.store().artifacts(&id).await?;
+    let rows = artifacts_of(&api, &caller, &id).await?;
     Ok(Json(json!({"artifacts": rows.iter().map(view::artifact).collect::<Vec<_>>()})))
+}
+
+/// What a session has shown, as far as it is shown to this caller.
+async fn artifacts_of(api: &Api, caller: &Caller, id: &SessionId) -> Result<Vec<ArtifactRow>, Problem> {
+    let mut rows = api.keeper.store().artifacts(id).await?;
+    if let Some(shown) = Shown::to(caller, api, id) {
+        shown.retain(&mut rows, |row| (Some(row.cell.as_str()), row.seq)).await?;
+    }
+    Ok(rows)
 }
 
 /// Types that a browser may show in place: images that hold no script.
@@ -320,8 +329,11 @@ pub(super) async fn artifact(
     let principal = caller.sees().map(str::to_owned);
     let store = api.keeper.store();
     let mime = match &caller.0.only {
-        // Who has a link sees what this session has shown.
-        Some(session) => store.artifacts(session).await?.into_iter().find(|row| row.sha256 == sha256).map(|row| row.mime),
+        // Who has a link sees what this session shows.
+        Some(session) => {
+            let rows = artifacts_of(&api, &caller, session).await?;
+            rows.into_iter().find(|row| row.sha256 == sha256).map(|row| row.mime)
+        }
         None => store.artifact_mime(&sha256, principal).await?,
     };
     let mime = mime.ok_or_else(none)?;

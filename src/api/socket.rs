@@ -35,7 +35,7 @@ pub(super) async fn open(
         _ => api.keeper.handle(&id, caller.sees())?,
     };
     let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
-    let reader = Reader::new(&api, id.clone(), follower, query.form()?, None);
+    let reader = Reader::new(&api, &caller, id.clone(), follower, query.form()?);
     let open = guard::open_stream(&api, &caller.0)?;
     let commander = Commander { _open: (open, connection), api, id, caller, handle };
     let upgrade = upgrade.max_message_size(MAX_COMMAND).max_frame_size(MAX_COMMAND);
@@ -64,6 +64,8 @@ async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
                 return;
             }
             event = reader.next() => match event {
+                // What came together goes out together.
+                Some((_, json)) if reader.has_more() => sender.feed(Message::text(json)).await,
                 Some((_, json)) => sender.send(Message::text(json)).await,
                 None => {
                     let frame = CloseFrame { code: 1000, reason: "the session was deleted".into() };

@@ -32,13 +32,13 @@ use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
 use crate::session::{self, SessionError, SessionEvents, SessionHandle, SessionParts, Telling, VolatileJournal};
 
 pub use crate::sandbox::SandboxRecord;
-pub use crate::store::{ArtifactRow, EventRow, SessionRow, StoreError, TooHeavy, from_ms, now_ms, seconds_in_ms};
+pub use crate::store::{ArtifactRow, EventRow, SessionRow, Store, StoreError, TooHeavy, from_ms, now_ms, seconds_in_ms};
 pub use files::{FileEntry, FileError, MAX_FILE};
 pub use journal::Follower;
 pub use keeper::{Facts, Keeper};
 pub use kept::{KeeperError, KeeperSettings, KeptRun, KeptSpec, NewSession};
 pub use notebooks::{NotebookRun, failure_of};
-pub use outputs::{inline_artifacts, outputs_of, read_body};
+pub use outputs::{inline_artifacts, names_artifacts, outputs_of, read_body};
 pub use variables::{Variable, VariablesError};
 
 /// How long after its manager's end a sandbox of a one-shot run ends itself.

@@ -17,6 +17,11 @@ pub fn read_body(event: &EventRow) -> Map<String, Value> {
     }
 }
 
+/// Whether an event may name artifacts; it costs less than to read it.
+pub fn names_artifacts(event: &EventRow) -> bool {
+    event.body.contains(r#"{"artifact":"#)
+}
+
 /// The outputs that a cell's events come to, large binary data named by its hash.
 pub fn outputs_of<'a>(events: impl IntoIterator<Item = &'a EventRow>) -> Vec<Value> {
     let mut outputs = BTreeMap::new();

@@ -141,6 +141,11 @@ impl Core {
         self.cells.get(number).cloned().ok_or_else(|| Denied::NoCell { id: number.to_string() })
     }
 
+    /// A cell as it stands.
+    pub fn cell(&self, id: &str) -> Result<Cell, Denied> {
+        self.view(self.number_of(id)?)
+    }
+
     /// Adds a cell, and queues it if asked to.
     pub fn add_cell(&mut self, now: Now, new: NewCell) -> Result<Cell, Denied> {
         self.check_alive()?;

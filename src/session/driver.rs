@@ -178,6 +178,10 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         let (core, now) = (&mut self.core, now());
         match command {
+            Command::Look { id, reply } => {
+                let answer = core.cell(&id);
+                self.answer(reply, answer);
+            }
             Command::Add { cell, reply } => {
                 let answer = core.add_cell(now, *cell);
                 self.answer(reply, answer);

@@ -83,6 +83,7 @@ impl From<Denied> for SessionError {
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Denied>>;
 
 pub(super) enum Command {
+    Look { id: String, reply: Reply<Cell> },
     Add { cell: Box<NewCell>, reply: Reply<Cell> },
     Run { id: String, options: Option<RunOptions>, trace: Option<String>, reply: Reply<Cell> },
     RunAll { runs: Vec<(String, RunOptions)>, reply: Reply<()> },
@@ -139,6 +140,14 @@ impl SessionHandle {
             Ok(_) => Ok(()),
             Err(_) => Err(self.gone()),
         }
+    }
+
+    /// A cell as it stands, and is written down.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn cell(&self, id: &str) -> Result<Cell, SessionError> {
+        self.ask(|reply| Command::Look { id: id.to_owned(), reply }).await
     }
 
     /// Adds a cell, and queues it if asked to. Returns once that is written down.

@@ -240,6 +240,20 @@ impl Store {
         .await
     }
 
+    /// Where the events of each code cell's latest run begin, by the cells' ids.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn latest_runs(&self, session: &SessionId) -> Result<HashMap<String, Seq>, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let select = "SELECT id, first_seq FROM cells WHERE session = ?1 AND cell_type = 'code'";
+            let read = |row: &Row<'_>| Ok((row.get(0)?, Seq(unsigned(row.get(1)?))));
+            connection.prepare_cached(select)?.query_map([id.as_str()], read)?.collect()
+        })
+        .await
+    }
+
     /// The bytes of a session's events and artifacts that its cells show, about.
     ///
     /// # Errors

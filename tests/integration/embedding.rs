@@ -8,13 +8,18 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
+use crate::pages::first_words;
 use crate::server::{Server, TOKEN};
 use crate::support::browser::Browser;
 use crate::support::{Place, skip};
 
 /// Serves one of the guide's files, whatever is asked for.
 async fn serve_example(name: &str) -> SocketAddr {
-    let page = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/embed").join(name)).unwrap();
+    serve(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/embed").join(name)).unwrap()).await
+}
+
+/// Serves a page without any policy, whatever is asked for.
+async fn serve(page: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -58,10 +63,8 @@ async fn until(browser: &mut Browser, expression: &str, value: &serde_json::Valu
     browser.until("0", &look, |seen| seen == value).await;
 }
 
-async fn end(server: Server, browser: Browser, origins: &[String]) {
-    let (complaints, requests) = browser.finish().await;
-    let foreign: Vec<_> = requests.iter().filter(|url| !origins.iter().any(|origin| url.starts_with(origin))).collect();
-    assert_eq!(foreign, [""; 0], "requests left the two origins");
+async fn end(server: Server, browser: Browser, origins: &[&str]) {
+    let complaints = browser.end(origins).await;
     let complaints: Vec<_> = complaints.iter().filter(|text| !text.contains("favicon.ico")).collect();
     assert_eq!(complaints, [""; 0]);
     server.end().await;
@@ -95,7 +98,7 @@ async fn a_plain_page_shows_cells() {
         .evaluate("(() => { const form = document.querySelectorAll('cellkeep-cell')[2].renderRoot.querySelector('.question'); form.querySelector('input').value = 'ab'; form.requestSubmit() })()")
         .await;
     until(&mut browser, "output(cells[2])?.textContent.includes('abab')", &json!(true)).await;
-    end(server, browser, &[origin, address]).await;
+    end(server, browser, &[&origin, &address]).await;
 }
 
 /// A chat of one's own: its visitor's browser never has its token, and sees the cells all the same.
@@ -145,5 +148,69 @@ async fn a_chat_server_of_ones_own_shows_cells() {
     let mut said = String::new();
     other.read_to_string(&mut said).await.unwrap();
     assert!(said.starts_with("HTTP/1.1 403 "), "{said}");
-    end(server, browser, &[origin, address]).await;
+    end(server, browser, &[&origin, &address]).await;
+}
+
+/// Ways in which a script leads a frame elsewhere: its own, one inside, and those around it.
+const DEPARTURES: &[&str] = &[
+    "<script>location = 'ELSEWHERE/own'</script>",
+    "<script>location.replace('ELSEWHERE/replaced?' + encodeURIComponent(document.body.textContent))</script>",
+    "<p>secret</p><script>parent.location = 'ELSEWHERE/parent'</script>",
+    "<script>top.location = 'ELSEWHERE/top'</script>",
+    "<script>parent.parent.location.href = 'ELSEWHERE/above'</script>",
+    "<a id=a href='ELSEWHERE/link'>l</a><script>removeEventListener('click', () => 0); addEventListener('click', event => event.stopImmediatePropagation(), true); a.click()</script>",
+    "<a id=a target=_parent href='ELSEWHERE/target'>l</a><script>addEventListener('click', event => event.stopImmediatePropagation(), true); a.click()</script>",
+    "<form id=f action='ELSEWHERE/form' target=_parent></form><script>f.submit()</script>",
+    "<script>document.head.append(Object.assign(document.createElement('meta'), {httpEquiv: 'refresh', content: '0;url=ELSEWHERE/refresh'}))</script>",
+    "<script>document.body.append(Object.assign(document.createElement('iframe'), {src: 'ELSEWHERE/inside'}))</script>",
+    "<iframe srcdoc=\"<script>location = 'ELSEWHERE/nested'; parent.location = 'ELSEWHERE/around'</script>\"></iframe><script>1</script>",
+    "<script>location = URL.createObjectURL(new Blob(['<script>location = \"ELSEWHERE/blob\"<\\/script>'], {type: 'text/html'}))</script>",
+    "<script>location = 'data:text/html,<script>location = \"ELSEWHERE/data\"<\\/script>'</script>",
+    "<script>history.pushState(0, '', '/-/frame'); location.reload(); open('ELSEWHERE/open')</script>",
+    "<script>parent.postMessage('begin', '*', [new MessageChannel().port2, new MessageChannel().port2]); location = 'ELSEWHERE/after'</script>",
+];
+
+/// Whoever shows outputs need not know what scripts in them can do: nothing of them leaves, on a page without any policy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_leaves_a_page_without_a_policy() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let elsewhere = format!("http://{}", listener.local_addr().unwrap());
+    let told = tokio::spawn(first_words(listener));
+    let page = serve(b"<!doctype html><title>Page</title><body></body>".to_vec()).await;
+    let origin = format!("http://{page}");
+    let Some((server, mut browser)) = start("embed-bare", &origin).await else { return };
+    let address = format!("http://{}", server.client().address());
+    browser.open(&origin).await;
+    browser.until("0", "JSON.stringify(document.title)", |title| title == "Page").await;
+    let outputs: Vec<_> = DEPARTURES
+        .iter()
+        .map(|html| json!({"output_type": "display_data", "metadata": {}, "data": {"text/html": html.replace("ELSEWHERE", &elsewhere)}}))
+        .collect();
+    let count = outputs.len();
+    let content = json!({"cell_type": "code", "source": "", "outputs": outputs});
+    browser
+        .evaluate(&format!(
+            "import('{address}/-/assets/cellkeep-cell.js').then(() => document.body.append(Object.assign(document.createElement('cellkeep-cell'), {{server: '{address}', content: {content}}}))); 0"
+        ))
+        .await;
+    // All come into view, and have acted: each has been drawn, or has left for a page that it may not show.
+    let all = "[...cells[0]?.renderRoot?.querySelectorAll('cellkeep-output') ?? []].map(output => output.renderRoot.querySelector('cellkeep-frame'))";
+    let walk = format!(
+        "{{ {CELLS} const all = {all}; window.step = ((window.step ?? 0) + 1) % (all.length || 1); all[window.step]?.scrollIntoView() }}"
+    );
+    let left = "frame?.renderRoot?.textContent.includes('tried to load another page')";
+    let done = format!(
+        "(() => {{ {CELLS} return JSON.stringify({all}.map(frame => [frame?.dataset.drawn === 'html', {left} === true])) }})()"
+    );
+    let is_done = |seen: &serde_json::Value| {
+        let seen = seen.as_array().unwrap();
+        seen.len() == count && seen.iter().all(|one| one[0] == true || one[1] == true)
+    };
+    let seen = browser.until(&walk, &done, is_done).await;
+    eprintln!("{seen}");
+    browser.until(&walk, &done, |seen| seen[0][1] == true).await;
+    let (_, requests) = browser.finish().await;
+    let foreign: Vec<_> = requests.iter().filter(|url| !url.starts_with(&origin) && !url.starts_with(&address)).collect();
+    assert!(!told.is_finished(), "a request left: {:?} {foreign:?}", told.await);
+    server.end().await;
 }

@@ -18,6 +18,7 @@ mod ended_runs;
 mod exports;
 mod files;
 mod floods;
+mod frames;
 mod hostile;
 mod interrupts;
 mod large_answers;

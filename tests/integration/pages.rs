@@ -18,10 +18,13 @@ async fn what_is_served_without_a_token_is_strict() {
     let policy = page.header("content-security-policy").to_owned();
     assert!(policy.contains("default-src 'self'") && !policy.contains("unsafe"), "{policy}");
     assert_eq!(page.header("x-content-type-options"), "nosniff");
-    let frame = anyone.get("/-/frame").await;
-    let policy = frame.header("content-security-policy");
-    assert!(policy.starts_with("sandbox allow-scripts") && policy.contains("connect-src 'none'"), "{policy}");
-    assert!(!policy.contains("allow-same-origin"), "{policy}");
+    for path in ["/-/frame", "/-/frame/inner"] {
+        let frame = anyone.get(path).await;
+        let policy = frame.header("content-security-policy");
+        assert!(policy.starts_with("sandbox allow-scripts") && policy.contains("default-src 'none'"), "{policy}");
+        assert!(policy.contains("frame-src 'self'") && policy.contains("require-trusted-types-for 'script'"), "{policy}");
+        assert!(!policy.contains("allow-same-origin"), "{policy}");
+    }
     for nothing in
         ["/-/assets/.gitignore", "/-/assets/..%2f..%2fCargo.toml", "/-/assets/index.html", "/-/assets/x.js", "/-/x"]
     {
@@ -239,7 +242,7 @@ raise ValueError(tag)
 "#;
 
 /// What is said first to whoever listens here. Never ends if nothing is.
-async fn first_words(listener: tokio::net::TcpListener) -> String {
+pub async fn first_words(listener: tokio::net::TcpListener) -> String {
     let (words, mut heard) = tokio::sync::mpsc::channel(1);
     let accepting = async {
         loop {

@@ -84,6 +84,80 @@ async fn a_link_shows_its_own_plots_only() {
     server.end().await;
 }
 
+/// A session's events as they are told to somebody, up to one.
+async fn told_to(client: &Client, path: &str, is_last: impl Fn(&Value) -> bool) -> Vec<Value> {
+    let mut stream = client.stream(path).await.unwrap();
+    let mut told = Vec::new();
+    while told.last().is_none_or(|event| !is_last(event)) {
+        told.push(stream.next().await.unwrap().unwrap());
+    }
+    told
+}
+
+/// A link shows what the page shows now: not what deleted cells and earlier runs have shown, nowhere, also when the session has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_shows_nothing_that_was_taken_away() {
+    let server = Server::start("shares-now", Place::process(), &[]).await;
+    let client = server.client();
+    let held = client.create(json!({})).await;
+    let draw = |points: &str, word: &str| {
+        format!("import matplotlib.pyplot as plt\nprint('{word}')\nplt.plot({points})\nplt.show()")
+    };
+    for (cell, word, points) in [("gone", "first-secret", "[1, 9]"), ("again", "second-secret", "[2, 8]")] {
+        held.begin(cell, &draw(points, word)).await;
+        held.finished(cell).await;
+    }
+    held.begin("noted", "print('third-secret')").await;
+    held.finished("noted").await;
+    let token = client.post(&held.path("/shares"), json!({})).await.is(201)["token"].as_str().unwrap().to_owned();
+    let reader = Client { token: Some(token), ..server.client() };
+    // It is there as long as it is shown, and who reads along is told that it goes.
+    let seen = told_to(&reader, &held.path("/events?after=0"), |event| {
+        event["cell"] == "noted" && event["type"] == "cell.finished"
+    })
+    .await;
+    assert!(seen.iter().any(|event| event.to_string().contains("first-secret")), "{seen:?}");
+    let last = seen.last().unwrap()["seq"].as_u64().unwrap();
+    client.delete(&held.path("/cells/gone")).await.is(204);
+    client.send(Method::PATCH, &held.path("/cells/noted"), r#"{"cell_type": "markdown", "source": "a note"}"#).await.is(200);
+    client
+        .send(Method::PATCH, &held.path("/cells/again"), json!({"source": draw("[3, 7]", "shown")}).to_string())
+        .await
+        .is(200);
+    client.post(&held.path("/cells/again/run"), json!({})).await.is(200);
+    held.finished("again").await;
+    let ends = |event: &Value| event["cell"] == "again" && event["type"] == "cell.finished";
+    let resumed = told_to(&reader, &held.path(&format!("/events?after={last}")), ends).await;
+    assert!(resumed.iter().any(|event| event["change"] == "deleted" && event["cell"] == "gone"), "{resumed:?}");
+    assert!(resumed.iter().all(|event| event["seq"].as_u64().unwrap() > last));
+    let of =
+        async |client: &Client| client.get(&held.path("/artifacts")).await.is(200)["artifacts"].as_array().unwrap().clone();
+    let all = of(&client).await;
+    assert_eq!((all.len(), of(&reader).await.len()), (3, 1));
+    for ended in [false, true] {
+        if ended {
+            client.patch(&held.path(""), json!({"ttl_seconds": 1})).await.is(200);
+            client.until(&held.path(""), |reply| reply.json()["state"] == "gone").await;
+        }
+        let told = told_to(&reader, &held.path("/events?after=0"), ends).await;
+        assert!(told.iter().any(|event| event.to_string().contains("shown")), "{told:?}");
+        let mut words = format!("{told:?}");
+        for path in ["/cells", "/notebook", "/notebook?to=html", "/artifacts", ""] {
+            words += &reader.get(&held.path(path)).await.text();
+        }
+        assert!(!words.contains("-secret"), "{words}");
+        for artifact in &all {
+            let path = format!("/v1/artifacts/{}", artifact["sha256"].as_str().unwrap());
+            let is_shown = of(&reader).await.iter().any(|one| one["sha256"] == artifact["sha256"]);
+            assert_eq!(reader.get(&path).await.status, if is_shown { 200 } else { 404 });
+        }
+        // Its owner still has all of it.
+        let told = told_to(&client, &held.path("/events?after=0"), ends).await;
+        assert!(format!("{told:?}").contains("first-secret"));
+    }
+    server.end().await;
+}
+
 /// Variables are told without being touched: nothing is counted, no name is left, and no code of theirs is run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn variables_are_told() {

@@ -33,6 +33,7 @@ export class CellkeepCell extends LitElement {
     content: { attribute: false },
     language: {},
     readonly: { type: Boolean },
+    theme: { reflect: true },
     collapsed: { type: Boolean, reflect: true },
     editing: { state: true },
     earlier: { state: true },
@@ -54,6 +55,8 @@ export class CellkeepCell extends LitElement {
   declare language: string;
   /** Nothing can be run, edited or answered here. */
   declare readonly: boolean;
+  /** `light` or `dark`; else as the system has it. */
+  declare theme: string | undefined;
   /** Shown as one line, but for its plots. */
   declare collapsed: boolean;
   declare editing: boolean;
@@ -332,7 +335,7 @@ export class CellkeepCell extends LitElement {
     const { feed, state } = this;
     const isStream = output instanceof Stream;
     const libraries = isStream ? undefined : before(output, state, feed ? feed.order.map((id) => feed.cell(id)) : [state]);
-    return html`<cellkeep-output .output=${output} .access=${feed ? this.access : undefined} .server=${this.access.server} .name=${name} .version=${isStream ? output.version : 0} exportparts="text, image, tools"
+    return html`<cellkeep-output .output=${output} .access=${feed ? this.access : undefined} .server=${this.access.server} .theme=${this.theme ?? ""} .name=${name} .version=${isStream ? output.version : 0} exportparts="text, image, tools"
       .read=${isStream && feed && isNow ? (from: number, to: number) => feed.text(this.cell, index, from, to) : undefined}
       .prelude=${libraries} .code=${!isStream && output.output_type === "error" ? { source: state.source, language: this.language } : undefined}
       data-kind=${isStream ? output.name : output.output_type}></cellkeep-output>`;

@@ -1,7 +1,9 @@
-// Runs inside an output's frame, which has no origin and no network: draws what its parent sends through a port.
+// Runs inside an output's frame, which has no origin and no network: draws what comes through a port.
+import { guard, tamed, watchFrames } from "./guard.js";
+import { FLAGS, inner, narrow } from "./nesting.js";
 
 interface Task {
-  kind: "html" | "script" | "plotly" | "vega";
+  kind: "html" | "page" | "script" | "plotly" | "vega";
   content: unknown;
   library?: string;
   mode?: string;
@@ -18,10 +20,13 @@ interface Plotly {
 type VegaEmbed = (box: Element, spec: unknown, options: unknown) => Promise<unknown>;
 type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
 
+/** Frames within each other. What is deeper is left out. */
+const MOST_DEPTH = 3;
+
 (() => {
-  // No policy that browsers know holds WebRTC, which finds its way to any host.
-  const WITHOUT_RTC = 'for (const name of ["RTCPeerConnection", "webkitRTCPeerConnection"]) Reflect.deleteProperty(window, name);';
-  for (const name of ["RTCPeerConnection", "webkitRTCPeerConnection"]) Reflect.deleteProperty(window, name);
+  const depth = Number(location.search.slice(1)) || 0;
+  narrow(document, inner(0));
+  const write = guard();
   const root = document.documentElement;
   const box = document.getElementById("output") as HTMLElement;
   const assets = (document.currentScript as HTMLScriptElement).src;
@@ -40,12 +45,31 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
     remote.add(new URL(address, assets).host);
     if (remote.size > size) tellRemote();
   };
-  document.addEventListener("securitypolicyviolation", (event) => isRemote(event.blockedURI) && missed(event.blockedURI));
   // Scripts that load libraries load ours.
   const source = Object.getOwnPropertyDescriptor(HTMLScriptElement.prototype, "src");
   Object.defineProperty(HTMLScriptElement.prototype, "src", { ...source, set(this: HTMLScriptElement, address: string) { source?.set?.call(this, local(address) ?? address) } });
 
+  /** What is told of a document: who writes another in its place calls this again. */
+  const listen = (port: MessagePort) => {
+    document.addEventListener("securitypolicyviolation", (event) => isRemote(event.blockedURI) && missed(event.blockedURI));
+    // Links lead out of the frame only if a person follows them once more in the parent, which shows the whole address.
+    addEventListener("click", (event) => {
+      const link = (event.target as Element | null)?.closest?.("a[href]");
+      if (!(link instanceof HTMLAnchorElement) || link.getAttribute("href")?.startsWith("#") || link.download) return;
+      event.preventDefault();
+      port.postMessage({ link: link.href });
+    });
+  };
+
   const start = (port: MessagePort, task: Task) => {
+    tellRemote = () => port.postMessage({ remote: [...remote].slice(0, 20) });
+    const themes = new Set<(dark: boolean) => void>();
+    watchFrames((frame, text) => themes.add(nested(frame, text, task.dark, port)));
+    listen(port);
+    if (task.kind === "page") {
+      port.onmessage = ({ data }) => themes.forEach((theme) => theme(data?.dark === true));
+      return page(String(task.content), port);
+    }
     let reported = -1;
     const measure = () => {
       const height = Math.ceil(Math.max(root.offsetHeight, document.body.scrollHeight));
@@ -68,18 +92,11 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
       if (typeof data?.dark !== "boolean" || data.dark === task.dark) return;
       task.dark = data.dark;
       dress(task.dark);
+      for (const theme of themes) theme(task.dark);
       if (task.kind === "plotly" || task.kind === "vega") draw(task, box).then(done, failed);
     };
-    tellRemote = () => port.postMessage({ remote: [...remote].slice(0, 20) });
     dress(task.dark);
     new ResizeObserver(measure).observe(root);
-    // Links lead out of the frame only if a person follows them once more in the parent, which shows the whole address.
-    addEventListener("click", (event) => {
-      const link = (event.target as Element | null)?.closest?.("a[href]");
-      if (!(link instanceof HTMLAnchorElement) || link.getAttribute("href")?.startsWith("#") || link.download) return;
-      event.preventDefault();
-      port.postMessage({ link: link.href });
-    });
     draw(task, box).then(done, failed);
   };
 
@@ -87,8 +104,36 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
     const port = event.ports[0];
     if (event.source !== parent || !port) return;
     removeEventListener("message", first);
-    start(port, event.data as Task);
+    port.onmessage = ({ data }) => start(port, data as Task);
   });
+
+  /** A page of a frame in here: a frame of ours shows it, one level down. Gives what tells it of another theme. */
+  function nested(frame: HTMLIFrameElement, text: string, dark: boolean, above: MessagePort): (dark: boolean) => void {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = ({ data }) => {
+      const { link, remote: hosts } = data as { link?: unknown; remote?: unknown };
+      if (typeof link === "string") above.postMessage({ link });
+      if (Array.isArray(hosts)) for (const host of hosts) remote.add(String(host));
+      if (Array.isArray(hosts)) tellRemote();
+    };
+    if (depth < MOST_DEPTH) {
+      frame.setAttribute("sandbox", FLAGS);
+      frame.addEventListener("load", () => frame.contentWindow?.postMessage("begin", "*", [port2]), { once: true });
+      frame.src = inner(depth + 1);
+      port1.postMessage({ kind: "page", content: text, dark });
+    }
+    return (dark) => port1.postMessage({ dark });
+  }
+
+  /** A whole document in place of ours. */
+  function page(text: string, port: MessagePort): void {
+    const parsed = new DOMParser().parseFromString(tamed(text), "text/html");
+    withoutRemote(parsed);
+    document.open();
+    listen(port);
+    write.call(document, `<!doctype html>${parsed.documentElement.outerHTML}`);
+    document.close();
+  }
 
   // Plotly would fetch the outlines of countries from its makers: it is given none.
   const topology = { type: "Topology", arcs: [], objects: new Proxy({}, { get: () => ({ type: "GeometryCollection", geometries: [] }) }) };
@@ -122,12 +167,12 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
   /** Foreign HTML. Scripts that come with it do not run by themselves: each is put in again, in order. */
   async function html(text: string, box: HTMLElement): Promise<void> {
     const template = document.createElement("template");
-    template.innerHTML = text;
+    template.innerHTML = tamed(text);
     withoutRemote(template.content);
     box.replaceChildren(template.content);
     for (const dead of [...box.querySelectorAll("script")]) {
       const alive = document.createElement("script");
-      for (const { name, value } of [...dead.attributes]) if (name !== "integrity") alive.setAttribute(name, name === "src" ? (local(value) ?? value) : value);
+      for (const { name, value } of [...dead.attributes]) alive.setAttribute(name, value);
       alive.textContent = dead.textContent;
       const loaded = alive.src ? new Promise((resolve) => (alive.onload = alive.onerror = resolve)) : undefined;
       dead.replaceWith(alive);
@@ -139,17 +184,14 @@ type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
   function withoutRemote(content: ParentNode): void {
     for (const element of content.querySelectorAll("link[href], [src]")) {
       const address = element.getAttribute("src") ?? element.getAttribute("href") ?? "";
-      if (!isRemote(address) || (element instanceof HTMLScriptElement && local(address))) continue;
-      missed(address);
-      element.removeAttribute("src");
-    }
-    for (const frame of content.querySelectorAll("iframe[srcdoc]")) {
-      const inner = new DOMParser().parseFromString(frame.getAttribute("srcdoc") ?? "", "text/html");
-      withoutRemote(inner);
-      const first = inner.createElement("script");
-      first.textContent = WITHOUT_RTC;
-      inner.head.prepend(first);
-      frame.setAttribute("srcdoc", `<!doctype html>${inner.documentElement.outerHTML}`);
+      const ours = element instanceof HTMLScriptElement ? local(address) : undefined;
+      if (ours) {
+        element.setAttribute("src", ours);
+        element.removeAttribute("integrity");
+      } else if (isRemote(address)) {
+        missed(address);
+        element.removeAttribute("src");
+      }
     }
     // What they ask for is forbidden, but browsers open connections for some of them before they look.
     for (const element of content.querySelectorAll("link, meta, base")) element.remove();

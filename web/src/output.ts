@@ -22,6 +22,7 @@ export class CellkeepOutput extends LitElement {
     version: { attribute: false },
     access: { attribute: false },
     server: {},
+    theme: {},
     read: { attribute: false },
     prelude: { attribute: false },
     code: { attribute: false },
@@ -39,6 +40,8 @@ export class CellkeepOutput extends LitElement {
   declare access: Access | undefined;
   /** Where frames are from, also without a right to ask for more. */
   declare server: string;
+  /** As its cell is told to look. */
+  declare theme: string;
   /** Asks the server for what is not held of a stream. */
   declare read: Read | undefined;
   /** What its frame begins with. */
@@ -61,7 +64,7 @@ export class CellkeepOutput extends LitElement {
 
   constructor() {
     super();
-    Object.assign(this, { name: "output", server: "", remote: [], done: "" });
+    Object.assign(this, { name: "output", server: "", theme: "", remote: [], done: "" });
   }
 
   override willUpdate(): void {
@@ -193,7 +196,7 @@ export class CellkeepOutput extends LitElement {
 
   private frame(kind: FrameKind, content: unknown, library: string, mode: string, label: string): TemplateResult {
     void import("./sandbox.js");
-    return html`<cellkeep-frame .kind=${kind} .content=${content} .library=${library} .mode=${mode} .prelude=${this.prelude} .server=${this.access?.server ?? this.server} .label=${label}
+    return html`<cellkeep-frame .kind=${kind} .content=${content} .library=${library} .mode=${mode} .prelude=${this.prelude} .server=${this.access?.server ?? this.server} .theme=${this.theme} .label=${label}
       @cellkeep-remote=${(event: CustomEvent<string[]>) => (this.remote = event.detail)}></cellkeep-frame>`;
   }
 

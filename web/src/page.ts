@@ -62,10 +62,13 @@ function takeToken(): string {
 const placeOf = (mark: Mark, type: string | undefined): string => (type !== "markdown" ? "" : mark.role === "user" ? "text said" : "text");
 
 class CellkeepPage extends LitElement {
-  static override properties = Object.fromEntries(
-    ["access", "rights", "model", "sessions", "kernels", "kernel", "here", "panel", "side", "problem", "busy", "kind", "drag"].map((name) => [name, { state: true }]),
-  );
+  static override properties = {
+    theme: { reflect: true },
+    ...Object.fromEntries(["access", "rights", "model", "sessions", "kernels", "kernel", "here", "panel", "side", "problem", "busy", "kind", "drag"].map((name) => [name, { state: true }])),
+  };
   static override styles = [tokens, base, pageStyle];
+  /** `light` or `dark`; else as the system has it. */
+  declare theme: string | undefined;
   declare access: Access;
   declare sessions: Session[] | undefined;
   declare kernels: Kernel[];
@@ -441,7 +444,7 @@ class CellkeepPage extends LitElement {
       ${repeat(feed?.order ?? [], (id) => `${this.here}/${id}`, (id) => {
         const mark = markOf(feed?.cells.get(id));
         const note = talk.notes.get(id);
-        return html`<div class=${placeOf(mark, feed?.cells.get(id)?.type)}><cellkeep-cell .session=${this.here} .cell=${id} .token=${access.token} .language=${session?.language ?? ""} .readonly=${this.isReader}></cellkeep-cell></div>
+        return html`<div class=${placeOf(mark, feed?.cells.get(id)?.type)}><cellkeep-cell .theme=${this.theme} .session=${this.here} .cell=${id} .token=${access.token} .language=${session?.language ?? ""} .readonly=${this.isReader}></cellkeep-cell></div>
           ${note ? html`<p class="notice ${note.bad ? "bad" : ""}" role=${note.bad ? "alert" : "status"}>${note.text}${note.again && this.model ? html` <button @click=${() => this.propose(note.again ?? "")}>Ask again</button>` : nothing}</p>` : nothing}`;
       })}
       ${talk.answering ? html`<p class="answers" role="status"><span class="dots" aria-hidden="true"></span>${this.model || "The model"} answers${this.isReader ? nothing : html` <button @click=${this.stopAnswer}>Stop</button>`}</p>` : nothing}

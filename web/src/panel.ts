@@ -1,7 +1,8 @@
 // The session's files and artifacts.
-import { LitElement, type TemplateResult, css, html, nothing } from "lit";
+import { type TemplateResult, css, html, nothing } from "lit";
 import { repeat } from "lit/directives/repeat.js";
-import { type Access, artifact, ask, askJson, save } from "./api.js";
+import { artifact, ask, askJson, save } from "./api.js";
+import { Beside } from "./beside.js";
 import { base } from "./style.js";
 
 interface Entry {
@@ -20,15 +21,13 @@ const size = (bytes: number) => (bytes < 1000 ? `${bytes} B` : bytes < 1e6 ? `${
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml"];
 const address = (path: string) => path.split("/").map(encodeURIComponent).join("/");
 
-export class CellkeepPanel extends LitElement {
+export class CellkeepPanel extends Beside {
   static override properties = {
-    access: { attribute: false },
-    session: {},
+    ...Beside.properties,
     show: {},
     folder: { state: true },
     entries: { state: true },
     artifacts: { state: true },
-    problem: { state: true },
   };
   static override styles = [
     base,
@@ -48,18 +47,14 @@ export class CellkeepPanel extends LitElement {
       figcaption { padding: 4px 8px; font-size: 12px; display: flex; justify-content: space-between; align-items: center; overflow-wrap: anywhere; }
     `,
   ];
-  declare access: Access;
-  declare session: string;
   declare show: "files" | "artifacts";
   declare folder: string;
   declare entries: Entry[] | undefined;
   declare artifacts: (Artifact & { url?: string })[] | undefined;
-  declare problem: string;
 
   constructor() {
     super();
     this.folder = "";
-    this.problem = "";
   }
 
   /** Loads plots as they come into view. */
@@ -96,20 +91,6 @@ export class CellkeepPanel extends LitElement {
   override updated(changed: Map<string, unknown>): void {
     if (changed.has("session") || changed.has("show") || changed.has("folder")) void this.load();
     for (const figure of this.renderRoot.querySelectorAll("figure[data-sha256]:not(:has(img))")) this.watcher?.observe(figure);
-  }
-
-  private get path(): string {
-    return `/v1/sessions/${encodeURIComponent(this.session)}`;
-  }
-
-  private async trying(work: () => Promise<void>): Promise<void> {
-    const { session } = this;
-    this.problem = "";
-    try {
-      await work();
-    } catch (error) {
-      if (session === this.session) this.problem = error instanceof Error ? error.message : String(error);
-    }
   }
 
   /** Asks for what is shown. */

@@ -1,17 +1,17 @@
 // The outer end of an output's frame.
 import { LitElement, type TemplateResult, css, html, nothing } from "lit";
 import { safeLink } from "./ansi.js";
+import { FLAGS } from "./nesting.js";
+import { type Living, alive } from "./living.js";
 
-/** Flags of the frame, and nothing that would give it our origin. */
-const FLAGS = "allow-scripts allow-downloads allow-pointer-lock";
 const MOST_HEIGHT = 20_000;
 /** A longer address is not one that a person can read. */
 const MOST_LINK = 2000;
 
 export type FrameKind = "html" | "script" | "plotly" | "vega";
 
-/** Shows foreign content in a frame without origin and network, made when it comes into view. */
-export class CellkeepFrame extends LitElement {
+/** Shows foreign content in a frame without origin and network: made when it comes near the view, given up when many others came since. */
+export class CellkeepFrame extends LitElement implements Living {
   static override properties = {
     kind: {},
     content: { attribute: false },
@@ -20,7 +20,9 @@ export class CellkeepFrame extends LitElement {
     mode: {},
     server: {},
     label: {},
-    near: { state: true },
+    theme: {},
+    lives: { state: true },
+    hasLeft: { state: true },
     link: { state: true },
   };
   static override styles = css`
@@ -38,11 +40,15 @@ export class CellkeepFrame extends LitElement {
   declare mode: string;
   declare server: string;
   declare label: string;
-  declare near: boolean;
+  /** As its cell is told to look; else as the system does. */
+  declare theme: string;
+  declare lives: boolean;
+  /** Whether what was in it has led it elsewhere. */
+  declare hasLeft: boolean;
   /** Where a click in the frame would lead, until a person has answered. */
   declare link: string;
   private port?: MessagePort;
-  private loads = 0;
+  private height = 0;
   private watcher?: IntersectionObserver;
   private themes = matchMedia("(prefers-color-scheme: dark)");
   private dress = () => this.port?.postMessage({ dark: this.isDark() });
@@ -50,9 +56,8 @@ export class CellkeepFrame extends LitElement {
   override connectedCallback(): void {
     super.connectedCallback();
     this.watcher = new IntersectionObserver((seen) => {
-      if (!seen.some((one) => one.isIntersecting)) return;
-      this.near = true;
-      this.watcher?.disconnect();
+      if (seen.at(-1)?.isIntersecting) alive.near(this);
+      else alive.far(this);
     }, { rootMargin: "400px" });
     this.watcher.observe(this);
     this.themes.addEventListener("change", this.dress);
@@ -62,17 +67,43 @@ export class CellkeepFrame extends LitElement {
     super.disconnectedCallback();
     this.watcher?.disconnect();
     this.themes.removeEventListener("change", this.dress);
+    alive.gone(this);
+    this.forget();
+  }
+
+  /** Its state is lost: the frame of this output, if it comes again, begins anew. */
+  forget(): void {
     this.port?.close();
-    this.loads = 0;
+    this.port = undefined;
+    this.link = "";
+    delete this.dataset.drawn;
+  }
+
+  live(): void {
+    this.lives = true;
+  }
+
+  rest(): void {
+    this.forget();
+    this.lives = false;
+  }
+
+  /** Whether a person is in it. */
+  get isUsed(): boolean {
+    return this.renderRoot.contains((this.renderRoot as ShadowRoot).activeElement);
   }
 
   override updated(changed: Map<string, unknown>): void {
-    if (changed.has("content") && changed.get("content") !== undefined && this.loads > 0) {
-      this.loads = 0;
-      this.link = "";
-      const frame = this.renderRoot.querySelector("iframe");
-      if (frame) frame.src = this.address;
-    }
+    // Where this stood before, it stands again until its document says otherwise: nothing around it moves.
+    const place = this.renderRoot.querySelector<HTMLElement>(".wait, iframe");
+    if (place && this.height) place.style.height = `${this.height}px`;
+    if (changed.has("theme")) this.dress();
+    if (!changed.has("content") || changed.get("content") === undefined) return;
+    this.hasLeft = false;
+    const frame = this.renderRoot.querySelector("iframe");
+    if (!frame || !this.port) return;
+    this.forget();
+    frame.src = this.address;
   }
 
   private get address(): string {
@@ -85,25 +116,24 @@ export class CellkeepFrame extends LitElement {
 
   private loaded(event: Event): void {
     const frame = event.target as HTMLIFrameElement;
-    this.loads += 1;
-    if (this.loads > 1) {
-      // It has left our document by itself: what is there now is not ours to show.
-      frame.replaceWith(Object.assign(document.createElement("p"), { textContent: "This output tried to load another page." }));
-      return;
-    }
-    const { port1, port2 } = new MessageChannel();
-    this.port = port1;
-    port1.onmessage = ({ data }) => this.heard(frame, data as Record<string, unknown>);
+    this.forget();
+    const [content, report] = [new MessageChannel(), new MessageChannel()];
+    this.port = content.port1;
+    content.port1.onmessage = ({ data }) => this.heard(frame, data as Record<string, unknown>);
+    report.port1.onmessage = () => {
+      this.hasLeft = true;
+      report.port1.close();
+    };
     const origin = this.server || new URL(import.meta.url).origin;
     const library = this.library ? new URL(`/-/assets/${this.library}`, origin).href : undefined;
-    const task = { kind: this.kind, content: this.content, library, mode: this.mode, before: this.prelude, dark: this.isDark() };
+    content.port1.postMessage({ kind: this.kind, content: this.content, library, mode: this.mode, before: this.prelude, dark: this.isDark() });
     // It has no origin that could be named; whoever is in this frame gets this output and no more.
-    frame.contentWindow?.postMessage(task, "*", [port2]);
+    frame.contentWindow?.postMessage("begin", "*", [content.port2, report.port2]);
   }
 
   private heard(frame: HTMLIFrameElement, message: Record<string, unknown>): void {
     const { height, link, drawn, remote } = message;
-    if (typeof height === "number" && height >= 0) frame.style.height = `${Math.min(height, MOST_HEIGHT)}px`;
+    if (typeof height === "number" && height >= 0) frame.style.height = `${(this.height = Math.min(height, MOST_HEIGHT))}px`;
     if (typeof drawn === "string") this.dataset.drawn = drawn.slice(0, 20);
     if (Array.isArray(remote)) this.dispatchEvent(new CustomEvent("cellkeep-remote", { detail: remote.slice(0, 20).map((host) => String(host).slice(0, 100)) }));
     // Scripts in there can click, too: only a person's click out here, on the whole address, opens it.
@@ -111,7 +141,8 @@ export class CellkeepFrame extends LitElement {
   }
 
   override render() {
-    if (!this.near) return html`<div class="wait"></div>`;
+    if (this.hasLeft) return html`<p>This output tried to load another page.</p>`;
+    if (!this.lives) return html`<div class="wait"></div>`;
     return html`<iframe sandbox=${FLAGS} src=${this.address} title=${this.label || "Output"} referrerpolicy="no-referrer" @load=${this.loaded}></iframe>${this.asked()}`;
   }
 

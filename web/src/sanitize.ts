@@ -13,24 +13,43 @@ const ATTRIBUTES = ["align", "alt", "class", "cols", "colspan", "dir", "height",
 
 /** Formulas are found before markdown would take their underscores for its own; they are drawn when all is sanitised. */
 const FORMULA = "cellkeep-formula";
+const MOST_FORMULA = 4000;
 const escaped = (text: string) => text.replace(/[&<>"]/g, (char) => `&#${char.charCodeAt(0)};`);
-const formula = (level: "block" | "inline", begin: (text: string) => number, pattern: RegExp) => ({
+const formula = (level: "block" | "inline", start: (text: string) => number, find: (text: string) => string | undefined) => ({
   name: `${level}-formula`,
   level,
   start(text: string) {
-    const at = begin(text);
+    const at = start(text);
     return at < 0 ? undefined : at;
   },
   tokenizer(text: string) {
-    const raw = pattern.exec(text)?.[0];
+    const raw = find(text);
     return raw ? { type: `${level}-formula`, raw } : undefined;
   },
   renderer: ({ raw }: { raw: string }) => `<code class="${FORMULA}">${escaped(raw.trim())}</code>${level === "block" ? "\n" : ""}`,
 });
-// Formulas have a longest length, or a text of nothing but beginnings would be read to its end from each of them. A paragraph ends
-// where a block may start: only at the beginning of a line.
-const block = formula("block", (text) => (text.startsWith("$$") ? 0 : text.indexOf("\n$$") + 1 || -1), /^\$\$[\s\S]{1,4000}?\$\$(?:\n|$)/);
-const inline = formula("inline", (text) => text.indexOf("$"), /^\$\$[^$]{1,4000}\$\$|^\$(?!\s)(?:\\.|[^$\\\n]){1,1000}?(?<!\s)\$(?!\d)/);
+
+/** A block of formulas, if it ends with a line. It has a longest length: many beginnings would each look for an end up to the last. */
+function blockFormula(text: string): string | undefined {
+  if (!text.startsWith("$$")) return undefined;
+  const near = text.slice(0, MOST_FORMULA);
+  const end = near.indexOf("$$\n", 3);
+  if (end > 0) return near.slice(0, end + 3);
+  return text.length <= MOST_FORMULA && text.length > 4 && text.endsWith("$$") ? text : undefined;
+}
+
+/** Where one ends a paragraph: it begins a line of it. Every cut costs what is behind it, so none is made where no formula is. */
+function blockStart(text: string): number {
+  const paragraph = text.slice(0, text.indexOf("\n\n") + 1 || undefined);
+  for (let at = paragraph.indexOf("\n$$"); at >= 0; at = paragraph.indexOf("\n$$", at + 1)) {
+    if (blockFormula(text.slice(at + 1, at + 1 + MOST_FORMULA))) return at + 1;
+  }
+  return -1;
+}
+
+const INLINE = /^\$\$[^$]{1,4000}\$\$|^\$(?!\s)(?:\\.|[^$\\\n]){1,1000}?(?<!\s)\$(?!\d)/;
+const block = formula("block", blockStart, blockFormula);
+const inline = formula("inline", (text) => text.indexOf("$"), (text) => INLINE.exec(text)?.[0]);
 const reader = new Marked({ gfm: true, async: false, extensions: [block, inline] });
 
 const purify = DOMPurify(window);
@@ -93,6 +112,15 @@ function simple(text: string): DocumentFragment | undefined {
 
 /** Reading markdown takes the square of its length where it is made for that: what is longer is shown as it is written. */
 const MOST_MARKDOWN = 40_000;
+/** Stars and the like in a paragraph, times its length: the reader of markdown goes over it for each of them. So much is half a second. */
+const MOST_WORK = 30_000_000;
+
+/** Whether reading it takes too long. Rows of tables and points of lists are read by themselves, as paragraphs are. */
+function isHard(text: string): boolean {
+  if (text.length > MOST_MARKDOWN) return true;
+  const parts = text.split(/\n[ \t]*(?:\n|(?=[|>]|[-*+] |\d+[.)] ))/);
+  return parts.reduce((sum, part) => sum + part.length * (part.match(/[*_!]/g)?.length ?? 0), 0) > MOST_WORK;
+}
 
 function asWritten(text: string): DocumentFragment {
   const fragment = document.createDocumentFragment();
@@ -102,7 +130,7 @@ function asWritten(text: string): DocumentFragment {
 
 /** Markdown: first rendered, then sanitised; formulas last, which makes elements of text only. */
 export async function markdown(text: string): Promise<DocumentFragment> {
-  if (text.length > MOST_MARKDOWN) return asWritten(text);
+  if (isHard(text)) return asWritten(text);
   const fragment = clean(reader.parse(text, { async: false }));
   const found = [...fragment.querySelectorAll(`.${FORMULA}`)];
   if (found.length > 0) {

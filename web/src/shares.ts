@@ -1,6 +1,7 @@
 // Links by which others may read the session.
-import { LitElement, type TemplateResult, css, html, nothing } from "lit";
-import { type Access, askJson } from "./api.js";
+import { type TemplateResult, css, html, nothing } from "lit";
+import { askJson } from "./api.js";
+import { Beside } from "./beside.js";
 import { base } from "./style.js";
 
 interface Share {
@@ -10,8 +11,8 @@ interface Share {
   path?: string;
 }
 
-export class CellkeepShares extends LitElement {
-  static override properties = { access: { attribute: false }, session: {}, shares: { state: true }, made: { state: true }, copied: { state: true }, problem: { state: true } };
+export class CellkeepShares extends Beside {
+  static override properties = { ...Beside.properties, shares: { state: true }, made: { state: true }, copied: { state: true } };
   static override styles = [
     base,
     css`
@@ -27,16 +28,13 @@ export class CellkeepShares extends LitElement {
       small { color: var(--ck-quiet); display: block; } p { color: var(--ck-quiet); margin: 8px 0; }
     `,
   ];
-  declare access: Access;
-  declare session: string;
   declare shares: Share[] | undefined;
   declare made: string;
   declare copied: boolean;
-  declare problem: string;
 
   constructor() {
     super();
-    Object.assign(this, { made: "", copied: false, problem: "" });
+    Object.assign(this, { made: "", copied: false });
   }
 
   override willUpdate(changed: Map<string, unknown>): void {
@@ -49,18 +47,8 @@ export class CellkeepShares extends LitElement {
     if (changed.has("session")) void this.load();
   }
 
-  private get path(): string {
-    return `/v1/sessions/${encodeURIComponent(this.session)}/shares`;
-  }
-
-  private async trying(work: () => Promise<void>): Promise<void> {
-    const { session } = this;
-    this.problem = "";
-    try {
-      await work();
-    } catch (error) {
-      if (session === this.session) this.problem = error instanceof Error ? error.message : String(error);
-    }
+  protected override get path(): string {
+    return `${super.path}/shares`;
   }
 
   private load(): Promise<void> {

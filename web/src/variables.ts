@@ -1,6 +1,7 @@
 // What the kernel's namespace holds, asked for when it is looked at.
-import { LitElement, type TemplateResult, css, html, nothing } from "lit";
-import { type Access, askJson } from "./api.js";
+import { type TemplateResult, css, html, nothing } from "lit";
+import { askJson } from "./api.js";
+import { Beside } from "./beside.js";
 import { base } from "./style.js";
 
 interface Variable {
@@ -9,8 +10,8 @@ interface Variable {
   summary: string;
 }
 
-export class CellkeepVariables extends LitElement {
-  static override properties = { access: { attribute: false }, session: {}, idle: { type: Boolean }, runs: { attribute: false }, variables: { state: true }, more: { state: true }, problem: { state: true }, filter: { state: true } };
+export class CellkeepVariables extends Beside {
+  static override properties = { ...Beside.properties, idle: { type: Boolean }, runs: { attribute: false }, variables: { state: true }, more: { state: true }, filter: { state: true } };
   static override styles = [
     base,
     css`
@@ -26,19 +27,16 @@ export class CellkeepVariables extends LitElement {
       p { color: var(--ck-quiet); margin: 8px 0; }
     `,
   ];
-  declare access: Access;
-  declare session: string;
   declare idle: boolean;
   /** Changes whenever a cell has ended: it may have changed them, also if the kernel was never seen busy. */
   declare runs: number;
   declare variables: Variable[] | undefined;
   declare more: boolean;
-  declare problem: string;
   declare filter: string;
 
   constructor() {
     super();
-    Object.assign(this, { idle: false, more: false, problem: "", filter: "" });
+    Object.assign(this, { idle: false, more: false, filter: "" });
   }
 
   override willUpdate(changed: Map<string, unknown>): void {
@@ -51,18 +49,14 @@ export class CellkeepVariables extends LitElement {
     if (["session", "idle", "runs"].some((name) => changed.has(name)) && this.idle) void this.load();
   }
 
-  async load(): Promise<void> {
+  load(): Promise<void> {
     const { session } = this;
-    try {
-      const told = await askJson<{ variables: Variable[]; truncated: boolean }>(this.access, "POST", `/v1/sessions/${encodeURIComponent(session)}/variables`, {});
+    return this.trying(async () => {
+      const told = await askJson<{ variables: Variable[]; truncated: boolean }>(this.access, "POST", `${this.path}/variables`, {});
       if (session !== this.session) return;
       this.variables = told.variables;
       this.more = told.truncated;
-      this.problem = "";
-    } catch (error) {
-      if (session !== this.session) return;
-      this.problem = error instanceof Error ? error.message : String(error);
-    }
+    });
   }
 
   override render(): TemplateResult {

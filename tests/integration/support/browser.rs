@@ -21,8 +21,8 @@ pub struct Browser {
     session: String,
     next: u64,
     events: VecDeque<Value>,
-    /// The sessions of frames that have a process of their own, as those without our origin have.
-    frames: Vec<String>,
+    /// Documents of frames, by the session of their process and their number in it. Those without our origin have another process.
+    frames: Vec<(String, u64)>,
 }
 
 impl Browser {
@@ -53,8 +53,7 @@ impl Browser {
         for domain in ["Page.enable", "Runtime.enable", "Log.enable", "Network.enable"] {
             browser.call(domain, json!({})).await;
         }
-        let attach = json!({"autoAttach": true, "waitForDebuggerOnStart": false, "flatten": true});
-        browser.call("Target.setAutoAttach", attach).await;
+        browser.call("Target.setAutoAttach", auto_attach()).await;
         browser
     }
 
@@ -88,11 +87,13 @@ impl Browser {
 
     /// Evaluates an expression in each frame that is there.
     pub async fn evaluate_in_frames(&mut self, expression: &str) -> Vec<Value> {
+        // Which there are is told before this is answered.
+        self.evaluate("1").await;
         let mut values = Vec::new();
-        for frame in self.frames.clone() {
-            let parameters = json!({"expression": expression, "returnByValue": true});
+        for (process, document) in self.frames.clone() {
+            let parameters = json!({"expression": expression, "returnByValue": true, "contextId": document});
             // A frame may be gone by now.
-            if let Ok(answer) = self.call_in(&frame, "Runtime.evaluate", parameters).await {
+            if let Ok(answer) = self.call_in(&process, "Runtime.evaluate", parameters).await {
                 values.push(answer["result"]["value"].clone());
             }
         }
@@ -135,6 +136,16 @@ impl Browser {
             assert!(begun.elapsed() < DEADLINE, "still {seen}; {:?}", self.events);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Ends it. Gives what the page and its frames complained of; nothing may have been asked of others than these origins.
+    pub async fn end(self, origins: &[&str]) -> Vec<String> {
+        let (complaints, requests) = self.finish().await;
+        let is_known =
+            |url: &str| origins.iter().any(|origin| url.strip_prefix(origin).is_some_and(|at| at.starts_with('/')));
+        let foreign: Vec<_> = requests.iter().filter(|url| !is_known(url)).collect();
+        assert_eq!(foreign, [""; 0], "requests left {origins:?}");
+        complaints
     }
 
     /// Ends it. Gives what the page and its frames complained of, and what they asked the network for.
@@ -184,18 +195,32 @@ impl Browser {
                 for domain in ["Runtime.enable", "Log.enable", "Network.enable"] {
                     self.send(domain, json!({}), &frame).await;
                 }
-                self.frames.push(frame);
+                self.send("Target.setAutoAttach", auto_attach(), &frame).await;
             }
-            if message["method"] == "Target.detachedFromTarget" {
-                self.frames.retain(|frame| message["params"]["sessionId"] != frame.as_str());
+            self.note_documents(&message);
+            if message["method"] == "Target.detachedFromTarget" && message["params"]["sessionId"] == session {
                 // Who waits for an answer of it waits for nothing.
-                if message["params"]["sessionId"] == session {
-                    return Err(message);
-                }
+                return Err(message);
             }
             if message.get("method").is_some() {
                 self.events.push_back(message);
             }
+        }
+    }
+
+    /// Which documents there are in frames.
+    fn note_documents(&mut self, message: &Value) {
+        let (process, told) = (message["sessionId"].as_str().unwrap_or_default(), &message["params"]);
+        match message["method"].as_str().unwrap_or_default() {
+            "Runtime.executionContextCreated" if process != self.session => {
+                self.frames.push((process.to_owned(), told["context"]["id"].as_u64().unwrap()));
+            }
+            "Runtime.executionContextDestroyed" => {
+                self.frames.retain(|(of, id)| of != process || told["executionContextId"] != *id);
+            }
+            "Runtime.executionContextsCleared" => self.frames.retain(|(of, _)| of != process),
+            "Target.detachedFromTarget" => self.frames.retain(|(of, _)| told["sessionId"] != of.as_str()),
+            _ => {}
         }
     }
 
@@ -208,6 +233,10 @@ impl Browser {
         self.socket.send(Message::text(message.to_string())).await.unwrap();
         self.next
     }
+}
+
+fn auto_attach() -> Value {
+    json!({"autoAttach": true, "waitForDebuggerOnStart": false, "flatten": true})
 }
 
 async fn read_when_written(path: &Path) -> String {
