@@ -205,14 +205,17 @@ impl Keeper {
     async fn keep_within_limit(&self) -> Result<(), StoreError> {
         let limit = self.0.settings.max_data_mb.saturating_mul(1 << 20);
         let mut bytes = self.0.store.bytes().await?;
+        // It looks at all events: no more often than something has changed.
+        let mut by_principal = None;
         if bytes > limit {
             let mut ended = self.0.store.sessions(None).await?;
             ended.retain(|row| row.state == "gone");
-            let by_principal = self.0.store.bytes_by_principal().await?;
-            let share = room::share(limit, &by_principal);
+            let shares = self.0.store.bytes_by_principal().await?;
+            let share = room::share(limit, &shares);
             // What one has filled is not taken from the others: who has more than a share forgets first.
-            let is_modest = |row: &SessionRow| by_principal.get(&row.principal).is_none_or(|bytes| *bytes <= share);
+            let is_modest = |row: &SessionRow| shares.get(&row.principal).is_none_or(|bytes| *bytes <= share);
             ended.sort_by_key(|row| (is_modest(row), row.last_active_at));
+            by_principal = ended.is_empty().then_some(shares);
             for row in ended {
                 tracing::info!(session = %row.id, "forgetting an ended session: the data is over its limit (max-data-mb)");
                 self.forget_ended(&row.id).await;
@@ -223,7 +226,13 @@ impl Keeper {
             }
         }
         let room = match bytes > limit {
-            true => Room::over(limit, bytes, self.0.store.bytes_by_principal().await?),
+            true => {
+                let by_principal = match by_principal {
+                    Some(known) => known,
+                    None => self.0.store.bytes_by_principal().await?,
+                };
+                Room::over(limit, bytes, by_principal)
+            }
             false => Room::Enough,
         };
         let before = std::mem::replace(&mut *self.0.room.lock().unwrap_or_else(PoisonError::into_inner), room.clone());

@@ -126,6 +126,8 @@ impl Keeper {
         events: Vec<EventRow>,
     ) -> Result<(), KeeperError> {
         let mut outputs = outputs_of(&events);
+        // Places that Output widgets have cleared.
+        outputs.retain(|output| output["output_type"] != "stream" || output["text"] != "");
         for output in &mut outputs {
             inline_artifacts(output, &self.0.blobs).await.map_err(KeeperError::Artifacts)?;
         }

@@ -454,6 +454,7 @@ impl Core {
     /// The cell's outputs are gone: nothing may reach them any more, neither a display id nor what a thread of its former run
     /// still prints.
     fn forget_outputs(&mut self, number: u32) {
+        self.captures_leave(number);
         self.fold.forget(CellKey(number));
         self.recent.retain(|recent| recent.number != number);
     }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::captures::Captures;
 use super::cells::{Cell, CellPhase, Cells, RunOptions};
 use super::commands::Denied;
 use super::handle::SessionState;
@@ -78,6 +79,7 @@ pub(super) struct Core {
     pub(super) active: Option<Active>,
     pub(super) recent: VecDeque<Recent>,
     pub(super) fold: Fold,
+    pub(super) captures: Captures,
     pub(super) generation: Generation,
     /// The last event of the agent that was taken in.
     pub(super) position: Position,
@@ -154,7 +156,7 @@ pub(super) struct Written {
 
 /// What a later server needs to go on, beside cells and numbers, which have columns of their own.
 #[derive(Serialize, Deserialize)]
-struct Resume<F> {
+struct Resume<F, C> {
     generation: Generation,
     restarts: u32,
     restart_of: Option<Generation>,
@@ -162,6 +164,8 @@ struct Resume<F> {
     active: Option<ActiveResume>,
     recent: VecDeque<Recent>,
     fold: F,
+    #[serde(default)]
+    captures: C,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -201,6 +205,7 @@ impl Core {
             active: None,
             recent: VecDeque::new(),
             fold: Fold::new(StreamStyle::Terminal),
+            captures: Captures::default(),
             generation: Generation(0),
             position: Position::default(),
             attached: false,
@@ -240,10 +245,11 @@ impl Core {
         (core.seq, core.position) = (stored.last_seq, stored.position);
         let info = stored.kernel_info.as_deref().map(|info| wire_json::parse_lenient(info.as_bytes()));
         core.info = info.and_then(Result::ok).unwrap_or(Value::Null);
-        let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str::<Resume<Fold>>(text).ok());
+        let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str::<Resume<Fold, Captures>>(text).ok());
         if let Some(resume) = resume {
             core.generation = resume.generation;
             (core.restarts, core.recent, core.fold) = (resume.restarts, resume.recent, resume.fold);
+            core.captures = resume.captures;
             core.active = resume.active.map(|active| Active::restore(active, core.facts.late_output, now));
             (core.restart_of, core.doubt) = (resume.restart_of, resume.doubt);
             if core.restart_of.is_some() {
@@ -322,6 +328,7 @@ impl Core {
             active,
             recent: self.recent.clone(),
             fold: &self.fold,
+            captures: &self.captures,
         };
         serde_json::to_string(&resume).ok()
     }
@@ -462,9 +469,11 @@ impl Core {
     }
 
     /// What the fold knows of a cell is let go, unless something can still reach it.
-    fn settle(&mut self, number: u32) {
+    pub(super) fn settle(&mut self, number: u32) {
         let key = CellKey(number);
-        if !self.fold.has_displays(key) && !self.recent.iter().any(|recent| recent.number == number) {
+        let is_active = self.active.as_ref().is_some_and(|active| active.number == number);
+        let is_held = is_active || self.fold.has_displays(key) || self.captures.are_in(number);
+        if !is_held && !self.recent.iter().any(|recent| recent.number == number) {
             self.fold.forget(key);
         }
     }

@@ -9,7 +9,7 @@ use super::piece::{EventBody, Telling, value_size};
 use super::run::{Meaning, Now, StopReason};
 use crate::agent_protocol::{Event, KernelEvent};
 use crate::link::LinkEvent;
-use crate::output::{CellKey, Change};
+use crate::output::Change;
 use crate::wire::content::InputRequest;
 use crate::wire::{Channel, Header, Message};
 
@@ -20,7 +20,7 @@ const MAX_CHATTER: usize = 64 << 10;
 const MAX_TEXT: usize = 256 << 10;
 
 /// Takes off what is more than one event holds: the stream's name, how much stays, and the rest.
-fn rest_of_stream(output: &mut Value) -> Option<(String, usize, String)> {
+pub(super) fn rest_of_stream(output: &mut Value) -> Option<(String, usize, String)> {
     let name = output.get("name")?.as_str()?.to_owned();
     let Some(Value::String(text)) = output.get_mut("text") else { return None };
     let keep = text.floor_char_boundary(MAX_TEXT);
@@ -157,16 +157,18 @@ impl Core {
         }
         if matches!(header.msg_type.as_str(), "comm_open" | "comm_msg" | "comm_close") {
             let (msg_type, content) = (header.msg_type.clone(), message.content_value());
+            self.capture_comm(&msg_type, &content);
             self.event(now, Some(number), EventBody::Comm { msg_type, content, buffers: message.buffers.clone() });
             return;
         }
-        for change in self.fold.apply(CellKey(number), &header.msg_type, &message.content) {
+        let key = self.folded_as(number, &header.msg_type, message);
+        for change in self.fold.apply(key, &header.msg_type, &message.content) {
             self.write_change(now, number, change);
         }
     }
 
     /// Writes a growing text down in pieces: a reader holds one event at least, and there may be many readers.
-    fn write_text(&mut self, now: Now, number: u32, change: EventBody) {
+    pub(super) fn write_text(&mut self, now: Now, number: u32, change: EventBody) {
         let EventBody::Stream { index, name, mut keep, text, mut grows } = change else { return };
         let mut left = text.as_str();
         loop {
@@ -182,6 +184,7 @@ impl Core {
 
     /// Writes down what a message of the cell `from` has changed.
     pub(super) fn write_change(&mut self, now: Now, from: u32, change: Change) {
+        let Some(change) = self.write_captured(now, from, change) else { return };
         match change {
             Change::Append { cell, index, mut output } => {
                 let rest = rest_of_stream(&mut output);
@@ -202,10 +205,13 @@ impl Core {
                         break;
                     }
                     let output = place.output(data.clone(), metadata.clone());
-                    self.event(now, Some(place.cell.0), EventBody::Update { index: place.index, output });
+                    if let Some((cell, index)) = self.shown_place(place.cell, place.index) {
+                        self.event(now, Some(cell), EventBody::Update { index, output });
+                    }
                 }
             }
             Change::Clear { cell } => {
+                self.captures_leave(cell.0);
                 self.event(now, Some(cell.0), EventBody::Clear);
             }
         }

@@ -30,6 +30,7 @@ mod matrix;
 mod nbclient_oracle;
 mod notebooks;
 mod opened;
+mod output_widgets;
 mod outputs;
 mod package;
 mod pages;
