@@ -234,7 +234,7 @@ async fn late_answers_of_panels_are_not_another_sessions() {
         open_panel(&mut opened, panel).await;
         let here = "page.querySelector('.bar strong').textContent";
         let own = format!(
-            "[...page.querySelector('{element}')?.renderRoot.querySelectorAll('{listed}') ?? []].map(one => one.firstChild.textContent.trim()).filter(name => name.startsWith('of_')).map(name => name === 'of_' + {here})"
+            "[...page.querySelector('{element}')?.renderRoot.querySelectorAll('{listed}') ?? []].map(one => [...one.childNodes].find(node => node.nodeType === 3 && node.data.trim())?.data.trim() ?? '').filter(name => name.startsWith('of_')).map(name => name === 'of_' + {here})"
         );
         opened.until(&own, &json!([true])).await;
         let left = opened.look(here).await;

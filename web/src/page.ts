@@ -485,7 +485,7 @@ class CellkeepPage extends LitElement {
     if (this.model) kinds.unshift(["ask", this.model]);
     const { kind } = this;
     const label = kind === "ask" ? `Message to ${this.model}` : kind === "code" ? `Code, ${language}` : "Markdown";
-    const hint = ended ? "This session has ended" : kind === "ask" ? `Ask ${this.model} about this session` : kind === "code" ? `Write ${language} here` : "Write markdown here";
+    const hint = ended ? "This session has ended" : kind === "ask" ? `Ask ${this.model}${this.feed?.order.length ? " about this session" : ""}` : kind === "code" ? `Write ${language} here` : "Write markdown here";
     return html`<div class="composer"><div class="box">
       <textarea id="composer" class=${kind} rows="2" aria-label=${label} placeholder=${hint} aria-keyshortcuts=${kind === "ask" ? "Enter" : "Shift+Enter"}
         ?disabled=${ended} spellcheck=${kind === "code" ? "false" : "true"} autocapitalize="off" autocomplete="off" @keydown=${this.keys}></textarea>
