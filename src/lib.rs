@@ -6,7 +6,7 @@
 //! |---|---|
 //! | top | `cli` |
 //! | domain | `chat`, `runner`, `manager`, `session` |
-//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, `web`, and inside the sandbox `agent` |
+//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, `http_client`, `telemetry`, `web`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `export`, `render`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
@@ -37,6 +37,8 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "host")]
 pub mod export;
+#[cfg(feature = "host")]
+mod http_client;
 #[cfg(feature = "host")]
 pub mod kernels;
 #[cfg(feature = "host")]

@@ -1,6 +1,7 @@
 //! Puts the parts together and serves them until told to stop.
 
 mod connections;
+mod pace;
 
 use std::fs;
 use std::io;
@@ -21,10 +22,13 @@ use crate::manager::{Keeper, KeeperError, KeeperSettings};
 use crate::memory;
 use crate::page;
 use crate::store::{Store, StoreError};
-use crate::telemetry;
+use crate::telemetry::{self, traces};
 
 /// Between two looks at the stored tokens: another process may have made or revoked one.
 const RELOAD_TOKENS: Duration = Duration::from_secs(2);
+
+/// How long a stopping server merges the journal's log into its file.
+const MERGE: Duration = Duration::from_secs(3);
 
 /// The name of a token that was given to the server when it was started.
 const GIVEN: &str = "given with --token";
@@ -117,6 +121,9 @@ pub async fn serve(
     let _lock = lock(paths)?;
     memory::keep_little();
     telemetry::install();
+    if let Err(error) = traces::install() {
+        tracing::warn!(error, "no traces are kept");
+    }
     let store = Store::open(&paths.journal())?;
     // Before a token is made, which is shown only when it is certain that this server serves.
     let listener = TcpListener::bind(settings.listen)
@@ -137,7 +144,7 @@ pub async fn serve(
         let keeper = keeper.clone();
         async move { keeper.fill_pool().await }
     });
-    tokio::spawn(reload(tokens.clone(), store));
+    tokio::spawn(reload(tokens.clone(), store.clone()));
     let guard = Guard { loopback: address.ip().is_loopback(), hosts: settings.hosts, origins: settings.origins };
     let router = api::router(Api {
         keeper: keeper.clone(),
@@ -153,6 +160,11 @@ pub async fn serve(
     keeper.drain_pool().await;
     if settings.end_sessions {
         keeper.delete_all().await;
+    }
+    traces::end().await;
+    // What is still said by sessions that live on goes into the log anew, and the next server takes it up.
+    if let Err(error) = store.merge_log(MERGE).await {
+        tracing::warn!(%error, "the journal's log is left to the next server");
     }
     Ok(())
 }

@@ -23,7 +23,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["policy"]),
     ("descriptors", &[]),
     ("memory", &[]),
-    ("telemetry", &[]),
+    ("http_client", &[]),
+    ("telemetry", &["http_client"]),
     ("web", &[]),
     ("store", &["ids"]),
     ("artifacts", &["ids"]),
@@ -55,7 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "session",
         ],
     ),
-    ("chat", &["ids", "wire", "output", "session", "manager"]),
+    ("chat", &["http_client", "ids", "wire", "output", "session", "manager"]),
     ("runner", &["wire", "session", "notebook", "output"]),
     // faces
     (
@@ -116,7 +117,8 @@ const CONFINED: &[(&str, &str)] = &[
     ("clap", "cli"),
     ("anyhow", "cli"),
     ("indicatif", "cli"),
-    ("hyper_rustls", "chat/endpoint.rs"),
+    ("hyper_rustls", "http_client.rs"),
+    ("opentelemetry", "telemetry"),
 ];
 
 /// Pure modules do no I/O: none of these words is in their code.

@@ -36,6 +36,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import upgrade
 
 TIMEOUT = 60
+# Notebooks that are run at once. Most of a small one's time is waiting: for a kernel to start, to answer, to end.
+AT_ONCE = 6
 
 # Where we mean to differ from nbclient, by the notebook's name.
 DEVIATIONS = {
@@ -183,7 +185,7 @@ class Lab:
         target.unlink(missing_ok=True)
         command = [
             self.cellkeep, "run", source, "-o", target, "--sandbox", "process", "--compat", "nbclient", "--allow-errors",
-            "--timeout", str(TIMEOUT), "--memory", "1g", "--file", self.wheel,
+            "--timeout", str(TIMEOUT), "--memory", "1g", "--cpus", "2", "--file", self.wheel,
         ]  # fmt: skip
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if not target.exists():
@@ -229,7 +231,7 @@ def main():
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     lab = Lab(*sys.argv[1:6])
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         verdicts = list(pool.map(lambda path: tell(lab, Path(path)), sys.argv[6:]))
     count = {verdict: verdicts.count(verdict) for verdict in ("same", "left out", "DIFFERENT")}
     print(json.dumps(count))

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -73,6 +74,31 @@ def watch_pipe(stream):
         stream._exc = sys.exc_info()
 
 
+# Threads of pools work for whichever cell gave them something to do, and not for the one that was first.
+POOLS = {"concurrent.futures.thread", "multiprocessing.pool"}
+
+
+def threads_belong_to_their_cells(shell):
+    """What a thread prints and displays belongs to the cell that started it, as long as it may live.
+
+    Upstream takes the cell that runs at that moment; it has a way to say otherwise for the calling thread.
+    """
+    start = threading.Thread.start
+
+    def start_for_cell(thread):
+        if getattr(getattr(thread, "_target", None), "__module__", None) not in POOLS:
+            run, parent = thread.run, shell.get_parent()
+
+            def run_for_cell():
+                shell.set_thread_parent(parent)
+                run()
+
+            thread.run = run_for_cell
+        start(thread)
+
+    threading.Thread.start = start_for_cell
+
+
 def main():
     from cellkeep_interrupts import INTERRUPTS, Kernel
 
@@ -120,6 +146,7 @@ def main():
     # One sandbox, one session: a history on disk would only cost time.
     app.config.HistoryManager.hist_file = ":memory:"
     app.initialize()
+    threads_belong_to_their_cells(app.shell)
     app.start()
 
 

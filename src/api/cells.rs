@@ -1,5 +1,6 @@
 //! Cells: added, run, edited, cancelled, shown with their outputs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -16,7 +17,7 @@ use super::large::{self, LIGHT, Making};
 use super::sessions::check_timeout;
 use super::{Api, Body, Caller, CellInPath, InPath, Query, User, view};
 use crate::ids::SessionId;
-use crate::manager::{EventRow, TooHeavy};
+use crate::manager::{EventRow, TooHeavy, names_artifacts};
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions};
 use crate::wire::json as wire_json;
 
@@ -135,14 +136,18 @@ async fn answer(
     if accepts.contains("text/event-stream") && cell.run.phase != CellPhase::Finished {
         return events::of_cell(api, id, caller, &cell, form);
     }
+    let mut seen = None;
     if let Some(wait) = wait.filter(|_| cell.run.phase != CellPhase::Finished) {
         let ended = events::until_finished(api, id, caller, &cell);
         // Time that is up is no error: the cell is shown as it stands.
         if let Ok(ended) = tokio::time::timeout(wait, ended).await {
-            ended?;
+            seen = show_seen(api, id, caller, &cell, ended?.unwrap_or_default(), form).await?;
         }
     }
-    let (body, turn) = show_done(api, id, caller, &cell.id, form).await?;
+    let (body, turn) = match seen {
+        Some(body) => (body, None),
+        None => show_done(api, id, caller, &cell.id, form).await?,
+    };
     let location = format!("/v1/sessions/{id}/cells/{}", cell.id);
     Ok(large::with_turn(turn, (status, [(header::LOCATION, location)], Json(body))))
 }
@@ -178,6 +183,29 @@ async fn show(
     Ok((with_outputs(api, &found.0, &found.1, form).await?, turn))
 }
 
+/// A cell whose run has been followed to its end: what was seen of it need not be asked of the store. `None` where that is not all
+/// that is to be shown.
+async fn show_seen(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    run: &Cell,
+    seen: Vec<Arc<EventRow>>,
+    form: Form,
+) -> Result<Option<Value>, Problem> {
+    // A plot is read from its file and is larger than its event says.
+    if seen.is_empty() || seen.iter().any(|event| names_artifacts(event)) {
+        return Ok(None);
+    }
+    // Where it is over or runs again, the store knows.
+    let Ok(cell) = api.keeper.handle(id, caller.sees())?.cell(&run.id).await else { return Ok(None) };
+    if cell.run.phase != CellPhase::Finished || cell.run.first_seq != run.run.first_seq {
+        return Ok(None);
+    }
+    let told = seen.iter().map(AsRef::as_ref);
+    Ok(Some(if form == Form::None { view::cell(&cell, None) } else { with_outputs(api, &cell, told, form).await? }))
+}
+
 /// The same of a cell to which something has been done. Nobody is told to try that again because its outputs cannot be told now:
 /// then the cell is told without them.
 async fn show_done(
@@ -194,9 +222,14 @@ async fn show_done(
 }
 
 /// A cell with the outputs that its events tell.
-async fn with_outputs(api: &Api, cell: &Cell, told: &[EventRow], form: Form) -> Result<Value, Problem> {
+async fn with_outputs<'a>(
+    api: &Api,
+    cell: &Cell,
+    told: impl IntoIterator<Item = &'a EventRow>,
+    form: Form,
+) -> Result<Value, Problem> {
     // A cell that is no code any more shows nothing of what it was.
-    let told = if cell.cell_type == CellType::Code { told } else { &[] };
+    let told = told.into_iter().filter(|_| cell.cell_type == CellType::Code);
     let outputs = view::outputs(told, api.keeper.blobs(), form == Form::Refs).await?;
     Ok(view::cell(cell, Some(outputs)))
 }

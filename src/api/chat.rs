@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::cells::wait_time;
 use super::error::Problem;
+use super::notebooks::Wait;
 use super::{Api, Body, Caller, InPath, Query, User, view};
 use crate::chat::{AskError, MAX_MESSAGE};
 
@@ -16,12 +16,6 @@ use crate::chat::{AskError, MAX_MESSAGE};
 #[serde(deny_unknown_fields)]
 pub(super) struct Say {
     text: String,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct Wait {
-    /// Seconds until it is answered even if the model has not ended.
-    wait: Option<f64>,
 }
 
 /// Whether there is a model to talk to.
@@ -37,7 +31,7 @@ pub(super) async fn ask(
     Query(wait): Query<Wait>,
     Body(say): Body<Say>,
 ) -> Result<Response, Problem> {
-    let wait = wait_time(wait.wait)?;
+    let wait = wait.time()?;
     if say.text.trim().is_empty() {
         return Err(Problem::unprocessable("bad_field", "there is nothing to answer: text is empty").field("text"));
     }

@@ -22,6 +22,9 @@ use std::sync::Arc;
 /// Between two signs of life on a quiet stream: proxies close one after a minute or so.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// Bytes of events that are worth holding: of more, nothing is saved by not reading them again.
+const FEW: usize = 64 << 10;
+
 /// How large binary data is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
@@ -102,15 +105,28 @@ pub(super) fn of_cell(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, f
     sse(reader, api, caller)
 }
 
-/// Waits until a cell's run has ended.
-pub(super) async fn until_finished(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell) -> Result<(), Problem> {
+/// Waits until a cell's run has ended. Gives its events, unless they are many, or some of the session's between could not be seen.
+pub(super) async fn until_finished(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    cell: &Cell,
+) -> Result<Option<Vec<Arc<EventRow>>>, Problem> {
     let mut follower = api.keeper.follow(id, caller.sees(), before(cell))?;
+    let (mut seen, mut bytes) = (Vec::new(), 0);
     while let Some(events) = follower.next().await? {
-        if events.iter().any(|event| ends(event, &cell.id)) {
-            break;
+        for event in events.into_iter().filter(|event| event.cell.as_deref() == Some(&cell.id)) {
+            let ended = event.kind == "cell.finished";
+            bytes += event.body.len();
+            if bytes <= FEW {
+                seen.push(event);
+            }
+            if ended {
+                return Ok((bytes <= FEW).then_some(seen));
+            }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The number before the run's first event.
@@ -156,6 +172,11 @@ impl Reader {
             shown.retain(&mut page, told_of).await?;
         }
         Ok(Some(page.into()))
+    }
+
+    /// Whether the next one is here already.
+    pub fn has_more(&self) -> bool {
+        !self.page.is_empty()
     }
 
     /// The next event's number and its JSON. `None` at the end. Cancel safe.

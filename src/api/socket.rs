@@ -64,6 +64,8 @@ async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
                 return;
             }
             event = reader.next() => match event {
+                // What came together goes out together.
+                Some((_, json)) if reader.has_more() => sender.feed(Message::text(json)).await,
                 Some((_, json)) => sender.send(Message::text(json)).await,
                 None => {
                     let frame = CloseFrame { code: 1000, reason: "the session was deleted".into() };

@@ -10,7 +10,7 @@ use super::error::Problem;
 use super::large::LIGHT;
 use super::notebooks::blocking;
 use super::{Api, Caller, CellInPath, InPath, Query};
-use crate::manager::{EventRow, TooHeavy, read_body};
+use crate::manager::{EventRow, OutputEvent, TooHeavy, edited};
 
 /// Bytes that one answer holds, at most.
 const MOST: usize = 1 << 20;
@@ -69,29 +69,15 @@ pub(super) async fn get(
 /// The text of one of a cell's streams, from its events.
 fn stream_of(events: &[EventRow], wanted: u64) -> Option<String> {
     let mut text: Option<String> = None;
-    for event in events {
-        match event.kind.as_str() {
-            "output.append" | "output.update" => {}
-            "output.clear" | "cell.queued" => {
-                text = None;
-                continue;
+    for event in events.iter().filter_map(OutputEvent::read) {
+        match event {
+            OutputEvent::Cleared => text = None,
+            OutputEvent::Told { index, keep, output } if index == wanted => {
+                let anew = || Some(output.get("text")?.as_str()?.to_owned());
+                text = text.take().and_then(|text| edited(text, keep, &output)).or_else(anew);
             }
-            _ => continue,
+            OutputEvent::Told { .. } => {}
         }
-        let body = read_body(event);
-        if body.get("index").and_then(Value::as_u64) != Some(wanted) {
-            continue;
-        }
-        let more = body.get("output").and_then(|output| output.get("text")).and_then(Value::as_str);
-        let keep = body.get("keep").and_then(Value::as_u64).and_then(|keep| usize::try_from(keep).ok());
-        text = match (text.take(), more, keep) {
-            (Some(mut text), Some(more), Some(keep)) if text.is_char_boundary(keep) => {
-                text.truncate(keep);
-                text.push_str(more);
-                Some(text)
-            }
-            (_, more, _) => more.map(str::to_owned),
-        };
     }
     text
 }

@@ -1,14 +1,15 @@
-//! Request ids: each request has one, its own or one of ours; its answer and its lines in the log name it.
+//! Request ids: each request has one, its own or one of ours; its answer, its lines in the log and its span name it.
 
 use std::time::Instant;
 
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
 
-use crate::ids;
+use crate::ids::{self, SessionId};
+use crate::telemetry::traces::Answering;
 
 /// The header that names a request.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -21,10 +22,34 @@ pub(super) async fn name(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), %method, path);
     let began = Instant::now();
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let answering = begin(&request, id.to_str().unwrap_or_default());
+    let work = next.run(request).instrument(span.clone());
+    let mut response = match answering {
+        None => work.await,
+        Some(answering) => {
+            let response = answering.during(work).await;
+            answering.answered(response.status());
+            response
+        }
+    };
     span.in_scope(|| tracing::info!(status = response.status().as_u16(), ms = began.elapsed().as_millis(), "answered"));
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// Paths that are asked for every few seconds by whoever watches.
+const WATCHED: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
+/// The span of a request, where somebody collects them.
+fn begin(request: &Request, id: &str) -> Option<Answering> {
+    let path = request.uri().path();
+    if WATCHED.contains(&path) {
+        return None;
+    }
+    let below = path.strip_prefix("/v1/sessions/").or_else(|| path.strip_prefix("/v1/runs/"));
+    let session = below.and_then(|rest| rest.split('/').next()).and_then(SessionId::parse);
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    Answering::begin(request.headers(), request.method(), route, id, session.as_ref().map(SessionId::as_str))
 }
 
 /// What others send is repeated where logs are read: a short word and nothing else.

@@ -6,7 +6,7 @@ use super::error::Problem;
 use crate::artifacts::Blobs;
 use crate::ids::SessionId;
 use crate::manager::KeptSpec;
-use crate::manager::{ArtifactRow, EventRow, SessionRow, from_ms, inline_artifacts, outputs_of, read_body};
+use crate::manager::{ArtifactRow, EventRow, SessionRow, from_ms, inline_artifacts, names_artifacts, outputs_of, read_body};
 use crate::session::{Cell, CellPhase, metrics};
 use crate::wire::content::iso8601;
 
@@ -65,10 +65,6 @@ pub(super) fn artifact(row: &ArtifactRow) -> Value {
 
 /// An event as JSON text: our own fields, then the event's.
 pub(super) async fn event(row: &EventRow, session: &SessionId, blobs: &Blobs, refs: bool) -> Result<String, Problem> {
-    let mut body = read_body(row);
-    if !refs && let Some(output) = body.get_mut("output") {
-        inline_artifacts(output, blobs).await?;
-    }
     let mut fields = Map::new();
     fields.insert("seq".to_owned(), row.seq.0.into());
     if row.first != row.seq {
@@ -80,12 +76,31 @@ pub(super) async fn event(row: &EventRow, session: &SessionId, blobs: &Blobs, re
         fields.insert("cell".to_owned(), cell.as_str().into());
     }
     fields.insert("type".to_owned(), row.kind.as_str().into());
+    if refs || !names_artifacts(row) {
+        return Ok(joined(&Value::Object(fields).to_string(), &row.body));
+    }
+    let mut body = read_body(row);
+    if let Some(output) = body.get_mut("output") {
+        inline_artifacts(output, blobs).await?;
+    }
     fields.extend(body);
     Ok(Value::Object(fields).to_string())
 }
 
+/// Two objects' texts as one object's. Neither is empty of fields but for the second.
+fn joined(first: &str, second: &str) -> String {
+    match (first.strip_suffix('}'), second.strip_prefix('{')) {
+        (Some(first), Some(second)) if second != "}" => format!("{first},{second}"),
+        _ => first.to_owned(),
+    }
+}
+
 /// The outputs of a cell, from its events.
-pub(super) async fn outputs(events: &[EventRow], blobs: &Blobs, refs: bool) -> Result<Vec<Value>, Problem> {
+pub(super) async fn outputs<'a>(
+    events: impl IntoIterator<Item = &'a EventRow>,
+    blobs: &Blobs,
+    refs: bool,
+) -> Result<Vec<Value>, Problem> {
     let mut outputs = outputs_of(events);
     if !refs {
         for output in &mut outputs {

@@ -10,19 +10,16 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::error::{ChatError, refusal};
 use super::stream::{Answer, Frames, message_of};
+use crate::http_client::{HttpClient, HttpClientError};
 use crate::wire::json as wire_json;
 
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(10);
+/// How long the reason of a refusal may take.
+const REASON: Duration = Duration::from_secs(10);
 /// How long an endpoint may be silent: a large model may have to be loaded first.
 const SILENCE: Duration = Duration::from_secs(180);
 /// How long one message of a model may take, however much comes of it.
@@ -75,16 +72,11 @@ pub struct ModelSettings {
     pub key: Option<Key>,
 }
 
-enum Http {
-    Plain(Client<HttpConnector, Full<Bytes>>),
-    Tls(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
-}
-
 /// A model that can be asked.
 pub(super) struct Endpoint {
     uri: Uri,
     settings: ModelSettings,
-    http: Http,
+    http: HttpClient,
     longest: Duration,
     /// It has said that it takes no pictures.
     is_blind: AtomicBool,
@@ -103,19 +95,10 @@ impl Endpoint {
         if uri.host().is_none_or(str::is_empty) {
             return Err(wrong("it names no host"));
         }
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT));
-        let http = match uri.scheme_str() {
-            Some("http") => Http::Plain(Client::builder(TokioExecutor::new()).build(connector)),
-            Some("https") => {
-                connector.enforce_http(false);
-                let builder = HttpsConnectorBuilder::new().with_native_roots();
-                let builder = builder.map_err(|error| format!("this machine's certificates cannot be read: {error}"))?;
-                let https = builder.https_only().enable_http1().wrap_connector(connector);
-                Http::Tls(Client::builder(TokioExecutor::new()).build(https))
-            }
-            _ => return Err(wrong("it begins with http:// or https://")),
-        };
+        let http = HttpClient::to(&uri).map_err(|error| match error {
+            HttpClientError::Scheme => wrong(&error.to_string()),
+            error => error.to_string(),
+        })?;
         Ok(Self { uri, settings, http, longest: LONGEST, is_blind: AtomicBool::new(false) })
     }
 
@@ -146,13 +129,7 @@ impl Endpoint {
         }
         let request = request.body(Full::new(Bytes::from(body.to_string())));
         let request = request.map_err(|error| self.unreachable(&error))?;
-        let asking = async {
-            match &self.http {
-                Http::Plain(client) => client.request(request).await,
-                Http::Tls(client) => client.request(request).await,
-            }
-        };
-        let answered = tokio::time::timeout(SILENCE, asking).await.map_err(|_| silent())?;
+        let answered = tokio::time::timeout(SILENCE, self.http.request(request)).await.map_err(|_| silent())?;
         let response = answered.map_err(|error| self.unreachable(&error))?;
         if response.status().is_success() {
             return Ok(Asked::new(response, self.longest, deadline));
@@ -168,7 +145,7 @@ impl Endpoint {
             // The key goes nowhere but to where it was meant for.
             return ChatError::Endpoint { status, detail: format!("it is elsewhere, at {to:?}; give that as --model-url") };
         }
-        let body = tokio::time::timeout(CONNECT, Limited::new(response.into_body(), MAX_BODY).collect()).await;
+        let body = tokio::time::timeout(REASON, Limited::new(response.into_body(), MAX_BODY).collect()).await;
         let bytes = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
         let detail = match wire_json::parse_lenient(&bytes) {
             Ok(value) => message_of(&value),

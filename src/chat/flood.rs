@@ -4,39 +4,30 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use crate::manager::{EventRow, outputs_of, read_body};
+use crate::manager::{EventRow, OutputEvent, outputs_told};
 
 /// The outputs that a cell's last events come to. An edit of a stream says how many bytes of its whole text stand; here the text
 /// begins only where the first of these edits does, so that each is told against that.
-pub(super) fn outputs_of_end(events: Vec<EventRow>) -> Vec<Value> {
+pub(super) fn outputs_of_end(events: &[EventRow]) -> Vec<Value> {
     let mut begins = HashMap::new();
-    let events: Vec<EventRow> = events.into_iter().map(|event| rebased(event, &mut begins)).collect();
-    outputs_of(&events)
+    outputs_told(events.iter().filter_map(OutputEvent::read).map(|event| rebased(event, &mut begins)))
 }
 
 /// `begins`: where in its whole text each stream's known part begins, by its place in the cell's list.
-fn rebased(mut event: EventRow, begins: &mut HashMap<u64, u64>) -> EventRow {
-    match event.kind.as_str() {
-        "output.append" | "output.update" => {}
-        "output.clear" | "cell.queued" => {
+fn rebased(event: OutputEvent, begins: &mut HashMap<u64, usize>) -> OutputEvent {
+    match event {
+        OutputEvent::Cleared => {
             begins.clear();
-            return event;
+            OutputEvent::Cleared
         }
-        _ => return event,
+        OutputEvent::Told { index, keep, output } => {
+            // What is told without is whole.
+            let begin = begins.entry(index).or_insert(keep.unwrap_or(0));
+            // What is known may be overwritten from before its beginning.
+            *begin = keep.unwrap_or(0).min(*begin);
+            OutputEvent::Told { index, keep: keep.map(|keep| keep - *begin), output }
+        }
     }
-    let mut body = read_body(&event);
-    let Some(index) = body.get("index").and_then(Value::as_u64) else { return event };
-    let Some(keep) = body.get("keep").and_then(Value::as_u64) else {
-        // It is whole.
-        begins.insert(index, 0);
-        return event;
-    };
-    let begin = begins.entry(index).or_insert(keep);
-    // What is known may be overwritten from before its beginning.
-    *begin = keep.min(*begin);
-    body.insert("keep".to_owned(), (keep - *begin).into());
-    event.body = Value::Object(body).to_string();
-    event
 }
 
 #[cfg(test)]
@@ -46,6 +37,7 @@ mod tests {
 
     use super::*;
     use crate::ids::Seq;
+    use crate::manager::read_body;
 
     fn event(seq: u64, kind: &str, body: &Value) -> EventRow {
         let (cell, kind) = (Some("c".to_owned()), kind.to_owned());
@@ -64,7 +56,7 @@ mod tests {
     #[test]
     fn each_stream_begins_with_its_first_edit() {
         let plot = json!({"index": 2, "output": {"output_type": "display_data", "data": {"text/plain": "plot"}}});
-        let outputs = outputs_of_end(vec![
+        let outputs = outputs_of_end(&[
             edit(7, 0, 1000, "one\n"),
             edit(8, 1, 30, "error\n"),
             edit(9, 0, 1004, "two\n"),
@@ -75,7 +67,7 @@ mod tests {
         assert_eq!((text(&outputs, 0), text(&outputs, 1)), ("one\ntwo\n100%\n", "error\n"));
         assert_eq!(outputs[2]["data"]["text/plain"], "plot");
         // Cleared, and overwritten from before what is known.
-        let outputs = outputs_of_end(vec![
+        let outputs = outputs_of_end(&[
             edit(1, 0, 500, "old"),
             event(2, "output.clear", &json!({})),
             edit(3, 0, 0, "new "),
@@ -101,7 +93,7 @@ mod tests {
             let end = events.split_off(cut % events.len());
             let first = read_body(&end[0]).get("keep").and_then(Value::as_u64).unwrap();
             let from = end.iter().map(|event| read_body(event)["keep"].as_u64().unwrap()).fold(first, u64::min);
-            let outputs = outputs_of_end(end);
+            let outputs = outputs_of_end(&end);
             prop_assert_eq!(text(&outputs, 0), &whole[usize::try_from(from).unwrap()..]);
         }
     }

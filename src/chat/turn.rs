@@ -152,7 +152,7 @@ impl Turn {
         if !last.is_empty() {
             // A flood: the model is told its two ends, and nobody reads what is between them.
             outputs.push(json!({"output_type": "stream", "name": "stdout", "text": "[… much is left out here …]\n"}));
-            outputs.extend(flood::outputs_of_end(last));
+            outputs.extend(flood::outputs_of_end(&last));
         }
         outputs.extend(cell.run.result.as_ref().and_then(|result| result.untold_error()));
         Ok(content::shown(&outputs, sizes))

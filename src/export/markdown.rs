@@ -1,5 +1,6 @@
 //! A notebook as markdown, with images and attachments as files beside it.
 
+use super::speaker::Speakers;
 use super::text::{self, field};
 use super::visible::{self, Show, Visible};
 use super::{ExportOptions, Exported, bundle, language};
@@ -16,9 +17,13 @@ const IN_LINKS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b
 pub(super) fn document(notebook: &Notebook, options: &ExportOptions) -> Exported {
     let mut document =
         Document { options, language: language(notebook), out: String::new(), files: Vec::new(), notes: Vec::new() };
+    let mut speakers = Speakers::default();
     for (index, cell) in notebook.cells().enumerate() {
         let visible = Visible::of(cell, options);
         if visible.cell != Show::No {
+            if let Some(who) = speakers.begins(cell) {
+                document.block(&format!("**{who}:**"));
+            }
             document.folded(visible.cell, "Cell", |document| document.cell(index, cell, visible));
         }
     }

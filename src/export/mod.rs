@@ -7,6 +7,7 @@ mod html;
 mod markdown;
 mod percent;
 mod script;
+mod speaker;
 mod text;
 mod visible;
 

@@ -51,6 +51,50 @@ fn representations_in_order() {
 }
 
 #[test]
+fn a_conversation_tells_who_says_what() {
+    let cell = |kind: &str, id: &str, mark: Value| {
+        let metadata = json!({"cellkeep": mark});
+        let mut cell = json!({"cell_type": kind, "id": id, "metadata": metadata, "source": format!("of {id}")});
+        if kind == "code" {
+            (cell["outputs"], cell["execution_count"]) = (json!([]), Value::Null);
+        }
+        cell
+    };
+    let answer = |turn: &str| json!({"role": "assistant", "turn": turn});
+    let cells = json!([
+        cell("markdown", "title", json!({})),
+        cell("markdown", "q1", json!({"role": "user"})),
+        cell("markdown", "a1", answer("1")),
+        cell("code", "a1code", answer("1")),
+        cell("code", "byhand", json!(null)),
+        cell("markdown", "q2", json!({"role": "user"})),
+        cell("markdown", "q3", json!({"role": "user"})),
+        cell("markdown", "a3", answer("3")),
+        cell("markdown", "odd", json!({"role": ["<b>"]})),
+    ]);
+    let shown = |format| export(&notebook_of(cells.clone()), format, &ExportOptions::default()).body;
+    let order = |text: &str, words: &[&str]| {
+        let mut rest = text;
+        for word in words {
+            let (_, after) = rest.split_once(word).unwrap_or_else(|| panic!("{word} is missing behind the last in {text}"));
+            rest = after;
+        }
+    };
+    let (page, markdown) = (body(&shown(Format::Html)), shown(Format::Markdown));
+    let (you, model) = ("<p class=\"who\">You</p>", "<p class=\"who\">Model</p>");
+    order(&page, &["of title", you, "of q1", model, "of a1", you, "of q2", you, "of q3", model, "of a3", "of odd"]);
+    assert_eq!((page.matches(you).count(), page.matches(model).count()), (3, 2));
+    let (you, model) = ("\n**You:**\n\n", "\n**Model:**\n\n");
+    order(&markdown, &["of title", you, "of q1", model, "of a1\n", "of a1code", you, "of q2", you, "of q3", model, "of a3"]);
+    assert_eq!((markdown.matches("**You:**").count(), markdown.matches("**Model:**").count()), (3, 2));
+    assert!(
+        !export(&notebook_of(json!([code(json!([]))])), Format::Html, &ExportOptions::default())
+            .body
+            .contains("class=\"who\"")
+    );
+}
+
+#[test]
 fn hidden_parts() {
     let cell = |tags: Value| {
         json!([{"cell_type": "code", "id": "a", "metadata": {"tags": tags}, "source": "SOURCE", "execution_count": null,

@@ -1,11 +1,14 @@
 //! What is done for kept sessions while nobody asks: they end when their time is up, their sandboxes go, what ended long ago is
 //! forgotten, the events of finished text are merged, and the data stays within its limit.
 
+use std::collections::HashSet;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::Semaphore;
 
 use super::compaction;
 use super::keeper::{Keeper, spec_of};
@@ -17,8 +20,8 @@ use crate::store::{Compactable, SessionRow, StoreError, now_ms, seconds_in_ms};
 
 /// Between two looks for sessions whose time is up.
 const CULL_EVERY: Duration = Duration::from_secs(1);
-/// Sessions that are looked at at once.
-const AT_ONCE: usize = 32;
+/// Sessions that are looked at at once; one whose sandbox takes its time does not count for longer than this.
+const AT_ONCE: (usize, Duration) = (32, Duration::from_secs(1));
 /// Why the session of a notebook run ends.
 const RUN_ENDED: &str = "its notebook has been run";
 /// Between two looks for what can be merged, and at what all of it takes.
@@ -28,6 +31,46 @@ const CELLS: usize = 64;
 /// Events, and bytes of them, that are merged in one commit: nobody's cell waits longer than for that.
 const PAGE: (usize, usize) = (2_000, 4 << 20);
 
+/// Rounds of work on sessions. On each there is one at a time, however long it takes: it is left out of the rounds meanwhile, and
+/// holds up none of the others.
+#[derive(Default)]
+struct Rounds<'a> {
+    busy: HashSet<SessionId>,
+    work: FuturesUnordered<BoxFuture<'a, SessionId>>,
+}
+
+impl<'a> Rounds<'a> {
+    fn begin(&mut self, id: SessionId, work: impl Future<Output = ()> + Send + 'a) {
+        if self.busy.insert(id.clone()) {
+            self.work.push(Box::pin(async move {
+                work.await;
+                id
+            }));
+        }
+    }
+
+    async fn go_on_for(&mut self, time: Duration) {
+        let end = tokio::time::sleep(time);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return,
+                Some(id) = self.work.next() => drop(self.busy.remove(&id)),
+            }
+        }
+    }
+}
+
+/// Works in one of the places; work that lasts gives its place away.
+async fn in_its_place(places: &Semaphore, work: impl Future<Output = ()>) {
+    let place = places.acquire().await;
+    tokio::pin!(work);
+    if tokio::time::timeout(AT_ONCE.1, work.as_mut()).await.is_err() {
+        drop(place);
+        work.await;
+    }
+}
+
 impl Keeper {
     /// Looks after the sessions. Runs for ever.
     pub async fn look_after(&self) {
@@ -36,11 +79,14 @@ impl Keeper {
 
     /// Ends sessions whose time is up, buries those that have ended, and forgets those that ended long ago.
     async fn cull(&self) {
+        let places = Semaphore::new(AT_ONCE.0);
+        let mut rounds = Rounds::default();
         loop {
-            tokio::time::sleep(CULL_EVERY).await;
+            rounds.go_on_for(CULL_EVERY).await;
             match self.0.store.sessions(None).await {
-                // One whose engine takes its time holds up nobody else's end.
-                Ok(rows) => stream::iter(&rows).for_each_concurrent(AT_ONCE, |row| self.look_at(row)).await,
+                Ok(rows) => rows.into_iter().for_each(|row| {
+                    rounds.begin(row.id.clone(), in_its_place(&places, async move { self.look_at(&row).await }));
+                }),
                 Err(error) => tracing::error!(%error, "cannot look after sessions"),
             }
         }
@@ -48,9 +94,13 @@ impl Keeper {
 
     /// Tries again to remove what could not be removed.
     async fn clear_leftovers(&self) {
+        let places = Semaphore::new(AT_ONCE.0);
+        let mut rounds = Rounds::default();
         loop {
-            tokio::time::sleep(CULL_EVERY).await;
-            self.remove_leftovers().await;
+            rounds.go_on_for(CULL_EVERY).await;
+            for id in self.leftovers() {
+                rounds.begin(id.clone(), in_its_place(&places, async move { self.remove_leftover(&id).await }));
+            }
         }
     }
 
@@ -155,14 +205,17 @@ impl Keeper {
     async fn keep_within_limit(&self) -> Result<(), StoreError> {
         let limit = self.0.settings.max_data_mb.saturating_mul(1 << 20);
         let mut bytes = self.0.store.bytes().await?;
+        // It looks at all events: no more often than something has changed.
+        let mut by_principal = None;
         if bytes > limit {
             let mut ended = self.0.store.sessions(None).await?;
             ended.retain(|row| row.state == "gone");
-            let by_principal = self.0.store.bytes_by_principal().await?;
-            let share = room::share(limit, &by_principal);
+            let shares = self.0.store.bytes_by_principal().await?;
+            let share = room::share(limit, &shares);
             // What one has filled is not taken from the others: who has more than a share forgets first.
-            let is_modest = |row: &SessionRow| by_principal.get(&row.principal).is_none_or(|bytes| *bytes <= share);
+            let is_modest = |row: &SessionRow| shares.get(&row.principal).is_none_or(|bytes| *bytes <= share);
             ended.sort_by_key(|row| (is_modest(row), row.last_active_at));
+            by_principal = ended.is_empty().then_some(shares);
             for row in ended {
                 tracing::info!(session = %row.id, "forgetting an ended session: the data is over its limit (max-data-mb)");
                 self.forget_ended(&row.id).await;
@@ -173,7 +226,13 @@ impl Keeper {
             }
         }
         let room = match bytes > limit {
-            true => Room::over(limit, bytes, self.0.store.bytes_by_principal().await?),
+            true => {
+                let by_principal = match by_principal {
+                    Some(known) => known,
+                    None => self.0.store.bytes_by_principal().await?,
+                };
+                Room::over(limit, bytes, by_principal)
+            }
             false => Room::Enough,
         };
         let before = std::mem::replace(&mut *self.0.room.lock().unwrap_or_else(PoisonError::into_inner), room.clone());
@@ -181,5 +240,143 @@ impl Keeper {
             tracing::warn!(megabytes = bytes >> 20, ?room, "the data's limit (max-data-mb)");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::config::Paths;
+    use crate::kernels;
+    use crate::manager::keeper::{Kept, row_of};
+    use crate::manager::{KeeperSettings, NewSession};
+    use crate::policy::{Isolation, IsolationLevel};
+    use crate::sandbox::{
+        ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
+    };
+    use crate::session::{self, Stored};
+    use crate::store::Store;
+
+    /// Sandboxes of which some cannot be removed, for the engine never answers.
+    #[derive(Clone, Default)]
+    struct Engine {
+        hangs: Arc<Mutex<HashSet<SessionId>>>,
+        asked: Arc<Mutex<Vec<SessionId>>>,
+    }
+
+    #[async_trait]
+    impl Sandbox for Engine {
+        fn kind(&self) -> SandboxKind {
+            SandboxKind::Process
+        }
+        async fn create(&self, _: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
+            unreachable!()
+        }
+        async fn connect(&self, _: &SandboxRecord) -> Result<UnixStream, SandboxError> {
+            unreachable!()
+        }
+        async fn inspect(&self, _: &SandboxRecord) -> Result<SandboxState, SandboxError> {
+            unreachable!()
+        }
+        async fn stats(&self, _: &SandboxRecord) -> Result<SandboxStats, SandboxError> {
+            unreachable!()
+        }
+        async fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
+            unreachable!()
+        }
+        async fn destroy(&self, record: &SandboxRecord) -> Result<(), SandboxError> {
+            self.asked.lock().unwrap().push(record.session.clone());
+            if self.hangs.lock().unwrap().contains(&record.session) {
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        }
+    }
+
+    fn record_of_nothing() -> SandboxRecord {
+        SandboxRecord {
+            session: SessionId::random(),
+            kind: SandboxKind::Process,
+            kernel: "python".to_owned(),
+            socket: "/nowhere".into(),
+            isolation: Isolation { level: IsolationLevel::Process, enforced: Vec::new(), not_enforced: Vec::new() },
+            owner: ProcessStamp::own(),
+            keep: true,
+            agent_binary: "/nowhere".into(),
+            agent: None,
+            controllers: None,
+            container: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn sandboxes_that_hang_delay_nobody_else() {
+        let folder = std::env::temp_dir().join(format!("cellkeep-care-{}", crate::ids::random_uuid()));
+        std::fs::create_dir(&folder).unwrap();
+        let paths = Paths::new(&folder);
+        let keeper = Keeper::new(&paths, Store::open(&paths.journal()).unwrap(), KeeperSettings::default());
+        let engine = Engine::default();
+        // Sessions that have ended, and whose sandboxes are to go.
+        let add = async |hangs: bool| {
+            let record = record_of_nothing();
+            let id = record.session.clone();
+            if hangs {
+                engine.hangs.lock().unwrap().insert(id.clone());
+            }
+            let row = row_of(&id, "ann", kernels::find("python").unwrap(), &NewSession::default());
+            keeper.0.store.insert_session(row).await.unwrap();
+            let (live, journal) = keeper.journal(&id, "python", None);
+            let handle = session::end_stored(Stored::default(), true, "it was enough", journal).await;
+            let sandbox: Arc<dyn Sandbox> = Arc::new(engine.clone());
+            let kept = Kept {
+                principal: "ann".to_owned(),
+                handle,
+                live,
+                last_used: Arc::default(),
+                cell_timeout: Arc::default(),
+                removing: Arc::default(),
+                sandbox: Some((sandbox, record)),
+            };
+            keeper.sessions(|sessions| sessions.insert(id.clone(), kept));
+            id
+        };
+        let buried = |id: &SessionId| keeper.kept(id, None).unwrap().sandbox.is_none();
+        let until = async |done: &dyn Fn() -> bool| {
+            let waiting = async {
+                while !done() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap();
+        };
+        let mut hung = Vec::new();
+        for _ in 0..AT_ONCE.0 + 1 {
+            hung.push(add(true).await);
+        }
+        let care = tokio::spawn({
+            let keeper = keeper.clone();
+            async move { keeper.look_after().await }
+        });
+        until(&|| hung.iter().all(|id| engine.asked.lock().unwrap().contains(id))).await;
+        for _ in 0..2 {
+            let id = add(false).await;
+            until(&|| buried(&id)).await;
+        }
+        assert_eq!(engine.asked.lock().unwrap().len(), hung.len() + 2, "each was asked for once");
+        assert!(!hung.iter().any(buried));
+        // Those whose rows are to go, too.
+        let (late, last) = (add(true).await, add(false).await);
+        for id in [late, last.clone()] {
+            let found = keeper.sessions(|sessions| sessions.remove(&id)).unwrap().sandbox;
+            keeper.0.leftovers.lock().unwrap().insert(id, found);
+        }
+        until(&|| !keeper.0.leftovers.lock().unwrap().contains_key(&last)).await;
+        care.abort();
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
+use super::executions::Executions;
 use crate::artifacts::Blobs;
 use crate::ids::{Seq, SessionId};
 use crate::mime;
@@ -155,6 +156,8 @@ pub(super) struct StoreJournal {
     pub live: Arc<Live>,
     /// Numbers of cells by their ids, for the names of artifacts.
     pub numbers: std::collections::HashMap<String, u32>,
+    /// Its runs for who collects traces, if anybody does.
+    pub executions: Option<Executions>,
 }
 
 #[async_trait]
@@ -169,6 +172,9 @@ impl Journal for StoreJournal {
         self.store.commit(&self.session, commit).await.map_err(|error| JournalError(error.to_string()))?;
         metrics::histogram!(telemetry::COMMIT_SECONDS).record(began.elapsed());
         count(piece, &events);
+        if let Some(executions) = &mut self.executions {
+            executions.follow(piece);
+        }
         if let Some(first) = piece.events.first() {
             // The clock may have been set back meanwhile.
             metrics::histogram!(telemetry::LAG_SECONDS).record(first.time.elapsed().unwrap_or_default());

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use super::executions::Executions;
 use super::journal::{Follower, Live, StoreJournal, restore_cell};
 use super::kept::{KeeperError, KeeperSettings, KeptSpec, NewSession};
 use super::pool::{self, Pool};
@@ -23,7 +24,7 @@ use crate::sandbox::docker::Images;
 use crate::sandbox::{Sandbox, SandboxKind, SandboxRecord};
 use crate::session::{self, Cell, SessionHandle, SessionParts, Stored, Telling};
 use crate::store::{EventRow, SessionRow, Store, StoreError, TooHeavy, now_ms, seconds_in_ms};
-use crate::telemetry;
+use crate::telemetry::{self, traces};
 
 /// How many may wait for each that is being made.
 const MAX_WAITING: usize = 32;
@@ -174,7 +175,7 @@ impl Keeper {
     pub fn handle_for_work(&self, id: &SessionId, principal: Option<&str>) -> Result<SessionHandle, KeeperError> {
         let handle = self.handle(id, principal)?;
         self.check_room(&self.kept(id, principal)?.principal)?;
-        Ok(handle)
+        Ok(handle.traced(traces::current()))
     }
 
     fn check_room(&self, principal: &str) -> Result<(), KeeperError> {
@@ -443,7 +444,7 @@ impl Keeper {
     }
 
     pub(super) fn start(&self, principal: &str, spec: &KeptSpec, (sandbox, record): Found, stored: Option<Stored>) -> Kept {
-        let (live, journal) = self.journal(&record.session, stored.as_ref());
+        let (live, journal) = self.journal(&record.session, &record.kernel, stored.as_ref());
         let handle = session::start(SessionParts {
             sandbox: sandbox.clone(),
             record: record.clone(),
@@ -466,15 +467,16 @@ impl Keeper {
     }
 
     /// A session's journal, and what its followers wait on.
-    pub(super) fn journal(&self, id: &SessionId, stored: Option<&Stored>) -> (Arc<Live>, Box<StoreJournal>) {
+    pub(super) fn journal(&self, id: &SessionId, kernel: &str, stored: Option<&Stored>) -> (Arc<Live>, Box<StoreJournal>) {
         let live = Live::new(stored.map_or(Seq::default(), |stored| stored.last_seq));
-        let cells = stored.into_iter().flat_map(|stored| &stored.cells);
+        let cells = stored.map_or(&[][..], |stored| &stored.cells);
         let journal = StoreJournal {
             store: self.0.store.clone(),
             blobs: self.0.blobs.clone(),
             session: id.clone(),
             live: live.clone(),
-            numbers: cells.map(|cell| (cell.id.clone(), cell.number)).collect(),
+            numbers: cells.iter().map(|cell| (cell.id.clone(), cell.number)).collect(),
+            executions: Executions::of(id, kernel, cells),
         };
         (live, Box::new(journal))
     }
@@ -510,7 +512,7 @@ pub(super) fn spec_of(row: &SessionRow) -> KeptSpec {
     serde_json::from_str(&row.spec).unwrap_or_default()
 }
 
-fn row_of(id: &SessionId, principal: &str, kernel: &Kernel, new: &NewSession) -> SessionRow {
+pub(super) fn row_of(id: &SessionId, principal: &str, kernel: &Kernel, new: &NewSession) -> SessionRow {
     let now = now_ms();
     SessionRow {
         id: id.clone(),

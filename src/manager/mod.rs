@@ -3,6 +3,7 @@
 
 mod care;
 mod compaction;
+mod executions;
 mod files;
 mod journal;
 mod keeper;
@@ -37,7 +38,7 @@ pub use journal::Follower;
 pub use keeper::{Facts, Keeper};
 pub use kept::{KeeperError, KeeperSettings, KeptRun, KeptSpec, NewSession};
 pub use notebooks::{NotebookRun, failure_of};
-pub use outputs::{inline_artifacts, outputs_of, read_body};
+pub use outputs::{OutputEvent, edited, inline_artifacts, names_artifacts, outputs_of, outputs_told, read_body};
 pub use variables::{Variable, VariablesError};
 
 /// How long after its manager's end a sandbox of a one-shot run ends itself.

@@ -22,6 +22,7 @@ use crate::output::{StreamStyle, Widgets};
 use crate::sandbox::SandboxKind;
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, RunStatus, SessionHandle};
 use crate::store::{EventRow, SessionRow, StoreError, from_ms};
+use crate::telemetry::traces;
 use crate::wire::Message;
 use crate::wire::content::iso8601;
 
@@ -125,6 +126,8 @@ impl Keeper {
         events: Vec<EventRow>,
     ) -> Result<(), KeeperError> {
         let mut outputs = outputs_of(&events);
+        // Places that Output widgets have cleared.
+        outputs.retain(|output| output["output_type"] != "stream" || output["text"] != "");
         for output in &mut outputs {
             inline_artifacts(output, &self.0.blobs).await.map_err(KeeperError::Artifacts)?;
         }
@@ -167,6 +170,7 @@ impl Keeper {
                     allow_stdin: false,
                     group: group.clone(),
                     allow_error,
+                    trace: None,
                 };
                 (cell.id, options)
             })
@@ -193,7 +197,7 @@ impl Keeper {
         }
         // Whoever asked may go away meanwhile; what was begun is finished, or undone.
         let (keeper, principal, notebook) = (self.clone(), principal.to_owned(), notebook.clone());
-        let starting = tokio::spawn(async move {
+        let starting = tokio::spawn(traces::carry(async move {
             let id = keeper.create(&principal, new).await?;
             match keeper.queue_run((&id, Some(&principal)), &notebook, run).await {
                 Ok(()) => Ok(id),
@@ -202,7 +206,7 @@ impl Keeper {
                     Err(error)
                 }
             }
-        });
+        }));
         starting.await.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 

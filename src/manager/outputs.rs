@@ -17,32 +17,75 @@ pub fn read_body(event: &EventRow) -> Map<String, Value> {
     }
 }
 
+/// Whether an event may name artifacts; it costs less than to read it.
+pub fn names_artifacts(event: &EventRow) -> bool {
+    event.body.contains(r#"{"artifact":"#)
+}
+
+/// What an event does to its cell's outputs.
+#[derive(Debug, PartialEq)]
+pub enum OutputEvent {
+    /// All of them are gone.
+    Cleared,
+    /// One of them is new, or otherwise.
+    Told {
+        /// Its place in the cell's list.
+        index: u64,
+        /// Where it is a stream that was known: how many bytes of its text stand. What is told here follows them.
+        keep: Option<usize>,
+        /// The output.
+        output: Value,
+    },
+}
+
+impl OutputEvent {
+    /// Reads an event. `None`: it is about something else.
+    pub fn read(event: &EventRow) -> Option<Self> {
+        match event.kind.as_str() {
+            "output.append" | "output.update" => {}
+            "output.clear" | "cell.queued" => return Some(Self::Cleared),
+            _ => return None,
+        }
+        let mut body = read_body(event);
+        let index = body.get("index")?.as_u64()?;
+        let keep = body.get("keep").and_then(Value::as_u64).and_then(|keep| usize::try_from(keep).ok());
+        Some(Self::Told { index, keep, output: body.remove("output")? })
+    }
+}
+
+/// What a stream's text becomes by an edit of it. `None`: what is told is no edit of this text, but stands in its place.
+pub fn edited(mut text: String, keep: Option<usize>, output: &Value) -> Option<String> {
+    let more = output.get("text")?.as_str()?;
+    text.truncate(keep.filter(|keep| text.is_char_boundary(*keep))?);
+    text.push_str(more);
+    Some(text)
+}
+
 /// The outputs that a cell's events come to, large binary data named by its hash.
 pub fn outputs_of<'a>(events: impl IntoIterator<Item = &'a EventRow>) -> Vec<Value> {
+    outputs_told(events.into_iter().filter_map(OutputEvent::read))
+}
+
+/// The same of events that have been read.
+pub fn outputs_told(events: impl IntoIterator<Item = OutputEvent>) -> Vec<Value> {
     let mut outputs = BTreeMap::new();
     for event in events {
-        apply(&mut outputs, event);
+        match event {
+            OutputEvent::Cleared => outputs.clear(),
+            OutputEvent::Told { index, keep, output } => put(&mut outputs, index, keep, output),
+        }
     }
     outputs.into_values().collect()
 }
 
-fn apply(outputs: &mut BTreeMap<u64, Value>, event: &EventRow) {
-    match event.kind.as_str() {
-        "output.append" | "output.update" => {}
-        "output.clear" | "cell.queued" => return outputs.clear(),
-        _ => return,
+fn put(outputs: &mut BTreeMap<u64, Value>, index: u64, keep: Option<usize>, output: Value) {
+    if let Some(Value::String(text)) = outputs.get_mut(&index).and_then(|known| known.get_mut("text"))
+        && let Some(edited) = edited(std::mem::take(text), keep, &output)
+    {
+        *text = edited;
+        return;
     }
-    let mut body = read_body(event);
-    let index = body.get("index").and_then(Value::as_u64);
-    let (Some(index), Some(output)) = (index, body.remove("output")) else { return };
-    let keep = body.get("keep").and_then(Value::as_u64).and_then(|keep| usize::try_from(keep).ok());
-    match (keep, outputs.get_mut(&index).and_then(|output| output.get_mut("text"))) {
-        (Some(keep), Some(Value::String(text))) if text.is_char_boundary(keep) => {
-            text.truncate(keep);
-            text.push_str(output.get("text").and_then(Value::as_str).unwrap_or_default());
-        }
-        _ => drop(outputs.insert(index, output)),
-    }
+    outputs.insert(index, output);
 }
 
 /// Puts the bytes of artifacts back to where the kernel had them, as base64.

@@ -136,7 +136,7 @@ impl Keeper {
 
     /// A session whose sandbox is gone: what ran in it ends in the journal, and it can be read.
     async fn end_in_journal(&self, row: &SessionRow, stored: Stored, sandbox: Option<Found>) -> Kept {
-        let (live, journal) = self.journal(&row.id, Some(&stored));
+        let (live, journal) = self.journal(&row.id, &row.kernel, Some(&stored));
         let why = row.why.clone().unwrap_or_else(|| "its sandbox ended while the server was away".to_owned());
         let handle = session::end_stored(stored, row.state == "gone", &why, journal).await;
         Kept {

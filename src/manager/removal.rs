@@ -4,12 +4,16 @@
 use std::collections::HashMap;
 use std::sync::PoisonError;
 
+use futures_util::stream::{self, StreamExt as _};
+
 use super::keeper::{Found, Keeper, Kept};
 use super::kept::KeeperError;
 use crate::ids::SessionId;
 use crate::sandbox;
 use crate::store::{Commit, SessionChange, StoreError};
 
+/// Sessions that are removed at once when all are.
+const AT_ONCE: usize = 8;
 /// The state of a session that is to be removed: a server that is killed over it goes on with it.
 pub(super) const DELETING: &str = "deleting";
 
@@ -62,21 +66,25 @@ impl Keeper {
     pub(super) async fn remove_all_of(&self, id: &SessionId, sandbox: Option<Found>) {
         if let Err(error) = self.try_to_remove(id, sandbox.as_ref()).await {
             tracing::warn!(session = %id, %error, "cannot remove all that is a session's; trying again");
-            self.leftovers(|leftovers| leftovers.insert(id.clone(), sandbox));
+            self.with_leftovers(|leftovers| leftovers.insert(id.clone(), sandbox));
         }
+    }
+
+    /// Sessions of which something could not be removed.
+    pub(super) fn leftovers(&self) -> Vec<SessionId> {
+        self.with_leftovers(|leftovers| leftovers.keys().cloned().collect())
     }
 
     /// Tries once more to remove what could not be removed.
-    pub(super) async fn remove_leftovers(&self) {
-        for (id, sandbox) in self.leftovers(|leftovers| leftovers.clone()) {
-            match self.try_to_remove(&id, sandbox.as_ref()).await {
-                Ok(()) => drop(self.leftovers(|leftovers| leftovers.remove(&id))),
-                Err(error) => tracing::debug!(session = %id, %error, "cannot remove it yet"),
-            }
+    pub(super) async fn remove_leftover(&self, id: &SessionId) {
+        let Some(sandbox) = self.with_leftovers(|leftovers| leftovers.get(id).cloned()) else { return };
+        match self.try_to_remove(id, sandbox.as_ref()).await {
+            Ok(()) => drop(self.with_leftovers(|leftovers| leftovers.remove(id))),
+            Err(error) => tracing::debug!(session = %id, %error, "cannot remove it yet"),
         }
     }
 
-    fn leftovers<T>(&self, work: impl FnOnce(&mut HashMap<SessionId, Option<Found>>) -> T) -> T {
+    fn with_leftovers<T>(&self, work: impl FnOnce(&mut HashMap<SessionId, Option<Found>>) -> T) -> T {
         work(&mut self.0.leftovers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -102,11 +110,12 @@ impl Keeper {
     /// Ends all sessions and removes all that is theirs.
     pub async fn delete_all(&self) {
         let ids: Vec<SessionId> = self.sessions(|sessions| sessions.keys().cloned().collect());
-        for id in ids {
+        let delete = async |id: SessionId| {
             if let Err(error) = self.delete(&id, None).await {
                 tracing::warn!(session = %id, %error, "cannot remove a session; it lives on");
             }
-        }
+        };
+        stream::iter(ids).for_each_concurrent(AT_ONCE, delete).await;
     }
 
     /// Ends the sessions of the pool, which nobody has.

@@ -84,6 +84,17 @@ impl Fold {
         self.cells.remove(&cell);
     }
 
+    /// Gives away the place at the end of the cell's list, for an output that somebody else follows. What had to be done before that
+    /// comes with it.
+    pub fn reserve(&mut self, cell: CellKey) -> (usize, Vec<Change>) {
+        let mut changes = Vec::new();
+        self.clear_if_pending(cell, &mut changes);
+        let state = self.cells.entry(cell).or_default();
+        state.open = None;
+        state.len += 1;
+        (state.len - 1, changes)
+    }
+
     fn stream(&mut self, cell: CellKey, name: String, text: &str, changes: &mut Vec<Change>) {
         if self.style == StreamStyle::Nbclient {
             return self.push(cell, stream_output(&name, text), changes);

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_io_timeout::TimeoutStream;
 
+use super::pace::Paced;
 use crate::api::OpenConnection;
 
 /// Connections that are open at once, where the process may have as many descriptors.
@@ -141,7 +142,7 @@ async fn one(
     });
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(UNREAD));
-    let connection = protocol.serve_connection(TokioIo::new(Box::pin(stream)), service).with_upgrades();
+    let connection = protocol.serve_connection(TokioIo::new(Paced::new(Box::pin(stream))), service).with_upgrades();
     tokio::pin!(connection);
     // What it gives must not live on over the next wait.
     let stop = async { drop(stopped.wait_for(|stopped| *stopped).await) };
@@ -153,8 +154,16 @@ async fn one(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke off");
+        match cause(&error).filter(|error| error.kind() == io::ErrorKind::TimedOut) {
+            Some(slow) => tracing::warn!(%slow, "a connection was ended"),
+            None => tracing::debug!(%error, "a connection broke off"),
+        }
     }
+}
+
+/// What went wrong below HTTP.
+fn cause(error: &hyper::Error) -> Option<&io::Error> {
+    std::error::Error::source(error).and_then(|source| source.downcast_ref())
 }
 
 async fn pause_after(error: &io::Error) {

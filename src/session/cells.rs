@@ -50,6 +50,9 @@ pub struct RunOptions {
     /// Whether an error in it leaves the rest of its group alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_error: bool,
+    /// What asked for its latest run, as a `traceparent`, where traces are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 /// Where a cell's last run stands.

@@ -141,6 +141,11 @@ impl Core {
         self.cells.get(number).cloned().ok_or_else(|| Denied::NoCell { id: number.to_string() })
     }
 
+    /// A cell as it stands.
+    pub fn cell(&self, id: &str) -> Result<Cell, Denied> {
+        self.view(self.number_of(id)?)
+    }
+
     /// Adds a cell, and queues it if asked to.
     pub fn add_cell(&mut self, now: Now, new: NewCell) -> Result<Cell, Denied> {
         self.check_alive()?;
@@ -168,7 +173,13 @@ impl Core {
     }
 
     /// Runs a cell again: its former outputs go when it is queued.
-    pub fn run_cell(&mut self, now: Now, id: &str, options: Option<RunOptions>) -> Result<Cell, Denied> {
+    pub fn run_cell(
+        &mut self,
+        now: Now,
+        id: &str,
+        options: Option<RunOptions>,
+        trace: Option<String>,
+    ) -> Result<Cell, Denied> {
         self.check_alive()?;
         let number = self.number_of(id)?;
         let mut cell = self.view(number)?;
@@ -180,7 +191,7 @@ impl Core {
         }
         self.check_queue(1)?;
         let former = RunOptions { group: None, allow_error: false, ..cell.options.clone() };
-        let options = options.unwrap_or(former);
+        let options = RunOptions { trace, ..options.unwrap_or(former) };
         if options != cell.options {
             cell.options = options;
             self.cells.put(cell.clone());
@@ -443,6 +454,7 @@ impl Core {
     /// The cell's outputs are gone: nothing may reach them any more, neither a display id nor what a thread of its former run
     /// still prints.
     fn forget_outputs(&mut self, number: u32) {
+        self.captures_leave(number);
         self.fold.forget(CellKey(number));
         self.recent.retain(|recent| recent.number != number);
     }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::captures::Captures;
 use super::cells::{Cell, CellPhase, Cells, RunOptions};
 use super::commands::Denied;
 use super::handle::SessionState;
@@ -27,6 +28,9 @@ use crate::policy::Limits;
 use crate::sandbox::SandboxState;
 use crate::wire::{Channel, Message, json as wire_json};
 
+/// How long, and how many bytes of, messages of which nothing follows may stay with the agent until something is written anyway. A
+/// cell's `busy`, its echoed input and its reply would each cost a commit that holds up the next.
+const UNWRITTEN: (Duration, usize) = (Duration::from_secs(1), 64 << 10);
 /// Room above the output limit for what the agent does not count, bytes; an eighth of the limit comes to it.
 const OUTPUT_SLACK: u64 = 1 << 20;
 /// Ended runs that late output still finds: threads go on printing after their cell.
@@ -75,6 +79,7 @@ pub(super) struct Core {
     pub(super) active: Option<Active>,
     pub(super) recent: VecDeque<Recent>,
     pub(super) fold: Fold,
+    pub(super) captures: Captures,
     pub(super) generation: Generation,
     /// The last event of the agent that was taken in.
     pub(super) position: Position,
@@ -105,6 +110,7 @@ pub(super) struct Core {
     pub(super) notices: u32,
     pub(super) effects: Vec<Effect>,
     pub(super) written: Written,
+    pub(super) unwritten: Option<Unwritten>,
 }
 
 pub(super) struct Active {
@@ -132,6 +138,15 @@ pub(super) struct Recent {
     pub bytes: u64,
 }
 
+/// Messages that have been taken in, and of which nothing follows: to a later server they may come again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unwritten {
+    /// When that is written down at the latest.
+    pub until: Instant,
+    /// Bytes that the agent keeps meanwhile.
+    pub bytes: usize,
+}
+
 /// What is written down already: most pieces change neither.
 #[derive(Debug, Default)]
 pub(super) struct Written {
@@ -141,7 +156,7 @@ pub(super) struct Written {
 
 /// What a later server needs to go on, beside cells and numbers, which have columns of their own.
 #[derive(Serialize, Deserialize)]
-struct Resume<F> {
+struct Resume<F, C> {
     generation: Generation,
     restarts: u32,
     restart_of: Option<Generation>,
@@ -149,6 +164,8 @@ struct Resume<F> {
     active: Option<ActiveResume>,
     recent: VecDeque<Recent>,
     fold: F,
+    #[serde(default)]
+    captures: C,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -188,6 +205,7 @@ impl Core {
             active: None,
             recent: VecDeque::new(),
             fold: Fold::new(StreamStyle::Terminal),
+            captures: Captures::default(),
             generation: Generation(0),
             position: Position::default(),
             attached: false,
@@ -207,6 +225,7 @@ impl Core {
             notices: 0,
             effects: Vec::new(),
             written: Written::default(),
+            unwritten: None,
         }
     }
 
@@ -226,10 +245,11 @@ impl Core {
         (core.seq, core.position) = (stored.last_seq, stored.position);
         let info = stored.kernel_info.as_deref().map(|info| wire_json::parse_lenient(info.as_bytes()));
         core.info = info.and_then(Result::ok).unwrap_or(Value::Null);
-        let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str::<Resume<Fold>>(text).ok());
+        let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str::<Resume<Fold, Captures>>(text).ok());
         if let Some(resume) = resume {
             core.generation = resume.generation;
             (core.restarts, core.recent, core.fold) = (resume.restarts, resume.recent, resume.fold);
+            core.captures = resume.captures;
             core.active = resume.active.map(|active| Active::restore(active, core.facts.late_output, now));
             (core.restart_of, core.doubt) = (resume.restart_of, resume.doubt);
             if core.restart_of.is_some() {
@@ -252,7 +272,11 @@ impl Core {
     }
 
     /// What is to be written down, and what is to be done after that.
-    pub fn take_out(&mut self) -> (Piece, Vec<Effect>) {
+    pub fn take_out(&mut self, now: Now) -> (Piece, Vec<Effect>) {
+        if self.can_wait(now) {
+            return (Piece::default(), Vec::new());
+        }
+        self.unwritten = None;
         let mut piece = std::mem::take(&mut self.piece);
         for number in std::mem::take(&mut self.touched) {
             if let Some(cell) = self.cells.get(number) {
@@ -269,6 +293,21 @@ impl Core {
             }
         }
         (piece, std::mem::take(&mut self.effects))
+    }
+
+    /// Whether there is nothing but the news that the agent's messages have been taken in.
+    fn can_wait(&self, now: Now) -> bool {
+        self.piece.tells_only_position()
+            && self.touched.is_empty()
+            && self.effects.is_empty()
+            && self.info == self.written.info
+            && self.unwritten.is_some_and(|waits| waits.bytes < UNWRITTEN.1 && now.instant < waits.until)
+    }
+
+    /// A message of so many bytes is being taken in.
+    pub(super) fn count_unwritten(&mut self, now: Now, bytes: usize) {
+        let until = now.instant + UNWRITTEN.0;
+        self.unwritten.get_or_insert(Unwritten { until, bytes: 0 }).bytes += bytes;
     }
 
     fn resume(&self) -> Option<String> {
@@ -289,6 +328,7 @@ impl Core {
             active,
             recent: self.recent.clone(),
             fold: &self.fold,
+            captures: &self.captures,
         };
         serde_json::to_string(&resume).ok()
     }
@@ -429,9 +469,11 @@ impl Core {
     }
 
     /// What the fold knows of a cell is let go, unless something can still reach it.
-    fn settle(&mut self, number: u32) {
+    pub(super) fn settle(&mut self, number: u32) {
         let key = CellKey(number);
-        if !self.fold.has_displays(key) && !self.recent.iter().any(|recent| recent.number == number) {
+        let is_active = self.active.as_ref().is_some_and(|active| active.number == number);
+        let is_held = is_active || self.fold.has_displays(key) || self.captures.are_in(number);
+        if !is_held && !self.recent.iter().any(|recent| recent.number == number) {
             self.fold.forget(key);
         }
     }
@@ -507,7 +549,8 @@ impl Core {
         let run = active.filter(|_| self.is_current()).and_then(|active| active.run.deadline());
         let timeout = active.and_then(Active::times_out_at);
         let ladder = active.and_then(|active| active.ladder.as_ref()).and_then(Ladder::deadline);
-        [run, timeout, ladder, self.start_deadline, self.subshell_deadline()].into_iter().flatten().min()
+        let unwritten = self.unwritten.map(|waits| waits.until);
+        [run, timeout, ladder, self.start_deadline, self.subshell_deadline(), unwritten].into_iter().flatten().min()
     }
 
     pub fn tick(&mut self, now: Now) {

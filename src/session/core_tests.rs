@@ -130,7 +130,7 @@ impl Bench {
     }
 
     fn out(&mut self) -> (Piece, Vec<Effect>) {
-        self.core.take_out()
+        self.core.take_out(self.now)
     }
 
     fn effects(&mut self) -> Vec<Effect> {
@@ -223,9 +223,9 @@ fn the_queue_and_the_notebook_are_bounded() {
     }
     assert!(matches!(bench.add("more", true), Err(Denied::TooMany { limit: 10_000, .. })));
     bench.add("idle", false).unwrap();
-    assert!(matches!(bench.core.run_cell(bench.now, "idle", None), Err(Denied::TooMany { .. })));
+    assert!(matches!(bench.core.run_cell(bench.now, "idle", None, None), Err(Denied::TooMany { .. })));
     bench.core.cancel_cell(bench.now, "c500").unwrap();
-    bench.core.run_cell(bench.now, "idle", None).unwrap();
+    bench.core.run_cell(bench.now, "idle", None, None).unwrap();
 
     let large = |bytes| CellEdit { source: Some("x".repeat(bytes)), ..CellEdit::default() };
     bench.core.edit_cell(bench.now, "c0", large(150 << 20)).unwrap();
@@ -239,13 +239,13 @@ fn what_cannot_be_done_is_denied_by_name() {
     let mut bench = Bench::ready();
     let text = NewCell { id: Some("t".to_owned()), cell_type: Some(CellType::Markdown), run: true, ..NewCell::default() };
     assert_eq!(bench.core.add_cell(bench.now, text).unwrap().run.phase, CellPhase::Finished, "text is not run");
-    assert!(matches!(bench.core.run_cell(bench.now, "t", None), Err(Denied::NotCode { .. })));
+    assert!(matches!(bench.core.run_cell(bench.now, "t", None, None), Err(Denied::NotCode { .. })));
     bench.run("a");
     bench.add("b", true).unwrap();
     let to_text = CellEdit { cell_type: Some(CellType::Raw), ..CellEdit::default() };
     for (id, phase) in [("a", "running"), ("b", "queued")] {
         let busy = Denied::InProgress { id: id.to_owned(), phase };
-        assert_eq!(bench.core.run_cell(bench.now, id, None), Err(busy.clone()));
+        assert_eq!(bench.core.run_cell(bench.now, id, None, None), Err(busy.clone()));
         assert_eq!(bench.core.edit_cell(bench.now, id, to_text.clone()), Err(busy));
     }
     assert!(matches!(bench.core.delete_cell(bench.now, "a"), Err(Denied::InProgress { .. })));
@@ -391,6 +391,205 @@ fn a_cut_between_a_reply_and_its_outputs_ends_nothing() {
 }
 
 // ---- after a crash --------------------------------------------------------------------------------------------------
+
+// ---- Output widgets -------------------------------------------------------------------------------------------------
+
+impl Bench {
+    fn comm(&mut self, run: &str, msg_type: &str, id: &str, state: &Value) {
+        let content = json!({"comm_id": id, "target_name": "jupyter.widget", "data": {"method": "update", "state": state}});
+        self.says(Channel::Iopub, run, msg_type, &content);
+    }
+
+    fn output_widget(&mut self, run: &str, id: &str) {
+        let state =
+            json!({"_model_module": "@jupyter-widgets/output", "_model_name": "OutputModel", "outputs": [], "msg_id": ""});
+        self.comm(run, "comm_open", id, &state);
+    }
+
+    fn catches(&mut self, run: &str, id: &str, whose: &str) {
+        self.comm(run, "comm_msg", id, &json!({"msg_id": whose}));
+    }
+
+    fn displays(&mut self, run: &str, data: &Value, display_id: Option<&str>) {
+        let content = json!({"data": data, "metadata": {}, "transient": {"display_id": display_id}});
+        self.says(Channel::Iopub, run, "display_data", &content);
+    }
+
+    fn views(&mut self, run: &str, id: &str) {
+        let data = json!({"text/plain": "Output()", "application/vnd.jupyter.widget-view+json": {"model_id": id}});
+        self.displays(run, &data, None);
+    }
+
+    fn clears(&mut self, run: &str, wait: bool) {
+        self.says(Channel::Iopub, run, "clear_output", &json!({"wait": wait}));
+    }
+}
+
+/// What the cells show, by the events of all pieces: texts, and the plain text of displays.
+fn apply_to(shown: &mut std::collections::BTreeMap<String, Vec<String>>, piece: &Piece) {
+    let text =
+        |output: &Value| output["text"].as_str().or(output["data"]["text/plain"].as_str()).unwrap_or_default().to_owned();
+    for event in &piece.events {
+        let Some(outputs) = event.cell.as_ref().map(|cell| shown.entry(cell.clone()).or_default()) else { continue };
+        match &event.body {
+            EventBody::Append { index, output } => {
+                assert_eq!(*index, outputs.len());
+                outputs.push(text(output));
+            }
+            EventBody::Update { index, output } => outputs[*index] = text(output),
+            EventBody::Stream { index, keep, text, .. } => {
+                outputs[*index].truncate(*keep);
+                outputs[*index].push_str(text);
+            }
+            EventBody::Clear | EventBody::Queued => outputs.clear(),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn what_a_widget_catches_is_shown_where_the_widget_is() {
+    let mut bench = Bench::ready();
+    let mut shown = std::collections::BTreeMap::new();
+    let first = bench.run("first");
+    bench.output_widget(&first, "w");
+    bench.prints(&first, "own\n");
+    bench.views(&first, "w");
+    bench.replies(&first);
+    for number in 0..40 {
+        let run = bench.run(&format!("c{number}"));
+        bench.replies(&run);
+    }
+    let run = bench.run("second");
+    bench.prints(&run, "before\n");
+    bench.catches(&run, "w", &run);
+    bench.prints(&run, "caught ");
+    bench.prints(&run, "here\n");
+    bench.displays(&run, &json!({"text/plain": "a plot"}), Some("d"));
+    apply_to(&mut shown, &bench.out().0);
+    // Killed in the middle, it is caught all the same.
+    bench.prints(&run, "x");
+    let (piece, _) = bench.out();
+    apply_to(&mut shown, &piece);
+    bench.prints(&run, "y\n");
+    bench.restore(|resume| resume);
+    bench.attach();
+    bench.prints(&run, "z\n");
+    bench.catches(&run, "w", "");
+    bench.prints(&run, "after\n");
+    bench.says(
+        Channel::Iopub,
+        &run,
+        "update_display_data",
+        &json!({"data": {"text/plain": "a newer plot"}, "metadata": {}, "transient": {"display_id": "d"}}),
+    );
+    apply_to(&mut shown, &bench.out().0);
+    assert_eq!(shown["first"][..4], ["own\n", "Output()", "caught here\n", "a newer plot"]);
+    assert!(shown["first"][4].starts_with('x') && shown["first"][4].ends_with("z\n"), "{shown:?}");
+    assert_eq!(shown["second"], ["before\nafter\n"]);
+    // A new state takes the places of the old one, as a plot that is drawn again and again does.
+    bench.catches(&run, "w", &run);
+    for number in 0..3 {
+        bench.clears(&run, true);
+        bench.displays(&run, &json!({"text/plain": format!("plot {number}")}), None);
+    }
+    bench.catches(&run, "w", "");
+    apply_to(&mut shown, &bench.out().0);
+    assert_eq!(shown["first"], ["own\n", "Output()", "plot 2", "", ""]);
+    // Cleared from outside, only the cell's own go.
+    bench.clears(&run, false);
+    apply_to(&mut shown, &bench.out().0);
+    assert_eq!((shown["first"].len(), shown["second"].len()), (5, 0));
+    bench.replies(&run);
+    // Run again, the cell shows nothing of it; what is caught is then shown where it is made.
+    bench.core.run_cell(bench.now, "first", None, None).unwrap();
+    let again = bench.cell("first").run.run.clone().unwrap().0;
+    bench.replies(&again);
+    let third = bench.run("third");
+    bench.catches(&third, "w", &third);
+    bench.prints(&third, "one\n");
+    bench.views(&third, "w");
+    bench.prints(&third, "two\n");
+    bench.comm(&third, "comm_close", "w", &json!({}));
+    bench.prints(&third, "three\n");
+    apply_to(&mut shown, &bench.out().0);
+    assert_eq!(
+        (shown["first"].len(), &shown["third"]),
+        (0, &vec!["one\n".to_owned(), "Output()".into(), "two\n".into(), "three\n".into()])
+    );
+}
+
+#[test]
+fn odd_and_endless_widgets_cost_a_bounded_memory() {
+    let mut bench = Bench::ready();
+    let run = bench.run("a");
+    for content in [json!(null), json!({"comm_id": 7}), json!({"comm_id": "w", "data": [1]}), json!({"data": {"state": 1}})]
+    {
+        for msg_type in ["comm_open", "comm_msg", "comm_close"] {
+            bench.says(Channel::Iopub, &run, msg_type, &content);
+        }
+    }
+    for number in 0..1000 {
+        bench.output_widget(&run, &format!("w{number}"));
+        bench.catches(&run, &format!("w{number}"), &format!("run {number}"));
+        bench.catches(&run, "w0", &run);
+    }
+    for _ in 0..1000 {
+        bench.displays(&run, &json!({"text/plain": "x"}), None);
+    }
+    bench.out();
+    let resume = bench.core.written.resume.as_ref().unwrap().len();
+    assert!(resume < 64 << 10, "{resume}");
+    bench.views(&run, "w0");
+    bench.clears(&run, false);
+    bench.exits(None);
+    assert_eq!(bench.status("a"), Some(RunStatus::KernelDied));
+    bench.starts_again();
+    let run = bench.run("b");
+    bench.prints(&run, "plain");
+    let mut shown = std::collections::BTreeMap::new();
+    apply_to(
+        &mut shown,
+        &bench.out().0.events.into_iter().filter(|event| event.cell.as_deref() == Some("b")).fold(
+            Piece::default(),
+            |mut piece, event| {
+                piece.events.push(event);
+                piece
+            },
+        ),
+    );
+    assert_eq!(shown["b"], ["plain"]);
+}
+
+#[test]
+fn what_a_thread_of_long_ago_prints_is_shown_at_the_last_cell() {
+    let mut bench = Bench::ready();
+    let mut runs = Vec::new();
+    for number in 0..40 {
+        let run = bench.run(&format!("c{number}"));
+        bench.replies(&run);
+        runs.push(run);
+    }
+    bench.out();
+    bench.prints(&runs[39], "own");
+    bench.prints(&runs[0], "of long ago");
+    bench.says(Channel::Iopub, &runs[0], "clear_output", &json!({"wait": false}));
+    bench.prints("nobody's", "x");
+    bench.prints(&runs[20], "earlier");
+    let (piece, _) = bench.out();
+    let told: Vec<(&str, String)> = piece
+        .events
+        .iter()
+        .map(|event| match &event.body {
+            EventBody::Append { output, .. } => {
+                (event.cell.as_deref().unwrap(), output["text"].as_str().unwrap().to_owned())
+            }
+            EventBody::Stream { text, .. } => (event.cell.as_deref().unwrap(), text.clone()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(told, [("c39", "own".to_owned()), ("c39", "of long ago".to_owned()), ("c20", "earlier".to_owned())]);
+}
 
 #[test]
 fn what_a_later_server_cannot_read_costs_the_run_and_not_the_session() {
@@ -540,7 +739,7 @@ fn a_cell_that_fails_cancels_its_group_and_nothing_else() {
     assert_eq!(bench.cell("a").run.phase, CellPhase::Finished, "all are queued, or none");
     bench.core.run_cells(bench.now, runs(&["a", "b"], true)).unwrap();
     bench.core.run_cells(bench.now, runs(&["c"], false)).unwrap();
-    bench.core.run_cell(bench.now, "alone", None).unwrap();
+    bench.core.run_cell(bench.now, "alone", None, None).unwrap();
     let fail = |bench: &mut Bench, id: &str| {
         let run = bench.cell(id).run.run.clone().unwrap().0;
         bench.says(Channel::Iopub, &run, "status", &json!({"execution_state": "idle"}));

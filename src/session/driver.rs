@@ -106,7 +106,7 @@ pub fn start(parts: SessionParts) -> SessionHandle {
         told,
     };
     tokio::spawn(driver.run(events, command_receiver, told_receiver));
-    SessionHandle { commands, state: state_receiver, info: info_receiver }
+    SessionHandle { commands, state: state_receiver, info: info_receiver, trace: None }
 }
 
 /// A session whose sandbox is gone, as an earlier process has stored it: what ran in it ends in the journal, unless the session
@@ -118,7 +118,7 @@ pub async fn end_stored(stored: Stored, was_over: bool, why: &str, mut journal: 
         let facts = Facts { name: String::new(), limits, late_output: Duration::ZERO, durable: true, telling };
         let mut core = Core::restore(facts, stored, now());
         core.end(now(), why);
-        let (piece, _) = core.take_out();
+        let (piece, _) = core.take_out(now());
         while let Err(error) = journal.append(&piece).await {
             tracing::error!(%error, "cannot write the journal; trying again");
             tokio::time::sleep(TRY_AGAIN).await;
@@ -126,7 +126,7 @@ pub async fn end_stored(stored: Stored, was_over: bool, why: &str, mut journal: 
     }
     // The other end is dropped: whoever sends is told that the session is over.
     let (commands, _) = mpsc::unbounded_channel();
-    SessionHandle { commands, state: watch::channel(gone).1, info: watch::channel(Value::Null).1 }
+    SessionHandle { commands, state: watch::channel(gone).1, info: watch::channel(Value::Null).1, trace: None }
 }
 
 fn now() -> Now {
@@ -178,12 +178,16 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         let (core, now) = (&mut self.core, now());
         match command {
+            Command::Look { id, reply } => {
+                let answer = core.cell(&id);
+                self.answer(reply, answer);
+            }
             Command::Add { cell, reply } => {
                 let answer = core.add_cell(now, *cell);
                 self.answer(reply, answer);
             }
-            Command::Run { id, options, reply } => {
-                let answer = core.run_cell(now, &id, options);
+            Command::Run { id, options, trace, reply } => {
+                let answer = core.run_cell(now, &id, options, trace);
                 self.answer(reply, answer);
             }
             Command::RunAll { runs, reply } => {
@@ -274,7 +278,7 @@ impl Driver {
 
     /// Writes down what has happened; then does and tells what follows from it.
     async fn write_and_act(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) {
-        let (piece, effects) = self.core.take_out();
+        let (piece, effects) = self.core.take_out(now());
         if !piece.is_empty() {
             self.write(&piece, commands).await;
         }

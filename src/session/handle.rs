@@ -83,8 +83,9 @@ impl From<Denied> for SessionError {
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Denied>>;
 
 pub(super) enum Command {
+    Look { id: String, reply: Reply<Cell> },
     Add { cell: Box<NewCell>, reply: Reply<Cell> },
-    Run { id: String, options: Option<RunOptions>, reply: Reply<Cell> },
+    Run { id: String, options: Option<RunOptions>, trace: Option<String>, reply: Reply<Cell> },
     RunAll { runs: Vec<(String, RunOptions)>, reply: Reply<()> },
     Replace { cells: Vec<NewCell>, notebook: String, reply: Reply<()> },
     Edit { id: String, edit: Box<CellEdit>, reply: Reply<Cell> },
@@ -106,9 +107,17 @@ pub struct SessionHandle {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) state: watch::Receiver<SessionState>,
     pub(super) info: watch::Receiver<Value>,
+    /// What uses it, as a `traceparent`.
+    pub(super) trace: Option<String>,
 }
 
 impl SessionHandle {
+    /// The same session, for something that is traced: the runs that it asks for are its children.
+    #[must_use]
+    pub fn traced(self, trace: Option<String>) -> Self {
+        Self { trace, ..self }
+    }
+
     /// Where it stands now.
     pub fn state(&self) -> SessionState {
         self.state.borrow().clone()
@@ -133,11 +142,20 @@ impl SessionHandle {
         }
     }
 
+    /// A cell as it stands, and is written down.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn cell(&self, id: &str) -> Result<Cell, SessionError> {
+        self.ask(|reply| Command::Look { id: id.to_owned(), reply }).await
+    }
+
     /// Adds a cell, and queues it if asked to. Returns once that is written down.
     ///
     /// # Errors
     /// [`SessionError`].
-    pub async fn add_cell(&self, cell: NewCell) -> Result<Cell, SessionError> {
+    pub async fn add_cell(&self, mut cell: NewCell) -> Result<Cell, SessionError> {
+        cell.options.trace.clone_from(&self.trace);
         self.ask(|reply| Command::Add { cell: Box::new(cell), reply }).await
     }
 
@@ -146,14 +164,16 @@ impl SessionHandle {
     /// # Errors
     /// [`SessionError`].
     pub async fn run_cell(&self, id: &str, options: Option<RunOptions>) -> Result<Cell, SessionError> {
-        self.ask(|reply| Command::Run { id: id.to_owned(), options, reply }).await
+        let trace = self.trace.clone();
+        self.ask(|reply| Command::Run { id: id.to_owned(), options, trace, reply }).await
     }
 
     /// Runs several cells one after the other: all of them are queued, or none. Returns once that is written down.
     ///
     /// # Errors
     /// [`SessionError`].
-    pub async fn run_cells(&self, runs: Vec<(String, RunOptions)>) -> Result<(), SessionError> {
+    pub async fn run_cells(&self, mut runs: Vec<(String, RunOptions)>) -> Result<(), SessionError> {
+        runs.iter_mut().for_each(|(_, options)| options.trace.clone_from(&self.trace));
         self.ask(|reply| Command::RunAll { runs, reply }).await
     }
 

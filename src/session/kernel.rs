@@ -42,6 +42,7 @@ impl Core {
     pub(super) fn kernel_exited(&mut self, now: Now, exit: &KernelExit) {
         let started = self.start_deadline.is_none() || self.replay_to.is_some();
         self.give_up_questions();
+        self.end_captures();
         if let Some(active) = &self.active {
             let result = active.run.died(exit, self.facts.limits.memory_mb, now.instant);
             self.finish(now, result);
@@ -84,6 +85,7 @@ impl Core {
             self.finish(now, result);
         }
         self.give_up_questions();
+        self.end_captures();
         if self.kernel_is_there() {
             // Until it says that it is ready, or answers.
             self.await_start(now);
@@ -145,6 +147,7 @@ impl Core {
         // A later kernel is noticed by what it says, at the latest once all is taken in that was said before: what follows the
         // gap may still be from the kernel that we know.
         self.give_up_questions();
+        self.end_captures();
         self.doubt = true;
         self.taken(now, to);
         if self.is_current() {

@@ -2,13 +2,14 @@
 
 use serde_json::Value;
 
+use super::cells::Cell;
 use super::core::Core;
 use super::handle::SessionState;
 use super::piece::{EventBody, Telling, value_size};
 use super::run::{Meaning, Now, StopReason};
 use crate::agent_protocol::{Event, KernelEvent};
 use crate::link::LinkEvent;
-use crate::output::{CellKey, Change};
+use crate::output::Change;
 use crate::wire::content::InputRequest;
 use crate::wire::{Channel, Header, Message};
 
@@ -19,7 +20,7 @@ const MAX_CHATTER: usize = 64 << 10;
 const MAX_TEXT: usize = 256 << 10;
 
 /// Takes off what is more than one event holds: the stream's name, how much stays, and the rest.
-fn rest_of_stream(output: &mut Value) -> Option<(String, usize, String)> {
+pub(super) fn rest_of_stream(output: &mut Value) -> Option<(String, usize, String)> {
     let name = output.get("name")?.as_str()?.to_owned();
     let Some(Value::String(text)) = output.get_mut("text") else { return None };
     let keep = text.floor_char_boundary(MAX_TEXT);
@@ -32,9 +33,11 @@ impl Core {
         if self.is_gone() {
             return;
         }
+        let bytes = event.weight();
         match event {
             LinkEvent::Attached(hello) => self.attached(now, hello),
             LinkEvent::Event { seq, event } => {
+                self.count_unwritten(now, bytes);
                 self.take_event(now, event);
                 self.taken(now, seq);
             }
@@ -122,11 +125,18 @@ impl Core {
     }
 
     /// Output after its cell's end: a thread of it goes on printing, or a process that it has started, of whose output nobody
-    /// knows the cell. That is shown where the reader looks, at the last cell.
+    /// knows the cell. That is shown where the reader looks, at the last cell; so is what comes of a run so long ago that its outputs
+    /// cannot be added to any more.
     fn late_output(&mut self, now: Now, header: &Header, run: &str, message: &Message) {
         let is_stray = run.is_empty() && header.msg_type == "stream";
-        let cell = self.recent.iter().rev().find(|recent| is_stray || recent.run.0 == run).map(|recent| recent.number);
-        match cell {
+        let own = self.recent.iter().find(|recent| recent.run.0 == run).map(|recent| recent.number);
+        let adds = matches!(header.msg_type.as_str(), "stream" | "display_data" | "execute_result" | "error");
+        let shown = own.or_else(|| {
+            let is_old = |cell: &Cell| cell.run.run.as_ref().is_some_and(|id| id.0 == run);
+            let is_anybodys = is_stray || adds && self.cells.iter().any(is_old);
+            self.recent.back().filter(|_| is_anybodys).map(|recent| recent.number)
+        });
+        match shown {
             Some(number) => self.output(now, number, header, message),
             None if is_stray && message.content.len() <= MAX_CHATTER => {
                 let text = message.content_value().get("text").and_then(|text| text.as_str().map(str::to_owned));
@@ -147,16 +157,18 @@ impl Core {
         }
         if matches!(header.msg_type.as_str(), "comm_open" | "comm_msg" | "comm_close") {
             let (msg_type, content) = (header.msg_type.clone(), message.content_value());
+            self.capture_comm(&msg_type, &content);
             self.event(now, Some(number), EventBody::Comm { msg_type, content, buffers: message.buffers.clone() });
             return;
         }
-        for change in self.fold.apply(CellKey(number), &header.msg_type, &message.content) {
+        let key = self.folded_as(number, &header.msg_type, message);
+        for change in self.fold.apply(key, &header.msg_type, &message.content) {
             self.write_change(now, number, change);
         }
     }
 
     /// Writes a growing text down in pieces: a reader holds one event at least, and there may be many readers.
-    fn write_text(&mut self, now: Now, number: u32, change: EventBody) {
+    pub(super) fn write_text(&mut self, now: Now, number: u32, change: EventBody) {
         let EventBody::Stream { index, name, mut keep, text, mut grows } = change else { return };
         let mut left = text.as_str();
         loop {
@@ -172,6 +184,7 @@ impl Core {
 
     /// Writes down what a message of the cell `from` has changed.
     pub(super) fn write_change(&mut self, now: Now, from: u32, change: Change) {
+        let Some(change) = self.write_captured(now, from, change) else { return };
         match change {
             Change::Append { cell, index, mut output } => {
                 let rest = rest_of_stream(&mut output);
@@ -192,10 +205,13 @@ impl Core {
                         break;
                     }
                     let output = place.output(data.clone(), metadata.clone());
-                    self.event(now, Some(place.cell.0), EventBody::Update { index: place.index, output });
+                    if let Some((cell, index)) = self.shown_place(place.cell, place.index) {
+                        self.event(now, Some(cell), EventBody::Update { index, output });
+                    }
                 }
             }
             Change::Clear { cell } => {
+                self.captures_leave(cell.0);
                 self.event(now, Some(cell.0), EventBody::Clear);
             }
         }

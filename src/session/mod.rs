@@ -14,10 +14,11 @@
 //!   time     ──▶ └────────┘        └─────────┘        └──────────────────────┘
 //! ```
 //!
-//! `core` (with `kernel`, `commands`, `questions` and `messages`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
+//! `core` (with `kernel`, `commands`, `questions`, `messages` and `captures`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
 //! notebook; `run` and `ladder` are what a run's messages mean and how an interrupt escalates. Every accepted run ends exactly
 //! once, in one of the [`RunStatus`]es. What has happened is in the [`Journal`] before anything that follows from it is done.
 
+mod captures;
 mod cells;
 mod commands;
 mod core;

@@ -198,11 +198,16 @@ pub struct Piece {
 impl Piece {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-            && self.cells.is_empty()
-            && self.state.is_none()
-            && self.position.is_none()
-            && self.notebook.is_none()
+        self.position.is_none() && self.says_nothing()
+    }
+
+    /// Whether nothing follows from what was taken in.
+    pub(super) fn tells_only_position(&self) -> bool {
+        self.position.is_some() && self.says_nothing()
+    }
+
+    fn says_nothing(&self) -> bool {
+        self.events.is_empty() && self.cells.is_empty() && self.state.is_none() && self.notebook.is_none()
     }
 }
 

@@ -178,13 +178,13 @@ impl World {
     /// What the driver does after each thing that happened.
     fn turn(&mut self) {
         self.core.tick(self.now());
-        let (piece, effects) = self.core.take_out();
+        let (piece, effects) = self.core.take_out(self.now());
         let crash = if piece.is_empty() { None } else { self.crash.take() };
         if matches!(crash, Some(Crash::BeforeWriting)) {
             return self.restart_server(0);
         }
-        let taken = std::mem::take(&mut self.taken);
         if !piece.is_empty() {
+            let taken = std::mem::take(&mut self.taken);
             self.book.append(&piece, &taken);
             self.book.same_cells(self.core.cells.iter());
         }
@@ -388,10 +388,11 @@ impl World {
                     // Half of all cells: those that may ask.
                     group: stdin.then(|| "together".to_owned()),
                     allow_error: timeout,
+                    trace: None,
                 };
                 self.core.add_cell(now, NewCell { source, run, options, ..NewCell::default() }).map(drop)
             }
-            Deed::Run(cell) => self.core.run_cell(now, &self.cell(cell), None).map(drop),
+            Deed::Run(cell) => self.core.run_cell(now, &self.cell(cell), None, None).map(drop),
             Deed::Edit(cell, source) => {
                 let edit = CellEdit { source: Some(source), ..CellEdit::default() };
                 self.core.edit_cell(now, &self.cell(cell), edit).map(drop)
@@ -464,7 +465,7 @@ impl World {
         self.core.sandbox_is(self.now(), &SandboxState::Ended { why: "again".to_owned() });
         self.passed += Duration::from_secs(1000);
         self.core.tick(self.now());
-        let (piece, _) = self.core.take_out();
+        let (piece, _) = self.core.take_out(self.now());
         assert!(piece.is_empty() && self.core.state == state, "{piece:?}");
     }
 }

@@ -95,7 +95,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn merge_events(&self, cell: &Compactable, merged: Vec<EventRow>, done: Seq) -> Result<(), StoreError> {
         let cell = cell.clone();
-        self.write(move |connection| merge(connection, &cell, &merged, done)).await
+        self.writer.write_long(move |connection| merge(connection, &cell, &merged, done)).await
     }
 
     /// Bytes of events and artifacts by the principals whose sessions have them. It looks at all of them.

@@ -1,7 +1,6 @@
 //! The journal on disk: sessions, their cells and their numbered events, artifacts, tokens. One SQLite file.
 //!
-//! One thread owns the only connection that writes. What waits for it when it begins is committed together, so that a
-//! hundred sessions share one commit. Whoever wrote is told after the commit; what was told is there after a `kill -9`.
+//! One connection writes ([`writer`]). Whoever wrote is told after the commit; what was told is there after a `kill -9`.
 //! Readers have connections of their own and never wait for the writer (write-ahead log).
 
 mod cells;
@@ -13,6 +12,7 @@ mod sessions;
 mod shares;
 mod tokens;
 mod turns;
+mod writer;
 
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -22,7 +22,6 @@ use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
 
 pub use cells::{CellRow, CellState, TooHeavy};
 pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
@@ -31,13 +30,10 @@ pub use events::EventRow;
 pub use sessions::SessionRow;
 pub use shares::ShareRow;
 pub use tokens::TokenRow;
+use writer::{BUSY, Writer};
 
-/// Most jobs in one commit: the first of them waits for all.
-const BATCH: usize = 256;
 /// Read connections that are kept open.
 const IDLE_READERS: usize = 4;
-/// How long a statement waits for another process (a backup, a person with `sqlite3`).
-const BUSY: Duration = Duration::from_secs(10);
 
 /// Why the store did not do it. Nothing of the job was done then.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -72,15 +68,10 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// Told after the commit whether it held.
-type Finish = Box<dyn FnOnce(Option<&StoreError>) + Send>;
-/// Does its work, or hears why no transaction could begin.
-type Job = Box<dyn FnOnce(Result<&Connection, &StoreError>) -> Finish + Send>;
-
 /// The store. Clones share it; the last one closes it.
 #[derive(Clone)]
 pub struct Store {
-    jobs: mpsc::UnboundedSender<Job>,
+    writer: Arc<Writer>,
     readers: Arc<Readers>,
 }
 
@@ -95,32 +86,19 @@ impl Store {
     /// # Errors
     /// [`StoreError::Newer`], [`StoreError::Failed`] when the file cannot be opened or is no database of ours.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let connection = open_writer(path)?;
-        let (jobs, queue) = mpsc::unbounded_channel();
-        std::thread::Builder::new()
-            .name("journal".to_owned())
-            .spawn(move || write_until_closed(&connection, queue))
-            .map_err(|error| StoreError::Failed(error.to_string()))?;
-        Ok(Self { jobs, readers: Arc::new(Readers { path: path.to_owned(), idle: Mutex::default() }) })
+        let (connection, checkpoints) = (open_writer(path)?, writer::for_checkpoints(path)?);
+        let writer = Writer::start(connection, checkpoints).map_err(|error| StoreError::Failed(error.to_string()))?;
+        Ok(Self { writer: Arc::new(writer), readers: Arc::new(Readers { path: path.to_owned(), idle: Mutex::default() }) })
     }
 
-    /// Does `work` in the next commit; returns when that is on its way to the disk and survives this process.
-    async fn write<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let (reply, answer) = oneshot::channel();
-        let job = move |connection: Result<&Connection, &StoreError>| -> Finish {
-            let result = connection.map_err(Clone::clone).and_then(|connection| in_savepoint(connection, work));
-            Box::new(move |failed| {
-                // Its own failure says more than what became of the commit.
-                let result = result.and_then(|value| failed.map_or(Ok(value), |error| Err(error.clone())));
-                // The caller may have gone; the work is done all the same.
-                let _ = reply.send(result);
-            })
-        };
-        self.jobs.send(Box::new(job)).map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+    /// Merges the log into the file, so that the file holds all there is until something is written again. Gives up after a while,
+    /// and for readers that do not end: then the log stays, in which nothing is lost. Whether it was merged.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn merge_log(&self, within: Duration) -> Result<bool, StoreError> {
+        let merging = self.writer.merge_log(within);
+        tokio::time::timeout(within * 2, merging).await.unwrap_or(Ok(false))
     }
 
     async fn read<T: Send + 'static>(
@@ -173,67 +151,10 @@ fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);
     schema::prepare(&connection, path)?;
+    // Who commits in place waits for nobody; another connection makes the checkpoints.
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     Ok(connection)
-}
-
-fn write_until_closed(connection: &Connection, mut queue: mpsc::UnboundedReceiver<Job>) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut jobs = vec![first];
-        while jobs.len() < BATCH
-            && let Ok(job) = queue.try_recv()
-        {
-            jobs.push(job);
-        }
-        let mut jobs = jobs.into_iter();
-        while jobs.len() > 0 {
-            commit_some(connection, &mut jobs);
-        }
-    }
-    // The log is merged into the file by closing the last connection.
-}
-
-/// Commits jobs together until there are no more, or until one makes SQLite give up the whole transaction.
-fn commit_some(connection: &Connection, jobs: &mut impl Iterator<Item = Job>) {
-    let mut done = Vec::new();
-    let outcome = match connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from) {
-        Ok(()) => {
-            for job in jobs {
-                done.push(job(Ok(connection)));
-                if connection.is_autocommit() {
-                    break;
-                }
-            }
-            match connection.is_autocommit() {
-                false => connection.execute_batch("COMMIT").map_err(StoreError::from),
-                true => Err(StoreError::Failed("SQLite gave up the whole commit for one piece of it".to_owned())),
-            }
-        }
-        Err(error) => {
-            done.extend(jobs.map(|job| job(Err(&error))));
-            Err(error)
-        }
-    };
-    if outcome.is_err() && !connection.is_autocommit() {
-        let _ = connection.execute_batch("ROLLBACK");
-    }
-    done.into_iter().for_each(|finish| finish(outcome.as_ref().err()));
-}
-
-/// One job's failure must not undo the others'.
-fn in_savepoint<T>(connection: &Connection, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-    connection.execute_batch("SAVEPOINT job")?;
-    match work(connection) {
-        Ok(value) => {
-            connection.execute_batch("RELEASE job")?;
-            Ok(value)
-        }
-        Err(error) => {
-            if !connection.is_autocommit() {
-                connection.execute_batch("ROLLBACK TO job; RELEASE job")?;
-            }
-            Err(error.into())
-        }
-    }
 }
 
 /// Milliseconds since 1970, as all times in the store.

@@ -43,14 +43,16 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn put_share(&self, share: ShareRow) -> Result<(), StoreError> {
-        self.write(move |connection| {
-            connection.execute("DELETE FROM shares WHERE expires_at < ?1", [share.created_at])?;
-            let put = "INSERT INTO shares (id, session, name, hash, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-            let fields =
-                params![share.id, share.session.as_str(), share.name, share.hash, share.created_at, share.expires_at];
-            connection.execute(put, fields).map(drop)
-        })
-        .await
+        self.writer
+            .write(move |connection| {
+                connection.execute("DELETE FROM shares WHERE expires_at < ?1", [share.created_at])?;
+                let put =
+                    "INSERT INTO shares (id, session, name, hash, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+                let fields =
+                    params![share.id, share.session.as_str(), share.name, share.hash, share.created_at, share.expires_at];
+                connection.execute(put, fields).map(drop)
+            })
+            .await
     }
 
     /// The links to one session, or to all, the oldest first, each with the session's principal.
@@ -76,10 +78,11 @@ impl Store {
     /// [`StoreError`].
     pub async fn delete_share(&self, session: &SessionId, id: &str) -> Result<bool, StoreError> {
         let (session, id) = (session.clone(), id.to_owned());
-        self.write(move |connection| {
-            let delete = "DELETE FROM shares WHERE session = ?1 AND id = ?2";
-            Ok(connection.execute(delete, [session.as_str(), &id])? > 0)
-        })
-        .await
+        self.writer
+            .write(move |connection| {
+                let delete = "DELETE FROM shares WHERE session = ?1 AND id = ?2";
+                Ok(connection.execute(delete, [session.as_str(), &id])? > 0)
+            })
+            .await
     }
 }

@@ -123,15 +123,15 @@ async fn a_full_disk_is_named_and_nothing_is_corrupt_when_there_is_room_again() 
     let row = session("a");
     store.insert_session(row.clone()).await.unwrap();
     // SQLite's own limit stands in for the disk's: it fails at the same place, with the same code.
-    let pages: i64 = store.write(|c| c.pragma_query_value(None, "page_count", |row| row.get(0))).await.unwrap();
+    let pages: i64 = store.writer.write(|c| c.pragma_query_value(None, "page_count", |row| row.get(0))).await.unwrap();
     let limit = move |pages: i64| move |c: &Connection| c.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()));
-    store.write(limit(pages + 4)).await.unwrap();
+    store.writer.write(limit(pages + 4)).await.unwrap();
     let large = Commit { events: vec![event(1, &"x".repeat(200_000))], ..Commit::default() };
     let small = Commit { events: vec![event(1, "{}")], ..Commit::default() };
     let (refused, _) = tokio::join!(store.commit(&row.id, large.clone()), store.sessions(None));
     assert_eq!(refused, Err(StoreError::Full));
     store.commit(&row.id, small).await.unwrap();
-    store.write(limit(1_000_000)).await.unwrap();
+    store.writer.write(limit(1_000_000)).await.unwrap();
     let large = Commit { events: vec![EventRow { seq: Seq(2), first: Seq(2), ..large.events[0].clone() }], ..large };
     store.commit(&row.id, large).await.unwrap();
     assert_eq!(store.events_after(&row.id, Seq(0), 10, 1 << 20).await.unwrap().len(), 2);
@@ -311,4 +311,93 @@ async fn a_flood_is_read_from_both_ends() {
     assert_eq!(ends(95, 30).await, ((95..=100).collect(), vec![]), "nothing is between them");
     assert_eq!(ends(1, 1 << 20).await, ((1..=100).collect(), vec![]));
     assert_eq!(ends(101, 30).await, (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn the_log_is_merged_into_the_file_and_a_reader_holds_that_up_only_for_a_while() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let log = || fs::metadata(folder.file().with_extension("db-wal")).unwrap().len();
+    let row = session("ann");
+    store.insert_session(row.clone()).await.unwrap();
+    assert!(log() > 0);
+    assert!(store.merge_log(BUSY).await.unwrap());
+    assert_eq!(log(), 0);
+    // The file alone has all of it now.
+    let copy = folder.file().with_extension("copy");
+    fs::copy(folder.file(), &copy).unwrap();
+    assert_eq!(Store::open(&copy).unwrap().session(&row.id).await.unwrap(), Some(row.clone()));
+
+    let reader = Connection::open(folder.file()).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM sessions").unwrap();
+    store.insert_session(session("bob")).await.unwrap();
+    let began = std::time::Instant::now();
+    assert!(!store.merge_log(Duration::from_millis(50)).await.unwrap(), "somebody reads what was before");
+    assert!(began.elapsed() < BUSY);
+    // The store goes on, with its own patience.
+    store.insert_session(session("cyd")).await.unwrap();
+    drop(reader);
+    assert!(store.merge_log(BUSY).await.unwrap());
+    assert_eq!(log(), 0);
+    drop(store);
+    assert_eq!(Store::open(&folder.file()).unwrap().sessions(None).await.unwrap().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn everybody_who_writes_at_once_is_served_also_beside_another_program() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let rows: Vec<SessionRow> = (0..16).map(|_| session("a")).collect();
+    for row in &rows {
+        store.insert_session(row.clone()).await.unwrap();
+    }
+    let another = Connection::open(folder.file()).unwrap();
+    another.busy_timeout(BUSY).unwrap();
+    let (begun, wait) = std::sync::mpsc::channel();
+    let another = std::thread::spawn(move || {
+        for _ in 0..20 {
+            another.execute_batch("BEGIN IMMEDIATE").unwrap();
+            begun.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+            another.execute_batch("COMMIT").unwrap();
+        }
+    });
+    wait.recv().unwrap();
+    let writing = rows.iter().map(|row| {
+        let (store, id) = (store.clone(), row.id.clone());
+        tokio::spawn(async move {
+            for seq in 1..=200 {
+                // Now and then one that is long.
+                let body = if seq % 50 == 0 { format!("\"{}\"", "x".repeat(300_000)) } else { "{}".to_owned() };
+                let commit = Commit { events: vec![event(seq, &body)], ..Commit::default() };
+                store.commit(&id, commit).await.unwrap();
+            }
+        })
+    });
+    for written in writing.collect::<Vec<_>>() {
+        tokio::time::timeout(Duration::from_secs(60), written).await.expect("nobody is forgotten").unwrap();
+    }
+    another.join().unwrap();
+    for row in &rows {
+        assert_eq!(store.events_after(&row.id, Seq(0), 1000, usize::MAX).await.unwrap().len(), 200);
+    }
+}
+
+#[tokio::test]
+async fn the_log_is_merged_as_it_grows() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let row = session("a");
+    store.insert_session(row.clone()).await.unwrap();
+    let log = folder.0.join("journal.db-wal");
+    let body = format!("\"{}\"", "x".repeat(4000));
+    let began = std::time::Instant::now();
+    for seq in 1.. {
+        store.commit(&row.id, Commit { events: vec![event(seq, &body)], ..Commit::default() }).await.unwrap();
+        // Each adds more than two pages: a log that never began anew would be longer than all of them.
+        if seq > 2000 && fs::metadata(&log).unwrap().len() < seq * 4096 {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{seq} commits, and the log has never begun anew");
+    }
 }

@@ -41,25 +41,26 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn put_token(&self, token: TokenRow) -> Result<(), StoreError> {
-        self.write(move |connection| {
-            let put = "INSERT OR REPLACE INTO tokens (id, name, principal, scope, hash, created_at, expires_at) \
+        self.writer
+            .write(move |connection| {
+                let put = "INSERT OR REPLACE INTO tokens (id, name, principal, scope, hash, created_at, expires_at) \
                        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-            connection
-                .execute(
-                    put,
-                    params![
-                        token.id,
-                        token.name,
-                        token.principal,
-                        token.scope,
-                        token.hash,
-                        token.created_at,
-                        token.expires_at
-                    ],
-                )
-                .map(|_| ())
-        })
-        .await
+                connection
+                    .execute(
+                        put,
+                        params![
+                            token.id,
+                            token.name,
+                            token.principal,
+                            token.scope,
+                            token.hash,
+                            token.created_at,
+                            token.expires_at
+                        ],
+                    )
+                    .map(|_| ())
+            })
+            .await
     }
 
     /// All tokens, the oldest first.
@@ -81,6 +82,6 @@ impl Store {
     /// [`StoreError`].
     pub async fn delete_token(&self, id: &str) -> Result<bool, StoreError> {
         let id = id.to_owned();
-        self.write(move |connection| Ok(connection.execute("DELETE FROM tokens WHERE id = ?1", [id])? > 0)).await
+        self.writer.write(move |connection| Ok(connection.execute("DELETE FROM tokens WHERE id = ?1", [id])? > 0)).await
     }
 }

@@ -10,10 +10,11 @@ impl Store {
     /// [`StoreError`].
     pub async fn put_turn(&self, session: &SessionId, cell: &str) -> Result<(), StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
-        self.write(move |connection| {
-            connection.execute("INSERT INTO turns (session, cell) VALUES (?1, ?2)", [id.as_str(), &cell]).map(drop)
-        })
-        .await
+        self.writer
+            .write(move |connection| {
+                connection.execute("INSERT INTO turns (session, cell) VALUES (?1, ?2)", [id.as_str(), &cell]).map(drop)
+            })
+            .await
     }
 
     /// It has ended.
@@ -22,10 +23,11 @@ impl Store {
     /// [`StoreError`].
     pub async fn delete_turn(&self, session: &SessionId, cell: &str) -> Result<(), StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
-        self.write(move |connection| {
-            connection.execute("DELETE FROM turns WHERE session = ?1 AND cell = ?2", [id.as_str(), &cell]).map(drop)
-        })
-        .await
+        self.writer
+            .write(move |connection| {
+                connection.execute("DELETE FROM turns WHERE session = ?1 AND cell = ?2", [id.as_str(), &cell]).map(drop)
+            })
+            .await
     }
 
     /// Replaces a cell's metadata in a session that has ended: its driver takes no edits any more, and nobody follows its events.
@@ -34,11 +36,12 @@ impl Store {
     /// [`StoreError`].
     pub async fn put_metadata(&self, session: &SessionId, cell: &str, metadata: String) -> Result<(), StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
-        self.write(move |connection| {
-            let update = "UPDATE cells SET metadata = ?3 WHERE session = ?1 AND id = ?2";
-            connection.execute(update, [id.as_str(), &cell, &metadata]).map(drop)
-        })
-        .await
+        self.writer
+            .write(move |connection| {
+                let update = "UPDATE cells SET metadata = ?3 WHERE session = ?1 AND id = ?2";
+                connection.execute(update, [id.as_str(), &cell, &metadata]).map(drop)
+            })
+            .await
     }
 
     /// All that have begun and not ended.

@@ -12,6 +12,7 @@ mod frame_html;
 mod lines;
 mod tree;
 
+use super::speaker::Speakers;
 use super::text;
 use super::visible::{self, Show, Visible};
 use super::{ExportOptions, Exported, Theme, TitleFrom, language, title};
@@ -38,6 +39,7 @@ pub(super) fn page(notebook: &Notebook, options: &ExportOptions) -> Exported {
         frames: Frames::new(options.eager),
         notes: Vec::new(),
         place: Place::default(),
+        speakers: Speakers::default(),
     };
     page.head(&title);
     let policy_at = page.out.len();
@@ -71,6 +73,7 @@ struct Page<'a> {
     frames: Frames,
     notes: Vec<String>,
     place: Place,
+    speakers: Speakers,
 }
 
 impl Page<'_> {
@@ -184,6 +187,9 @@ impl Page<'_> {
             escaped(cell.id()),
             index + 1
         ));
+        if let Some(who) = self.speakers.begins(cell) {
+            self.push(&format!("<p class=\"who\">{who}</p>\n"));
+        }
         self.folded(visible.cell, "Cell", |page| match kind {
             "code" => page.code_cell(cell, visible),
             "markdown" => page.markdown_cell(cell),

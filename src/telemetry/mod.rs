@@ -1,4 +1,7 @@
-//! Figures for Prometheus: what is counted where it happens, and how it is rendered.
+//! Figures for Prometheus: what is counted where it happens, and how it is rendered. And, where a collector is named, traces.
+
+mod collector;
+pub mod traces;
 
 use std::sync::OnceLock;
 
@@ -30,6 +33,9 @@ pub const POOL: &str = "cellkeep_pool_ready";
 /// Cells that wait for their turn, when asked.
 pub const QUEUED: &str = "cellkeep_queued_cells";
 
+/// Spans of traces, by what became of them: sent, refused by their collector, or dropped since too many waited for it.
+pub const SPANS: &str = "cellkeep_trace_spans_total";
+
 /// Begins to count, once for the process; gives what renders the figures. `None` where something else counts already.
 pub fn install() -> Option<&'static PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
@@ -47,6 +53,7 @@ pub fn install() -> Option<&'static PrometheusHandle> {
             "From handing a piece to the store to its commit"
         );
         metrics::describe_histogram!(LAG_SECONDS, metrics::Unit::Seconds, "From taking an event in to telling it");
+        metrics::describe_counter!(SPANS, "Spans of traces, by what became of them");
         metrics::describe_gauge!(STREAMS, "Event streams and sockets that are open");
         metrics::describe_gauge!(SESSIONS, "Sessions by state");
         metrics::describe_gauge!(POOL, "Sessions ready in the warm pool");

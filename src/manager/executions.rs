@@ -1,0 +1,77 @@
+//! A session's runs as traces tell of them: followed in its journal, and told once their end is written down.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use crate::ids::SessionId;
+use crate::session::{Cell, CellChange, CellPhase, EventBody, Piece, RunResult, RunStatus};
+use crate::telemetry::traces;
+
+/// The runs of a session that have not ended.
+pub(super) struct Executions {
+    session: SessionId,
+    kernel: String,
+    /// By their cells.
+    open: HashMap<String, Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    parent: Option<String>,
+    /// Not known of what an earlier server queued.
+    queued_at: Option<SystemTime>,
+    started: bool,
+}
+
+impl Executions {
+    /// Those of a session, with what an earlier server has left open. `None` where nobody collects traces.
+    pub fn of(session: &SessionId, kernel: &str, cells: &[Cell]) -> Option<Self> {
+        traces::are_kept().then(|| {
+            let open = cells.iter().filter(|cell| cell.run.phase != CellPhase::Finished).map(|cell| {
+                let started = cell.run.phase == CellPhase::Running;
+                (cell.id.clone(), Open { parent: cell.options.trace.clone(), queued_at: None, started })
+            });
+            Self { session: session.clone(), kernel: kernel.to_owned(), open: open.collect() }
+        })
+    }
+
+    /// Takes in a piece that has been written down.
+    pub fn follow(&mut self, piece: &Piece) {
+        for event in &piece.events {
+            let Some(id) = &event.cell else { continue };
+            match &event.body {
+                EventBody::Queued => {
+                    // A run that is asked for by somebody else comes with its cell: who asks is written there.
+                    let parent = piece.cells.iter().rev().find_map(|change| match change {
+                        CellChange::Put(cell) if cell.id == *id => Some(cell.options.trace.clone()),
+                        _ => None,
+                    });
+                    let open = Open { parent: parent.flatten(), queued_at: Some(event.time), started: false };
+                    self.open.insert(id.clone(), open);
+                }
+                EventBody::Started => self.open.entry(id.clone()).or_default().started = true,
+                EventBody::Finished(result) => {
+                    let open = self.open.remove(id).unwrap_or_default();
+                    self.tell(id, &open, result);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn tell(&self, cell: &str, open: &Open, result: &RunResult) {
+        let ended_at = result.started_at.checked_add(result.wall).unwrap_or(result.started_at);
+        traces::tell(&traces::Run {
+            parent: open.parent.as_deref(),
+            session: self.session.as_str(),
+            kernel: &self.kernel,
+            cell,
+            queued_at: open.queued_at,
+            started_at: open.started.then_some(result.started_at),
+            ended_at,
+            status: result.status.name(),
+            failed: !matches!(result.status, RunStatus::Ok | RunStatus::Cancelled),
+            used: result.used.as_ref().map(|used| (used.cpu_seconds * 1000.0, used.peak_memory_bytes)),
+        });
+    }
+}

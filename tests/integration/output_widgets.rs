@@ -1,0 +1,59 @@
+//! What an Output widget catches is shown in the cell that shows the widget, in a session that many follow.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::server::{Held, Server};
+use crate::support::{Place, skip};
+
+/// What each output of a cell shows: its text, or the plain text of a display.
+fn shown(outputs: &Value) -> Vec<String> {
+    let text = |output: &Value| {
+        let text = if output["output_type"] == "stream" { &output["text"] } else { &output["data"]["text/plain"] };
+        text.as_str()
+            .map_or_else(|| text.as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect(), str::to_owned)
+    };
+    outputs.as_array().unwrap().iter().map(text).collect()
+}
+
+async fn run(session: &Held, id: &str, source: &str) -> Value {
+    session.begin(id, source).await;
+    let cell = session.finished(id).await;
+    assert_eq!(cell["status"], "ok", "{cell}");
+    cell
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_widgets_show_what_they_catch() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/notebook-sources");
+    let entries = std::fs::read_dir(&sources).into_iter().flatten().flatten().map(|entry| entry.path());
+    let Some(wheel) = entries.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "whl")) else {
+        return skip("no ipywidgets here: run scripts/setup-test.sh");
+    };
+    let mut server = Server::start("output-widgets", Place::process(), &[]).await;
+    let session = server.client().create(json!({"kernel": "python"})).await;
+    server.client().put(&session.path("/files/widgets.whl"), std::fs::read(wheel).unwrap()).await.is(204);
+    let make = "import sys\nsys.path.insert(0, '/work/widgets.whl')\nfrom ipywidgets import Output\nout = Output()\nout";
+    assert_eq!(shown(&run(&session, "shows", make).await["outputs"]), ["Output()"]);
+    let cell = run(&session, "prints", "print('own')\nwith out:\n    print('caught')\n    1/0\nprint('and on')").await;
+    assert_eq!(shown(&cell["outputs"]), ["own\nand on\n"]);
+    let cell = session.cell("shows").await;
+    assert_eq!(shown(&json!(cell["outputs"].as_array().unwrap()[..2])), ["Output()", "caught\n"]);
+    assert_eq!(cell["outputs"][2]["ename"], "ZeroDivisionError");
+    // What is drawn again and again takes the place of what was there, whoever serves it.
+    let again = "import time\nfor i in range(3):\n    with out:\n        from IPython.display import clear_output\n        clear_output(wait=True)\n        print('state', i)\n    time.sleep(0.5)";
+    session.begin("again", again).await;
+    session.cell_until("again", |cell| cell["state"] == "running").await;
+    server.kill().await;
+    server.start_again().await;
+    assert_eq!(shown(&session.finished("again").await["outputs"]), [""; 0]);
+    let cell = session.cell("shows").await;
+    assert_eq!(shown(&json!(cell["outputs"].as_array().unwrap()[..2])), ["Output()", "state 2\n"]);
+    // In the notebook there are no places that stand empty.
+    let file = server.client().get(&session.path("/notebook")).await.is(200);
+    assert_eq!(shown(&file["cells"][0]["outputs"]), ["Output()", "state 2\n"]);
+    assert_eq!(shown(&file["cells"][1]["outputs"]), ["own\nand on\n"]);
+    session.delete().await;
+    server.end().await;
+}

@@ -1,0 +1,231 @@
+//! Traces: what a collector is sent of requests and runs, and what it is never sent. And what a collector that is not there costs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use hyper::Method;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Said;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message as _;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::server::{Server, TOKEN};
+use crate::support::{PATIENCE, Place};
+
+/// Stands in for a collector: keeps what it is sent.
+#[derive(Clone)]
+struct Collector {
+    address: std::net::SocketAddr,
+    taken: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+}
+
+impl Collector {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let collector = Self { address: listener.local_addr().unwrap(), taken: Arc::default() };
+        let taken = collector.taken.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(take_all(stream, taken.clone()));
+            }
+        });
+        collector
+    }
+
+    /// All spans that have come, with the resource's attributes.
+    fn spans(&self) -> Vec<(Span, HashMap<String, String>)> {
+        let taken = self.taken.lock().unwrap();
+        let requests = taken.iter().map(|(_, body)| ExportTraceServiceRequest::decode(body.as_slice()).unwrap());
+        let resources = requests.flat_map(|request| request.resource_spans);
+        let spans = resources.flat_map(|resource| {
+            let who: HashMap<_, _> = resource
+                .resource
+                .unwrap()
+                .attributes
+                .into_iter()
+                .map(|pair| (pair.key, said(pair.value.unwrap().value)))
+                .collect();
+            let scopes = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            scopes.map(move |span| (span, who.clone())).collect::<Vec<_>>()
+        });
+        spans.collect()
+    }
+
+    /// Waits for a span of this name with this attribute.
+    async fn span(&self, name: &str, attribute: (&str, &str)) -> (Span, HashMap<String, String>) {
+        let found = async {
+            loop {
+                let fits = |span: &Span| span.name == name && attribute_of(span, attribute.0) == attribute.1;
+                if let Some(found) = self.spans().into_iter().find(|(span, _)| fits(span)) {
+                    return found;
+                }
+                tokio::time::sleep(crate::server::PACE).await;
+            }
+        };
+        let found = tokio::time::timeout(PATIENCE, found).await;
+        found.unwrap_or_else(|_| panic!("no span {name} {attribute:?} in {:#?}", self.spans()))
+    }
+
+    async fn child(&self, name: &str, of: &Span) -> Span {
+        let found = self.spans().into_iter().find(|(span, _)| span.name == name && span.parent_span_id == of.span_id);
+        let (span, _) = found.unwrap_or_else(|| panic!("no {name} below {of:#?}"));
+        assert_eq!(span.trace_id, of.trace_id);
+        span
+    }
+}
+
+fn said(value: Option<Said>) -> String {
+    match value {
+        Some(Said::StringValue(text)) => text,
+        Some(Said::IntValue(number)) => number.to_string(),
+        Some(Said::DoubleValue(number)) => number.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn attribute_of(span: &Span, key: &str) -> String {
+    let found = span.attributes.iter().find(|pair| pair.key == key);
+    found.map(|pair| said(pair.value.clone().unwrap().value)).unwrap_or_default()
+}
+
+async fn take_all(mut stream: TcpStream, taken: Arc<Mutex<Vec<(String, Vec<u8>)>>>) -> Option<()> {
+    let mut bytes = Vec::new();
+    loop {
+        let head = loop {
+            if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            (stream.read_buf(&mut bytes).await.ok()? > 0).then_some(())?;
+        };
+        let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
+        let length: usize = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok())?;
+        while bytes.len() < head + length {
+            (stream.read_buf(&mut bytes).await.ok()? > 0).then_some(())?;
+        }
+        taken.lock().unwrap().push((text, bytes[head..head + length].to_vec()));
+        bytes.drain(..head + length);
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .ok()?;
+    }
+}
+
+async fn traced(name: &str, env: &[(&'static str, String)]) -> Server {
+    let mut server = Server::start(name, Place::process(), &[]).await;
+    server.stop().await;
+    server.env.extend(env.iter().cloned());
+    server.env.push(("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()));
+    server.start_again().await;
+    server
+}
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_in_them() {
+    let collector = Collector::start().await;
+    let env = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", collector.address)),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=the-collectors".to_owned()),
+        ("OTEL_SERVICE_NAME", "notebooks".to_owned()),
+    ];
+    let mut server = traced("traces", &env).await;
+    let client = server.client();
+    let session = client.create(json!({"kernel": "python", "env": {"SECRET": "canary-env"}})).await;
+    let asked = client.with("traceparent", &format!("00-{TRACE}-b7ad6b7169203331-01"));
+    let source = "import os\nprint('canary-output', os.environ['SECRET'])\n1/0 # canary-code";
+    let cells = session.path("/cells?wait=60&x=canary-query");
+    asked.post(&cells, json!({"source": source, "id": "fails"})).await.is(201);
+
+    let (cell, who) = collector.span("cell", ("cellkeep.cell.id", "fails")).await;
+    assert_eq!((who["service.name"].as_str(), who["service.version"].as_str()), ("notebooks", env!("CARGO_PKG_VERSION")));
+    assert_eq!(hex(&cell.trace_id), TRACE);
+    for (key, value) in
+        [("cellkeep.session.id", session.id.as_str()), ("cellkeep.kernel", "python"), ("cellkeep.status", "error")]
+    {
+        assert_eq!(attribute_of(&cell, key), value);
+    }
+    assert!(attribute_of(&cell, "cellkeep.cpu_ms").parse::<f64>().unwrap() >= 0.0);
+    assert_eq!(cell.status.as_ref().map(|status| (status.code, status.message.as_str())), Some((2, "error")));
+    let (queued, run) = (collector.child("cell queued", &cell).await, collector.child("cell run", &cell).await);
+    assert_eq!(
+        (cell.start_time_unix_nano, queued.end_time_unix_nano, run.end_time_unix_nano),
+        (queued.start_time_unix_nano, run.start_time_unix_nano, cell.end_time_unix_nano)
+    );
+    assert!(cell.start_time_unix_nano < cell.end_time_unix_nano);
+    // The run belongs to its request, and that to whoever asked.
+    let (request, _) = collector.span("POST /v1/sessions/{session}/cells", ("http.response.status_code", "201")).await;
+    assert_eq!((hex(&request.trace_id).as_str(), hex(&request.parent_span_id).as_str()), (TRACE, "b7ad6b7169203331"));
+    assert_eq!((cell.parent_span_id.clone(), request.kind), (request.span_id.clone(), 2));
+    assert_eq!(attribute_of(&request, "cellkeep.session.id"), session.id);
+
+    // A run goes on under a later server, and still belongs to who asked.
+    asked
+        .post(&session.path("/cells"), json!({"source": "input('canary-prompt')", "id": "waits", "allow_stdin": true}))
+        .await;
+    session.cell_until("waits", |cell| cell["state"] == "running").await;
+    server.kill().await;
+    server.start_again().await;
+    client.surely(Method::POST, &session.path("/input"), json!({"value": "canary-input"}).to_string()).await;
+    let (went_on, _) = collector.span("cell", ("cellkeep.cell.id", "waits")).await;
+    assert_eq!((hex(&went_on.trace_id).as_str(), attribute_of(&went_on, "cellkeep.status").as_str()), (TRACE, "ok"));
+    // Another run of the cell is another's, and so is one that nobody traces.
+    client.post(&session.path("/cells/fails/run?wait=60"), json!({})).await.is(200);
+    collector.span("POST /v1/sessions/{session}/cells/{cell}/run", ("http.response.status_code", "200")).await;
+    let runs = |spans: Vec<(Span, HashMap<String, String>)>| {
+        let runs =
+            spans.into_iter().filter(|(span, _)| span.name == "cell" && attribute_of(span, "cellkeep.cell.id") == "fails");
+        runs.map(|(span, _)| hex(&span.trace_id)).collect::<Vec<_>>()
+    };
+    // What has not been sent when it stops is sent then.
+    client.post(&session.path("/cells?wait=60"), json!({"source": "1", "id": "last"})).await.is(201);
+    assert!(server.stop().await.success());
+    collector.span("cell", ("cellkeep.cell.id", "last")).await;
+    let runs = runs(collector.spans());
+    assert!(runs.len() == 2 && runs[0] == TRACE && runs[1] != TRACE, "{runs:?}");
+
+    for (head, body) in collector.taken.lock().unwrap().iter() {
+        assert!(head.starts_with("post /v1/traces ") && head.contains("x-key: the-collectors"), "{head}");
+        for secret in ["canary", TOKEN, "ZeroDivision", "the-collectors"] {
+            assert!(!body.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret} was sent");
+        }
+    }
+    assert!(!server.told().contains("the-collectors"));
+    server.start_again().await;
+    session.delete().await;
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_collector_that_answers_all_goes_on() {
+    // It takes connections, and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let env = [
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("http://{}/v1/traces", silent.local_addr().unwrap())),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "20".to_owned()),
+    ];
+    let mut server = traced("no-collector", &env).await;
+    let client = server.client();
+    for _ in 0..30 {
+        client.get("/v1/sessions").await.is(200);
+    }
+    let figures = client.until("/metrics", |reply| reply.text().contains("result=\"dropped\"")).await.text();
+    assert!(figures.contains("cellkeep_trace_spans_total"), "{figures}");
+    let began = std::time::Instant::now();
+    assert!(server.stop().await.success());
+    assert!(began.elapsed() < std::time::Duration::from_secs(8), "a stop does not wait for it");
+    // An address that is none is told, and costs nothing else.
+    server.env.push(("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "grpc://x:4317".to_owned()));
+    server.start_again().await;
+    client.get("/v1/sessions").await.is(200);
+    assert!(server.told().contains("grpc://x:4317"), "{}", server.told());
+    server.end().await;
+}
