@@ -46,6 +46,8 @@ async fn a_person_talks_to_a_model() {
     compose(&mut opened, "ask", "Are you there?").await;
     opened.until("[cells.length, cells[1] && text(cells[1])]", &json!([2, "One moment."])).await;
     opened.until("page.querySelector('.answers')?.textContent.includes('tiny answers')", &json!(true)).await;
+    // It is called by what was asked first.
+    opened.until("page.querySelector('.bar strong').textContent", &json!("Are you there?")).await;
     assert_eq!(opened.look("within(cells[1])[0].querySelector('strong').textContent").await, "moment");
     // In mid-answer, the page is loaded anew.
     opened.browser.evaluate("location.reload()").await;

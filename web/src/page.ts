@@ -228,11 +228,12 @@ class CellkeepPage extends LitElement {
     if (!this.feed) await this.create();
     const feed = this.feed;
     if (!feed) return;
+    const isFirst = feed.order.length === 0;
     await this.trying(async () => {
       this.atEnd = true;
       if (kind === "ask") {
         await askJson(this.access, "POST", `${feed.path}/chat`, { text: source });
-        if (this.session && !this.session.name && feed.order.length === 0) await this.name(source.trim().split("\n", 1)[0]?.slice(0, 60) ?? "");
+        if (isFirst && this.session && !this.session.name) await this.name(source.trim().split("\n", 1)[0]?.slice(0, 60) ?? "");
       }
       else await askJson(this.access, "POST", `${feed.path}/cells`, { source, cell_type: kind, ...(kind === "code" ? { allow_stdin: true } : {}) });
       const area = this.renderRoot.querySelector<HTMLTextAreaElement>("#composer");
