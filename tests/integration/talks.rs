@@ -46,6 +46,8 @@ async fn a_person_talks_to_a_model() {
     compose(&mut opened, "ask", "Are you there?").await;
     opened.until("[cells.length, cells[1] && text(cells[1])]", &json!([2, "One moment."])).await;
     opened.until("page.querySelector('.answers')?.textContent.includes('tiny answers')", &json!(true)).await;
+    // It is called by what was asked first.
+    opened.until("page.querySelector('.bar strong').textContent", &json!("Are you there?")).await;
     assert_eq!(opened.look("within(cells[1])[0].querySelector('strong').textContent").await, "moment");
     // In mid-answer, the page is loaded anew.
     opened.browser.evaluate("location.reload()").await;
@@ -234,7 +236,7 @@ async fn late_answers_of_panels_are_not_another_sessions() {
         open_panel(&mut opened, panel).await;
         let here = "page.querySelector('.bar strong').textContent";
         let own = format!(
-            "[...page.querySelector('{element}')?.renderRoot.querySelectorAll('{listed}') ?? []].map(one => one.firstChild.textContent.trim()).filter(name => name.startsWith('of_')).map(name => name === 'of_' + {here})"
+            "[...page.querySelector('{element}')?.renderRoot.querySelectorAll('{listed}') ?? []].map(one => [...one.childNodes].find(node => node.nodeType === 3 && node.data.trim())?.data.trim() ?? '').filter(name => name.startsWith('of_')).map(name => name === 'of_' + {here})"
         );
         opened.until(&own, &json!([true])).await;
         let left = opened.look(here).await;

@@ -20,12 +20,13 @@ export const pageStyle = css`
   .panel { border-inline-start: 1px solid var(--ck-line); overflow-y: auto; }
   .panel > button { margin: 8px 8px 0; }
   main { display: grid; grid-template-columns: minmax(0, 1fr); grid-template-rows: auto minmax(0, 1fr) auto; min-width: 0; min-height: 0; }
-  .bar { display: flex; align-items: center; gap: 4px; padding: 7px 16px; border-bottom: 1px solid var(--ck-line); min-height: 50px; flex-wrap: wrap; font-size: 14px; }
-  .bar h1 { font-size: inherit; margin: 0; min-width: 0; display: flex; } .bar h1 button { color: inherit; padding: 2px 6px; margin-inline-start: -6px; min-width: 0; }
-  .bar strong { font-weight: 600; margin-inline-end: 6px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 16em; display: block; }
+  .bar { display: flex; align-items: center; gap: 4px; padding: 7px 16px; border-bottom: 1px solid var(--ck-line); min-height: 50px; font-size: 14px; }
+  /* Of all in it, the name gives way first. */
+  .bar h1 { font-size: inherit; margin: 0; min-width: 5em; flex: 0 1000 auto; display: flex; } .bar h1 button { color: inherit; padding: 2px 6px; margin-inline-start: -6px; min-width: 0; }
+  .bar strong { font-weight: 600; margin-inline-end: 6px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; display: block; }
   .bar .space { flex: 1; }
-  .usage { color: var(--ck-quiet); font-size: 12px; font-variant-numeric: tabular-nums; margin-inline: 8px; }
-  .state { display: inline-flex; gap: 6px; align-items: center; font-size: 13px; color: var(--ck-quiet); }
+  .usage { color: var(--ck-quiet); font-size: 12px; white-space: nowrap; font-variant-numeric: tabular-nums; margin-inline: 8px; }
+  .state { display: inline-flex; gap: 6px; align-items: center; font-size: 13px; color: var(--ck-quiet); white-space: nowrap; }
   .state::before { content: ""; width: 8px; height: 8px; border-radius: 50%; background: var(--ck-quiet); }
   .state[data-state="idle"]::before { background: var(--ck-good); }
   .state[data-state="busy"]::before, .state[data-state="starting"]::before { background: var(--ck-accent); }
@@ -41,13 +42,13 @@ export const pageStyle = css`
   .row .space { flex: 1; }
   .box small { color: var(--ck-quiet); font-size: 12px; }
   .kinds { display: flex; background: var(--ck-raised); border-radius: 9px; padding: 2px; min-width: 0; }
-  .kinds label { position: relative; cursor: pointer; font-size: 13px; min-width: 0; }
+  .kinds label { position: relative; cursor: pointer; font-size: 13px; min-width: 0; flex: none; } .kinds label:first-child { flex: 0 1 auto; }
   .kinds input { position: absolute; inset: 0; opacity: 0; cursor: pointer; margin: 0; }
   .kinds span { display: block; padding: 3px 11px; border-radius: 7px; color: var(--ck-quiet); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 14em; }
   .kinds input:checked + span { background: var(--ck-paper); color: var(--ck-ink); box-shadow: 0 1px 3px #0000001f; }
   .kinds input:focus-visible + span { outline: 2px solid var(--ck-accent); }
   .box textarea.ask, .box textarea.markdown { font: 15px/1.55 var(--ck-font); }
-  .tools { display: flex; align-items: center; gap: 2px; min-width: 0; } .tools > * { white-space: nowrap; }
+  .tools { display: flex; align-items: center; gap: 2px; min-width: 0; overflow-x: auto; scrollbar-width: none; padding: 3px; margin: -3px; } .tools > * { white-space: nowrap; flex: none; }
   .tools button[aria-pressed="true"] { background: color-mix(in srgb, var(--ck-accent) 12%, transparent); color: var(--ck-ink); }
   .reader { color: var(--ck-quiet); font-size: 13px; padding: 2px 10px; border: 1px solid var(--ck-line); border-radius: 99px; margin-inline-end: 6px; white-space: nowrap; }
   .text { position: relative; }
@@ -81,13 +82,13 @@ export const pageStyle = css`
   @media (max-width: 760px) {
     .usage { display: none; }
     .frame, .frame.with-panel { grid-template-columns: minmax(0, 1fr); }
-    aside, .panel { position: fixed; inset: 0 56px 0 0; z-index: 3; display: none; box-shadow: 0 0 60px #0006; }
+    aside, .panel { position: fixed; inset: 0 56px 0 0; z-index: 3; display: none; box-shadow: 0 0 0 100vmax #0005; }
     .panel { inset: 0 0 0 56px; background: var(--ck-paper); }
     .side aside { display: flex; } .with-panel .panel { display: block; }
     .shade { display: block; position: fixed; inset: 0; background: #0005; z-index: 2; border-radius: 0; }
     .menu { display: inline-flex; align-items: center; }
-    .box small { display: none; }
-    .bar { padding: 5px 8px; gap: 0; } .bar strong { max-width: 9em; } .tools { flex-basis: 100%; overflow-x: auto; scrollbar-width: none; } .tools > * { flex: none; } .cells { padding: 12px 10px; } .composer { padding: 6px 10px 10px; }
+    .box small { display: none; } .kinds span { padding: 3px 8px; }
+    .bar { padding: 5px 8px; gap: 0; flex-wrap: wrap; } .bar h1 { flex: 0 1 auto; max-width: calc(100% - 9.5em); } .tools { flex-basis: 100%; } .cells { padding: 12px 10px; } .composer { padding: 6px 10px 10px; }
     .welcome { padding-top: 6vh; }
   }
 `;

@@ -228,11 +228,12 @@ class CellkeepPage extends LitElement {
     if (!this.feed) await this.create();
     const feed = this.feed;
     if (!feed) return;
+    const isFirst = feed.order.length === 0;
     await this.trying(async () => {
       this.atEnd = true;
       if (kind === "ask") {
         await askJson(this.access, "POST", `${feed.path}/chat`, { text: source });
-        if (this.session && !this.session.name && feed.order.length === 0) await this.name(source.trim().split("\n", 1)[0]?.slice(0, 60) ?? "");
+        if (isFirst && this.session && !this.session.name) await this.name(source.trim().split("\n", 1)[0]?.slice(0, 60) ?? "");
       }
       else await askJson(this.access, "POST", `${feed.path}/cells`, { source, cell_type: kind, ...(kind === "code" ? { allow_stdin: true } : {}) });
       const area = this.renderRoot.querySelector<HTMLTextAreaElement>("#composer");
@@ -485,7 +486,7 @@ class CellkeepPage extends LitElement {
     if (this.model) kinds.unshift(["ask", this.model]);
     const { kind } = this;
     const label = kind === "ask" ? `Message to ${this.model}` : kind === "code" ? `Code, ${language}` : "Markdown";
-    const hint = ended ? "This session has ended" : kind === "ask" ? `Ask ${this.model} about this session` : kind === "code" ? `Write ${language} here` : "Write markdown here";
+    const hint = ended ? "This session has ended" : kind === "ask" ? `Ask ${this.model}${this.feed?.order.length ? " about this session" : ""}` : kind === "code" ? `Write ${language} here` : "Write markdown here";
     return html`<div class="composer"><div class="box">
       <textarea id="composer" class=${kind} rows="2" aria-label=${label} placeholder=${hint} aria-keyshortcuts=${kind === "ask" ? "Enter" : "Shift+Enter"}
         ?disabled=${ended} spellcheck=${kind === "code" ? "false" : "true"} autocapitalize="off" autocomplete="off" @keydown=${this.keys}></textarea>

@@ -28,7 +28,7 @@ export class CellkeepFrame extends LitElement implements Living {
   static override styles = css`
     :host { display: block; }
     iframe { display: block; width: 100%; height: 0; border: 0; background: transparent; color-scheme: light; }
-    .wait { min-height: 3rem; }
+    .wait { min-height: 3rem; } .wait.plot { min-height: 22rem; }
     p { margin: 0; font-size: 0.85em; opacity: 0.75; }
     .link { opacity: 1; overflow-wrap: anywhere; } .link button { font: inherit; }
   `;
@@ -95,8 +95,8 @@ export class CellkeepFrame extends LitElement implements Living {
 
   override updated(changed: Map<string, unknown>): void {
     // Where this stood before, it stands again until its document says otherwise: nothing around it moves.
-    const place = this.renderRoot.querySelector<HTMLElement>(".wait, iframe");
-    if (place && this.height) place.style.height = `${this.height}px`;
+    const place = this.renderRoot.querySelector<HTMLElement>(".place");
+    if (place && this.height) this.size(place);
     if (changed.has("theme")) this.dress();
     if (!changed.has("content") || changed.get("content") === undefined) return;
     this.hasLeft = false;
@@ -104,6 +104,11 @@ export class CellkeepFrame extends LitElement implements Living {
     if (!frame || !this.port) return;
     this.forget();
     frame.src = this.address;
+  }
+
+  private size(place: HTMLElement): void {
+    place.classList.remove("wait");
+    place.style.height = `${this.height}px`;
   }
 
   private get address(): string {
@@ -133,7 +138,10 @@ export class CellkeepFrame extends LitElement implements Living {
 
   private heard(frame: HTMLIFrameElement, message: Record<string, unknown>): void {
     const { height, link, drawn, remote } = message;
-    if (typeof height === "number" && height >= 0) frame.style.height = `${(this.height = Math.min(height, MOST_HEIGHT))}px`;
+    if (typeof height === "number" && height >= 0) {
+      this.height = Math.min(height, MOST_HEIGHT);
+      this.size(frame);
+    }
     if (typeof drawn === "string") this.dataset.drawn = drawn.slice(0, 20);
     if (Array.isArray(remote)) this.dispatchEvent(new CustomEvent("cellkeep-remote", { detail: remote.slice(0, 20).map((host) => String(host).slice(0, 100)) }));
     // Scripts in there can click, too: only a person's click out here, on the whole address, opens it.
@@ -142,8 +150,10 @@ export class CellkeepFrame extends LitElement implements Living {
 
   override render() {
     if (this.hasLeft) return html`<p>This output tried to load another page.</p>`;
-    if (!this.lives) return html`<div class="wait"></div>`;
-    return html`<iframe sandbox=${FLAGS} src=${this.address} title=${this.label || "Output"} referrerpolicy="no-referrer" @load=${this.loaded}></iframe>${this.asked()}`;
+    // About as high as what will be drawn: many low ones would all be near the view, and come to life at once.
+    const look = `place wait ${this.kind === "plotly" || this.kind === "vega" ? "plot" : ""}`;
+    if (!this.lives) return html`<div class=${look}></div>`;
+    return html`<iframe class=${look} sandbox=${FLAGS} src=${this.address} title=${this.label || "Output"} referrerpolicy="no-referrer" @load=${this.loaded}></iframe>${this.asked()}`;
   }
 
   private asked(): TemplateResult | typeof nothing {

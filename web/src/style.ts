@@ -73,7 +73,8 @@ export const cellStyle = css`
   header { display: flex; align-items: center; gap: 4px; padding: 4px 6px 4px 14px; min-height: 40px; color: var(--ck-quiet); font-size: 13px; flex-wrap: wrap; }
   .count { font-family: var(--ck-mono); font-size: 12px; }
   .space { flex: 1; }
-  .actions { display: flex; }
+  .actions { display: flex; margin-inline-start: auto; }
+  @media (max-width: 480px) { header { gap: 2px; padding-inline-end: 2px; } .actions button { padding-inline: 7px; } }
   .chip { display: inline-flex; align-items: center; gap: 6px; padding: 1px 9px; border-radius: 99px; border: 1px solid var(--ck-line); font-variant-numeric: tabular-nums; }
   .chip::before { content: ""; width: 7px; height: 7px; border-radius: 50%; background: currentColor; }
   .ok { color: var(--ck-good); } .bad { color: var(--ck-bad); } .warn { color: var(--ck-warn); } .busy { color: var(--ck-accent); }
