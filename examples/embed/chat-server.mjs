@@ -88,11 +88,7 @@ async function body(request) {
 }
 
 createServer(async (request, response) => {
-  if (request.method !== "POST") {
-    // Outputs stand in frames of Cellkeep, which the page's policy keeps from going anywhere else.
-    response.setHeader("content-security-policy", `frame-src ${new URL(cellkeep).origin}`);
-    return response.setHeader("content-type", "text/html").end(page);
-  }
+  if (request.method !== "POST") return response.setHeader("content-type", "text/html").end(page);
   response.setHeader("content-type", "application/json");
   // Pages of others can send forms and plain text here with a visitor's browser: this takes neither, and nothing from them.
   const { origin, host, "content-type": type = "" } = request.headers;

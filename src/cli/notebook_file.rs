@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use super::options::write_whole;
+use super::options::write_safely;
 use crate::notebook::Notebook;
 
 /// The largest notebook that is read.
@@ -39,5 +39,5 @@ pub(super) fn save(target: &Path, notebook: &Notebook) -> anyhow::Result<()> {
     if target.exists() && !target.is_file() {
         return std::fs::write(target, text).with_context(|| format!("cannot write {}", target.display()));
     }
-    write_whole(target, text.as_bytes())
+    write_safely(target, text.as_bytes())
 }

@@ -217,7 +217,7 @@ pub(super) fn write_artifacts(folder: &Path, artifacts: Vec<Artifact>) -> anyhow
         };
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let path = folder.join(&artifact.name);
-        write_whole(&path, &bytes)?;
+        write_safely(&path, &bytes)?;
         written.push(path);
     }
     Ok(written)
@@ -234,15 +234,25 @@ pub(super) fn behind_links(path: &Path) -> PathBuf {
     path
 }
 
-/// Writes a file whole or not at all: beside it first, then in its place. Through a link, which stays.
+/// Writes a file whole or not at all: beside it first, then in its place. Through a link, which stays. For what can be made again:
+/// whether it is on the disk is not waited for, which would take longer than an export.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    replace(path, bytes, |_| Ok(()))
+}
+
+/// The same for what took a run to make: it is on the disk when this returns.
+pub(super) fn write_safely(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    replace(path, bytes, std::fs::File::sync_all)
+}
+
+fn replace(path: &Path, bytes: &[u8], settle: impl FnOnce(&std::fs::File) -> std::io::Result<()>) -> anyhow::Result<()> {
     let path = &behind_links(path);
     let name = path.file_name().ok_or_else(|| anyhow!("{} is no file name", path.display()))?;
     let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), crate::ids::random_uuid()));
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create_new(&temporary)?;
         std::io::Write::write_all(&mut file, bytes)?;
-        file.sync_all()?;
+        settle(&file)?;
         std::fs::rename(&temporary, path)
     };
     write()

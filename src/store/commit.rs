@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::cells::{self, CellRow, CellState};
 use super::events::{self, EventRow};
-use super::sessions::{signed, unsigned};
+use super::sessions::{self, signed, unsigned};
 use super::{Store, StoreError};
 use crate::ids::{Epoch, Seq, SessionId};
 
@@ -105,15 +105,19 @@ fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusql
     let (state, why) = change.state.clone().unzip();
     // A session that is being deleted stays so, whatever its driver has still to say.
     let update = "UPDATE sessions SET state = iif(state = 'deleting', state, ifnull(:state, state)), why = ifnull(:why, why), epoch = ifnull(:epoch, epoch), \
-                  seq = ifnull(:seq, seq), last_seq = ifnull(:last_seq, last_seq), resume = ifnull(:resume, resume), \
-                  kernel_info = ifnull(:info, kernel_info), \
+                  seq = ifnull(:seq, seq), last_seq = ifnull(:last_seq, last_seq), \
                   last_active_at = max(last_active_at, ifnull(:active, 0)) WHERE id = :id";
     connection.prepare_cached(update)?.execute(named_params! {
         ":state": state, ":why": why.flatten(),
         ":epoch": change.position.map(|(epoch, _)| signed(epoch.0)), ":seq": change.position.map(|(_, seq)| signed(seq.0)),
-        ":last_seq": change.last_seq.map(|seq| signed(seq.0)), ":resume": change.resume, ":info": change.kernel_info,
+        ":last_seq": change.last_seq.map(|seq| signed(seq.0)),
         ":active": change.last_active_at, ":id": session.as_str(),
     })?;
+    for (kind, text) in [(sessions::RESUME, &change.resume), (sessions::KERNEL_INFO, &change.kernel_info)] {
+        if let Some(json) = text {
+            sessions::put_document(connection, session, kind, json)?;
+        }
+    }
     Ok(())
 }
 

@@ -7,7 +7,12 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Each entry brings a file from the format of its index to the next. Entries are never changed once released.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema_1.sql"),
+    include_str!("schema_2.sql"),
+    include_str!("schema_3.sql"),
+    include_str!("schema_4.sql"),
+];
 
 /// Sets the connection up and brings the file up to date.
 pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<(), StoreError> {

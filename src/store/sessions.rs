@@ -42,8 +42,28 @@ pub struct SessionRow {
     pub expires_at: Option<i64>,
 }
 
-const COLUMNS: &str = "id, principal, name, kernel, language, spec, state, why, sandbox, epoch, seq, last_seq, resume, \
-                       kernel_info, created_at, last_active_at, expires_at";
+const COLUMNS: &str = "id, principal, name, kernel, language, spec, state, why, epoch, seq, last_seq, created_at, \
+                       last_active_at, expires_at";
+
+/// The long texts of a session.
+const SANDBOX: &str = "sandbox";
+pub(super) const RESUME: &str = "resume";
+pub(super) const KERNEL_INFO: &str = "kernel_info";
+
+/// The columns of [`read`], with these texts.
+fn columns_with(kinds: &[&str]) -> String {
+    let text = |kind| match kinds.contains(&kind) {
+        true => format!("(SELECT json FROM documents WHERE session = sessions.id AND kind = '{kind}')"),
+        false => "NULL".to_owned(),
+    };
+    [COLUMNS.to_owned(), text(SANDBOX), text(RESUME), text(KERNEL_INFO)].join(", ")
+}
+
+pub(super) fn put_document(connection: &Connection, session: &SessionId, kind: &str, json: &str) -> rusqlite::Result<()> {
+    let put = "INSERT INTO documents (session, kind, json) VALUES (?1, ?2, ?3) \
+               ON CONFLICT (session, kind) DO UPDATE SET json = excluded.json";
+    connection.prepare_cached(put)?.execute(params![session.as_str(), kind, json]).map(drop)
+}
 
 /// Numbers of 64 bits go in and out bit by bit: SQLite's are signed.
 pub(super) fn signed(number: u64) -> i64 {
@@ -72,14 +92,14 @@ fn read(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
         spec: row.get(5)?,
         state: row.get(6)?,
         why: row.get(7)?,
-        sandbox: row.get(8)?,
-        position: (Epoch(unsigned(row.get(9)?)), Seq(unsigned(row.get(10)?))),
-        last_seq: Seq(unsigned(row.get(11)?)),
-        resume: row.get(12)?,
-        kernel_info: row.get(13)?,
-        created_at: row.get(14)?,
-        last_active_at: row.get(15)?,
-        expires_at: row.get(16)?,
+        position: (Epoch(unsigned(row.get(8)?)), Seq(unsigned(row.get(9)?))),
+        last_seq: Seq(unsigned(row.get(10)?)),
+        created_at: row.get(11)?,
+        last_active_at: row.get(12)?,
+        expires_at: row.get(13)?,
+        sandbox: row.get(14)?,
+        resume: row.get(15)?,
+        kernel_info: row.get(16)?,
     })
 }
 
@@ -87,18 +107,23 @@ fn insert(connection: &Connection, session: &SessionRow) -> rusqlite::Result<()>
     connection.execute(
         &format!(
             "INSERT INTO sessions ({COLUMNS}) VALUES (:id, :principal, :name, :kernel, :language, :spec, :state, :why, \
-             :sandbox, :epoch, :seq, :last_seq, :resume, :kernel_info, :created_at, :last_active_at, :expires_at)"
+             :epoch, :seq, :last_seq, :created_at, :last_active_at, :expires_at)"
         ),
         named_params! {
             ":id": session.id.as_str(), ":principal": session.principal, ":name": session.name,
             ":kernel": session.kernel, ":language": session.language, ":spec": session.spec,
-            ":state": session.state, ":why": session.why, ":sandbox": session.sandbox,
+            ":state": session.state, ":why": session.why,
             ":epoch": signed(session.position.0.0), ":seq": signed(session.position.1.0),
-            ":last_seq": signed(session.last_seq.0), ":resume": session.resume, ":kernel_info": session.kernel_info,
+            ":last_seq": signed(session.last_seq.0),
             ":created_at": session.created_at, ":last_active_at": session.last_active_at,
             ":expires_at": session.expires_at,
         },
     )?;
+    for (kind, text) in [(SANDBOX, &session.sandbox), (RESUME, &session.resume), (KERNEL_INFO, &session.kernel_info)] {
+        if let Some(json) = text {
+            put_document(connection, &session.id, kind, json)?;
+        }
+    }
     Ok(())
 }
 
@@ -134,13 +159,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn set_sandbox(&self, session: &SessionId, record: String) -> Result<(), StoreError> {
         let id = session.clone();
-        self.writer
-            .write(move |connection| {
-                connection
-                    .execute("UPDATE sessions SET sandbox = ?2 WHERE id = ?1", params![id.as_str(), record])
-                    .map(|_| ())
-            })
-            .await
+        self.writer.write(move |connection| put_document(connection, &id, SANDBOX, &record)).await
     }
 
     /// Changes what its owner may change of a session, its name, its spec and its end, in one piece. `false`: there is none.
@@ -155,7 +174,7 @@ impl Store {
         let id = session.clone();
         self.writer
             .write(move |connection| {
-                let select = format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1");
+                let select = format!("SELECT {} FROM sessions WHERE id = ?1", columns_with(&[]));
                 let Some(mut row) = connection.prepare_cached(&select)?.query_row([id.as_str()], read).optional()? else {
                     return Ok(false);
                 };
@@ -209,7 +228,8 @@ impl Store {
     pub async fn session(&self, session: &SessionId) -> Result<Option<SessionRow>, StoreError> {
         let id = session.clone();
         self.read(move |connection| {
-            let mut select = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1"))?;
+            let columns = columns_with(&[SANDBOX, RESUME, KERNEL_INFO]);
+            let mut select = connection.prepare_cached(&format!("SELECT {columns} FROM sessions WHERE id = ?1"))?;
             select.query_map([id.as_str()], read)?.next().transpose()
         })
         .await
@@ -221,7 +241,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn sessions(&self, principal: Option<String>) -> Result<Vec<SessionRow>, StoreError> {
         self.read(move |connection| {
-            let columns = COLUMNS.replace("resume", "NULL").replace("kernel_info", "NULL");
+            let columns = columns_with(&[SANDBOX]);
             let select =
                 format!("SELECT {columns} FROM sessions WHERE ?1 IS NULL OR principal = ?1 ORDER BY created_at, id");
             connection.prepare_cached(&select)?.query_map([principal], read)?.collect()

@@ -229,6 +229,30 @@ async fn a_session_that_ends_ends_its_answer() {
     server.end().await;
 }
 
+/// As many answers as one may have are on their way; a session that is deleted makes room for another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_session_frees_its_place() {
+    const MOST: usize = 16;
+    let model = Model::start(std::iter::repeat_n(Say::Hold("On "), MOST + 1)).await;
+    let server = serve("chat-places", &model).await;
+    let client = server.client();
+    let mut all = Vec::new();
+    for _ in 0..MOST {
+        let held = client.create(json!({"kernel": "bash"})).await;
+        client.post(&held.path("/chat"), json!({"text": "Hold"})).await.is(202);
+        all.push(held);
+    }
+    let more = client.create(json!({"kernel": "bash"})).await;
+    assert_eq!(client.post(&more.path("/chat"), json!({"text": "And I?"})).await.status, 429);
+    client.delete(&all[0].path("")).await.is(204);
+    let begun = std::time::Instant::now();
+    while client.post(&more.path("/chat"), json!({"text": "And I?"})).await.status != 202 {
+        assert!(begun.elapsed().as_secs() < 30, "its place is not free");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    server.end().await;
+}
+
 /// The server is killed in mid-answer and in mid-run: what was there is kept and marked, and nothing is asked or run again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_leaves_what_there_was() {

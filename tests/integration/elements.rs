@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::support::browser::Browser;
 use crate::support::mounted::Mounted;
 use crate::support::skip;
 
@@ -243,26 +244,26 @@ const AXE: &str = "(rules => { window.found = undefined;
       .then(({violations}) => window.found = violations.map(({id, nodes}) => `${id}: ${nodes.slice(0, 4).map(node => node.target.join(' ') + ' ' + node.html.slice(0, 120) + ' ' + node.failureSummary).join(' | ')}`), error => window.found = [String(error)]) })(RULES); 0";
 const NOT_OF_CELLS: &[&str] = &["region", "landmark-one-main", "page-has-heading-one"];
 
-fn axe_file() -> std::path::PathBuf {
+pub fn axe_file() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("web/node_modules/axe-core/axe.min.js")
 }
 
 /// Looks at a page in light and dark, wide and narrow; none may be wider than the window.
-async fn look_over(page: &mut Mounted, script: &str, name: &str, without: &[&str]) {
-    page.browser.evaluate(&format!("{script}; 0")).await;
+pub async fn look_over(browser: &mut Browser, script: &str, name: &str, without: &[&str]) {
+    browser.evaluate(&format!("{script}; 0")).await;
     let mut all = Vec::new();
     for scheme in ["light", "dark"] {
         for (width, height) in [(1280, 900), (390, 800)] {
-            page.browser.media(&[("prefers-color-scheme", scheme)]).await;
-            page.browser.resize(width, height).await;
-            page.browser.evaluate(&AXE.replace("RULES", &json!(without).to_string())).await;
-            let found = page.browser.until("0", "JSON.stringify(window.found ?? null)", |found| !found.is_null()).await;
+            browser.media(&[("prefers-color-scheme", scheme)]).await;
+            browser.resize(width, height).await;
+            browser.evaluate(&AXE.replace("RULES", &json!(without).to_string())).await;
+            let found = browser.until("0", "JSON.stringify(window.found ?? null)", |found| !found.is_null()).await;
             all.extend(found.as_array().unwrap().iter().map(|one: &Value| format!("{scheme} {width}: {one}")));
-            let wide = page.browser.evaluate("document.documentElement.scrollWidth - innerWidth").await;
+            let wide = browser.evaluate("document.documentElement.scrollWidth - innerWidth").await;
             assert!(wide.as_i64().unwrap() <= 0, "{scheme} {width}: it is {wide} pixels too wide");
             for at in 0..5 {
-                page.browser.evaluate(&format!("scrollTo(0, {})", at * height)).await;
-                page.browser.screenshot(&format!("{name}-{scheme}-{width}-{at}")).await;
+                browser.evaluate(&format!("(document.querySelector('cellkeep-page')?.renderRoot.querySelector('.cells') ?? document.scrollingElement).scrollTop = {}", at * height * 8 / 10)).await;
+                browser.screenshot(&format!("{name}-{scheme}-{width}-{at}")).await;
             }
         }
     }
@@ -294,7 +295,7 @@ async fn axe_finds_nothing() {
     page.look("plot", "button('Edit').click()").await;
     page.until("plot", "root.querySelector('.cm-content') !== null", json!(true)).await;
     page.look("error", "all('details').forEach(one => one.open = true)").await;
-    look_over(&mut page, &script, "elements", NOT_OF_CELLS).await;
+    look_over(&mut page.browser, &script, "elements", NOT_OF_CELLS).await;
     // The page itself, with the same session.
     let link = format!("{}/#token={}", page.origin(), crate::server::TOKEN);
     // Only another address in between loads it anew.
@@ -304,6 +305,6 @@ async fn axe_finds_nothing() {
     let cells =
         "JSON.stringify(document.querySelector('cellkeep-page')?.renderRoot?.querySelectorAll('cellkeep-cell').length ?? 0)";
     page.browser.until(choose, cells, |cells| *cells == json!(11)).await;
-    look_over(&mut page, &script, "page", &[]).await;
+    look_over(&mut page.browser, &script, "page", &[]).await;
     assert_eq!(page.end().await, [""; 0]);
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
+use crate::package;
 use crate::pages::first_words;
 use crate::server::{Server, TOKEN};
 use crate::support::browser::Browser;
@@ -149,6 +150,61 @@ async fn a_chat_server_of_ones_own_shows_cells() {
     other.read_to_string(&mut said).await.unwrap();
     assert!(said.starts_with("HTTP/1.1 403 "), "{said}");
     end(server, browser, &[&origin, &address]).await;
+}
+
+/// The guide's React page, built as it says, in a browser.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_react_page_shows_cells() {
+    if !package::web().join("node_modules/react-dom").exists() {
+        return skip("react is not there (make web)");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let Some((server, mut browser)) = start("embed-react", &origin).await else { return };
+    let site = server.data().join("react");
+    let building = site.clone();
+    tokio::task::spawn_blocking(move || build_react(&building)).await.unwrap();
+    tokio::spawn(package::serve(listener, site));
+    let address = format!("http://{}", server.client().address());
+    browser.open(&format!("{origin}/index.html#server={address}&token={TOKEN}")).await;
+    until(&mut browser, "document.querySelector('form button') !== null", &json!(true)).await;
+    browser.evaluate("document.querySelector('form').requestSubmit()").await;
+    until(&mut browser, "output(cells[0])?.textContent.trim().startsWith('285')", &json!(true)).await;
+    // What a person writes goes through React's own state.
+    let write = "(area => { Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(area, 'print(input(\"? \") * 2)'); area.dispatchEvent(new Event('input', {bubbles: true})) })(document.querySelector('textarea'))";
+    browser.evaluate(write).await;
+    browser.evaluate("document.querySelector('form').requestSubmit()").await;
+    until(&mut browser, "cells[1]?.renderRoot?.querySelector('.question input') != null", &json!(true)).await;
+    browser
+        .evaluate("(form => { form.querySelector('input').value = 'ab'; form.requestSubmit() })(document.querySelectorAll('cellkeep-cell')[1].renderRoot.querySelector('.question'))")
+        .await;
+    until(&mut browser, "output(cells[1])?.textContent.includes('abab')", &json!(true)).await;
+    // What the element cannot do, the page says.
+    let client = server.client();
+    let id = client.session_ids().await.remove(0);
+    client.delete(&format!("/v1/sessions/{id}")).await;
+    browser.evaluate("document.querySelector('cellkeep-cell').run(), 0").await;
+    until(
+        &mut browser,
+        "document.querySelector('[role=alert]').textContent.includes(document.querySelector('cellkeep-cell').session)",
+        &json!(true),
+    )
+    .await;
+    let complaints = browser.end(&[&origin, &address]).await;
+    let odd: Vec<_> = complaints.iter().filter(|text| !text.contains("favicon.ico") && !text.contains("404")).collect();
+    assert_eq!(odd, [""; 0]);
+    server.end().await;
+}
+
+/// Builds the example by its own script, with the packages that are here.
+fn build_react(site: &Path) {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/embed/react");
+    std::fs::create_dir_all(site).unwrap();
+    for name in ["app.jsx", "index.html", "package.json"] {
+        std::fs::copy(example.join(name), site.join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink(package::web().join("node_modules"), site.join("node_modules")).unwrap();
+    package::run(site, "npm", &["run", "--silent", "build"]);
 }
 
 /// Ways in which a script leads a frame elsewhere: its own, one inside, and those around it.

@@ -50,6 +50,8 @@ impl Opened {
     /// Opens the link that a person is given.
     pub async fn open(&mut self) {
         let link = format!("{}/#token={TOKEN}", self.origin());
+        // Only another address in between loads it anew.
+        self.browser.open("about:blank").await;
         self.browser.open(&link).await;
         self.until("page?.querySelector('#create:not([disabled])') !== null && page !== undefined", &json!(true)).await;
     }

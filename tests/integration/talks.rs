@@ -3,9 +3,11 @@
 use hyper::Method;
 use serde_json::{Value, json};
 
+use crate::elements::{axe_file, look_over};
 use crate::opened::Opened;
 use crate::server::Client;
 use crate::support::model::{Model, Say};
+use crate::support::skip;
 
 /// Writes into the composer as one of its kinds, and sends it by its button.
 async fn compose(opened: &mut Opened, kind: &str, text: &str) {
@@ -81,6 +83,25 @@ async fn a_person_talks_to_a_model() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
+/// The session of a talk ends in mid-answer: an open page says so by itself, and what had come stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_sees_an_answer_end_with_its_session() {
+    let model = Model::start([Say::Hold("This much ")]).await;
+    let url = model.url();
+    let Some(mut opened) = Opened::start_with("talk-gone", &["--model-url", &url, "--model", "tiny"]).await else { return };
+    compose(&mut opened, "ask", "Tell").await;
+    opened.until("[cells.length, cells[1] && text(cells[1])]", &json!([2, "This much"])).await;
+    let client = opened.server.client();
+    let id = client.session_ids().await.remove(0);
+    client.patch(&format!("/v1/sessions/{id}"), json!({"ttl_seconds": 1})).await.is(200);
+    opened
+        .until("[page.querySelector('.state').dataset.state, page.querySelector('.answers')]", &json!(["gone", null]))
+        .await;
+    opened.until("page.querySelector('.notice.bad') !== null", &json!(true)).await;
+    assert_eq!(opened.look("[cells.length, text(cells[1])]").await, json!([2, "This much"]));
+    assert_eq!(opened.end().await, [""; 0]);
+}
+
 /// A link that is made on the page shows the session live, has nothing to change it by, and ends when it is revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_is_shared() {
@@ -124,6 +145,19 @@ async fn a_session_is_shared() {
     let id = listed["shares"][0]["id"].as_str().unwrap();
     client.delete(&held.path(&format!("/shares/{id}"))).await.is(204);
     opened.until("page.querySelector('.notice.bad')?.textContent.includes('not valid')", &json!(true)).await;
+    // A new one, opened in the same tab, takes its place.
+    let renewed = client.post(&held.path("/shares"), json!({"days": 1})).await.is(201);
+    let renewed = format!("{}{}", opened.origin(), renewed["path"].as_str().unwrap());
+    opened.browser.open("about:blank").await;
+    opened.browser.open(&renewed).await;
+    opened
+        .until(
+            "[cells.length, cells[1] && text(cells[1]), page?.querySelector('.reader')?.textContent]",
+            &json!([2, "after", "read only"]),
+        )
+        .await;
+    opened.browser.evaluate("location.reload()").await;
+    opened.until("[cells.length, page?.querySelector('.notice.bad')]", &json!([2, null])).await;
     let complaints = but_network(opened.end().await, &["401"]);
     assert_eq!(complaints, [""; 0]);
 }
@@ -170,4 +204,115 @@ async fn a_page_outlives_its_network() {
         .await;
     let complaints = but_network(opened.end().await, &["ERR_INTERNET_DISCONNECTED"]);
     assert_eq!(complaints, [""; 0]);
+}
+
+/// Holds back the first answer to a request like that, until `release()`.
+fn hold(path: &str) -> String {
+    format!(
+        "const real = window.fetch; window.release = undefined; window.released = false; window.fetch = (address, ...rest) => {{
+           const asked = real(address, ...rest);
+           if (window.release || !address.includes('{path}')) return asked;
+           return new Promise(go => {{ window.release = () => asked.then(answer => {{ go(answer); setTimeout(() => {{ window.released = true }}, 300) }}) }}) }};"
+    )
+}
+
+/// Answers about a session that was left come late: they are not shown as those of the one that is looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_answers_of_panels_are_not_another_sessions() {
+    let Some(mut opened) = Opened::start("panels-late").await else { return };
+    let client = opened.server.client();
+    for name in ["one", "two"] {
+        let held = client.create(json!({"kernel": "bash", "name": name})).await;
+        held.ok(&format!("of_{name}=1")).await;
+        client.post(&held.path("/shares"), json!({"name": format!("of_{name}")})).await.is(201);
+    }
+    opened.open().await;
+    opened.until("page.querySelectorAll('nav li').length", &json!(2)).await;
+    for (panel, element, path, listed) in
+        [("Variables", "cellkeep-variables", "/variables", "li .name"), ("Share", "cellkeep-shares", "/shares", "li > span")]
+    {
+        open_panel(&mut opened, panel).await;
+        let here = "page.querySelector('.bar strong').textContent";
+        let own = format!(
+            "[...page.querySelector('{element}')?.renderRoot.querySelectorAll('{listed}') ?? []].map(one => one.firstChild.textContent.trim()).filter(name => name.startsWith('of_')).map(name => name === 'of_' + {here})"
+        );
+        opened.until(&own, &json!([true])).await;
+        let left = opened.look(here).await;
+        opened
+            .act(&format!(
+                "{} page.querySelector('{element}').load(); page.querySelector('nav li:not(.here) .open').click()",
+                hold(path)
+            ))
+            .await;
+        opened.until(&format!("[{here} !== {left}, {own}]"), &json!([true, [true]])).await;
+        opened.act("window.release()").await;
+        opened.until("window.released", &json!(true)).await;
+        assert_eq!(opened.look(&own).await, json!([true]), "{panel}");
+        open_panel(&mut opened, panel).await;
+    }
+    assert_eq!(opened.end().await, [""; 0]);
+}
+
+/// Of a session with many plots, the gallery loads those that come into view.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plots_are_loaded_as_they_are_looked_at() {
+    let Some(mut opened) = Opened::start("plots-lazy").await else { return };
+    let client = opened.server.client();
+    let held = client.create(json!({"kernel": "python"})).await;
+    held.ok("from PIL import Image\nfor n in range(60): display(Image.effect_noise((120, 90), 99))").await;
+    opened.open().await;
+    opened.until("cells.length", &json!(1)).await;
+    opened.act("cells[0].collapsed = true").await;
+    // Loaded anew, so that nothing of the cell's own pictures is at hand.
+    open_panel(&mut opened, "Plots").await;
+    let gallery = "page.querySelector('cellkeep-panel')?.renderRoot";
+    opened.until(&format!("{gallery}?.querySelectorAll('figure').length"), &json!(120)).await;
+    opened.until(&format!("{gallery}.querySelectorAll('figure img').length > 0"), &json!(true)).await;
+    let shown = format!("{gallery}.querySelectorAll('figure img').length");
+    let first = opened.look(&shown).await.as_u64().unwrap();
+    assert!(first < 60, "{first} are loaded at once");
+    let last = format!("{gallery}.querySelector('figure:last-of-type img')?.naturalWidth ?? 0");
+    assert_eq!(opened.look(&last).await, 0);
+    opened.act(&format!("{gallery}.querySelector('figure:last-of-type').scrollIntoView()")).await;
+    opened.until(&last, &json!(120)).await;
+    assert_eq!(opened.end().await, [""; 0]);
+}
+
+/// A long talk, with all that cells show: to be looked at, and to be used without seeing it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn axe_finds_nothing_in_a_talk() {
+    let Ok(script) = std::fs::read_to_string(axe_file()) else { return skip("axe is not there (make web)") };
+    let model = Model::start([
+        Say::Run("I load the table and look at its first rows.", "import pandas as pd\ntable = pd.DataFrame({'city': ['Oslo', 'Rome', 'Lima'], 'people': [709037, 2748109, 10092000]})\ntable"),
+        Say::Run("Now a bar for each city, by its **people**:", "import plotly.express as px\npx.bar(table, x='city', y='people')"),
+        Say::Run("And the mean of a column that is not there, by mistake.", "def mean(frame):\n    return frame['height'].mean()\nmean(table)"),
+        Say::Text("Lima is the largest. What I did:\n\n1. made a `DataFrame`\n2. drew *one* plot\n\n| city | people |\n|---|---|\n| Lima | 10.1 million |\n\n> The sum is $\\sum_i p_i = 13.5$ million.\n\n```python\ntable.people.sum()\n```"),
+        Say::Text("Yes: run the cell below, it asks you for a name."),
+        Say::Refuse(429, "{\"error\": \"quota\"}"),
+    ])
+    .await;
+    let url = model.url();
+    let Some(mut opened) = Opened::start_with("talk-axe", &["--model-url", &url, "--model", "tiny-model-7b"]).await else {
+        return;
+    };
+    look_over(&mut opened.browser, &script, "welcome", &[]).await;
+    compose(&mut opened, "ask", "Which of Oslo, Rome and Lima has the most people? Show me a plot, please.").await;
+    opened.until("[cells.length, page.querySelector('.answers')]", &json!([8, null])).await;
+    compose(&mut opened, "ask", "Can I run something by hand as well?").await;
+    opened.until("[cells.length, page.querySelector('.answers')]", &json!([10, null])).await;
+    compose(&mut opened, "code", "for n in range(400): print('line', n, 'of a long text that is folded')").await;
+    opened.until("phase(cells[10])", &json!("ok")).await;
+    compose(&mut opened, "markdown", "A **note** of mine, with a [link](https://example.org).").await;
+    opened.until("cells.length", &json!(12)).await;
+    compose(&mut opened, "ask", "And again?").await;
+    opened.until("page.querySelector('.notice.bad') !== null", &json!(true)).await;
+    compose(&mut opened, "code", "name = input('Your name? ')").await;
+    opened.until("phase(cells.at(-1))", &json!("input")).await;
+    look_over(&mut opened.browser, &script, "talk", &[]).await;
+    for panel in ["Files", "Plots", "Variables", "Share"] {
+        open_panel(&mut opened, panel).await;
+        opened.until("page.querySelector('.panel')?.ariaLabel", &json!(panel)).await;
+        look_over(&mut opened.browser, &script, &format!("panel-{panel}"), &[]).await;
+    }
+    opened.end().await;
 }

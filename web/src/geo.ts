@@ -2,6 +2,8 @@
 
 const WIDTH = 640;
 const MOST_HEIGHT = 420;
+/** A single point is the middle of something. */
+const LEAST_HEIGHT = 160;
 const MOST_POINTS = 200_000;
 const MARGIN = 12;
 
@@ -48,8 +50,10 @@ export function drawn(value: unknown): DocumentFragment | undefined {
   // Degrees of longitude are narrower where they are far from the equator.
   const narrow = Math.max(Math.cos((((south + north) / 2) * Math.PI) / 180), 0.1);
   const scale = Math.min((WIDTH - 2 * MARGIN) / Math.max((east - west) * narrow, 1e-6), (MOST_HEIGHT - 2 * MARGIN) / Math.max(north - south, 1e-6));
-  const at = ([x, y]: Place) => [MARGIN + (x - west) * narrow * scale, MARGIN + (north - y) * scale].map((one) => Math.round(one * 10) / 10);
-  const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${Math.ceil((north - south) * scale + 2 * MARGIN)}`, role: "img", "aria-label": `Map of ${all.length} shapes`, class: "map" });
+  const height = Math.max(Math.ceil((north - south) * scale + 2 * MARGIN), LEAST_HEIGHT);
+  const [left, top] = [(WIDTH - (east - west) * narrow * scale) / 2, (height - (north - south) * scale) / 2];
+  const at = ([x, y]: Place) => [left + (x - west) * narrow * scale, top + (north - y) * scale].map((one) => Math.round(one * 10) / 10);
+  const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": `Map of ${all.length} shapes`, class: "map" });
   for (const shape of all) svg.append(...parts(shape, at));
   const fragment = document.createDocumentFragment();
   fragment.append(svg);

@@ -291,6 +291,8 @@ export class CellkeepOutput extends LitElement {
   }
 }
 
+const MOST_DIRECTED = 2000;
+
 /**
  * A fragment is empty once it stands somewhere: its box stays the same, so that nothing is drawn anew. It is filled before it is
  * shown: each of many nodes put into a shown box would have the direction of all of its text found out again.
@@ -300,7 +302,8 @@ function box(fragment: DocumentFragment, look: string, dir: "auto" | ""): HTMLEl
   const made = boxes.get(fragment) ?? document.createElement("div");
   if (!boxes.has(fragment)) {
     made.className = `scroll ${look}`.trim();
-    made.dir = dir;
+    // Of many nodes, finding it out takes seconds even so.
+    if (fragment.childElementCount <= MOST_DIRECTED) made.dir = dir;
     made.append(fragment);
     boxes.set(fragment, made);
   }

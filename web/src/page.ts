@@ -86,6 +86,9 @@ class CellkeepPage extends LitElement {
   private feed?: SessionFeed;
   private unfollow?: () => void;
   private atEnd = true;
+  /** Whether a message is answered, as its cell says. */
+  private answering = false;
+  private settling = false;
   private resized = new ResizeObserver(() => this.keepEnd());
 
   constructor() {
@@ -278,6 +281,19 @@ class CellkeepPage extends LitElement {
     area.focus();
   }
 
+  /** A session that ends takes its answer with it, of which no event tells: the server is asked until it is written down. */
+  private async settle(): Promise<void> {
+    const { feed } = this;
+    if (!feed || this.settling) return;
+    this.settling = true;
+    for (let wait = 250; this.feed === feed && this.answering; wait = Math.min(wait * 2, LOOK_EVERY)) {
+      const told = await askJson<{ state: string }>(this.access, "GET", `${feed.path}/chat`).catch(() => undefined);
+      if (told?.state !== "answering") feed.list();
+      await new Promise((resolve) => setTimeout(resolve, wait));
+    }
+    this.settling = false;
+  }
+
   private tell(what: "interrupt" | "restart"): Promise<void> {
     return this.trying(async () => void (await askJson(this.access, "POST", `/v1/sessions/${this.here}/${what}`, {})));
   }
@@ -345,6 +361,7 @@ class CellkeepPage extends LitElement {
   override updated(): void {
     const column = this.renderRoot.querySelector(".column");
     if (column) this.resized.observe(column);
+    if (this.answering && this.state === "gone") void this.settle();
   }
 
   override render(): TemplateResult {
@@ -437,6 +454,7 @@ class CellkeepPage extends LitElement {
   private cells(): TemplateResult {
     const { feed, session, access } = this;
     const talk = conversation(feed?.order ?? [], feed?.cells ?? new Map());
+    this.answering = talk.answering !== undefined;
     const notice = this.busy || feed?.notice || session?.why || "";
     return html`<div class="cells" @scroll=${this.scrolled}><div class="column">
       ${this.problem ? html`<p class="notice bad" role="alert">${this.problem}</p>` : nothing}

@@ -23,7 +23,7 @@ pub(super) use self::plan::{Job, notebooks};
 pub(super) use self::report::{Outcome, json_of, junit, table, worst};
 pub(super) use self::show::{Board, ProgressKind};
 use super::export::{LookArgs, Target, write_beside};
-use super::options::{SandboxArgs, parse_seconds, write_whole};
+use super::options::{SandboxArgs, parse_seconds, write_safely};
 use super::print::explain;
 use super::signals::Signals;
 use super::{Exit, Failure};
@@ -150,10 +150,10 @@ impl ReportArgs {
     pub fn write(&self, outcomes: &[Outcome], many: bool) -> anyhow::Result<()> {
         let json = json_of(outcomes, many);
         if let Some(path) = &self.report {
-            write_whole(path, format!("{json:#}\n").as_bytes())?;
+            write_safely(path, format!("{json:#}\n").as_bytes())?;
         }
         if let Some(path) = &self.junit {
-            write_whole(path, junit(outcomes).as_bytes())?;
+            write_safely(path, junit(outcomes).as_bytes())?;
         }
         if self.json {
             tell!("{json}");
