@@ -14,7 +14,7 @@ pub(crate) mod weighed;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::agent_protocol::{
@@ -45,6 +45,10 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 const QUEUED: usize = 8 << 20;
 /// What an event weighs beside its message.
 const EVENT_WEIGHT: usize = 512;
+/// Bytes of questions that an agent may leave unanswered; who asks more is told so. What the session itself needs is never refused.
+const UNANSWERED: usize = 64 << 20;
+/// What a question weighs beside its data.
+const QUESTION_WEIGHT: usize = 1024;
 /// How often in a row the protocol may be broken without a single event between.
 const BREACHES: u32 = 5;
 
@@ -119,29 +123,54 @@ pub enum LinkError {
         /// Its size.
         size: usize,
     },
+    /// So much waits for the agent that no more is taken.
+    #[error("the sandbox has left too many questions unanswered; it may be cut off or overloaded")]
+    Busy,
     /// The answer was of another kind than the question.
     #[error("the agent gave an answer that does not fit the question")]
     Unexpected,
 }
 
 type Reply = oneshot::Sender<Result<(AnswerBody, Bytes), LinkError>>;
+type Answered = oneshot::Receiver<Result<(AnswerBody, Bytes), LinkError>>;
 
-enum Command {
-    Send { id: u64, frame: Box<ToAgent>, reply: Reply },
-    Ack(Seq),
+struct Asked {
+    id: u64,
+    frame: Box<ToAgent>,
+    reply: Reply,
+    #[expect(dead_code, reason = "held")]
+    held: Held,
+}
+
+/// Bytes that a question holds until it is answered, or will not be.
+struct Held {
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// A link to one agent. Clones share it; dropping the last one closes it.
+///
+/// What is asked is on its way when the call returns, in the order of the calls, and the future that it gives only waits for the
+/// answer. It does not keep the link open: of one that is closed nobody hears.
 #[derive(Clone)]
 pub struct Link {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: mpsc::UnboundedSender<Asked>,
+    acked: watch::Sender<Seq>,
     ids: Arc<AtomicU64>,
+    unanswered: Arc<AtomicUsize>,
 }
 
 impl Link {
     /// Opens a link that replays from behind `position`. Dialling happens in the background; the first event tells of it.
     pub fn open(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, position: Position) -> (Self, LinkEvents) {
         let (commands, command_receiver) = mpsc::unbounded_channel();
+        let (acked, ack_receiver) = watch::channel(Seq::default());
         let (events, event_receiver) = weighed::channel(QUEUED);
         let task = Task {
             sandbox,
@@ -149,31 +178,35 @@ impl Link {
             position: Arc::new(Mutex::new(position)),
             events: Arc::new(events),
             commands: command_receiver,
+            acked: ack_receiver,
             waiting: BTreeMap::new(),
         };
         tokio::spawn(task.run());
-        (Self { commands, ids: Arc::new(AtomicU64::new(1)) }, event_receiver)
+        (Self { commands, acked, ids: Arc::new(AtomicU64::new(1)), unanswered: Arc::default() }, event_receiver)
     }
 
     /// Hands a message to the kernel, to that of one life if it is named. `true` when the agent had seen its id before.
     ///
     /// # Errors
     /// [`LinkError`]; `Refused` when the kernel is not ready for it.
-    pub async fn submit(
+    pub fn submit(
         &self,
         channel: Channel,
         generation: Option<Generation>,
         message: Message,
-    ) -> Result<bool, LinkError> {
+    ) -> impl Future<Output = Result<bool, LinkError>> + Send + use<> {
         let size = message.pack().iter().map(Bytes::len).sum();
-        if size > SUBMIT_MAX {
-            return Err(LinkError::TooLarge { size });
-        }
-        let msg_id = message.header().msg_id;
-        let id = self.next_id();
-        match self.send(id, ToAgent::Submit { id, channel, generation, msg_id, message }).await? {
-            (AnswerBody::Done { repeated }, _) => Ok(repeated),
-            _ => Err(LinkError::Unexpected),
+        let answer = if size > SUBMIT_MAX {
+            Err(LinkError::TooLarge { size })
+        } else {
+            let (id, msg_id) = (self.next_id(), message.header().msg_id);
+            self.send(id, size, ToAgent::Submit { id, channel, generation, msg_id, message })
+        };
+        async move {
+            match heard(answer?).await? {
+                (AnswerBody::Done { repeated }, _) => Ok(repeated),
+                _ => Err(LinkError::Unexpected),
+            }
         }
     }
 
@@ -181,27 +214,44 @@ impl Link {
     ///
     /// # Errors
     /// [`LinkError`].
-    pub async fn request(&self, request: Request, data: Bytes) -> Result<(AnswerBody, Bytes), LinkError> {
-        let id = self.next_id();
-        self.send(id, ToAgent::Request { id, request, data }).await
+    pub fn request(
+        &self,
+        request: Request,
+        data: Bytes,
+    ) -> impl Future<Output = Result<(AnswerBody, Bytes), LinkError>> + Send + use<> {
+        let is_needed = matches!(request, Request::Signal { .. } | Request::Restart { .. });
+        let answer = if !is_needed && self.unanswered.load(Ordering::Relaxed) >= UNANSWERED {
+            Err(LinkError::Busy)
+        } else {
+            let (id, size) = (self.next_id(), data.len());
+            self.send(id, size, ToAgent::Request { id, request, data })
+        };
+        async move { heard(answer?).await }
     }
 
     /// Tells the agent that everything up to `seq` is safe.
     pub fn ack(&self, seq: Seq) {
-        let _ = self.commands.send(Command::Ack(seq));
+        self.acked.send_replace(seq);
     }
 
     fn next_id(&self) -> u64 {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }
 
-    async fn send(&self, id: u64, frame: ToAgent) -> Result<(AnswerBody, Bytes), LinkError> {
+    fn send(&self, id: u64, size: usize, frame: ToAgent) -> Result<Answered, LinkError> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Send { id, frame: Box::new(frame), reply }).map_err(|_| LinkError::Closed)?;
-        match answer.await.map_err(|_| LinkError::Closed)?? {
-            (AnswerBody::Refused(refused), _) => Err(LinkError::Refused(refused)),
-            answer => Ok(answer),
-        }
+        let bytes = QUESTION_WEIGHT + size;
+        self.unanswered.fetch_add(bytes, Ordering::Relaxed);
+        let held = Held { bytes, all: self.unanswered.clone() };
+        self.commands.send(Asked { id, frame: Box::new(frame), reply, held }).map_err(|_| LinkError::Closed)?;
+        Ok(answer)
+    }
+}
+
+async fn heard(answer: Answered) -> Result<(AnswerBody, Bytes), LinkError> {
+    match answer.await.map_err(|_| LinkError::Closed)?? {
+        (AnswerBody::Refused(refused), _) => Err(LinkError::Refused(refused)),
+        answer => Ok(answer),
     }
 }
 
@@ -242,9 +292,10 @@ struct Task {
     /// Written by the reading task of the moment, read when attaching.
     position: Arc<Mutex<Position>>,
     events: Arc<WeighedSender<LinkEvent>>,
-    commands: mpsc::UnboundedReceiver<Command>,
+    commands: mpsc::UnboundedReceiver<Asked>,
+    acked: watch::Receiver<Seq>,
     /// In the order in which they were asked, which is that in which they are sent again.
-    waiting: BTreeMap<u64, (Box<ToAgent>, Reply)>,
+    waiting: BTreeMap<u64, Asked>,
 }
 
 impl Task {
@@ -298,8 +349,7 @@ impl Task {
                 () = tokio::time::sleep_until(until) => return Ok(()),
                 command = self.commands.recv() => match command {
                     None => return Err(Cut::Closed),
-                    Some(Command::Ack(_)) => {}
-                    Some(Command::Send { id, frame, reply }) => { self.waiting.insert(id, (frame, reply)); }
+                    Some(asked) => drop(self.waiting.insert(asked.id, asked)),
                 },
             }
         }
@@ -338,9 +388,11 @@ impl Task {
         let from_seq = self.enter(epoch);
         self.tell(LinkEvent::Attached(hello)).await?;
         write_all_vectored(&mut writer, ToAgent::Attach { epoch, from_seq }.encode()).await?;
-        for (frame, _) in self.waiting.values() {
-            write_all_vectored(&mut writer, frame.encode()).await?;
+        for asked in self.waiting.values() {
+            write_all_vectored(&mut writer, asked.frame.encode()).await?;
         }
+        // Attaching has said how far it is.
+        self.acked.mark_unchanged();
         let (answers, mut answered) = weighed::channel(QUEUED);
         let reading = read(reader, from_seq, self.position.clone(), self.events.clone(), answers);
         let mut reading = AbortOnDrop(tokio::spawn(reading));
@@ -350,13 +402,16 @@ impl Task {
                 Some(answer) = answered.recv() => self.resolve(answer),
                 command = self.commands.recv() => match command {
                     None => return Err(Cut::Closed),
-                    Some(Command::Ack(seq)) => write_all_vectored(&mut writer, ToAgent::Ack { seq }.encode()).await?,
-                    Some(Command::Send { id, frame, reply }) => {
-                        let bytes = frame.encode();
-                        self.waiting.insert(id, (frame, reply));
-                        write_all_vectored(&mut writer, bytes).await?;
+                    Some(asked) => {
+                        let bytes = asked.frame.encode();
+                        self.waiting.insert(asked.id, asked);
+                        write(&mut writer, bytes, &mut reading).await?;
                     }
                 },
+                Ok(()) = self.acked.changed() => {
+                    let seq = *self.acked.borrow_and_update();
+                    write(&mut writer, ToAgent::Ack { seq }.encode(), &mut reading).await?;
+                }
                 ended = &mut reading.0 => return ended.unwrap_or(Err(Cut::Closed)),
             }
         }
@@ -373,8 +428,8 @@ impl Task {
 
     fn resolve(&mut self, answer: Answer) {
         // An answer to nothing is a hostile agent's or a late one's; neither matters.
-        if let Some((_, reply)) = self.waiting.remove(&answer.id) {
-            let _ = reply.send(Ok((answer.body, answer.data)));
+        if let Some(asked) = self.waiting.remove(&answer.id) {
+            let _ = asked.reply.send(Ok((answer.body, answer.data)));
         }
     }
 
@@ -382,14 +437,27 @@ impl Task {
         let ids: Vec<u64> = self
             .waiting
             .iter()
-            .filter(|(_, (frame, _))| !matches!(**frame, ToAgent::Submit { .. }))
+            .filter(|(_, asked)| !matches!(*asked.frame, ToAgent::Submit { .. }))
             .map(|(id, _)| *id)
             .collect();
         for id in ids {
-            if let Some((_, reply)) = self.waiting.remove(&id) {
-                let _ = reply.send(Err(LinkError::Cut));
+            if let Some(asked) = self.waiting.remove(&id) {
+                let _ = asked.reply.send(Err(LinkError::Cut));
             }
         }
+    }
+}
+
+/// Writes for as long as the agent is heard: one that does not read might keep us here for ever.
+async fn write(
+    writer: &mut OwnedWriteHalf,
+    bytes: Vec<Bytes>,
+    reading: &mut AbortOnDrop<Result<(), Cut>>,
+) -> Result<(), Cut> {
+    tokio::select! {
+        biased;
+        written = write_all_vectored(writer, bytes) => Ok(written?),
+        ended = &mut reading.0 => ended.unwrap_or(Err(Cut::Closed)).and(Err(Cut::Closed)),
     }
 }
 

@@ -242,3 +242,184 @@ impl Core {
         ids.iter().for_each(|id| self.end_capture(id));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::{Value, json};
+
+    use crate::session::RunStatus;
+    use crate::session::core_tests::Bench;
+    use crate::session::piece::{EventBody, Piece};
+    use crate::wire::Channel;
+
+    impl Bench {
+        fn comm(&mut self, run: &str, msg_type: &str, id: &str, state: &Value) {
+            let content =
+                json!({"comm_id": id, "target_name": "jupyter.widget", "data": {"method": "update", "state": state}});
+            self.says(Channel::Iopub, run, msg_type, &content);
+        }
+
+        fn output_widget(&mut self, run: &str, id: &str) {
+            let state = json!({"_model_module": "@jupyter-widgets/output", "_model_name": "OutputModel", "outputs": [], "msg_id": ""});
+            self.comm(run, "comm_open", id, &state);
+        }
+
+        fn catches(&mut self, run: &str, id: &str, whose: &str) {
+            self.comm(run, "comm_msg", id, &json!({"msg_id": whose}));
+        }
+
+        fn displays(&mut self, run: &str, data: &Value, display_id: Option<&str>) {
+            let content = json!({"data": data, "metadata": {}, "transient": {"display_id": display_id}});
+            self.says(Channel::Iopub, run, "display_data", &content);
+        }
+
+        fn views(&mut self, run: &str, id: &str) {
+            let data = json!({"text/plain": "Output()", "application/vnd.jupyter.widget-view+json": {"model_id": id}});
+            self.displays(run, &data, None);
+        }
+
+        fn clears(&mut self, run: &str, wait: bool) {
+            self.says(Channel::Iopub, run, "clear_output", &json!({"wait": wait}));
+        }
+    }
+
+    /// What the cells show, by the events of all pieces: texts, and the plain text of displays.
+    fn apply_to(shown: &mut BTreeMap<String, Vec<String>>, piece: &Piece) {
+        let text = |output: &Value| {
+            output["text"].as_str().or(output["data"]["text/plain"].as_str()).unwrap_or_default().to_owned()
+        };
+        for event in &piece.events {
+            let Some(outputs) = event.cell.as_ref().map(|cell| shown.entry(cell.clone()).or_default()) else { continue };
+            match &event.body {
+                EventBody::Append { index, output } => {
+                    assert_eq!(*index, outputs.len());
+                    outputs.push(text(output));
+                }
+                EventBody::Update { index, output } => outputs[*index] = text(output),
+                EventBody::Stream { index, keep, text, .. } => {
+                    outputs[*index].truncate(*keep);
+                    outputs[*index].push_str(text);
+                }
+                EventBody::Clear | EventBody::Queued => outputs.clear(),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_widget_catches_is_shown_where_the_widget_is() {
+        let mut bench = Bench::ready();
+        let mut shown = BTreeMap::new();
+        let first = bench.run("first");
+        bench.output_widget(&first, "w");
+        bench.prints(&first, "own\n");
+        bench.views(&first, "w");
+        bench.replies(&first);
+        for number in 0..40 {
+            let run = bench.run(&format!("c{number}"));
+            bench.replies(&run);
+        }
+        let run = bench.run("second");
+        bench.prints(&run, "before\n");
+        bench.catches(&run, "w", &run);
+        bench.prints(&run, "caught ");
+        bench.prints(&run, "here\n");
+        bench.displays(&run, &json!({"text/plain": "a plot"}), Some("d"));
+        apply_to(&mut shown, &bench.out().0);
+        // Killed in the middle, it is caught all the same.
+        bench.prints(&run, "x");
+        let (piece, _) = bench.out();
+        apply_to(&mut shown, &piece);
+        bench.prints(&run, "y\n");
+        bench.restore(|resume| resume);
+        bench.attach();
+        bench.prints(&run, "z\n");
+        bench.catches(&run, "w", "");
+        bench.prints(&run, "after\n");
+        bench.says(
+            Channel::Iopub,
+            &run,
+            "update_display_data",
+            &json!({"data": {"text/plain": "a newer plot"}, "metadata": {}, "transient": {"display_id": "d"}}),
+        );
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!(shown["first"][..4], ["own\n", "Output()", "caught here\n", "a newer plot"]);
+        assert!(shown["first"][4].starts_with('x') && shown["first"][4].ends_with("z\n"), "{shown:?}");
+        assert_eq!(shown["second"], ["before\nafter\n"]);
+        // A new state takes the places of the old one, as a plot that is drawn again and again does.
+        bench.catches(&run, "w", &run);
+        for number in 0..3 {
+            bench.clears(&run, true);
+            bench.displays(&run, &json!({"text/plain": format!("plot {number}")}), None);
+        }
+        bench.catches(&run, "w", "");
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!(shown["first"], ["own\n", "Output()", "plot 2", "", ""]);
+        // Cleared from outside, only the cell's own go.
+        bench.clears(&run, false);
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!((shown["first"].len(), shown["second"].len()), (5, 0));
+        bench.replies(&run);
+        // Run again, the cell shows nothing of it; what is caught is then shown where it is made.
+        bench.core.run_cell(bench.now, "first", None, None).unwrap();
+        let again = bench.cell("first").run.run.clone().unwrap().0;
+        bench.replies(&again);
+        let third = bench.run("third");
+        bench.catches(&third, "w", &third);
+        bench.prints(&third, "one\n");
+        bench.views(&third, "w");
+        bench.prints(&third, "two\n");
+        bench.comm(&third, "comm_close", "w", &json!({}));
+        bench.prints(&third, "three\n");
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!(
+            (shown["first"].len(), &shown["third"]),
+            (0, &vec!["one\n".to_owned(), "Output()".into(), "two\n".into(), "three\n".into()])
+        );
+    }
+
+    #[test]
+    fn odd_and_endless_widgets_cost_a_bounded_memory() {
+        let mut bench = Bench::ready();
+        let run = bench.run("a");
+        for content in
+            [json!(null), json!({"comm_id": 7}), json!({"comm_id": "w", "data": [1]}), json!({"data": {"state": 1}})]
+        {
+            for msg_type in ["comm_open", "comm_msg", "comm_close"] {
+                bench.says(Channel::Iopub, &run, msg_type, &content);
+            }
+        }
+        for number in 0..1000 {
+            bench.output_widget(&run, &format!("w{number}"));
+            bench.catches(&run, &format!("w{number}"), &format!("run {number}"));
+            bench.catches(&run, "w0", &run);
+        }
+        for _ in 0..1000 {
+            bench.displays(&run, &json!({"text/plain": "x"}), None);
+        }
+        bench.out();
+        let resume = bench.core.written.resume.as_ref().unwrap().len();
+        assert!(resume < 64 << 10, "{resume}");
+        bench.views(&run, "w0");
+        bench.clears(&run, false);
+        bench.exits(None);
+        assert_eq!(bench.status("a"), Some(RunStatus::KernelDied));
+        bench.starts_again();
+        let run = bench.run("b");
+        bench.prints(&run, "plain");
+        let mut shown = BTreeMap::new();
+        apply_to(
+            &mut shown,
+            &bench.out().0.events.into_iter().filter(|event| event.cell.as_deref() == Some("b")).fold(
+                Piece::default(),
+                |mut piece, event| {
+                    piece.events.push(event);
+                    piece
+                },
+            ),
+        );
+        assert_eq!(shown["b"], ["plain"]);
+    }
+}

@@ -25,21 +25,21 @@ fn now() -> Now {
 }
 
 /// A machine whose agent tells what the test says.
-struct Bench {
-    core: Core,
-    now: Now,
+pub(super) struct Bench {
+    pub core: Core,
+    pub now: Now,
     seq: u64,
     generation: u32,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let now = now();
         Self { core: Core::new(facts(), now), now, seq: 0, generation: 1 }
     }
 
     /// One whose kernel is ready.
-    fn ready() -> Self {
+    pub fn ready() -> Self {
         let mut bench = Self::new();
         bench.attach();
         bench.kernel(KernelEvent::Starting);
@@ -49,7 +49,7 @@ impl Bench {
         bench
     }
 
-    fn attach(&mut self) {
+    pub fn attach(&mut self) {
         self.core.take(
             self.now,
             LinkEvent::Attached(Hello {
@@ -63,17 +63,17 @@ impl Bench {
         );
     }
 
-    fn tell(&mut self, event: Event) {
+    pub fn tell(&mut self, event: Event) {
         self.seq += 1;
         self.core.take(self.now, LinkEvent::Event { seq: Seq(self.seq), event });
         self.core.tick(self.now);
     }
 
-    fn kernel(&mut self, event: KernelEvent) {
+    pub fn kernel(&mut self, event: KernelEvent) {
         self.tell(Event::Kernel { generation: Generation(self.generation), event });
     }
 
-    fn exits(&mut self, reason: Option<KillReason>) {
+    pub fn exits(&mut self, reason: Option<KillReason>) {
         let last_words = String::new();
         self.kernel(KernelEvent::Exited(KernelExit {
             code: None,
@@ -84,61 +84,61 @@ impl Bench {
         }));
     }
 
-    fn starts_again(&mut self) {
+    pub fn starts_again(&mut self) {
         self.generation += 1;
         self.kernel(KernelEvent::Starting);
         self.kernel(KernelEvent::Ready { info: "{}".to_owned() });
     }
 
-    fn says(&mut self, channel: Channel, parent: &str, msg_type: &str, content: &Value) {
+    pub fn says(&mut self, channel: Channel, parent: &str, msg_type: &str, content: &Value) {
         let mut message = Message::new_request("kernel", msg_type, content);
         message.parent_header = json!({"msg_id": parent}).to_string().into();
         self.tell(Event::Message { channel, generation: Generation(self.generation), message });
     }
 
-    fn prints(&mut self, run: &str, text: &str) {
+    pub fn prints(&mut self, run: &str, text: &str) {
         self.says(Channel::Iopub, run, "stream", &json!({"name": "stdout", "text": text}));
     }
 
-    fn replies(&mut self, run: &str) {
+    pub fn replies(&mut self, run: &str) {
         self.says(Channel::Iopub, run, "status", &json!({"execution_state": "idle"}));
         self.says(Channel::Shell, run, "execute_reply", &json!({"status": "ok", "execution_count": 1}));
     }
 
-    fn add(&mut self, id: &str, run: bool) -> Result<Cell, Denied> {
+    pub fn add(&mut self, id: &str, run: bool) -> Result<Cell, Denied> {
         self.core.add_cell(self.now, NewCell { id: Some(id.to_owned()), run, ..NewCell::default() })
     }
 
     /// Adds a cell that runs at once; gives its run.
-    fn run(&mut self, id: &str) -> String {
+    pub fn run(&mut self, id: &str) -> String {
         self.add(id, true).unwrap();
         self.cell(id).run.run.clone().unwrap().0
     }
 
-    fn cell(&self, id: &str) -> &Cell {
+    pub fn cell(&self, id: &str) -> &Cell {
         self.core.cells.iter().find(|cell| cell.id == id).unwrap()
     }
 
-    fn status(&self, id: &str) -> Option<RunStatus> {
+    pub fn status(&self, id: &str) -> Option<RunStatus> {
         self.cell(id).run.status()
     }
 
-    fn order(&self) -> Vec<&str> {
+    pub fn order(&self) -> Vec<&str> {
         let mut cells: Vec<&Cell> = self.core.cells.iter().collect();
         cells.sort_by(|a, b| a.place.total_cmp(&b.place).then(a.number.cmp(&b.number)));
         cells.into_iter().map(|cell| cell.id.as_str()).collect()
     }
 
-    fn out(&mut self) -> (Piece, Vec<Effect>) {
+    pub fn out(&mut self) -> (Piece, Vec<Effect>) {
         self.core.take_out(self.now)
     }
 
-    fn effects(&mut self) -> Vec<Effect> {
+    pub fn effects(&mut self) -> Vec<Effect> {
         self.out().1
     }
 
     /// Killed, and gone on from what was written last.
-    fn restore(&mut self, change: impl FnOnce(Option<String>) -> Option<String>) {
+    pub fn restore(&mut self, change: impl FnOnce(Option<String>) -> Option<String>) {
         let (piece, _) = self.out();
         let cells = self.core.cells.iter().cloned().collect();
         let last_seq = piece.events.last().expect("something happened last").seq;
@@ -391,175 +391,6 @@ fn a_cut_between_a_reply_and_its_outputs_ends_nothing() {
 }
 
 // ---- after a crash --------------------------------------------------------------------------------------------------
-
-// ---- Output widgets -------------------------------------------------------------------------------------------------
-
-impl Bench {
-    fn comm(&mut self, run: &str, msg_type: &str, id: &str, state: &Value) {
-        let content = json!({"comm_id": id, "target_name": "jupyter.widget", "data": {"method": "update", "state": state}});
-        self.says(Channel::Iopub, run, msg_type, &content);
-    }
-
-    fn output_widget(&mut self, run: &str, id: &str) {
-        let state =
-            json!({"_model_module": "@jupyter-widgets/output", "_model_name": "OutputModel", "outputs": [], "msg_id": ""});
-        self.comm(run, "comm_open", id, &state);
-    }
-
-    fn catches(&mut self, run: &str, id: &str, whose: &str) {
-        self.comm(run, "comm_msg", id, &json!({"msg_id": whose}));
-    }
-
-    fn displays(&mut self, run: &str, data: &Value, display_id: Option<&str>) {
-        let content = json!({"data": data, "metadata": {}, "transient": {"display_id": display_id}});
-        self.says(Channel::Iopub, run, "display_data", &content);
-    }
-
-    fn views(&mut self, run: &str, id: &str) {
-        let data = json!({"text/plain": "Output()", "application/vnd.jupyter.widget-view+json": {"model_id": id}});
-        self.displays(run, &data, None);
-    }
-
-    fn clears(&mut self, run: &str, wait: bool) {
-        self.says(Channel::Iopub, run, "clear_output", &json!({"wait": wait}));
-    }
-}
-
-/// What the cells show, by the events of all pieces: texts, and the plain text of displays.
-fn apply_to(shown: &mut std::collections::BTreeMap<String, Vec<String>>, piece: &Piece) {
-    let text =
-        |output: &Value| output["text"].as_str().or(output["data"]["text/plain"].as_str()).unwrap_or_default().to_owned();
-    for event in &piece.events {
-        let Some(outputs) = event.cell.as_ref().map(|cell| shown.entry(cell.clone()).or_default()) else { continue };
-        match &event.body {
-            EventBody::Append { index, output } => {
-                assert_eq!(*index, outputs.len());
-                outputs.push(text(output));
-            }
-            EventBody::Update { index, output } => outputs[*index] = text(output),
-            EventBody::Stream { index, keep, text, .. } => {
-                outputs[*index].truncate(*keep);
-                outputs[*index].push_str(text);
-            }
-            EventBody::Clear | EventBody::Queued => outputs.clear(),
-            _ => {}
-        }
-    }
-}
-
-#[test]
-fn what_a_widget_catches_is_shown_where_the_widget_is() {
-    let mut bench = Bench::ready();
-    let mut shown = std::collections::BTreeMap::new();
-    let first = bench.run("first");
-    bench.output_widget(&first, "w");
-    bench.prints(&first, "own\n");
-    bench.views(&first, "w");
-    bench.replies(&first);
-    for number in 0..40 {
-        let run = bench.run(&format!("c{number}"));
-        bench.replies(&run);
-    }
-    let run = bench.run("second");
-    bench.prints(&run, "before\n");
-    bench.catches(&run, "w", &run);
-    bench.prints(&run, "caught ");
-    bench.prints(&run, "here\n");
-    bench.displays(&run, &json!({"text/plain": "a plot"}), Some("d"));
-    apply_to(&mut shown, &bench.out().0);
-    // Killed in the middle, it is caught all the same.
-    bench.prints(&run, "x");
-    let (piece, _) = bench.out();
-    apply_to(&mut shown, &piece);
-    bench.prints(&run, "y\n");
-    bench.restore(|resume| resume);
-    bench.attach();
-    bench.prints(&run, "z\n");
-    bench.catches(&run, "w", "");
-    bench.prints(&run, "after\n");
-    bench.says(
-        Channel::Iopub,
-        &run,
-        "update_display_data",
-        &json!({"data": {"text/plain": "a newer plot"}, "metadata": {}, "transient": {"display_id": "d"}}),
-    );
-    apply_to(&mut shown, &bench.out().0);
-    assert_eq!(shown["first"][..4], ["own\n", "Output()", "caught here\n", "a newer plot"]);
-    assert!(shown["first"][4].starts_with('x') && shown["first"][4].ends_with("z\n"), "{shown:?}");
-    assert_eq!(shown["second"], ["before\nafter\n"]);
-    // A new state takes the places of the old one, as a plot that is drawn again and again does.
-    bench.catches(&run, "w", &run);
-    for number in 0..3 {
-        bench.clears(&run, true);
-        bench.displays(&run, &json!({"text/plain": format!("plot {number}")}), None);
-    }
-    bench.catches(&run, "w", "");
-    apply_to(&mut shown, &bench.out().0);
-    assert_eq!(shown["first"], ["own\n", "Output()", "plot 2", "", ""]);
-    // Cleared from outside, only the cell's own go.
-    bench.clears(&run, false);
-    apply_to(&mut shown, &bench.out().0);
-    assert_eq!((shown["first"].len(), shown["second"].len()), (5, 0));
-    bench.replies(&run);
-    // Run again, the cell shows nothing of it; what is caught is then shown where it is made.
-    bench.core.run_cell(bench.now, "first", None, None).unwrap();
-    let again = bench.cell("first").run.run.clone().unwrap().0;
-    bench.replies(&again);
-    let third = bench.run("third");
-    bench.catches(&third, "w", &third);
-    bench.prints(&third, "one\n");
-    bench.views(&third, "w");
-    bench.prints(&third, "two\n");
-    bench.comm(&third, "comm_close", "w", &json!({}));
-    bench.prints(&third, "three\n");
-    apply_to(&mut shown, &bench.out().0);
-    assert_eq!(
-        (shown["first"].len(), &shown["third"]),
-        (0, &vec!["one\n".to_owned(), "Output()".into(), "two\n".into(), "three\n".into()])
-    );
-}
-
-#[test]
-fn odd_and_endless_widgets_cost_a_bounded_memory() {
-    let mut bench = Bench::ready();
-    let run = bench.run("a");
-    for content in [json!(null), json!({"comm_id": 7}), json!({"comm_id": "w", "data": [1]}), json!({"data": {"state": 1}})]
-    {
-        for msg_type in ["comm_open", "comm_msg", "comm_close"] {
-            bench.says(Channel::Iopub, &run, msg_type, &content);
-        }
-    }
-    for number in 0..1000 {
-        bench.output_widget(&run, &format!("w{number}"));
-        bench.catches(&run, &format!("w{number}"), &format!("run {number}"));
-        bench.catches(&run, "w0", &run);
-    }
-    for _ in 0..1000 {
-        bench.displays(&run, &json!({"text/plain": "x"}), None);
-    }
-    bench.out();
-    let resume = bench.core.written.resume.as_ref().unwrap().len();
-    assert!(resume < 64 << 10, "{resume}");
-    bench.views(&run, "w0");
-    bench.clears(&run, false);
-    bench.exits(None);
-    assert_eq!(bench.status("a"), Some(RunStatus::KernelDied));
-    bench.starts_again();
-    let run = bench.run("b");
-    bench.prints(&run, "plain");
-    let mut shown = std::collections::BTreeMap::new();
-    apply_to(
-        &mut shown,
-        &bench.out().0.events.into_iter().filter(|event| event.cell.as_deref() == Some("b")).fold(
-            Piece::default(),
-            |mut piece, event| {
-                piece.events.push(event);
-                piece
-            },
-        ),
-    );
-    assert_eq!(shown["b"], ["plain"]);
-}
 
 #[test]
 fn what_a_thread_of_long_ago_prints_is_shown_at_the_last_cell() {

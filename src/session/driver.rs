@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -235,9 +234,9 @@ impl Driver {
                 Err(denied) => self.answer(reply, Err(denied)),
             },
             Command::AskAgent { request, data, reply } => {
-                let link = self.link.clone();
-                hand_over(async move {
-                    let _ = reply.send(link.request(request, data).await);
+                let answer = self.link.request(request, data);
+                tokio::spawn(async move {
+                    let _ = reply.send(answer.await);
                 });
             }
             Command::End { why, reply } => {
@@ -249,9 +248,9 @@ impl Driver {
 
     /// Hands an answer to the agent, which keeps it for the kernel whatever becomes of us.
     fn give_input(&self, generation: Generation, message: Message, reply: Reply<()>) {
-        let (link, told) = (self.link.clone(), self.told.clone());
-        hand_over(async move {
-            let answer = match link.submit(Channel::Stdin, Some(generation), message).await {
+        let (taken, told) = (self.link.submit(Channel::Stdin, Some(generation), message), self.told.clone());
+        tokio::spawn(async move {
+            let answer = match taken.await {
                 Ok(_) => Ok(()),
                 // Who asked has ended meanwhile.
                 Err(_) => {
@@ -348,24 +347,18 @@ impl Driver {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Submit { run, generation, message } => {
-                let (link, told) = (self.link.clone(), self.told.clone());
-                hand_over(async move {
-                    let result = link.submit(Channel::Shell, Some(generation), message).await;
-                    let _ = told.send(Told::Submitted { run, result });
+                let (taken, told) = (self.link.submit(Channel::Shell, Some(generation), message), self.told.clone());
+                tokio::spawn(async move {
+                    let _ = told.send(Told::Submitted { run, result: taken.await });
                 });
             }
-            Effect::Send { channel, generation, message } => {
-                self.send(|link| async move { link.submit(channel, generation, message).await.map(|_| ()) });
-            }
+            // What needs no answer: a cut shows as a detached link, and what the agent refuses is about a kernel that has ended
+            // meanwhile.
+            Effect::Send { channel, generation, message } => drop(self.link.submit(channel, generation, message)),
             Effect::Signal { signal, generation } => {
-                let request = Request::Signal { signal, generation };
-                self.send(|link| async move { link.request(request, Bytes::new()).await.map(|_| ()) });
+                drop(self.link.request(Request::Signal { signal, generation }, Bytes::new()));
             }
-            Effect::RestartKernel(generation) => {
-                self.send(
-                    |link| async move { link.request(Request::Restart { generation }, Bytes::new()).await.map(|_| ()) },
-                );
-            }
+            Effect::RestartKernel(generation) => drop(self.link.request(Request::Restart { generation }, Bytes::new())),
             Effect::WatchSandbox(true) => self.watch_sandbox(),
             Effect::WatchSandbox(false) => self.watch = None,
             Effect::Answer { question, content } => {
@@ -374,18 +367,6 @@ impl Driver {
                 }
             }
         }
-    }
-
-    /// Sends what needs no answer: a cut shows as a detached link, and what the agent refuses is about a kernel that has ended
-    /// meanwhile.
-    fn send<F>(&self, request: impl FnOnce(Link) -> F)
-    where
-        F: Future<Output = Result<(), LinkError>> + Send + 'static,
-    {
-        let request = request(self.link.clone());
-        hand_over(async move {
-            let _ = request.await;
-        });
     }
 
     /// Asks what has become of the sandbox after its agent stopped talking, again and again until it talks.
@@ -404,15 +385,5 @@ impl Driver {
                 }
             }))
         });
-    }
-}
-
-/// Starts a request: it is in the link's queue when this returns, and its answer is waited for in the background. So what is
-/// asked first is sent first, an interrupt never before the run that it is meant for.
-fn hand_over(request: impl Future<Output = ()> + Send + 'static) {
-    let mut request = Box::pin(request);
-    // A link queues a request when its future is first polled. The task polls again, and is woken from then on.
-    if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-        tokio::spawn(request);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cellkeep::agent_protocol::{
-    Answer, AnswerBody, Event, FrameReader, FromAgent, Hello, KernelEvent, KernelState, PREAMBLE, ToAgent,
+    Answer, AnswerBody, Event, FrameReader, FromAgent, Hello, KernelEvent, KernelState, PREAMBLE, Request, ToAgent,
     encode_event_frames, read_preamble, write_all_vectored,
 };
 use cellkeep::ids::{Epoch, Generation, Seq, SessionId};
@@ -124,6 +124,10 @@ impl Agent {
 }
 
 fn start(script: Script, limits: Limits) -> (SessionHandle, SessionEvents) {
+    start_in(Arc::new(Scripted(script)), limits)
+}
+
+fn start_in(sandbox: Arc<Scripted>, limits: Limits) -> (SessionHandle, SessionEvents) {
     let record = SandboxRecord {
         session: SessionId::random(),
         kind: SandboxKind::Process,
@@ -139,7 +143,7 @@ fn start(script: Script, limits: Limits) -> (SessionHandle, SessionEvents) {
     };
     let (journal, events) = VolatileJournal::new();
     let parts = SessionParts {
-        sandbox: Arc::new(Scripted(script)),
+        sandbox,
         record,
         limits,
         late_output: Duration::ZERO,
@@ -327,4 +331,58 @@ async fn who_does_not_take_a_runs_events_holds_up_its_agent_and_not_the_memory()
         }
     }
     assert_eq!(taken, 90, "and all of it comes once there is one");
+}
+
+/// An agent that is ready, and answers nothing.
+const SILENT: Script = |mut agent| {
+    Box::pin(async move {
+        read_first(&mut agent).await;
+        agent.ready().await;
+        while agent.reader.next().await.is_ok() {}
+    })
+};
+
+#[tokio::test]
+async fn a_session_that_ends_while_its_agent_owes_an_answer_leaves_nothing_behind() {
+    let sandbox = Arc::new(Scripted(SILENT));
+    let (handle, events) = start_in(sandbox.clone(), Limits::default());
+    handle.ready().await.unwrap();
+    handle.add_cell(cell("1", None)).await.unwrap();
+    handle.end("it was deleted").await.unwrap();
+    drop((handle, events));
+    let let_go = async {
+        while Arc::strong_count(&sandbox) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, let_go).await.expect("nobody dials a sandbox that is gone");
+}
+
+#[tokio::test]
+async fn what_an_agent_does_not_answer_is_bounded() {
+    // It does not even read.
+    let script: Script = |mut agent| {
+        Box::pin(async move {
+            read_first(&mut agent).await;
+            agent.ready().await;
+            std::future::pending::<()>().await;
+        })
+    };
+    let (handle, _events) = start(script, Limits::default());
+    handle.ready().await.unwrap();
+    let mut asked = 0;
+    let refused = loop {
+        let question = handle.ask_agent(Request::Usage, Bytes::from(vec![0; 1 << 20]));
+        match tokio::time::timeout(Duration::from_millis(5), question).await {
+            // Who asked has gone; the question is still there.
+            Err(_) => asked += 1,
+            Ok(answer) => break answer.unwrap_err(),
+        }
+        assert!(asked < 100, "{asked} MB are held");
+    };
+    assert!(refused.to_string().contains("too many questions unanswered"), "{refused}");
+    // What stops it is never refused.
+    handle.add_cell(cell("1", None)).await.unwrap();
+    handle.interrupt().await.unwrap();
+    handle.end("enough").await.unwrap();
 }

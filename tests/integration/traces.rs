@@ -15,11 +15,14 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::server::{Server, TOKEN};
 use crate::support::{PATIENCE, Place};
 
+/// Heads and bodies of requests.
+type Taken = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
 /// Stands in for a collector: keeps what it is sent.
 #[derive(Clone)]
 struct Collector {
     address: std::net::SocketAddr,
-    taken: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    taken: Taken,
 }
 
 impl Collector {
@@ -91,7 +94,7 @@ fn attribute_of(span: &Span, key: &str) -> String {
     found.map(|pair| said(pair.value.clone().unwrap().value)).unwrap_or_default()
 }
 
-async fn take_all(mut stream: TcpStream, taken: Arc<Mutex<Vec<(String, Vec<u8>)>>>) -> Option<()> {
+async fn take_all(mut stream: TcpStream, taken: Taken) -> Option<()> {
     let mut bytes = Vec::new();
     loop {
         let head = loop {
