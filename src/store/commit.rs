@@ -8,8 +8,8 @@ use super::sessions::{self, signed, unsigned};
 use super::{Store, StoreError};
 use crate::ids::{Epoch, Seq, SessionId};
 
-/// Bytes of events, and cells, that are written in well under a millisecond.
-const SHORT: (usize, usize) = (128 << 10, 32);
+/// What a row weighs beside its texts: bytes that take as long to write.
+const ROW: usize = 1 << 10;
 
 /// One piece of a session's journal. All of it is stored, or nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,6 +81,23 @@ pub struct ArtifactRow {
     pub height: Option<i64>,
     /// The event that holds it.
     pub seq: Seq,
+}
+
+/// Bytes that a piece writes, roughly.
+fn weight(commit: &Commit) -> usize {
+    let events = commit.events.iter().map(|event| ROW + event.body.len());
+    let cells = commit.cells.iter().map(|change| match change {
+        CellChange::Put(cell) => ROW + cell.source.len() + cell.metadata.len() + weight_of_run(&cell.run),
+        CellChange::State { run, .. } => ROW + weight_of_run(run),
+        CellChange::Delete { .. } => ROW,
+    });
+    let long = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let texts = long(&commit.notebook) + long(&commit.session.resume) + long(&commit.session.kernel_info);
+    events.chain(cells).sum::<usize>() + ROW * commit.artifacts.len() + texts
+}
+
+fn weight_of_run(run: &CellState) -> usize {
+    run.result.as_ref().map_or(0, String::len)
 }
 
 fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusqlite::Result<()> {
@@ -158,10 +175,7 @@ impl Store {
     /// [`StoreError`]; nothing was written then, and the same piece can be tried again.
     pub async fn commit(&self, session: &SessionId, commit: Commit) -> Result<(), StoreError> {
         let id = session.clone();
-        let bytes: usize = commit.events.iter().map(|event| event.body.len()).sum();
-        let is_short = bytes <= SHORT.0 && commit.cells.len() <= SHORT.1;
-        let work = move |connection: &Connection| write(connection, &id, &commit);
-        if is_short { self.writer.write(work).await } else { self.writer.write_long(work).await }
+        self.writer.write_sized(weight(&commit), move |connection| write(connection, &id, &commit)).await
     }
 
     /// A session's artifacts, in the order of their making.

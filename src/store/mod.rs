@@ -7,6 +7,7 @@ mod cells;
 mod commit;
 mod compact;
 mod events;
+mod job;
 mod schema;
 mod sessions;
 mod shares;
