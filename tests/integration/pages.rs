@@ -55,6 +55,12 @@ async fn a_person_runs_cells() {
     opened.act("page.querySelector('.chips button').click()").await;
     opened.until("within(cells[0])[0]?.querySelector('img')?.naturalWidth > 100", &json!(true)).await;
     opened.until("phase(cells[0])", &json!("ok")).await;
+    // As the page is told to look, its cells look.
+    let scheme = "getComputedStyle(cells[0]).getPropertyValue('--ck-scheme').trim()";
+    for theme in ["dark", "light"] {
+        opened.act(&format!("document.querySelector('cellkeep-page').setAttribute('theme', '{theme}')")).await;
+        opened.until(&format!("[cells[0].theme, {scheme}]"), &json!([theme, theme])).await;
+    }
     // Colours and links are elements, text is text.
     let colours = opened.run("print('\\x1b[31mred\\x1b[0m \\x1b[38;5;208mdeep\\x1b[0m \\x1b[48;2;1;2;3mbg\\x1b[0m <b>no</b> https://example.org/a.')").await;
     opened.until(&format!("phase(cells[{colours}])"), &json!("ok")).await;

@@ -227,9 +227,9 @@ async fn events_are_told_from_any_number_and_live() {
     server.end().await;
 }
 
-type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
+pub type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
 
-async fn socket(held: &Held, query: &str) -> Socket {
+pub async fn socket(held: &Held, query: &str) -> Socket {
     let url = format!("ws://{}{}", held.client.address(), held.path(&format!("/socket?{query}")));
     let mut request = url.into_client_request().unwrap();
     let token = format!("Bearer {}", held.client.token.as_ref().unwrap());
@@ -239,7 +239,7 @@ async fn socket(held: &Held, query: &str) -> Socket {
 }
 
 /// The next message of which this holds.
-async fn hear(socket: &mut Socket, what: impl Fn(&Value) -> bool) -> Value {
+pub async fn hear(socket: &mut Socket, mut what: impl FnMut(&Value) -> bool) -> Value {
     let hearing = async {
         loop {
             let message = socket.next().await.unwrap().unwrap();

@@ -1,9 +1,12 @@
 //! Links to one session, and what a kernel's namespace holds.
 
+use futures_util::SinkExt as _;
 use hyper::Method;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
-use crate::server::{Client, Server};
+use crate::serve::{hear, socket};
+use crate::server::{Client, Held, Server};
 use crate::support::Place;
 
 /// Who has a link sees one session and nothing else, changes nothing, and is cut off when it is revoked.
@@ -142,6 +145,16 @@ async fn a_link_shows_nothing_that_was_taken_away() {
         let told = told_to(&reader, &held.path("/events?after=0"), ends).await;
         assert!(told.iter().any(|event| event.to_string().contains("shown")), "{told:?}");
         let mut words = format!("{told:?}");
+        let linked = Held { client: Client { token: reader.token.clone(), ..server.client() }, id: held.id.clone() };
+        let mut socket = socket(&linked, "after=0").await;
+        hear(&mut socket, |event| {
+            words += &event.to_string();
+            ends(event)
+        })
+        .await;
+        socket.send(Message::text(r#"{"op": "run", "source": "1"}"#)).await.unwrap();
+        let reply = hear(&mut socket, |message| message["type"] == "reply").await;
+        assert_eq!(reply["error"]["code"], "scope_too_narrow");
         for path in ["/cells", "/notebook", "/notebook?to=html", "/artifacts", ""] {
             words += &reader.get(&held.path(path)).await.text();
         }
