@@ -14,7 +14,7 @@ use super::core::Core;
 use super::messages::rest_of_stream;
 use super::piece::EventBody;
 use super::run::Now;
-use crate::output::{CellKey, Change};
+use crate::output::{CellKey, Change, MAX_ID};
 use crate::wire::Message;
 
 /// Output widgets of one kernel that are followed. What others would catch is shown where it is made.
@@ -91,8 +91,10 @@ impl Captures {
 
     /// A widget begins to catch what a run says, or (an empty id) ends that.
     fn catch(&mut self, id: &str, run: &str) {
-        if !run.is_empty() && self.catching.len() < MOST {
-            self.catching.push((run.to_owned(), id.to_owned()));
+        if !run.is_empty() {
+            if self.catching.len() < MOST {
+                self.catching.push((run.to_owned(), id.to_owned()));
+            }
         } else if let Some(at) = self.catching.iter().rposition(|(_, widget)| widget == id) {
             self.catching.remove(at);
         }
@@ -110,13 +112,16 @@ fn is_output_widget(content: &Value) -> bool {
 impl Core {
     /// Takes in what a widget's own message says of catching outputs.
     pub(super) fn capture_comm(&mut self, msg_type: &str, content: &Value) {
-        let Some(id) = content["comm_id"].as_str() else { return };
+        let fits = |id: &&str| id.len() <= MAX_ID;
+        let Some(id) = content["comm_id"].as_str().filter(fits) else { return };
         match msg_type {
             "comm_open" if is_output_widget(content) => self.captures.open(id),
             "comm_close" => return self.end_capture(id),
             _ => {}
         }
-        if let Some(run) = content["data"]["state"]["msg_id"].as_str().filter(|_| self.captures.widgets.contains_key(id)) {
+        if let Some(run) = content["data"]["state"]["msg_id"].as_str().filter(fits)
+            && self.captures.widgets.contains_key(id)
+        {
             self.captures.catch(id, run);
         }
     }
@@ -381,6 +386,26 @@ mod tests {
     }
 
     #[test]
+    fn a_widget_keeps_what_it_catches_however_many_others_begin_to() {
+        let mut bench = Bench::ready();
+        let mut shown = BTreeMap::new();
+        let first = bench.run("first");
+        bench.output_widget(&first, "w");
+        bench.output_widget(&first, "other");
+        bench.views(&first, "w");
+        bench.replies(&first);
+        let run = bench.run("second");
+        bench.catches(&run, "w", &run);
+        for number in 0..super::MOST {
+            bench.catches(&run, "other", &format!("run {number}"));
+        }
+        bench.catches(&run, "w", "one too many");
+        bench.prints(&run, "caught");
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!(shown["first"], ["Output()", "caught"]);
+    }
+
+    #[test]
     fn odd_and_endless_widgets_cost_a_bounded_memory() {
         let mut bench = Bench::ready();
         let run = bench.run("a");
@@ -399,6 +424,11 @@ mod tests {
         for _ in 0..1000 {
             bench.displays(&run, &json!({"text/plain": "x"}), None);
         }
+        bench.comm(&run, "comm_close", "w1", &json!({}));
+        let long = "i".repeat(70 << 10);
+        bench.output_widget(&run, &long);
+        bench.catches(&run, "w0", &long);
+        bench.displays(&run, &json!({"text/plain": "x"}), Some(&long));
         bench.out();
         let resume = bench.core.written.resume.as_ref().unwrap().len();
         assert!(resume < 64 << 10, "{resume}");
