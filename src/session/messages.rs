@@ -19,6 +19,9 @@ const MAX_CHATTER: usize = 64 << 10;
 /// Bytes of text in one event.
 const MAX_TEXT: usize = 256 << 10;
 
+/// Messages that add an output.
+const ADDS: [&str; 4] = ["stream", "display_data", "execute_result", "error"];
+
 /// Takes off what is more than one event holds: the stream's name, how much stays, and the rest.
 pub(super) fn rest_of_stream(output: &mut Value) -> Option<(String, usize, String)> {
     let name = output.get("name")?.as_str()?.to_owned();
@@ -130,7 +133,7 @@ impl Core {
     fn late_output(&mut self, now: Now, header: &Header, run: &str, message: &Message) {
         let is_stray = run.is_empty() && header.msg_type == "stream";
         let own = self.recent.iter().find(|recent| recent.run.0 == run).map(|recent| recent.number);
-        let adds = matches!(header.msg_type.as_str(), "stream" | "display_data" | "execute_result" | "error");
+        let adds = ADDS.contains(&header.msg_type.as_str());
         let shown = own.or_else(|| {
             let is_old = |cell: &Cell| cell.run.run.as_ref().is_some_and(|id| id.0 == run);
             let is_anybodys = is_stray || adds && self.cells.iter().any(is_old);
@@ -162,6 +165,9 @@ impl Core {
             return;
         }
         let key = self.folded_as(number, &header.msg_type, message);
+        if ADDS.contains(&header.msg_type.as_str()) {
+            self.clear_before_catching(now, number, key);
+        }
         for change in self.fold.apply(key, &header.msg_type, &message.content) {
             self.write_change(now, number, change);
         }
