@@ -23,6 +23,8 @@ const MOST: usize = 200;
 const PLACES: usize = 256;
 /// Where their numbers in the fold begin: no cell's is as large.
 const FIRST: u32 = 1 << 31;
+/// What marks an output that was cleared and whose place is kept: no file has it, and no kernel's output.
+pub const CLEARED: &str = "cellkeep_cleared";
 /// What shows a widget.
 const VIEW: &str = "application/vnd.jupyter.widget-view+json";
 
@@ -158,6 +160,16 @@ impl Core {
         before.into_iter().for_each(|cell| self.settle(cell));
     }
 
+    /// An output is about to be caught. What the cell that will show it wants cleared goes before it is folded, also what was caught there:
+    /// its places are then counted anew.
+    pub(super) fn clear_before_catching(&mut self, now: Now, from: u32, key: CellKey) {
+        let Some(capture) = self.captures.by_key(key) else { return };
+        let cell = CellKey(capture.cell.or(capture.shown_in).unwrap_or(from));
+        for change in self.fold.clear_pending(cell) {
+            self.write_change(now, from, change);
+        }
+    }
+
     /// Writes down what has changed in a widget. Gives back what is about no widget.
     pub(super) fn write_captured(&mut self, now: Now, from: u32, change: Change) -> Option<Change> {
         let key = match &change {
@@ -167,7 +179,7 @@ impl Core {
         let Some(capture) = self.captures.by_key(key) else { return Some(change) };
         let cell = *capture.cell.get_or_insert(capture.shown_in.unwrap_or(from));
         match change {
-            Change::Append { index: at, output, .. } => self.put_captured(now, (from, cell), key, at, output),
+            Change::Append { index: at, output, .. } => self.put_captured(now, cell, key, at, output),
             Change::Stream { index: at, name, keep, text, grows, .. } => {
                 if let Some(index) = capture.place(at) {
                     self.write_text(now, cell, EventBody::Stream { index, name, keep, text, grows });
@@ -175,7 +187,7 @@ impl Core {
             }
             Change::Clear { .. } => {
                 for index in capture.places.clone() {
-                    let output = json!({"output_type": "stream", "name": "stdout", "text": ""});
+                    let output = json!({"output_type": "stream", "name": "stdout", "text": "", CLEARED: true});
                     self.event(now, Some(cell), EventBody::Update { index, output });
                 }
             }
@@ -185,7 +197,7 @@ impl Core {
     }
 
     /// Puts an output into a place that was cleared, or into a new one.
-    fn put_captured(&mut self, now: Now, (from, cell): (u32, u32), key: CellKey, at: usize, mut output: Value) {
+    fn put_captured(&mut self, now: Now, cell: u32, key: CellKey, at: usize, mut output: Value) {
         let rest = rest_of_stream(&mut output);
         let place = self.captures.by_key(key).and_then(|capture| capture.place(at));
         let index = match place {
@@ -194,9 +206,7 @@ impl Core {
                 index
             }
             None => {
-                let (index, changes) = self.fold.reserve(CellKey(cell));
-                // A clearing that the cell has asked for: what was there goes, also what was caught.
-                changes.into_iter().for_each(|change| self.write_change(now, from, change));
+                let index = self.fold.reserve(CellKey(cell));
                 if let Some(capture) = self.captures.by_key(key) {
                     capture.cell = Some(cell);
                     if capture.places.len() == at && at < PLACES {
@@ -360,8 +370,15 @@ mod tests {
             bench.displays(&run, &json!({"text/plain": format!("plot {number}")}), None);
         }
         bench.catches(&run, "w", "");
-        apply_to(&mut shown, &bench.out().0);
+        let (piece, _) = bench.out();
+        apply_to(&mut shown, &piece);
         assert_eq!(shown["first"], ["own\n", "Output()", "plot 2", "", ""]);
+        // What stands empty says so, and nothing else.
+        for event in &piece.events {
+            if let EventBody::Update { output, .. } = &event.body {
+                assert_eq!(output.get(super::CLEARED).is_some(), output["text"] == "", "{output}");
+            }
+        }
         // Cleared from outside, only the cell's own go.
         bench.clears(&run, false);
         apply_to(&mut shown, &bench.out().0);
@@ -383,6 +400,30 @@ mod tests {
             (shown["first"].len(), &shown["third"]),
             (0, &vec!["one\n".to_owned(), "Output()".into(), "two\n".into(), "three\n".into()])
         );
+    }
+
+    #[test]
+    fn a_clearing_that_waits_is_done_before_what_is_caught() {
+        let mut bench = Bench::ready();
+        let mut shown = BTreeMap::new();
+        let run = bench.run("a");
+        bench.output_widget(&run, "w");
+        bench.prints(&run, "p");
+        bench.clears(&run, true);
+        bench.catches(&run, "w", &run);
+        bench.prints(&run, "x");
+        bench.displays(&run, &json!({"text/plain": "between"}), None);
+        bench.prints(&run, "y");
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!(shown["a"], ["x", "between", "y"]);
+        // Where it has caught before, too: what only grows is begun anew.
+        bench.catches(&run, "w", "");
+        bench.clears(&run, true);
+        bench.catches(&run, "w", &run);
+        bench.prints(&run, "z");
+        bench.prints(&run, "!");
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!(shown["a"], ["z!"]);
     }
 
     #[test]
