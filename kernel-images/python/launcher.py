@@ -90,6 +90,8 @@ def threads_belong_to_their_cells(shell):
             run, parent = thread.run, shell.get_parent()
 
             def run_for_cell():
+                # A thread that goes on holding this, which holds the thread, would wait for the garbage collector.
+                vars(thread).pop("run", None)
                 shell.set_thread_parent(parent)
                 run()
 

@@ -11,7 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::Semaphore;
 
 use super::compaction;
-use super::keeper::{Keeper, spec_of};
+use super::keeper::{Keeper, Kept, spec_of};
 use super::room::{self, Room};
 use crate::ids::SessionId;
 use crate::memory;
@@ -115,21 +115,32 @@ impl Keeper {
             }
             return;
         }
-        let spec = spec_of(row);
-        let last_active = row.last_active_at.max(kept.last_used.load(Ordering::Relaxed));
-        let idle_for = spec.idle_timeout_seconds.unwrap_or(self.0.settings.idle_timeout_seconds);
-        if spec.run.is_some() && state == SessionState::Idle && self.nothing_waits(&row.id).await {
-            self.retire(&row.id, RUN_ENDED).await;
-        } else if row.expires_at.is_some_and(|at| at <= now) && self.is_still_due(row).await {
-            self.retire(&row.id, "its time was up (ttl_seconds)").await;
-        } else if state == SessionState::Idle && now.saturating_sub(last_active) > seconds_in_ms(idle_for) {
-            self.retire(&row.id, &format!("nobody used it for {idle_for} s (idle_timeout_seconds)")).await;
+        if self.is_due(row, &kept, &state, now).await.is_none() {
+            return;
+        }
+        // The row was read before we knew what the session does now: a cell may have ended since, or its owner have given it more time.
+        // Read after that, it tells of it.
+        let Ok(Some(row)) = self.0.store.session(&row.id).await else { return };
+        if let Some(why) = self.is_due(&row, &kept, &state, now).await {
+            self.retire(&row.id, &why).await;
         }
     }
 
-    /// Whether nobody has given it more time since it was looked at.
-    async fn is_still_due(&self, row: &SessionRow) -> bool {
-        self.0.store.session(&row.id).await.is_ok_and(|now| now.is_some_and(|now| now.expires_at == row.expires_at))
+    /// Why it is time that a session ends, by its row and its state.
+    async fn is_due(&self, row: &SessionRow, kept: &Kept, state: &SessionState, now: i64) -> Option<String> {
+        let spec = spec_of(row);
+        let last_active = row.last_active_at.max(kept.last_used.load(Ordering::Relaxed));
+        let idle_for = spec.idle_timeout_seconds.unwrap_or(self.0.settings.idle_timeout_seconds);
+        let is_idle = *state == SessionState::Idle;
+        if spec.run.is_some() && is_idle && self.nothing_waits(&row.id).await {
+            Some(RUN_ENDED.to_owned())
+        } else if row.expires_at.is_some_and(|at| at <= now) {
+            Some("its time was up (ttl_seconds)".to_owned())
+        } else if is_idle && now.saturating_sub(last_active) > seconds_in_ms(idle_for) {
+            Some(format!("nobody used it for {idle_for} s (idle_timeout_seconds)"))
+        } else {
+            None
+        }
     }
 
     async fn nothing_waits(&self, id: &SessionId) -> bool {
@@ -253,7 +264,7 @@ mod tests {
     use super::*;
     use crate::config::Paths;
     use crate::kernels;
-    use crate::manager::keeper::{Kept, row_of};
+    use crate::manager::keeper::row_of;
     use crate::manager::{KeeperSettings, NewSession};
     use crate::policy::{Isolation, IsolationLevel};
     use crate::sandbox::{

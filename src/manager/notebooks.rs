@@ -20,7 +20,7 @@ use crate::notebook::parameters::{self, Literal, Parameters};
 use crate::notebook::{self, Notebook};
 use crate::output::{StreamStyle, Widgets};
 use crate::sandbox::SandboxKind;
-use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, RunStatus, SessionHandle};
+use crate::session::{CLEARED, Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, RunStatus, SessionHandle};
 use crate::store::{EventRow, SessionRow, StoreError, from_ms};
 use crate::telemetry::traces;
 use crate::wire::Message;
@@ -126,8 +126,8 @@ impl Keeper {
         events: Vec<EventRow>,
     ) -> Result<(), KeeperError> {
         let mut outputs = outputs_of(&events);
-        // Places that Output widgets have cleared.
-        outputs.retain(|output| output["output_type"] != "stream" || output["text"] != "");
+        // Places that Output widgets have cleared. An empty text of another origin is an output as any.
+        outputs.retain(|output| output.get(CLEARED).is_none());
         for output in &mut outputs {
             inline_artifacts(output, &self.0.blobs).await.map_err(KeeperError::Artifacts)?;
         }

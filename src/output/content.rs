@@ -1,5 +1,6 @@
 //! Reads the content of one iopub message into what it means for the outputs, whatever its shape.
 
+use super::MAX_ID;
 use crate::wire::json::{self, Bounds, MAX_DEPTH, MAX_VALUES};
 use serde_json::{Map, Value, json};
 
@@ -106,7 +107,7 @@ fn display(msg_type: &str, content: &mut Map<String, Value>) -> Reading {
 /// `transient` may be missing or null, and its id is a string by the protocol; numbers are seen too.
 fn display_id(content: &Map<String, Value>) -> Option<String> {
     match content.get("transient")?.get("display_id")? {
-        Value::String(id) => Some(id.clone()),
+        Value::String(id) => (id.len() <= MAX_ID).then(|| id.clone()),
         Value::Number(id) => Some(id.to_string()),
         _ => None,
     }

@@ -84,15 +84,20 @@ impl Fold {
         self.cells.remove(&cell);
     }
 
-    /// Gives away the place at the end of the cell's list, for an output that somebody else follows. What had to be done before that
-    /// comes with it.
-    pub fn reserve(&mut self, cell: CellKey) -> (usize, Vec<Change>) {
+    /// Carries out a clearing that waits for the cell's next output.
+    pub fn clear_pending(&mut self, cell: CellKey) -> Vec<Change> {
         let mut changes = Vec::new();
         self.clear_if_pending(cell, &mut changes);
+        changes
+    }
+
+    /// Gives away the place at the end of the cell's list, for an output that somebody else follows. What waits to be cleared there is
+    /// to be cleared before.
+    pub fn reserve(&mut self, cell: CellKey) -> usize {
         let state = self.cells.entry(cell).or_default();
         state.open = None;
         state.len += 1;
-        (state.len - 1, changes)
+        state.len - 1
     }
 
     fn stream(&mut self, cell: CellKey, name: String, text: &str, changes: &mut Vec<Change>) {

@@ -32,6 +32,10 @@ pub use terminal::terminal_text;
 pub use text::{joined, text_of};
 pub use widgets::{Sync, Widgets};
 
+/// Bytes of an id that a kernel makes (of a display, a comm, a run): its own have 36. Ids are kept, and written down with every piece,
+/// and a kernel may send one as large as a message; what has a longer one is taken as if it had none.
+pub(crate) const MAX_ID: usize = 256;
+
 /// Names a cell cheaply: its index in a run or whatever number the caller keeps for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CellKey(pub u32);

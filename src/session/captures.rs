@@ -14,7 +14,7 @@ use super::core::Core;
 use super::messages::rest_of_stream;
 use super::piece::EventBody;
 use super::run::Now;
-use crate::output::{CellKey, Change};
+use crate::output::{CellKey, Change, MAX_ID};
 use crate::wire::Message;
 
 /// Output widgets of one kernel that are followed. What others would catch is shown where it is made.
@@ -23,6 +23,8 @@ const MOST: usize = 200;
 const PLACES: usize = 256;
 /// Where their numbers in the fold begin: no cell's is as large.
 const FIRST: u32 = 1 << 31;
+/// What marks an output that was cleared and whose place is kept: no file has it, and no kernel's output.
+pub const CLEARED: &str = "cellkeep_cleared";
 /// What shows a widget.
 const VIEW: &str = "application/vnd.jupyter.widget-view+json";
 
@@ -91,8 +93,10 @@ impl Captures {
 
     /// A widget begins to catch what a run says, or (an empty id) ends that.
     fn catch(&mut self, id: &str, run: &str) {
-        if !run.is_empty() && self.catching.len() < MOST {
-            self.catching.push((run.to_owned(), id.to_owned()));
+        if !run.is_empty() {
+            if self.catching.len() < MOST {
+                self.catching.push((run.to_owned(), id.to_owned()));
+            }
         } else if let Some(at) = self.catching.iter().rposition(|(_, widget)| widget == id) {
             self.catching.remove(at);
         }
@@ -110,13 +114,16 @@ fn is_output_widget(content: &Value) -> bool {
 impl Core {
     /// Takes in what a widget's own message says of catching outputs.
     pub(super) fn capture_comm(&mut self, msg_type: &str, content: &Value) {
-        let Some(id) = content["comm_id"].as_str() else { return };
+        let fits = |id: &&str| id.len() <= MAX_ID;
+        let Some(id) = content["comm_id"].as_str().filter(fits) else { return };
         match msg_type {
             "comm_open" if is_output_widget(content) => self.captures.open(id),
             "comm_close" => return self.end_capture(id),
             _ => {}
         }
-        if let Some(run) = content["data"]["state"]["msg_id"].as_str().filter(|_| self.captures.widgets.contains_key(id)) {
+        if let Some(run) = content["data"]["state"]["msg_id"].as_str().filter(fits)
+            && self.captures.widgets.contains_key(id)
+        {
             self.captures.catch(id, run);
         }
     }
@@ -153,6 +160,16 @@ impl Core {
         before.into_iter().for_each(|cell| self.settle(cell));
     }
 
+    /// An output is about to be caught. What the cell that will show it wants cleared goes before it is folded, also what was caught there:
+    /// its places are then counted anew.
+    pub(super) fn clear_before_catching(&mut self, now: Now, from: u32, key: CellKey) {
+        let Some(capture) = self.captures.by_key(key) else { return };
+        let cell = CellKey(capture.cell.or(capture.shown_in).unwrap_or(from));
+        for change in self.fold.clear_pending(cell) {
+            self.write_change(now, from, change);
+        }
+    }
+
     /// Writes down what has changed in a widget. Gives back what is about no widget.
     pub(super) fn write_captured(&mut self, now: Now, from: u32, change: Change) -> Option<Change> {
         let key = match &change {
@@ -162,7 +179,7 @@ impl Core {
         let Some(capture) = self.captures.by_key(key) else { return Some(change) };
         let cell = *capture.cell.get_or_insert(capture.shown_in.unwrap_or(from));
         match change {
-            Change::Append { index: at, output, .. } => self.put_captured(now, (from, cell), key, at, output),
+            Change::Append { index: at, output, .. } => self.put_captured(now, cell, key, at, output),
             Change::Stream { index: at, name, keep, text, grows, .. } => {
                 if let Some(index) = capture.place(at) {
                     self.write_text(now, cell, EventBody::Stream { index, name, keep, text, grows });
@@ -170,7 +187,7 @@ impl Core {
             }
             Change::Clear { .. } => {
                 for index in capture.places.clone() {
-                    let output = json!({"output_type": "stream", "name": "stdout", "text": ""});
+                    let output = json!({"output_type": "stream", "name": "stdout", "text": "", CLEARED: true});
                     self.event(now, Some(cell), EventBody::Update { index, output });
                 }
             }
@@ -180,7 +197,7 @@ impl Core {
     }
 
     /// Puts an output into a place that was cleared, or into a new one.
-    fn put_captured(&mut self, now: Now, (from, cell): (u32, u32), key: CellKey, at: usize, mut output: Value) {
+    fn put_captured(&mut self, now: Now, cell: u32, key: CellKey, at: usize, mut output: Value) {
         let rest = rest_of_stream(&mut output);
         let place = self.captures.by_key(key).and_then(|capture| capture.place(at));
         let index = match place {
@@ -189,9 +206,7 @@ impl Core {
                 index
             }
             None => {
-                let (index, changes) = self.fold.reserve(CellKey(cell));
-                // A clearing that the cell has asked for: what was there goes, also what was caught.
-                changes.into_iter().for_each(|change| self.write_change(now, from, change));
+                let index = self.fold.reserve(CellKey(cell));
                 if let Some(capture) = self.captures.by_key(key) {
                     capture.cell = Some(cell);
                     if capture.places.len() == at && at < PLACES {
@@ -355,8 +370,15 @@ mod tests {
             bench.displays(&run, &json!({"text/plain": format!("plot {number}")}), None);
         }
         bench.catches(&run, "w", "");
-        apply_to(&mut shown, &bench.out().0);
+        let (piece, _) = bench.out();
+        apply_to(&mut shown, &piece);
         assert_eq!(shown["first"], ["own\n", "Output()", "plot 2", "", ""]);
+        // What stands empty says so, and nothing else.
+        for event in &piece.events {
+            if let EventBody::Update { output, .. } = &event.body {
+                assert_eq!(output.get(super::CLEARED).is_some(), output["text"] == "", "{output}");
+            }
+        }
         // Cleared from outside, only the cell's own go.
         bench.clears(&run, false);
         apply_to(&mut shown, &bench.out().0);
@@ -381,6 +403,50 @@ mod tests {
     }
 
     #[test]
+    fn a_clearing_that_waits_is_done_before_what_is_caught() {
+        let mut bench = Bench::ready();
+        let mut shown = BTreeMap::new();
+        let run = bench.run("a");
+        bench.output_widget(&run, "w");
+        bench.prints(&run, "p");
+        bench.clears(&run, true);
+        bench.catches(&run, "w", &run);
+        bench.prints(&run, "x");
+        bench.displays(&run, &json!({"text/plain": "between"}), None);
+        bench.prints(&run, "y");
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!(shown["a"], ["x", "between", "y"]);
+        // Where it has caught before, too: what only grows is begun anew.
+        bench.catches(&run, "w", "");
+        bench.clears(&run, true);
+        bench.catches(&run, "w", &run);
+        bench.prints(&run, "z");
+        bench.prints(&run, "!");
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!(shown["a"], ["z!"]);
+    }
+
+    #[test]
+    fn a_widget_keeps_what_it_catches_however_many_others_begin_to() {
+        let mut bench = Bench::ready();
+        let mut shown = BTreeMap::new();
+        let first = bench.run("first");
+        bench.output_widget(&first, "w");
+        bench.output_widget(&first, "other");
+        bench.views(&first, "w");
+        bench.replies(&first);
+        let run = bench.run("second");
+        bench.catches(&run, "w", &run);
+        for number in 0..super::MOST {
+            bench.catches(&run, "other", &format!("run {number}"));
+        }
+        bench.catches(&run, "w", "one too many");
+        bench.prints(&run, "caught");
+        apply_to(&mut shown, &bench.out().0);
+        assert_eq!(shown["first"], ["Output()", "caught"]);
+    }
+
+    #[test]
     fn odd_and_endless_widgets_cost_a_bounded_memory() {
         let mut bench = Bench::ready();
         let run = bench.run("a");
@@ -399,6 +465,11 @@ mod tests {
         for _ in 0..1000 {
             bench.displays(&run, &json!({"text/plain": "x"}), None);
         }
+        bench.comm(&run, "comm_close", "w1", &json!({}));
+        let long = "i".repeat(70 << 10);
+        bench.output_widget(&run, &long);
+        bench.catches(&run, "w0", &long);
+        bench.displays(&run, &json!({"text/plain": "x"}), Some(&long));
         bench.out();
         let resume = bench.core.written.resume.as_ref().unwrap().len();
         assert!(resume < 64 << 10, "{resume}");

@@ -1,6 +1,6 @@
 //! A session's notebook: its cells in order, with how the last run of each stands. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,9 @@ pub struct Cell {
     pub run: CellRun,
 }
 
+/// Runs that are known by their ids.
+const RUNS: usize = 10_000;
+
 /// All cells of a session.
 #[derive(Debug, Default)]
 pub(super) struct Cells {
@@ -131,17 +134,48 @@ pub(super) struct Cells {
     /// No cell's place is larger.
     last_place: f64,
     bytes: usize,
+    /// The latest runs, also of cells that were run again or are gone. A later server knows the last of each cell.
+    runs: (VecDeque<RunId>, HashSet<RunId>),
 }
 
 impl Cells {
     /// Cells as they were stored.
     pub fn restore(stored: Vec<Cell>) -> Self {
         let mut cells = Self::default();
+        let mut runs: Vec<(Seq, RunId)> =
+            stored.iter().filter_map(|cell| Some((cell.run.first_seq, cell.run.run.clone()?))).collect();
+        runs.sort_unstable_by_key(|(seq, _)| *seq);
+        runs.into_iter().for_each(|(_, run)| cells.knows(run));
         for cell in stored {
             cells.next = cells.next.max(cell.number);
             cells.put(cell);
         }
         cells
+    }
+
+    /// A run begins.
+    pub fn begin(&mut self, number: u32, run: &RunId, now: SystemTime) {
+        if let Some(cell) = self.cells.get_mut(&number) {
+            (cell.run.phase, cell.run.run, cell.run.started_at) = (CellPhase::Running, Some(run.clone()), Some(now));
+            self.knows(run.clone());
+        }
+    }
+
+    fn knows(&mut self, run: RunId) {
+        let (order, known) = &mut self.runs;
+        if known.insert(run.clone()) {
+            order.push_back(run);
+        }
+        if order.len() > RUNS
+            && let Some(oldest) = order.pop_front()
+        {
+            known.remove(&oldest);
+        }
+    }
+
+    /// Whether there was such a run in this session, lately.
+    pub fn had_run(&self, id: &str) -> bool {
+        self.runs.1.contains(&RunId(id.to_owned()))
     }
 
     pub fn len(&self) -> usize {

@@ -398,9 +398,7 @@ impl Core {
         // What was asked before this run says nothing of its end.
         self.probe = None;
         self.fold.start(CellKey(number));
-        if let Some(run) = self.cells.run_mut(number) {
-            (run.phase, run.run, run.started_at) = (CellPhase::Running, Some(id.clone()), Some(now.time));
-        }
+        self.cells.begin(number, &id, now.time);
         self.event(now, Some(number), EventBody::Started);
         self.set_state(now, SessionState::Busy);
         self.effects.push(Effect::Submit { run: id, generation: self.generation, message });

@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::cells::Cell;
 use super::core::Core;
 use super::handle::SessionState;
 use super::piece::{EventBody, Telling, value_size};
@@ -18,6 +17,9 @@ const MAX_CHATTER: usize = 64 << 10;
 
 /// Bytes of text in one event.
 const MAX_TEXT: usize = 256 << 10;
+
+/// Messages that add an output.
+const ADDS: [&str; 4] = ["stream", "display_data", "execute_result", "error"];
 
 /// Takes off what is more than one event holds: the stream's name, how much stays, and the rest.
 pub(super) fn rest_of_stream(output: &mut Value) -> Option<(String, usize, String)> {
@@ -125,16 +127,16 @@ impl Core {
     }
 
     /// Output after its cell's end: a thread of it goes on printing, or a process that it has started, of whose output nobody
-    /// knows the cell. That is shown where the reader looks, at the last cell; so is what comes of a run so long ago that its outputs
-    /// cannot be added to any more.
+    /// knows the cell. That is shown where the reader looks, at the last cell; so is what comes of a run whose outputs
+    /// cannot be added to any more, for it was long ago or its cell was run again. What it has shown by a display id still changes.
     fn late_output(&mut self, now: Now, header: &Header, run: &str, message: &Message) {
         let is_stray = run.is_empty() && header.msg_type == "stream";
         let own = self.recent.iter().find(|recent| recent.run.0 == run).map(|recent| recent.number);
-        let adds = matches!(header.msg_type.as_str(), "stream" | "display_data" | "execute_result" | "error");
+        let shows = header.msg_type == "update_display_data" || ADDS.contains(&header.msg_type.as_str());
         let shown = own.or_else(|| {
-            let is_old = |cell: &Cell| cell.run.run.as_ref().is_some_and(|id| id.0 == run);
-            let is_anybodys = is_stray || adds && self.cells.iter().any(is_old);
-            self.recent.back().filter(|_| is_anybodys).map(|recent| recent.number)
+            let is_runs = shows && self.cells.had_run(run);
+            let running = self.active.as_ref().filter(|_| is_runs).map(|active| active.number);
+            self.recent.back().filter(|_| is_stray || is_runs).map(|recent| recent.number).or(running)
         });
         match shown {
             Some(number) => self.output(now, number, header, message),
@@ -162,6 +164,9 @@ impl Core {
             return;
         }
         let key = self.folded_as(number, &header.msg_type, message);
+        if ADDS.contains(&header.msg_type.as_str()) {
+            self.clear_before_catching(now, number, key);
+        }
         for change in self.fold.apply(key, &header.msg_type, &message.content) {
             self.write_change(now, number, change);
         }
@@ -249,5 +254,77 @@ impl Core {
     /// Whether the session can take commands for its kernel.
     pub(super) fn kernel_is_there(&self) -> bool {
         matches!(self.state, SessionState::Idle | SessionState::Busy | SessionState::Interrupting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::session::core_tests::Bench;
+    use crate::session::piece::EventBody;
+    use crate::wire::Channel;
+
+    impl Bench {
+        /// The texts that have been told of, and of which cells.
+        fn told(&mut self) -> Vec<(String, String)> {
+            let text = |body: EventBody| match body {
+                EventBody::Append { output, .. } | EventBody::Update { output, .. } => {
+                    Some(output["text"].as_str().or(output["data"]["text/plain"].as_str())?.to_owned())
+                }
+                EventBody::Stream { text, .. } => Some(text),
+                _ => None,
+            };
+            let events = self.out().0.events;
+            events.into_iter().filter_map(|event| Some((event.cell?, text(event.body)?))).collect()
+        }
+    }
+
+    fn pair(cell: &str, text: &str) -> (String, String) {
+        (cell.to_owned(), text.to_owned())
+    }
+
+    #[test]
+    fn what_an_earlier_run_of_a_cell_still_prints_is_shown_at_the_last_cell() {
+        let mut bench = Bench::ready();
+        let former = bench.run("a");
+        bench.prints(&former, "first");
+        bench.replies(&former);
+        bench.core.run_cell(bench.now, "a", None, None).unwrap();
+        let again = bench.cell("a").run.run.clone().unwrap().0;
+        bench.told();
+        // It is the only one.
+        bench.prints(&former, "thread");
+        bench.replies(&again);
+        let other = bench.run("b");
+        bench.replies(&other);
+        bench.prints(&former, "again");
+        bench.prints(&again, "its own");
+        bench.core.delete_cell(bench.now, "a").unwrap();
+        bench.prints(&again, "of one that is gone");
+        bench.prints("nobody's", "dropped");
+        assert_eq!(
+            bench.told(),
+            [pair("a", "thread"), pair("b", "again"), pair("a", "its own"), pair("b", "of one that is gone")]
+        );
+    }
+
+    #[test]
+    fn a_display_of_long_ago_is_still_kept_up_to_date() {
+        let mut bench = Bench::ready();
+        let first = bench.run("first");
+        let content = |text: &str| json!({"data": {"text/plain": text}, "metadata": {}, "transient": {"display_id": "d"}});
+        bench.says(Channel::Iopub, &first, "display_data", &content("0 %"));
+        bench.replies(&first);
+        for number in 0..40 {
+            let run = bench.run(&format!("c{number}"));
+            bench.replies(&run);
+        }
+        bench.told();
+        bench.says(Channel::Iopub, &first, "update_display_data", &content("50 %"));
+        bench.restore(|resume| resume);
+        bench.attach();
+        bench.says(Channel::Iopub, &first, "update_display_data", &content("100 %"));
+        assert_eq!(bench.told().last(), Some(&pair("first", "100 %")));
     }
 }

@@ -37,6 +37,7 @@ mod simulation;
 mod volatile;
 
 pub use crate::agent_protocol::RunUsage;
+pub use captures::CLEARED;
 pub use cells::{Cell, CellPhase, CellRun, CellType, RunOptions};
 pub use commands::{CellEdit, Denied, NewCell};
 pub use core::Stored;

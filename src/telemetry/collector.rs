@@ -47,14 +47,21 @@ pub(super) fn from_environment() -> Result<Option<SdkTracerProvider>, String> {
     if let Some(protocol) = protocol.filter(|protocol| protocol != "http/protobuf") {
         tracing::warn!(%protocol, "traces are sent as http/protobuf all the same, for nothing else is spoken here");
     }
-    let uri: Uri = endpoint.parse().map_err(|error| format!("{endpoint:?} is no address of a collector: {error}"))?;
-    let http = HttpClient::to(&uri).map_err(|error| format!("{endpoint:?} is no address of a collector: {error}"))?;
+    let http = client_for(&endpoint)?;
     let sender = Sender { http, runtime: Handle::current() };
     let exporter = OtlpExporter::builder().with_http().with_http_client(sender).build();
     let exporter = exporter.map_err(|error| error.to_string())?;
     let most = variable("OTEL_BSP_MAX_QUEUE_SIZE").and_then(|text| text.parse().ok()).filter(|most| *most > 0);
     let processor = Bounded::new(exporter, most.unwrap_or(QUEUE));
     Ok(Some(SdkTracerProvider::builder().with_resource(resource()).with_span_processor(processor).build()))
+}
+
+/// The client for a collector's address. Of one that cannot be used, no more is told than where it leads: the rest may be secret.
+fn client_for(endpoint: &str) -> Result<HttpClient, String> {
+    let unusable = |place: String, error: &str| format!("the collector's address{place} cannot be used: {error}");
+    let uri: Uri = endpoint.parse().map_err(|_| unusable(String::new(), "it is no URL"))?;
+    let place = format!(" ({}://{})", uri.scheme_str().unwrap_or("no scheme"), uri.host().unwrap_or("no host"));
+    HttpClient::to(&uri).map_err(|error| unusable(place, &error.to_string()))
 }
 
 /// Who we are, as the environment says, else by our name.
@@ -191,6 +198,18 @@ mod tests {
             let _let = self.0.acquire().await;
             *self.1.lock().unwrap() += batch.len();
             Ok(())
+        }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_used_is_told_without_what_may_be_secret() {
+        for (address, told) in [
+            ("grpc://ann:pass@there:4317/key?token=key", "grpc://there"),
+            ("http://ann:pass@there:x y/", "no URL"),
+            ("ftp://pass@there", "ftp://there"),
+        ] {
+            let error = client_for(address).unwrap_err();
+            assert!(error.contains(told) && !error.contains("pass") && !error.contains("key"), "{error}");
         }
     }
 

@@ -44,6 +44,12 @@ async fn what_was_taken_in_is_given_out_as_it_was() {
         assert_eq!(back.header("content-disposition"), "attachment; filename=\"my__work_.ipynb\"");
         assert_eq!(String::from_utf8_lossy(&back.body), expected.print(), "{name}");
     }
+    // An empty text is an output, too.
+    let mut file = notebook(vec![code("empty", "", &[])]);
+    file["cells"][0]["outputs"] = json!([{"output_type": "stream", "name": "stdout", "text": ""}]);
+    held.client.put(&held.path("/notebook"), file.to_string()).await.is(200);
+    let back = held.client.get(&held.path("/notebook")).await.is(200);
+    assert_eq!(back["cells"][0]["outputs"][0]["name"], "stdout");
     for (bytes, part) in [("{", "JSON"), ("[]", "notebook"), ("{\"nbformat\": 9}", "9"), ("<html>", "a web page")] {
         let problem = held.client.put(&held.path("/notebook"), bytes).await.problem(422, "bad_notebook");
         assert!(problem["detail"].as_str().unwrap().contains(part), "{problem}");

@@ -229,6 +229,6 @@ async fn without_a_collector_that_answers_all_goes_on() {
     server.env.push(("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "grpc://x:4317".to_owned()));
     server.start_again().await;
     client.get("/v1/sessions").await.is(200);
-    assert!(server.told().contains("grpc://x:4317"), "{}", server.told());
+    assert!(server.told().contains("grpc://x)"), "{}", server.told());
     server.end().await;
 }
