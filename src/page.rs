@@ -18,7 +18,7 @@ const HOLDER_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer
     style-src 'self'; frame-src 'self'; form-action 'none'; base-uri 'none'; require-trusted-types-for 'script'; \
     trusted-types 'none'";
 
-/// What shows an output has an origin of its own, even if somebody opens it as a page, and no network. It may do what it likes with
+/// What shows an output has an origin of its own, even if somebody opens it as a page, and may ask no network. It may do what it likes with
 /// itself: nothing is there. Text that becomes elements passes its own script, which leaves no document in it that has not passed.
 const FRAME_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer-lock; default-src 'none'; \
     script-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; style-src 'self' 'unsafe-inline'; img-src data: blob:; \

@@ -23,6 +23,8 @@ use crate::wire::json as wire_json;
 
 /// Seconds that a client may wait in one request.
 const MAX_WAIT: f64 = 3600.0;
+/// How long a session may take to tell what it knows before the store is asked.
+const SESSION_ANSWERS: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -197,8 +199,9 @@ async fn show_seen(
     if seen.is_empty() || seen.iter().any(|event| names_artifacts(event)) {
         return Ok(None);
     }
-    // Where it is over or runs again, the store knows.
-    let Ok(cell) = api.keeper.handle(id, caller.sees())?.cell(&run.id).await else { return Ok(None) };
+    // Where it is over, runs again, or is held up by a disk that is full, the store knows.
+    let handle = api.keeper.handle(id, caller.sees())?;
+    let Ok(Ok(cell)) = tokio::time::timeout(SESSION_ANSWERS, handle.cell(&run.id)).await else { return Ok(None) };
     if cell.run.phase != CellPhase::Finished || cell.run.first_seq != run.run.first_seq {
         return Ok(None);
     }

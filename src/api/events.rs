@@ -151,7 +151,7 @@ pub(super) struct Reader {
     /// Only this cell's, to the end of its run.
     cell: Option<String>,
     page: VecDeque<Arc<EventRow>>,
-    /// For whom only that is which the session's page shows now.
+    /// For whom only the last runs of the cells that are there.
     shown: Option<Shown>,
     /// Only to the session's end, and not until it is deleted.
     to_its_end: bool,
@@ -211,7 +211,8 @@ impl Reader {
     }
 }
 
-/// What a link shows of a session's journal: what is on its page now. What deleted cells and earlier runs have shown is not.
+/// What a link shows of a session's journal: what is of no cell, and the last runs of the cells that are there. Of deleted cells and
+/// earlier runs it shows nothing; what a run has cleared or replaced stands in the journal as told, and is shown as that.
 pub(super) struct Shown {
     store: Store,
     session: SessionId,

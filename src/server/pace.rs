@@ -44,10 +44,9 @@ impl<S> Paced<S> {
             self.late.as_mut().reset(since + patience);
         }
         ready!(self.late.as_mut().poll(context));
-        let kilobytes = PACE / 1024.0;
+        let (patience, kilobytes) = (PATIENCE.as_secs(), PACE / 1024.0);
         let why = format!(
-            "it reads slower than {kilobytes} KB/s for over {} s; what it had not read is dropped",
-            PATIENCE.as_secs()
+            "it kept us waiting for {patience} s in all, less a second for each {kilobytes} KB that it read; the rest is dropped"
         );
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, why))
     }
@@ -129,7 +128,7 @@ mod tests {
         let (sent, took) = send(64 << 10, 1, Duration::from_secs(100)).await;
         let error = sent.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(error.to_string().contains("slower than 64 KB/s"), "{error}");
+        assert!(error.to_string().contains("less a second for each 64 KB"), "{error}");
         assert!(took >= PATIENCE && took < PATIENCE + Duration::from_secs(5), "{took:?}");
     }
 

@@ -320,7 +320,8 @@ impl Driver {
             let _ = reply.send(Err(Denied::Storage(why.to_owned())));
         }
         match command {
-            Command::Add { reply, .. }
+            Command::Look { reply, .. }
+            | Command::Add { reply, .. }
             | Command::Run { reply, .. }
             | Command::Edit { reply, .. }
             | Command::Cancel { reply, .. } => {

@@ -16,21 +16,22 @@ use crate::support::{Place, skip};
 
 /// Serves one of the guide's files, whatever is asked for.
 async fn serve_example(name: &str) -> SocketAddr {
-    serve(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/embed").join(name)).unwrap()).await
+    serve(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/embed").join(name)).unwrap(), "").await
 }
 
-/// Serves a page without any policy, whatever is asked for.
-async fn serve(page: Vec<u8>) -> SocketAddr {
+/// Serves a page with this policy, whatever is asked for.
+pub async fn serve(page: Vec<u8>, policy: &str) -> SocketAddr {
+    let policy = policy.to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let page = page.clone();
+            let (page, policy) = (page.clone(), policy.clone());
             tokio::spawn(async move {
                 let mut request = [0; 4096];
                 let _ = stream.read(&mut request).await;
                 let head = format!(
-                    "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    "HTTP/1.1 200 OK\r\ncontent-type: text/html; charset=utf-8\r\ncontent-security-policy: {policy}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                     page.len()
                 );
                 let _ = stream.write_all(head.as_bytes()).await;
@@ -232,7 +233,7 @@ async fn nothing_leaves_a_page_without_a_policy() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let elsewhere = format!("http://{}", listener.local_addr().unwrap());
     let told = tokio::spawn(first_words(listener));
-    let page = serve(b"<!doctype html><title>Page</title><body></body>".to_vec()).await;
+    let page = serve(b"<!doctype html><title>Page</title><body></body>".to_vec(), "").await;
     let origin = format!("http://{page}");
     let Some((server, mut browser)) = start("embed-bare", &origin).await else { return };
     let address = format!("http://{}", server.client().address());

@@ -1,4 +1,4 @@
-// Runs inside an output's frame, which has no origin and no network: draws what comes through a port.
+// Runs inside an output's frame, which has no origin and may ask no network: draws what comes through a port.
 import { guard, tamed, watchFrames } from "./guard.js";
 import { FLAGS, inner, narrow } from "./nesting.js";
 

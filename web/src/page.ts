@@ -30,6 +30,8 @@ const KEY = "cellkeep-token";
 const ONLY = "cellkeep-only";
 /** Between two looks at the sessions, and at what the chosen one uses. */
 const LOOK_EVERY = 4000;
+/** After a session's end its answer is written down at once, or never. */
+const SETTLE_FOR = 60_000;
 /** Nearer to the end than this, the view follows what comes. */
 const NEAR_END = 120;
 const EXPORTS: Record<string, string> = { ipynb: "ipynb", html: "html", markdown: "md", script: "txt" };
@@ -88,7 +90,8 @@ class CellkeepPage extends LitElement {
   private atEnd = true;
   /** Whether a message is answered, as its cell says. */
   private answering = false;
-  private settling = false;
+  /** Whose ends are asked for, or were in vain. */
+  private settled = new WeakSet<SessionFeed>();
   private resized = new ResizeObserver(() => this.keepEnd());
 
   constructor() {
@@ -282,17 +285,19 @@ class CellkeepPage extends LitElement {
     area.focus();
   }
 
-  /** A session that ends takes its answer with it, of which no event tells: the server is asked until it is written down. */
+  /** A session that ends takes its answer with it, of which no event tells: the server is asked for a while whether it is written down. */
   private async settle(): Promise<void> {
     const { feed } = this;
-    if (!feed || this.settling) return;
-    this.settling = true;
-    for (let wait = 250; this.feed === feed && this.answering; wait = Math.min(wait * 2, LOOK_EVERY)) {
+    if (!feed || this.settled.has(feed)) return;
+    this.settled.add(feed);
+    const end = Date.now() + SETTLE_FOR;
+    for (let wait = 250; this.feed === feed && this.answering && Date.now() < end; wait = Math.min(wait * 2, LOOK_EVERY)) {
       const told = await askJson<{ state: string }>(this.access, "GET", `${feed.path}/chat`).catch(() => undefined);
       if (told?.state !== "answering") feed.list();
       await new Promise((resolve) => setTimeout(resolve, wait));
     }
-    this.settling = false;
+    // Whoever comes back to it later may ask again.
+    if (this.feed !== feed) this.settled.delete(feed);
   }
 
   private tell(what: "interrupt" | "restart"): Promise<void> {

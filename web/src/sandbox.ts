@@ -10,7 +10,7 @@ const MOST_LINK = 2000;
 
 export type FrameKind = "html" | "script" | "plotly" | "vega";
 
-/** Shows foreign content in a frame without origin and network: made when it comes near the view, given up when many others came since. */
+/** Shows foreign content in a frame without an origin, which may ask no network: made when it comes near the view, given up when many others came since. */
 export class CellkeepFrame extends LitElement implements Living {
   static override properties = {
     kind: {},
