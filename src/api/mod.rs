@@ -119,6 +119,7 @@ pub fn router(api: Api) -> Router {
         .route("/token", get(shares::token))
         .layer(middleware::from_fn_with_state(api.clone(), large::put_aside))
         .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
+        .layer(middleware::from_fn(trace::tell))
         .layer(middleware::from_fn_with_state(api.clone(), guard::identify))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     Router::new()

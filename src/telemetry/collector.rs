@@ -16,7 +16,7 @@ use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter, SpanProcessor,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span, SpanData, SpanExporter, SpanProcessor,
 };
 use tokio::runtime::Handle;
 
@@ -53,7 +53,11 @@ pub(super) fn from_environment() -> Result<Option<SdkTracerProvider>, String> {
     let exporter = exporter.map_err(|error| error.to_string())?;
     let most = variable("OTEL_BSP_MAX_QUEUE_SIZE").and_then(|text| text.parse().ok()).filter(|most| *most > 0);
     let processor = Bounded::new(exporter, most.unwrap_or(QUEUE));
-    Ok(Some(SdkTracerProvider::builder().with_resource(resource()).with_span_processor(processor).build()))
+    let provider = SdkTracerProvider::builder().with_resource(resource()).with_span_processor(processor);
+    // By default a caller's `traceparent` could take its requests out of the traces.
+    let is_chosen = variable("OTEL_TRACES_SAMPLER").is_some();
+    let provider = if is_chosen { provider } else { provider.with_sampler(Sampler::AlwaysOn) };
+    Ok(Some(provider.build()))
 }
 
 /// The client for a collector's address. Of one that cannot be used, no more is told than where it leads: the rest may be secret.

@@ -26,6 +26,25 @@ threading.Thread(target=work).start()
 print('begun')
 ";
 
+/// A thread that has ended goes at once, and not when the garbage collector comes by.
+const ENDED: &str = r"
+import gc, threading, time, weakref
+class Thread(threading.Thread):
+    def run(self):
+        pass
+gc.disable()
+thread = Thread()
+thread.start()
+thread.join()
+ended = weakref.ref(thread)
+del thread
+until = time.time() + 30
+while ended() and time.time() < until:
+    time.sleep(0.01)
+print(ended())
+gc.enable()
+";
+
 fn go(number: usize) -> String {
     format!("open('go{number}', 'w').close(); print('told')")
 }
@@ -54,6 +73,7 @@ async fn threads_print_into_the_cell_that_started_them(place: Place) {
         "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(print, 'a').result()";
     assert_eq!(printed(&run("makes".to_owned(), pool.to_owned()).await), "a\n");
     assert_eq!(printed(&run("uses".to_owned(), "pool.submit(print, 'b').result()".to_owned()).await), "b\n");
+    assert_eq!(printed(&run("ended".to_owned(), ENDED.to_owned()).await), "None\n");
     // It goes on while no server is there, and is in no other cell, however many have run.
     server
         .client()

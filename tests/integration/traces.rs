@@ -17,6 +17,8 @@ use crate::support::{PATIENCE, Place};
 
 /// Heads and bodies of requests.
 type Taken = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+/// A span, with the attributes of its resource.
+type Told = (Span, HashMap<String, String>);
 
 /// Stands in for a collector: keeps what it is sent.
 #[derive(Clone)]
@@ -39,7 +41,7 @@ impl Collector {
     }
 
     /// All spans that have come, with the resource's attributes.
-    fn spans(&self) -> Vec<(Span, HashMap<String, String>)> {
+    fn spans(&self) -> Vec<Told> {
         let taken = self.taken.lock().unwrap();
         let requests = taken.iter().map(|(_, body)| ExportTraceServiceRequest::decode(body.as_slice()).unwrap());
         let resources = requests.flat_map(|request| request.resource_spans);
@@ -58,7 +60,7 @@ impl Collector {
     }
 
     /// Waits for a span of this name with this attribute.
-    async fn span(&self, name: &str, attribute: (&str, &str)) -> (Span, HashMap<String, String>) {
+    async fn span(&self, name: &str, attribute: (&str, &str)) -> Told {
         let found = async {
             loop {
                 let fits = |span: &Span| span.name == name && attribute_of(span, attribute.0) == attribute.1;
@@ -170,6 +172,21 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
     assert_eq!((cell.parent_span_id.clone(), request.kind), (request.span_id.clone(), 2));
     assert_eq!(attribute_of(&request, "cellkeep.session.id"), session.id);
 
+    // Whoever has no token leaves no trace; whoever has one cannot ask for none.
+    client
+        .anonymous()
+        .with("traceparent", &format!("00-{TRACE}-b7ad6b7169203331-01"))
+        .with("authorization", "Bearer nobody's")
+        .get("/v1/kernels")
+        .await
+        .problem(401, "bad_token");
+    let silent = client.with("traceparent", "00-11111111111111111111111111111111-b7ad6b7169203331-00");
+    silent.get("/v1/kernels").await.is(200);
+    let (told, _) = collector.span("GET /v1/kernels", ("http.response.status_code", "200")).await;
+    assert_eq!(hex(&told.trace_id), "1".repeat(32));
+    let of_kernels = collector.spans().into_iter().filter(|(span, _)| span.name == "GET /v1/kernels").count();
+    assert_eq!(of_kernels, 1);
+
     // A run goes on under a later server, and still belongs to who asked.
     asked
         .post(&session.path("/cells"), json!({"source": "input('canary-prompt')", "id": "waits", "allow_stdin": true}))
@@ -183,7 +200,7 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
     // Another run of the cell is another's, and so is one that nobody traces.
     client.post(&session.path("/cells/fails/run?wait=60"), json!({})).await.is(200);
     collector.span("POST /v1/sessions/{session}/cells/{cell}/run", ("http.response.status_code", "200")).await;
-    let runs = |spans: Vec<(Span, HashMap<String, String>)>| {
+    let runs = |spans: Vec<Told>| {
         let runs =
             spans.into_iter().filter(|(span, _)| span.name == "cell" && attribute_of(span, "cellkeep.cell.id") == "fails");
         runs.map(|(span, _)| hex(&span.trace_id)).collect::<Vec<_>>()
