@@ -162,9 +162,10 @@ async fn overflow_is_named(place: Place) {
     let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
     assert!(hello.first_seq > Seq::FIRST, "{hello:?}");
     let LinkEvent::Lost { from, to } = next(&mut events).await else { panic!("the gap is not named") };
-    assert_eq!((from, to.next()), (Seq::FIRST, hello.first_seq));
+    // The last run's output may still have come in after the hello, and pushed more out.
+    assert!(from == Seq::FIRST && to.next() >= hello.first_seq, "{from:?} to {to:?} {hello:?}");
     let (_, numbers, replied) = read_run(&mut events, "run-4", usize::MAX).await;
     assert!(replied, "the end is kept");
-    assert_eq!(numbers.first(), Some(&hello.first_seq.0));
+    assert_eq!(numbers.first(), Some(&to.next().0));
     sandbox.destroy(&record).await.unwrap();
 }
