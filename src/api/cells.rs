@@ -205,8 +205,7 @@ async fn show_seen(
     if cell.run.phase != CellPhase::Finished || cell.run.first_seq != run.run.first_seq {
         return Ok(None);
     }
-    let told = seen.iter().map(AsRef::as_ref);
-    Ok(Some(if form == Form::None { view::cell(&cell, None) } else { with_outputs(api, &cell, told, form).await? }))
+    Ok(Some(with_outputs(api, &cell, seen.iter().map(AsRef::as_ref), form).await?))
 }
 
 /// The same of a cell to which something has been done. Nobody is told to try that again because its outputs cannot be told now:
@@ -224,13 +223,16 @@ async fn show_done(
     }
 }
 
-/// A cell with the outputs that its events tell.
+/// A cell with the outputs that its events tell, in the form that was asked for.
 async fn with_outputs<'a>(
     api: &Api,
     cell: &Cell,
     told: impl IntoIterator<Item = &'a EventRow>,
     form: Form,
 ) -> Result<Value, Problem> {
+    if form == Form::None {
+        return Ok(view::cell(cell, None));
+    }
     // A cell that is no code any more shows nothing of what it was.
     let told = told.into_iter().filter(|_| cell.cell_type == CellType::Code);
     let outputs = view::outputs(told, api.keeper.blobs(), form == Form::Refs).await?;

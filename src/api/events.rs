@@ -105,7 +105,7 @@ pub(super) fn of_cell(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, f
     sse(reader, api, caller)
 }
 
-/// Waits until a cell's run has ended. Gives its events, unless they are many, or some of the session's between could not be seen.
+/// Waits until a cell's run has ended. Gives its events, unless they are many or the session was deleted.
 pub(super) async fn until_finished(
     api: &Api,
     id: &SessionId,
@@ -116,7 +116,7 @@ pub(super) async fn until_finished(
     let (mut seen, mut bytes) = (Vec::new(), 0);
     while let Some(events) = follower.next().await? {
         for event in events.into_iter().filter(|event| event.cell.as_deref() == Some(&cell.id)) {
-            let ended = event.kind == "cell.finished";
+            let ended = ends(&event, &cell.id);
             bytes += event.body.len();
             if bytes <= FEW {
                 seen.push(event);
