@@ -185,13 +185,7 @@ async fn show(
 
 /// A cell that has just ended: what is still held of its events need not be asked of the store. `None` where that is not all that
 /// is to be shown.
-async fn show_held(
-    api: &Api,
-    id: &SessionId,
-    caller: &Caller,
-    cell: &Cell,
-    form: Form,
-) -> Result<Option<Value>, Problem> {
+async fn show_held(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, form: Form) -> Result<Option<Value>, Problem> {
     let Some(held) = api.keeper.held_after(id, caller.sees(), events::before(cell))? else { return Ok(None) };
     // Others may have run it again meanwhile, which this answer does not tell of.
     let is_told = |event: &&EventRow| event.cell.as_deref() == Some(&cell.id) && event.seq <= cell.run.last_seq;

@@ -57,7 +57,7 @@ struct Driver {
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
     state: watch::Sender<SessionState>,
-    info: watch::Sender<Value>,
+    info: watch::Sender<Arc<Value>>,
     /// Asks what has become of the sandbox while its agent is away.
     watch: Option<AbortOnDrop<()>>,
     /// Who waits for an answer of the kernel.
@@ -129,7 +129,7 @@ pub async fn end_stored(stored: Stored, was_over: bool, why: &str, mut journal: 
     }
     // The other end is dropped: whoever sends is told that the session is over.
     let (commands, _) = mpsc::unbounded_channel();
-    SessionHandle { commands, state: watch::channel(gone).1, info: watch::channel(Value::Null).1, trace: None }
+    SessionHandle { commands, state: watch::channel(gone).1, info: watch::channel(Arc::default()).1, trace: None }
 }
 
 fn now() -> Now {
@@ -291,7 +291,7 @@ impl Driver {
         }
         effects.into_iter().for_each(|effect| self.act(effect));
         self.info.send_if_modified(|info| {
-            let changes = *info != self.core.info;
+            let changes = !Arc::ptr_eq(info, &self.core.info);
             if changes {
                 info.clone_from(&self.core.info);
             }

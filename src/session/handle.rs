@@ -1,5 +1,6 @@
 //! What others hold of a session: a way to give it commands, and to see where it stands.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -106,7 +107,7 @@ pub(super) enum Command {
 pub struct SessionHandle {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) state: watch::Receiver<SessionState>,
-    pub(super) info: watch::Receiver<Value>,
+    pub(super) info: watch::Receiver<Arc<Value>>,
     /// What uses it, as a `traceparent`.
     pub(super) trace: Option<String>,
 }
@@ -124,7 +125,7 @@ impl SessionHandle {
     }
 
     /// The content of the kernel's `kernel_info_reply`; `null` before it is ready.
-    pub fn kernel_info(&self) -> Value {
+    pub fn kernel_info(&self) -> Arc<Value> {
         self.info.borrow().clone()
     }
 
