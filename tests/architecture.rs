@@ -56,7 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "session",
         ],
     ),
-    ("chat", &["http_client", "ids", "wire", "output", "session", "manager"]),
+    ("chat", &["http_client", "ids", "wire", "output", "session", "manager", "telemetry"]),
     ("runner", &["wire", "session", "notebook", "output"]),
     // faces
     (

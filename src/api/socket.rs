@@ -3,6 +3,7 @@
 use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
@@ -16,6 +17,7 @@ use super::{Api, Caller, InPath, OpenConnection, Query, cells, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
 use crate::session::{NewCell, SessionHandle};
+use crate::telemetry::traces;
 use crate::wire::json as wire_json;
 
 /// Bytes of one command.
@@ -27,6 +29,7 @@ pub(super) async fn open(
     InPath(id): InPath,
     Query(query): Query<After>,
     connection: Option<Extension<OpenConnection>>,
+    headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
     // Who only looks keeps no session from its idle end.
@@ -37,7 +40,8 @@ pub(super) async fn open(
     let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
     let reader = Reader::new(&api, &caller, id.clone(), follower, query.form()?);
     let open = guard::open_stream(&api, &caller.0)?;
-    let commander = Commander { _open: (open, connection), api, id, caller, handle };
+    let trace = headers.get("traceparent").and_then(|parent| traces::current_below(parent.to_str().ok()?));
+    let commander = Commander { _open: (open, connection), api, id, caller, handle, trace };
     let upgrade = upgrade.max_message_size(MAX_COMMAND).max_frame_size(MAX_COMMAND);
     Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, commander)))
 }
@@ -48,6 +52,9 @@ struct Commander {
     id: SessionId,
     caller: Caller,
     handle: SessionHandle,
+    /// What runs are children of that do not say so themselves: the request of this socket, if it is part of something larger.
+    /// Else they have nothing in common but a socket that may be open for days.
+    trace: Option<String>,
     _open: (OpenStream, Option<Extension<OpenConnection>>),
 }
 
@@ -103,6 +110,7 @@ struct Command {
     value: Option<String>,
     timeout_seconds: Option<f64>,
     allow_stdin: Option<bool>,
+    traceparent: Option<String>,
 }
 
 fn failed(id: Option<&RawValue>, problem: &Problem) -> Value {
@@ -138,7 +146,8 @@ async fn act(command: Command, commander: &Commander) -> Result<Option<String>, 
     let missing = |field: &'static str| Problem::unprocessable("missing_field", format!("{field} is missing")).field(field);
     match command.op.as_str() {
         "run" => {
-            let handle = api.keeper.handle_for_work(id, caller.sees())?;
+            let trace = command.traceparent.as_deref().and_then(traces::of_others).or_else(|| commander.trace.clone());
+            let handle = api.keeper.handle_for_work(id, caller.sees())?.traced(trace);
             let (timeout, allow_stdin) = (command.timeout_seconds, command.allow_stdin);
             let says_how = timeout.is_some() || allow_stdin.is_some();
             let options = cells::run_options(api, id, caller, timeout, allow_stdin)?;

@@ -30,6 +30,7 @@ pub use endpoint::{Key, ModelSettings};
 use crate::ids::{self, SessionId};
 use crate::manager::{Keeper, KeeperError, StoreError};
 use crate::session::{Cell, CellType, NewCell};
+use crate::telemetry::traces;
 use endpoint::Endpoint;
 use error::ChatError;
 use table::{MOST_OF_ONE, MOST_TURNS, Place, Table};
@@ -99,7 +100,7 @@ impl Chats {
         self.0.keeper.handle_for_work(id, principal)?;
         // Whoever asks may go away meanwhile.
         let (chats, id) = (self.clone(), id.clone());
-        let asking = tokio::spawn(async move { chats.begin(id, endpoint, text).await });
+        let asking = tokio::spawn(traces::carry(async move { chats.begin(id, endpoint, text).await }));
         asking.await.map_err(|error| KeeperError::from(StoreError::Failed(error.to_string())))?
     }
 
@@ -114,7 +115,7 @@ impl Chats {
                 return Err(error.into());
             }
         };
-        tokio::spawn(self.clone().answer(id, cell, endpoint, place));
+        tokio::spawn(traces::carry(self.clone().answer(id, cell, endpoint, place)));
         Ok(made)
     }
 
@@ -129,7 +130,7 @@ impl Chats {
             seen: HashMap::new(),
         };
         // In a task of its own: a fault of ours is told as such, and the message is not answered for ever.
-        let outcome = match tokio::spawn(async move { turn.run().await }).await {
+        let outcome = match tokio::spawn(traces::carry(async move { turn.run().await })).await {
             Ok(outcome) => outcome,
             // The server ends: the next one finds it.
             Err(error) if error.is_cancelled() => return,

@@ -18,7 +18,6 @@ pub(super) struct Executions {
 #[derive(Debug, Default)]
 struct Open {
     parent: Option<String>,
-    /// Not known of what an earlier server queued.
     queued_at: Option<SystemTime>,
     started: bool,
 }
@@ -28,25 +27,25 @@ impl Executions {
     pub fn of(session: &SessionId, kernel: &str, cells: &[Cell]) -> Option<Self> {
         traces::are_kept().then(|| {
             let open = cells.iter().filter(|cell| cell.run.phase != CellPhase::Finished).map(|cell| {
-                let started = cell.run.phase == CellPhase::Running;
-                (cell.id.clone(), Open { parent: cell.options.trace.clone(), queued_at: None, started })
+                let (parent, queued_at) = (cell.run.trace.clone(), cell.run.queued_at);
+                (cell.id.clone(), Open { parent, queued_at, started: cell.run.phase == CellPhase::Running })
             });
             Self { session: session.clone(), kernel: kernel.to_owned(), open: open.collect() }
         })
     }
 
-    /// Takes in a piece that has been written down.
-    pub fn follow(&mut self, piece: &Piece) {
+    /// Takes in a piece that has been written down. `numbers`: those of the cells, by their ids.
+    pub fn follow(&mut self, piece: &Piece, numbers: &HashMap<String, u32>) {
         for event in &piece.events {
             let Some(id) = &event.cell else { continue };
             match &event.body {
                 EventBody::Queued => {
-                    // A run that is asked for by somebody else comes with its cell: who asks is written there.
-                    let parent = piece.cells.iter().rev().find_map(|change| match change {
-                        CellChange::Put(cell) if cell.id == *id => Some(cell.options.trace.clone()),
+                    let number = numbers.get(id);
+                    let parent = piece.cells.iter().find_map(|change| match change {
+                        CellChange::Run { number: its, run } if Some(its) == number => run.trace.clone(),
                         _ => None,
                     });
-                    let open = Open { parent: parent.flatten(), queued_at: Some(event.time), started: false };
+                    let open = Open { parent, queued_at: Some(event.time), started: false };
                     self.open.insert(id.clone(), open);
                 }
                 EventBody::Started => self.open.entry(id.clone()).or_default().started = true,

@@ -13,7 +13,9 @@ use crate::artifacts::Blobs;
 use crate::ids::{Seq, SessionId};
 use crate::mime;
 use crate::output::{ArtifactOptions, CellKey, artifacts_of};
-use crate::session::{self, Cell, CellChange, CellRun, EventBody, Journal, JournalError, Piece, SessionEvent, SessionState};
+use crate::session::{
+    self, Cell, CellChange, CellRun, EventBody, Journal, JournalError, Piece, RunOptions, SessionEvent, SessionState,
+};
 use crate::store::{
     self, ArtifactRow, CellRow, CellState, Commit, EventRow, SessionChange, Store, StoreError, from_ms, to_ms,
 };
@@ -173,7 +175,7 @@ impl Journal for StoreJournal {
         metrics::histogram!(telemetry::COMMIT_SECONDS).record(began.elapsed());
         count(piece, &events);
         if let Some(executions) = &mut self.executions {
-            executions.follow(piece);
+            executions.follow(piece, &self.numbers);
         }
         if let Some(first) = piece.events.first() {
             // The clock may have been set back meanwhile.
@@ -340,6 +342,9 @@ fn state_row(state: &SessionState) -> (String, Option<String>) {
 fn change_row(change: &CellChange) -> store::CellChange {
     match change {
         CellChange::Put(cell) => store::CellChange::Put(Box::new(cell_row(cell))),
+        CellChange::Options { number, options } => {
+            store::CellChange::Options { number: *number, options: options_text(options) }
+        }
         CellChange::Run { number, run } => store::CellChange::State { number: *number, run: run_row(run) },
         CellChange::Delete { number } => store::CellChange::Delete { number: *number },
     }
@@ -353,14 +358,20 @@ fn cell_row(cell: &Cell) -> CellRow {
         cell_type: cell.cell_type.name().to_owned(),
         source: cell.source.clone(),
         metadata: Value::Object(cell.metadata.clone()).to_string(),
-        options: serde_json::to_string(&cell.options).unwrap_or_default(),
+        options: options_text(&cell.options),
         run: run_row(&cell.run),
     }
+}
+
+fn options_text(options: &RunOptions) -> String {
+    serde_json::to_string(options).unwrap_or_default()
 }
 
 fn run_row(run: &CellRun) -> CellState {
     CellState {
         state: run.phase.name().to_owned(),
+        queued_at: run.queued_at.map(to_ms),
+        trace: run.trace.clone(),
         run: run.run.as_ref().map(|run| run.0.clone()),
         started_at: run.started_at.map(to_ms),
         result: run.result.as_ref().and_then(|result| serde_json::to_string(result).ok()),
@@ -385,6 +396,8 @@ pub(super) fn restore_cell(row: CellRow) -> Option<Cell> {
         options: serde_json::from_str(&row.options).unwrap_or_default(),
         run: CellRun {
             phase: crate::session::CellPhase::parse(&row.run.state).unwrap_or_default(),
+            queued_at: row.run.queued_at.map(from_ms),
+            trace: row.run.trace,
             run: row.run.run.map(crate::ids::RunId),
             started_at: row.run.started_at.map(from_ms),
             result: row.run.result.and_then(|text| serde_json::from_str(&text).ok()),

@@ -170,7 +170,6 @@ impl Keeper {
                     allow_stdin: false,
                     group: group.clone(),
                     allow_error,
-                    trace: None,
                 };
                 (cell.id, options)
             })

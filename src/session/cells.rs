@@ -50,9 +50,6 @@ pub struct RunOptions {
     /// Whether an error in it leaves the rest of its group alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_error: bool,
-    /// What asked for its latest run, as a `traceparent`, where traces are kept.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trace: Option<String>,
 }
 
 /// Where a cell's last run stands.
@@ -89,6 +86,10 @@ impl CellPhase {
 pub struct CellRun {
     /// Where it stands.
     pub phase: CellPhase,
+    /// When it was queued.
+    pub queued_at: Option<SystemTime>,
+    /// What asked for it, as a `traceparent`, where traces are kept.
+    pub trace: Option<String>,
     /// The `msg_id` of its request.
     pub run: Option<RunId>,
     /// When the kernel was given it.
@@ -202,6 +203,12 @@ impl Cells {
 
     pub fn get(&self, number: u32) -> Option<&Cell> {
         self.cells.get(&number)
+    }
+
+    pub fn set_options(&mut self, number: u32, options: RunOptions) {
+        if let Some(cell) = self.cells.get_mut(&number) {
+            cell.options = options;
+        }
     }
 
     pub fn run_mut(&mut self, number: u32) -> Option<&mut CellRun> {

@@ -148,8 +148,8 @@ impl Core {
         (!goes_on).then(|| self.view(run.number))
     }
 
-    /// Adds a cell, and queues it if asked to.
-    pub fn add_cell(&mut self, now: Now, new: NewCell) -> Result<Cell, Denied> {
+    /// Adds a cell, and queues it if asked to. `trace`: what asks, as a `traceparent`.
+    pub fn add_cell(&mut self, now: Now, new: NewCell, trace: Option<String>) -> Result<Cell, Denied> {
         self.check_alive()?;
         let cell_type = new.cell_type.unwrap_or(CellType::Code);
         let id = self.fresh_id(new.id)?;
@@ -169,7 +169,7 @@ impl Core {
         }
         self.put_outputs(now, number, new.outputs);
         if new.run && cell_type == CellType::Code {
-            self.enqueue(now, number);
+            self.enqueue(now, number, trace);
         }
         self.view(number)
     }
@@ -184,7 +184,7 @@ impl Core {
     ) -> Result<Cell, Denied> {
         self.check_alive()?;
         let number = self.number_of(id)?;
-        let mut cell = self.view(number)?;
+        let cell = self.view(number)?;
         if cell.cell_type != CellType::Code {
             return Err(Denied::NotCode { id: id.to_owned() });
         }
@@ -192,19 +192,14 @@ impl Core {
             return Err(Denied::InProgress { id: id.to_owned(), phase: cell.run.phase.name() });
         }
         self.check_queue(1)?;
-        let former = RunOptions { group: None, allow_error: false, ..cell.options.clone() };
-        let options = RunOptions { trace, ..options.unwrap_or(former) };
-        if options != cell.options {
-            cell.options = options;
-            self.cells.put(cell.clone());
-            self.write_cell(CellChange::Put(Box::new(cell)));
-        }
-        self.enqueue(now, number);
+        let options = options.unwrap_or_else(|| RunOptions { group: None, allow_error: false, ..cell.options.clone() });
+        self.set_options(&cell, options);
+        self.enqueue(now, number, trace);
         self.view(number)
     }
 
     /// Runs several cells, one after the other, each with its own options: all of them are queued, or none.
-    pub fn run_cells(&mut self, now: Now, runs: Vec<(String, RunOptions)>) -> Result<(), Denied> {
+    pub fn run_cells(&mut self, now: Now, runs: Vec<(String, RunOptions)>, trace: Option<&str>) -> Result<(), Denied> {
         self.check_alive()?;
         self.check_queue(runs.len())?;
         let mut cells = Vec::new();
@@ -216,13 +211,11 @@ impl Core {
             if cell.run.phase != CellPhase::Finished {
                 return Err(Denied::InProgress { id, phase: cell.run.phase.name() });
             }
-            cells.push(Cell { options, ..cell });
+            cells.push((cell, options));
         }
-        for cell in cells {
-            let number = cell.number;
-            self.cells.put(cell.clone());
-            self.write_cell(CellChange::Put(Box::new(cell)));
-            self.enqueue(now, number);
+        for (cell, options) in cells {
+            self.set_options(&cell, options);
+            self.enqueue(now, cell.number, trace.map(str::to_owned));
         }
         Ok(())
     }
@@ -247,7 +240,7 @@ impl Core {
             self.delete_cell(now, &id)?;
         }
         for cell in new {
-            self.add_cell(now, cell)?;
+            self.add_cell(now, cell, None)?;
         }
         self.piece.notebook = Some(notebook);
         Ok(())
@@ -443,11 +436,20 @@ impl Core {
         }
     }
 
-    fn enqueue(&mut self, now: Now, number: u32) {
+    /// The source, which may be long, is not written again for it.
+    fn set_options(&mut self, cell: &Cell, options: RunOptions) {
+        if options != cell.options {
+            self.cells.set_options(cell.number, options.clone());
+            self.write_cell(CellChange::Options { number: cell.number, options });
+        }
+    }
+
+    fn enqueue(&mut self, now: Now, number: u32, trace: Option<String>) {
         self.forget_outputs(number);
         let seq = self.event(now, Some(number), EventBody::Queued);
         if let Some(run) = self.cells.run_mut(number) {
-            *run = CellRun { phase: CellPhase::Queued, first_seq: seq, last_seq: seq, ..CellRun::default() };
+            let (phase, queued_at) = (CellPhase::Queued, Some(now.time));
+            *run = CellRun { phase, queued_at, trace, first_seq: seq, last_seq: seq, ..CellRun::default() };
         }
         self.queue.push_back(number);
         self.run_next(now);
@@ -464,5 +466,47 @@ impl Core {
     fn unqueue(&mut self, now: Now, number: u32) {
         self.queue.retain(|queued| *queued != number);
         self.end_cell(now, number, RunResult::without_run(RunStatus::Cancelled, "it was cancelled", now.time));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::core_tests::Bench;
+
+    fn changes(bench: &mut Bench) -> Vec<CellChange> {
+        bench.out().0.cells
+    }
+
+    fn traced(cell: &Cell, who: &str) -> CellChange {
+        assert_eq!((cell.run.trace.as_deref(), cell.run.queued_at.is_some()), (Some(who), true));
+        CellChange::Run { number: cell.number, run: Box::new(cell.run.clone()) }
+    }
+
+    #[test]
+    fn a_cell_that_is_run_again_is_not_written_again() {
+        let mut bench = Bench::ready();
+        let first = bench.run("a");
+        bench.replies(&first);
+        changes(&mut bench);
+        // As before, but for somebody else.
+        bench.core.run_cell(bench.now, "a", None, Some("one".to_owned())).unwrap();
+        let cell = bench.cell("a").clone();
+        assert_eq!(changes(&mut bench), [traced(&cell, "one")]);
+        bench.replies(&cell.run.run.unwrap().0);
+        changes(&mut bench);
+        // Otherwise, and in another way: that is written, and the source is not.
+        let options = RunOptions { timeout_seconds: Some(1.5), ..RunOptions::default() };
+        bench.core.run_cell(bench.now, "a", Some(options.clone()), Some("two".to_owned())).unwrap();
+        let cell = bench.cell("a").clone();
+        assert_eq!(cell.options, options);
+        assert_eq!(changes(&mut bench), [CellChange::Options { number: cell.number, options }, traced(&cell, "two")]);
+        bench.replies(&cell.run.run.unwrap().0);
+        changes(&mut bench);
+        let group = RunOptions { group: Some("g".to_owned()), ..RunOptions::default() };
+        bench.core.run_cells(bench.now, vec![("a".to_owned(), group.clone())], Some("three")).unwrap();
+        let cell = bench.cell("a").clone();
+        let number = cell.number;
+        assert_eq!(changes(&mut bench), [CellChange::Options { number, options: group }, traced(&cell, "three")]);
     }
 }

@@ -106,7 +106,7 @@ impl Bench {
     }
 
     pub fn add(&mut self, id: &str, run: bool) -> Result<Cell, Denied> {
-        self.core.add_cell(self.now, NewCell { id: Some(id.to_owned()), run, ..NewCell::default() })
+        self.core.add_cell(self.now, NewCell { id: Some(id.to_owned()), run, ..NewCell::default() }, None)
     }
 
     /// Adds a cell that runs at once; gives its run.
@@ -161,7 +161,7 @@ fn cells_stand_where_they_are_put() {
         bench.add(id, false).unwrap();
     }
     let new = NewCell { id: Some("d".to_owned()), after: Some("a".to_owned()), ..NewCell::default() };
-    bench.core.add_cell(bench.now, new).unwrap();
+    bench.core.add_cell(bench.now, new, None).unwrap();
     assert_eq!(bench.order(), ["a", "d", "b", "c"]);
     bench.core.edit_cell(bench.now, "c", CellEdit { after: Some(None), ..CellEdit::default() }).unwrap();
     bench.core.edit_cell(bench.now, "a", behind("b")).unwrap();
@@ -193,7 +193,7 @@ fn after_room_was_made_new_cells_still_come_last() {
     bench.add("first", false).unwrap();
     for number in 0..60 {
         let new = NewCell { id: Some(format!("c{number}")), after: Some("first".to_owned()), ..NewCell::default() };
-        bench.core.add_cell(bench.now, new).unwrap();
+        bench.core.add_cell(bench.now, new, None).unwrap();
     }
     bench.add("last", false).unwrap();
     assert_eq!(bench.order().last(), Some(&"last"));
@@ -209,7 +209,7 @@ fn ids_follow_nbformat() {
     }
     bench.add("a-B_9", false).unwrap();
     assert!(matches!(bench.add("a-B_9", false), Err(Denied::IdTaken { .. })));
-    let made = bench.core.add_cell(bench.now, NewCell::default()).unwrap();
+    let made = bench.core.add_cell(bench.now, NewCell::default(), None).unwrap();
     assert_eq!(made.id.len(), 8);
     bench.core.delete_cell(bench.now, "a-B_9").unwrap();
     bench.add("a-B_9", false).unwrap();
@@ -238,7 +238,7 @@ fn the_queue_and_the_notebook_are_bounded() {
 fn what_cannot_be_done_is_denied_by_name() {
     let mut bench = Bench::ready();
     let text = NewCell { id: Some("t".to_owned()), cell_type: Some(CellType::Markdown), run: true, ..NewCell::default() };
-    assert_eq!(bench.core.add_cell(bench.now, text).unwrap().run.phase, CellPhase::Finished, "text is not run");
+    assert_eq!(bench.core.add_cell(bench.now, text, None).unwrap().run.phase, CellPhase::Finished, "text is not run");
     assert!(matches!(bench.core.run_cell(bench.now, "t", None, None), Err(Denied::NotCode { .. })));
     bench.run("a");
     bench.add("b", true).unwrap();
@@ -566,10 +566,10 @@ fn a_cell_that_fails_cancels_its_group_and_nothing_else() {
         bench.add(id, false).unwrap();
     }
     let runs = |ids: &[&str], allow_error| ids.iter().map(|id| ((*id).to_owned(), together(allow_error))).collect();
-    assert!(matches!(bench.core.run_cells(bench.now, runs(&["a", "nowhere"], false)), Err(Denied::NoCell { .. })));
+    assert!(matches!(bench.core.run_cells(bench.now, runs(&["a", "nowhere"], false), None), Err(Denied::NoCell { .. })));
     assert_eq!(bench.cell("a").run.phase, CellPhase::Finished, "all are queued, or none");
-    bench.core.run_cells(bench.now, runs(&["a", "b"], true)).unwrap();
-    bench.core.run_cells(bench.now, runs(&["c"], false)).unwrap();
+    bench.core.run_cells(bench.now, runs(&["a", "b"], true), None).unwrap();
+    bench.core.run_cells(bench.now, runs(&["c"], false), None).unwrap();
     bench.core.run_cell(bench.now, "alone", None, None).unwrap();
     let fail = |bench: &mut Bench, id: &str| {
         let run = bench.cell(id).run.run.clone().unwrap().0;
@@ -608,5 +608,5 @@ fn metadata_is_counted() {
     let mut bench = Bench::new();
     let metadata = Map::from_iter([("k".to_owned(), Value::from("x".repeat(300 << 20)))]);
     let new = NewCell { metadata, ..NewCell::default() };
-    assert!(matches!(bench.core.add_cell(bench.now, new), Err(Denied::TooMany { .. })));
+    assert!(matches!(bench.core.add_cell(bench.now, new, None), Err(Denied::TooMany { .. })));
 }

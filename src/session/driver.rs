@@ -185,16 +185,16 @@ impl Driver {
                 Some(answer) => self.answer(reply, answer),
                 None => self.follow(run, reply),
             },
-            Command::Add { cell, reply } => {
-                let answer = core.add_cell(now, *cell);
+            Command::Add { cell, trace, reply } => {
+                let answer = core.add_cell(now, *cell, trace);
                 self.answer(reply, answer);
             }
             Command::Run { id, options, trace, reply } => {
                 let answer = core.run_cell(now, &id, options, trace);
                 self.answer(reply, answer);
             }
-            Command::RunAll { runs, reply } => {
-                let answer = core.run_cells(now, runs);
+            Command::RunAll { runs, trace, reply } => {
+                let answer = core.run_cells(now, runs, trace.as_deref());
                 self.answer(reply, answer);
             }
             Command::Replace { cells, notebook, reply } => {

@@ -85,9 +85,9 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, Denied>>;
 
 pub(super) enum Command {
     Follow { run: RunOfCell, reply: Reply<Cell> },
-    Add { cell: Box<NewCell>, reply: Reply<Cell> },
+    Add { cell: Box<NewCell>, trace: Option<String>, reply: Reply<Cell> },
     Run { id: String, options: Option<RunOptions>, trace: Option<String>, reply: Reply<Cell> },
-    RunAll { runs: Vec<(String, RunOptions)>, reply: Reply<()> },
+    RunAll { runs: Vec<(String, RunOptions)>, trace: Option<String>, reply: Reply<()> },
     Replace { cells: Vec<NewCell>, notebook: String, reply: Reply<()> },
     Edit { id: String, edit: Box<CellEdit>, reply: Reply<Cell> },
     Delete { id: String, reply: Reply<()> },
@@ -157,9 +157,9 @@ impl SessionHandle {
     ///
     /// # Errors
     /// [`SessionError`].
-    pub async fn add_cell(&self, mut cell: NewCell) -> Result<Cell, SessionError> {
-        cell.options.trace.clone_from(&self.trace);
-        self.ask(|reply| Command::Add { cell: Box::new(cell), reply }).await
+    pub async fn add_cell(&self, cell: NewCell) -> Result<Cell, SessionError> {
+        let trace = self.trace.clone();
+        self.ask(|reply| Command::Add { cell: Box::new(cell), trace, reply }).await
     }
 
     /// Runs a cell again. Returns once that is written down.
@@ -175,9 +175,9 @@ impl SessionHandle {
     ///
     /// # Errors
     /// [`SessionError`].
-    pub async fn run_cells(&self, mut runs: Vec<(String, RunOptions)>) -> Result<(), SessionError> {
-        runs.iter_mut().for_each(|(_, options)| options.trace.clone_from(&self.trace));
-        self.ask(|reply| Command::RunAll { runs, reply }).await
+    pub async fn run_cells(&self, runs: Vec<(String, RunOptions)>) -> Result<(), SessionError> {
+        let trace = self.trace.clone();
+        self.ask(|reply| Command::RunAll { runs, trace, reply }).await
     }
 
     /// Makes the notebook that of a file: of these cells, and with what it says beside them, as JSON.

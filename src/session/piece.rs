@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use super::cells::{Cell, CellRun};
+use super::cells::{Cell, CellRun, RunOptions};
 use super::handle::SessionState;
 use super::run::RunResult;
 use crate::ids::Seq;
@@ -162,6 +162,13 @@ pub enum NotebookChange {
 pub enum CellChange {
     /// It is new, or edited.
     Put(Box<Cell>),
+    /// It is run otherwise from now on.
+    Options {
+        /// Which cell.
+        number: u32,
+        /// How.
+        options: RunOptions,
+    },
     /// Its run stands otherwise.
     Run {
         /// Which cell.
@@ -181,7 +188,7 @@ impl CellChange {
     pub fn number(&self) -> u32 {
         match self {
             Self::Put(cell) => cell.number,
-            Self::Run { number, .. } | Self::Delete { number } => *number,
+            Self::Options { number, .. } | Self::Run { number, .. } | Self::Delete { number } => *number,
         }
     }
 }

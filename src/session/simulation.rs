@@ -388,9 +388,9 @@ impl World {
                     // Half of all cells: those that may ask.
                     group: stdin.then(|| "together".to_owned()),
                     allow_error: timeout,
-                    trace: None,
                 };
-                self.core.add_cell(now, NewCell { source, run, options, ..NewCell::default() }).map(drop)
+                let trace = stdin.then(|| "who asks".to_owned());
+                self.core.add_cell(now, NewCell { source, run, options, ..NewCell::default() }, trace).map(drop)
             }
             Deed::Run(cell) => self.core.run_cell(now, &self.cell(cell), None, None).map(drop),
             Deed::Edit(cell, source) => {

@@ -35,6 +35,10 @@ pub struct CellRow {
 pub struct CellState {
     /// `queued`, `running` or `finished`.
     pub state: String,
+    /// When it was queued.
+    pub queued_at: Option<i64>,
+    /// What asked for it, as a `traceparent`, where traces are kept.
+    pub trace: Option<String>,
     /// The id of the run: the `msg_id` of its request.
     pub run: Option<String>,
     /// When the kernel was given it.
@@ -47,8 +51,7 @@ pub struct CellState {
     pub last_seq: Seq,
 }
 
-const COLUMNS: &str =
-    "number, id, place, cell_type, source, metadata, options, state, run, started_at, result, first_seq, last_seq";
+const COLUMNS: &str = "number, id, place, cell_type, source, metadata, options, state, run, started_at, result, first_seq, last_seq, queued_at, trace";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<CellRow> {
     Ok(CellRow {
@@ -66,6 +69,8 @@ fn read(row: &Row<'_>) -> rusqlite::Result<CellRow> {
             result: row.get(10)?,
             first_seq: Seq(unsigned(row.get(11)?)),
             last_seq: Seq(unsigned(row.get(12)?)),
+            queued_at: row.get(13)?,
+            trace: row.get(14)?,
         },
     })
 }
@@ -87,14 +92,21 @@ pub(super) fn put(connection: &Connection, session: &SessionId, cell: &CellRow) 
     set_state(connection, session, cell.number, &cell.run)
 }
 
+/// Writes how a cell is to be run.
+pub(super) fn set_options(connection: &Connection, session: &SessionId, number: u32, options: &str) -> rusqlite::Result<()> {
+    let update = "UPDATE cells SET options = ?3 WHERE session = ?1 AND number = ?2";
+    connection.prepare_cached(update)?.execute(params![session.as_str(), number, options])?;
+    Ok(())
+}
+
 /// Writes how a cell's run stands, and leaves the source alone, which may be long.
 pub(super) fn set_state(connection: &Connection, session: &SessionId, number: u32, run: &CellState) -> rusqlite::Result<()> {
     let update = "UPDATE cells SET state = :state, run = :run, started_at = :started_at, result = :result, \
-                  first_seq = :first_seq, last_seq = :last_seq WHERE session = :session AND number = :number";
+                  first_seq = :first_seq, last_seq = :last_seq, queued_at = :queued_at, trace = :trace WHERE session = :session AND number = :number";
     connection.prepare_cached(update)?.execute(named_params! {
         ":session": session.as_str(), ":number": number, ":state": run.state, ":run": run.run,
         ":started_at": run.started_at, ":result": run.result, ":first_seq": signed(run.first_seq.0),
-        ":last_seq": signed(run.last_seq.0),
+        ":last_seq": signed(run.last_seq.0), ":queued_at": run.queued_at, ":trace": run.trace,
     })?;
     Ok(())
 }

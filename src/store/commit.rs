@@ -48,6 +48,13 @@ pub struct SessionChange {
 pub enum CellChange {
     /// It is new, or edited.
     Put(Box<CellRow>),
+    /// It is run otherwise from now on.
+    Options {
+        /// Which cell.
+        number: u32,
+        /// How, as a JSON object.
+        options: String,
+    },
     /// Its run stands otherwise.
     State {
         /// Which cell.
@@ -89,7 +96,7 @@ fn weight(commit: &Commit) -> usize {
     let cells = commit.cells.iter().map(|change| match change {
         CellChange::Put(cell) => ROW + cell.source.len() + cell.metadata.len() + weight_of_run(&cell.run),
         CellChange::State { run, .. } => ROW + weight_of_run(run),
-        CellChange::Delete { .. } => ROW,
+        CellChange::Options { .. } | CellChange::Delete { .. } => ROW,
     });
     let long = |text: &Option<String>| text.as_ref().map_or(0, String::len);
     let texts = long(&commit.notebook) + long(&commit.session.resume) + long(&commit.session.kernel_info);
@@ -107,6 +114,7 @@ fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusql
     for change in &commit.cells {
         match change {
             CellChange::Put(cell) => cells::put(connection, session, cell)?,
+            CellChange::Options { number, options } => cells::set_options(connection, session, *number, options)?,
             CellChange::State { number, run } => cells::set_state(connection, session, *number, run)?,
             CellChange::Delete { number } => cells::delete(connection, session, *number)?,
         }

@@ -231,6 +231,50 @@ async fn a_file_of_the_first_format_is_brought_up_to_date() {
 }
 
 #[tokio::test]
+async fn who_asked_for_a_run_is_beside_it_also_where_that_was_among_the_options() {
+    let folder = Folder::new();
+    let connection = Connection::open(folder.file()).unwrap();
+    for migration in [
+        include_str!("schema_1.sql"),
+        include_str!("schema_2.sql"),
+        include_str!("schema_3.sql"),
+        include_str!("schema_4.sql"),
+    ] {
+        connection.execute_batch(migration).unwrap();
+    }
+    let row = session("a");
+    let columns = "id, principal, kernel, language, spec, state, created_at, last_active_at";
+    let insert = format!("INSERT INTO sessions ({columns}) VALUES (?1, 'a', 'python', 'python', '{{}}', 'idle', 1, 2)");
+    connection.execute(&insert, [row.id.as_str()]).unwrap();
+    let columns = "session, number, id, place, cell_type, source, metadata, options, state, first_seq, last_seq";
+    let insert = format!("INSERT INTO cells ({columns}) VALUES (?1, ?2, ?2, ?2, 'code', '1', '{{}}', ?3, ?4, 1, 1)");
+    for (number, options, state) in [
+        (1, r#"{"timeout_seconds":2.5,"trace":"00-aa"}"#, "running"),
+        (2, r#"{"timeout_seconds":2.5,"trace":"00-bb"}"#, "finished"),
+        (3, "not JSON", "queued"),
+    ] {
+        connection.execute(&insert, rusqlite::params![row.id.as_str(), number, options, state]).unwrap();
+    }
+    connection.pragma_update(None, "user_version", 4).unwrap();
+    drop(connection);
+    let store = Store::open(&folder.file()).unwrap();
+    let told = async || {
+        let cells = store.cells(&row.id).await.unwrap();
+        cells.into_iter().map(|cell| (cell.options, cell.run.trace, cell.run.queued_at)).collect::<Vec<_>>()
+    };
+    let before = told().await;
+    assert_eq!(before.iter().map(|cell| cell.1.as_deref()).collect::<Vec<_>>(), [Some("00-aa"), None, None]);
+    // Options and runs are written each on their own.
+    let options = r#"{"allow_stdin":true}"#.to_owned();
+    let run = CellState { queued_at: Some(7), trace: Some("00-cc".to_owned()), ..CellState::default() };
+    let cells = vec![CellChange::Options { number: 1, options: options.clone() }, CellChange::State { number: 2, run }];
+    store.commit(&row.id, Commit { cells, ..Commit::default() }).await.unwrap();
+    let after = told().await;
+    assert_eq!(after[0], (options, Some("00-aa".to_owned()), None));
+    assert_eq!(after[1], (before[1].0.clone(), Some("00-cc".to_owned()), Some(7)));
+}
+
+#[tokio::test]
 async fn merged_events_stand_where_the_last_of_them_stood() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();

@@ -104,9 +104,30 @@ fn is_known(method: &Method) -> bool {
 /// What is being done now, as a `traceparent`: what is asked of others can name it.
 pub fn current() -> Option<String> {
     TRACES.get()?;
+    told(&Context::current())
+}
+
+/// The same, where what is being done belongs to something that was asked for under this `traceparent`.
+pub fn current_below(traceparent: &str) -> Option<String> {
+    let (parent, current) = (read(traceparent), current()?);
+    parent.span().span_context().is_valid().then_some(current)
+}
+
+/// What somebody else does, by the `traceparent` that they sent. One that is not valid names nothing, as the standard says.
+pub fn of_others(traceparent: &str) -> Option<String> {
+    TRACES.get()?;
+    told(&read(traceparent))
+}
+
+fn told(context: &Context) -> Option<String> {
     let mut headers = HashMap::new();
-    TraceContextPropagator::new().inject_context(&Context::current(), &mut headers);
+    TraceContextPropagator::new().inject_context(context, &mut headers);
     headers.remove(TRACEPARENT)
+}
+
+fn read(traceparent: &str) -> Context {
+    let headers = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
+    TraceContextPropagator::new().extract_with_context(&Context::new(), &headers)
 }
 
 /// Goes on with what is being done now in another task.
@@ -142,8 +163,7 @@ pub struct Run<'a> {
 /// Tells of a run that has ended: its whole, and below that how long it waited and how long it ran.
 pub fn tell(run: &Run<'_>) {
     let Some((_, tracer)) = TRACES.get() else { return };
-    let parent = run.parent.map(|parent| HashMap::from([(TRACEPARENT.to_owned(), parent.to_owned())]));
-    let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &parent.unwrap_or_default());
+    let parent = run.parent.map_or_else(Context::new, read);
     let mut attributes = vec![
         KeyValue::new("cellkeep.session.id", run.session.to_owned()),
         KeyValue::new("cellkeep.cell.id", run.cell.to_owned()),

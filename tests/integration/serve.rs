@@ -234,6 +234,11 @@ pub async fn socket(held: &Held, query: &str) -> Socket {
     let mut request = url.into_client_request().unwrap();
     let token = format!("Bearer {}", held.client.token.as_ref().unwrap());
     request.headers_mut().insert("authorization", token.parse().unwrap());
+    request.headers_mut().extend(
+        held.client.headers.iter().map(|(name, value)| {
+            (tokio_tungstenite::tungstenite::http::HeaderName::from_static(name), value.parse().unwrap())
+        }),
+    );
     let stream = TcpStream::connect(held.client.address()).await.unwrap();
     tokio_tungstenite::client_async(request, stream).await.unwrap().0
 }

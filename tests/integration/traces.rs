@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
+use futures_util::SinkExt as _;
 use hyper::Method;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Said;
@@ -11,8 +13,11 @@ use prost::Message as _;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::Message as Text;
 
-use crate::server::{Server, TOKEN};
+use crate::serve::{Socket, hear, socket};
+use crate::server::{Held, Server, TOKEN};
+use crate::support::model::{Model, Say};
 use crate::support::{PATIENCE, Place};
 
 /// Heads and bodies of requests.
@@ -119,8 +124,8 @@ async fn take_all(mut stream: TcpStream, taken: Taken) -> Option<()> {
     }
 }
 
-async fn traced(name: &str, env: &[(&'static str, String)]) -> Server {
-    let mut server = Server::start(name, Place::process(), &[]).await;
+async fn traced(name: &str, env: &[(&'static str, String)], arguments: &[&str]) -> Server {
+    let mut server = Server::start(name, Place::process(), arguments).await;
     server.stop().await;
     server.env.extend(env.iter().cloned());
     server.env.push(("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()));
@@ -142,7 +147,7 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=the-collectors".to_owned()),
         ("OTEL_SERVICE_NAME", "notebooks".to_owned()),
     ];
-    let mut server = traced("traces", &env).await;
+    let mut server = traced("traces", &env, &[]).await;
     let client = server.client();
     let session = client.create(json!({"kernel": "python", "env": {"SECRET": "canary-env"}})).await;
     let asked = client.with("traceparent", &format!("00-{TRACE}-b7ad6b7169203331-01"));
@@ -192,11 +197,21 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
         .post(&session.path("/cells"), json!({"source": "input('canary-prompt')", "id": "waits", "allow_stdin": true}))
         .await;
     session.cell_until("waits", |cell| cell["state"] == "running").await;
+    asked.post(&session.path("/cells"), json!({"source": "1", "id": "behind"})).await.is(201);
     server.kill().await;
+    let killed_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
     server.start_again().await;
     client.surely(Method::POST, &session.path("/input"), json!({"value": "canary-input"}).to_string()).await;
     let (went_on, _) = collector.span("cell", ("cellkeep.cell.id", "waits")).await;
     assert_eq!((hex(&went_on.trace_id).as_str(), attribute_of(&went_on, "cellkeep.status").as_str()), (TRACE, "ok"));
+    // So does one that was only queued: since when is told, too.
+    let (behind, _) = collector.span("cell", ("cellkeep.cell.id", "behind")).await;
+    assert_eq!(hex(&behind.trace_id), TRACE);
+    for whole in [&went_on, &behind] {
+        let (queued, run) = (collector.child("cell queued", whole).await, collector.child("cell run", whole).await);
+        assert!(queued.start_time_unix_nano < killed_at && run.end_time_unix_nano > killed_at, "{queued:#?} {run:#?}");
+        assert_eq!(whole.start_time_unix_nano, queued.start_time_unix_nano);
+    }
     // Another run of the cell is another's, and so is one that nobody traces.
     client.post(&session.path("/cells/fails/run?wait=60"), json!({})).await.is(200);
     collector.span("POST /v1/sessions/{session}/cells/{cell}/run", ("http.response.status_code", "200")).await;
@@ -225,6 +240,53 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_over_a_socket_and_runs_by_a_model_belong_to_who_asked() {
+    let collector = Collector::start().await;
+    let model = Model::start([Say::Run("I count.", "6*7"), Say::Text("Done.")]).await;
+    let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", collector.address))];
+    let arguments = ["--model-url", &model.url(), "--model", "tiny"];
+    let server = traced("traces-asked", &env, &arguments).await;
+    let held = server.client().create(json!({"kernel": "bash"})).await;
+    let (of_socket, of_command, other) = ("5".repeat(32), "6".repeat(32), "b7ad6b7169203331");
+    let parent = |trace: &str| format!("00-{trace}-{other}-01");
+
+    // A command says itself what it is part of; else its socket does, if that is part of something.
+    let known = Held { client: held.client.with("traceparent", &parent(&of_socket)), id: held.id.clone() };
+    let (mut known, mut unknown) = (socket(&known, "after=0").await, socket(&held, "after=0").await);
+    let run = async |socket: &mut Socket, cell: &str, traceparent: Option<&str>| {
+        let run = json!({"op": "run", "source": "echo", "cell": cell, "traceparent": traceparent});
+        socket.send(Text::text(run.to_string())).await.unwrap();
+        hear(socket, |event| event["type"] == "cell.finished" && event["cell"] == cell).await;
+        collector.span("cell", ("cellkeep.cell.id", cell)).await.0
+    };
+    let said = run(&mut known, "said", Some(&parent(&of_command))).await;
+    assert_eq!((hex(&said.trace_id), hex(&said.parent_span_id).as_str()), (of_command.clone(), other));
+    let silent = run(&mut known, "silent", None).await;
+    let (opening, _) = collector.span("GET /v1/sessions/{session}/socket", ("http.response.status_code", "101")).await;
+    assert_eq!((&silent.trace_id, &silent.parent_span_id), (&opening.trace_id, &opening.span_id));
+    assert_eq!((hex(&opening.trace_id), hex(&opening.parent_span_id).as_str()), (of_socket.clone(), other));
+    // What is no context names nothing, as in a header.
+    let bad = run(&mut known, "bad", Some(&"00-not-a-context".repeat(9))).await;
+    assert_eq!(hex(&bad.trace_id), of_socket);
+    // A socket that is part of nothing holds nothing together.
+    let (one, two) = (run(&mut unknown, "one", None).await, run(&mut unknown, "two", None).await);
+    assert!(one.parent_span_id.is_empty() && two.parent_span_id.is_empty() && one.trace_id != two.trace_id);
+    assert_eq!(run(&mut unknown, "three", Some(&parent(&of_command))).await.trace_id, said.trace_id);
+
+    // What a model runs is a child of the request that it answers.
+    let asking = held.client.with("traceparent", &parent(TRACE));
+    asking.post(&held.path("/chat?wait=60"), json!({"text": "Count"})).await.is(202);
+    let listed = held.client.get(&held.path("/cells")).await.is(200);
+    let cells = listed["cells"].as_array().unwrap();
+    let made = cells.iter().find(|cell| cell["source"] == "6*7").unwrap()["id"].as_str().unwrap();
+    let (ran, _) = collector.span("cell", ("cellkeep.cell.id", made)).await;
+    let (chat, _) = collector.span("POST /v1/sessions/{session}/chat", ("http.response.status_code", "202")).await;
+    assert_eq!((hex(&ran.trace_id).as_str(), ran.parent_span_id), (TRACE, chat.span_id));
+    held.delete().await;
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_collector_that_answers_all_goes_on() {
     // It takes connections, and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -232,7 +294,7 @@ async fn without_a_collector_that_answers_all_goes_on() {
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("http://{}/v1/traces", silent.local_addr().unwrap())),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "20".to_owned()),
     ];
-    let mut server = traced("no-collector", &env).await;
+    let mut server = traced("no-collector", &env, &[]).await;
     let client = server.client();
     for _ in 0..30 {
         client.get("/v1/sessions").await.is(200);

@@ -116,6 +116,9 @@ impl Book {
             CellChange::Put(cell) => {
                 self.cells.insert(cell.number, (**cell).clone());
             }
+            CellChange::Options { number, options } => {
+                self.cells.get_mut(number).expect("a known cell").options = options.clone();
+            }
             CellChange::Run { number, run } => {
                 self.cells.get_mut(number).expect("a known cell").run = (**run).clone();
             }
