@@ -46,5 +46,6 @@ mod talks;
 mod tidying;
 mod traces;
 mod transcripts;
+mod uploads;
 mod versions;
 mod weak_hosts;
