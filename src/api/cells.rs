@@ -40,6 +40,7 @@ pub(super) struct Add {
 
 /// How a client wants to be answered.
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Asked {
     /// Seconds until it is answered even if the cell has not ended.
     wait: Option<f64>,

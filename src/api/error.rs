@@ -1,5 +1,7 @@
 //! Errors as `application/problem+json` (RFC 9457), each with a stable `code`.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -18,7 +20,7 @@ pub(super) struct Problem {
     /// Seconds after which trying again makes sense.
     retry_after: Option<u32>,
     /// The field of the request that is wrong.
-    field: Option<&'static str>,
+    field: Option<Cow<'static, str>>,
 }
 
 impl Problem {
@@ -40,7 +42,12 @@ impl Problem {
 
     /// Names the field that is wrong.
     pub fn field(self, field: &'static str) -> Self {
-        Self { field: Some(field), ..self }
+        Self { field: Some(field.into()), ..self }
+    }
+
+    /// Names the field that is wrong, where it is known.
+    pub fn named(self, field: Option<String>) -> Self {
+        Self { field: field.map(Cow::Owned), ..self }
     }
 
     /// Says when trying again makes sense.
@@ -60,8 +67,8 @@ impl Problem {
             "type": format!("https://cellkeep.dev/problems/{}", self.code), "title": title,
             "status": self.status.as_u16(), "detail": self.detail, "code": self.code,
         });
-        if let Some(field) = self.field {
-            body["field"] = field.into();
+        if let Some(field) = &self.field {
+            body["field"] = field.as_ref().into();
         }
         body
     }

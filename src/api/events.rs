@@ -10,6 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream, StreamExt};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::error::Problem;
 use super::{Api, Caller, InPath, Query, guard, view};
@@ -48,9 +49,13 @@ impl Form {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct After {
     after: Option<u64>,
     outputs: Option<String>,
+    /// The guard has read it.
+    #[serde(rename = "token")]
+    _token: Option<IgnoredAny>,
 }
 
 impl After {

@@ -25,6 +25,7 @@ impl<S: Send + Sync> FromRequestParts<S> for FileInPath {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Folder {
     #[serde(default)]
     path: String,

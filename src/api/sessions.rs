@@ -8,12 +8,13 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
 use super::error::Problem;
 use super::events::Shown;
+use super::given::object;
 use super::{Api, Body, Caller, InPath, User, view};
 use crate::ids::SessionId;
 use crate::manager::{ArtifactRow, Facts, KeptSpec, NewSession, SandboxRecord, SessionRow, now_ms, seconds_in_ms};
@@ -35,7 +36,7 @@ pub(super) struct Create {
     pub name: Option<String>,
     #[serde(default)]
     pub env: HashMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "limits")]
     pub limits: Limits,
     pub network: Option<String>,
     pub timeout_seconds: Option<f64>,
@@ -43,6 +44,27 @@ pub(super) struct Create {
     pub idle_timeout_seconds: Option<u64>,
     #[serde(default)]
     pub labels: HashMap<String, String>,
+}
+
+/// Limits as clients give them: unlike those that are stored, they have no field that is not known.
+pub(super) fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Limits, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Given {
+        memory_mb: Option<u64>,
+        cpus: Option<f64>,
+        pids: Option<u64>,
+        disk_mb: Option<u64>,
+        output_mb: Option<u64>,
+    }
+    let (given, default) = (object::<_, Given>(deserializer)?, Limits::default());
+    Ok(Limits {
+        memory_mb: given.memory_mb.unwrap_or(default.memory_mb),
+        cpus: given.cpus.unwrap_or(default.cpus),
+        pids: given.pids.unwrap_or(default.pids),
+        disk_mb: given.disk_mb.unwrap_or(default.disk_mb),
+        output_mb: given.output_mb.unwrap_or(default.output_mb),
+    })
 }
 
 /// Seconds that a cell may take where nobody says otherwise.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::error::Problem;
 use super::events::{After, Reader};
 use super::pace::OpenStream;
-use super::{Api, Caller, InPath, OpenConnection, Query, cells, guard};
+use super::{Api, Caller, InPath, OpenConnection, Query, cells, given, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
 use crate::session::{NewCell, SessionHandle};
@@ -101,6 +101,7 @@ async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
 
 /// A command. `id` is the client's, and comes back with the reply.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Command {
     /// Any JSON.
     id: Option<Box<RawValue>>,
@@ -123,9 +124,9 @@ fn echoed(id: Option<&RawValue>) -> Value {
 }
 
 async fn obey(text: &str, commander: &Commander) -> Value {
-    let command: Command = match serde_json::from_str(text) {
+    let command: Command = match given::read_object(text.as_bytes()) {
         Ok(command) => command,
-        Err(error) => return failed(None, &Problem::bad_request("bad_json", error.to_string())),
+        Err(wrong) => return failed(None, &wrong.in_command()),
     };
     if commander.caller.0.scope < Scope::Use {
         let status = axum::http::StatusCode::FORBIDDEN;
