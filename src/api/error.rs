@@ -137,6 +137,7 @@ impl From<Denied> for Problem {
             Denied::InProgress { .. } => conflict("cell_in_progress"),
             Denied::NotInProgress { .. } => conflict("cell_not_in_progress"),
             Denied::TooMany { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", detail).retry_after(5),
+            Denied::TooLarge { what, .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail).field(what),
             Denied::NotAsking => conflict("no_input_wanted"),
             Denied::NotReady { .. } => conflict("kernel_not_ready"),
             Denied::Storage(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail).retry_after(5),
@@ -197,7 +198,9 @@ impl From<KeeperError> for Problem {
             }
             KeeperError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
             KeeperError::Manager(error) => match *error {
-                ManagerError::Limits(_) => Self::unprocessable("bad_limits", detail).field("limits"),
+                ManagerError::Limits(limit) => {
+                    Self::unprocessable("bad_limits", detail).named(Some(format!("limits.{}", limit.field)))
+                }
                 ManagerError::Start(_) => unavailable("kernel_did_not_start"),
                 _ => unavailable("no_sandbox"),
             },

@@ -3,11 +3,13 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::StreamExt as _;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -15,6 +17,8 @@ use serde::{Deserialize, Deserializer};
 use super::MAX_BODY;
 use super::error::Problem;
 
+/// How long the rest of a body is taken that is refused.
+const LINGER: Duration = Duration::from_secs(5);
 /// Bytes of a client's own words that an error repeats.
 const REPEATED: usize = 200;
 
@@ -33,7 +37,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 
 /// All bytes of a body. One that says itself that it is too large is not waited for.
 pub(super) async fn whole(request: Request) -> Result<Bytes, Problem> {
-    check_length(request.headers())?;
+    let request = check_length(request)?;
     Bytes::from_request(request, &()).await.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => too_large(),
         _ => Problem::bad_request("bad_body", rejection.body_text()),
@@ -41,14 +45,38 @@ pub(super) async fn whole(request: Request) -> Result<Bytes, Problem> {
 }
 
 /// Refuses a body of more bytes than are taken by the length that it says.
-pub(super) fn check_length(headers: &HeaderMap) -> Result<(), Problem> {
-    let said = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if said.is_some_and(|length| length > MAX_BODY as u64) { Err(too_large()) } else { Ok(()) }
+pub(super) fn check_length(request: Request) -> Result<Request, Problem> {
+    let said = request.headers().get(header::CONTENT_LENGTH);
+    if said.and_then(|length| length.to_str().ok()?.parse().ok()).is_none_or(|length: u64| length <= MAX_BODY as u64) {
+        return Ok(request);
+    }
+    // Closed with bytes unread, the connection would be reset, and a client that still sends would never see why.
+    tokio::spawn(tokio::time::timeout(LINGER, async move {
+        let (mut body, mut read) = (request.into_body().into_data_stream(), 0);
+        while read < 2 * MAX_BODY
+            && let Some(Ok(bytes)) = body.next().await
+        {
+            read += bytes.len();
+        }
+    }));
+    Err(too_large())
 }
 
 fn too_large() -> Problem {
     let detail = format!("the body is larger than {} MB", MAX_BODY >> 20);
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+/// Whether a client says that it takes this media type, by name.
+pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
+    let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    ranges.flat_map(|value| value.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let is_named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(wanted));
+        let quality = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+        // A quality of 0 means: not this.
+        is_named && quality.is_none_or(|(_, quality)| quality.trim().parse() != Ok(0.0))
+    })
 }
 
 /// The query's fields.
@@ -85,7 +113,9 @@ pub(super) struct Wrong {
 impl Wrong {
     fn new(path: &str, message: &str, is_syntax: bool) -> Self {
         let path = if path == "." { "" } else { path };
-        let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+        // Of these, the path leads to what they are missing from, or twice in.
+        let missing = ["missing field `", "duplicate field `"].iter().find_map(|start| message.strip_prefix(start));
+        let missing = missing.and_then(|rest| rest.split('`').next());
         let field = match (path, missing) {
             _ if is_syntax => None,
             ("", Some(name)) => Some(name.to_owned()),
@@ -255,6 +285,24 @@ mod tests {
         }
         let long = problem(&format!(r#"{{"name": "n", "{}": 1}}"#, "ä".repeat(1 << 20)));
         assert!(long.0.len() < 1000 && long.1.len() < 2000, "not all of it is repeated");
+    }
+
+    #[test]
+    fn media_types_are_named_in_any_case_and_with_a_quality() {
+        let wants = |accept: &'static str| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, header::HeaderValue::from_static(accept))]);
+            accepts(&headers, "text/event-stream")
+        };
+        for yes in
+            ["text/event-stream", "TEXT/EVENT-STREAM", "a/b, text/event-stream;q=0.1", "text/event-stream ; charset=x"]
+        {
+            assert!(wants(yes), "{yes}");
+        }
+        for no in
+            ["", "*/*", "text/event-stream;q=0", "text/event-stream; Q=0.000", "text/event-streams", "x/text/event-stream"]
+        {
+            assert!(!wants(no), "{no}");
+        }
     }
 
     #[test]

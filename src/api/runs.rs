@@ -74,9 +74,10 @@ impl Job {
 }
 
 async fn read(request: Request) -> Result<(Job, Bytes), Problem> {
+    let request = given::check_length(request)?;
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    given::check_length(request.headers())?;
-    let (job, file) = if kind.starts_with("multipart/form-data") {
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let (job, file) = if kind.eq_ignore_ascii_case("multipart/form-data") {
         let form = Multipart::from_request(request, &()).await;
         Job::from_form(form.map_err(|rejection| Problem::bad_request("bad_form", rejection.body_text()))?).await?
     } else {

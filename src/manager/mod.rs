@@ -25,7 +25,7 @@ use thiserror::Error;
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::kernels::Kernel;
-use crate::policy::{Limits, Network};
+use crate::policy::{BadLimit, Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
@@ -80,8 +80,8 @@ pub struct SessionSpec {
 #[derive(Debug, Error)]
 pub enum ManagerError {
     /// The limits make no sense.
-    #[error("{0}")]
-    Limits(String),
+    #[error(transparent)]
+    Limits(BadLimit),
     /// No sandbox could be had.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
