@@ -2,6 +2,7 @@
 
 use axum::Extension;
 use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -30,13 +31,16 @@ pub(super) async fn open(
     Query(query): Query<After>,
     connection: Option<Extension<OpenConnection>>,
     headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     // Who only looks keeps no session from its idle end.
     let handle = match caller.0.scope {
         Scope::Read => api.keeper.look(&id, caller.sees())?,
         _ => api.keeper.handle(&id, caller.sees())?,
     };
+    let upgrade = upgrade.map_err(|rejection| {
+        Problem::bad_request("bad_upgrade", format!("this path takes WebSockets alone: {}", rejection.body_text()))
+    })?;
     let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
     let reader = Reader::new(&api, &caller, id.clone(), follower, query.form()?);
     let open = guard::open_stream(&api, &caller.0)?;

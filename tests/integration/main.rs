@@ -41,6 +41,7 @@ mod serve;
 mod served_notebooks;
 mod server;
 mod shares;
+mod strict;
 mod sweeping;
 mod talks;
 mod tidying;
