@@ -1,5 +1,5 @@
 //! What is done for kept sessions while nobody asks: they end when their time is up, their sandboxes go, what ended long ago is
-//! forgotten, the events of finished text are merged, and the data stays within its limit.
+//! forgotten, the events of finished text are merged, the journal shrinks after deletions, and the data stays within its limit.
 
 use std::collections::HashSet;
 use std::sync::PoisonError;
@@ -184,12 +184,20 @@ impl Keeper {
             if let Err(error) = self.compact().await {
                 tracing::warn!(%error, "cannot merge the events of finished text");
             }
+            if let Err(error) = self.give_space_back().await {
+                tracing::warn!(%error, "cannot make the journal smaller");
+            }
             // After a rush of readers or a flood of output.
             memory::give_back();
             if let Err(error) = self.keep_within_limit().await {
                 tracing::warn!(%error, "cannot tell how much the data takes");
             }
         }
+    }
+
+    async fn give_space_back(&self) -> Result<(), StoreError> {
+        while self.0.store.give_back().await? {}
+        Ok(())
     }
 
     async fn compact(&self) -> Result<(), StoreError> {
