@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::captures::Captures;
-use super::cells::{Cell, CellPhase, Cells, RunOptions};
+use super::cells::{Cell, CellPhase, Cells, RunOptions, Runs};
 use super::commands::Denied;
 use super::handle::SessionState;
 use super::kernel::START_DEADLINE;
-use super::ladder::{Ladder, Step};
+use super::ladder::{Ladder, Step, describe_step};
 use super::piece::{CellChange, EventBody, Piece, SessionEvent, Telling};
 use super::questions::Subshell;
 use super::run::{ActiveRun, Now, RunFacts, RunResult, RunStatus, StopReason};
@@ -75,6 +75,7 @@ pub(super) struct Core {
     pub(super) state: SessionState,
     pub(super) info: Value,
     pub(super) cells: Cells,
+    pub(super) runs: Runs,
     pub(super) queue: VecDeque<u32>,
     pub(super) active: Option<Active>,
     pub(super) recent: VecDeque<Recent>,
@@ -161,6 +162,9 @@ struct Resume<F, C> {
     restarts: u32,
     restart_of: Option<Generation>,
     doubt: bool,
+    /// Earlier servers drew their ids one by one.
+    #[serde(default)]
+    runs: Runs,
     active: Option<ActiveResume>,
     recent: VecDeque<Recent>,
     fold: F,
@@ -201,6 +205,7 @@ impl Core {
             state: SessionState::Starting,
             info: Value::Null,
             cells: Cells::default(),
+            runs: Runs::default(),
             queue: VecDeque::new(),
             active: None,
             recent: VecDeque::new(),
@@ -247,7 +252,7 @@ impl Core {
         core.info = info.and_then(Result::ok).unwrap_or(Value::Null);
         let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str::<Resume<Fold, Captures>>(text).ok());
         if let Some(resume) = resume {
-            core.generation = resume.generation;
+            (core.generation, core.runs) = (resume.generation, resume.runs);
             (core.restarts, core.recent, core.fold) = (resume.restarts, resume.recent, resume.fold);
             core.captures = resume.captures;
             core.active = resume.active.map(|active| Active::restore(active, core.facts.late_output, now));
@@ -325,6 +330,7 @@ impl Core {
             restart_of: self.restart_of,
             // A question that was asked goes down with us; a later server asks again.
             doubt: self.doubt || self.probe.is_some(),
+            runs: self.runs.clone(),
             active,
             recent: self.recent.clone(),
             fold: &self.fold,
@@ -390,7 +396,7 @@ impl Core {
         }
         let Some(number) = self.queue.pop_front() else { return };
         let Some(cell) = self.cells.get(number) else { return };
-        let id = RunId::random();
+        let id = self.runs.begin();
         let (message, timeout) = (self.request(&id, cell, &cell.source), timeout_of(&cell.options));
         let run = ActiveRun::new(id.clone(), self.facts.late_output, now);
         let (ladder, input, source) = (None, None, None);
@@ -610,12 +616,4 @@ impl Active {
 fn timeout_of(options: &RunOptions) -> Option<Duration> {
     // More than can be expressed is as good as never.
     options.timeout_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-}
-
-fn describe_step(signal: SignalKind) -> &'static str {
-    match signal {
-        SignalKind::Interrupt => "interrupting the kernel",
-        SignalKind::Terminate => "the kernel does not heed the interrupt; terminating it",
-        SignalKind::Kill => "killing the kernel",
-    }
 }
