@@ -1,6 +1,5 @@
 //! Cells: added, run, edited, cancelled, shown with their outputs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -18,13 +17,13 @@ use super::sessions::check_timeout;
 use super::{Api, Body, Caller, CellInPath, InPath, Query, User, view};
 use crate::ids::SessionId;
 use crate::manager::{EventRow, TooHeavy, names_artifacts};
-use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions};
+use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, SessionHandle};
 use crate::wire::json as wire_json;
 
 /// Seconds that a client may wait in one request.
 const MAX_WAIT: f64 = 3600.0;
-/// How long a session may take to tell what it knows before the store is asked.
-const SESSION_ANSWERS: Duration = Duration::from_millis(500);
+/// Bytes of events that are shown without asking whether there is memory for them.
+const FEW: usize = 64 << 10;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,13 +120,13 @@ pub(super) async fn add(
         outputs: Vec::new(),
     };
     let cell = handle.add_cell(new).await?;
-    answer(&api, &id, &caller, cell, (StatusCode::CREATED, form, wait), &headers).await
+    answer(&api, (&id, &handle), &caller, cell, (StatusCode::CREATED, form, wait), &headers).await
 }
 
 /// Answers at once, when the cell has ended, or with its events.
 async fn answer(
     api: &Api,
-    id: &SessionId,
+    (id, handle): (&SessionId, &SessionHandle),
     caller: &Caller,
     cell: Cell,
     (status, form, wait): (StatusCode, Form, Option<Duration>),
@@ -140,10 +139,9 @@ async fn answer(
     }
     let mut seen = None;
     if let Some(wait) = wait.filter(|_| cell.run.phase != CellPhase::Finished) {
-        let ended = events::until_finished(api, id, caller, &cell);
-        // Time that is up is no error: the cell is shown as it stands.
-        if let Ok(ended) = tokio::time::timeout(wait, ended).await {
-            seen = show_seen(api, id, caller, &cell, ended?.unwrap_or_default(), form).await?;
+        // Time that is up is no error: the cell is shown as it stands. And where it is over or gone, the store knows.
+        if let Ok(Ok(ended)) = tokio::time::timeout(wait, handle.ended(&cell)).await {
+            seen = show_held(api, id, caller, &ended, form).await?;
         }
     }
     let (body, turn) = match seen {
@@ -185,27 +183,18 @@ async fn show(
     Ok((with_outputs(api, &found.0, &found.1, form).await?, turn))
 }
 
-/// A cell whose run has been followed to its end: what was seen of it need not be asked of the store. `None` where that is not all
-/// that is to be shown.
-async fn show_seen(
-    api: &Api,
-    id: &SessionId,
-    caller: &Caller,
-    run: &Cell,
-    seen: Vec<Arc<EventRow>>,
-    form: Form,
-) -> Result<Option<Value>, Problem> {
+/// A cell that has just ended: what is still held of its events need not be asked of the store. `None` where that is not all that
+/// is to be shown.
+async fn show_held(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, form: Form) -> Result<Option<Value>, Problem> {
+    let Some(held) = api.keeper.held_after(id, caller.sees(), events::before(cell))? else { return Ok(None) };
+    // Others may have run it again meanwhile, which this answer does not tell of.
+    let is_told = |event: &&EventRow| event.cell.as_deref() == Some(&cell.id) && event.seq <= cell.run.last_seq;
+    let told: Vec<&EventRow> = held.iter().map(AsRef::as_ref).filter(is_told).collect();
     // A plot is read from its file and is larger than its event says.
-    if seen.is_empty() || seen.iter().any(|event| names_artifacts(event)) {
+    if told.iter().any(|event| names_artifacts(event)) || told.iter().map(|event| event.body.len()).sum::<usize>() > FEW {
         return Ok(None);
     }
-    // Where it is over, runs again, or is held up by a disk that is full, the store knows.
-    let handle = api.keeper.handle(id, caller.sees())?;
-    let Ok(Ok(cell)) = tokio::time::timeout(SESSION_ANSWERS, handle.cell(&run.id)).await else { return Ok(None) };
-    if cell.run.phase != CellPhase::Finished || cell.run.first_seq != run.run.first_seq {
-        return Ok(None);
-    }
-    Ok(Some(with_outputs(api, &cell, seen.iter().map(AsRef::as_ref), form).await?))
+    Ok(Some(with_outputs(api, cell, told, form).await?))
 }
 
 /// The same of a cell to which something has been done. Nobody is told to try that again because its outputs cannot be told now:
@@ -332,7 +321,7 @@ pub(super) async fn run(
         (timeout, allow_stdin) => Some(run_options(&api, &id, &caller, timeout, allow_stdin)?),
     };
     let cell = handle.run_cell(&cell, options).await?;
-    answer(&api, &id, &caller, cell, (StatusCode::OK, form, wait), &headers).await
+    answer(&api, (&id, &handle), &caller, cell, (StatusCode::OK, form, wait), &headers).await
 }
 
 pub(super) async fn cancel(

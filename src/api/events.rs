@@ -22,9 +22,6 @@ use std::sync::Arc;
 /// Between two signs of life on a quiet stream: proxies close one after a minute or so.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Bytes of events that are worth holding: of more, nothing is saved by not reading them again.
-const FEW: usize = 64 << 10;
-
 /// How large binary data is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
@@ -105,32 +102,8 @@ pub(super) fn of_cell(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, f
     sse(reader, api, caller)
 }
 
-/// Waits until a cell's run has ended. Gives its events, unless they are many or the session was deleted.
-pub(super) async fn until_finished(
-    api: &Api,
-    id: &SessionId,
-    caller: &Caller,
-    cell: &Cell,
-) -> Result<Option<Vec<Arc<EventRow>>>, Problem> {
-    let mut follower = api.keeper.follow(id, caller.sees(), before(cell))?;
-    let (mut seen, mut bytes) = (Vec::new(), 0);
-    while let Some(events) = follower.next().await? {
-        for event in events.into_iter().filter(|event| event.cell.as_deref() == Some(&cell.id)) {
-            let ended = ends(&event, &cell.id);
-            bytes += event.body.len();
-            if bytes <= FEW {
-                seen.push(event);
-            }
-            if ended {
-                return Ok((bytes <= FEW).then_some(seen));
-            }
-        }
-    }
-    Ok(None)
-}
-
 /// The number before the run's first event.
-fn before(cell: &Cell) -> Seq {
+pub(super) fn before(cell: &Cell) -> Seq {
     Seq(cell.run.first_seq.0.saturating_sub(1))
 }
 

@@ -82,7 +82,7 @@ impl Live {
     }
 
     /// The events after a number, if all of them are held.
-    fn after(&self, seq: Seq) -> Option<Vec<Arc<EventRow>>> {
+    pub fn after(&self, seq: Seq) -> Option<Vec<Arc<EventRow>>> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let first = recent.events.front()?.seq;
         (first <= seq.next()).then(|| recent.events.iter().filter(|event| event.seq > seq).cloned().collect())

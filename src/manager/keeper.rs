@@ -192,6 +192,20 @@ impl Keeper {
         Ok(Follower { store: self.0.store.clone(), session: id.clone(), live, after })
     }
 
+    /// What is held of a session's events from behind a number, if all of them are. Whoever looks uses the session.
+    ///
+    /// # Errors
+    /// [`KeeperError::NoSession`].
+    pub fn held_after(
+        &self,
+        id: &SessionId,
+        principal: Option<&str>,
+        after: Seq,
+    ) -> Result<Option<Vec<Arc<EventRow>>>, KeeperError> {
+        self.handle(id, principal)?;
+        Ok(self.kept(id, principal)?.live.after(after))
+    }
+
     /// What is written of a session.
     ///
     /// # Errors

@@ -102,6 +102,15 @@ pub struct CellRun {
     pub last_seq: Seq,
 }
 
+/// Which cell, and which of its runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RunOfCell {
+    /// The cell's number.
+    pub number: u32,
+    /// The event with which the run was queued.
+    pub first_seq: Seq,
+}
+
 /// A cell.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cell {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
-use super::cells::{Cell, CellPhase, CellRun, CellType, Cells, RunOptions, size};
+use super::cells::{Cell, CellPhase, CellRun, CellType, Cells, RunOfCell, RunOptions, size};
 use super::core::{Core, Effect};
 use super::handle::SessionState;
 use super::piece::{CellChange, EventBody, NotebookChange, json_size};
@@ -141,9 +141,11 @@ impl Core {
         self.cells.get(number).cloned().ok_or_else(|| Denied::NoCell { id: number.to_string() })
     }
 
-    /// A cell as it stands.
-    pub fn cell(&self, id: &str) -> Result<Cell, Denied> {
-        self.view(self.number_of(id)?)
+    /// A cell once a run of it has ended; it may have been queued again. `None` before.
+    pub fn ended(&self, run: RunOfCell) -> Option<Result<Cell, Denied>> {
+        let is_on = |cell: &Cell| cell.run.first_seq == run.first_seq && cell.run.phase != CellPhase::Finished;
+        let goes_on = self.cells.get(run.number).is_some_and(is_on);
+        (!goes_on).then(|| self.view(run.number))
     }
 
     /// Adds a cell, and queues it if asked to. `trace`: what asks, as a `traceparent`.

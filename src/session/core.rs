@@ -5,6 +5,7 @@
 //! [`super::messages`] what the kernel says.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -73,7 +74,8 @@ pub(super) struct Facts {
 pub(super) struct Core {
     pub(super) facts: Facts,
     pub(super) state: SessionState,
-    pub(super) info: Value,
+    /// What the kernel says of itself. It is long: whether it has changed is told by whether it is another one.
+    pub(super) info: Arc<Value>,
     pub(super) cells: Cells,
     pub(super) runs: Runs,
     pub(super) queue: VecDeque<u32>,
@@ -151,7 +153,7 @@ pub(super) struct Unwritten {
 /// What is written down already: most pieces change neither.
 #[derive(Debug, Default)]
 pub(super) struct Written {
-    info: Value,
+    info: Arc<Value>,
     pub resume: Option<String>,
 }
 
@@ -203,7 +205,7 @@ impl Core {
         Self {
             facts,
             state: SessionState::Starting,
-            info: Value::Null,
+            info: Arc::default(),
             cells: Cells::default(),
             runs: Runs::default(),
             queue: VecDeque::new(),
@@ -249,7 +251,7 @@ impl Core {
         core.cells = Cells::restore(stored.cells);
         (core.seq, core.position) = (stored.last_seq, stored.position);
         let info = stored.kernel_info.as_deref().map(|info| wire_json::parse_lenient(info.as_bytes()));
-        core.info = info.and_then(Result::ok).unwrap_or(Value::Null);
+        core.info = Arc::new(info.and_then(Result::ok).unwrap_or(Value::Null));
         let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str::<Resume<Fold, Captures>>(text).ok());
         if let Some(resume) = resume {
             (core.generation, core.runs) = (resume.generation, resume.runs);
@@ -289,8 +291,10 @@ impl Core {
             }
         }
         if !piece.is_empty() && self.facts.durable {
-            piece.kernel_info = (self.info != self.written.info).then(|| self.info.to_string());
-            self.written.info.clone_from(&self.info);
+            if !Arc::ptr_eq(&self.info, &self.written.info) {
+                piece.kernel_info = Some(self.info.to_string());
+                self.written.info = self.info.clone();
+            }
             let resume = self.resume();
             if resume != self.written.resume {
                 piece.resume.clone_from(&resume);
@@ -305,7 +309,7 @@ impl Core {
         self.piece.tells_only_position()
             && self.touched.is_empty()
             && self.effects.is_empty()
-            && self.info == self.written.info
+            && Arc::ptr_eq(&self.info, &self.written.info)
             && self.unwritten.is_some_and(|waits| waits.bytes < UNWRITTEN.1 && now.instant < waits.until)
     }
 

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
+use super::cells::{Cell, RunOfCell};
 use super::commands::Denied;
 use super::core::{Core, Effect, Facts, Stored};
 use super::handle::{Command, Reply, SessionHandle, SessionState};
-use super::piece::{Journal, Piece, Telling};
+use super::piece::{CellChange, Journal, Piece, Telling};
 use super::run::Now;
 use crate::agent_protocol::{Request, SignalKind};
 use crate::ids::{Generation, RunId};
@@ -56,13 +57,15 @@ struct Driver {
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
     state: watch::Sender<SessionState>,
-    info: watch::Sender<Value>,
+    info: watch::Sender<Arc<Value>>,
     /// Asks what has become of the sandbox while its agent is away.
     watch: Option<AbortOnDrop<()>>,
     /// Who waits for an answer of the kernel.
     asking: HashMap<String, Reply<Value>>,
     /// Answers to be given once what they tell is written down.
     answers: Vec<Box<dyn FnOnce() + Send>>,
+    /// Who waits for the end of a run, by the cell's number.
+    following: HashMap<u32, Vec<(RunOfCell, Reply<Cell>)>>,
     /// The last position that the agent was told of.
     acked: Position,
     /// Results of requests made in the background.
@@ -102,6 +105,7 @@ pub fn start(parts: SessionParts) -> SessionHandle {
         watch: None,
         asking: HashMap::new(),
         answers: Vec::new(),
+        following: HashMap::new(),
         told,
     };
     tokio::spawn(driver.run(events, command_receiver, told_receiver));
@@ -125,7 +129,7 @@ pub async fn end_stored(stored: Stored, was_over: bool, why: &str, mut journal: 
     }
     // The other end is dropped: whoever sends is told that the session is over.
     let (commands, _) = mpsc::unbounded_channel();
-    SessionHandle { commands, state: watch::channel(gone).1, info: watch::channel(Value::Null).1, trace: None }
+    SessionHandle { commands, state: watch::channel(gone).1, info: watch::channel(Arc::default()).1, trace: None }
 }
 
 fn now() -> Now {
@@ -177,10 +181,10 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         let (core, now) = (&mut self.core, now());
         match command {
-            Command::Look { id, reply } => {
-                let answer = core.cell(&id);
-                self.answer(reply, answer);
-            }
+            Command::Follow { run, reply } => match core.ended(run) {
+                Some(answer) => self.answer(reply, answer),
+                None => self.follow(run, reply),
+            },
             Command::Add { cell, trace, reply } => {
                 let answer = core.add_cell(now, *cell, trace);
                 self.answer(reply, answer);
@@ -287,7 +291,7 @@ impl Driver {
         }
         effects.into_iter().for_each(|effect| self.act(effect));
         self.info.send_if_modified(|info| {
-            let changes = *info != self.core.info;
+            let changes = !Arc::ptr_eq(info, &self.core.info);
             if changes {
                 info.clone_from(&self.core.info);
             }
@@ -297,6 +301,27 @@ impl Driver {
             self.state.send_replace(state);
         }
         self.answers.drain(..).for_each(|answer| answer());
+        self.tell_ends(&piece.cells);
+    }
+
+    fn follow(&mut self, run: RunOfCell, reply: Reply<Cell>) {
+        let following = self.following.entry(run.number).or_default();
+        // Those who ask again and again, and do not wait for long.
+        following.retain(|(_, reply)| !reply.is_closed());
+        following.push((run, reply));
+    }
+
+    /// Tells those who follow a run that has ended with what has just been written down.
+    fn tell_ends(&mut self, written: &[CellChange]) {
+        for change in written {
+            let number = change.number();
+            for (run, reply) in self.following.remove(&number).unwrap_or_default() {
+                match self.core.ended(run) {
+                    Some(answer) => drop(reply.send(answer)),
+                    None => self.following.entry(number).or_default().push((run, reply)),
+                }
+            }
+        }
     }
 
     /// Tries until it is written. Meanwhile nothing more is taken from the agent, which keeps it, and clients are told why
@@ -320,8 +345,7 @@ impl Driver {
             let _ = reply.send(Err(Denied::Storage(why.to_owned())));
         }
         match command {
-            Command::Look { reply, .. }
-            | Command::Add { reply, .. }
+            Command::Add { reply, .. }
             | Command::Run { reply, .. }
             | Command::Edit { reply, .. }
             | Command::Cancel { reply, .. } => {

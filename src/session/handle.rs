@@ -1,5 +1,6 @@
 //! What others hold of a session: a way to give it commands, and to see where it stands.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::cells::{Cell, RunOptions};
+use super::cells::{Cell, RunOfCell, RunOptions};
 use super::commands::{CellEdit, Denied, NewCell};
 use crate::agent_protocol::{AnswerBody, Request, UsageReading};
 use crate::link::LinkError;
@@ -83,7 +84,7 @@ impl From<Denied> for SessionError {
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Denied>>;
 
 pub(super) enum Command {
-    Look { id: String, reply: Reply<Cell> },
+    Follow { run: RunOfCell, reply: Reply<Cell> },
     Add { cell: Box<NewCell>, trace: Option<String>, reply: Reply<Cell> },
     Run { id: String, options: Option<RunOptions>, trace: Option<String>, reply: Reply<Cell> },
     RunAll { runs: Vec<(String, RunOptions)>, trace: Option<String>, reply: Reply<()> },
@@ -106,7 +107,7 @@ pub(super) enum Command {
 pub struct SessionHandle {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) state: watch::Receiver<SessionState>,
-    pub(super) info: watch::Receiver<Value>,
+    pub(super) info: watch::Receiver<Arc<Value>>,
     /// What uses it, as a `traceparent`.
     pub(super) trace: Option<String>,
 }
@@ -124,7 +125,7 @@ impl SessionHandle {
     }
 
     /// The content of the kernel's `kernel_info_reply`; `null` before it is ready.
-    pub fn kernel_info(&self) -> Value {
+    pub fn kernel_info(&self) -> Arc<Value> {
         self.info.borrow().clone()
     }
 
@@ -142,12 +143,14 @@ impl SessionHandle {
         }
     }
 
-    /// A cell as it stands, and is written down.
+    /// Waits until this run of a cell has ended and all of it is written down. Gives the cell as it stands then; it may have been
+    /// queued again.
     ///
     /// # Errors
-    /// [`SessionError`].
-    pub async fn cell(&self, id: &str) -> Result<Cell, SessionError> {
-        self.ask(|reply| Command::Look { id: id.to_owned(), reply }).await
+    /// [`SessionError`]; also when the cell was removed.
+    pub async fn ended(&self, cell: &Cell) -> Result<Cell, SessionError> {
+        let run = RunOfCell { number: cell.number, first_seq: cell.run.first_seq };
+        self.ask(|reply| Command::Follow { run, reply }).await
     }
 
     /// Adds a cell, and queues it if asked to. Returns once that is written down.

@@ -1,6 +1,7 @@
 //! The kernel's life and the connection to its agent, as the session sees them: deaths and restarts, what is known after a cut,
 //! and what to do where events were lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -214,7 +215,11 @@ impl Core {
             // That is the one to be replaced.
             return;
         }
-        self.info = wire_json::parse_lenient(info.as_bytes()).unwrap_or(Value::Null);
+        let info = wire_json::parse_lenient(info.as_bytes()).unwrap_or(Value::Null);
+        // After a restart it mostly says the same.
+        if *self.info != info {
+            self.info = Arc::new(info);
+        }
         self.start_deadline = None;
         self.restart_of = None;
         if self.active.is_none() {

@@ -183,6 +183,16 @@ pub enum CellChange {
     },
 }
 
+impl CellChange {
+    /// The number of the cell.
+    pub fn number(&self) -> u32 {
+        match self {
+            Self::Put(cell) => cell.number,
+            Self::Options { number, .. } | Self::Run { number, .. } | Self::Delete { number } => *number,
+        }
+    }
+}
+
 /// One piece of the journal. It is written whole or not at all, before anything that follows from it is done or told.
 #[derive(Debug, Default)]
 pub struct Piece {

@@ -115,12 +115,9 @@ pub struct Header {
 
 impl Header {
     fn read(raw: &[u8]) -> Self {
-        let Ok(mut value) = json::parse_lenient(raw) else { return Self::default() };
-        let mut take = |key: &str| match value.get_mut(key).map(Value::take) {
-            Some(Value::String(text)) => text,
-            _ => String::new(),
-        };
-        Self { msg_id: take("msg_id"), msg_type: take("msg_type"), session: take("session"), date: take("date") }
+        let texts = json::texts_of(raw, ["msg_id", "msg_type", "session", "date"]).unwrap_or_default();
+        let [msg_id, msg_type, session, date] = texts;
+        Self { msg_id, msg_type, session, date }
     }
 }
 
