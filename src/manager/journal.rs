@@ -213,6 +213,7 @@ impl StoreJournal {
                 kernel_info: piece.kernel_info.clone(),
                 last_active_at: Some(store::now_ms()),
             },
+            folds: piece.folds.iter().map(|change| (change.number, change.json.clone())).collect(),
             notebook: piece.notebook.clone(),
             ..Commit::default()
         };

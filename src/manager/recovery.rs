@@ -130,6 +130,7 @@ impl Keeper {
             last_seq: row.last_seq,
             position: Position { epoch, seq },
             resume,
+            folds: self.0.store.folds(&row.id).await?,
             kernel_info,
         })
     }

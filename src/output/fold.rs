@@ -5,7 +5,7 @@ use super::terminal::{Edit, Terminal};
 use super::{CellKey, Change, Place, StreamStyle};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Copies of one display id that are kept up to date. A hostile loop that shows the same id for ever would else cost
 /// the square of its messages.
@@ -13,13 +13,30 @@ const MAX_COPIES: usize = 1000;
 
 /// Turns messages into changes of outputs. See the [module](super) text.
 ///
-/// It can be written down and read again (serde), to go on where another left off.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// It can be written down cell by cell ([`Fold::folded`]), for another to go on from there ([`Fold::restore`]).
+#[derive(Debug, Default)]
 pub struct Fold {
     style: StreamStyle,
     cells: BTreeMap<CellKey, CellState>,
     /// Where each display id is shown.
     displays: BTreeMap<String, Vec<Place>>,
+    /// Cells that are not as they were when that was last asked.
+    changed: BTreeSet<CellKey>,
+}
+
+/// What has to be known of a cell to go on with it, to be written down.
+#[derive(Debug, Serialize)]
+pub struct FoldedCell<'a> {
+    state: &'a CellState,
+    /// Where it shows display ids.
+    places: Vec<(&'a str, &'a Place)>,
+}
+
+/// A [`FoldedCell`] as it was written down.
+#[derive(Debug, Deserialize)]
+pub struct StoredCell {
+    state: CellState,
+    places: Vec<(String, Place)>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -31,6 +48,7 @@ struct CellState {
     /// `clear_output(wait=True)` was asked for: the next appended output takes the place of all.
     clear_pending: bool,
     /// Display ids that have a copy here, so that clearing need not look at all ids.
+    #[serde(skip)]
     display_ids: Vec<String>,
 }
 
@@ -53,7 +71,7 @@ impl Fold {
     /// An execution of the cell starts: its outputs go, a pending clear and its display ids are forgotten.
     pub fn start(&mut self, cell: CellKey) {
         self.forget_displays(cell);
-        self.cells.insert(cell, CellState::default());
+        *self.cell(cell) = CellState::default();
     }
 
     /// Takes in one iopub message of the cell. `content` is the raw JSON of the message's content. Types that make no
@@ -82,6 +100,39 @@ impl Fold {
     pub fn forget(&mut self, cell: CellKey) {
         self.forget_displays(cell);
         self.cells.remove(&cell);
+        self.changed.insert(cell);
+    }
+
+    /// The cells that have changed since this was last asked.
+    pub fn take_changed(&mut self) -> BTreeSet<CellKey> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What is to be written down of a cell. `None` if it has no outputs, and nothing is to be known of it.
+    pub fn folded(&self, cell: CellKey) -> Option<FoldedCell<'_>> {
+        let state = self.cells.get(&cell).filter(|state| state.len > 0 || state.clear_pending)?;
+        let places = state.display_ids.iter().flat_map(|id| {
+            let copies = self.displays.get(id).into_iter().flatten();
+            copies.filter(|copy| copy.cell == cell).map(|copy| (id.as_str(), copy))
+        });
+        Some(FoldedCell { state, places: places.collect() })
+    }
+
+    /// Goes on with a cell as it was written down.
+    pub fn restore(&mut self, cell: CellKey, stored: StoredCell) {
+        let StoredCell { mut state, places } = stored;
+        for (id, place) in places {
+            if state.display_ids.last() != Some(&id) {
+                state.display_ids.push(id.clone());
+            }
+            self.displays.entry(id).or_default().push(Place { cell, ..place });
+        }
+        self.cells.insert(cell, state);
+    }
+
+    fn cell(&mut self, cell: CellKey) -> &mut CellState {
+        self.changed.insert(cell);
+        self.cells.entry(cell).or_default()
     }
 
     /// Carries out a clearing that waits for the cell's next output.
@@ -94,7 +145,7 @@ impl Fold {
     /// Gives away the place at the end of the cell's list, for an output that somebody else follows. What waits to be cleared there is
     /// to be cleared before.
     pub fn reserve(&mut self, cell: CellKey) -> usize {
-        let state = self.cells.entry(cell).or_default();
+        let state = self.cell(cell);
         state.open = None;
         state.len += 1;
         state.len - 1
@@ -108,7 +159,7 @@ impl Fold {
         if text.is_empty() {
             return;
         }
-        let state = self.cells.entry(cell).or_default();
+        let state = self.cell(cell);
         if let Some(open) = state.open.as_mut().filter(|open| open.name == name) {
             let before = open.terminal.len();
             let Edit { keep, tail } = open.terminal.write(text);
@@ -119,7 +170,7 @@ impl Fold {
         let mut terminal = Box::new(Terminal::new());
         let shown = terminal.write(text).tail;
         self.push(cell, stream_output(&name, &shown), changes);
-        self.cells.entry(cell).or_default().open = Some(Open { name, terminal });
+        self.cell(cell).open = Some(Open { name, terminal });
     }
 
     fn display(&mut self, cell: CellKey, output: Value, display_id: Option<String>, changes: &mut Vec<Change>) {
@@ -133,6 +184,7 @@ impl Fold {
         let is_result = output.get("output_type").is_some_and(|kind| kind == "execute_result");
         let execution_count = output.get("execution_count").and_then(Value::as_u64);
         self.push(cell, output, changes);
+        self.changed.insert(cell);
         let state = self.cells.entry(cell).or_default();
         let copies = self.displays.entry(id.clone()).or_default();
         if copies.len() < MAX_COPIES {
@@ -151,7 +203,7 @@ impl Fold {
 
     fn push(&mut self, cell: CellKey, output: Value, changes: &mut Vec<Change>) {
         self.clear_if_pending(cell, changes);
-        let state = self.cells.entry(cell).or_default();
+        let state = self.cell(cell);
         // A stream that something follows is finished: its lines need no cursor any more.
         state.open = None;
         state.len += 1;
@@ -160,7 +212,7 @@ impl Fold {
 
     fn clear(&mut self, cell: CellKey, wait: bool, changes: &mut Vec<Change>) {
         if wait {
-            self.cells.entry(cell).or_default().clear_pending = true;
+            self.cell(cell).clear_pending = true;
         } else {
             self.clear_now(cell, changes);
         }
@@ -174,7 +226,7 @@ impl Fold {
 
     fn clear_now(&mut self, cell: CellKey, changes: &mut Vec<Change>) {
         self.forget_displays(cell);
-        let state = self.cells.entry(cell).or_default();
+        let state = self.cell(cell);
         let had_any = std::mem::take(state).len > 0;
         if had_any {
             changes.push(Change::Clear { cell });

@@ -200,6 +200,13 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Contents that mostly mean something.
+fn any_message() -> impl Strategy<Value = Value> {
+    let shown = ("[xy]", "[a-c]{0,2}").prop_map(|(id, text)| display(&id, &text));
+    let text = ("(stdout|stderr)", "[a\r\n\u{8}]{0,6}").prop_map(|(name, text)| json!({"name": name, "text": text}));
+    prop_oneof![3 => shown, 3 => text, 1 => any::<bool>().prop_map(|wait| json!({"wait": wait})), 1 => any_json()]
+}
+
 const TYPES: &[&str] =
     &["stream", "display_data", "execute_result", "error", "update_display_data", "clear_output", "status"];
 
@@ -231,6 +238,36 @@ proptest! {
             for output in outputs.outputs(cell) {
                 let once = repair_output(output.clone());
                 prop_assert_eq!(repair_output(once.clone()), once);
+            }
+        }
+    }
+
+    #[test]
+    fn another_goes_on_from_what_was_written(messages in proptest::collection::vec(
+        (0u32..2, proptest::sample::select(TYPES), any_message(), any::<bool>()), 0..30)) {
+        let (mut whole, mut fold, mut rows) = (Fold::default(), Fold::default(), BTreeMap::new());
+        for (cell, msg_type, content, ends) in messages {
+            let content = content.to_string();
+            let [expected, told] = [&mut whole, &mut fold].map(|fold| {
+                let mut changes = fold.apply(CellKey(cell), msg_type, content.as_bytes());
+                for change in &mut changes {
+                    if let Change::Update { places, .. } = change {
+                        places.sort_by_key(|place| (place.cell, place.index));
+                    }
+                }
+                changes
+            });
+            prop_assert_eq!(expected, told);
+            for key in fold.take_changed() {
+                rows.insert(key, fold.folded(key).map(|folded| serde_json::to_string(&folded).unwrap()));
+            }
+            if ends {
+                fold = Fold::default();
+                for (key, row) in &rows {
+                    if let Some(row) = row {
+                        fold.restore(*key, serde_json::from_str(row).unwrap());
+                    }
+                }
             }
         }
     }

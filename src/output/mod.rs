@@ -25,7 +25,7 @@ mod widgets;
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts, artifacts_of};
 pub use escape::strip_ansi;
 pub(crate) use escape::{Escape, measure};
-pub use fold::Fold;
+pub use fold::{Fold, FoldedCell, StoredCell};
 pub use held::Outputs;
 pub use repair::repair_output;
 pub use terminal::terminal_text;

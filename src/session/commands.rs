@@ -460,7 +460,7 @@ impl Core {
     fn forget_outputs(&mut self, number: u32) {
         self.captures_leave(number);
         self.fold.forget(CellKey(number));
-        self.recent.retain(|recent| recent.number != number);
+        self.recents.forget(number);
     }
 
     fn unqueue(&mut self, now: Now, number: u32) {

@@ -18,6 +18,7 @@ use super::commands::Denied;
 use super::handle::SessionState;
 use super::kernel::START_DEADLINE;
 use super::ladder::{Ladder, Step, describe_step};
+use super::late::{Recent, Recents};
 use super::piece::{CellChange, EventBody, Piece, SessionEvent, Telling};
 use super::questions::Subshell;
 use super::run::{ActiveRun, Now, RunFacts, RunResult, RunStatus, StopReason};
@@ -34,9 +35,6 @@ use crate::wire::{Channel, Message, json as wire_json};
 const UNWRITTEN: (Duration, usize) = (Duration::from_secs(1), 64 << 10);
 /// Room above the output limit for what the agent does not count, bytes; an eighth of the limit comes to it.
 const OUTPUT_SLACK: u64 = 1 << 20;
-/// Ended runs that late output still finds: threads go on printing after their cell.
-const RECENT: usize = 32;
-
 /// Notices of one session.
 const MAX_NOTICES: u32 = 1000;
 
@@ -80,7 +78,7 @@ pub(super) struct Core {
     pub(super) runs: Runs,
     pub(super) queue: VecDeque<u32>,
     pub(super) active: Option<Active>,
-    pub(super) recent: VecDeque<Recent>,
+    pub(super) recents: Recents,
     pub(super) fold: Fold,
     pub(super) captures: Captures,
     pub(super) generation: Generation,
@@ -133,14 +131,6 @@ pub(super) struct Active {
     pub unsure: bool,
 }
 
-/// A run that has ended.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Recent {
-    pub run: RunId,
-    pub number: u32,
-    pub bytes: u64,
-}
-
 /// Messages that have been taken in, and of which nothing follows: to a later server they may come again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unwritten {
@@ -155,22 +145,19 @@ pub(super) struct Unwritten {
 pub(super) struct Written {
     info: Arc<Value>,
     pub resume: Option<String>,
+    /// Cells of whose outputs something is written down.
+    pub folds: BTreeSet<u32>,
 }
 
-/// What a later server needs to go on, beside cells and numbers, which have columns of their own.
+/// What a later server needs to go on, beside cells, their folds and numbers, which stand elsewhere.
 #[derive(Serialize, Deserialize)]
-struct Resume<F, C> {
+struct Resume<C> {
     generation: Generation,
     restarts: u32,
     restart_of: Option<Generation>,
     doubt: bool,
-    /// Earlier servers drew their ids one by one.
-    #[serde(default)]
     runs: Runs,
     active: Option<ActiveResume>,
-    recent: VecDeque<Recent>,
-    fold: F,
-    #[serde(default)]
     captures: C,
 }
 
@@ -196,6 +183,8 @@ pub struct Stored {
     pub position: Position,
     /// What its driver left.
     pub resume: Option<String>,
+    /// What it left of each cell's outputs, by their numbers in the fold.
+    pub folds: Vec<(u32, String)>,
     /// What its kernel said of itself, as JSON text: a kernel's own words are never parsed by a derived reader.
     pub kernel_info: Option<String>,
 }
@@ -210,7 +199,7 @@ impl Core {
             runs: Runs::default(),
             queue: VecDeque::new(),
             active: None,
-            recent: VecDeque::new(),
+            recents: Recents::default(),
             fold: Fold::new(StreamStyle::Terminal),
             captures: Captures::default(),
             generation: Generation(0),
@@ -252,11 +241,11 @@ impl Core {
         (core.seq, core.position) = (stored.last_seq, stored.position);
         let info = stored.kernel_info.as_deref().map(|info| wire_json::parse_lenient(info.as_bytes()));
         core.info = Arc::new(info.and_then(Result::ok).unwrap_or(Value::Null));
-        let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str::<Resume<Fold, Captures>>(text).ok());
-        if let Some(resume) = resume {
-            (core.generation, core.runs) = (resume.generation, resume.runs);
-            (core.restarts, core.recent, core.fold) = (resume.restarts, resume.recent, resume.fold);
-            core.captures = resume.captures;
+        let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str::<Resume<Captures>>(text).ok());
+        if let (Some(resume), Some(folds)) = (resume, Self::read_folds(&stored.folds)) {
+            core.restore_folds(folds);
+            (core.generation, core.restarts, core.captures) = (resume.generation, resume.restarts, resume.captures);
+            core.runs = resume.runs;
             core.active = resume.active.map(|active| Active::restore(active, core.facts.late_output, now));
             (core.restart_of, core.doubt) = (resume.restart_of, resume.doubt);
             if core.restart_of.is_some() {
@@ -290,6 +279,7 @@ impl Core {
                 piece.cells.push(CellChange::Run { number, run: Box::new(cell.run.clone()) });
             }
         }
+        piece.folds = self.take_folds();
         if !piece.is_empty() && self.facts.durable {
             if !Arc::ptr_eq(&self.info, &self.written.info) {
                 piece.kernel_info = Some(self.info.to_string());
@@ -336,8 +326,6 @@ impl Core {
             doubt: self.doubt || self.probe.is_some(),
             runs: self.runs.clone(),
             active,
-            recent: self.recent.clone(),
-            fold: &self.fold,
             captures: &self.captures,
         };
         serde_json::to_string(&resume).ok()
@@ -445,12 +433,8 @@ impl Core {
         let Some(active) = self.active.take() else { return };
         // Where the kernel's end came in one piece with the run's beginning, the next kernel must not be given it.
         self.effects.retain(|effect| !matches!(effect, Effect::Submit { run, .. } if run == active.run.id()));
-        self.recent.push_back(Recent { run: active.run.id().clone(), number: active.number, bytes: active.bytes });
-        if self.recent.len() > RECENT
-            && let Some(old) = self.recent.pop_front()
-        {
-            self.settle(old.number);
-        }
+        let recent = Recent { run: active.run.id().clone(), number: active.number, bytes: active.bytes };
+        self.recents.push(recent).into_iter().for_each(|old| self.settle(old));
         let fails = result.status != RunStatus::Ok;
         let is_error = result.status == RunStatus::Error;
         self.end_cell(now, active.number, result);
@@ -481,7 +465,7 @@ impl Core {
         let key = CellKey(number);
         let is_active = self.active.as_ref().is_some_and(|active| active.number == number);
         let is_held = is_active || self.fold.has_displays(key) || self.captures.are_in(number);
-        if !is_held && !self.recent.iter().any(|recent| recent.number == number) {
+        if !is_held && self.recents.of_cell(number).is_none() {
             self.fold.forget(key);
         }
     }

@@ -1,11 +1,13 @@
 //! What the simulation does not reach: places, limits, ids, and single steps whose outcome should be named.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
 
 use super::commands::{CellEdit, Denied, NewCell};
 use super::core::{Core, Effect, Facts, Stored};
+use super::late::keep_folds;
 use super::piece::{EventBody, Piece, Telling};
 use super::run::Now;
 use super::{Cell, CellPhase, CellType, RunOptions, RunStatus, SessionState};
@@ -28,6 +30,8 @@ fn now() -> Now {
 pub(super) struct Bench {
     pub core: Core,
     pub now: Now,
+    /// What is written down of cells' outputs.
+    folds: BTreeMap<u32, String>,
     seq: u64,
     generation: u32,
 }
@@ -35,7 +39,7 @@ pub(super) struct Bench {
 impl Bench {
     pub fn new() -> Self {
         let now = now();
-        Self { core: Core::new(facts(), now), now, seq: 0, generation: 1 }
+        Self { core: Core::new(facts(), now), now, folds: BTreeMap::new(), seq: 0, generation: 1 }
     }
 
     /// One whose kernel is ready.
@@ -130,7 +134,9 @@ impl Bench {
     }
 
     pub fn out(&mut self) -> (Piece, Vec<Effect>) {
-        self.core.take_out(self.now)
+        let (piece, effects) = self.core.take_out(self.now);
+        keep_folds(&piece.folds, &mut self.folds);
+        (piece, effects)
     }
 
     pub fn effects(&mut self) -> Vec<Effect> {
@@ -143,7 +149,8 @@ impl Bench {
         let cells = self.core.cells.iter().cloned().collect();
         let last_seq = piece.events.last().expect("something happened last").seq;
         let resume = change(self.core.written.resume.clone());
-        let stored = Stored { cells, last_seq, position: self.core.position, resume, kernel_info: None };
+        let folds = self.folds.clone().into_iter().collect();
+        let stored = Stored { cells, last_seq, position: self.core.position, resume, folds, kernel_info: None };
         self.core = Core::restore(facts(), stored, self.now);
     }
 }

@@ -131,12 +131,12 @@ impl Core {
     /// cannot be added to any more, for it was long ago or its cell was run again. What it has shown by a display id still changes.
     fn late_output(&mut self, now: Now, header: &Header, run: &str, message: &Message) {
         let is_stray = run.is_empty() && header.msg_type == "stream";
-        let own = self.recent.iter().find(|recent| recent.run.0 == run).map(|recent| recent.number);
+        let own = self.recents.cell_of(run);
         let shows = header.msg_type == "update_display_data" || ADDS.contains(&header.msg_type.as_str());
         let shown = own.or_else(|| {
             let is_runs = shows && self.runs.had(run);
             let running = self.active.as_ref().filter(|_| is_runs).map(|active| active.number);
-            self.recent.back().filter(|_| is_stray || is_runs).map(|recent| recent.number).or(running)
+            self.recents.last().filter(|_| is_stray || is_runs).or(running)
         });
         match shown {
             Some(number) => self.output(now, number, header, message),
@@ -228,10 +228,8 @@ impl Core {
         let cap = self.output_cap();
         let running = self.active.as_mut().filter(|active| active.number == number);
         let is_running = running.is_some();
-        let late = self.recent.iter_mut().rev().find(|recent| recent.number == number);
-        let Some(bytes) = running.map(|active| &mut active.bytes).or(late.map(|recent| &mut recent.bytes)) else {
-            return false;
-        };
+        let running = running.map(|active| &mut active.bytes);
+        let Some(bytes) = running.or_else(|| self.recents.bytes_of(number)) else { return false };
         *bytes = bytes.saturating_add(size);
         let fits = *bytes <= cap;
         if !fits && is_running {

@@ -14,7 +14,7 @@
 //!   time     ──▶ └────────┘        └─────────┘        └──────────────────────┘
 //! ```
 //!
-//! `core` (with `kernel`, `commands`, `questions`, `messages` and `captures`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
+//! `core` (with `kernel`, `commands`, `questions`, `messages`, `late` and `captures`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
 //! notebook; `run` and `ladder` are what a run's messages mean and how an interrupt escalates. Every accepted run ends exactly
 //! once, in one of the [`RunStatus`]es. What has happened is in the [`Journal`] before anything that follows from it is done.
 
@@ -28,6 +28,7 @@ mod driver;
 mod handle;
 mod kernel;
 mod ladder;
+mod late;
 mod messages;
 mod piece;
 mod questions;
@@ -43,6 +44,6 @@ pub use commands::{CellEdit, Denied, NewCell};
 pub use core::Stored;
 pub use driver::{SessionParts, end_stored, start};
 pub use handle::{SessionError, SessionHandle, SessionState};
-pub use piece::{CellChange, EventBody, Journal, JournalError, NotebookChange, Piece, SessionEvent, Telling};
+pub use piece::{CellChange, EventBody, FoldChange, Journal, JournalError, NotebookChange, Piece, SessionEvent, Telling};
 pub use run::{RunResult, RunStatus, metrics};
 pub use volatile::{SessionEvents, VolatileJournal};

@@ -183,6 +183,15 @@ pub enum CellChange {
     },
 }
 
+/// What of a cell's outputs a driver needs to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoldChange {
+    /// The cell's number, or that of an Output widget.
+    pub number: u32,
+    /// As JSON; nothing any more for none.
+    pub json: Option<String>,
+}
+
 impl CellChange {
     /// The number of the cell.
     pub fn number(&self) -> u32 {
@@ -206,6 +215,8 @@ pub struct Piece {
     pub position: Option<Position>,
     /// What a driver needs to go on from here, as JSON, if that changed. Only where the journal survives us.
     pub resume: Option<String>,
+    /// What it needs to go on with the outputs of cells, where that changed. Only where the journal survives us.
+    pub folds: Vec<FoldChange>,
     /// What the kernel says of itself, as JSON, if that changed. Only where the journal survives us.
     pub kernel_info: Option<String>,
     /// What a notebook file says beside the cells that came from it, as JSON.

@@ -99,6 +99,22 @@ pub(super) fn set_options(connection: &Connection, session: &SessionId, number: 
     Ok(())
 }
 
+/// Writes what later output of a cell goes on from.
+pub(super) fn put_fold(
+    connection: &Connection,
+    session: &SessionId,
+    number: u32,
+    json: Option<&str>,
+) -> rusqlite::Result<()> {
+    let Some(json) = json else {
+        let delete = "DELETE FROM folds WHERE session = ?1 AND number = ?2";
+        return connection.prepare_cached(delete)?.execute(params![session.as_str(), number]).map(drop);
+    };
+    let put = "INSERT INTO folds (session, number, json) VALUES (?1, ?2, ?3) \
+               ON CONFLICT (session, number) DO UPDATE SET json = excluded.json";
+    connection.prepare_cached(put)?.execute(params![session.as_str(), number, json]).map(drop)
+}
+
 /// Writes how a cell's run stands, and leaves the source alone, which may be long.
 pub(super) fn set_state(connection: &Connection, session: &SessionId, number: u32, run: &CellState) -> rusqlite::Result<()> {
     let update = "UPDATE cells SET state = :state, run = :run, started_at = :started_at, result = :result, \
@@ -162,6 +178,19 @@ impl Store {
     pub async fn cells(&self, session: &SessionId) -> Result<Vec<CellRow>, StoreError> {
         let id = session.clone();
         self.read(move |connection| all_of(connection, &id)).await
+    }
+
+    /// What later output of a session's cells goes on from, by their numbers.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn folds(&self, session: &SessionId) -> Result<Vec<(u32, String)>, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let select = "SELECT number, json FROM folds WHERE session = ?1 ORDER BY number";
+            connection.prepare_cached(select)?.query_map([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        })
+        .await
     }
 
     /// How many cells a session has, and how many of them are queued.

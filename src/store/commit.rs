@@ -22,6 +22,8 @@ pub struct Commit {
     pub artifacts: Vec<ArtifactRow>,
     /// The session's own state.
     pub session: SessionChange,
+    /// What later output of cells goes on from, by their numbers, as JSON; nothing any more for none.
+    pub folds: Vec<(u32, Option<String>)>,
     /// What a notebook file says beside its cells and outputs, if one has been taken in.
     pub notebook: Option<String>,
 }
@@ -99,8 +101,9 @@ fn weight(commit: &Commit) -> usize {
         CellChange::Options { .. } | CellChange::Delete { .. } => ROW,
     });
     let long = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let folds = commit.folds.iter().map(|(_, json)| ROW + long(json));
     let texts = long(&commit.notebook) + long(&commit.session.resume) + long(&commit.session.kernel_info);
-    events.chain(cells).sum::<usize>() + ROW * commit.artifacts.len() + texts
+    events.chain(cells).chain(folds).sum::<usize>() + ROW * commit.artifacts.len() + texts
 }
 
 fn weight_of_run(run: &CellState) -> usize {
@@ -121,6 +124,9 @@ fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusql
     }
     for artifact in &commit.artifacts {
         put_artifact(connection, session, artifact)?;
+    }
+    for (number, json) in &commit.folds {
+        cells::put_fold(connection, session, *number, json.as_deref())?;
     }
     if let Some(json) = &commit.notebook {
         let put = "INSERT OR REPLACE INTO notebooks (session, json) VALUES (?1, ?2)";

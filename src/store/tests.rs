@@ -83,9 +83,12 @@ async fn what_was_committed_is_there_for_the_next_server() {
                 last_seq: Some(Seq(2)),
                 ..SessionChange::default()
             },
+            folds: vec![(1, Some("1".to_owned())), (2, Some("2".to_owned())), (u32::MAX, Some("3".to_owned()))],
             notebook: Some("{}".to_owned()),
         };
         store.commit(&row.id, commit).await.unwrap();
+        let folds = vec![(1, None), (2, Some("two".to_owned())), (7, None)];
+        store.commit(&row.id, Commit { folds, ..Commit::default() }).await.unwrap();
     }
     let store = Store::open(&folder.file()).unwrap();
     let stored = store.session(&row.id).await.unwrap().unwrap();
@@ -93,6 +96,8 @@ async fn what_was_committed_is_there_for_the_next_server() {
     assert_eq!(store.notebook(&row.id).await.unwrap().as_deref(), Some("{}"));
     let ids: Vec<String> = store.cells(&row.id).await.unwrap().into_iter().map(|cell| cell.id).collect();
     assert_eq!(ids, ["c2", "c1"], "by place");
+    let folds = store.folds(&row.id).await.unwrap();
+    assert_eq!(folds, [(2, "two".to_owned()), (u32::MAX, "3".to_owned())]);
     assert_eq!(store.cell(&row.id, "c1").await.unwrap().unwrap().run.state, "running");
     assert_eq!(store.events_after(&row.id, Seq(1), 10, 1000).await.unwrap(), [event(2, r#"{"x":1}"#)]);
     assert_eq!(store.events_after(&row.id, Seq(0), 10, 1).await.unwrap().len(), 1, "bytes bound a page");
