@@ -53,10 +53,16 @@ impl Runs {
     }
 
     /// A run begins: its request has been handed to the kernel.
-    pub fn begin(&mut self, msg_id: String, header: Bytes, before: Used) {
-        let seen_bytes = before.memory_bytes;
-        self.recent.push_front(Run { msg_id, header, open: true, before, seen_bytes, ..Run::default() });
+    pub fn begin(&mut self, msg_id: String, header: Bytes) {
+        self.recent.push_front(Run { msg_id, header, open: true, ..Run::default() });
         self.recent.truncate(REMEMBERED);
+    }
+
+    /// What had been used when the newest run began.
+    pub fn begin_from(&mut self, before: Used) {
+        if let Some(run) = self.recent.front_mut() {
+            (run.before, run.seen_bytes) = (before, before.memory_bytes);
+        }
     }
 
     /// The kernel has said something of it other than a status: it works on it. `true` if it had not until now.
@@ -140,10 +146,10 @@ mod tests {
     #[test]
     fn each_run_has_its_own_limit_also_when_outputs_come_late() {
         let mut runs = Runs::new(10);
-        runs.begin("a".into(), Bytes::new(), Used::default());
+        runs.begin("a".into(), Bytes::new());
         assert_eq!(runs.take("a", 6), Room::Enough);
         assert!(runs.replied("a") && !runs.replied("a"));
-        runs.begin("b".into(), Bytes::new(), Used::default());
+        runs.begin("b".into(), Bytes::new());
         assert_eq!(runs.take("b", 9), Room::Enough);
         assert_eq!(runs.take("a", 4), Room::Enough, "late, but its own");
         assert_eq!(runs.take("a", 3), Room::Only { bytes: 0, msg_id: "a".into() });
@@ -155,12 +161,14 @@ mod tests {
     fn a_peak_that_was_there_before_is_not_the_runs_own() {
         let mut runs = Runs::new(10);
         let at = |cpu_seconds, memory_bytes, peak_bytes| Used { cpu_seconds, memory_bytes, peak_bytes };
-        runs.begin("big".into(), Bytes::new(), at(1.0, 10, 20));
+        runs.begin("big".into(), Bytes::new());
+        runs.begin_from(at(1.0, 10, 20));
         runs.see_memory(80);
         assert_eq!(runs.used("big", at(3.0, 30, 90)), RunUsage { cpu_seconds: 2.0, peak_memory_bytes: 90 });
         runs.replied("big");
         runs.see_memory(85);
-        runs.begin("small".into(), Bytes::new(), at(3.0, 30, 90));
+        runs.begin("small".into(), Bytes::new());
+        runs.begin_from(at(3.0, 30, 90));
         runs.see_memory(50);
         assert_eq!(runs.used("small", at(3.5, 40, 90)), RunUsage { cpu_seconds: 0.5, peak_memory_bytes: 50 });
         assert_eq!((runs.open_run().as_deref(), runs.used("?", at(9.0, 9, 9))), (Some("small"), RunUsage::default()));
@@ -170,10 +178,10 @@ mod tests {
     fn a_run_waits_until_the_kernel_speaks_of_it() {
         let mut runs = Runs::new(10);
         assert!(!runs.is_waiting() && !runs.begun("a"));
-        runs.begin("a".into(), Bytes::new(), Used::default());
+        runs.begin("a".into(), Bytes::new());
         assert!(runs.is_waiting() && !runs.begun("b") && runs.is_waiting());
         assert!(runs.begun("a") && !runs.begun("a") && !runs.is_waiting());
-        runs.begin("b".into(), Bytes::new(), Used::default());
+        runs.begin("b".into(), Bytes::new());
         runs.replied("b");
         assert!(!runs.is_waiting(), "refused without a word");
     }
@@ -182,7 +190,7 @@ mod tests {
     fn each_run_has_its_own_refusals() {
         let mut runs = Runs::new(10);
         assert_eq!((runs.refuse(), runs.refuse()), (1, 2));
-        runs.begin("a".into(), Bytes::new(), Used::default());
+        runs.begin("a".into(), Bytes::new());
         assert_eq!(runs.refuse(), 1);
     }
 

@@ -1,5 +1,5 @@
 //! What is done for kept sessions while nobody asks: they end when their time is up, their sandboxes go, what ended long ago is
-//! forgotten, the events of finished text are merged, and the data stays within its limit.
+//! forgotten, the events of finished text are merged, the journal shrinks after deletions, and the data stays within its limit.
 
 use std::collections::HashSet;
 use std::sync::PoisonError;
@@ -184,12 +184,20 @@ impl Keeper {
             if let Err(error) = self.compact().await {
                 tracing::warn!(%error, "cannot merge the events of finished text");
             }
+            if let Err(error) = self.give_space_back().await {
+                tracing::warn!(%error, "cannot make the journal smaller");
+            }
             // After a rush of readers or a flood of output.
             memory::give_back();
             if let Err(error) = self.keep_within_limit().await {
                 tracing::warn!(%error, "cannot tell how much the data takes");
             }
         }
+    }
+
+    async fn give_space_back(&self) -> Result<(), StoreError> {
+        while self.0.store.give_back().await? {}
+        Ok(())
     }
 
     async fn compact(&self) -> Result<(), StoreError> {
@@ -288,8 +296,9 @@ mod tests {
         async fn create(&self, _: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
             unreachable!()
         }
+        /// Nobody answers.
         async fn connect(&self, _: &SandboxRecord) -> Result<UnixStream, SandboxError> {
-            unreachable!()
+            std::future::pending().await
         }
         async fn inspect(&self, _: &SandboxRecord) -> Result<SandboxState, SandboxError> {
             unreachable!()
@@ -325,12 +334,48 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn sandboxes_that_hang_delay_nobody_else() {
+    fn keeper() -> (std::path::PathBuf, Keeper) {
         let folder = std::env::temp_dir().join(format!("cellkeep-care-{}", crate::ids::random_uuid()));
         std::fs::create_dir(&folder).unwrap();
         let paths = Paths::new(&folder);
         let keeper = Keeper::new(&paths, Store::open(&paths.journal()).unwrap(), KeeperSettings::default());
+        (folder, keeper)
+    }
+
+    /// A round reads all rows at once, and comes to each some time later.
+    #[tokio::test]
+    async fn a_session_that_was_given_more_time_meanwhile_goes_on() {
+        let (folder, keeper) = keeper();
+        let record = record_of_nothing();
+        let id = record.session.clone();
+        let mut row = row_of(&id, "ann", kernels::find("python").unwrap(), &NewSession::default());
+        row.expires_at = Some(now_ms() - 1);
+        keeper.0.store.insert_session(row).await.unwrap();
+        let spec = spec_of(&keeper.row_as_stored(&id).await);
+        let kept = keeper.start("ann", &spec, (Arc::new(Engine::default()), record), None);
+        let handle = kept.handle.clone();
+        keeper.sessions(|sessions| sessions.insert(id.clone(), kept));
+        let old = keeper.row_as_stored(&id).await;
+        let later = now_ms() + 60_000;
+        keeper.change(&id, Some("ann"), move |facts| facts.expires_at = Some(later)).await.unwrap();
+        keeper.look_at(&old).await;
+        assert!(!matches!(handle.state(), SessionState::Gone { .. }), "{:?}", handle.state());
+        keeper.change(&id, Some("ann"), |facts| facts.expires_at = Some(1)).await.unwrap();
+        keeper.look_at(&old).await;
+        let SessionState::Gone { why } = handle.state() else { panic!("{:?}", handle.state()) };
+        assert!(why.contains("ttl_seconds"), "{why}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    impl Keeper {
+        async fn row_as_stored(&self, id: &SessionId) -> SessionRow {
+            self.0.store.session(id).await.unwrap().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn sandboxes_that_hang_delay_nobody_else() {
+        let (folder, keeper) = keeper();
         let engine = Engine::default();
         // Sessions that have ended, and whose sandboxes are to go.
         let add = async |hangs: bool| {

@@ -85,7 +85,8 @@ impl Live {
     pub fn after(&self, seq: Seq) -> Option<Vec<Arc<EventRow>>> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let first = recent.events.front()?.seq;
-        (first <= seq.next()).then(|| recent.events.iter().filter(|event| event.seq > seq).cloned().collect())
+        let from = recent.events.partition_point(|event| event.seq <= seq);
+        (first <= seq.next()).then(|| recent.events.range(from..).cloned().collect())
     }
 }
 

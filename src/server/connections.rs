@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_io_timeout::TimeoutStream;
 
-use super::pace::Paced;
+use super::pace::{PATIENCE, Paced};
 use crate::api::OpenConnection;
 
 /// Connections that are open at once, where the process may have as many descriptors.
@@ -43,6 +43,11 @@ const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConn
 
 /// Serves until `stop` is done, and then for a moment what has begun.
 pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+    serve_with(PATIENCE, listener, router, stop).await;
+}
+
+/// The same, waiting for readers for so long.
+async fn serve_with(patience: Duration, listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
     let room = Arc::new(Semaphore::new(most()));
     let (stopping, stopped) = watch::channel(false);
     let mut open = JoinSet::new();
@@ -67,7 +72,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
             continue;
         };
         let busy = Arc::new(AtomicBool::new(false));
-        let task = open.spawn(one(stream, router.clone(), OpenConnection::new(permit), busy.clone(), stopped.clone()));
+        let connection = OpenConnection::new(permit);
+        let task = open.spawn(one(stream, patience, router.clone(), connection, busy.clone(), stopped.clone()));
         resting.0.push_back((task, busy));
     }
     drop(listener);
@@ -116,6 +122,7 @@ fn room_in(descriptors: usize) -> usize {
 
 async fn one(
     stream: TcpStream,
+    patience: Duration,
     router: Router,
     open: OpenConnection,
     busy: Arc<AtomicBool>,
@@ -144,7 +151,8 @@ async fn one(
     });
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(UNREAD));
-    let connection = protocol.serve_connection(TokioIo::new(Paced::new(Box::pin(stream))), service).with_upgrades();
+    let stream = Paced::new(Box::pin(stream), patience);
+    let connection = protocol.serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::pin!(connection);
     // What it gives must not live on over the next wait.
     let stop = async { drop(stopped.wait_for(|stopped| *stopped).await) };
@@ -179,7 +187,80 @@ async fn pause_after(error: &io::Error) {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use axum::body::Body;
+    use axum::extract::{Path, State};
+    use axum::routing::get;
+    use bytes::Bytes;
+    use futures_util::stream;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpSocket;
+    use tokio::time::Instant;
+
     use super::*;
+
+    /// Tells when an answer is no longer being sent.
+    struct Sending {
+        name: String,
+        ended: tokio::sync::mpsc::UnboundedSender<String>,
+    }
+
+    impl Drop for Sending {
+        fn drop(&mut self) {
+            let _ = self.ended.send(std::mem::take(&mut self.name));
+        }
+    }
+
+    /// Bytes without end.
+    async fn flood(Path(name): Path<String>, State(ended): State<tokio::sync::mpsc::UnboundedSender<String>>) -> Body {
+        let sending = Sending { name, ended };
+        let pieces = stream::repeat(Bytes::from(vec![7; 64 << 10]));
+        Body::from_stream(futures_util::StreamExt::map(pieces, move |piece| {
+            let _ = &sending;
+            Ok::<_, Infallible>(piece)
+        }))
+    }
+
+    /// Who takes nothing is let go when it has kept us waiting for long enough. Who takes little at a time, and keeps us waiting for
+    /// longer than that in all, is not.
+    #[tokio::test]
+    async fn readers_are_let_go_for_their_pace_and_not_for_the_time_they_take() {
+        const WAITS: Duration = Duration::from_secs(3);
+        // What waits on the way, taken by nobody, is little.
+        let socket = || {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_send_buffer_size(64 << 10).unwrap();
+            socket.set_recv_buffer_size(64 << 10).unwrap();
+            socket
+        };
+        let listening = socket();
+        listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listening.listen(8).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ended, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let router = Router::new().route("/{name}", get(flood)).with_state(ended);
+        let server = tokio::spawn(serve_with(WAITS, listener, router, std::future::pending()));
+        let ask = async |name: &str| {
+            let mut stream = socket().connect(address).await.unwrap();
+            stream.write_all(format!("GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+            stream
+        };
+        let (silent, mut steady) = (ask("silent").await, ask("steady").await);
+        // Ten times as fast as the least pace, and a hundredth of what could be sent.
+        let began = Instant::now();
+        let mut taken = vec![0; 64 << 10];
+        while began.elapsed() < 2 * WAITS {
+            steady.read_exact(&mut taken).await.expect("who reads steadily is served");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // It would have been let go for taking no byte at all much later.
+        let first = tokio::time::timeout(UNREAD / 2, told.recv()).await.expect("the silent one is let go");
+        assert_eq!(first.as_deref(), Some("silent"));
+        assert!(told.try_recv().is_err(), "and nobody else");
+        drop((silent, steady));
+        server.abort();
+    }
 
     #[test]
     fn any_limit_leaves_room() {

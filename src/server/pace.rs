@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// How long a reader may keep us waiting in all, while more than it takes is there to be sent.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// What is taken gives time back: a second for so many bytes.
 const PACE: f64 = (64 << 10) as f64;
 
@@ -18,6 +18,8 @@ const PACE: f64 = (64 << 10) as f64;
 #[derive(Debug)]
 pub(super) struct Paced<S> {
     stream: S,
+    /// How long we wait in all.
+    most: Duration,
     /// How much longer we wait.
     patience: Duration,
     waits_since: Option<Instant>,
@@ -25,15 +27,16 @@ pub(super) struct Paced<S> {
 }
 
 impl<S> Paced<S> {
-    pub fn new(stream: S) -> Self {
-        Self { stream, patience: PATIENCE, waits_since: None, late: Box::pin(sleep_until(Instant::now())) }
+    /// `most`: how long we wait in all.
+    pub fn new(stream: S, most: Duration) -> Self {
+        Self { stream, most, patience: most, waits_since: None, late: Box::pin(sleep_until(Instant::now())) }
     }
 
     /// So much was taken.
     fn taken(&mut self, bytes: usize) {
         let waited = self.waits_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         let back = Duration::from_secs_f64(bytes as f64 / PACE);
-        self.patience = self.patience.saturating_sub(waited).saturating_add(back).min(PATIENCE);
+        self.patience = self.patience.saturating_sub(waited).saturating_add(back).min(self.most);
     }
 
     /// Nothing can be sent now. Tells when that has lasted for too long.
@@ -44,7 +47,7 @@ impl<S> Paced<S> {
             self.late.as_mut().reset(since + patience);
         }
         ready!(self.late.as_mut().poll(context));
-        let (patience, kilobytes) = (PATIENCE.as_secs(), PACE / 1024.0);
+        let (patience, kilobytes) = (self.most.as_secs(), PACE / 1024.0);
         let why = format!(
             "it kept us waiting for {patience} s in all, less a second for each {kilobytes} KB that it read; the rest is dropped"
         );
@@ -114,7 +117,7 @@ mod tests {
                 tokio::time::sleep(rest).await;
             }
         });
-        let mut paced = Paced::new(ours);
+        let mut paced = Paced::new(ours, PATIENCE);
         let began = Instant::now();
         let sent = paced.write_all(&vec![7; bytes]).await;
         let took = began.elapsed();

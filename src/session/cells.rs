@@ -1,13 +1,13 @@
 //! A session's notebook: its cells in order, with how the last run of each stands. Pure.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::run::{RunResult, RunStatus};
-use crate::ids::{RunId, Seq};
+use crate::ids::{self, RunId, Seq};
 
 /// What a cell is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,8 +132,39 @@ pub struct Cell {
     pub run: CellRun,
 }
 
-/// Runs that are known by their ids.
-const RUNS: usize = 10_000;
+/// The runs of a session. Their ids are counted, so each is known by its own, however long ago it was and whatever became of its cell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Runs {
+    /// What their ids begin with: drawn at random, so that none is another's.
+    name: String,
+    count: u64,
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        let mut name = ids::random_uuid();
+        name.truncate(name.rfind('-').unwrap_or(name.len()));
+        Self { name, count: 0 }
+    }
+}
+
+impl Runs {
+    /// A new one. Its id has the form of a UUID, as those of Jupyter's own front ends.
+    pub fn begin(&mut self) -> RunId {
+        self.count += 1;
+        self.id(self.count)
+    }
+
+    fn id(&self, number: u64) -> RunId {
+        RunId(format!("{}-{number:012x}", self.name))
+    }
+
+    /// Whether there was such a run.
+    pub fn had(&self, id: &str) -> bool {
+        let number = id.rsplit_once('-').and_then(|(_, number)| u64::from_str_radix(number, 16).ok());
+        number.is_some_and(|number| (1..=self.count).contains(&number) && self.id(number).0 == id)
+    }
+}
 
 /// All cells of a session.
 #[derive(Debug, Default)]
@@ -144,18 +175,12 @@ pub(super) struct Cells {
     /// No cell's place is larger.
     last_place: f64,
     bytes: usize,
-    /// The latest runs, also of cells that were run again or are gone. A later server knows the last of each cell.
-    runs: (VecDeque<RunId>, HashSet<RunId>),
 }
 
 impl Cells {
     /// Cells as they were stored.
     pub fn restore(stored: Vec<Cell>) -> Self {
         let mut cells = Self::default();
-        let mut runs: Vec<(Seq, RunId)> =
-            stored.iter().filter_map(|cell| Some((cell.run.first_seq, cell.run.run.clone()?))).collect();
-        runs.sort_unstable_by_key(|(seq, _)| *seq);
-        runs.into_iter().for_each(|(_, run)| cells.knows(run));
         for cell in stored {
             cells.next = cells.next.max(cell.number);
             cells.put(cell);
@@ -167,25 +192,7 @@ impl Cells {
     pub fn begin(&mut self, number: u32, run: &RunId, now: SystemTime) {
         if let Some(cell) = self.cells.get_mut(&number) {
             (cell.run.phase, cell.run.run, cell.run.started_at) = (CellPhase::Running, Some(run.clone()), Some(now));
-            self.knows(run.clone());
         }
-    }
-
-    fn knows(&mut self, run: RunId) {
-        let (order, known) = &mut self.runs;
-        if known.insert(run.clone()) {
-            order.push_back(run);
-        }
-        if order.len() > RUNS
-            && let Some(oldest) = order.pop_front()
-        {
-            known.remove(&oldest);
-        }
-    }
-
-    /// Whether there was such a run in this session, lately.
-    pub fn had_run(&self, id: &str) -> bool {
-        self.runs.1.contains(&RunId(id.to_owned()))
     }
 
     pub fn len(&self) -> usize {

@@ -389,7 +389,7 @@ impl Core {
     fn fresh_id(&self, wanted: Option<String>) -> Result<String, Denied> {
         let Some(id) = wanted else {
             // Eight characters, as nbformat makes them; a clash is all but impossible, and cheap to rule out.
-            return Ok(std::iter::repeat_with(|| ids::random_uuid().chars().take(8).collect::<String>())
+            return Ok(std::iter::repeat_with(|| ids::random_uuid()[..8].to_owned())
                 .find(|id| self.cells.number(id).is_none())
                 .unwrap_or_else(ids::random_uuid));
         };

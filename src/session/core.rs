@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::captures::Captures;
-use super::cells::{Cell, CellPhase, Cells, RunOptions};
+use super::cells::{Cell, CellPhase, Cells, RunOptions, Runs};
 use super::commands::Denied;
 use super::handle::SessionState;
 use super::kernel::START_DEADLINE;
-use super::ladder::{Ladder, Step};
+use super::ladder::{Ladder, Step, describe_step};
 use super::late::{Recent, Recents};
 use super::piece::{CellChange, EventBody, Piece, SessionEvent, Telling};
 use super::questions::Subshell;
@@ -75,6 +75,7 @@ pub(super) struct Core {
     /// What the kernel says of itself. It is long: whether it has changed is told by whether it is another one.
     pub(super) info: Arc<Value>,
     pub(super) cells: Cells,
+    pub(super) runs: Runs,
     pub(super) queue: VecDeque<u32>,
     pub(super) active: Option<Active>,
     pub(super) recents: Recents,
@@ -155,6 +156,7 @@ struct Resume<C> {
     restarts: u32,
     restart_of: Option<Generation>,
     doubt: bool,
+    runs: Runs,
     active: Option<ActiveResume>,
     captures: C,
 }
@@ -194,6 +196,7 @@ impl Core {
             state: SessionState::Starting,
             info: Arc::default(),
             cells: Cells::default(),
+            runs: Runs::default(),
             queue: VecDeque::new(),
             active: None,
             recents: Recents::default(),
@@ -242,6 +245,7 @@ impl Core {
         if let (Some(resume), Some(folds)) = (resume, Self::read_folds(&stored.folds)) {
             core.restore_folds(folds);
             (core.generation, core.restarts, core.captures) = (resume.generation, resume.restarts, resume.captures);
+            core.runs = resume.runs;
             core.active = resume.active.map(|active| Active::restore(active, core.facts.late_output, now));
             (core.restart_of, core.doubt) = (resume.restart_of, resume.doubt);
             if core.restart_of.is_some() {
@@ -320,6 +324,7 @@ impl Core {
             restart_of: self.restart_of,
             // A question that was asked goes down with us; a later server asks again.
             doubt: self.doubt || self.probe.is_some(),
+            runs: self.runs.clone(),
             active,
             captures: &self.captures,
         };
@@ -383,7 +388,7 @@ impl Core {
         }
         let Some(number) = self.queue.pop_front() else { return };
         let Some(cell) = self.cells.get(number) else { return };
-        let id = RunId::random();
+        let id = self.runs.begin();
         let (message, timeout) = (self.request(&id, cell, &cell.source), timeout_of(&cell.options));
         let run = ActiveRun::new(id.clone(), self.facts.late_output, now);
         let (ladder, input, source) = (None, None, None);
@@ -599,12 +604,4 @@ impl Active {
 fn timeout_of(options: &RunOptions) -> Option<Duration> {
     // More than can be expressed is as good as never.
     options.timeout_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-}
-
-fn describe_step(signal: SignalKind) -> &'static str {
-    match signal {
-        SignalKind::Interrupt => "interrupting the kernel",
-        SignalKind::Terminate => "the kernel does not heed the interrupt; terminating it",
-        SignalKind::Kill => "killing the kernel",
-    }
 }

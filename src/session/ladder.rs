@@ -68,6 +68,15 @@ impl Ladder {
     }
 }
 
+/// What a step is, for people.
+pub(super) fn describe_step(signal: SignalKind) -> &'static str {
+    match signal {
+        SignalKind::Interrupt => "interrupting the kernel",
+        SignalKind::Terminate => "the kernel does not heed the interrupt; terminating it",
+        SignalKind::Kill => "killing the kernel",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

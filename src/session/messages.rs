@@ -134,7 +134,7 @@ impl Core {
         let own = self.recents.cell_of(run);
         let shows = header.msg_type == "update_display_data" || ADDS.contains(&header.msg_type.as_str());
         let shown = own.or_else(|| {
-            let is_runs = shows && self.cells.had_run(run);
+            let is_runs = shows && self.runs.had(run);
             let running = self.active.as_ref().filter(|_| is_runs).map(|active| active.number);
             self.recents.last().filter(|_| is_stray || is_runs).or(running)
         });
@@ -305,6 +305,37 @@ mod tests {
             bench.told(),
             [pair("a", "thread"), pair("b", "again"), pair("a", "its own"), pair("b", "of one that is gone")]
         );
+    }
+
+    #[test]
+    fn a_later_server_knows_all_earlier_runs() {
+        let mut bench = Bench::ready();
+        let [former, gone] = ["a", "gone"].map(|id| {
+            let run = bench.run(id);
+            bench.replies(&run);
+            run
+        });
+        bench.core.delete_cell(bench.now, "gone").unwrap();
+        for number in 0..40 {
+            let run = bench.run(&format!("c{number}"));
+            bench.replies(&run);
+        }
+        bench.core.run_cell(bench.now, "a", None, None).unwrap();
+        let again = bench.cell("a").run.run.clone().unwrap().0;
+        bench.replies(&again);
+        bench.restore(|resume| resume);
+        bench.attach();
+        bench.told();
+        bench.prints(&former, "of its run before");
+        bench.prints(&gone, "of one that is gone");
+        // Ids of none: the next one, and others that look alike.
+        let (name, number) = again.rsplit_once('-').unwrap();
+        let next = format!("{name}-{:012x}", u64::from_str_radix(number, 16).unwrap() + 1);
+        for unknown in [&next, &format!("{name}-000000000000"), &format!("{name}-1"), &format!("x{former}"), "nobody's"] {
+            bench.prints(unknown, "dropped");
+        }
+        assert_eq!(bench.told(), [pair("a", "of its run before"), pair("a", "of one that is gone")]);
+        assert_eq!(bench.run("b"), next, "no id is given twice");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, Row, named_params, params};
 
-use super::events::{self, EventRow};
+use super::events::{self, BY_CELL, EventRow};
 use super::sessions::{signed, unsigned};
 use super::{Store, StoreError};
 use crate::ids::{Seq, SessionId};
@@ -147,7 +147,7 @@ fn all_of(connection: &Connection, session: &SessionId) -> rusqlite::Result<Vec<
 /// The bytes of the events that tell of all cells' outputs, and of the artifacts in them as base64. SQLite knows the lengths
 /// without reading the texts.
 fn weigh(connection: &Connection, session: &SessionId) -> rusqlite::Result<u64> {
-    let select = "SELECT (SELECT ifnull(sum(octet_length(e.body)), 0) FROM cells c JOIN events e \
+    let select = "SELECT (SELECT ifnull(sum(octet_length(e.body)), 0) FROM cells c CROSS JOIN events e INDEXED BY events_by_cell \
                           ON e.session = c.session AND e.cell = c.id AND e.seq >= c.first_seq WHERE c.session = ?1) \
                        + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1)";
     let bytes: i64 = connection.prepare_cached(select)?.query_row([session.as_str()], |row| row.get(0))?;
@@ -156,10 +156,12 @@ fn weigh(connection: &Connection, session: &SessionId) -> rusqlite::Result<u64> 
 
 /// The same of one cell. It is asked for each cell that is run: found by the index, however many there are.
 fn weigh_cell(connection: &Connection, session: &SessionId, cell: &CellRow) -> rusqlite::Result<u64> {
-    let select = "SELECT (SELECT ifnull(sum(octet_length(body)), 0) FROM events WHERE session = ?1 AND cell = ?2 AND seq >= ?3) \
-                       + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1 AND cell = ?2)";
+    let select = format!(
+        "SELECT (SELECT ifnull(sum(octet_length(body)), 0) FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq >= ?3) \
+              + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1 AND cell = ?2)"
+    );
     let values = params![session.as_str(), cell.id, signed(cell.run.first_seq.0)];
-    let bytes: i64 = connection.prepare_cached(select)?.query_row(values, |row| row.get(0))?;
+    let bytes: i64 = connection.prepare_cached(&select)?.query_row(values, |row| row.get(0))?;
     Ok(bytes.max(0).cast_unsigned())
 }
 

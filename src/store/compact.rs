@@ -9,6 +9,9 @@ use super::sessions::{session_id, signed, unsigned};
 use super::{Store, StoreError};
 use crate::ids::{Seq, SessionId};
 
+/// Pages that the file keeps although nothing stands in them, for what comes next; and how many are given back in one commit.
+const SPARE: (i64, i64) = (1024, 512);
+
 /// A cell that has ended, some of whose events may be merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compactable {
@@ -112,6 +115,31 @@ impl Store {
             connection.prepare_cached(select)?.query_map([], share)?.collect()
         })
         .await
+    }
+
+    /// Gives a stretch of the file that nothing stands in any more back to the disk, in a commit of its own: others write between two
+    /// of them. Whether there is more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn give_back(&self) -> Result<bool, StoreError> {
+        let to_spare = |connection: &Connection| {
+            let free = connection.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0))?;
+            Ok::<_, rusqlite::Error>(free - SPARE.0)
+        };
+        if self.read(to_spare).await? <= 0 {
+            return Ok(false);
+        }
+        self.writer
+            .write_long(move |connection| {
+                let spare = to_spare(connection)?.max(0);
+                // Each step gives back one page.
+                let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({})", spare.min(SPARE.1)))?;
+                let mut steps = vacuum.query(())?;
+                while steps.next()?.is_some() {}
+                Ok(spare > SPARE.1)
+            })
+            .await
     }
 
     /// Bytes that all of it takes: the journal's used pages, and the artifacts.

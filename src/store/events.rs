@@ -63,13 +63,16 @@ fn take(rows: impl Iterator<Item = rusqlite::Result<EventRow>>, max_bytes: usize
     Ok(events)
 }
 
+/// Events, to be found by their cell. SQLite would take the key for it, and read all that came after in the session.
+pub(super) const BY_CELL: &str = "events INDEXED BY events_by_cell";
+
 pub(super) fn of_cell(
     connection: &Connection,
     session: &SessionId,
     cell: &str,
     from: Seq,
 ) -> rusqlite::Result<Vec<EventRow>> {
-    let select = format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND cell = ?2 AND seq >= ?3 ORDER BY seq");
+    let select = format!("SELECT {COLUMNS} FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq >= ?3 ORDER BY seq");
     let mut select = connection.prepare_cached(&select)?;
     select.query_map(params![session.as_str(), cell, signed(from.0)], read)?.collect()
 }
@@ -84,7 +87,7 @@ pub(super) fn page_of_cell(
     max_bytes: usize,
 ) -> rusqlite::Result<Vec<EventRow>> {
     let select = format!(
-        "SELECT {COLUMNS} FROM events WHERE session = ?1 AND cell = ?2 AND seq BETWEEN ?3 AND ?4 ORDER BY seq LIMIT ?5"
+        "SELECT {COLUMNS} FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq BETWEEN ?3 AND ?4 ORDER BY seq LIMIT ?5"
     );
     let mut select = connection.prepare_cached(&select)?;
     let values = params![session.as_str(), cell, signed(from.0), signed(to.0), max_events as i64];
@@ -155,15 +158,17 @@ impl Store {
             let first = page_of_cell(connection, &id, &cell, (from, Seq(most)), usize::MAX >> 1, max_bytes)?;
             let Some(seen) = first.last().map(|event| event.seq) else { return Ok((first, Vec::new())) };
             let select =
-                format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND cell = ?2 AND seq > ?3 ORDER BY seq DESC");
+                format!("SELECT {COLUMNS} FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq > ?3 ORDER BY seq DESC");
             let mut select = connection.prepare_cached(&select)?;
             let mut last = take(select.query_map(params![id.as_str(), cell, signed(seen.0)], read)?, max_bytes)?;
             last.reverse();
             let mut all = first;
-            let between = "SELECT EXISTS (SELECT 1 FROM events WHERE session = ?1 AND cell = ?2 AND seq > ?3 AND seq < ?4)";
+            let between = format!(
+                "SELECT EXISTS (SELECT 1 FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq > ?3 AND seq < ?4)"
+            );
             let from = last.first().map_or(seen, |event| event.seq);
             let values = params![id.as_str(), cell, signed(seen.0), signed(from.0)];
-            if !connection.prepare_cached(between)?.query_row(values, |row| row.get::<_, bool>(0))? {
+            if !connection.prepare_cached(&between)?.query_row(values, |row| row.get::<_, bool>(0))? {
                 all.append(&mut last);
             }
             Ok((all, last))

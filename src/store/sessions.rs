@@ -214,8 +214,6 @@ impl Store {
                     .query_map([id.as_str()], |row| row.get(0))?
                     .collect::<rusqlite::Result<_>>()?;
                 connection.execute("DELETE FROM sessions WHERE id = ?1", [id.as_str()])?;
-                // Given back in pieces, so that one large session does not hold up the others.
-                connection.execute_batch("PRAGMA incremental_vacuum(4096)")?;
                 Ok(orphans)
             })
             .await

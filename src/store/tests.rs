@@ -145,6 +145,35 @@ async fn a_full_disk_is_named_and_nothing_is_corrupt_when_there_is_room_again() 
 }
 
 #[tokio::test]
+async fn the_file_shrinks_when_a_session_is_gone() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let (gone, stays) = (session("a"), session("a"));
+    for row in [&gone, &stays] {
+        store.insert_session(row.clone()).await.unwrap();
+        for seq in 1..=40 {
+            let commit = Commit { events: vec![event(seq, &"x".repeat(500_000))], ..Commit::default() };
+            store.commit(&row.id, commit).await.unwrap();
+        }
+    }
+    store.delete_session(&gone.id).await.unwrap();
+    let size = async || {
+        assert!(store.merge_log(Duration::from_secs(10)).await.unwrap());
+        fs::metadata(folder.file()).unwrap().len()
+    };
+    let before = size().await;
+    assert!(before > 40_000_000, "{before}");
+    assert!(store.give_back().await.unwrap(), "not all of it at once");
+    while store.give_back().await.unwrap() {}
+    let after = size().await;
+    // What stays, and four megabytes for what comes next.
+    assert!((20_000_000..26_000_000).contains(&after), "{after}");
+    assert_eq!(store.events_after(&stays.id, Seq(0), 100, usize::MAX).await.unwrap().len(), 40);
+    let check: String = store.read(|c| c.pragma_query_value(None, "integrity_check", |row| row.get(0))).await.unwrap();
+    assert_eq!(check, "ok");
+}
+
+#[tokio::test]
 async fn deleting_a_session_takes_all_with_it_but_what_others_share() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();

@@ -11,12 +11,13 @@ use cellkeep::agent_protocol::{
     encode_event_frames, read_preamble, write_all_vectored,
 };
 use cellkeep::ids::{Epoch, Generation, Seq, SessionId};
+use cellkeep::link::LinkError;
 use cellkeep::policy::{Isolation, IsolationLevel, Limits};
 use cellkeep::sandbox::{
     ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
 };
 use cellkeep::session::{
-    self, EventBody, RunResult, RunStatus, SessionEvents, SessionHandle, SessionParts, SessionState, Telling,
+    self, EventBody, RunResult, RunStatus, SessionError, SessionEvents, SessionHandle, SessionParts, SessionState, Telling,
     VolatileJournal,
 };
 use cellkeep::wire::{Channel, Message};
@@ -360,29 +361,48 @@ async fn a_session_that_ends_while_its_agent_owes_an_answer_leaves_nothing_behin
 
 #[tokio::test]
 async fn what_an_agent_does_not_answer_is_bounded() {
-    // It does not even read.
-    let script: Script = |mut agent| {
+    let reads: Script = |mut agent| {
+        Box::pin(async move {
+            read_first(&mut agent).await;
+            agent.ready().await;
+            while agent.reader.next().await.is_ok() {}
+        })
+    };
+    let does_not_even_read: Script = |mut agent| {
         Box::pin(async move {
             read_first(&mut agent).await;
             agent.ready().await;
             std::future::pending::<()>().await;
         })
     };
-    let (handle, _events) = start(script, Limits::default());
-    handle.ready().await.unwrap();
-    let mut asked = 0;
-    let refused = loop {
-        let question = handle.ask_agent(Request::Usage, Bytes::from(vec![0; 1 << 20]));
-        match tokio::time::timeout(Duration::from_millis(5), question).await {
-            // Who asked has gone; the question is still there.
-            Err(_) => asked += 1,
-            Ok(answer) => break answer.unwrap_err(),
-        }
-        assert!(asked < 100, "{asked} MB are held");
-    };
-    assert!(refused.to_string().contains("too many questions unanswered"), "{refused}");
-    // What stops it is never refused.
-    handle.add_cell(cell("1", None)).await.unwrap();
-    handle.interrupt().await.unwrap();
-    handle.end("enough").await.unwrap();
+    for script in [reads, does_not_even_read] {
+        let (handle, _events) = start(script, Limits::default());
+        handle.ready().await.unwrap();
+        let before = resident();
+        let mut asked = 0;
+        let refused = loop {
+            let question = handle.ask_agent(Request::Usage, Bytes::from(vec![0; 1 << 20]));
+            match tokio::time::timeout(Duration::from_millis(5), question).await {
+                // Who asked has gone; the question is still there.
+                Err(_) => asked += 1,
+                Ok(answer) => break answer.unwrap_err(),
+            }
+            assert!(asked < 100, "{asked} MB are held");
+        };
+        let SessionError::Link(LinkError::Busy) = refused else { panic!("{refused}") };
+        assert!(refused.to_string().contains("too many questions unanswered"), "{refused}");
+        let held = resident().saturating_sub(before) >> 20;
+        assert!(held < 100, "{held} MB are held");
+        // What stops it is never refused.
+        handle.add_cell(cell("1", None)).await.unwrap();
+        handle.interrupt().await.unwrap();
+        handle.end("enough").await.unwrap();
+    }
+}
+
+/// Bytes of memory of this process.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }

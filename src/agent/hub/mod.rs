@@ -82,6 +82,8 @@ struct Hub {
     next_watch: Option<Instant>,
     /// When the memory of the run that is worked on is looked at next.
     next_look: Option<Instant>,
+    /// A run has just begun, and what was used before it is not read yet.
+    has_begun: bool,
 }
 
 /// Runs until the manager terminates the agent or it is left alone for too long.
@@ -101,6 +103,11 @@ pub(super) async fn run(config: AgentConfig) -> io::Result<()> {
                 let Some(input) = input else { return Ok(()) };
                 if hub.take(input).await {
                     return Ok(());
+                }
+                if std::mem::take(&mut hub.has_begun) {
+                    // The request goes out first: the kernel takes longer to look at it than we to read half a dozen files.
+                    tokio::task::yield_now().await;
+                    hub.runs.begin_from(hub.meter.read_quickly());
                 }
             }
             () = due, if deadline.is_some() => {}
@@ -134,6 +141,7 @@ impl Hub {
             alone_since: Instant::now(),
             next_watch: (!config.memory_enforced).then(Instant::now),
             next_look: None,
+            has_begun: false,
             config,
         })
     }

@@ -76,7 +76,8 @@ impl Hub {
             return AnswerBody::Refused(format!("nothing can be sent on {}", channel.name()).into());
         }
         if channel == Channel::Shell && header.msg_type == "execute_request" {
-            self.runs.begin(header.msg_id, raw_header, self.meter.read_quickly());
+            self.runs.begin(header.msg_id, raw_header);
+            self.has_begun = true;
             self.next_look = Some(Instant::now() + WATCH);
             self.kernel.interrupt_held = false;
         }
