@@ -9,6 +9,8 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
 use futures_util::StreamExt as _;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
@@ -91,6 +93,15 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
             Err(rejection) => Err(in_query(&rejection.body_text())),
         }
     }
+}
+
+/// Refuses any field where there is nothing to ask by one.
+pub(super) async fn no_query(request: Request, next: Next) -> Result<Response, Problem> {
+    let Some(query) = request.uri().query().filter(|query| !query.is_empty()) else { return Ok(next.run(request).await) };
+    let name = query.split(['=', '&']).next().unwrap_or_default();
+    let field = shortened(&percent_encoding::percent_decode_str(name).decode_utf8_lossy());
+    let detail = format!("unknown field `{field}`: this call takes none in its query");
+    Err(Problem::bad_request("bad_query", detail).named(Some(field)))
 }
 
 /// What axum says of a query, with the field that it says it of: `Failed to deserialize query string: FIELD: MESSAGE`.
@@ -279,9 +290,9 @@ mod tests {
                 assert!(!told.1.contains(rust), "{text}: {told:?}");
             }
         }
-        for text in ["{", "", "{} x", "{\"name\": \"\u{1}\"}", "{\"name\": 1e999}"] {
-            let wrong = read_object::<Outer>(text.as_bytes()).unwrap_err();
-            assert!(wrong.in_body().body()["code"] == "bad_json" || text == "{} x", "{text}");
+        for text in ["{", "", r#"{"name": "n"} x"#, "{\"name\": \"\u{1}\"}", r#"{"inner": {"share": 1e999}}"#] {
+            let body = read_object::<Outer>(text.as_bytes()).unwrap_err().in_body().body();
+            assert_eq!((&body["code"], body.get("field")), (&"bad_json".into(), None), "{text}");
         }
         let long = problem(&format!(r#"{{"name": "n", "{}": 1}}"#, "ä".repeat(1 << 20)));
         assert!(long.0.len() < 1000 && long.1.len() < 2000, "not all of it is repeated");

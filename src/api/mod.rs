@@ -28,7 +28,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::middleware;
 use axum::response::IntoResponse;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, patch, post, put};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tower_http::timeout::RequestBodyTimeoutLayer;
@@ -88,35 +88,43 @@ pub fn router(api: Api) -> Router {
         .route("/complete", post(sessions::complete))
         .route("/inspect", post(sessions::inspect))
         .route("/variables", post(sessions::variables))
-        .route("/chat", get(chat::status).post(chat::ask))
+        .route("/chat", get(chat::status))
         .route("/chat/cancel", post(chat::cancel))
         .route("/shares", get(shares::list).post(shares::create))
         .route("/shares/{share}", delete(shares::delete))
         .route("/artifacts", get(sessions::artifacts))
+        .route("/cells/{cell}", patch(cells::patch).delete(cells::delete))
+        .route("/cells/{cell}/cancel", post(cells::cancel))
+        .route("/notebook", put(notebooks::put))
+        .route("/files/{*path}", get(files::get).put(files::put).delete(files::delete));
+    let one_by_query = Router::new()
+        .route("/chat", post(chat::ask))
         .route("/events", get(events::stream))
         .route("/socket", get(socket::open))
         .route("/cells", get(cells::list).post(cells::add))
-        .route("/cells/{cell}", get(cells::get_one).patch(cells::patch).delete(cells::delete))
+        .route("/cells/{cell}", get(cells::get_one))
         .route("/cells/{cell}/run", post(cells::run))
-        .route("/cells/{cell}/cancel", post(cells::cancel))
         .route("/cells/{cell}/outputs/{output}/text", get(text::get))
-        .route("/notebook", get(notebooks::get).put(notebooks::put))
+        .route("/notebook", get(notebooks::get))
         .route("/notebook/run", post(notebooks::run))
-        .route("/files/", get(files::list))
-        .route("/files/{*path}", get(files::get).put(files::put).delete(files::delete));
-    let v1 = Router::new()
+        .route("/files/", get(files::list));
+    let by_path = Router::new()
         .route("/sessions", get(sessions::list).post(sessions::create))
         .nest("/sessions/{session}", one)
-        .route("/runs", get(runs::list).post(runs::create))
+        .route("/runs", get(runs::list))
         .route("/runs/{session}", get(runs::get_one).delete(runs::delete))
         .route("/runs/{session}/cancel", post(runs::cancel))
-        .route("/runs/{session}/events", get(runs::stream))
-        .route("/runs/{session}/notebook", get(notebooks::get))
         .route("/runs/{session}/artifacts", get(sessions::artifacts))
         .route("/artifacts/{sha256}", get(sessions::artifact))
         .route("/kernels", get(list_kernels))
         .route("/model", get(chat::model))
         .route("/token", get(shares::token))
+        .layer(middleware::from_fn(given::no_query));
+    let v1 = by_path
+        .nest("/sessions/{session}", one_by_query)
+        .route("/runs", post(runs::create))
+        .route("/runs/{session}/events", get(runs::stream))
+        .route("/runs/{session}/notebook", get(notebooks::get))
         .layer(middleware::from_fn_with_state(api.clone(), large::put_aside))
         .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(middleware::from_fn(trace::tell))

@@ -76,7 +76,19 @@ async fn wrong_fields_are_named() {
         assert_eq!(problem["field"], field, "{problem}");
         is_plain(&problem);
     }
-    assert_eq!(server.client().session_ids().await.len(), 1, "none of them was made");
+    for (method, path) in [
+        (Method::GET, "/v1/sessions?x%20y=1".to_owned()),
+        (Method::POST, "/v1/sessions?x%20y=1".to_owned()),
+        (Method::POST, held.path("/interrupt?x%20y")),
+        (Method::DELETE, held.path("?x%20y=1")),
+        (Method::PUT, held.path("/files/a?x%20y=1")),
+        (Method::DELETE, held.path("/cells/a?x%20y=1")),
+    ] {
+        assert_eq!(client.send(method, &path, "").await.problem(400, "bad_query")["field"], "x y", "{path}");
+    }
+    client.send(Method::PUT, &held.path("/cells"), "").await.problem(405, "method_not_allowed");
+    client.send(Method::PUT, &held.path("/cells/a"), "").await.problem(405, "method_not_allowed");
+    assert_eq!(server.client().session_ids().await.len(), 1, "none of them was made, and none is gone");
     // As much as there may be is taken.
     let most = json!({
         "kernel": "bash", "env": {"A": "x".repeat(131_069)}, "ttl_seconds": 315_360_000,
