@@ -707,7 +707,7 @@ async fn bad_connections_cost_nothing() {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let body = r#"{"source": "import time; time.sleep(0.5); print(6 * 7)"}"#;
     let head = format!(
-        "POST {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "POST {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
         held.path("/cells?wait=60"),
         body.len()
     );
