@@ -91,3 +91,28 @@ async fn the_old_file_or_the_new_one(place: Place) {
     assert_eq!(held.ok("stat -c %a keep.txt; ls -A | grep -c cellkeep || true").await, "750\n0\n");
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_gets_nothing_of_two_files() {
+    const SIZE: usize = 40 << 20;
+    let server = Server::start("two-files", Place::process(), &[]).await;
+    let held = server.client().create(json!({"kernel": "bash", "limits": {"disk_mb": 100}})).await;
+    let path = held.path("/files/large");
+    held.client.put(&path, vec![b'o'; SIZE]).await.is(204);
+    let mut reader = TcpStream::connect(held.client.address()).await.unwrap();
+    let token = held.client.token.as_deref().unwrap();
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n");
+    reader.write_all(request.as_bytes()).await.unwrap();
+    let mut got = vec![0; 1000];
+    reader.read_exact(&mut got).await.unwrap();
+    // No buffer between holds all of it.
+    held.client.put(&path, vec![b'n'; SIZE]).await.is(204);
+    let _ = reader.read_to_end(&mut got).await;
+    let head = got.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+    let body = &got[head..];
+    assert!(body.iter().all(|byte| *byte == b'o'), "the old file, as far as it goes");
+    assert!(!body.is_empty() && body.len() < SIZE, "{} bytes: it is cut off", body.len());
+    assert!(held.client.get(&path).await.body == vec![b'n'; SIZE]);
+    server.end().await;
+}
