@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -21,13 +21,20 @@ const MAX_ENTRIES: usize = 10_000;
 /// Bytes of a listing as JSON. An answer may have four times as many: no name, however it must be escaped, takes it over.
 const MAX_LISTING: usize = FILE_CHUNK;
 
+/// A file as it was when a piece of it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Opened {
+    pub size: u64,
+    pub inode: u64,
+}
+
 /// Serves file requests beneath one folder.
 pub(super) struct Files {
     workspace: OwnedFd,
 }
 
 /// Why a path is refused, in words for people.
-fn refuse(error: Errno) -> Refused {
+pub(super) fn refuse(error: Errno) -> Refused {
     let missing = |reason: &str| Refused { reason: reason.to_owned(), cause: Cause::Missing };
     match error {
         Errno::NOENT => missing("no such file"),
@@ -42,12 +49,12 @@ fn refuse(error: Errno) -> Refused {
     }
 }
 
-fn refuse_io(error: &io::Error) -> Refused {
+pub(super) fn refuse_io(error: &io::Error) -> Refused {
     error.raw_os_error().map_or_else(|| error.to_string().into(), |code| refuse(Errno::from_raw_os_error(code)))
 }
 
 /// Relative, without `.` and `..`, without NUL: what else there may be is the system's business.
-fn check(path: &str) -> Result<&str, Refused> {
+pub(super) fn check(path: &str) -> Result<&str, Refused> {
     let bad = path.starts_with('/')
         || path.contains('\0')
         || path.len() > 4096
@@ -61,7 +68,7 @@ impl Files {
         Ok(Self { workspace: rustix::fs::open(workspace, flags, Mode::empty())? })
     }
 
-    fn open(&self, path: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+    pub(super) fn open(&self, path: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let path = if path.is_empty() { "." } else { path };
         // EAGAIN: a rename raced with the walk and the system could not be sure; it asks to be asked again.
@@ -74,8 +81,8 @@ impl Files {
         Err(Errno::AGAIN)
     }
 
-    /// A piece of a regular file and its size. Not waiting for a FIFO's writer, never reading a device.
-    pub fn get(&self, path: &str, offset: u64) -> Result<(u64, Bytes), Refused> {
+    /// A piece of a regular file, and which file of which size it was. Not waiting for a FIFO's writer, never reading a device.
+    pub fn get(&self, path: &str, offset: u64) -> Result<(Opened, Bytes), Refused> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = File::from(self.open(check(path)?, flags, Mode::empty()).map_err(refuse)?);
         let metadata = file.metadata().map_err(|error| refuse_io(&error))?;
@@ -92,33 +99,11 @@ impl Files {
             }
         }
         data.truncate(filled);
-        Ok((metadata.len(), data.into()))
+        Ok((Opened { size: metadata.len(), inode: metadata.ino() }, data.into()))
     }
 
-    /// Writes a piece; at offset 0 the file is made (with its folders) or emptied.
-    pub fn put(&self, path: &str, offset: u64, data: &[u8]) -> Result<(), Refused> {
-        let path = check(path)?;
-        if path.is_empty() {
-            return Err("a file needs a name".into());
-        }
-        if offset == 0 {
-            self.make_parents(path)?;
-        }
-        // A mode without O_CREAT is an error to openat2.
-        let (create, mode) = if offset == 0 {
-            (OFlags::CREATE | OFlags::TRUNC, Mode::from_raw_mode(0o644))
-        } else {
-            (OFlags::empty(), Mode::empty())
-        };
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | create;
-        let file = File::from(self.open(path, flags, mode).map_err(refuse)?);
-        if !file.metadata().map_err(|error| refuse_io(&error))?.is_file() {
-            return Err("it is not a regular file".into());
-        }
-        file.write_all_at(data, offset).map_err(|error| refuse_io(&error))
-    }
-
-    fn make_parents(&self, path: &str) -> Result<(), Refused> {
+    /// Makes the folders that a file of this path needs.
+    pub(super) fn make_parents(&self, path: &str) -> Result<(), Refused> {
         let Some(parent) = Path::new(path).parent() else { return Ok(()) };
         let mut walked = String::new();
         for part in parent.iter().filter_map(|part| part.to_str()) {
@@ -200,12 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn files_go_in_and_out_in_pieces() {
+    fn files_come_out_in_pieces() {
         let (root, files) = workspace("pieces");
-        files.put("a/b/c.bin", 0, b"hello ").unwrap();
-        files.put("a/b/c.bin", 6, b"world").unwrap();
-        assert_eq!(files.get("a/b/c.bin", 0).unwrap(), (11, Bytes::from_static(b"hello world")));
-        assert_eq!(files.get("a/b/c.bin", 6).unwrap().1, "world");
+        fs::create_dir_all(root.join("work/a/b")).unwrap();
+        fs::write(root.join("work/a/b/c.bin"), "hello world").unwrap();
+        let (opened, bytes) = files.get("a/b/c.bin", 0).unwrap();
+        assert_eq!((opened.size, bytes), (11, Bytes::from_static(b"hello world")));
+        assert_eq!(files.get("a/b/c.bin", 6).unwrap(), (opened, Bytes::from_static(b"world")));
         assert_eq!(files.list("a").unwrap().0[0].kind, "folder");
         assert!(files.remove("a").is_err());
         files.remove("a/b/c.bin").unwrap();
@@ -232,7 +218,6 @@ mod tests {
             "a\0b",
         ] {
             assert!(files.get(path, 0).is_err(), "{path:?}");
-            assert!(files.put(path, 0, b"x").is_err(), "{path:?}");
         }
         assert_eq!(fs::read_to_string(root.join("secret")).unwrap(), "secret");
         files.remove("link").unwrap();
@@ -259,7 +244,6 @@ mod tests {
         let (root, files) = workspace("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, root.join("work/fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
         assert!(files.get("fifo", 0).unwrap_err().reason.contains("regular"));
-        assert!(files.put("fifo", 0, b"x").is_err());
         fs::remove_dir_all(root).unwrap();
     }
 }

@@ -24,6 +24,7 @@ mod runs;
 mod serve;
 mod shared_memory;
 mod stdio;
+mod uploads;
 mod usage;
 
 use std::io::Write;

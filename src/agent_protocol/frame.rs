@@ -7,7 +7,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Magic and version; each side sends it first. A change of the protocol changes the version, and unequal versions part.
-pub const PREAMBLE: [u8; 6] = *b"CKEEP\x02";
+pub const PREAMBLE: [u8; 6] = *b"CKEEP\x03";
 
 /// Why a byte stream cannot be read on.
 #[derive(Debug, Error)]

@@ -123,12 +123,22 @@ pub enum Request {
         /// From where, bytes.
         offset: u64,
     },
-    /// Write a piece of a file; the frame's data is the content. Offset 0 creates or truncates.
+    /// Take a piece of a file; the frame's data is the content. The first piece has offset 0, and with the last one the file is
+    /// there: until then, and if it never comes, what was there stays as it was.
     FilePut {
+        /// The manager's number for this upload, of which a connection has one of that number at a time.
+        upload: u64,
         /// Relative to the workspace.
         path: String,
-        /// Where, bytes.
+        /// How many bytes came before.
         offset: u64,
+        /// Whether nothing follows.
+        last: bool,
+    },
+    /// Forget an upload that is not finished, if there is one.
+    FileDrop {
+        /// Which.
+        upload: u64,
     },
     /// List a folder.
     FileList {
@@ -236,6 +246,8 @@ pub enum AnswerBody {
     File {
         /// The file's size when it was opened.
         size: u64,
+        /// Which file it was: a path may lead to another one by the next piece.
+        inode: u64,
     },
     /// A folder's entries.
     Listing {
@@ -717,7 +729,7 @@ mod tests {
             },
             ToAgent::Request {
                 id: 8,
-                request: Request::FilePut { path: "a".into(), offset: 5 },
+                request: Request::FilePut { upload: 3, path: "a".into(), offset: 5, last: true },
                 data: Bytes::from_static(b"\0\xff"),
             },
         ];

@@ -14,7 +14,7 @@ use super::error::Problem;
 use super::events::{self, Form};
 use super::large::{self, LIGHT, Making};
 use super::sessions::check_timeout;
-use super::{Api, Body, Caller, CellInPath, InPath, Query, User, view};
+use super::{Api, Body, Caller, CellInPath, InPath, Query, User, given, view};
 use crate::ids::SessionId;
 use crate::manager::{EventRow, TooHeavy, names_artifacts};
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, SessionHandle};
@@ -40,6 +40,7 @@ pub(super) struct Add {
 
 /// How a client wants to be answered.
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Asked {
     /// Seconds until it is answered even if the cell has not ended.
     wait: Option<f64>,
@@ -132,9 +133,8 @@ async fn answer(
     (status, form, wait): (StatusCode, Form, Option<Duration>),
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // What does not run has no events to come.
-    if accepts.contains("text/event-stream") && cell.run.phase != CellPhase::Finished {
+    if given::accepts(headers, "text/event-stream") && cell.run.phase != CellPhase::Finished {
         return events::of_cell(api, id, caller, &cell, form);
     }
     let mut seen = None;

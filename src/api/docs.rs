@@ -43,14 +43,11 @@ mod tests {
     fn routes() -> BTreeSet<(String, String)> {
         let source: String = include_str!("mod.rs").split_whitespace().collect();
         let mut routes = BTreeSet::new();
-        let mut prefix = "";
-        for piece in source.split("Router::new()").skip(1) {
-            // Three routers, in the order of the source: one session's, all of /v1, and the rest.
-            prefix = match prefix {
-                "" => "/v1/sessions/{session}",
-                "/v1/sessions/{session}" => "/v1",
-                _ => "/",
-            };
+        // Four routers, in the order of the source: two of one session's, without and with queries, all of /v1, and the rest.
+        let prefixes = ["/v1/sessions/{session}", "/v1/sessions/{session}", "/v1", "/"];
+        let pieces: Vec<_> = source.split("Router::new()").skip(1).collect();
+        assert_eq!(pieces.len(), prefixes.len());
+        for (piece, prefix) in pieces.into_iter().zip(prefixes) {
             for route in piece.split(".route(\"").skip(1) {
                 let (path, methods) = route.split_once('"').unwrap();
                 let methods = methods.split(".route(").next().unwrap();

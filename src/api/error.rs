@@ -1,5 +1,7 @@
 //! Errors as `application/problem+json` (RFC 9457), each with a stable `code`.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -18,7 +20,7 @@ pub(super) struct Problem {
     /// Seconds after which trying again makes sense.
     retry_after: Option<u32>,
     /// The field of the request that is wrong.
-    field: Option<&'static str>,
+    field: Option<Cow<'static, str>>,
 }
 
 impl Problem {
@@ -40,7 +42,12 @@ impl Problem {
 
     /// Names the field that is wrong.
     pub fn field(self, field: &'static str) -> Self {
-        Self { field: Some(field), ..self }
+        Self { field: Some(field.into()), ..self }
+    }
+
+    /// Names the field that is wrong, where it is known.
+    pub fn named(self, field: Option<String>) -> Self {
+        Self { field: field.map(Cow::Owned), ..self }
     }
 
     /// Says when trying again makes sense.
@@ -60,8 +67,8 @@ impl Problem {
             "type": format!("https://cellkeep.dev/problems/{}", self.code), "title": title,
             "status": self.status.as_u16(), "detail": self.detail, "code": self.code,
         });
-        if let Some(field) = self.field {
-            body["field"] = field.into();
+        if let Some(field) = &self.field {
+            body["field"] = field.as_ref().into();
         }
         body
     }
@@ -130,6 +137,7 @@ impl From<Denied> for Problem {
             Denied::InProgress { .. } => conflict("cell_in_progress"),
             Denied::NotInProgress { .. } => conflict("cell_not_in_progress"),
             Denied::TooMany { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", detail).retry_after(5),
+            Denied::TooLarge { what, .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail).field(what),
             Denied::NotAsking => conflict("no_input_wanted"),
             Denied::NotReady { .. } => conflict("kernel_not_ready"),
             Denied::Storage(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail).retry_after(5),
@@ -189,8 +197,12 @@ impl From<KeeperError> for Problem {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail).retry_after(60)
             }
             KeeperError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
+            // Where it is that there is no room is nothing for those who ask.
+            KeeperError::Manager(error) if error.is_of_a_full_disk() => StoreError::Full.into(),
             KeeperError::Manager(error) => match *error {
-                ManagerError::Limits(_) => Self::unprocessable("bad_limits", detail).field("limits"),
+                ManagerError::Limits(limit) => {
+                    Self::unprocessable("bad_limits", detail).named(Some(format!("limits.{}", limit.field)))
+                }
                 ManagerError::Start(_) => unavailable("kernel_did_not_start"),
                 _ => unavailable("no_sandbox"),
             },

@@ -10,6 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream, StreamExt};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::error::Problem;
 use super::{Api, Caller, InPath, Query, guard, view};
@@ -48,9 +49,13 @@ impl Form {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct After {
     after: Option<u64>,
     outputs: Option<String>,
+    /// The guard has read it.
+    #[serde(rename = "token")]
+    _token: Option<IgnoredAny>,
 }
 
 impl After {
@@ -83,8 +88,7 @@ pub(super) fn of_session(
     to_its_end: bool,
 ) -> Result<Response, Problem> {
     // What a browser sends when it reconnects by itself wins over the address that it first used.
-    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
-    let after = last.map_or(query.seq(), Seq);
+    let after = last_event_id(headers)?.unwrap_or(query.seq());
     let follower = api.keeper.follow(&id, caller.sees(), after)?;
     if to_its_end && follower.has_all() && matches!(api.keeper.look(&id, caller.sees())?.state(), SessionState::Gone { .. })
     {
@@ -93,6 +97,16 @@ pub(super) fn of_session(
     }
     let reader = Reader { to_its_end, ..Reader::new(api, caller, id, follower, query.form()?) };
     sse(reader, api, caller)
+}
+
+fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
+    const NAME: &str = "Last-Event-ID";
+    let Some(value) = headers.get(NAME) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    let seq = text.parse().map_err(|_| {
+        Problem::bad_request("bad_query", format!("{NAME} is the number of an event, from 0 on")).field(NAME)
+    })?;
+    Ok(Some(Seq(seq)))
 }
 
 /// The events of one run of a cell, to its end.

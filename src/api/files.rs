@@ -25,6 +25,7 @@ impl<S: Send + Sync> FromRequestParts<S> for FileInPath {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Folder {
     #[serde(default)]
     path: String,
@@ -67,7 +68,7 @@ pub(super) async fn put(
 ) -> Result<StatusCode, Problem> {
     let said =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()).and_then(|length| length.parse().ok());
-    // Before a byte of what is there is overwritten.
+    // Before a byte of it is taken.
     if said.is_some_and(|length: u64| length > MAX_FILE as u64) {
         return Err(FileError::TooLarge.into());
     }

@@ -6,6 +6,7 @@ mod docs;
 mod error;
 mod events;
 mod files;
+mod given;
 mod guard;
 mod large;
 mod notebooks;
@@ -22,14 +23,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::middleware;
 use axum::response::IntoResponse;
-use axum::routing::{delete, get, post};
-use serde::de::DeserializeOwned;
+use axum::routing::{delete, get, patch, post, put};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tower_http::timeout::RequestBodyTimeoutLayer;
@@ -40,6 +39,7 @@ use crate::ids::SessionId;
 use crate::manager::Keeper;
 use crate::telemetry;
 use error::Problem;
+use given::{Body, Query};
 pub use guard::Guard;
 pub use large::Large;
 pub use pace::Pace;
@@ -88,35 +88,43 @@ pub fn router(api: Api) -> Router {
         .route("/complete", post(sessions::complete))
         .route("/inspect", post(sessions::inspect))
         .route("/variables", post(sessions::variables))
-        .route("/chat", get(chat::status).post(chat::ask))
+        .route("/chat", get(chat::status))
         .route("/chat/cancel", post(chat::cancel))
         .route("/shares", get(shares::list).post(shares::create))
         .route("/shares/{share}", delete(shares::delete))
         .route("/artifacts", get(sessions::artifacts))
+        .route("/cells/{cell}", patch(cells::patch).delete(cells::delete))
+        .route("/cells/{cell}/cancel", post(cells::cancel))
+        .route("/notebook", put(notebooks::put))
+        .route("/files/{*path}", get(files::get).put(files::put).delete(files::delete));
+    let one_by_query = Router::new()
+        .route("/chat", post(chat::ask))
         .route("/events", get(events::stream))
         .route("/socket", get(socket::open))
         .route("/cells", get(cells::list).post(cells::add))
-        .route("/cells/{cell}", get(cells::get_one).patch(cells::patch).delete(cells::delete))
+        .route("/cells/{cell}", get(cells::get_one))
         .route("/cells/{cell}/run", post(cells::run))
-        .route("/cells/{cell}/cancel", post(cells::cancel))
         .route("/cells/{cell}/outputs/{output}/text", get(text::get))
-        .route("/notebook", get(notebooks::get).put(notebooks::put))
+        .route("/notebook", get(notebooks::get))
         .route("/notebook/run", post(notebooks::run))
-        .route("/files/", get(files::list))
-        .route("/files/{*path}", get(files::get).put(files::put).delete(files::delete));
-    let v1 = Router::new()
+        .route("/files/", get(files::list));
+    let by_path = Router::new()
         .route("/sessions", get(sessions::list).post(sessions::create))
         .nest("/sessions/{session}", one)
-        .route("/runs", get(runs::list).post(runs::create))
+        .route("/runs", get(runs::list))
         .route("/runs/{session}", get(runs::get_one).delete(runs::delete))
         .route("/runs/{session}/cancel", post(runs::cancel))
-        .route("/runs/{session}/events", get(runs::stream))
-        .route("/runs/{session}/notebook", get(notebooks::get))
         .route("/runs/{session}/artifacts", get(sessions::artifacts))
         .route("/artifacts/{sha256}", get(sessions::artifact))
         .route("/kernels", get(list_kernels))
         .route("/model", get(chat::model))
         .route("/token", get(shares::token))
+        .layer(middleware::from_fn(given::no_query));
+    let v1 = by_path
+        .nest("/sessions/{session}", one_by_query)
+        .route("/runs", post(runs::create))
+        .route("/runs/{session}/events", get(runs::stream))
+        .route("/runs/{session}/notebook", get(notebooks::get))
         .layer(middleware::from_fn_with_state(api.clone(), large::put_aside))
         .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(middleware::from_fn(trace::tell))
@@ -227,46 +235,5 @@ impl<S: Send + Sync> FromRequestParts<S> for User {
             return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
         }
         Ok(Self(caller))
-    }
-}
-
-/// A JSON body. An empty one is `{}`.
-struct Body<T>(T);
-
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| body_problem(&rejection))?;
-        let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
-        serde_json::from_slice(text).map(Self).map_err(|error| {
-            if error.is_data() {
-                Problem::unprocessable("bad_field", error.to_string())
-            } else {
-                Problem::bad_request("bad_json", format!("the body is not JSON: {error}"))
-            }
-        })
-    }
-}
-
-fn body_problem(rejection: &axum::extract::rejection::BytesRejection) -> Problem {
-    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let detail = format!("the body is larger than {} MB", MAX_BODY >> 20);
-        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
-    }
-    Problem::bad_request("bad_body", rejection.body_text())
-}
-
-/// The query's fields.
-struct Query<T>(T);
-
-impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let axum::extract::Query(query) = axum::extract::Query::<T>::from_request_parts(parts, state)
-            .await
-            .map_err(|rejection| Problem::bad_request("bad_query", rejection.body_text()))?;
-        Ok(Self(query))
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::cells::wait_time;
 use super::error::Problem;
 use super::sessions::check_timeout;
-use super::{Api, Body, Caller, InPath, Query, User, body_problem, large};
+use super::{Api, Body, Caller, InPath, Query, User, given, large};
 use crate::export::{self, ExportOptions, Format, ScriptStyle, Theme};
 use crate::ids::{Seq, SessionId};
 use crate::manager::{NotebookRun, failure_of};
@@ -28,6 +28,7 @@ use crate::wire::json as wire_json;
 const PAGE_POLICY: &str = "sandbox allow-scripts allow-popups allow-downloads; frame-ancestors 'self'";
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Form {
     to: Option<String>,
     theme: Option<String>,
@@ -128,7 +129,7 @@ pub(super) async fn put(
     InPath(id): InPath,
     request: Request,
 ) -> Result<Json<Value>, Problem> {
-    let bytes = Bytes::from_request(request, &()).await.map_err(|rejection| body_problem(&rejection))?;
+    let bytes = given::whole(request).await?;
     let notebook = parse(bytes).await?;
     api.keeper.import_notebook((&id, caller.sees()), &notebook).await?;
     let warnings: Vec<String> = notebook.warnings().iter().map(ToString::to_string).collect();
@@ -145,6 +146,7 @@ pub(super) struct Run {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Wait {
     wait: Option<f64>,
 }

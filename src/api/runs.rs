@@ -12,8 +12,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::error::Problem;
+use super::given::{self, Wrong};
 use super::notebooks::{self, Outcome, Wait};
-use super::sessions::{Create, DEFAULT_TIMEOUT, check_timeout};
+use super::sessions::{self, Create, DEFAULT_TIMEOUT, check_timeout};
 use super::{Api, Body, Caller, InPath, Query, User, events, view};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
@@ -32,6 +33,7 @@ struct Job {
     kernel: Option<String>,
     name: Option<String>,
     env: HashMap<String, String>,
+    #[serde(deserialize_with = "sessions::limits")]
     limits: Limits,
     network: Option<String>,
     /// Seconds that each cell may take.
@@ -57,24 +59,25 @@ impl Job {
             let text = field.text().await.map_err(unreadable)?;
             let is_text = matches!(name.as_str(), "kernel" | "name" | "network");
             let value = if is_text { Value::from(text).to_string() } else { text };
-            let value = RawValue::from_string(value).map_err(|error| bad_field(&error))?;
+            let value = RawValue::from_string(value).map_err(|_| {
+                let detail = format!("{name} is not JSON; a text would stand in quotes here");
+                Problem::unprocessable("bad_field", detail).named(Some(name.clone()))
+            })?;
             if fields.insert(name.clone(), value).is_some() {
                 return Err(Problem::bad_request("bad_form", format!("the form has {name:?} twice")));
             }
         }
-        let fields = serde_json::to_string(&fields).map_err(|error| bad_field(&error))?;
-        let job = serde_json::from_str(&fields).map_err(|error| bad_field(&error))?;
+        let fields = serde_json::to_vec(&fields).map_err(|error| Problem::bad_request("bad_form", error.to_string()))?;
+        let job = given::read_object(&fields).map_err(Wrong::in_body)?;
         Ok((job, notebook))
     }
 }
 
-fn bad_field(error: &serde_json::Error) -> Problem {
-    Problem::unprocessable("bad_field", format!("a field of the form is not what it should be: {error}"))
-}
-
 async fn read(request: Request) -> Result<(Job, Bytes), Problem> {
+    let request = given::check_length(request)?;
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let (job, file) = if kind.starts_with("multipart/form-data") {
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let (job, file) = if kind.eq_ignore_ascii_case("multipart/form-data") {
         let form = Multipart::from_request(request, &()).await;
         Job::from_form(form.map_err(|rejection| Problem::bad_request("bad_form", rejection.body_text()))?).await?
     } else {

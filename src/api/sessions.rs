@@ -8,12 +8,13 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
 use super::error::Problem;
 use super::events::Shown;
+use super::given::object;
 use super::{Api, Body, Caller, InPath, User, view};
 use crate::ids::SessionId;
 use crate::manager::{ArtifactRow, Facts, KeptSpec, NewSession, SandboxRecord, SessionRow, now_ms, seconds_in_ms};
@@ -27,6 +28,11 @@ const ASKED_AT_ONCE: usize = 64;
 const USAGE_DEADLINE: Duration = Duration::from_secs(2);
 /// Labels of one session.
 const MAX_LABELS: usize = 50;
+/// Bytes of one variable as it is handed to a program (Linux's `MAX_ARG_STRLEN`), and of all of them: a program takes 2 MB in all.
+const MAX_VARIABLE: usize = 131_072;
+const MAX_ENV: usize = 1 << 20;
+/// The most seconds that anything may last: ten years.
+const MAX_SECONDS: u64 = 315_360_000;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,7 +41,7 @@ pub(super) struct Create {
     pub name: Option<String>,
     #[serde(default)]
     pub env: HashMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "limits")]
     pub limits: Limits,
     pub network: Option<String>,
     pub timeout_seconds: Option<f64>,
@@ -43,6 +49,27 @@ pub(super) struct Create {
     pub idle_timeout_seconds: Option<u64>,
     #[serde(default)]
     pub labels: HashMap<String, String>,
+}
+
+/// Limits as clients give them: unlike those that are stored, they have no field that is not known.
+pub(super) fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Limits, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Given {
+        memory_mb: Option<u64>,
+        cpus: Option<f64>,
+        pids: Option<u64>,
+        disk_mb: Option<u64>,
+        output_mb: Option<u64>,
+    }
+    let (given, default) = (object::<_, Given>(deserializer)?, Limits::default());
+    Ok(Limits {
+        memory_mb: given.memory_mb.unwrap_or(default.memory_mb),
+        cpus: given.cpus.unwrap_or(default.cpus),
+        pids: given.pids.unwrap_or(default.pids),
+        disk_mb: given.disk_mb.unwrap_or(default.disk_mb),
+        output_mb: given.output_mb.unwrap_or(default.output_mb),
+    })
 }
 
 /// Seconds that a cell may take where nobody says otherwise.
@@ -60,12 +87,9 @@ impl Create {
                 return Err(Problem::unprocessable("bad_network", detail).field("network"));
             }
         };
-        if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
-            return Err(Problem::unprocessable("bad_env", format!("the value of {name:?} has a NUL")).field("env"));
-        }
-        if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
-            return Err(Problem::unprocessable("bad_env", format!("{name:?} is no name of a variable")).field("env"));
-        }
+        check_env(&self.env)?;
+        check_seconds("ttl_seconds", self.ttl_seconds)?;
+        check_seconds("idle_timeout_seconds", self.idle_timeout_seconds)?;
         let timeout_seconds = check_timeout(self.timeout_seconds)?.or(Some(DEFAULT_TIMEOUT));
         Ok(NewSession {
             kernel: self.kernel.unwrap_or_else(|| "python".to_owned()),
@@ -81,6 +105,38 @@ impl Create {
                 run: None,
             },
         })
+    }
+}
+
+/// What a program can be started with.
+fn check_env(env: &HashMap<String, String>) -> Result<(), Problem> {
+    let bad = |detail: String| Err(Problem::unprocessable("bad_env", detail).field("env"));
+    // As it is handed over: NAME=VALUE and a NUL.
+    let size = |(name, value): (&String, &String)| name.len() + value.len() + 2;
+    if let Some(name) = env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
+        return bad(format!("{:?} is no name of a variable", name.chars().take(MAX_NAME).collect::<String>()));
+    }
+    if let Some((name, _)) = env.iter().find(|(_, value)| value.contains('\0')) {
+        return bad(format!("the value of {name:?} has a NUL"));
+    }
+    if let Some((name, _)) = env.iter().find(|one| size(*one) > MAX_VARIABLE) {
+        let name: String = name.chars().take(MAX_NAME).collect();
+        return bad(format!("{name:?} is too large: a variable has at most {} bytes, its name included", MAX_VARIABLE - 2));
+    }
+    if env.iter().map(size).sum::<usize>() > MAX_ENV {
+        return bad(format!("all variables together have at most {} KB; put the rest into files", MAX_ENV >> 10));
+    }
+    Ok(())
+}
+
+/// Seconds that end before calendars do.
+fn check_seconds(field: &'static str, seconds: Option<u64>) -> Result<(), Problem> {
+    match seconds {
+        Some(seconds) if seconds > MAX_SECONDS => {
+            let detail = format!("{field} is at most {MAX_SECONDS}, which is ten years");
+            Err(Problem::unprocessable("bad_timeout", detail).field(field))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -100,8 +156,8 @@ fn check_texts(name: Option<&str>, labels: &HashMap<String, String>) -> Result<(
 /// Seconds that make sense; a negative number or none at all is a mistake rather than a wish.
 pub(super) fn check_timeout(seconds: Option<f64>) -> Result<Option<f64>, Problem> {
     match seconds {
-        Some(seconds) if !(seconds.is_finite() && seconds > 0.0) => {
-            let detail = "a timeout is a number of seconds above 0";
+        Some(seconds) if !(seconds > 0.0 && seconds <= MAX_SECONDS as f64) => {
+            let detail = format!("a timeout is a number of seconds above 0, at most {MAX_SECONDS}, which is ten years");
             Err(Problem::unprocessable("bad_timeout", detail).field("timeout_seconds"))
         }
         seconds => Ok(seconds),
@@ -202,6 +258,8 @@ pub(super) async fn patch(
 ) -> Result<Json<Value>, Problem> {
     check_texts(patch.name.as_deref(), patch.labels.as_ref().unwrap_or(&HashMap::new()))?;
     check_timeout(patch.timeout_seconds)?;
+    check_seconds("ttl_seconds", patch.ttl_seconds)?;
+    check_seconds("idle_timeout_seconds", patch.idle_timeout_seconds)?;
     api.keeper.change(&id, caller.sees(), |facts| patch.apply(facts)).await?;
     show(&api, &id, caller.sees()).await.map(Json)
 }

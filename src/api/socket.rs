@@ -2,6 +2,7 @@
 
 use axum::Extension;
 use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use super::error::Problem;
 use super::events::{After, Reader};
 use super::pace::OpenStream;
-use super::{Api, Caller, InPath, OpenConnection, Query, cells, guard};
+use super::{Api, Caller, InPath, OpenConnection, Query, cells, given, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
 use crate::session::{NewCell, SessionHandle};
@@ -30,13 +31,16 @@ pub(super) async fn open(
     Query(query): Query<After>,
     connection: Option<Extension<OpenConnection>>,
     headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     // Who only looks keeps no session from its idle end.
     let handle = match caller.0.scope {
         Scope::Read => api.keeper.look(&id, caller.sees())?,
         _ => api.keeper.handle(&id, caller.sees())?,
     };
+    let upgrade = upgrade.map_err(|rejection| {
+        Problem::bad_request("bad_upgrade", format!("this path takes WebSockets alone: {}", rejection.body_text()))
+    })?;
     let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
     let reader = Reader::new(&api, &caller, id.clone(), follower, query.form()?);
     let open = guard::open_stream(&api, &caller.0)?;
@@ -101,6 +105,7 @@ async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
 
 /// A command. `id` is the client's, and comes back with the reply.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Command {
     /// Any JSON.
     id: Option<Box<RawValue>>,
@@ -123,9 +128,9 @@ fn echoed(id: Option<&RawValue>) -> Value {
 }
 
 async fn obey(text: &str, commander: &Commander) -> Value {
-    let command: Command = match serde_json::from_str(text) {
+    let command: Command = match given::read_object(text.as_bytes()) {
         Ok(command) => command,
-        Err(error) => return failed(None, &Problem::bad_request("bad_json", error.to_string())),
+        Err(wrong) => return failed(None, &wrong.in_command()),
     };
     if commander.caller.0.scope < Scope::Use {
         let status = axum::http::StatusCode::FORBIDDEN;

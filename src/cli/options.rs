@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
 use super::kernels::image_status;
 use super::{Exit, Failure};
-use crate::agent_protocol::{FILE_CHUNK, Request};
+use crate::agent_protocol::FILE_CHUNK;
 use crate::config::Paths;
 use crate::kernels::{self, Kernel, Status};
 use crate::manager::{Manager, ManagerError, SandboxChoice, Session, SessionSpec};
@@ -18,7 +17,7 @@ use crate::output::Artifact;
 use crate::policy::{Limits, Network, parse_size};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
-use crate::session::{RunStatus, SessionHandle};
+use crate::session::{RunStatus, SessionHandle, Upload};
 
 /// How long a session that nobody wants any more may take to be made and cleared away.
 const GIVE_UP: Duration = Duration::from_secs(5);
@@ -177,19 +176,14 @@ async fn put_file(session: &SessionHandle, path: &Path) -> anyhow::Result<()> {
     if !file.metadata()?.is_file() {
         bail!("it is not a regular file");
     }
-    let mut offset = 0;
+    let mut upload = Upload::new(session.clone(), name);
     loop {
         let mut chunk = Vec::new();
-        (&mut file).take(FILE_CHUNK as u64).read_to_end(&mut chunk)?;
-        if chunk.is_empty() && offset > 0 {
-            return Ok(());
+        let read = (&mut file).take(FILE_CHUNK as u64).read_to_end(&mut chunk)?;
+        if read < FILE_CHUNK {
+            return Ok(upload.finish(chunk.into()).await?);
         }
-        let read = chunk.len() as u64;
-        session.ask_agent(Request::FilePut { path: name.to_owned(), offset }, Bytes::from(chunk)).await?;
-        offset += read;
-        if read == 0 {
-            return Ok(());
-        }
+        upload.push(chunk.into()).await?;
     }
 }
 

@@ -13,15 +13,16 @@ pub(super) enum TokenCommand {
     /// Make a token, and print it this once
     Create {
         /// What to call it
+        #[arg(value_parser = name_of)]
         name: String,
         /// Whose sessions it shows: those of one principal are invisible to others [default: NAME]
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", value_parser = name_of)]
         principal: Option<String>,
         /// What it allows: admin (everything), use (one's own sessions) or read
         #[arg(long, default_value = "use", value_parser = ["admin", "use", "read"])]
         scope: String,
         /// Days until it ends
-        #[arg(long, value_name = "DAYS")]
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: Option<u32>,
     },
     /// Show all tokens, without their secrets
@@ -58,6 +59,11 @@ pub(super) async fn run(paths: &Paths, command: TokenCommand) -> Result<Exit, Fa
         }
     }
     Ok(Exit::Ok)
+}
+
+/// A name by which something can be told from others.
+fn name_of(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() { Err("a name has at least one character that is no space") } else { Ok(text.to_owned()) }
 }
 
 fn open(paths: &Paths) -> Result<Store, Failure> {

@@ -9,7 +9,7 @@ use super::{Keeper, KeeperError};
 use crate::agent_protocol::{AnswerBody, Cause, FILE_CHUNK, Refused, Request};
 use crate::ids::SessionId;
 use crate::link::LinkError;
-use crate::session::{SessionError, SessionHandle};
+use crate::session::{SessionError, SessionHandle, Upload};
 
 pub use crate::agent_protocol::FileEntry;
 
@@ -31,7 +31,7 @@ pub enum FileError {
     /// It is larger than is moved.
     #[error("the file is larger than {} MB", MAX_FILE >> 20)]
     TooLarge,
-    /// The sender went away in the middle, or the file got shorter while it was read.
+    /// The sender went away in the middle, or the file was replaced or got shorter while it was read.
     #[error("the file was cut off")]
     Cut,
     /// The session cannot be asked.
@@ -57,6 +57,7 @@ struct Reading {
     handle: SessionHandle,
     path: String,
     size: u64,
+    inode: u64,
     offset: u64,
     /// A piece that is there already.
     next: Option<Bytes>,
@@ -70,7 +71,13 @@ impl Reading {
         }
         let mut bytes = match self.next.take() {
             Some(bytes) => bytes,
-            None => piece(&self.handle, &self.path, self.offset).await?.1,
+            None => {
+                let piece = piece(&self.handle, &self.path, self.offset).await?;
+                if piece.inode != self.inode {
+                    return Err(FileError::Cut);
+                }
+                piece.bytes
+            }
         };
         if bytes.is_empty() {
             return Err(FileError::Cut);
@@ -82,10 +89,17 @@ impl Reading {
     }
 }
 
-/// A file's size now, and its bytes from an offset on.
-async fn piece(handle: &SessionHandle, path: &str, offset: u64) -> Result<(u64, Bytes), FileError> {
+/// Bytes of a file, and which file of which size it was then.
+struct FilePiece {
+    size: u64,
+    inode: u64,
+    bytes: Bytes,
+}
+
+/// A file's bytes from an offset on.
+async fn piece(handle: &SessionHandle, path: &str, offset: u64) -> Result<FilePiece, FileError> {
     match handle.ask_agent(Request::FileGet { path: path.to_owned(), offset }, Bytes::new()).await? {
-        (AnswerBody::File { size }, bytes) => Ok((size, bytes)),
+        (AnswerBody::File { size, inode }, bytes) => Ok(FilePiece { size, inode, bytes }),
         _ => Err(SessionError::Link(LinkError::Unexpected).into()),
     }
 }
@@ -118,25 +132,26 @@ impl Keeper {
     /// A file's size, and its bytes piece by piece: no more than a piece of it is ever in memory.
     ///
     /// # Errors
-    /// [`FileError`], and of the stream where the file gets shorter while it is read.
+    /// [`FileError`], and of the stream where the file is replaced or gets shorter while it is read.
     pub async fn read_file(
         &self,
         session: (&SessionId, Option<&str>),
         path: &str,
     ) -> Result<(u64, impl Stream<Item = Result<Bytes, FileError>> + use<>), FileError> {
         let handle = self.handle(session.0, session.1)?;
-        let (size, first) = piece(&handle, path, 0).await?;
+        let FilePiece { size, inode, bytes } = piece(&handle, path, 0).await?;
         if size > MAX_FILE as u64 {
             return Err(FileError::TooLarge);
         }
-        let reading = Reading { handle, path: path.to_owned(), size, offset: 0, next: Some(first) };
+        let reading = Reading { handle, path: path.to_owned(), size, inode, offset: 0, next: Some(bytes) };
         Ok((size, stream::try_unfold(reading, Reading::next)))
     }
 
-    /// Writes a file, with the folders that it needs, from pieces of any size. What was there is overwritten as they come.
+    /// Writes a file, with the folders that it needs, from pieces of any size. With the last of them it is there as a whole; until then
+    /// what was there stays, so that the workspace needs room for both.
     ///
     /// # Errors
-    /// [`FileError`]; what was written until then stays.
+    /// [`FileError`]; then what was there stays.
     pub async fn write_file<E>(
         &self,
         session: (&SessionId, Option<&str>),
@@ -144,28 +159,19 @@ impl Keeper {
         pieces: impl Stream<Item = Result<Bytes, E>>,
     ) -> Result<(), FileError> {
         let mut pieces = std::pin::pin!(pieces);
-        let (mut waiting, mut offset) = (BytesMut::new(), 0);
-        loop {
-            let more = pieces.next().await.transpose().map_err(|_| FileError::Cut)?;
-            waiting.extend_from_slice(more.as_deref().unwrap_or_default());
-            if offset + waiting.len() > MAX_FILE {
+        let mut upload = Upload::new(self.handle(session.0, session.1)?, path);
+        let mut waiting = BytesMut::new();
+        while let Some(piece) = pieces.next().await.transpose().map_err(|_| FileError::Cut)? {
+            waiting.extend_from_slice(&piece);
+            if upload.length() + waiting.len() as u64 > MAX_FILE as u64 {
                 return Err(FileError::TooLarge);
             }
-            // Also a file of no bytes is one.
-            while waiting.len() >= FILE_CHUNK || more.is_none() && (offset == 0 || !waiting.is_empty()) {
-                let piece = waiting.split_to(waiting.len().min(FILE_CHUNK)).freeze();
-                let length = piece.len();
-                let request = Request::FilePut { path: path.to_owned(), offset: offset as u64 };
-                self.ask_about_files(session, request, piece).await?;
-                offset += length;
-                if length == 0 {
-                    break;
-                }
-            }
-            if more.is_none() {
-                return Ok(());
+            // What is left may be the last piece.
+            while waiting.len() > FILE_CHUNK {
+                upload.push(waiting.split_to(FILE_CHUNK).freeze()).await?;
             }
         }
+        Ok(upload.finish(waiting.freeze()).await?)
     }
 
     /// Removes a file or an empty folder.

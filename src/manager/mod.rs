@@ -25,7 +25,7 @@ use thiserror::Error;
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::kernels::Kernel;
-use crate::policy::{Limits, Network};
+use crate::policy::{BadLimit, Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
@@ -80,8 +80,8 @@ pub struct SessionSpec {
 #[derive(Debug, Error)]
 pub enum ManagerError {
     /// The limits make no sense.
-    #[error("{0}")]
-    Limits(String),
+    #[error(transparent)]
+    Limits(BadLimit),
     /// No sandbox could be had.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -100,6 +100,17 @@ pub enum ManagerError {
     /// The kernel did not start in it.
     #[error("the kernel did not start: {0}")]
     Start(#[from] SessionError),
+}
+
+impl ManagerError {
+    /// Whether there is no room on the disk for what it needs.
+    pub fn is_of_a_full_disk(&self) -> bool {
+        match self {
+            Self::Sandbox(error) => error.is_of_a_full_disk(),
+            Self::NoSandbox { process, docker, .. } => process.is_of_a_full_disk() || docker.is_of_a_full_disk(),
+            _ => false,
+        }
+    }
 }
 
 /// Makes and ends sessions.

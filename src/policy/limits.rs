@@ -29,6 +29,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// What a kernel and its threads need at least.
+    pub const LEAST: Self = Self { memory_mb: 64, cpus: 0.01, pids: 16, disk_mb: 1, output_mb: 1 };
+    /// Far more than machines have, and nothing that the system cannot count: 16 TB of memory, 1 TB of workspace, 16 GB of output.
+    pub const MOST: Self = Self { memory_mb: 16 << 20, cpus: 256.0, pids: 65_536, disk_mb: 1 << 20, output_mb: 16 << 10 };
+
     /// Memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_mb.saturating_mul(MIB)
@@ -54,28 +59,35 @@ impl Limits {
         usize::try_from(self.output_bytes().saturating_mul(4).saturating_add(64 * MIB)).unwrap_or(usize::MAX)
     }
 
-    /// Checks that a kernel can live within the limits at all.
+    /// Checks that a kernel can live within the limits at all, and that the system can hold them.
     ///
     /// # Errors
-    /// A sentence naming the field, its value and what would do.
-    pub fn validate(&self) -> Result<(), String> {
-        if self.memory_mb < 64 {
-            return Err(format!("memory of {} MB is too little for a kernel; give at least 64m", self.memory_mb));
-        }
-        if !(self.cpus.is_finite() && (0.01..=1024.0).contains(&self.cpus)) {
-            return Err(format!("{} CPUs cannot be given; use 0.01 to 1024", self.cpus));
-        }
-        if self.pids > 4_194_304 {
-            return Err(format!("{} processes are more than Linux has numbers for; give at most 4194304", self.pids));
-        }
-        if self.pids < 16 {
-            return Err(format!("{} processes are too few for a kernel and its threads; give at least 16", self.pids));
-        }
-        if self.disk_mb < 1 || self.output_mb < 1 {
-            return Err("disk and output limits must be at least 1 MB".to_owned());
-        }
-        Ok(())
+    /// The first limit that is out of its range.
+    pub fn validate(&self) -> Result<(), BadLimit> {
+        let (least, most) = (Self::LEAST, Self::MOST);
+        let check = |field, given: f64, least: f64, most: f64| match (least..=most).contains(&given) {
+            true => Ok(()),
+            false => Err(BadLimit { field, given, least, most }),
+        };
+        check("cpus", self.cpus, least.cpus, most.cpus)?;
+        // None of the bounds is near where floats leave whole numbers out.
+        let whole = |field, given: u64, least: u64, most: u64| check(field, given as f64, least as f64, most as f64);
+        whole("memory_mb", self.memory_mb, least.memory_mb, most.memory_mb)?;
+        whole("pids", self.pids, least.pids, most.pids)?;
+        whole("disk_mb", self.disk_mb, least.disk_mb, most.disk_mb)?;
+        whole("output_mb", self.output_mb, least.output_mb, most.output_mb)
     }
+}
+
+/// A limit that no session can have.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[error("{field} is {given}; it can be {least} to {most}")]
+pub struct BadLimit {
+    /// Which: the field of [`Limits`].
+    pub field: &'static str,
+    given: f64,
+    least: f64,
+    most: f64,
 }
 
 /// What a session may reach over the network.
@@ -223,8 +235,16 @@ mod tests {
     #[test]
     fn limits_that_no_kernel_can_live_in_are_named() {
         assert_eq!(Limits::default().validate(), Ok(()));
-        assert!(Limits { memory_mb: 8, ..Limits::default() }.validate().unwrap_err().contains("64m"));
+        let told = Limits { memory_mb: 8, ..Limits::default() }.validate().unwrap_err().to_string();
+        assert_eq!(told, "memory_mb is 8; it can be 64 to 16777216");
         assert!(Limits { cpus: f64::NAN, ..Limits::default() }.validate().is_err());
         assert!(Limits { pids: 1, ..Limits::default() }.validate().is_err());
+        assert_eq!((Limits::LEAST.validate(), Limits::MOST.validate()), (Ok(()), Ok(())));
+        let of = |limits: Limits| limits.validate().map_err(|bad| bad.field);
+        assert_eq!(of(Limits { memory_mb: u64::MAX, ..Limits::default() }), Err("memory_mb"));
+        assert_eq!(of(Limits { disk_mb: (1 << 20) + 1, ..Limits::default() }), Err("disk_mb"));
+        assert_eq!(of(Limits { output_mb: 1 << 60, ..Limits::default() }), Err("output_mb"));
+        assert_eq!(of(Limits { pids: 65_537, ..Limits::default() }), Err("pids"));
+        assert_eq!(of(Limits { cpus: f64::INFINITY, ..Limits::default() }), Err("cpus"));
     }
 }

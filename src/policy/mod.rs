@@ -4,4 +4,4 @@ mod limits;
 pub mod paths;
 pub mod seccomp;
 
-pub use limits::{Isolation, IsolationLevel, LimitState, Limits, Network, ParseSizeError, parse_size};
+pub use limits::{BadLimit, Isolation, IsolationLevel, LimitState, Limits, Network, ParseSizeError, parse_size};

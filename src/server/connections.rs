@@ -133,7 +133,9 @@ async fn one(
         return;
     }
     let mut protocol = http1::Builder::new();
-    protocol.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER);
+    // Who has said all it has to say may close its half and still wait for the answer. Who is gone altogether is noticed by what is
+    // sent, of which a stream has some every few seconds.
+    protocol.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER).half_close(true);
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
         busy.store(true, Ordering::Relaxed);

@@ -9,6 +9,7 @@ use super::core::{Core, Effect};
 use super::handle::SessionState;
 use super::piece::{CellChange, EventBody, NotebookChange, json_size};
 use super::run::{Now, RunResult, RunStatus, StopReason};
+use crate::agent_protocol::SUBMIT_MAX;
 use crate::ids::{self, Generation};
 use crate::output::{CellKey, Change};
 use crate::wire::{Channel, Message};
@@ -17,6 +18,8 @@ use crate::wire::{Channel, Message};
 const MAX_CELLS: usize = 100_000;
 /// Bytes of all sources and metadata of one session.
 const MAX_NOTEBOOK: usize = 256 << 20;
+/// Bytes of code in one request to the kernel, as JSON has them; what goes with it takes less than what is left of a request.
+const MAX_SOURCE: usize = SUBMIT_MAX - (64 << 10);
 /// Bytes of one answer to the code's question.
 const MAX_ANSWER: usize = 1 << 20;
 /// Cells that wait for their turn.
@@ -75,6 +78,14 @@ pub enum Denied {
         /// Of what.
         what: &'static str,
         /// How much there may be.
+        limit: usize,
+    },
+    /// What the kernel would have to be sent at once, and cannot be.
+    #[error("{what} is too large: at most {limit} bytes of it, as JSON has them, reach a kernel")]
+    TooLarge {
+        /// `source`, `code` or `value`.
+        what: &'static str,
+        /// How large it may be.
         limit: usize,
     },
     /// The code has not asked for input.
@@ -155,6 +166,7 @@ impl Core {
         let id = self.fresh_id(new.id)?;
         if new.run && cell_type == CellType::Code {
             self.check_queue(1)?;
+            check_sent("source", &new.source)?;
         }
         let place = new.after.map(|after| self.place_behind(Some(&after))).transpose()?;
         let (number, last) = self.cells.next_number_and_place();
@@ -192,6 +204,7 @@ impl Core {
             return Err(Denied::InProgress { id: id.to_owned(), phase: cell.run.phase.name() });
         }
         self.check_queue(1)?;
+        check_sent("source", &cell.source)?;
         let options = options.unwrap_or_else(|| RunOptions { group: None, allow_error: false, ..cell.options.clone() });
         self.set_options(&cell, options);
         self.enqueue(now, number, trace);
@@ -211,6 +224,7 @@ impl Core {
             if cell.run.phase != CellPhase::Finished {
                 return Err(Denied::InProgress { id, phase: cell.run.phase.name() });
             }
+            check_sent("source", &cell.source)?;
             cells.push((cell, options));
         }
         for (cell, options) in cells {
@@ -262,6 +276,9 @@ impl Core {
             cell.cell_type = cell_type;
         }
         if let Some(source) = edit.source {
+            if cell.run.phase == CellPhase::Queued {
+                check_sent("source", &source)?;
+            }
             let former = std::mem::replace(&mut cell.source, source);
             if let Some(active) = self.active.as_mut().filter(|active| active.number == number) {
                 // A later server may have to hand it to the kernel once more.
@@ -323,7 +340,7 @@ impl Core {
     pub fn input(&mut self, value: &str) -> Result<(Generation, Message), Denied> {
         self.check_alive()?;
         if value.len() > MAX_ANSWER {
-            return Err(Denied::TooMany { what: "bytes of an answer", limit: MAX_ANSWER });
+            return Err(Denied::TooLarge { what: "value", limit: MAX_ANSWER });
         }
         let active = self.active.as_mut().filter(|active| !active.answered).ok_or(Denied::NotAsking)?;
         let asked = active.input.clone().ok_or(Denied::NotAsking)?;
@@ -469,8 +486,29 @@ impl Core {
     }
 }
 
+/// Whether the kernel can be sent this text.
+pub(super) fn check_sent(what: &'static str, text: &str) -> Result<(), Denied> {
+    // A byte takes six at most, so little has to be counted.
+    if text.len() > MAX_SOURCE / 6 && sent_size(text) > MAX_SOURCE {
+        return Err(Denied::TooLarge { what, limit: MAX_SOURCE });
+    }
+    Ok(())
+}
+
+/// Bytes of a text within JSON, as serde writes it.
+fn sent_size(text: &str) -> usize {
+    let size = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..=0x1f => 6,
+        _ => 1,
+    };
+    text.bytes().map(size).sum()
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::session::core_tests::Bench;
 
@@ -508,5 +546,24 @@ mod tests {
         let cell = bench.cell("a").clone();
         let number = cell.number;
         assert_eq!(changes(&mut bench), [CellChange::Options { number, options: group }, traced(&cell, "three")]);
+    }
+
+    #[test]
+    fn what_no_kernel_can_be_sent_is_refused() {
+        for (text, fits) in
+            [("x".repeat(MAX_SOURCE), true), ("x".repeat(MAX_SOURCE + 1), false), ("\n".repeat(MAX_SOURCE / 2 + 1), false)]
+        {
+            assert_eq!(check_sent("source", &text).is_ok(), fits);
+        }
+        let content = json!({"code": "x".repeat(MAX_SOURCE)});
+        let message = Message::new_request("session", "execute_request", &content);
+        assert!(message.pack().iter().map(Bytes::len).sum::<usize>() <= SUBMIT_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn sizes_are_those_of_serde(text in any::<String>()) {
+            prop_assert_eq!(sent_size(&text) + 2, serde_json::to_string(&text).unwrap().len());
+        }
     }
 }

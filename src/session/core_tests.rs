@@ -235,10 +235,14 @@ fn the_queue_and_the_notebook_are_bounded() {
     bench.core.run_cell(bench.now, "idle", None, None).unwrap();
 
     let large = |bytes| CellEdit { source: Some("x".repeat(bytes)), ..CellEdit::default() };
-    bench.core.edit_cell(bench.now, "c0", large(150 << 20)).unwrap();
-    assert!(matches!(bench.core.edit_cell(bench.now, "c1", large(150 << 20)), Err(Denied::TooMany { .. })));
-    bench.core.edit_cell(bench.now, "c0", large(1)).unwrap();
-    bench.core.edit_cell(bench.now, "c1", large(150 << 20)).unwrap();
+    bench.add("a", false).unwrap();
+    bench.add("b", false).unwrap();
+    bench.core.edit_cell(bench.now, "a", large(150 << 20)).unwrap();
+    assert!(matches!(bench.core.edit_cell(bench.now, "b", large(150 << 20)), Err(Denied::TooMany { .. })));
+    bench.core.edit_cell(bench.now, "a", large(1)).unwrap();
+    bench.core.edit_cell(bench.now, "b", large(150 << 20)).unwrap();
+    // What waits for its turn is what a kernel can be sent.
+    assert!(matches!(bench.core.edit_cell(bench.now, "c1", large(17 << 20)), Err(Denied::TooLarge { what: "source", .. })));
 }
 
 #[test]

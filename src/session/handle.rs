@@ -301,6 +301,12 @@ impl SessionHandle {
         in_time(async { Ok(answer.await.map_err(|_| self.gone())??) }).await
     }
 
+    /// Tells the agent something to which no answer is waited for.
+    pub(super) fn tell_agent(&self, request: Request) {
+        // Of a session that is over there is nobody to tell.
+        let _ = self.commands.send(Command::AskAgent { request, data: Bytes::new(), reply: oneshot::channel().0 });
+    }
+
     /// The sandbox's usage now.
     ///
     /// # Errors

@@ -35,6 +35,7 @@ mod questions;
 mod run;
 #[cfg(test)]
 mod simulation;
+mod upload;
 mod volatile;
 
 pub use crate::agent_protocol::RunUsage;
@@ -46,4 +47,5 @@ pub use driver::{SessionParts, end_stored, start};
 pub use handle::{SessionError, SessionHandle, SessionState};
 pub use piece::{CellChange, EventBody, FoldChange, Journal, JournalError, NotebookChange, Piece, SessionEvent, Telling};
 pub use run::{RunResult, RunStatus, metrics};
+pub use upload::Upload;
 pub use volatile::{SessionEvents, VolatileJournal};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::commands::Denied;
+use super::commands::{Denied, check_sent};
 use super::core::{Core, Effect};
 use super::handle::SessionState;
 use super::run::Now;
@@ -46,6 +46,7 @@ impl Core {
         if self.asked.len() >= MAX_ASKED {
             return Err(Denied::TooMany { what: "unanswered questions", limit: MAX_ASKED });
         }
+        check_sent("code", content.get("code").and_then(Value::as_str).unwrap_or_default())?;
         let message = Message::new_request(&self.facts.name, msg_type, content);
         let question = message.header().msg_id;
         self.asked.insert(question.clone());

@@ -13,7 +13,7 @@ async fn get(living: &Living, path: &str) -> Result<Bytes, String> {
 }
 
 async fn put(living: &Living, path: &str, data: &'static [u8]) -> Result<(), String> {
-    let request = Request::FilePut { path: path.to_owned(), offset: 0 };
+    let request = Request::FilePut { upload: 1, path: path.to_owned(), offset: 0, last: true };
     living.session.handle.ask_agent(request, Bytes::from_static(data)).await.map(drop).map_err(|error| error.to_string())
 }
 

@@ -152,7 +152,8 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
     let session = client.create(json!({"kernel": "python", "env": {"SECRET": "canary-env"}})).await;
     let asked = client.with("traceparent", &format!("00-{TRACE}-b7ad6b7169203331-01"));
     let source = "import os\nprint('canary-output', os.environ['SECRET'])\n1/0 # canary-code";
-    let cells = session.path("/cells?wait=60&x=canary-query");
+    client.post(&session.path("/cells?x=canary-query"), json!({"source": ""})).await.problem(400, "bad_query");
+    let cells = session.path("/cells?wait=60");
     asked.post(&cells, json!({"source": source, "id": "fails"})).await.is(201);
 
     let (cell, who) = collector.span("cell", ("cellkeep.cell.id", "fails")).await;

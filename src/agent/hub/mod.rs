@@ -34,6 +34,7 @@ use super::files::Files;
 use super::kernel;
 use super::runs::Runs;
 use super::serve::{self, Connection};
+use super::uploads::Uploads;
 use super::usage::Meter;
 use crate::agent_protocol::{AgentConfig, Hello, KernelEvent, ToAgent};
 use crate::ids::{Epoch, Generation};
@@ -74,6 +75,8 @@ struct Hub {
     submitted: HashSet<String>,
     submitted_order: VecDeque<String>,
     files: Files,
+    /// Of the connection that there is: with it, what it has not finished goes.
+    uploads: Uploads,
     meter: Meter,
     alone_since: Instant,
     next_watch: Option<Instant>,
@@ -122,6 +125,7 @@ impl Hub {
         let limit = config.limits.output_bytes() as usize + BUFFER_SLACK;
         Ok(Self {
             files: Files::new(&config.workspace)?,
+            uploads: Uploads::default(),
             own_session: format!("agent-{:016x}", epoch.0),
             epoch,
             inputs,
@@ -181,12 +185,14 @@ impl Hub {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let buffer = self.buffer.clone();
+        self.uploads.drop_all();
         self.connection = Some(Connection::open(self.connections, stream, hello, buffer, self.inputs.clone()));
     }
 
     fn close(&mut self, connection: u64) {
         if self.connection.as_ref().is_some_and(|current| current.id == connection) {
             self.connection = None;
+            self.uploads.drop_all();
             self.alone_since = Instant::now();
         }
     }

@@ -5,8 +5,9 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::{Hub, WATCH};
-use crate::agent::files::done;
+use crate::agent::files::{Opened, done};
 use crate::agent::kernel;
+use crate::agent::uploads::Piece;
 use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Request, ToAgent};
 use crate::ids::Generation;
 use crate::memory;
@@ -100,10 +101,17 @@ impl Hub {
             }
             Request::Usage => AnswerBody::Usage(self.meter.read()),
             Request::FileGet { path, offset } => match self.files.get(&path, offset) {
-                Ok((size, data)) => return (AnswerBody::File { size }, data),
+                Ok((Opened { size, inode }, data)) => return (AnswerBody::File { size, inode }, data),
                 Err(refused) => AnswerBody::Refused(refused),
             },
-            Request::FilePut { path, offset } => done(self.files.put(&path, offset, data)),
+            Request::FilePut { upload, path, offset, last } => {
+                let piece = Piece { upload, path: &path, offset, last };
+                done(self.uploads.put(&self.files, &piece, data))
+            }
+            Request::FileDrop { upload } => {
+                self.uploads.drop_one(upload);
+                AnswerBody::Done { repeated: false }
+            }
             Request::FileRemove { path } => done(self.files.remove(&path)),
             Request::FileList { path } => match self.files.list(&path) {
                 Ok((entries, truncated)) => AnswerBody::Listing { entries, truncated },

@@ -1,0 +1,330 @@
+//! What clients give: bodies, queries, commands. All of it is read strictly: what we do not know is no wish that we heed, so it is
+//! refused. What is wrong is named by its field, in JSON's words and not in Rust's.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use futures_util::StreamExt as _;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::MAX_BODY;
+use super::error::Problem;
+
+/// How long the rest of a body is taken that is refused.
+const LINGER: Duration = Duration::from_secs(5);
+/// Bytes of a client's own words that an error repeats.
+const REPEATED: usize = 200;
+
+/// A JSON body. An empty one is `{}`.
+pub(super) struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let bytes = whole(request).await?;
+        let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
+        read_object(text).map(Self).map_err(Wrong::in_body)
+    }
+}
+
+/// All bytes of a body. One that says itself that it is too large is not waited for.
+pub(super) async fn whole(request: Request) -> Result<Bytes, Problem> {
+    let request = check_length(request)?;
+    Bytes::from_request(request, &()).await.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+        _ => Problem::bad_request("bad_body", rejection.body_text()),
+    })
+}
+
+/// Refuses a body of more bytes than are taken by the length that it says.
+pub(super) fn check_length(request: Request) -> Result<Request, Problem> {
+    let said = request.headers().get(header::CONTENT_LENGTH);
+    if said.and_then(|length| length.to_str().ok()?.parse().ok()).is_none_or(|length: u64| length <= MAX_BODY as u64) {
+        return Ok(request);
+    }
+    // Closed with bytes unread, the connection would be reset, and a client that still sends would never see why.
+    tokio::spawn(tokio::time::timeout(LINGER, async move {
+        let (mut body, mut read) = (request.into_body().into_data_stream(), 0);
+        while read < 2 * MAX_BODY
+            && let Some(Ok(bytes)) = body.next().await
+        {
+            read += bytes.len();
+        }
+    }));
+    Err(too_large())
+}
+
+fn too_large() -> Problem {
+    let detail = format!("the body is larger than {} MB", MAX_BODY >> 20);
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+/// Whether a client says that it takes this media type, by name.
+pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
+    let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    ranges.flat_map(|value| value.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let is_named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(wanted));
+        let quality = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+        // A quality of 0 means: not this.
+        is_named && quality.is_none_or(|(_, quality)| quality.trim().parse() != Ok(0.0))
+    })
+}
+
+/// The query's fields.
+pub(super) struct Query<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Query::<T>::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(query)) => Ok(Self(query)),
+            Err(rejection) => Err(in_query(&rejection.body_text())),
+        }
+    }
+}
+
+/// Refuses any field where there is nothing to ask by one.
+pub(super) async fn no_query(request: Request, next: Next) -> Result<Response, Problem> {
+    let Some(query) = request.uri().query().filter(|query| !query.is_empty()) else { return Ok(next.run(request).await) };
+    let name = query.split(['=', '&']).next().unwrap_or_default();
+    let field = shortened(&percent_encoding::percent_decode_str(name).decode_utf8_lossy());
+    let detail = format!("unknown field `{field}`: this call takes none in its query");
+    Err(Problem::bad_request("bad_query", detail).named(Some(field)))
+}
+
+/// What axum says of a query, with the field that it says it of: `Failed to deserialize query string: FIELD: MESSAGE`.
+fn in_query(told: &str) -> Problem {
+    let told = told.strip_prefix("Failed to deserialize query string: ").unwrap_or(told);
+    let (path, message) = told.split_once(": ").unwrap_or(("", told));
+    let wrong = Wrong::new(path, message, false);
+    Problem::bad_request("bad_query", wrong.detail()).named(wrong.field)
+}
+
+/// Why something is not the object that it should be.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    field: Option<String>,
+    message: String,
+    /// Whether it is no JSON at all.
+    is_syntax: bool,
+}
+
+impl Wrong {
+    fn new(path: &str, message: &str, is_syntax: bool) -> Self {
+        let path = if path == "." { "" } else { path };
+        // Of these, the path leads to what they are missing from, or twice in.
+        let missing = ["missing field `", "duplicate field `"].iter().find_map(|start| message.strip_prefix(start));
+        let missing = missing.and_then(|rest| rest.split('`').next());
+        let field = match (path, missing) {
+            _ if is_syntax => None,
+            ("", Some(name)) => Some(name.to_owned()),
+            (path, Some(name)) => Some(format!("{path}.{name}")),
+            ("", None) => None,
+            (path, None) => Some(shortened(path)),
+        };
+        Self { field, message: plain(&shortened(message)), is_syntax }
+    }
+
+    fn detail(&self) -> String {
+        match &self.field {
+            Some(field) if !self.message.contains(&format!("`{field}`")) => format!("{field}: {}", self.message),
+            _ => self.message.clone(),
+        }
+    }
+
+    /// The problem, where it stands in a request's body.
+    pub fn in_body(self) -> Problem {
+        if self.is_syntax {
+            return Problem::bad_request("bad_json", format!("the body is not JSON: {}", self.message));
+        }
+        Problem::unprocessable("bad_field", self.detail()).named(self.field)
+    }
+
+    /// The problem, where it stands in a socket's command.
+    pub fn in_command(self) -> Problem {
+        Problem::bad_request("bad_json", self.detail()).named(self.field)
+    }
+}
+
+/// Reads an object. An array is none, also where all its elements would fit.
+pub(super) fn read_object<T: DeserializeOwned>(text: &[u8]) -> Result<T, Wrong> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let mut track = serde_path_to_error::Track::new();
+    let read = object(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+    let wrong = |path: &str, error: &serde_json::Error| Wrong::new(path, &error.to_string(), !error.is_data());
+    let value = read.map_err(|error| wrong(&track.path().to_string(), &error))?;
+    json.end().map_err(|error| wrong("", &error))?;
+    Ok(value)
+}
+
+/// Reads a nested object: derived readers take an array of a struct's fields as well.
+pub(super) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct OnlyMaps<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OnlyMaps<T> {
+        type Value = T;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_map(OnlyMaps(PhantomData))
+}
+
+/// A message of serde's without the names of Rust's types.
+fn plain(message: &str) -> String {
+    const WORDS: &[(&str, &str)] = &[
+        ("expected usize", "expected a whole number from 0 on"),
+        ("expected u64", "expected a whole number from 0 on"),
+        ("expected u32", "expected a whole number from 0 to 4294967295"),
+        ("expected f64", "expected a number"),
+        ("expected a map", "expected an object"),
+        ("invalid type: map", "invalid type: object"),
+        ("invalid type: sequence", "invalid type: array"),
+        ("invalid type: unit value", "invalid type: null"),
+        ("invalid type: floating point", "invalid type: number"),
+        ("invalid float literal", "a number is expected"),
+        ("cannot parse float from empty string", "a number is expected"),
+        ("invalid digit found in string", "a whole number from 0 on is expected"),
+        ("cannot parse integer from empty string", "a whole number from 0 on is expected"),
+        ("number too large to fit in target type", "the number is too large"),
+    ];
+    WORDS.iter().fold(message.to_owned(), |text, (rust, json)| text.replace(rust, json))
+}
+
+/// The two ends of what may hold megabytes of a client's own words.
+fn shortened(text: &str) -> String {
+    if text.len() <= 2 * REPEATED {
+        return text.to_owned();
+    }
+    let head = &text[..text.floor_char_boundary(REPEATED)];
+    let tail = &text[text.ceil_char_boundary(text.len() - REPEATED)..];
+    format!("{head}…{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Inner {
+        size: u64,
+        share: f64,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        name: String,
+        seed: Option<u32>,
+        place: Option<usize>,
+        flag: Option<bool>,
+        #[serde(default, deserialize_with = "object")]
+        inner: Inner,
+        #[serde(default)]
+        env: HashMap<String, String>,
+        raw: Option<Box<RawValue>>,
+    }
+
+    fn problem(text: &str) -> (String, String) {
+        let body = read_object::<Outer>(text.as_bytes()).unwrap_err().in_body().body();
+        let field = body.get("field").and_then(|field| field.as_str()).unwrap_or_default();
+        (field.to_owned(), body["detail"].as_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn what_is_right_is_read() {
+        let text = r#"{"name": "n", "seed": 4294967295, "inner": {"size": 5, "share": 1}, "env": {"a": "b"}, "raw": {"$x": [1e999]}} "#;
+        let read: Outer = read_object(text.as_bytes()).unwrap();
+        assert_eq!((read.name.as_str(), read.seed, read.inner.size, read.inner.share), ("n", Some(u32::MAX), 5, 1.0));
+        assert_eq!((read.env["a"].as_str(), read.raw.unwrap().get()), ("b", r#"{"$x": [1e999]}"#));
+        assert_eq!((read.place, read.flag), (None, None));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_field_and_without_rust() {
+        let cases = [
+            (r#"{}"#, "name", "missing field `name`"),
+            (r#"{"name": 5}"#, "name", "name: invalid type: integer `5`, expected a string"),
+            (r#"{"name": "n", "nmae": 5}"#, "nmae", "unknown field `nmae`"),
+            (r#"{"name": "n", "seed": 4294967296}"#, "seed", "expected a whole number from 0 to 4294967295"),
+            (r#"{"name": "n", "seed": -1}"#, "seed", "expected a whole number from 0 to 4294967295"),
+            (r#"{"name": "n", "place": 1.5}"#, "place", "expected a whole number from 0 on"),
+            (r#"{"name": "n", "place": "x"}"#, "place", "expected a whole number from 0 on"),
+            (r#"{"name": "n", "flag": []}"#, "flag", "invalid type: array, expected a boolean"),
+            (r#"{"name": "n", "inner": {"size": {}}}"#, "inner.size", "invalid type: object, expected a whole number"),
+            (r#"{"name": "n", "inner": {"share": "x"}}"#, "inner.share", "expected a number"),
+            (r#"{"name": "n", "inner": {"szie": 5}}"#, "inner.szie", "unknown field `szie`"),
+            (r#"{"name": "n", "inner": [5, 1]}"#, "inner", "invalid type: array, expected an object"),
+            (r#"{"name": "n", "inner": null}"#, "inner", "expected an object"),
+            (r#"{"name": "n", "env": []}"#, "env", "invalid type: array, expected an object"),
+            (r#"{"name": "n", "env": {"a": 1}}"#, "env.a", "expected a string"),
+            (r#"{"name": "n", "name": "m"}"#, "name", "duplicate field `name`"),
+            (r#"["n"]"#, "", "invalid type: array, expected an object"),
+            (r#"5"#, "", "invalid type: integer `5`, expected an object"),
+        ];
+        for (text, field, detail) in cases {
+            let told = problem(text);
+            assert!(told.0 == field && told.1.contains(detail), "{text}: {told:?}");
+            for rust in ["struct", "usize", "u64", "u32", "f64", "map", "sequence", "Option"] {
+                assert!(!told.1.contains(rust), "{text}: {told:?}");
+            }
+        }
+        for text in ["{", "", r#"{"name": "n"} x"#, "{\"name\": \"\u{1}\"}", r#"{"inner": {"share": 1e999}}"#] {
+            let body = read_object::<Outer>(text.as_bytes()).unwrap_err().in_body().body();
+            assert_eq!((&body["code"], body.get("field")), (&"bad_json".into(), None), "{text}");
+        }
+        let long = problem(&format!(r#"{{"name": "n", "{}": 1}}"#, "ä".repeat(1 << 20)));
+        assert!(long.0.len() < 1000 && long.1.len() < 2000, "not all of it is repeated");
+    }
+
+    #[test]
+    fn media_types_are_named_in_any_case_and_with_a_quality() {
+        let wants = |accept: &'static str| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, header::HeaderValue::from_static(accept))]);
+            accepts(&headers, "text/event-stream")
+        };
+        for yes in
+            ["text/event-stream", "TEXT/EVENT-STREAM", "a/b, text/event-stream;q=0.1", "text/event-stream ; charset=x"]
+        {
+            assert!(wants(yes), "{yes}");
+        }
+        for no in
+            ["", "*/*", "text/event-stream;q=0", "text/event-stream; Q=0.000", "text/event-streams", "x/text/event-stream"]
+        {
+            assert!(!wants(no), "{no}");
+        }
+    }
+
+    #[test]
+    fn queries_are_named_by_their_fields() {
+        for (told, field, detail) in [
+            ("Failed to deserialize query string: wait: invalid float literal", "wait", "wait: a number is expected"),
+            ("Failed to deserialize query string: waitt: unknown field `waitt`, expected `wait`", "waitt", "unknown field"),
+        ] {
+            let body = in_query(told).body();
+            assert_eq!(body["field"], field);
+            assert!(body["detail"].as_str().unwrap().contains(detail), "{body}");
+        }
+    }
+}

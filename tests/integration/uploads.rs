@@ -1,0 +1,93 @@
+//! A file that is put over another: the old one or the new one, whatever becomes of the request.
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::server::{Held, Server};
+use crate::support::Place;
+
+in_every_sandbox!(the_old_file_or_the_new_one);
+
+fn bash() -> Value {
+    json!({"kernel": "bash", "limits": {"disk_mb": 20}})
+}
+
+/// Sends the head of a request for 6 MB, and 5 of them. The server has them when no more can be on their way.
+async fn half(held: &Held, name: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(held.client.address()).await.unwrap();
+    let head = format!(
+        "PUT {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n",
+        held.path(&format!("/files/{name}")),
+        held.client.token.as_deref().unwrap(),
+        6 << 20
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b'n'; 5 << 20]).await.unwrap();
+    stream
+}
+
+/// What the workspace takes, MB: also files without names count.
+async fn used(held: &Held) -> u64 {
+    let text = held.ok("df -m --output=used . | tail -1").await;
+    text.trim().parse().unwrap()
+}
+
+async fn until_used(held: &Held, fits: impl Fn(u64) -> bool) {
+    let looking = async {
+        while !fits(used(held).await) {
+            tokio::time::sleep(crate::server::PACE).await;
+        }
+    };
+    tokio::time::timeout(crate::support::PATIENCE, looking).await.expect("the workspace takes as much as it should");
+}
+
+async fn the_old_file_or_the_new_one(place: Place) {
+    let mut server = Server::start("uploads", place, &[]).await;
+    let held = server.client().create(bash()).await;
+    let client = held.client.clone();
+    let path = |name: &str| held.path(&format!("/files/{name}"));
+    let old = "old ".repeat(200);
+    client.put(&path("keep.txt"), old.clone()).await.is(204);
+    held.ok("chmod 750 keep.txt").await;
+    let is_old = async || assert!(client.get(&path("keep.txt")).await.body == old.as_bytes(), "it is as it was");
+
+    // No room for it.
+    client.put(&path("fill"), vec![b'f'; 15 << 20]).await.is(204);
+    client.put(&path("keep.txt"), vec![b'n'; 10 << 20]).await.problem(507, "workspace_full");
+    is_old().await;
+    until_used(&held, |used| used <= 16).await;
+    client.delete(&path("fill")).await.is(204);
+
+    // Cut off half-way, and read meanwhile.
+    let stream = half(&held, "keep.txt").await;
+    until_used(&held, |used| used >= 4).await;
+    is_old().await;
+    let listed = client.get(&held.path("/files/?path=")).await.is(200);
+    let names: Vec<_> = listed["entries"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect();
+    assert!(names.iter().all(|name| !name.contains("cellkeep")), "{names:?}");
+    drop(stream);
+    until_used(&held, |used| used <= 1).await;
+    is_old().await;
+    let mut stream = half(&held, "keep.txt").await;
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.is_empty() || answer.contains("cut_off"), "{answer}");
+    until_used(&held, |used| used <= 1).await;
+
+    // The server killed over it.
+    let stream = half(&held, "keep.txt").await;
+    until_used(&held, |used| used >= 4).await;
+    server.kill().await;
+    drop(stream);
+    server.start_again().await;
+    until_used(&held, |used| used <= 1).await;
+    is_old().await;
+
+    // And at last the new one, with the old one's mode.
+    client.put(&path("keep.txt"), vec![b'n'; 3 << 20]).await.is(204);
+    assert!(client.get(&path("keep.txt")).await.body == vec![b'n'; 3 << 20]);
+    assert_eq!(held.ok("stat -c %a keep.txt; ls -A | grep -c cellkeep || true").await, "750\n0\n");
+    server.end().await;
+}
