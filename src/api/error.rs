@@ -216,3 +216,20 @@ impl From<KeeperError> for Problem {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::SandboxError;
+
+    #[test]
+    fn a_full_disk_is_named_and_not_where_it_is() {
+        let source = std::io::ErrorKind::StorageFull.into();
+        let error = SandboxError::Io { doing: "cannot write the record in /somewhere".to_owned(), source };
+        let remains = SandboxError::Io { doing: "cannot remove".to_owned(), source: std::io::ErrorKind::NotFound.into() };
+        let error = SandboxError::Remains { error: Box::new(error), remains: Box::new(remains) };
+        let problem = Problem::from(KeeperError::from(ManagerError::from(error)));
+        assert_eq!((problem.status, problem.code), (StatusCode::INSUFFICIENT_STORAGE, "storage_full"));
+        assert!(!problem.detail.contains("somewhere"), "{}", problem.detail);
+    }
+}
