@@ -6,6 +6,7 @@ what takes time is done once, by bake.sh.
 """
 
 import codecs
+import contextlib
 import importlib.abc
 import importlib.util
 import logging
@@ -74,6 +75,32 @@ def watch_pipe(stream):
         stream._exc = sys.exc_info()
 
 
+# Characters that a cell may print before it waits until they have been sent.
+AHEAD = 1 << 20
+
+
+def paced(write):
+    """Bounds what is printed and not sent yet.
+
+    Upstream sends five times a second whatever has come by then. A loop prints a hundred megabytes in that time, of which half a
+    dozen copies are then made: more than a sandbox's memory, and the cell would die of output that is within its limit.
+    """
+
+    def write_in_pieces(stream, text):
+        if not isinstance(text, str) or not stream._is_master_process():
+            return write(stream, text)
+        for start in range(0, len(text), AHEAD):
+            piece = text[start : start + AHEAD]
+            write(stream, piece)
+            stream.ahead = getattr(stream, "ahead", 0) + len(piece)
+            if stream.ahead >= AHEAD:
+                stream.ahead = 0
+                stream.flush()
+        return len(text)
+
+    return write_in_pieces
+
+
 # Threads of pools work for whichever cell gave them something to do, and not for the one that was first.
 POOLS = {"concurrent.futures.thread", "multiprocessing.pool"}
 
@@ -116,6 +143,7 @@ def main():
     from ipykernel.kernelapp import IPKernelApp
 
     OutStream._watch_pipe_fd = watch_pipe
+    OutStream.write = paced(OutStream.write)
 
     class KernelApp(IPKernelApp):
         def init_signal(self):
@@ -148,6 +176,8 @@ def main():
     # One sandbox, one session: a history on disk would only cost time.
     app.config.HistoryManager.hist_file = ":memory:"
     app.initialize()
+    # IPython keeps all that was ever printed, for %notebook. Cellkeep keeps it, too, and not in the sandbox's memory.
+    app.shell._tee = lambda channel: contextlib.nullcontext()
     threads_belong_to_their_cells(app.shell)
     app.start()
 

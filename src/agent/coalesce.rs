@@ -49,7 +49,9 @@ pub(super) struct Coalescer {
 impl Coalescer {
     /// Takes a stream message; what must go out now is given to `out`, in order.
     pub fn push(&mut self, message: Message, now: Instant, out: &mut impl FnMut(Message)) {
-        let Some((name, text)) = StreamContent::read(&message.content) else {
+        let large = message.content.len() > MAX_TEXT;
+        let Some((name, text)) = StreamContent::read(&message.content).filter(|_| !large) else {
+            // A kernel that prints a hundred megabytes at once has little memory left for copies of them.
             self.flush(now, out);
             return out(message);
         };

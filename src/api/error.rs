@@ -197,6 +197,8 @@ impl From<KeeperError> for Problem {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail).retry_after(60)
             }
             KeeperError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
+            // Where it is that there is no room is nothing for those who ask.
+            KeeperError::Manager(error) if error.is_of_a_full_disk() => StoreError::Full.into(),
             KeeperError::Manager(error) => match *error {
                 ManagerError::Limits(limit) => {
                     Self::unprocessable("bad_limits", detail).named(Some(format!("limits.{}", limit.field)))
@@ -212,5 +214,22 @@ impl From<KeeperError> for Problem {
             KeeperError::Store(error) => error.into(),
             KeeperError::Session(error) => error.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::SandboxError;
+
+    #[test]
+    fn a_full_disk_is_named_and_not_where_it_is() {
+        let source = std::io::ErrorKind::StorageFull.into();
+        let error = SandboxError::Io { doing: "cannot write the record in /somewhere".to_owned(), source };
+        let remains = SandboxError::Io { doing: "cannot remove".to_owned(), source: std::io::ErrorKind::NotFound.into() };
+        let error = SandboxError::Remains { error: Box::new(error), remains: Box::new(remains) };
+        let problem = Problem::from(KeeperError::from(ManagerError::from(error)));
+        assert_eq!((problem.status, problem.code), (StatusCode::INSUFFICIENT_STORAGE, "storage_full"));
+        assert!(!problem.detail.contains("somewhere"), "{}", problem.detail);
     }
 }

@@ -209,7 +209,7 @@ async fn describe(
     let state = handle.state();
     let record = row.sandbox.as_deref().and_then(|record| serde_json::from_str::<SandboxRecord>(record).ok());
     let isolation = record.and_then(|record| serde_json::to_value(record.isolation).ok());
-    let mut session = view::session(row, state.name(), isolation, cells, queued);
+    let mut session = view::session(row, state.name(), isolation, (cells, queued), api.keeper.idle_timeout());
     if let SessionState::Gone { why } = &state {
         // The row may have been read a moment before its end.
         session["why"] = why.as_str().into();

@@ -15,15 +15,21 @@ pub(super) fn time(ms: i64) -> String {
     iso8601(from_ms(ms))
 }
 
-/// A session, without what only its sandbox knows.
-pub(super) fn session(row: &SessionRow, state: &str, isolation: Option<Value>, cells: usize, queued: usize) -> Value {
+/// A session, without what only its sandbox knows. `idle_timeout`: of one that says nothing of it.
+pub(super) fn session(
+    row: &SessionRow,
+    state: &str,
+    isolation: Option<Value>,
+    (cells, queued): (usize, usize),
+    idle_timeout: u64,
+) -> Value {
     let spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
     json!({
         "id": row.id, "name": row.name, "kernel": row.kernel, "language": row.language, "state": state, "why": row.why,
         "isolation": isolation, "network": if spec.open_network { "open" } else { "none" },
         "created_at": time(row.created_at), "last_active_at": time(row.last_active_at),
         "expires_at": row.expires_at.map(time), "limits": spec.limits, "timeout_seconds": spec.timeout_seconds,
-        "ttl_seconds": spec.ttl_seconds, "idle_timeout_seconds": spec.idle_timeout_seconds, "labels": spec.labels,
+        "ttl_seconds": spec.ttl_seconds, "idle_timeout_seconds": spec.idle_timeout_seconds.unwrap_or(idle_timeout), "labels": spec.labels,
         "cells": cells, "queue_length": queued, "last_seq": row.last_seq,
     })
 }

@@ -113,6 +113,11 @@ impl Keeper {
         &self.0.blobs
     }
 
+    /// Seconds without use after which a session ends that says nothing of it.
+    pub fn idle_timeout(&self) -> u64 {
+        self.0.settings.idle_timeout_seconds
+    }
+
     /// How many live.
     pub fn living(&self) -> usize {
         self.sessions(|sessions| sessions.values().filter(|kept| kept.sandbox.is_some()).count())

@@ -102,6 +102,17 @@ pub enum ManagerError {
     Start(#[from] SessionError),
 }
 
+impl ManagerError {
+    /// Whether there is no room on the disk for what it needs.
+    pub fn is_of_a_full_disk(&self) -> bool {
+        match self {
+            Self::Sandbox(error) => error.is_of_a_full_disk(),
+            Self::NoSandbox { process, docker, .. } => process.is_of_a_full_disk() || docker.is_of_a_full_disk(),
+            _ => false,
+        }
+    }
+}
+
 /// Makes and ends sessions.
 pub struct Manager {
     paths: Paths,

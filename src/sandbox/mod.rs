@@ -11,6 +11,7 @@ mod records;
 mod stamp;
 mod sweep;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -177,6 +178,15 @@ impl SandboxError {
         match removed {
             Ok(()) => self,
             Err(remains) => Self::Remains { error: Box::new(self), remains: Box::new(remains) },
+        }
+    }
+
+    /// Whether there is no room on the disk for what it needs.
+    pub fn is_of_a_full_disk(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
+            Self::Remains { error, .. } => error.is_of_a_full_disk(),
+            _ => false,
         }
     }
 

@@ -149,7 +149,7 @@ impl Core {
     }
 
     fn output(&mut self, now: Now, number: u32, header: &Header, message: &Message) {
-        if !self.charge(now, number, message.size() as u64) {
+        if !self.charge(now, number, message.output_size()) {
             return;
         }
         if self.facts.telling == Telling::Messages {
@@ -239,7 +239,7 @@ impl Core {
     }
 
     fn input_request(&mut self, now: Now, number: u32, message: &Message) {
-        if !self.charge(now, number, message.size() as u64) {
+        if !self.charge(now, number, message.output_size()) {
             return;
         }
         let InputRequest { prompt, password } = InputRequest::read(&message.content_value());

@@ -15,8 +15,10 @@ use crate::ids::RunId;
 use crate::wire::content::{self, ErrorInfo, ExecutionState, ReplyStatus};
 use crate::wire::{Channel, Header};
 
-/// How long after the reply an `idle` is waited for; nbclient waits as long.
+/// How long after the reply, and after the last that came, an `idle` is waited for; nbclient waits as long.
 const IDLE_GRACE: Duration = Duration::from_secs(4);
+/// How long at most: a thread of the cell may go on printing for ever.
+const IDLE_AT_LAST: Duration = Duration::from_secs(60);
 
 /// The time, on both clocks: one for waiting, one for telling.
 #[derive(Clone, Copy, Debug)]
@@ -288,7 +290,10 @@ impl ActiveRun {
     pub fn deadline(&self) -> Option<Instant> {
         let (reply, at) = (self.facts.reply.as_ref()?, self.replied_at?);
         let quiet = self.last_message + self.late_output;
-        if self.facts.idle || *reply == ReplyStatus::Aborted { Some(quiet) } else { Some(quiet.max(at + IDLE_GRACE)) }
+        let is_all = self.facts.idle || *reply == ReplyStatus::Aborted;
+        // What still comes shows that its idle is behind it: a hundred megabytes take their time.
+        let given_up = (at.max(self.last_message) + IDLE_GRACE).min(at + IDLE_AT_LAST);
+        Some(if is_all { quiet } else { quiet.max(given_up) })
     }
 
     /// The result, if the messages seen so far end the run.
@@ -458,6 +463,23 @@ mod tests {
         reply(&mut run, json!({}), now);
         assert!(run.finished(now + IDLE_GRACE / 2).is_none());
         assert_eq!(run.finished(now + IDLE_GRACE).unwrap().status, RunStatus::Ok);
+    }
+
+    #[test]
+    fn what_still_comes_after_the_reply_is_waited_for() {
+        let (mut run, now) = run();
+        reply(&mut run, json!({}), now);
+        for seconds in 1..100 {
+            let then = now + Duration::from_secs(seconds);
+            run.take(Channel::Iopub, &header("stream"), || json!({}), then);
+            assert_eq!(run.finished(then).is_some(), then >= now + IDLE_AT_LAST, "{seconds}");
+            assert_eq!(
+                run.finished(then + IDLE_GRACE / 2).is_some(),
+                then + IDLE_GRACE / 2 >= now + IDLE_AT_LAST,
+                "{seconds}"
+            );
+            assert!(run.finished(then + IDLE_GRACE).is_some());
+        }
     }
 
     #[test]

@@ -186,6 +186,13 @@ impl Message {
         parts.into_iter().chain(&self.buffers).map(Bytes::len).sum()
     }
 
+    /// Bytes that it counts for the limit of a run's output: what it says, as the kernel wrote it, and a little for being a message. Its
+    /// headers, which are longer than a line of text, are none of the user's.
+    pub fn output_size(&self) -> u64 {
+        const MESSAGE: usize = 256;
+        (MESSAGE + self.content.len() + self.buffers.iter().map(Bytes::len).sum::<usize>()) as u64
+    }
+
     /// The content as JSON, repaired where kernels deviate; `null` where it cannot be read at all.
     pub fn content_value(&self) -> Value {
         json::parse_lenient(&self.content).unwrap_or(Value::Null)

@@ -7,7 +7,15 @@ use cellkeep::session::{EventBody, RunStatus};
 
 use crate::support::{Living, Place, cell};
 
-in_every_sandbox!(sixty_thousand_lines, slow_reader_and_slow_kernel, fifty_megabytes, endless_output, one_output_too_large);
+in_every_sandbox!(
+    sixty_thousand_lines,
+    slow_reader_and_slow_kernel,
+    fifty_megabytes,
+    short_lines,
+    again_and_again,
+    endless_output,
+    one_output_too_large,
+);
 
 const LINES: &str = "for i in range(60000): print(f'{i:06d} ' + 'x' * 1016, flush=True)";
 
@@ -57,6 +65,26 @@ async fn fifty_megabytes(place: Place) {
     assert_eq!(ran.status(), RunStatus::Ok, "{}", ran.error());
     assert_eq!(ran.outputs[0]["text"].as_str().unwrap().len(), 50_000_001);
     assert_eq!(ran.outputs[1]["data"]["text/plain"].as_str().unwrap().len(), 20_000_000);
+    living.still_works().await;
+    living.end().await;
+}
+
+/// What counts is what is printed: the messages that bring it are five times as large.
+async fn short_lines(place: Place) {
+    let living = place.session_with("python", Limits { output_mb: 1, ..Limits::default() }).await;
+    let text = living.ok("for i in range(6000): print(i, flush=True)").await;
+    assert!(text.lines().eq((0..6000).map(|line| line.to_string())), "{} bytes", text.len());
+    living.end().await;
+}
+
+/// The kernel keeps nothing of what it has printed, and never much that is not sent yet.
+async fn again_and_again(place: Place) {
+    let living = place.session_with("python", Limits { memory_mb: 256, ..Limits::default() }).await;
+    for round in 0..3 {
+        let ran = living.run("for _ in range(50): print('y' * (1 << 20))").await;
+        assert_eq!(ran.status(), RunStatus::Ok, "round {round}: {}", ran.error());
+        assert_eq!(ran.text().len(), 50 * ((1 << 20) + 1));
+    }
     living.still_works().await;
     living.end().await;
 }

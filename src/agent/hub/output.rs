@@ -56,27 +56,37 @@ impl Hub {
     }
 
     fn broadcast(&mut self, header: &Header, run: &str, message: Message) {
-        let is_stream = header.msg_type == "stream";
-        if !matches!(header.msg_type.as_str(), "status" | "execute_input") {
-            match self.runs.take(run, message.size() as u64) {
-                Room::Enough => {}
-                Room::Only { bytes, msg_id } => return self.cap_output(is_stream.then_some(message), bytes, msg_id),
-                Room::None => return,
+        match header.msg_type.as_str() {
+            "stream" => {
+                let mut out = Vec::new();
+                self.coalescer.push(message, Instant::now(), &mut |message| out.push(message));
+                out.into_iter().for_each(|message| self.store_stream(message));
+            }
+            "status" | "execute_input" => self.emit_message(Channel::Iopub, message),
+            _ => {
+                self.flush_streams();
+                match self.runs.take(run, message.output_size()) {
+                    Room::Enough => self.store_message(Channel::Iopub, message),
+                    Room::Only { bytes, msg_id } => self.cap_output(None, bytes, msg_id),
+                    Room::None => {}
+                }
             }
         }
-        if is_stream {
-            let mut out = Vec::new();
-            self.coalescer.push(message, Instant::now(), &mut |message| out.push(message));
-            out.into_iter().for_each(|message| self.store_message(Channel::Iopub, message));
-        } else {
-            self.emit_message(Channel::Iopub, message);
+    }
+
+    /// Text counts as it is kept, a thousand flushed lines as one message.
+    fn store_stream(&mut self, message: Message) {
+        match self.runs.take(&message.parent().msg_id, message.output_size()) {
+            Room::Enough => self.store_message(Channel::Iopub, message),
+            Room::Only { bytes, msg_id } => self.cap_output(Some(message), bytes, msg_id),
+            Room::None => {}
         }
     }
 
     /// Says that a run has produced too much; the rest of it is let go. Text is kept up to the limit, half an image is none.
     fn cap_output(&mut self, stream: Option<Message>, room: u64, msg_id: String) {
         if let Some(cut) = stream.and_then(|message| coalesce::cut_text(&message, room as usize)) {
-            self.emit_message(Channel::Iopub, cut);
+            self.store_message(Channel::Iopub, cut);
         }
         let limit = self.config.limits.output_bytes();
         self.emit_kernel(KernelEvent::OutputCapped { msg_id, limit });
@@ -134,7 +144,7 @@ impl Hub {
         let mut held = None;
         self.coalescer.flush(Instant::now(), &mut |message| held = Some(message));
         if let Some(message) = held {
-            self.store_message(Channel::Iopub, message);
+            self.store_stream(message);
         }
     }
 
