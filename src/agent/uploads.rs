@@ -1,8 +1,8 @@
 //! Files on their way into the workspace: there as a whole with their last piece, and not at all before it.
 //!
-//! Until then an upload is a file without a name, so no code finds it half-written, no listing shows it, and whatever ends it early,
-//! the manager's death included, takes its bytes away. It gets a name of nobody's for as long as a rename takes: a file that is
-//! replaced is never away.
+//! Until then an upload is a file without a name, where the file system has such, so no code finds it half-written, no listing shows it,
+//! and whatever ends it early, the manager's death included, takes its bytes away. It gets a name of nobody's for as long as a rename
+//! takes: a file that is replaced is never away.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::files::{Files, check, refuse, refuse_io};
-use crate::agent_protocol::Refused;
+use crate::agent_protocol::{Cause, Refused};
 
 /// Uploads that are open at once.
 const MOST: usize = 200;
@@ -28,10 +28,10 @@ impl Uploads {
     /// Takes a piece. The first one, at offset 0, begins an upload; with the last one the file is there. Whatever goes wrong ends it.
     pub fn put(&mut self, files: &Files, piece: &Piece, data: &[u8]) -> Result<(), Refused> {
         let mut upload = match (piece.offset, self.0.remove(&piece.upload)) {
-            (0, _) if self.0.len() >= MOST => return Err("too many files are being written at once".into()),
+            (0, _) if self.0.len() >= MOST => return Err(refusal("too many files are being written at once", Cause::Busy)),
             (0, _) => Upload::begin(files, piece.path)?,
             (offset, Some(upload)) if upload.length == offset => upload,
-            _ => return Err("the file was cut off: send it again".into()),
+            _ => return Err(refusal("the file was cut off: send it again", Cause::Cut)),
         };
         upload.file.write_all_at(data, upload.length).map_err(|error| refuse_io(&error))?;
         upload.length += data.len() as u64;
@@ -53,6 +53,10 @@ impl Uploads {
     }
 }
 
+fn refusal(reason: &str, cause: Cause) -> Refused {
+    Refused { reason: reason.to_owned(), cause }
+}
+
 /// Where a piece belongs.
 pub(super) struct Piece<'a> {
     pub upload: u64,
@@ -62,38 +66,71 @@ pub(super) struct Piece<'a> {
 }
 
 struct Upload {
-    /// Without a name.
     file: File,
+    /// Its name for the time being, where it needs one.
+    nobodys: Option<String>,
     length: u64,
     folder: OwnedFd,
     name: String,
 }
 
+/// A new file, and its name if it has one.
+type New = (OwnedFd, Option<String>);
+
+fn without_name(folder: &OwnedFd) -> Result<New, Errno> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    Ok((rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o644))?, None))
+}
+
+/// For file systems that have none without (gVisor's). One that is left behind by an agent that is killed goes with its sandbox.
+fn with_name(folder: &OwnedFd) -> Result<New, Errno> {
+    let name = name_of_nobody()?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+    Ok((rustix::fs::openat(folder, &name, flags, Mode::from_raw_mode(0o644))?, Some(name)))
+}
+
 impl Upload {
     fn begin(files: &Files, path: &str) -> Result<Self, Refused> {
+        Self::begin_in(files, path, |folder| match without_name(folder) {
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => with_name(folder),
+            file => file,
+        })
+    }
+
+    fn begin_in(files: &Files, path: &str, new: impl FnOnce(&OwnedFd) -> Result<New, Errno>) -> Result<Self, Refused> {
         let path = check(path)?;
         if path.is_empty() {
             return Err("a file needs a name".into());
         }
         files.make_parents(path)?;
         let (folder, name, old) = find(files, path.to_owned())?;
-        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&folder, ".", flags, Mode::from_raw_mode(0o644)).map_err(refuse)?;
+        let (file, nobodys) = new(&folder).map_err(refuse)?;
+        let upload = Self { file: File::from(file), nobodys, length: 0, folder, name };
         if let Some(mode) = old {
-            rustix::fs::fchmod(&file, mode).map_err(refuse)?;
+            rustix::fs::fchmod(&upload.file, mode).map_err(refuse)?;
         }
-        Ok(Self { file: File::from(file), length: 0, folder, name })
+        Ok(upload)
     }
 
     /// Gives it its name, in the place of what has it.
-    fn finish(self) -> Result<(), Refused> {
-        let nobodys = format!(".cellkeep-{:032x}", random()?);
-        let ours = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        rustix::fs::linkat(CWD, ours, &self.folder, &nobodys, AtFlags::SYMLINK_FOLLOW).map_err(refuse)?;
-        rustix::fs::renameat(&self.folder, &nobodys, &self.folder, &self.name).map_err(|error| {
-            let _ = rustix::fs::unlinkat(&self.folder, &nobodys, AtFlags::empty());
-            refuse(error)
-        })
+    fn finish(mut self) -> Result<(), Refused> {
+        if self.nobodys.is_none() {
+            let (name, ours) = (name_of_nobody().map_err(refuse)?, format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+            rustix::fs::linkat(CWD, ours, &self.folder, &name, AtFlags::SYMLINK_FOLLOW).map_err(refuse)?;
+            self.nobodys = Some(name);
+        }
+        let nobodys = self.nobodys.as_deref().unwrap_or_default();
+        rustix::fs::renameat(&self.folder, nobodys, &self.folder, &self.name).map_err(refuse)?;
+        self.nobodys = None;
+        Ok(())
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(name) = &self.nobodys {
+            let _ = rustix::fs::unlinkat(&self.folder, name, AtFlags::empty());
+        }
     }
 }
 
@@ -129,10 +166,10 @@ fn find(files: &Files, mut path: String) -> Result<(OwnedFd, String, Option<Mode
     Err(refuse(Errno::LOOP))
 }
 
-fn random() -> Result<u128, Refused> {
+fn name_of_nobody() -> Result<String, Errno> {
     let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(refuse)?;
-    Ok(u128::from_le_bytes(bytes))
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!(".cellkeep-{:032x}", u128::from_le_bytes(bytes)))
 }
 
 #[cfg(test)]
@@ -144,7 +181,6 @@ mod tests {
     use rustix::fs::FileType;
 
     use super::*;
-    use crate::agent_protocol::Cause;
 
     struct Place {
         root: PathBuf,
@@ -210,6 +246,22 @@ mod tests {
     }
 
     #[test]
+    fn so_it_is_where_a_file_needs_a_name_at_once() {
+        let mut place = Place::new("named");
+        place.whole("kept", "old").unwrap();
+        let begin = |place: &Place| Upload::begin_in(&place.files, "kept", with_name).unwrap();
+        let upload = begin(&place);
+        upload.file.write_all_at(b"half", 0).unwrap();
+        assert_eq!((names(&place.work).len(), place.read("kept").as_str()), (2, "old"));
+        drop(upload);
+        assert_eq!((names(&place.work), place.read("kept").as_str()), (vec!["kept".to_owned()], "old"));
+        let upload = begin(&place);
+        upload.file.write_all_at(b"whole", 0).unwrap();
+        upload.finish().unwrap();
+        assert_eq!((names(&place.work), place.read("kept").as_str()), (vec!["kept".to_owned()], "whole"));
+    }
+
+    #[test]
     fn what_is_cut_off_leaves_what_was_there() {
         let mut place = Place::new("cut");
         place.whole("kept", "old").unwrap();
@@ -226,7 +278,7 @@ mod tests {
         for upload in 0..MOST as u64 {
             place.put(upload, "new", 0, "", false).unwrap();
         }
-        assert_eq!(place.put(999, "new", 0, "", false).unwrap_err().cause, Cause::Unfit);
+        assert_eq!(place.put(999, "new", 0, "", false).unwrap_err().cause, Cause::Busy);
         assert_eq!(names(&place.work), ["kept"]);
     }
 

@@ -215,6 +215,10 @@ pub enum Cause {
     Missing,
     /// There is no room for it.
     NoRoom,
+    /// Too much is asked at once: later it can be done.
+    Busy,
+    /// What came before it is lost.
+    Cut,
 }
 
 impl<T: Into<String>> From<T> for Refused {

@@ -14,7 +14,7 @@ use super::error::Problem;
 use super::events::{self, Form};
 use super::large::{self, LIGHT, Making};
 use super::sessions::check_timeout;
-use super::{Api, Body, Caller, CellInPath, InPath, Query, User, given, view};
+use super::{Api, Body, Caller, CellInPath, InPath, Query, User, given, guard, view};
 use crate::ids::SessionId;
 use crate::manager::{EventRow, TooHeavy, names_artifacts};
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, SessionHandle};
@@ -109,6 +109,7 @@ pub(super) async fn add(
     Body(add): Body<Add>,
 ) -> Result<Response, Problem> {
     let (form, wait) = (asked.form()?, asked.wait()?);
+    let _place = guard::place_to_wait(&api, &caller.0, wait)?;
     let handle = api.keeper.handle_for_work(&id, caller.sees())?;
     let new = NewCell {
         id: add.id,
@@ -314,6 +315,7 @@ pub(super) async fn run(
     Body(run): Body<Run>,
 ) -> Result<Response, Problem> {
     let (form, wait) = (asked.form()?, asked.wait()?);
+    let _place = guard::place_to_wait(&api, &caller.0, wait)?;
     let handle = api.keeper.handle_for_work(&id, caller.sees())?;
     let options = match (run.timeout_seconds, run.allow_stdin) {
         // As it was run before.

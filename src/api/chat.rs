@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::error::Problem;
 use super::notebooks::Wait;
-use super::{Api, Body, Caller, InPath, Query, User, view};
+use super::{Api, Body, Caller, InPath, Query, User, guard, view};
 use crate::chat::{AskError, MAX_MESSAGE};
 
 #[derive(Debug, Deserialize)]
@@ -32,6 +32,7 @@ pub(super) async fn ask(
     Body(say): Body<Say>,
 ) -> Result<Response, Problem> {
     let wait = wait.time()?;
+    let _place = guard::place_to_wait(&api, &caller.0, wait)?;
     if say.text.trim().is_empty() {
         return Err(Problem::unprocessable("bad_field", "there is nothing to answer: text is empty").field("text"));
     }

@@ -152,6 +152,7 @@ impl From<FileError> for Problem {
             FileError::Missing(_) => Self::not_found("no_file", detail),
             FileError::Refused(_) => Self::unprocessable("bad_file", detail).field("path"),
             FileError::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, "workspace_full", detail),
+            FileError::Busy(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_files", detail).retry_after(5),
             FileError::Cut => Self::bad_request("cut_off", detail),
             FileError::TooLarge => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "file_too_large", detail),
             FileError::Keeper(error) => error.into(),

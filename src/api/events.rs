@@ -102,7 +102,11 @@ pub(super) fn of_session(
 fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
     const NAME: &str = "Last-Event-ID";
     let Some(value) = headers.get(NAME) else { return Ok(None) };
-    let text = value.to_str().unwrap_or_default().trim();
+    let text = value.to_str().unwrap_or("not a number").trim();
+    if text.is_empty() {
+        // As the standard has it, that is none.
+        return Ok(None);
+    }
     let seq = text.parse().map_err(|_| {
         Problem::bad_request("bad_query", format!("{NAME} is the number of an event, from 0 on")).field(NAME)
     })?;

@@ -154,7 +154,8 @@ impl Wrong {
 
     /// The problem, where it stands in a socket's command.
     pub fn in_command(self) -> Problem {
-        Problem::bad_request("bad_json", self.detail()).named(self.field)
+        let code = if self.is_syntax { "bad_json" } else { "bad_field" };
+        Problem::bad_request(code, self.detail()).named(self.field)
     }
 }
 

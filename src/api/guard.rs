@@ -67,6 +67,10 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
 pub(super) async fn check_host(State(api): State<Api>, request: Request, next: Next) -> Result<Response, Problem> {
     let host = text(request.headers(), header::HOST).or_else(|| request.uri().authority().map(|host| host.as_str()));
     let forbidden = |code, detail: String| Err(Problem::new(StatusCode::FORBIDDEN, code, detail));
+    if request.headers().get_all(header::HOST).iter().nth(1).is_some() {
+        // A proxy may have looked at another one than we do.
+        return Err(Problem::bad_request("two_hosts", "the request names more than one host"));
+    }
     match host {
         Some(host) if api.guard.is_our_host(host) => {
             if let Some(origin) = text(request.headers(), header::ORIGIN)
@@ -139,9 +143,14 @@ pub(super) fn too_fast(of: &str, after: u32) -> Problem {
 /// Counts a stream that is opened.
 pub(super) fn open_stream(api: &Api, identity: &Identity) -> Result<OpenStream, Problem> {
     api.pace.open_stream(&identity.counted_as()).ok_or_else(|| {
-        let detail = format!("{MOST_STREAMS} streams of yours are open already; close some");
+        let detail = format!("{MOST_STREAMS} streams and waiting requests of yours are open already; close some");
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", detail).retry_after(5)
     })
+}
+
+/// Counts a request that waits, as a stream: a client that goes away meanwhile is noticed only when it is answered.
+pub(super) fn place_to_wait(api: &Api, identity: &Identity, wait: Option<Duration>) -> Result<Option<OpenStream>, Problem> {
+    wait.map(|_| open_stream(api, identity)).transpose()
 }
 
 /// What a link to a session shows of it. Files are not shown: what a person puts there is not meant for readers of cells.

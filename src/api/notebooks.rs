@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::cells::wait_time;
 use super::error::Problem;
 use super::sessions::check_timeout;
-use super::{Api, Body, Caller, InPath, Query, User, given, large};
+use super::{Api, Body, Caller, InPath, Query, User, given, guard, large};
 use crate::export::{self, ExportOptions, Format, ScriptStyle, Theme};
 use crate::ids::{Seq, SessionId};
 use crate::manager::{NotebookRun, failure_of};
@@ -178,6 +178,7 @@ pub(super) async fn run(
     Body(run): Body<Run>,
 ) -> Result<Response, Problem> {
     let wait = wait.time()?;
+    let _place = guard::place_to_wait(&api, &caller.0, wait)?;
     let timeout_seconds = match check_timeout(run.timeout_seconds)? {
         Some(seconds) => Some(seconds),
         None => api.keeper.cell_timeout(&id, caller.sees())?,

@@ -15,7 +15,7 @@ use super::error::Problem;
 use super::given::{self, Wrong};
 use super::notebooks::{self, Outcome, Wait};
 use super::sessions::{self, Create, DEFAULT_TIMEOUT, check_timeout};
-use super::{Api, Body, Caller, InPath, Query, User, events, view};
+use super::{Api, Body, Caller, InPath, Query, User, events, guard, view};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
 use crate::manager::{KeptRun, KeptSpec, NotebookRun, SessionRow};
@@ -99,6 +99,7 @@ pub(super) async fn create(
     request: Request,
 ) -> Result<Response, Problem> {
     let wait = wait.time()?;
+    let _place = guard::place_to_wait(&api, &caller.0, wait)?;
     let (job, bytes) = read(request).await?;
     let notebook = notebooks::parse(bytes).await?;
     let kernel = match &job.kernel {

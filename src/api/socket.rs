@@ -130,7 +130,11 @@ fn echoed(id: Option<&RawValue>) -> Value {
 async fn obey(text: &str, commander: &Commander) -> Value {
     let command: Command = match given::read_object(text.as_bytes()) {
         Ok(command) => command,
-        Err(wrong) => return failed(None, &wrong.in_command()),
+        Err(wrong) => {
+            let id =
+                wire_json::parse_lenient(text.as_bytes()).ok().and_then(|mut command| Some(command.get_mut("id")?.take()));
+            return json!({"type": "reply", "id": id, "ok": false, "error": wrong.in_command().body()});
+        }
     };
     if commander.caller.0.scope < Scope::Use {
         let status = axum::http::StatusCode::FORBIDDEN;

@@ -28,6 +28,9 @@ pub enum FileError {
     /// The workspace has no room for it.
     #[error("{0}; remove files, or make sessions with more limits.disk_mb")]
     Full(String),
+    /// Too many are on their way.
+    #[error("{0}")]
+    Busy(String),
     /// It is larger than is moved.
     #[error("the file is larger than {} MB", MAX_FILE >> 20)]
     TooLarge,
@@ -45,6 +48,8 @@ impl From<SessionError> for FileError {
             SessionError::Link(LinkError::Refused(Refused { reason, cause })) => match cause {
                 Cause::Missing => Self::Missing(reason),
                 Cause::NoRoom => Self::Full(reason),
+                Cause::Busy => Self::Busy(reason),
+                Cause::Cut => Self::Cut,
                 Cause::Unfit => Self::Refused(reason),
             },
             error => Self::Keeper(error.into()),
@@ -159,7 +164,9 @@ impl Keeper {
         pieces: impl Stream<Item = Result<Bytes, E>>,
     ) -> Result<(), FileError> {
         let mut pieces = std::pin::pin!(pieces);
-        let mut upload = Upload::new(self.handle(session.0, session.1)?, path);
+        // Each piece is a use of the session: a slow file does not come to one that nobody uses.
+        let used = || self.handle(session.0, session.1);
+        let mut upload = Upload::new(used()?, path);
         let mut waiting = BytesMut::new();
         while let Some(piece) = pieces.next().await.transpose().map_err(|_| FileError::Cut)? {
             waiting.extend_from_slice(&piece);
@@ -170,6 +177,7 @@ impl Keeper {
             while waiting.len() > FILE_CHUNK {
                 upload.push(waiting.split_to(FILE_CHUNK).freeze()).await?;
             }
+            used()?;
         }
         Ok(upload.finish(waiting.freeze()).await?)
     }

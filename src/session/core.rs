@@ -8,10 +8,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::active::{Active, ActiveResume};
 use super::captures::Captures;
 use super::cells::{Cell, CellPhase, Cells, RunOptions, Runs};
 use super::commands::Denied;
@@ -21,7 +21,7 @@ use super::ladder::{Ladder, Step, describe_step};
 use super::late::{Recent, Recents};
 use super::piece::{CellChange, EventBody, Piece, SessionEvent, Telling};
 use super::questions::Subshell;
-use super::run::{ActiveRun, Now, RunFacts, RunResult, RunStatus, StopReason};
+use super::run::{ActiveRun, Now, RunResult, RunStatus, StopReason};
 use crate::agent_protocol::{Hello, SignalKind};
 use crate::ids::{Generation, RunId, Seq};
 use crate::link::{LinkError, Position};
@@ -114,23 +114,6 @@ pub(super) struct Core {
     pub(super) unwritten: Option<Unwritten>,
 }
 
-pub(super) struct Active {
-    pub number: u32,
-    pub run: ActiveRun,
-    /// Bytes of output and questions so far. The agent counts too, and stops first, unless a tenant has taken it over.
-    pub bytes: u64,
-    pub timeout: Option<Duration>,
-    pub ladder: Option<Ladder>,
-    /// The header of the code's question, which the answer must name.
-    pub input: Option<Bytes>,
-    /// Whether that has been answered.
-    pub answered: bool,
-    /// The source that was handed to the kernel, where the cell's has been edited since.
-    pub source: Option<String>,
-    /// Written down by an earlier server, and not known to have reached the agent.
-    pub unsure: bool,
-}
-
 /// Messages that have been taken in, and of which nothing follows: to a later server they may come again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unwritten {
@@ -140,7 +123,7 @@ pub(super) struct Unwritten {
     pub bytes: usize,
 }
 
-/// What is written down already: most pieces change neither.
+/// What is written down already: most pieces change none of it.
 #[derive(Debug, Default)]
 pub(super) struct Written {
     info: Arc<Value>,
@@ -159,17 +142,6 @@ struct Resume<C> {
     runs: Runs,
     active: Option<ActiveResume>,
     captures: C,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ActiveResume {
-    number: u32,
-    run: RunFacts,
-    bytes: u64,
-    timeout: Option<Duration>,
-    /// JSON text, as the kernel sent it.
-    input: Option<String>,
-    source: Option<String>,
 }
 
 /// A session as it was written down.
@@ -310,14 +282,7 @@ impl Core {
     }
 
     fn resume(&self) -> Option<String> {
-        let active = self.active.as_ref().map(|active| ActiveResume {
-            number: active.number,
-            run: active.run.facts().clone(),
-            bytes: active.bytes,
-            timeout: active.timeout,
-            input: active.input.as_ref().map(|header| String::from_utf8_lossy(header).into_owned()),
-            source: active.source.clone(),
-        });
+        let active = self.active.as_ref().map(Active::to_keep);
         let resume = Resume {
             generation: self.generation,
             restarts: self.restarts,
@@ -392,7 +357,18 @@ impl Core {
         let (message, timeout) = (self.request(&id, cell, &cell.source), timeout_of(&cell.options));
         let run = ActiveRun::new(id.clone(), self.facts.late_output, now);
         let (ladder, input, source) = (None, None, None);
-        self.active = Some(Active { number, run, bytes: 0, timeout, ladder, input, answered: false, source, unsure: false });
+        self.active = Some(Active {
+            number,
+            run,
+            bytes: 0,
+            timeout,
+            ladder,
+            input,
+            answered: false,
+            source,
+            unsure: false,
+            heard_by: None,
+        });
         // What was asked before this run says nothing of its end.
         self.probe = None;
         self.fold.start(CellKey(number));
@@ -583,21 +559,6 @@ impl Core {
     pub(super) fn output_cap(&self) -> u64 {
         let limit = self.facts.limits.output_bytes();
         limit.saturating_add(limit / 8 + OUTPUT_SLACK)
-    }
-}
-
-impl Active {
-    fn restore(stored: ActiveResume, late_output: Duration, now: Now) -> Self {
-        let run = ActiveRun::restore(stored.run, late_output, now);
-        // An escalation that was under way begins again.
-        let ladder = run.is_stopping().then(|| Ladder::new(now.instant));
-        let ActiveResume { number, bytes, timeout, input, source, .. } = stored;
-        Self { number, run, bytes, timeout, ladder, input: input.map(Bytes::from), answered: false, source, unsure: true }
-    }
-
-    fn times_out_at(&self) -> Option<Instant> {
-        let limit = self.timeout.filter(|_| !self.run.is_stopping())?;
-        self.run.started().checked_add(limit)
     }
 }
 

@@ -14,10 +14,12 @@
 //!   time     ──▶ └────────┘        └─────────┘        └──────────────────────┘
 //! ```
 //!
-//! `core` (with `kernel`, `commands`, `questions`, `messages`, `late` and `captures`) is the machine, pure; `driver` is the one task that owns it; `cells` is the
-//! notebook; `run` and `ladder` are what a run's messages mean and how an interrupt escalates. Every accepted run ends exactly
-//! once, in one of the [`RunStatus`]es. What has happened is in the [`Journal`] before anything that follows from it is done.
+//! `core` (with `active`, `kernel`, `commands`, `questions`, `messages`, `late` and `captures`) is the machine, pure; `driver` is
+//! the one task that owns it; `upload` is a file on its way into the sandbox; `cells` is the notebook; `run` and `ladder` are what a
+//! run's messages mean and how an interrupt escalates. Every accepted run ends exactly once, in one of the [`RunStatus`]es. What has
+//! happened is in the [`Journal`] before anything that follows from it is done.
 
+mod active;
 mod captures;
 mod cells;
 mod commands;

@@ -174,6 +174,18 @@ async fn the_file_shrinks_when_a_session_is_gone() {
 }
 
 #[tokio::test]
+async fn a_file_that_cannot_shrink_is_left_at_that() {
+    let folder = Folder::new();
+    let connection = Connection::open(folder.file()).unwrap();
+    connection.execute_batch("PRAGMA auto_vacuum = NONE; CREATE TABLE ballast (bytes BLOB); ").unwrap();
+    connection.execute("INSERT INTO ballast VALUES (zeroblob(20000000))", ()).unwrap();
+    connection.execute("DROP TABLE ballast", ()).unwrap();
+    drop(connection);
+    let store = Store::open(&folder.file()).unwrap();
+    assert!(!store.give_back().await.unwrap());
+}
+
+#[tokio::test]
 async fn deleting_a_session_takes_all_with_it_but_what_others_share() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();

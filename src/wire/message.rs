@@ -190,7 +190,7 @@ impl Message {
     /// headers, which are longer than a line of text, are none of the user's.
     pub fn output_size(&self) -> u64 {
         const MESSAGE: usize = 256;
-        (MESSAGE + self.content.len() + self.buffers.iter().map(Bytes::len).sum::<usize>()) as u64
+        (MESSAGE + self.metadata.len() + self.content.len() + self.buffers.iter().map(Bytes::len).sum::<usize>()) as u64
     }
 
     /// The content as JSON, repaired where kernels deviate; `null` where it cannot be read at all.

@@ -277,7 +277,7 @@ async fn a_socket_takes_commands_and_tells_events() {
     assert_eq!(ended["status"], "interrupted");
     for (text, code) in [
         ("{", "bad_json"),
-        ("[]", "bad_json"),
+        ("[]", "bad_field"),
         (r#"{"op": "fly"}"#, "bad_op"),
         (r#"{"op": "run"}"#, "missing_field"),
         (r#"{"op": "input", "value": "x"}"#, "no_input_wanted"),
@@ -494,6 +494,12 @@ async fn foreign_hosts_and_origins_stay_out() {
             client.with("host", host).get(path).await.problem(403, "foreign_host");
         }
     }
+    let mut stream = tokio::net::TcpStream::connect(client.address()).await.unwrap();
+    let two = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut stream, two.as_bytes()).await.unwrap();
+    let mut told = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 400") && told.contains("two_hosts"), "{told}");
     for origin in [format!("http://{ours}"), "https://chat.example".to_owned()] {
         client.with("origin", &origin).get("/v1/sessions").await.is(200);
     }

@@ -104,10 +104,10 @@ async fn commands_are_read_as_strictly() {
     let (server, held) = start("strict-commands").await;
     let mut open = socket(&held, "after=0").await;
     for (command, field) in [
-        (r#"{"op": 5}"#, "op"),
-        (r#"{"op": "run", "source": "1", "tiemout": 5}"#, "tiemout"),
-        (r#"{"op": "run", "source": ["1"]}"#, "source"),
-        (r#"{"source": "1"}"#, "op"),
+        (r#"{"id": 7, "op": 5}"#, "op"),
+        (r#"{"id": 7, "op": "run", "source": "1", "tiemout": 5}"#, "tiemout"),
+        (r#"{"op": "run", "source": ["1"], "id": 7}"#, "source"),
+        (r#"{"id": 7, "source": "1"}"#, "op"),
         (r#"[1, "interrupt"]"#, ""),
     ] {
         futures_util::SinkExt::send(&mut open, tokio_tungstenite::tungstenite::Message::text(command)).await.unwrap();
@@ -115,9 +115,10 @@ async fn commands_are_read_as_strictly() {
         let problem = &reply["error"];
         assert_eq!(
             (&problem["code"], problem["field"].as_str().unwrap_or_default()),
-            (&json!("bad_json"), field),
+            (&json!("bad_field"), field),
             "{reply}"
         );
+        assert_eq!(reply["id"], if command.starts_with('{') { json!(7) } else { json!(null) });
         is_plain(problem);
     }
     assert_eq!(held.view().await["cells"], 0);
