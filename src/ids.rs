@@ -118,13 +118,6 @@ impl fmt::Display for Generation {
 #[serde(transparent)]
 pub struct RunId(pub String);
 
-impl RunId {
-    /// A new run id.
-    pub fn random() -> Self {
-        Self(random_uuid())
-    }
-}
-
 impl fmt::Display for RunId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -91,7 +91,7 @@ async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
                 }
                 Some(Ok(Message::Binary(_))) => {
                     let problem = Problem::bad_request("not_text", "commands are JSON text");
-                    sender.send(Message::text(failed(None, &problem).to_string())).await
+                    sender.send(Message::text(failed(Value::Null, &problem).to_string())).await
                 }
                 Some(Ok(_)) => Ok(()),
                 Some(Err(_)) | None => return,
@@ -118,8 +118,8 @@ struct Command {
     traceparent: Option<String>,
 }
 
-fn failed(id: Option<&RawValue>, problem: &Problem) -> Value {
-    json!({"type": "reply", "id": echoed(id), "ok": false, "error": problem.body()})
+fn failed(id: Value, problem: &Problem) -> Value {
+    json!({"type": "reply", "id": id, "ok": false, "error": problem.body()})
 }
 
 /// The client's own name for its command, read by our own parser: serde's would give a meaning to some keys.
@@ -133,20 +133,20 @@ async fn obey(text: &str, commander: &Commander) -> Value {
         Err(wrong) => {
             let id =
                 wire_json::parse_lenient(text.as_bytes()).ok().and_then(|mut command| Some(command.get_mut("id")?.take()));
-            return json!({"type": "reply", "id": id, "ok": false, "error": wrong.in_command().body()});
+            return failed(id.unwrap_or_default(), &wrong.in_command());
         }
     };
+    let id = echoed(command.id.as_deref());
     if commander.caller.0.scope < Scope::Use {
         let status = axum::http::StatusCode::FORBIDDEN;
-        return failed(command.id.as_deref(), &Problem::new(status, "scope_too_narrow", "this token may only look"));
+        return failed(id, &Problem::new(status, "scope_too_narrow", "this token may only look"));
     }
-    let id = command.id.clone();
     if let Err(after) = commander.api.pace.count(&commander.caller.0.counted_as()) {
-        return failed(id.as_deref(), &guard::too_fast("of yours", after));
+        return failed(id, &guard::too_fast("of yours", after));
     }
     match act(command, commander).await {
-        Ok(cell) => json!({"type": "reply", "id": echoed(id.as_deref()), "ok": true, "cell": cell}),
-        Err(problem) => failed(id.as_deref(), &problem),
+        Ok(cell) => json!({"type": "reply", "id": id, "ok": true, "cell": cell}),
+        Err(problem) => failed(id, &problem),
     }
 }
 

@@ -168,9 +168,13 @@ impl Keeper {
     /// # Errors
     /// [`KeeperError::NoSession`].
     pub fn handle(&self, id: &SessionId, principal: Option<&str>) -> Result<SessionHandle, KeeperError> {
+        Ok(self.used(id, principal)?.handle)
+    }
+
+    fn used(&self, id: &SessionId, principal: Option<&str>) -> Result<Kept, KeeperError> {
         let kept = self.kept(id, principal)?;
         kept.last_used.store(now_ms(), Ordering::Relaxed);
-        Ok(kept.handle)
+        Ok(kept)
     }
 
     /// The same, for beginning something that will be written down.
@@ -178,9 +182,9 @@ impl Keeper {
     /// # Errors
     /// [`KeeperError::NoSession`], [`KeeperError::NoRoom`].
     pub fn handle_for_work(&self, id: &SessionId, principal: Option<&str>) -> Result<SessionHandle, KeeperError> {
-        let handle = self.handle(id, principal)?;
-        self.check_room(&self.kept(id, principal)?.principal)?;
-        Ok(handle.traced(traces::current()))
+        let kept = self.used(id, principal)?;
+        self.check_room(&kept.principal)?;
+        Ok(kept.handle.traced(traces::current()))
     }
 
     fn check_room(&self, principal: &str) -> Result<(), KeeperError> {
@@ -207,8 +211,7 @@ impl Keeper {
         principal: Option<&str>,
         after: Seq,
     ) -> Result<Option<Vec<Arc<EventRow>>>, KeeperError> {
-        self.handle(id, principal)?;
-        Ok(self.kept(id, principal)?.live.after(after))
+        Ok(self.used(id, principal)?.live.after(after))
     }
 
     /// What is written of a session.

@@ -184,7 +184,6 @@ impl Fold {
         let is_result = output.get("output_type").is_some_and(|kind| kind == "execute_result");
         let execution_count = output.get("execution_count").and_then(Value::as_u64);
         self.push(cell, output, changes);
-        self.changed.insert(cell);
         let state = self.cells.entry(cell).or_default();
         let copies = self.displays.entry(id.clone()).or_default();
         if copies.len() < MAX_COPIES {

@@ -43,6 +43,12 @@ pub(super) struct ActiveResume {
 }
 
 impl Active {
+    /// One that is about to be handed to the kernel.
+    pub fn new(number: u32, run: ActiveRun, timeout: Option<Duration>) -> Self {
+        let (ladder, input, source, heard_by) = (None, None, None, None);
+        Self { number, run, bytes: 0, timeout, ladder, input, answered: false, source, unsure: false, heard_by }
+    }
+
     /// Goes on with one that an earlier server has written down.
     pub fn restore(stored: ActiveResume, late_output: Duration, now: Now) -> Self {
         let run = ActiveRun::restore(stored.run, late_output, now);

@@ -356,19 +356,7 @@ impl Core {
         let id = self.runs.begin();
         let (message, timeout) = (self.request(&id, cell, &cell.source), timeout_of(&cell.options));
         let run = ActiveRun::new(id.clone(), self.facts.late_output, now);
-        let (ladder, input, source) = (None, None, None);
-        self.active = Some(Active {
-            number,
-            run,
-            bytes: 0,
-            timeout,
-            ladder,
-            input,
-            answered: false,
-            source,
-            unsure: false,
-            heard_by: None,
-        });
+        self.active = Some(Active::new(number, run, timeout));
         // What was asked before this run says nothing of its end.
         self.probe = None;
         self.fold.start(CellKey(number));

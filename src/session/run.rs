@@ -428,7 +428,7 @@ mod tests {
 
     fn run() -> (ActiveRun, Instant) {
         let now = Instant::now();
-        (ActiveRun::new(RunId::random(), Duration::ZERO, Now { instant: now, time: SystemTime::now() }), now)
+        (ActiveRun::new(RunId("run".to_owned()), Duration::ZERO, Now { instant: now, time: SystemTime::now() }), now)
     }
 
     fn idle(run: &mut ActiveRun, now: Instant) {
@@ -486,7 +486,7 @@ mod tests {
     fn output_after_idle_still_belongs_to_the_run() {
         let now = Instant::now();
         let late = Duration::from_millis(150);
-        let mut run = ActiveRun::new(RunId::random(), late, Now { instant: now, time: SystemTime::now() });
+        let mut run = ActiveRun::new(RunId("run".to_owned()), late, Now { instant: now, time: SystemTime::now() });
         reply(&mut run, json!({"status": "ok"}), now);
         idle(&mut run, now);
         assert!(run.finished(now).is_none());

@@ -132,7 +132,11 @@ impl Store {
         }
         self.writer
             .write_long(move |connection| {
-                let spare = to_spare(connection)?.max(0);
+                let spare = to_spare(connection)?;
+                if spare <= 0 {
+                    // Asked for none, SQLite would give back all.
+                    return Ok(false);
+                }
                 // Each step gives back one page.
                 let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({})", spare.min(SPARE.1)))?;
                 let mut steps = vacuum.query(())?;

@@ -60,25 +60,25 @@ impl Hub {
             "stream" => {
                 let mut out = Vec::new();
                 self.coalescer.push(message, Instant::now(), &mut |message| out.push(message));
-                out.into_iter().for_each(|message| self.store_stream(message));
+                out.into_iter().for_each(|text| self.store_text(text));
             }
             "status" | "execute_input" => self.emit_message(Channel::Iopub, message),
             _ => {
                 self.flush_streams();
-                match self.runs.take(run, message.output_size()) {
-                    Room::Enough => self.store_message(Channel::Iopub, message),
-                    Room::Only { bytes, msg_id } => self.cap_output(None, bytes, msg_id),
-                    Room::None => {}
-                }
+                self.store_output(run, message, false);
             }
         }
     }
 
     /// Text counts as it is kept, a thousand flushed lines as one message.
-    fn store_stream(&mut self, message: Message) {
-        match self.runs.take(&message.parent().msg_id, message.output_size()) {
+    fn store_text(&mut self, message: Message) {
+        self.store_output(&message.parent().msg_id, message, true);
+    }
+
+    fn store_output(&mut self, run: &str, message: Message, is_text: bool) {
+        match self.runs.take(run, message.output_size()) {
             Room::Enough => self.store_message(Channel::Iopub, message),
-            Room::Only { bytes, msg_id } => self.cap_output(Some(message), bytes, msg_id),
+            Room::Only { bytes, msg_id } => self.cap_output(is_text.then_some(message), bytes, msg_id),
             Room::None => {}
         }
     }
@@ -144,7 +144,7 @@ impl Hub {
         let mut held = None;
         self.coalescer.flush(Instant::now(), &mut |message| held = Some(message));
         if let Some(message) = held {
-            self.store_stream(message);
+            self.store_text(message);
         }
     }
 
