@@ -161,12 +161,14 @@ async fn a_cell_is_edited_run_again_and_compared() {
     let first_character = |place: &str| {
         format!(
             "((text, range) => (range.setStart(text, 0), range.setEnd(text, 1), (at => [at.left, at.top].map(Math.round).join())(range.getBoundingClientRect())))
-            (document.createTreeWalker(root.querySelector('{place}'), NodeFilter.SHOW_TEXT).nextNode(), document.createRange())"
+            (document.createTreeWalker(root.querySelector('{place}'), NodeFilter.SHOW_TEXT, text => text.length ? 1 : 2).nextNode(), document.createRange())"
         )
     };
     let stood = page.look("a", &first_character(".source")).await;
     page.look("a", "root.querySelector('.source').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true}))").await;
     page.until("a", "root.activeElement?.classList.contains('cm-content')", json!(true)).await;
+    // It has the focus before its lines are drawn.
+    page.until("a", "root.querySelector('.cm-line').textContent", json!("some_long_name = 41")).await;
     assert_eq!(page.look("a", &first_character(".cm-line")).await, stood, "it moved");
     assert_ne!(page.look("a", loaded).await, first, "the editor was there before it was needed");
     // Escape leaves, and nothing has changed.
