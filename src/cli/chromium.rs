@@ -1,4 +1,4 @@
-//! Printing a page to PDF with the machine's Chromium.
+//! Prints an HTML page to PDF with an installed Chromium.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -7,34 +7,33 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 
-/// The programs that will do, in the order they are looked for.
+/// Names of the program in PATH, in order of preference.
 const PROGRAMS: &[&str] = &["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"];
-/// How long printing may take.
-const DEADLINE: Duration = Duration::from_secs(120);
-/// How long plots may take to draw themselves, in the page's own time, which runs as fast as the machine can.
-const DRAWING_MS: u32 = 15_000;
+const PRINT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time for plots to draw, in Chromium's virtual time, which runs as fast as the machine can.
+const DRAW_BUDGET_MS: u32 = 15_000;
 
-/// The Chromium of this machine.
+/// Finds Chromium: `CELLKEEP_CHROMIUM`, else in PATH.
 pub(super) fn find() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os("CELLKEEP_CHROMIUM").filter(|named| !named.is_empty()) {
         let named = PathBuf::from(named);
         return if named.is_file() {
             Ok(named)
         } else {
-            Err(anyhow!("CELLKEEP_CHROMIUM names {}, which is no program", named.display()))
+            Err(anyhow!("CELLKEEP_CHROMIUM names {}, which is not a file", named.display()))
         };
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = PROGRAMS.iter().flat_map(|name| std::env::split_paths(&path).map(move |folder| folder.join(name)));
     found.into_iter().find(|program| program.is_file()).context(
-        "PDF needs a Chromium, and there is none in PATH; install one (Debian: apt-get install chromium), name one with \
-         CELLKEEP_CHROMIUM=/path/to/chrome, or use --to html and print that",
+        "PDF export needs Chromium, which is not in PATH; install it (Debian: apt-get install chromium), set \
+         CELLKEEP_CHROMIUM=/path/to/chrome, or use --to html and print the page yourself",
     )
 }
 
-/// Prints a page. The browser has a profile of its own that is thrown away, and no network.
+/// Prints a page to PDF. The browser gets a temporary profile and no network.
 pub(super) async fn print(browser: &Path, page: &str) -> anyhow::Result<Vec<u8>> {
-    let folder = Folder::make()?;
+    let folder = TempFolder::create()?;
     let (html, pdf) = (folder.0.join("page.html"), folder.0.join("page.pdf"));
     std::fs::write(&html, page).with_context(|| format!("cannot write {}", html.display()))?;
     let mut arguments: Vec<OsString> = [
@@ -49,15 +48,15 @@ pub(super) async fn print(browser: &Path, page: &str) -> anyhow::Result<Vec<u8>>
         "--no-first-run",
         "--no-pdf-header-footer",
         "--run-all-compositor-stages-before-draw",
-        // No name resolves, and whatever is asked for goes to a proxy that is not there.
+        // No host name resolves, and all requests go to a proxy that does not exist.
         "--host-resolver-rules=MAP * ~NOTFOUND",
         "--proxy-server=127.0.0.1:1",
         "--proxy-bypass-list=<-loopback>",
     ]
     .map(OsString::from)
     .to_vec();
-    arguments.push(format!("--virtual-time-budget={DRAWING_MS}").into());
-    // Chromium refuses its own sandbox to root. The page has no foreign script outside of frames without an origin.
+    arguments.push(format!("--virtual-time-budget={DRAW_BUDGET_MS}").into());
+    // Chromium cannot use its own sandbox as root. Foreign scripts of the page run only in frames without an origin.
     if rustix::process::geteuid().is_root() {
         arguments.push("--no-sandbox".into());
     }
@@ -78,34 +77,34 @@ pub(super) async fn print(browser: &Path, page: &str) -> anyhow::Result<Vec<u8>>
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("cannot start {}", browser.display()))?;
-    let output = match tokio::time::timeout(DEADLINE, child.wait_with_output()).await {
+    let output = match tokio::time::timeout(PRINT_TIMEOUT, child.wait_with_output()).await {
         Ok(output) => output.with_context(|| format!("{} failed", browser.display()))?,
-        Err(_) => bail!("{} did not finish printing in {} s", browser.display(), DEADLINE.as_secs()),
+        Err(_) => bail!("{} did not finish printing within {} s", browser.display(), PRINT_TIMEOUT.as_secs()),
     };
     let bytes = std::fs::read(&pdf).unwrap_or_default();
     if !bytes.starts_with(b"%PDF-") {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
-        bail!("{} printed no PDF ({}); its last words: {last}", browser.display(), output.status);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
+        bail!("{} produced no PDF ({}); its last message: {last}", browser.display(), output.status);
     }
     Ok(bytes)
 }
 
-/// A folder that goes when it is no longer needed.
-struct Folder(PathBuf);
+/// A temporary folder, removed on drop.
+struct TempFolder(PathBuf);
 
-impl Folder {
-    fn make() -> anyhow::Result<Self> {
+impl TempFolder {
+    fn create() -> anyhow::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
         let path = std::env::temp_dir().join(format!("cellkeep-pdf-{}", crate::ids::random_uuid()));
-        std::fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        std::fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(path))
     }
 }
 
-impl Drop for Folder {
+impl Drop for TempFolder {
     fn drop(&mut self) {
-        // A browser that is still going may write into it; what is left is in the system's folder for such things.
+        // Fails if a browser that is still running writes into it; the rest is left to the system's cleaning of /tmp.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

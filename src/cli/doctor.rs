@@ -1,4 +1,4 @@
-//! `cellkeep doctor`: what is usable here, and how to mend what is not.
+//! `cellkeep doctor`: checks what works on this machine, and shows how to fix what does not.
 
 use super::kernels::{image_status, state_name};
 use super::{Exit, Failure};
@@ -7,7 +7,7 @@ use crate::kernels::{self, Status};
 use crate::sandbox::docker::{self, Engine, Images};
 use crate::sandbox::process::{self, Controllers, Probe};
 
-/// Exits with 0 when at least one sandbox works.
+/// Exits with 0 if at least one sandbox works, else with 3.
 pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
     tell!("data folder       {}", paths.data().display());
     tell!("running as        uid {}", rustix::process::geteuid().as_raw());
@@ -16,20 +16,24 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
     let images = if docker { Images::connect().await.ok() } else { None };
     for kernel in kernels::all() {
         let environment = kernels::status(paths, kernel);
-        tell!("kernel {:<10} process sandbox: {}", kernel.name, mend(environment, &process::how_to_install(kernel)));
+        tell!("kernel {:<10} process sandbox: {}", kernel.name, with_remedy(environment, &process::how_to_install(kernel)));
         if let Some(image) = image_status(images.as_ref(), kernel).await {
-            tell!("{:<17} docker sandbox: {}", "", mend(image, &format!("run: cellkeep images build {}", kernel.name)));
+            tell!(
+                "{:<17} docker sandbox: {}",
+                "",
+                with_remedy(image, &format!("run: cellkeep images build {}", kernel.name))
+            );
         }
     }
     if process || docker {
         return Ok(Exit::Ok);
     }
-    tell!("\nNo sandbox is usable, so nothing can be run: cellkeep never runs code without one.");
+    tell!("\nNo sandbox works, and cellkeep never runs code without one.");
     Ok(Exit::NoSandbox)
 }
 
-/// A state, and what mends it.
-fn mend(status: Status, remedy: &str) -> String {
+/// The status, followed by the remedy unless it is ready.
+fn with_remedy(status: Status, remedy: &str) -> String {
     let state = state_name(status);
     if status == Status::Ready { state.to_owned() } else { format!("{state}; {remedy}") }
 }
@@ -40,7 +44,7 @@ fn process_sandbox() -> bool {
             tell!("process sandbox   usable ({version}, user namespaces)");
             tell!("                  with --network open: {}", process::OPEN_NETWORK);
             if let Some(why) = unmasked {
-                tell!("                  parts of /proc that tell about the machine cannot be hidden: {why}");
+                tell!("                  parts of /proc that describe the host cannot be hidden: {why}");
             }
             true
         }
@@ -50,15 +54,18 @@ fn process_sandbox() -> bool {
         }
     };
     let controllers = process::controllers();
-    let held = |held: bool| if held { "enforced" } else { "NOT enforced" };
+    let enforced = |enforced: bool| if enforced { "enforced" } else { "NOT enforced" };
     let Controllers { version, memory, cpu, pids, why_not, .. } = &controllers;
-    tell!("cgroups           version {version}: memory {}, cpus {}, processes {}", held(*memory), held(*cpu), held(*pids));
+    tell!(
+        "cgroups           version {version}: memory {}, cpus {}, processes {}",
+        enforced(*memory),
+        enforced(*cpu),
+        enforced(*pids)
+    );
     if let Some(why) = why_not {
         tell!("                  {why}");
-        tell!(
-            "                  without them: memory is watched by the agent, processes are held by rlimit, cpus are not held."
-        );
-        tell!("                  to mend: run as root");
+        tell!("                  without them: the agent watches memory, rlimits cap processes, and cpus are not limited.");
+        tell!("                  to fix: run as root");
     }
     works
 }

@@ -1,4 +1,4 @@
-//! `cellkeep exec`: run code, print what it prints.
+//! `cellkeep exec`: runs code and prints its output.
 
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,22 +11,22 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::runtime::Handle as Runtime;
 
-use super::options::{SandboxArgs, exit_of, parse_seconds, write_artifacts};
+use super::options::{SandboxArgs, exit_for, parse_seconds, write_artifacts};
 use super::print::{as_text, is_for_stderr, to_stderr, to_stdout};
 use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
-use crate::kernels::{self, Kernel};
+use crate::kernels::{self, KernelSpec};
 use crate::output::{ArtifactOptions, CellKey, Outputs, StreamStyle, artifacts};
 use crate::session::{EventBody, NewCell, RunOptions, RunResult, RunStatus, SessionEvents, SessionHandle, metrics};
 use crate::wire::Message;
 use crate::wire::content::InputRequest;
 
-/// The largest code that is read; more cannot be sent to a kernel in one piece.
+/// The largest source that is accepted, bytes: one message to a kernel cannot be larger.
 const MAX_CODE: u64 = 16 << 20;
 const CELL: CellKey = CellKey(0);
 
-/// Run code and print what it prints. Plots are written with --artifacts.
+/// Run code and print its output. --artifacts writes plots to files.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -35,24 +35,24 @@ Examples:
   echo 'console.log(1)' | cellkeep exec -k js -
   cellkeep exec script.py --memory 2g --file data.csv
 
-Exit codes: 0 fine, 1 the code failed, 2 usage, 3 no sandbox, 124 timed out, 130 interrupted, 138 the kernel died")]
+Exit codes: 0 ok, 1 the code failed, 2 usage, 3 no sandbox, 124 timed out, 130 interrupted, 138 the kernel died")]
 pub(super) struct ExecArgs {
-    /// The kernel: python, r, julia, deno, bash, or an alias (py, js, ts, sh) [default: by the file's name, else python]
+    /// The kernel: python, r, julia, deno, bash, or an alias (py, js, ts, sh) [default: from the file extension, else python]
     #[arg(short, long, value_name = "NAME")]
     kernel: Option<String>,
-    /// The code
+    /// The code to run
     #[arg(short, long, required_unless_present = "file_or_stdin", conflicts_with = "file_or_stdin")]
     code: Option<String>,
-    /// A file with the code, or - for standard input
+    /// A file with the code to run, or - for standard input
     #[arg(value_name = "FILE|-")]
     file_or_stdin: Option<PathBuf>,
-    /// Print one JSON report instead of the output
+    /// Print a JSON report instead of the output
     #[arg(long)]
     json: bool,
     /// Write images, documents and plot specifications into this folder
     #[arg(long, value_name = "DIR")]
     artifacts: Option<PathBuf>,
-    /// Stop the code after so many seconds
+    /// Time limit in seconds
     #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
     timeout: Option<Duration>,
     #[command(flatten)]
@@ -65,28 +65,28 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let from_stdin = args.file_or_stdin.as_deref() == Some(Path::new("-"));
     let mut signals = Signals::listen()?;
     let mut session = args.sandbox.session(paths, kernel, Vec::new(), signals.any()).await?;
-    let following = signals.follow();
-    let _told = following.add(session.handle.clone());
-    // Standard input cannot be both the code and the answers.
+    let forwarder = signals.forward();
+    let _forwarding = forwarder.register(session.handle.clone());
+    // Standard input cannot supply both the code and the answers to its prompts.
     let options = RunOptions {
         timeout_seconds: args.timeout.map(|limit| limit.as_secs_f64()),
         allow_stdin: !from_stdin,
         ..RunOptions::default()
     };
     let cell = NewCell { source: code, options, run: true, ..NewCell::default() };
-    let ended = match session.handle.add_cell(cell).await {
+    let finished = match session.handle.add_cell(cell).await {
         Ok(_) => {
-            // Asked for just before the session got the code: it knew of nothing to interrupt.
-            if following.interruption.is_asked() {
+            // A signal that came before the cell was queued found nothing to interrupt.
+            if forwarder.interrupt.is_requested() {
                 let _ = session.handle.interrupt().await;
             }
-            follow(&session.handle, &mut session.events, args.sandbox.limits().output_memory(), !args.json).await
+            run_to_end(&session.handle, &mut session.events, args.sandbox.limits().output_memory(), !args.json).await
         }
         Err(error) => Err(error.into()),
     };
-    following.finish();
+    forwarder.finish();
     let destroyed = session.destroy().await;
-    let (outputs, result) = ended.map_err(Failure::no_sandbox)?;
+    let (outputs, result) = finished.map_err(Failure::no_sandbox)?;
     let files = match &args.artifacts {
         Some(folder) => {
             write_artifacts(folder, artifacts(&outputs, CELL, 1, ArtifactOptions::default())).map_err(Failure::usage)?
@@ -96,15 +96,15 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     if args.json {
         tell!("{}", report(&outputs, &result, &files));
     } else {
-        tell_end(&outputs, &result, &files, args.artifacts.is_some());
+        print_summary(&outputs, &result, &files, args.artifacts.is_some());
     }
     destroyed.map_err(Failure::no_sandbox)?;
-    Ok(exit_of(result.status))
+    Ok(exit_for(result.status))
 }
 
-fn choose_kernel(args: &ExecArgs) -> anyhow::Result<&'static Kernel> {
-    let by_name = args.file_or_stdin.as_deref().and_then(Path::extension).and_then(|extension| extension.to_str());
-    let name = args.kernel.as_deref().or(match by_name {
+fn choose_kernel(args: &ExecArgs) -> anyhow::Result<&'static KernelSpec> {
+    let by_extension = args.file_or_stdin.as_deref().and_then(Path::extension).and_then(|extension| extension.to_str());
+    let name = args.kernel.as_deref().or(match by_extension {
         Some("r" | "R") => Some("r"),
         Some("jl") => Some("julia"),
         Some("js" | "mjs" | "ts" | "jsx" | "tsx") => Some("deno"),
@@ -125,16 +125,16 @@ fn read_code(args: &ExecArgs) -> anyhow::Result<String> {
             let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
             file.take(MAX_CODE + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
         }
-        (None, None) => return Err(anyhow!("there is no code; give -c CODE, a file, or - for standard input")),
+        (None, None) => return Err(anyhow!("no code; give -c CODE, a file, or - for standard input")),
     }
     if bytes.len() as u64 > MAX_CODE {
-        return Err(anyhow!("the code is larger than {} MB", MAX_CODE >> 20));
+        return Err(anyhow!("the code is larger than the limit of {} MB", MAX_CODE >> 20));
     }
     String::from_utf8(bytes).map_err(|error| anyhow!("the code is not UTF-8 text: {error}"))
 }
 
-/// Follows the one cell to its end; prints as it goes if `live`.
-async fn follow(
+/// Collects the outputs of the cell until it finishes; prints them as they arrive if `live`. `memory`: cap of the outputs, bytes.
+async fn run_to_end(
     session: &SessionHandle,
     events: &mut SessionEvents,
     memory: usize,
@@ -142,7 +142,7 @@ async fn follow(
 ) -> anyhow::Result<(Vec<Value>, RunResult)> {
     let mut outputs = Outputs::new(StreamStyle::Terminal).with_memory(memory);
     outputs.start(CELL);
-    let questions = asker(session.clone());
+    let prompts = spawn_prompter(session.clone());
     while let Some(event) = events.recv().await {
         match event.body {
             EventBody::Message { msg_type, message } => {
@@ -151,7 +151,7 @@ async fn follow(
                 }
                 outputs.apply(CELL, &msg_type, &message.content);
             }
-            EventBody::Input { prompt, password } => drop(questions.try_send(InputRequest { prompt, password })),
+            EventBody::Input { prompt, password } => drop(prompts.try_send(InputRequest { prompt, password })),
             EventBody::Finished(result) => return Ok((outputs.finish(CELL), *result)),
             body => {
                 if let Some(notice) = body.notice() {
@@ -160,10 +160,10 @@ async fn follow(
             }
         }
     }
-    Err(anyhow!("the session ended without a word"))
+    Err(anyhow!("the session ended before the code finished"))
 }
 
-/// Streams go where they belong as they come; displays as their text.
+/// Prints an output: stdout and displays to standard output, stderr and errors to standard error.
 fn print_live(msg_type: &str, message: &Message) {
     let text = as_text(msg_type, message);
     if is_for_stderr(msg_type, message) {
@@ -173,44 +173,44 @@ fn print_live(msg_type: &str, message: &Message) {
     }
 }
 
-/// Where questions go that the terminal is to answer, one after the other. A kernel waits for its answer before it asks again;
-/// of questions that come faster, which are nobody's, those are dropped for which there is no place.
-fn asker(session: SessionHandle) -> SyncSender<InputRequest> {
-    let (questions, asked) = std::sync::mpsc::sync_channel(1);
-    // Reading blocks for as long as nobody types. The end of the process ends it.
+/// Starts a thread that answers the code's input requests from the terminal, one at a time. A kernel waits for an answer before it
+/// asks again; requests that arrive faster are forged, and dropped when the channel is full.
+fn spawn_prompter(session: SessionHandle) -> SyncSender<InputRequest> {
+    let (sender, requests) = std::sync::mpsc::sync_channel(1);
+    // A read blocks until a line is typed. Only the end of the process ends this thread.
     let runtime = tokio::runtime::Handle::current();
     std::thread::spawn(move || {
-        asked.into_iter().for_each(|question| answer_from_terminal(&runtime, &session, question));
+        requests.into_iter().for_each(|request| answer_from_terminal(&runtime, &session, request));
     });
-    questions
+    sender
 }
 
-/// Asks the person at the terminal, or takes a line of standard input. At its end the code is interrupted.
+/// Prints the prompt and sends a line of standard input to the code. At the end of input the code is interrupted.
 fn answer_from_terminal(runtime: &Runtime, session: &SessionHandle, InputRequest { prompt, password }: InputRequest) {
     let _ = write!(std::io::stderr(), "{prompt}");
     if password && std::io::stdin().is_terminal() {
-        let _ = write!(std::io::stderr(), "(shown as you type) ");
+        let _ = write!(std::io::stderr(), "(your input is visible) ");
     }
     let mut line = String::new();
-    // A session that is over needs no answer.
+    // Fails only for a session that has ended.
     let _ = match std::io::stdin().read_line(&mut line) {
         Ok(1..) => runtime.block_on(session.input(line.trim_end_matches(['\n', '\r']))),
         _ => {
-            say!("cellkeep: the code asks for input and there is none; interrupting it");
+            say!("cellkeep: the code requests input, but standard input has ended; interrupting it");
             runtime.block_on(session.interrupt())
         }
     };
 }
 
-fn tell_end(outputs: &[Value], result: &RunResult, files: &[PathBuf], told_where: bool) {
+fn print_summary(outputs: &[Value], result: &RunResult, files: &[PathBuf], are_written: bool) {
     for file in files {
         say!("wrote {}", file.display());
     }
     let pictures = artifacts(outputs, CELL, 1, ArtifactOptions::default()).len();
-    if pictures > 0 && !told_where {
-        say!("cellkeep: {pictures} plot file(s) were not kept; --artifacts DIR writes them");
+    if pictures > 0 && !are_written {
+        say!("cellkeep: {pictures} plot file(s) were not written; use --artifacts DIR to keep them");
     }
-    // An ordinary error has been printed already, as an output.
+    // Ordinary errors were printed as outputs.
     if let Some(error) = result.error.as_ref().filter(|_| !matches!(result.status, RunStatus::Ok | RunStatus::Error)) {
         say!("cellkeep: {}", error.evalue);
     }

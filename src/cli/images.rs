@@ -1,4 +1,4 @@
-//! `cellkeep images`: the container images of the docker sandbox.
+//! `cellkeep images`: lists and builds the container images of the docker sandbox.
 
 use std::time::Instant;
 
@@ -7,26 +7,26 @@ use clap::Subcommand;
 
 use super::kernels::{spinner, state_name};
 use super::{Exit, Failure};
-use crate::kernels::{self, Kernel, Status};
+use crate::kernels::{self, KernelSpec, Status};
 use crate::sandbox::docker::{BuildError, BuildOptions, Image, Images};
 
-/// Show or build container images for the docker sandbox.
+/// List or build container images for the docker sandbox.
 #[derive(Subcommand)]
 pub(super) enum ImagesCommand {
-    /// Show the images there are and whether they are up to date
+    /// List all images and whether they are up to date
     List {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Build images; does nothing where they are up to date
+    /// Build images that are missing or out of date
     #[command(after_help = "\
-CELLKEEP_BUILD_NETWORK=host in the environment builds with this machine's network instead of the engine's own.")]
+Set CELLKEEP_BUILD_NETWORK=host to build on the host's network instead of the engine's default network.")]
     Build {
         /// python, r, julia, deno, bash [default: all]
         #[arg(value_name = "NAME")]
         names: Vec<String>,
-        /// Do every step anew, also for images that are up to date
+        /// Rebuild every step, even if the image is up to date
         #[arg(long)]
         no_cache: bool,
     },
@@ -40,7 +40,7 @@ pub(super) async fn run(command: ImagesCommand) -> Result<Exit, Failure> {
             Ok(Exit::Ok)
         }
         ImagesCommand::Build { names, no_cache } => {
-            let kernels = chosen(&names).map_err(Failure::usage)?;
+            let kernels = select_kernels(&names).map_err(Failure::usage)?;
             let images = Images::connect().await.map_err(Failure::no_sandbox)?;
             let host_network = std::env::var("CELLKEEP_BUILD_NETWORK").is_ok_and(|network| network == "host");
             build_all(&images, &kernels, BuildOptions { no_cache, host_network }).await
@@ -48,7 +48,7 @@ pub(super) async fn run(command: ImagesCommand) -> Result<Exit, Failure> {
     }
 }
 
-fn chosen(names: &[String]) -> Result<Vec<&'static Kernel>, kernels::KernelError> {
+fn select_kernels(names: &[String]) -> Result<Vec<&'static KernelSpec>, kernels::KernelError> {
     if names.is_empty() {
         return Ok(kernels::all().iter().collect());
     }
@@ -69,7 +69,7 @@ async fn list(images: &Images, as_json: bool) -> anyhow::Result<()> {
         let size = size_bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{:.0} MB", bytes as f64 / 1e6));
         let state = match status {
             Status::Ready => "ready".to_owned(),
-            Status::Stale => format!("not built by this version; run: cellkeep images build {}", kernel.name),
+            Status::Stale => format!("built by another version; run: cellkeep images build {}", kernel.name),
             Status::Missing => format!("not built; run: cellkeep images build {}", kernel.name),
         };
         tell!("{:<8} {reference:<26} {size:>8}  {state}", kernel.name);
@@ -77,14 +77,14 @@ async fn list(images: &Images, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn as_value(kernel: &Kernel, image: &Image) -> serde_json::Value {
+fn as_value(kernel: &KernelSpec, image: &Image) -> serde_json::Value {
     serde_json::json!({
         "name": kernel.name, "image": image.reference, "state": state_name(image.status), "size_bytes": image.size_bytes,
     })
 }
 
 /// Builds one after the other; one that fails does not keep the rest from being built.
-async fn build_all(images: &Images, kernels: &[&Kernel], options: BuildOptions) -> Result<Exit, Failure> {
+async fn build_all(images: &Images, kernels: &[&KernelSpec], options: BuildOptions) -> Result<Exit, Failure> {
     let names: Vec<_> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
     say!("building {}", names.join(", "));
     let mut failed = Vec::new();
@@ -100,7 +100,7 @@ async fn build_all(images: &Images, kernels: &[&Kernel], options: BuildOptions) 
     Err(Failure { exit: Exit::CellFailed, error: anyhow!("not built: {}", failed.join(", ")) })
 }
 
-async fn build(images: &Images, kernel: &Kernel, options: BuildOptions) -> Result<(), BuildError> {
+async fn build(images: &Images, kernel: &KernelSpec, options: BuildOptions) -> Result<(), BuildError> {
     if !options.no_cache && images.status(kernel).await?.status == Status::Ready {
         say!("{} is up to date", kernel.name);
         return Ok(());
@@ -110,7 +110,7 @@ async fn build(images: &Images, kernel: &Kernel, options: BuildOptions) -> Resul
     let result = images
         .build(kernel, options, &mut |line| match &spinner {
             Some(spinner) => spinner.set_message(line.to_owned()),
-            // In a log the steps are enough: a failing one is shown with its output.
+            // A log needs only the steps: the output of a failed step is in the error.
             None if line.starts_with("Step ") || line.starts_with("STEP ") => say!("{}: {line}", kernel.name),
             None => {}
         })

@@ -1,4 +1,4 @@
-//! `cellkeep kernels`: the environments of the process sandbox.
+//! `cellkeep kernels`: lists and installs the environments of the process sandbox.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -9,21 +9,21 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Exit, Failure};
 use crate::config::Paths;
-use crate::kernels::{self, Kernel, Status};
+use crate::kernels::{self, KernelSpec, Status};
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::Images;
 use crate::sandbox::process::ProcessSandbox;
 
-/// Show or install kernels for the process sandbox.
+/// List or install kernels for the process sandbox.
 #[derive(Subcommand)]
 pub(super) enum KernelsCommand {
-    /// Show the kernels there are and which are installed
+    /// List all kernels and whether they are installed
     List {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Install kernels; does nothing where they are up to date
+    /// Install kernels that are missing or out of date
     Install {
         /// python, r, julia, deno, bash
         #[arg(required = true, value_name = "NAME")]
@@ -57,22 +57,22 @@ pub(super) fn state_name(status: Status) -> &'static str {
     }
 }
 
-/// How a kernel's container image stands; `None` where no engine can be asked.
-pub(super) async fn image_status(images: Option<&Images>, kernel: &Kernel) -> Option<Status> {
+/// The status of a kernel's container image; `None` if no container engine answers.
+pub(super) async fn image_status(images: Option<&Images>, kernel: &KernelSpec) -> Option<Status> {
     Some(images?.status(kernel).await.ok()?.status)
 }
 
-/// A kernel with its two forms.
+/// A kernel and its status in each sandbox.
 struct Row {
-    kernel: &'static Kernel,
+    kernel: &'static KernelSpec,
     process: Status,
-    /// `None` where no engine can be asked.
+    /// `None` if no container engine answers.
     docker: Option<Status>,
 }
 
 impl Row {
-    /// The commands that bring it up to date, or to be at all.
-    fn remedy(&self) -> String {
+    /// The commands that install or update the kernel.
+    fn update_commands(&self) -> String {
         let usable = |status: Status| status != Status::Missing;
         let nowhere = !usable(self.process) && !self.docker.is_some_and(usable);
         let (has_environment, name) = (self.kernel.has_environment(), &self.kernel.name);
@@ -104,22 +104,22 @@ async fn list(paths: &Paths, as_json: bool) {
         tell!("{}", rows.iter().map(as_value).collect::<serde_json::Value>());
         return;
     }
-    tell!("{:<8} {:<24} {:<10} {:<8} {:<8} TO RENEW", "NAME", "KERNEL", "LANGUAGE", "PROCESS", "DOCKER");
+    tell!("{:<8} {:<24} {:<10} {:<8} {:<8} UPDATE WITH", "NAME", "KERNEL", "LANGUAGE", "PROCESS", "DOCKER");
     for row in rows {
-        let Kernel { name, display_name, language, .. } = row.kernel;
+        let KernelSpec { name, display_name, language, .. } = row.kernel;
         let (process, docker) = (state_name(row.process), row.docker.map_or("-", state_name));
-        let line = format!("{name:<8} {display_name:<24} {language:<10} {process:<8} {docker:<8} {}", row.remedy());
+        let line = format!("{name:<8} {display_name:<24} {language:<10} {process:<8} {docker:<8} {}", row.update_commands());
         tell!("{}", line.trim_end());
     }
 }
 
-/// Removes earlier versions of an environment, unless a session may still use one.
-async fn remove_unused(paths: &Paths, kernel: &Kernel) {
+/// Removes old versions of an environment, unless a session may use one.
+async fn remove_unused(paths: &Paths, kernel: &KernelSpec) {
     if !kernels::has_old_versions(paths, kernel) {
         return;
     }
     let used = match ProcessSandbox::new(paths.clone()).list().await {
-        // A session that is just being started has no agent yet, but an owner.
+        // A session that is starting has no agent yet, but an owner.
         Ok(records) => records
             .iter()
             .filter(|record| record.kernel == kernel.name)
@@ -127,17 +127,14 @@ async fn remove_unused(paths: &Paths, kernel: &Kernel) {
         Err(_) => true,
     };
     if used {
-        return say!(
-            "{}: earlier versions stay, since sessions may use them; the next installation removes them",
-            kernel.name
-        );
+        return say!("{}: sessions may still use old versions; the next installation removes them", kernel.name);
     }
     if let Err(error) = kernels::remove_old_versions(paths, kernel) {
         say!("warning: {error}");
     }
 }
 
-/// Shows that something long goes on, where a person is watching.
+/// A progress spinner, if standard error is a terminal.
 pub(super) fn spinner(name: &str) -> Option<ProgressBar> {
     std::io::stderr().is_terminal().then(|| {
         let spinner = ProgressBar::new_spinner();
@@ -149,7 +146,7 @@ pub(super) fn spinner(name: &str) -> Option<ProgressBar> {
     })
 }
 
-fn install(paths: &Paths, kernel: &Kernel) -> Result<(), kernels::InstallError> {
+fn install(paths: &Paths, kernel: &KernelSpec) -> Result<(), kernels::InstallError> {
     if kernels::status(paths, kernel) == Status::Ready {
         say!("{} is up to date", kernel.name);
         return Ok(());

@@ -4,13 +4,13 @@
 mod print;
 
 mod chromium;
-mod compare;
 mod doctor;
 mod exec;
 mod export;
 mod images;
 mod kernels;
 mod model;
+mod nbval;
 mod notebook_file;
 mod options;
 mod run;
@@ -25,7 +25,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Paths;
 
-/// How a command ended, as its exit code tells scripts.
+/// The outcome of a command; each has its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
     Ok,
@@ -59,17 +59,17 @@ impl Exit {
     max_term_width = 100,
     after_help = "\
 First steps:
-  cellkeep doctor                     what works on this machine, and how to mend what does not
-  cellkeep kernels install python     get a kernel for the process sandbox
+  cellkeep doctor                     check this machine, and show how to fix what does not work
+  cellkeep kernels install python     install a kernel for the process sandbox
   cellkeep exec -c 'print(6*7)'       run code
   cellkeep run notebook.ipynb         run a notebook; writes notebook.out.ipynb
-  cellkeep export notebook.ipynb      make a page of a notebook that needs no network
-  cellkeep serve                      keep sessions, and serve them over HTTP"
+  cellkeep export notebook.ipynb      export a notebook to one HTML file that works offline
+  cellkeep serve                      serve persistent sessions over HTTP"
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Where kernels and sandboxes are kept [default: /var/lib/cellkeep for root, else ~/.local/share/cellkeep]
+    /// The data folder: kernels, sandboxes, the journal [default: /var/lib/cellkeep for root, else ~/.local/share/cellkeep]
     #[arg(long, global = true, env = "CELLKEEP_DATA", value_name = "DIR")]
     data: Option<std::path::PathBuf>,
 }
@@ -80,21 +80,21 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Run notebooks and compare their outputs with the stored ones
     Test(Box<test::TestArgs>),
-    /// Make pages, markdown, scripts, PDF or plain notebooks of notebooks
+    /// Export notebooks to HTML, markdown, scripts, PDF or notebooks
     Export(export::ExportArgs),
-    /// Run code and print what it prints
+    /// Run code and print its output
     Exec(exec::ExecArgs),
-    /// Keep sessions, and serve them over HTTP
+    /// Serve persistent sessions over HTTP
     Serve(serve::ServeArgs),
-    /// Show or install kernels for the process sandbox
+    /// List or install kernels for the process sandbox
     #[command(subcommand)]
     Kernels(kernels::KernelsCommand),
-    /// Show or build container images for the docker sandbox
+    /// List or build container images for the docker sandbox
     #[command(subcommand)]
     Images(images::ImagesCommand),
-    /// Show what is usable on this machine, and how to mend what is not
+    /// Check what works on this machine, and show how to fix what does not
     Doctor,
-    /// Make, list and revoke tokens of a server
+    /// Create, list and revoke access tokens of a server
     #[command(subcommand)]
     Token(token::TokenCommand),
 }
@@ -124,10 +124,10 @@ pub fn main() -> ExitCode {
             Command::Token(command) => token::run(&paths, command).await,
         }
     });
-    // A blocked read of the terminal must not keep the process alive.
+    // A thread that is blocked reading the terminal must not keep the process alive.
     runtime.shutdown_background();
     match result {
-        Ok(Exit::Ok) if let Some(failure) = print::failure() => {
+        Ok(Exit::Ok) if let Some(failure) = print::write_error() => {
             say!("error: {failure}");
             ExitCode::from(Exit::CellFailed.code())
         }
@@ -139,7 +139,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// An error with the exit code it means.
+/// An error and the exit code of the command.
 struct Failure {
     exit: Exit,
     error: anyhow::Error,
@@ -155,7 +155,7 @@ impl Failure {
     }
 }
 
-/// `CELLKEEP_LOG` says what is logged (`info`, `debug`, `cellkeep=trace`), `CELLKEEP_LOG_FORMAT=json` how.
+/// Reads `CELLKEEP_LOG` (filter: `info`, `debug`, `cellkeep=trace`) and `CELLKEEP_LOG_FORMAT` (`json`, else text).
 fn init_logging() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("CELLKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn,bollard=info"));

@@ -1,4 +1,4 @@
-//! Which model people can talk to: its options, and what they come to.
+//! Options of the chat model.
 
 use std::path::PathBuf;
 
@@ -8,23 +8,22 @@ use clap::Args;
 use crate::chat::{Key, ModelSettings};
 use crate::config::ModelConfig;
 
-/// A model to talk to.
 #[derive(Args)]
 pub(super) struct ModelArgs {
-    /// A model's endpoint that speaks OpenAI's chat completions, as http://127.0.0.1:11434/v1; people can then talk to it
+    /// The chat model's endpoint (OpenAI chat completions API), for example http://127.0.0.1:11434/v1; enables chat
     #[arg(long, value_name = "URL", env = "CELLKEEP_MODEL_URL")]
     model_url: Option<String>,
-    /// The model's name at that endpoint
+    /// The name of the model at that endpoint
     #[arg(long = "model", value_name = "NAME", env = "CELLKEEP_MODEL")]
     model_name: Option<String>,
-    /// A file with the key for that endpoint, if CELLKEEP_MODEL_KEY does not hold it
+    /// A file with the API key of that endpoint, unless CELLKEEP_MODEL_KEY holds it
     #[arg(long, value_name = "FILE", env = "CELLKEEP_MODEL_KEY_FILE")]
     model_key_file: Option<PathBuf>,
 }
 
 impl ModelArgs {
-    /// What flags and environment say, else what the file says.
-    pub fn over(&self, file: ModelConfig) -> ModelConfig {
+    /// Merges with the configuration file; flags and environment win.
+    pub fn merged_over(&self, file: ModelConfig) -> ModelConfig {
         ModelConfig {
             url: self.model_url.clone().or(file.url).filter(|url| !url.is_empty()),
             name: self.model_name.clone().or(file.name).filter(|name| !name.is_empty()),
@@ -32,16 +31,16 @@ impl ModelArgs {
         }
     }
 
-    /// The model, if one is named. Its key is read now, and stands in no configuration.
+    /// The settings, if a model is configured. Reads the key, which is never part of the configuration.
     pub fn settings(&self, config: ModelConfig) -> anyhow::Result<Option<ModelSettings>> {
         let (url, name) = match (config.url, config.name) {
             (Some(url), Some(name)) => (url, name),
             (None, None) => return Ok(None),
-            (Some(_), None) => return Err(anyhow!("a model's endpoint needs a model: give its name with --model")),
-            (None, Some(_)) => return Err(anyhow!("a model needs an endpoint: give its address with --model-url")),
+            (Some(_), None) => return Err(anyhow!("the model endpoint needs the name of a model: set --model")),
+            (None, Some(_)) => return Err(anyhow!("the model needs an endpoint: set --model-url")),
         };
-        let given = std::env::var("CELLKEEP_MODEL_KEY").ok();
-        let key = Key::read(given.as_deref(), config.key_file.as_deref()).map_err(|error| anyhow!(error))?;
+        let from_env = std::env::var("CELLKEEP_MODEL_KEY").ok();
+        let key = Key::read(from_env.as_deref(), config.key_file.as_deref()).map_err(|error| anyhow!(error))?;
         Ok(Some(ModelSettings { url, name, key }))
     }
 }

@@ -1,14 +1,14 @@
-//! Notebook files: read whole, and written whole or not at all.
+//! Reads notebook files, and replaces them atomically.
 
 use std::io::{Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use super::options::write_safely;
+use super::options::write_durably;
 use crate::notebook::Notebook;
 
-/// The largest notebook that is read.
+/// The largest notebook file that is accepted, bytes.
 const MAX_NOTEBOOK: u64 = 512 << 20;
 
 /// Reads a notebook; `-` is standard input.
@@ -18,13 +18,13 @@ pub(super) fn read_notebook(path: &Path) -> anyhow::Result<Notebook> {
         std::io::stdin().take(MAX_NOTEBOOK + 1).read_to_end(&mut bytes).context("cannot read standard input")?;
     } else {
         let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        // Knowing the size, the bytes are read into one piece of memory.
+        // Reserving the size avoids growing the buffer step by step.
         let size = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_NOTEBOOK));
         bytes.reserve_exact(usize::try_from(size).unwrap_or(0) + 1);
         file.take(MAX_NOTEBOOK + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
     }
     if bytes.len() as u64 > MAX_NOTEBOOK {
-        bail!("{} is larger than {} MB, which is more than is read", path.display(), MAX_NOTEBOOK >> 20);
+        bail!("{} is larger than the limit of {} MB", path.display(), MAX_NOTEBOOK >> 20);
     }
     Notebook::parse(&bytes).with_context(|| format!("cannot read {} as a notebook", path.display()))
 }
@@ -35,9 +35,9 @@ pub(super) fn save(target: &Path, notebook: &Notebook) -> anyhow::Result<()> {
     if target == Path::new("-") {
         return std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output");
     }
-    // A device or a pipe cannot be replaced by a file, only written to.
+    // Devices and pipes are written to; they cannot be replaced.
     if target.exists() && !target.is_file() {
         return std::fs::write(target, text).with_context(|| format!("cannot write {}", target.display()));
     }
-    write_safely(target, text.as_bytes())
+    write_durably(target, text.as_bytes())
 }

@@ -1,4 +1,4 @@
-//! Options that several commands share, and what they do with them.
+//! Options that several commands share: the sandbox, time limits, and how results are written.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::kernels::image_status;
 use super::{Exit, Failure};
 use crate::agent_protocol::FILE_CHUNK;
 use crate::config::Paths;
-use crate::kernels::{self, Kernel, Status};
+use crate::kernels::{self, KernelSpec, Status};
 use crate::manager::{Manager, ManagerError, SandboxChoice, Session, SessionSpec};
 use crate::output::Artifact;
 use crate::policy::{Limits, Network, parse_size};
@@ -19,8 +19,8 @@ use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{RunStatus, SessionHandle, Upload};
 
-/// How long a session that nobody wants any more may take to be made and cleared away.
-const GIVE_UP: Duration = Duration::from_secs(5);
+/// How long a command that was stopped waits for its session, to destroy it.
+const STOP_GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum SandboxOption {
@@ -45,34 +45,34 @@ enum NetworkOption {
     Open,
 }
 
-/// The sandbox a session gets.
+/// Options of the session's sandbox.
 #[derive(Args)]
 pub(super) struct SandboxArgs {
-    /// Where the kernel runs; auto takes the process sandbox, else docker
+    /// The sandbox of the kernel; auto prefers the process sandbox
     #[arg(long, value_enum, default_value = "auto", env = "CELLKEEP_SANDBOX", help_heading = "Sandbox")]
     sandbox: SandboxOption,
-    /// Memory of the whole session
+    /// Memory limit of the whole session
     #[arg(long, default_value = "512m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
     memory: u64,
-    /// CPUs, in fractions if need be
+    /// CPU limit; fractions are allowed
     #[arg(long, default_value_t = 1.0, value_name = "N", help_heading = "Sandbox")]
     cpus: f64,
-    /// Processes and threads
+    /// Limit of processes and threads
     #[arg(long, default_value_t = 256, value_name = "N", help_heading = "Sandbox")]
     pids: u64,
-    /// Size of the workspace, which is gone at the end
+    /// Size of the workspace, which is deleted at the end
     #[arg(long, default_value = "256m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
     disk: u64,
-    /// Output that one cell may produce; it is stopped beyond
+    /// Output limit of each cell; a cell that exceeds it is stopped
     #[arg(long, default_value = "100m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
     output_limit: u64,
-    /// What the code may reach; with open, in the process sandbox, all that this machine does, its localhost too
+    /// Network access of the code; `open` in the process sandbox reaches everything this machine reaches, including its localhost
     #[arg(long, value_enum, default_value = "none", help_heading = "Sandbox")]
     network: NetworkOption,
-    /// A variable for the kernel; with its name alone, as it is here, so that no other user sees it in the list of processes
+    /// Set an environment variable of the kernel. NAME alone copies its value from here, which hides it from the process list
     #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = parse_variable, help_heading = "Sandbox")]
     env: Vec<(String, String)>,
-    /// A file to put into the workspace before the first cell
+    /// Copy a file into the workspace before the first cell
     #[arg(long = "file", value_name = "PATH", help_heading = "Sandbox")]
     files: Vec<PathBuf>,
 }
@@ -82,16 +82,18 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() && !text.contains('\0') => Ok((name.to_owned(), value.to_owned())),
         None if !text.is_empty() => match std::env::var(text) {
             Ok(value) => Ok((text.to_owned(), value)),
-            Err(_) => Err(format!("{text} is not set here, or not text; to give a value, write it like NAME=VALUE")),
+            Err(_) => Err(format!(
+                "{text} is not set in this environment, or is not valid UTF-8; to set a value, write NAME=VALUE"
+            )),
         },
-        _ => Err("write it like NAME=VALUE, or NAME for a variable that is set here".to_owned()),
+        _ => Err("write NAME=VALUE, or NAME for a variable of this environment".to_owned()),
     }
 }
 
-/// Reads a time limit in seconds.
+/// Parses a time limit in seconds, more than 0.
 pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
-    // Zero would stop every cell before it begins.
+    // Zero would stop every cell before it starts.
     if seconds > 0.0 {
         Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
     } else {
@@ -100,16 +102,15 @@ pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
 }
 
 impl SandboxArgs {
-    /// The limits they ask for.
     pub fn limits(&self) -> Limits {
         Limits { memory_mb: self.memory, cpus: self.cpus, pids: self.pids, disk_mb: self.disk, output_mb: self.output_limit }
     }
 
-    /// Makes a session as these options say, its files in place, unless `stopped` comes first. `env`: variables before the user's own.
+    /// Creates a session and uploads its files, unless `stopped` resolves first. `env` comes before the user's variables.
     pub async fn session(
         &self,
         paths: Paths,
-        kernel: &Kernel,
+        kernel: &KernelSpec,
         mut env: Vec<(String, String)>,
         stopped: impl Future<Output = ()>,
     ) -> Result<Session, Failure> {
@@ -121,20 +122,20 @@ impl SandboxArgs {
         };
         env.extend(self.env.iter().cloned());
         let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env };
-        let session = create_or_stop(paths.clone(), spec, stopped).await?;
-        hint_if_stale(&paths, kernel, session.record.kind);
+        let session = create_unless_stopped(paths.clone(), spec, stopped).await?;
+        warn_if_stale(&paths, kernel, session.record.kind);
         for file in &self.files {
-            if let Err(error) = put_file(&session.handle, file).await {
+            if let Err(error) = upload_file(&session.handle, file).await {
                 let _ = session.destroy().await;
-                return Err(Failure::usage(error.context(format!("cannot put {} into the workspace", file.display()))));
+                return Err(Failure::usage(error.context(format!("cannot copy {} into the workspace", file.display()))));
             }
         }
         Ok(session)
     }
 }
 
-/// Says when the kernel was not made by this version. In the background: an engine is asked, and nobody need wait for it.
-fn hint_if_stale(paths: &Paths, kernel: &Kernel, kind: SandboxKind) {
+/// Warns if the kernel was built by another version. Runs in the background, since the container engine may answer slowly.
+fn warn_if_stale(paths: &Paths, kernel: &KernelSpec, kind: SandboxKind) {
     let (paths, kernel) = (paths.clone(), kernel.clone());
     tokio::spawn(async move {
         let (status, command) = match kind {
@@ -144,14 +145,18 @@ fn hint_if_stale(paths: &Paths, kernel: &Kernel, kind: SandboxKind) {
         if status == Some(Status::Stale) {
             let name = &kernel.name;
             say!(
-                "cellkeep: the {name} kernel was made by another version of cellkeep; to renew it, run: cellkeep {command} {name}"
+                "cellkeep: the {name} kernel was built by another version of cellkeep; to update it, run: cellkeep {command} {name}"
             );
         }
     });
 }
 
-/// Makes the session; one that was called off meanwhile is ended as soon as it stands, so that nothing is left of it.
-async fn create_or_stop(paths: Paths, spec: SessionSpec, stopped: impl Future<Output = ()>) -> Result<Session, Failure> {
+/// Creates the session. If the command is stopped meanwhile, the session is destroyed as soon as it exists.
+async fn create_unless_stopped(
+    paths: Paths,
+    spec: SessionSpec,
+    stopped: impl Future<Output = ()>,
+) -> Result<Session, Failure> {
     let creating = tokio::spawn(async move { Manager::new(paths).create(spec).await });
     tokio::pin!(creating, stopped);
     let failed = |error| match error {
@@ -161,8 +166,8 @@ async fn create_or_stop(paths: Paths, spec: SessionSpec, stopped: impl Future<Ou
     tokio::select! {
         session = &mut creating => session.map_err(Failure::no_sandbox)?.map_err(failed),
         () = stopped => {
-            // What is not there by then ends itself when we are gone, and the next command sweeps it away.
-            if let Ok(Ok(Ok(session))) = tokio::time::timeout(GIVE_UP, creating).await {
+            // A session that takes longer ends itself once this process is gone, and the next command sweeps it away.
+            if let Ok(Ok(Ok(session))) = tokio::time::timeout(STOP_GRACE, creating).await {
                 let _ = session.destroy().await;
             }
             Err(Failure { exit: Exit::Interrupted, error: anyhow!("stopped before the kernel was ready") })
@@ -170,8 +175,8 @@ async fn create_or_stop(paths: Paths, spec: SessionSpec, stopped: impl Future<Ou
     }
 }
 
-async fn put_file(session: &SessionHandle, path: &Path) -> anyhow::Result<()> {
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| anyhow!("it has no usable name"))?;
+async fn upload_file(session: &SessionHandle, path: &Path) -> anyhow::Result<()> {
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| anyhow!("its name is not valid UTF-8"))?;
     let mut file = std::fs::File::open(path)?;
     if !file.metadata()?.is_file() {
         bail!("it is not a regular file");
@@ -187,8 +192,8 @@ async fn put_file(session: &SessionHandle, path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The exit code that a run's status means.
-pub(super) fn exit_of(status: RunStatus) -> Exit {
+/// The exit code for a run's status.
+pub(super) fn exit_for(status: RunStatus) -> Exit {
     match status {
         RunStatus::Ok => Exit::Ok,
         RunStatus::Error | RunStatus::OutputExceeded | RunStatus::Cancelled => Exit::CellFailed,
@@ -198,7 +203,7 @@ pub(super) fn exit_of(status: RunStatus) -> Exit {
     }
 }
 
-/// Writes artifacts into a folder; gives the paths. What cannot be decoded is told and left out.
+/// Writes artifacts into a folder and returns their paths. An artifact that cannot be decoded is skipped with a warning.
 pub(super) fn write_artifacts(folder: &Path, artifacts: Vec<Artifact>) -> anyhow::Result<Vec<PathBuf>> {
     let mut written = Vec::new();
     for artifact in artifacts {
@@ -209,18 +214,18 @@ pub(super) fn write_artifacts(folder: &Path, artifacts: Vec<Artifact>) -> anyhow
                 continue;
             }
         };
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let path = folder.join(&artifact.name);
-        write_safely(&path, &bytes)?;
+        write_durably(&path, &bytes)?;
         written.push(path);
     }
     Ok(written)
 }
 
-/// The file that a path stands for, through links, also to one that is yet to be made.
-pub(super) fn behind_links(path: &Path) -> PathBuf {
+/// Resolves symbolic links, also those to a file that does not exist yet.
+pub(super) fn resolve_links(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
-    // As many as the system itself follows.
+    // The kernel's own limit.
     for _ in 0..40 {
         let Ok(target) = std::fs::read_link(&path) else { break };
         path = path.parent().map_or(target.clone(), |folder| folder.join(&target));
@@ -228,25 +233,25 @@ pub(super) fn behind_links(path: &Path) -> PathBuf {
     path
 }
 
-/// Writes a file whole or not at all: beside it first, then in its place. Through a link, which stays. For what can be made again:
-/// whether it is on the disk is not waited for, which would take longer than an export.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+/// Replaces a file atomically: writes a temporary file beside it, then renames. Symbolic links are followed. Does not fsync: the
+/// content can be made again, and an fsync takes longer than an export.
+pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     replace(path, bytes, |_| Ok(()))
 }
 
-/// The same for what took a run to make: it is on the disk when this returns.
-pub(super) fn write_safely(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+/// [`write_atomically`] with fsync, for content that took a run to make.
+pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     replace(path, bytes, std::fs::File::sync_all)
 }
 
-fn replace(path: &Path, bytes: &[u8], settle: impl FnOnce(&std::fs::File) -> std::io::Result<()>) -> anyhow::Result<()> {
-    let path = &behind_links(path);
-    let name = path.file_name().ok_or_else(|| anyhow!("{} is no file name", path.display()))?;
+fn replace(path: &Path, bytes: &[u8], sync: impl FnOnce(&std::fs::File) -> std::io::Result<()>) -> anyhow::Result<()> {
+    let path = &resolve_links(path);
+    let name = path.file_name().ok_or_else(|| anyhow!("{} does not name a file", path.display()))?;
     let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), crate::ids::random_uuid()));
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create_new(&temporary)?;
         std::io::Write::write_all(&mut file, bytes)?;
-        settle(&file)?;
+        sync(&file)?;
         std::fs::rename(&temporary, path)
     };
     write()

@@ -1,7 +1,7 @@
-//! What a command prints, and whether it could.
+//! Prints to standard output and standard error, and remembers the first failure.
 //!
-//! A closed pipe downstream (`| head`) is no reason to stop the code, let alone to panic. A full disk is no reason to stop either,
-//! but whoever asked must learn that the output is not whole: [`failure`] tells at the end.
+//! A closed pipe downstream (`| head`) must neither stop the code nor panic. Other failures, such as a full disk, do not stop the
+//! code either, but [`write_error`] reports at the end that the output is incomplete.
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -12,9 +12,9 @@ use crate::output::{CellKey, Outputs, StreamStyle, text_of};
 use crate::wire::Message;
 
 /// The first write that failed.
-static FAILURE: OnceLock<String> = OnceLock::new();
+static WRITE_ERROR: OnceLock<String> = OnceLock::new();
 
-/// A line on standard error. One that nobody reads any more is no reason to stop.
+/// Prints a line to standard error; a failure is ignored.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -22,66 +22,66 @@ macro_rules! say {
     }};
 }
 
-/// A line on standard output.
+/// Prints a line to standard output.
 macro_rules! tell {
     ($($text:tt)*) => {
         $crate::cli::print::to_stdout(&format!("{}\n", format_args!($($text)*)))
     };
 }
 
-/// Writes to standard output, at once.
+/// Writes to standard output and flushes.
 pub(super) fn to_stdout(text: &str) {
     bytes_to_stdout(text.as_bytes());
 }
 
-/// As [`to_stdout`], for what need not be text.
+/// As [`to_stdout`], for bytes.
 pub(super) fn bytes_to_stdout(bytes: &[u8]) {
     let mut stdout = io::stdout();
-    note("standard output", stdout.write_all(bytes).and_then(|()| stdout.flush()));
+    remember_error("standard output", stdout.write_all(bytes).and_then(|()| stdout.flush()));
 }
 
-/// Writes what the code said to standard error.
+/// Writes to standard error, and remembers a failure.
 pub(super) fn to_stderr(text: &str) {
-    note("standard error", io::stderr().write_all(text.as_bytes()));
+    remember_error("standard error", io::stderr().write_all(text.as_bytes()));
 }
 
-fn note(place: &str, result: io::Result<()>) {
+fn remember_error(stream: &str, result: io::Result<()>) {
     if let Err(error) = result
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        let _ = FAILURE.set(format!("cannot write to {place}: {error}"));
+        let _ = WRITE_ERROR.set(format!("cannot write to {stream}: {error}"));
     }
 }
 
-/// Why not everything could be printed, if so.
-pub(super) fn failure() -> Option<&'static str> {
-    FAILURE.get().map(String::as_str)
+/// The first write that failed, other than to a closed pipe.
+pub(super) fn write_error() -> Option<&'static str> {
+    WRITE_ERROR.get().map(String::as_str)
 }
 
-/// An error with its causes, each said once: some name their cause themselves, and others leave that to whoever shows them.
+/// An error and its causes, joined by colons. A cause that an outer message already contains is not repeated.
 pub(super) fn explain(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+    error.chain().map(ToString::to_string).fold(String::new(), |message, cause| match message.as_str() {
         "" => cause,
-        told if told.contains(&cause) => told.to_owned(),
-        told => format!("{told}: {cause}"),
+        message if message.contains(&cause) => message.to_owned(),
+        message => format!("{message}: {cause}"),
     })
 }
 
-/// An output as text for a terminal: streams as they are, displays in a line of their own. Empty where there is none.
+/// An output as text for a terminal: streams unchanged, displays on lines of their own. Empty if it has no text.
 pub(super) fn as_text(msg_type: &str, message: &Message) -> String {
     if msg_type == "stream" {
         let content = message.content_value();
         return content.get("text").and_then(Value::as_str).unwrap_or_default().to_owned();
     }
     let cell = CellKey(0);
-    let mut one = Outputs::new(StreamStyle::Terminal);
-    one.apply(cell, msg_type, &message.content);
-    let text = text_of(one.outputs(cell));
+    let mut outputs = Outputs::new(StreamStyle::Terminal);
+    outputs.apply(cell, msg_type, &message.content);
+    let text = text_of(outputs.outputs(cell));
     let text = text.trim_end_matches('\n');
     if text.trim().is_empty() { String::new() } else { format!("{text}\n") }
 }
 
-/// Whether an output belongs on standard error.
+/// Whether an output goes to standard error.
 pub(super) fn is_for_stderr(msg_type: &str, message: &Message) -> bool {
     msg_type == "error"
         || msg_type == "stream" && message.content_value().get("name").and_then(Value::as_str) == Some("stderr")
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cause_is_said_once() {
+    fn causes_are_not_repeated() {
         let names_its_cause = || serde_json::from_str::<Value>("{").map_err(|source| NamesItsCause { source });
         let error = names_its_cause().context("cannot begin").unwrap_err();
         assert_eq!(explain(&error), "cannot begin: bad JSON: EOF while parsing an object at line 1 column 1");

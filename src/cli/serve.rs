@@ -1,4 +1,4 @@
-//! `cellkeep serve`: sessions over HTTP, which outlive this process.
+//! `cellkeep serve`: serves persistent sessions over HTTP.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,85 +18,86 @@ use crate::kernels;
 use crate::manager::KeeperSettings;
 use crate::server::{self, ServerSettings, Welcome};
 
-/// Keep sessions, and serve them over HTTP.
+/// Serve persistent sessions over HTTP.
 #[derive(Args)]
 #[command(after_help = "\
-The first start prints a link to its page with a token that may do everything; it is shown only this once. Without it:
-  cellkeep token create NAME          make another
-Sessions live on when the server stops, also after kill -9: start it again, and they go on where they were.
-The same settings can stand in cellkeep.toml, here or in the data folder, under [serve]; --print-config shows how.")]
+The first start prints a link to the page with an admin token, which cannot be shown again. To create another:
+  cellkeep token create NAME --scope admin
+Sessions survive a stop of the server, even kill -9: the next start continues them where they were.
+All settings can also be in cellkeep.toml, in the working directory or the data folder; see --print-config.")]
 pub(super) struct ServeArgs {
-    /// Where to listen [default: 127.0.0.1:7788]
+    /// The address to listen on [default: 127.0.0.1:7788]
     #[arg(long, value_name = "ADDR:PORT", env = "CELLKEEP_LISTEN")]
     listen: Option<SocketAddr>,
-    /// A token that may do everything, instead of one that is made
+    /// Use this admin token instead of creating one
     #[arg(long, value_name = "TOKEN", env = "CELLKEEP_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Which sandbox sessions get [default: auto]
+    /// The sandbox of sessions [default: auto]
     #[arg(long, value_enum, env = "CELLKEEP_SANDBOX")]
     sandbox: Option<SandboxOption>,
-    /// How many sessions may live at once [default: 100]
+    /// How many sessions may be alive at once [default: 100]
     #[arg(long, value_name = "COUNT", env = "CELLKEEP_MAX_SESSIONS")]
     max_sessions: Option<usize>,
-    /// Seconds without use after which a session ends [default: 3600]
+    /// Idle seconds after which a session ends [default: 3600]
     #[arg(long, value_name = "SECS", env = "CELLKEEP_IDLE_TIMEOUT")]
     idle_timeout: Option<u64>,
-    /// Seconds for which an ended session can still be read [default: 86400]
+    /// Seconds for which an ended session stays readable [default: 86400]
     #[arg(long, value_name = "SECS", env = "CELLKEEP_KEEP_ENDED")]
     keep_ended: Option<u64>,
-    /// Seconds after a cell's end, after which the events of its growing text are merged [default: 3600]
+    /// Seconds after a cell's end before its stream events are compacted [default: 3600]
     #[arg(long, value_name = "SECS", env = "CELLKEEP_COMPACT_AFTER")]
     compact_after: Option<u64>,
-    /// Megabytes that all sessions' outputs may take; over it, those that ended first are forgotten [default: 20480]
+    /// Megabytes for the outputs of all sessions; beyond, the sessions that ended first are deleted [default: 20480]
     #[arg(long, value_name = "MB", env = "CELLKEEP_MAX_DATA_MB")]
     max_data_mb: Option<u64>,
-    /// Kernels to keep ready, and how many sessions of each, as python=2,r=1
+    /// Kernels to start ahead, and how many sessions of each, for example python=2,r=1
     #[arg(long, value_name = "KERNEL=COUNT,...", value_delimiter = ',', value_parser = parse_pool, env = "CELLKEEP_POOL")]
     pool: Option<Vec<(String, usize)>>,
-    /// Requests a second that are taken of each principal, bursts of five times as many aside; 0 takes all [default: 2000]
+    /// Rate limit of each principal in requests a second, with bursts of five times as many; 0 is unlimited [default: 2000]
     #[arg(long, value_name = "COUNT", env = "CELLKEEP_RATE_LIMIT")]
     rate_limit: Option<u32>,
-    /// A name of this server beside localhost, when it listens on loopback behind a proxy
+    /// Another accepted host name, for a server that listens on loopback behind a proxy
     #[arg(long = "allow-host", value_name = "NAME")]
     hosts: Option<Vec<String>>,
-    /// An origin whose pages may use this server, scheme and all
+    /// An origin (with scheme) whose pages may use this server
     #[arg(long = "allow-origin", value_name = "ORIGIN")]
     origins: Option<Vec<String>>,
     #[command(flatten)]
     model: ModelArgs,
-    /// End all sessions when the server stops, instead of leaving them to the next
+    /// End all sessions when the server stops, instead of keeping them for the next start
     #[arg(long)]
     end_sessions: bool,
-    /// The configuration file, instead of cellkeep.toml here or in the data folder
+    /// The configuration file [default: cellkeep.toml in the working directory, else in the data folder]
     #[arg(long, value_name = "FILE", env = "CELLKEEP_CONFIG")]
     config: Option<PathBuf>,
-    /// Print what flags, environment and file come to, as a configuration file, and do nothing
+    /// Print the merged settings of flags, environment and file as a configuration file, and exit
     #[arg(long)]
     print_config: bool,
 }
 
-/// Requests a second that are taken of each principal, where nobody says: more than one gets answered on two cores.
-const RATE_LIMIT: u32 = 2000;
-/// The most sessions of one kernel that are made ahead.
+/// The default rate limit of each principal, requests a second: more than one server answers on two cores.
+const DEFAULT_RATE_LIMIT: u32 = 2000;
+/// The most sessions of one kernel in the pool.
 const MAX_POOL: usize = 1000;
 
 fn parse_pool(text: &str) -> Result<(String, usize), String> {
-    let (kernel, count) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KERNEL=COUNT, as python=2"))?;
-    let count = count.parse().map_err(|_| format!("{count:?} is no number of sessions"))?;
+    let (kernel, count) =
+        text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form KERNEL=COUNT, for example python=2"))?;
+    let count = count.parse().map_err(|_| format!("{count:?} is not a number of sessions"))?;
     check_pool(kernel, count)
 }
 
 fn check_pool(kernel: &str, count: usize) -> Result<(String, usize), String> {
     let kernel = kernels::find(kernel).map_err(|error| error.to_string())?;
     if count > MAX_POOL {
-        return Err(format!("{count} sessions are more than are made ahead ({MAX_POOL})"));
+        return Err(format!("{count} sessions are more than the limit of {MAX_POOL}"));
     }
     Ok((kernel.name.clone(), count))
 }
 
 impl ServeArgs {
-    /// What flags and environment say, else what the file says, else the defaults.
-    fn over(&self, file: ServeConfig) -> ServeConfig {
+    /// Merges with the configuration file and the defaults; flags and environment win over the file.
+    fn merged_over(&self, file: ServeConfig) -> ServeConfig {
         let defaults = KeeperSettings::default();
         let sandbox = self.sandbox.and_then(|option| option.to_possible_value()).map(|value| value.get_name().to_owned());
         let pool = self.pool.as_ref().map(|pool| pool.iter().cloned().collect());
@@ -109,24 +110,24 @@ impl ServeArgs {
             compact_after: self.compact_after.or(file.compact_after).or(Some(defaults.compact_after_seconds)),
             max_data_mb: self.max_data_mb.or(file.max_data_mb).or(Some(defaults.max_data_mb)),
             pool: pool.or(file.pool).or(Some(BTreeMap::new())),
-            rate_limit: self.rate_limit.or(file.rate_limit).or(Some(RATE_LIMIT)),
+            rate_limit: self.rate_limit.or(file.rate_limit).or(Some(DEFAULT_RATE_LIMIT)),
             allow_hosts: self.hosts.clone().or(file.allow_hosts).or(Some(Vec::new())),
             allow_origins: self.origins.clone().or(file.allow_origins).or(Some(Vec::new())),
         }
     }
 }
 
-/// Browsers write an origin in one way; one that is written otherwise would never be met.
+/// Refuses origins that no browser sends: origins are compared as text, and browsers serialise them in one form.
 fn check_origin(origin: &str) -> anyhow::Result<()> {
     let parts = origin.parse::<Uri>().ok().map(Uri::into_parts);
-    let whole = parts.is_some_and(|parts| {
+    let is_origin = parts.is_some_and(|parts| {
         let path = parts.path_and_query.is_none_or(|path| path == "/");
         parts.scheme.is_some() && parts.authority.is_some() && path && !origin.ends_with('/')
     });
-    if whole {
+    if is_origin {
         Ok(())
     } else {
-        bail!("{origin:?} is no origin; one is written as https://chat.example or http://localhost:3000")
+        bail!("{origin:?} is not an origin; write it like https://chat.example or http://localhost:3000")
     }
 }
 
@@ -139,7 +140,7 @@ fn settings(
     let defaults = KeeperSettings::default();
     let sandbox = config.sandbox.unwrap_or_default();
     let sandbox = SandboxOption::from_str(&sandbox, true)
-        .map_err(|_| anyhow!("{sandbox:?} is no sandbox; auto, docker and process are"))?;
+        .map_err(|_| anyhow!("{sandbox:?} is not a sandbox; use auto, docker or process"))?;
     let pool = config.pool.unwrap_or_default().into_iter();
     let pool = pool
         .map(|(kernel, count)| check_pool(&kernel, count))
@@ -152,7 +153,7 @@ fn settings(
         token,
         hosts: config.allow_hosts.unwrap_or_default(),
         origins,
-        rate_limit: config.rate_limit.unwrap_or(RATE_LIMIT),
+        rate_limit: config.rate_limit.unwrap_or(DEFAULT_RATE_LIMIT),
         end_sessions,
         model,
         keeper: KeeperSettings {
@@ -171,15 +172,15 @@ fn settings(
 pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure> {
     let mut signals = Signals::listen()?;
     let file = ConfigFile::read(args.config.as_deref(), &paths).map_err(Failure::usage)?;
-    let config = args.over(file.serve);
-    let model = args.model.over(file.model);
+    let config = args.merged_over(file.serve);
+    let model = args.model.merged_over(file.model);
     if args.print_config {
         tell!("{}", ConfigFile { serve: config, model }.print().trim_end());
         return Ok(Exit::Ok);
     }
     if args.token.as_deref().is_some_and(|token| token.trim().is_empty()) {
         return Err(Failure::usage(anyhow!(
-            "the token is empty (--token or CELLKEEP_TOKEN); leave it out, and one is made"
+            "the token is empty (--token or CELLKEEP_TOKEN); leave it out to have one created"
         )));
     }
     let end_sessions = args.end_sessions;
@@ -188,19 +189,19 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
     let stop = async move {
         signals.any().await;
         if end_sessions {
-            say!("stopping, and ending all sessions");
+            say!("stopping and ending all sessions");
         } else {
-            say!("stopping; sessions live on, and the next `cellkeep serve` takes them up");
+            say!("stopping; sessions stay alive, and the next `cellkeep serve` continues them");
         }
     };
-    server::serve(&paths, settings, greet, stop).await.map_err(Failure::usage)?;
+    server::serve(&paths, settings, print_address, stop).await.map_err(Failure::usage)?;
     Ok(Exit::Ok)
 }
 
-fn greet(Welcome { address, new_token }: Welcome) {
+fn print_address(Welcome { address, new_token }: Welcome) {
     match new_token {
         Some(token) => {
-            tell!("cellkeep serves http://{address}/#token={token}\nThe token is {token}; it is shown only this once.")
+            tell!("cellkeep serves http://{address}/#token={token}\nThe token is {token}; it cannot be shown again.")
         }
         None => tell!("cellkeep serves http://{address}"),
     }

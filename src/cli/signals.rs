@@ -1,7 +1,7 @@
-//! Ctrl-C, SIGTERM and the terminal's end, heard from a command's start to its last step, so that none is lost on the way.
+//! Handles SIGINT, SIGTERM and SIGHUP from a command's start to its last step, so that no signal is lost in between.
 //!
-//! While code runs the first Ctrl-C interrupts it, and whatever comes second kills its kernel. Afterwards, while results are
-//! written and the sandbox is cleared away, the second signal leaves; what is left behind ends itself, and the next command
+//! While code runs, the first Ctrl-C interrupts it and any second signal kills its kernel. Afterwards, while results are written and
+//! the sandbox is removed, the second signal ends the process. A sandbox that is left behind then ends itself, and the next command
 //! sweeps it away.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,58 +12,54 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{Exit, Failure};
-use crate::runner::Interruption;
+use crate::runner::InterruptFlag;
 use crate::session::SessionHandle;
 
-/// The signals by which a person or a system stops a command. One that comes while nobody waits is kept.
+/// The signals that stop a command. A signal that arrives while nothing waits is kept.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
 }
 
-/// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    /// Ctrl-C: stop what is running.
+enum StopKind {
+    /// SIGINT: interrupt the running code.
     Interrupt,
-    /// SIGTERM, or the terminal is gone: end.
+    /// SIGTERM or SIGHUP: end the command.
     End,
 }
 
-/// Signals turned into commands to sessions.
-pub(super) struct Following {
-    /// Asked for from the first signal on.
-    pub interruption: Interruption,
+/// Forwards signals to sessions.
+pub(super) struct SignalForwarder {
+    /// Requested from the first signal on.
+    pub interrupt: InterruptFlag,
     finishing: Arc<AtomicBool>,
-    asked: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
     sessions: Sessions,
 }
 
-/// The sessions that are told.
+/// The registered sessions, by number.
 type Sessions = Arc<Mutex<Vec<(u64, SessionHandle)>>>;
 
-/// A session is told of signals as long as this lives.
-pub(super) struct Told {
+/// Keeps a session registered; dropping it unregisters the session.
+pub(super) struct ForwardingGuard {
     number: u64,
     sessions: Sessions,
 }
 
-impl Drop for Told {
+impl Drop for ForwardingGuard {
     fn drop(&mut self) {
-        all(&self.sessions).retain(|(number, _)| *number != self.number);
+        lock(&self.sessions).retain(|(number, _)| *number != self.number);
     }
 }
 
-fn all(sessions: &Sessions) -> std::sync::MutexGuard<'_, Vec<(u64, SessionHandle)>> {
+fn lock(sessions: &Sessions) -> std::sync::MutexGuard<'_, Vec<(u64, SessionHandle)>> {
     sessions.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Signals {
-    /// Listens from now on.
-    ///
-    /// # Errors
-    /// [`Failure`] when the system refuses to tell of signals.
+    /// Installs the handlers; signals are kept from now on.
     pub fn listen() -> Result<Self, Failure> {
         let open = |kind| signal(kind).context("cannot listen for signals").map_err(Failure::usage);
         Ok(Self {
@@ -73,76 +69,76 @@ impl Signals {
         })
     }
 
-    /// Waits for any of them.
+    /// Waits for any signal.
     pub async fn any(&mut self) {
         self.next().await;
     }
 
-    async fn next(&mut self) -> Wish {
+    async fn next(&mut self) -> StopKind {
         tokio::select! {
-            _ = self.interrupt.recv() => Wish::Interrupt,
-            _ = self.terminate.recv() => Wish::End,
-            _ = self.hang_up.recv() => Wish::End,
+            _ = self.interrupt.recv() => StopKind::Interrupt,
+            _ = self.terminate.recv() => StopKind::End,
+            _ = self.hang_up.recv() => StopKind::End,
         }
     }
 
-    /// Passes them on to sessions that are to be added, until the process ends.
-    pub fn follow(mut self) -> Following {
-        let (asking, asked) = watch::channel(false);
-        let (interruption, finishing, sessions) = Default::default();
-        let following = Following { interruption, finishing, asked, sessions };
-        let (interruption, finishing) = (following.interruption.clone(), following.finishing.clone());
-        let sessions = following.sessions.clone();
+    /// Forwards signals to the sessions that are registered later, until the process ends.
+    pub fn forward(mut self) -> SignalForwarder {
+        let (stopping, stop) = watch::channel(false);
+        let (interrupt, finishing, sessions) = Default::default();
+        let forwarder = SignalForwarder { interrupt, finishing, stop, sessions };
+        let (interrupt, finishing) = (forwarder.interrupt.clone(), forwarder.finishing.clone());
+        let sessions = forwarder.sessions.clone();
         tokio::spawn(async move {
-            let mut told = false;
+            let mut warned = false;
             loop {
-                let wish = self.next().await;
+                let kind = self.next().await;
                 if finishing.load(Ordering::Relaxed) {
-                    // What was produced is being written: that is worth a second question.
-                    if std::mem::replace(&mut told, true) {
+                    // Results are being written: only the second signal ends the process.
+                    if std::mem::replace(&mut warned, true) {
                         std::process::exit(Exit::Interrupted.code().into());
                     }
-                    say!("\nfinishing; once more leaves at once");
+                    say!("\nfinishing; press Ctrl-C again to quit without waiting");
                     continue;
                 }
-                let first = !interruption.is_asked();
-                interruption.ask();
-                asking.send_replace(true);
-                let is_gentle = first && wish == Wish::Interrupt;
-                let sessions: Vec<SessionHandle> = all(&sessions).iter().map(|(_, session)| session.clone()).collect();
+                let first = !interrupt.is_requested();
+                interrupt.request();
+                stopping.send_replace(true);
+                let is_interrupt = first && kind == StopKind::Interrupt;
+                let sessions: Vec<SessionHandle> = lock(&sessions).iter().map(|(_, session)| session.clone()).collect();
                 match (sessions.is_empty(), first) {
-                    // Nothing runs: one is being made, or results are being written.
-                    (true, true) => say!("\nfinishing; once more leaves at once"),
+                    // No session: one is being created, or results are being written.
+                    (true, true) => say!("\nfinishing; press Ctrl-C again to quit without waiting"),
                     (true, false) => std::process::exit(Exit::Interrupted.code().into()),
-                    (false, _) if is_gentle => say!("\ninterrupting the kernel; press Ctrl-C again to stop"),
+                    (false, _) if is_interrupt => say!("\ninterrupting the kernel; press Ctrl-C again to stop"),
                     (false, _) => {}
                 }
                 for session in sessions {
-                    // A session that is over needs no telling.
-                    let _ = if is_gentle { session.interrupt().await } else { session.kill().await };
+                    // Fails only for a session that has ended.
+                    let _ = if is_interrupt { session.interrupt().await } else { session.kill().await };
                 }
             }
         });
-        following
+        forwarder
     }
 }
 
-impl Following {
-    /// Tells this session from now on, too.
-    pub fn add(&self, session: SessionHandle) -> Told {
+impl SignalForwarder {
+    /// Forwards signals to this session too, until the guard is dropped.
+    pub fn register(&self, session: SessionHandle) -> ForwardingGuard {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        all(&self.sessions).push((number, session));
-        Told { number, sessions: self.sessions.clone() }
+        lock(&self.sessions).push((number, session));
+        ForwardingGuard { number, sessions: self.sessions.clone() }
     }
 
     /// Waits for the first signal.
-    pub async fn asked(&self) {
-        // The task that tells lives as long as the process.
-        let _ = self.asked.clone().wait_for(|asked| *asked).await;
+    pub async fn stop_requested(&self) {
+        // The sending task lives as long as the process, so this cannot fail.
+        let _ = self.stop.clone().wait_for(|stop| *stop).await;
     }
 
-    /// The session has done its work, and the rest is ours: from here on the second signal ends the process.
+    /// Announces that all sessions have done their work: from here on, the second signal ends the process.
     pub fn finish(&self) {
         self.finishing.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! `cellkeep token`: who may use a server of this data folder.
+//! `cellkeep token`: manages the access tokens of a server.
 
 use clap::Subcommand;
 
@@ -7,25 +7,25 @@ use crate::auth::{self, Identity, Scope};
 use crate::config::Paths;
 use crate::store::{Store, now_ms};
 
-/// Make, list and revoke tokens of a server. One that runs knows of it within seconds.
+/// Create, list and revoke access tokens of a server. A running server notices within seconds.
 #[derive(Subcommand)]
 pub(super) enum TokenCommand {
-    /// Make a token, and print it this once
+    /// Create a token and print it; it cannot be shown again
     Create {
-        /// What to call it
-        #[arg(value_parser = name_of)]
+        /// The name of the token
+        #[arg(value_parser = parse_name)]
         name: String,
-        /// Whose sessions it shows: those of one principal are invisible to others [default: NAME]
-        #[arg(long, value_name = "NAME", value_parser = name_of)]
+        /// The principal whose sessions it can access; other principals cannot see them [default: NAME]
+        #[arg(long, value_name = "NAME", value_parser = parse_name)]
         principal: Option<String>,
-        /// What it allows: admin (everything), use (one's own sessions) or read
+        /// The scope: admin (everything), use (the principal's own sessions) or read
         #[arg(long, default_value = "use", value_parser = ["admin", "use", "read"])]
         scope: String,
-        /// Days until it ends
+        /// Days until it expires [default: never]
         #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: Option<u32>,
     },
-    /// Show all tokens, without their secrets
+    /// List all tokens, without their secrets
     List {
         /// Print JSON
         #[arg(long)]
@@ -33,7 +33,7 @@ pub(super) enum TokenCommand {
     },
     /// Revoke a token
     Revoke {
-        /// Its id, as `cellkeep token list` shows it
+        /// The token's id, from `cellkeep token list`
         id: String,
     },
 }
@@ -47,13 +47,13 @@ pub(super) async fn run(paths: &Paths, command: TokenCommand) -> Result<Exit, Fa
             let expires_at = days.map(|days| now_ms().saturating_add(i64::from(days) * 86_400_000));
             let secret = auth::new_secret();
             let id = auth::store_token(&store, &secret, &name, &identity, expires_at).await.map_err(Failure::usage)?;
-            say!("token {id} of {}, scope {}; it is shown only this once:", identity.principal, scope.name());
+            say!("token {id} of {}, scope {}; it cannot be shown again:", identity.principal, scope.name());
             tell!("{secret}");
         }
         TokenCommand::List { json } => list(&store, json).await?,
         TokenCommand::Revoke { id } => {
             if !store.delete_token(&id).await.map_err(Failure::usage)? {
-                return Err(Failure::usage(anyhow::anyhow!("there is no token {id:?}; `cellkeep token list` shows them")));
+                return Err(Failure::usage(anyhow::anyhow!("there is no token {id:?}; `cellkeep token list` lists all")));
             }
             say!("token {id} is revoked");
         }
@@ -61,9 +61,9 @@ pub(super) async fn run(paths: &Paths, command: TokenCommand) -> Result<Exit, Fa
     Ok(Exit::Ok)
 }
 
-/// A name by which something can be told from others.
-fn name_of(text: &str) -> Result<String, &'static str> {
-    if text.trim().is_empty() { Err("a name has at least one character that is no space") } else { Ok(text.to_owned()) }
+/// Refuses blank names.
+fn parse_name(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() { Err("a name needs at least one character that is not a space") } else { Ok(text.to_owned()) }
 }
 
 fn open(paths: &Paths) -> Result<Store, Failure> {

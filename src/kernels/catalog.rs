@@ -18,7 +18,7 @@ struct Folders;
 
 /// A kernel that Cellkeep knows how to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
+pub struct KernelSpec {
     /// Our name for it: `python`, `r`, `julia`, `deno`, `bash`.
     pub name: String,
     /// As shown to people.
@@ -76,10 +76,10 @@ struct OwnJson {
 }
 
 /// All kernels, by name.
-pub fn all() -> &'static [Kernel] {
-    static ALL: OnceLock<Vec<Kernel>> = OnceLock::new();
+pub fn all() -> &'static [KernelSpec] {
+    static ALL: OnceLock<Vec<KernelSpec>> = OnceLock::new();
     ALL.get_or_init(|| {
-        let mut kernels: Vec<Kernel> = Folders::iter().filter_map(|path| read(&path)).collect();
+        let mut kernels: Vec<KernelSpec> = Folders::iter().filter_map(|path| read(&path)).collect();
         // The one people mean when they say nothing comes first.
         kernels.sort_by_key(|kernel| (kernel.name != "python", kernel.name.clone()));
         kernels
@@ -88,10 +88,10 @@ pub fn all() -> &'static [Kernel] {
 
 /// Reads the kernelspec at `path`. `None` for the other files; a unit test reads all kernelspecs, so none is left out here
 /// for being malformed.
-fn read(path: &str) -> Option<Kernel> {
+fn read(path: &str) -> Option<KernelSpec> {
     let name = path.strip_suffix("/kernel.json")?;
     let json: KernelJson = serde_json::from_slice(&Folders::get(path)?.data).ok()?;
-    Some(Kernel {
+    Some(KernelSpec {
         name: name.to_owned(),
         display_name: json.display_name,
         language: json.language,
@@ -109,7 +109,7 @@ fn read(path: &str) -> Option<Kernel> {
 ///
 /// # Errors
 /// [`KernelError`], which names those there are.
-pub fn find(name: &str) -> Result<&'static Kernel, KernelError> {
+pub fn find(name: &str) -> Result<&'static KernelSpec, KernelError> {
     let wanted = name.trim().to_ascii_lowercase();
     all().iter().find(|kernel| kernel.is_called(&wanted)).ok_or_else(|| KernelError {
         name: name.to_owned(),
@@ -122,7 +122,7 @@ pub fn find(name: &str) -> Result<&'static Kernel, KernelError> {
 ///
 /// # Errors
 /// [`KernelError`] when neither is known.
-pub fn for_notebook(kernelspec: Option<&str>, language: Option<&str>) -> Result<&'static Kernel, KernelError> {
+pub fn for_notebook(kernelspec: Option<&str>, language: Option<&str>) -> Result<&'static KernelSpec, KernelError> {
     match (kernelspec, language) {
         (None, None) => find("python"),
         (Some(name), None) | (None, Some(name)) => find(name),
@@ -131,7 +131,7 @@ pub fn for_notebook(kernelspec: Option<&str>, language: Option<&str>) -> Result<
 }
 
 /// The files of a kernel's folder, by name: the build context of its image.
-pub fn context(kernel: &Kernel) -> Vec<(String, Cow<'static, [u8]>)> {
+pub fn context(kernel: &KernelSpec) -> Vec<(String, Cow<'static, [u8]>)> {
     let prefix = format!("{}/", kernel.name);
     let mut files: Vec<_> = Folders::iter()
         .filter_map(|path| Some((path.strip_prefix(&prefix)?.to_owned(), Folders::get(&path)?.data)))
@@ -140,7 +140,7 @@ pub fn context(kernel: &Kernel) -> Vec<(String, Cow<'static, [u8]>)> {
     files
 }
 
-impl Kernel {
+impl KernelSpec {
     fn is_called(&self, wanted: &str) -> bool {
         let mut names = self.aliases.iter().chain(&self.kernelspec_names);
         self.name == wanted

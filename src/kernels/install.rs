@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use thiserror::Error;
 
-use super::catalog::{Kernel, context};
+use super::catalog::{KernelSpec, context};
 use super::versions;
 use crate::config::Paths;
 
@@ -90,7 +90,7 @@ fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> InstallError 
 }
 
 /// How the environment of `kernel` stands.
-pub fn status(paths: &Paths, kernel: &Kernel) -> Status {
+pub fn status(paths: &Paths, kernel: &KernelSpec) -> Status {
     let folder = paths.kernels().join(&kernel.name);
     match fs::read_to_string(folder.join(FINGERPRINT)) {
         Ok(fingerprint) if fingerprint.trim() == kernel.fingerprint() => Status::Ready,
@@ -103,7 +103,7 @@ pub fn status(paths: &Paths, kernel: &Kernel) -> Status {
 ///
 /// # Errors
 /// [`InstallError::Missing`].
-pub fn environment(paths: &Paths, kernel: &Kernel) -> Result<PathBuf, InstallError> {
+pub fn environment(paths: &Paths, kernel: &KernelSpec) -> Result<PathBuf, InstallError> {
     versions::current(&paths.kernels(), &kernel.name)
         .map_err(|_| InstallError::Missing { path: paths.kernels().join(&kernel.name) })
 }
@@ -113,7 +113,7 @@ pub fn environment(paths: &Paths, kernel: &Kernel) -> Result<PathBuf, InstallErr
 ///
 /// # Errors
 /// [`InstallError`]; the current version then stays current.
-pub fn install(paths: &Paths, kernel: &Kernel, progress: Progress<'_>) -> Result<PathBuf, InstallError> {
+pub fn install(paths: &Paths, kernel: &KernelSpec, progress: Progress<'_>) -> Result<PathBuf, InstallError> {
     let (kernels, fingerprint) = (paths.kernels(), kernel.fingerprint());
     if status(paths, kernel) == Status::Ready {
         return environment(paths, kernel);
@@ -141,7 +141,7 @@ pub fn install(paths: &Paths, kernel: &Kernel, progress: Progress<'_>) -> Result
 }
 
 /// Whether there are versions that are not current.
-pub fn has_old_versions(paths: &Paths, kernel: &Kernel) -> bool {
+pub fn has_old_versions(paths: &Paths, kernel: &KernelSpec) -> bool {
     versions::others(&paths.kernels(), &kernel.name).is_ok_and(|others| !others.is_empty())
 }
 
@@ -150,11 +150,11 @@ pub fn has_old_versions(paths: &Paths, kernel: &Kernel) -> bool {
 ///
 /// # Errors
 /// [`InstallError::Io`].
-pub fn remove_old_versions(paths: &Paths, kernel: &Kernel) -> Result<(), InstallError> {
+pub fn remove_old_versions(paths: &Paths, kernel: &KernelSpec) -> Result<(), InstallError> {
     versions::remove_others(&paths.kernels(), &kernel.name).map_err(io_error("cannot remove earlier versions"))
 }
 
-fn make(paths: &Paths, kernel: &Kernel, staging: &Path, progress: Progress<'_>) -> Result<(), InstallError> {
+fn make(paths: &Paths, kernel: &KernelSpec, staging: &Path, progress: Progress<'_>) -> Result<(), InstallError> {
     fs::create_dir_all(staging).map_err(io_error("cannot make a staging folder"))?;
     let files = context(kernel);
     if files.iter().any(|(name, _)| name == "requirements.txt") {
@@ -187,7 +187,12 @@ fn require(program: &Path, remedy: &str) -> Result<(), InstallError> {
     Err(InstallError::Program { program: program.display().to_string(), remedy: remedy.to_owned() })
 }
 
-fn virtual_environment(paths: &Paths, kernel: &Kernel, staging: &Path, progress: Progress<'_>) -> Result<(), InstallError> {
+fn virtual_environment(
+    paths: &Paths,
+    kernel: &KernelSpec,
+    staging: &Path,
+    progress: Progress<'_>,
+) -> Result<(), InstallError> {
     let requirements = staging.join("requirements.in");
     fs::write(&requirements, kernel.file("requirements.txt")).map_err(io_error("cannot write the requirements"))?;
     let step = format!("installing the packages of {}", kernel.name);
@@ -236,7 +241,7 @@ fn uv(paths: &Paths, progress: Progress<'_>) -> Option<PathBuf> {
     own.exists().then_some(own)
 }
 
-fn install_packages(kernel: &Kernel, progress: Progress<'_>) -> Result<(), InstallError> {
+fn install_packages(kernel: &KernelSpec, progress: Progress<'_>) -> Result<(), InstallError> {
     let missing: Vec<String> = kernel.packages().into_iter().filter(|package| !is_installed(package)).collect();
     if missing.is_empty() {
         return Ok(());

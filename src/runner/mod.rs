@@ -1,8 +1,8 @@
-//! Runs a notebook on a session: cell after cell, with the rules of nbclient.
+//! Runs a notebook on a session, cell by cell, with the rules of nbclient.
 //!
-//! Code cells run in order; blank ones and those tagged `skip-execution` are left as they are. A cell that fails ends the
-//! run, unless errors are allowed for it (tag `raises-exception`) or for all. A kernel that died ends it in any case.
-//! Whatever happens, every output that came is in the notebook.
+//! Code cells run in order; blank cells and cells tagged `skip-execution` are left unchanged. A failed cell ends the run, unless
+//! errors are allowed for it (tag `raises-exception`) or for all cells. A dead kernel always ends the run. Every output that
+//! arrived is in the notebook, whatever happens.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -19,68 +19,57 @@ use crate::session::{
 use crate::wire::Message;
 use crate::wire::content::ErrorInfo;
 
-/// How a notebook is run.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
-    /// The time limit of each cell. `None`: none.
+    /// The time limit of each cell; `None` is unlimited.
     pub timeout: Option<Duration>,
-    /// Go on after a failing cell.
+    /// Continue after a failed cell.
     pub allow_errors: bool,
-    /// How stream output is stored.
     pub stream_style: StreamStyle,
-    /// Memory that the outputs of one cell may take here, bytes. `None`: a default that suits the default limits.
+    /// Cap of the outputs of one cell in this process's memory, bytes. `None` is a default that fits the default limits.
     pub output_memory: Option<usize>,
-    /// By which the run can be stopped.
-    pub interruption: Interruption,
+    pub interrupt: InterruptFlag,
 }
 
-/// A wish that a run should stop. Between two cells a session has nothing to interrupt and forgets that it was asked; this
-/// remembers.
+/// A request to stop a run. Between two cells a session has nothing to interrupt and ignores an interrupt; this flag remembers it.
 #[derive(Clone, Debug, Default)]
-pub struct Interruption(Arc<AtomicBool>);
+pub struct InterruptFlag(Arc<AtomicBool>);
 
-impl Interruption {
-    /// Asks. The session must be interrupted besides, for the cell that runs.
-    pub fn ask(&self) {
+impl InterruptFlag {
+    /// Requests the stop. The caller must also interrupt the session, for the cell that is running.
+    pub fn request(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether it has been asked for.
-    pub fn is_asked(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-/// What happens during a run, for those who show it.
+/// Progress of a run, for display.
 #[derive(Debug)]
 pub enum Progress<'a> {
-    /// A cell begins.
     CellStarted {
-        /// Its place among all cells, from 0.
+        /// Among all cells, from 0.
         index: usize,
-        /// Its place among the cells to be run, from 1.
+        /// Among the cells that will run, from 1.
         number: usize,
-        /// How many cells are to be run.
+        /// How many cells will run.
         total: usize,
         /// The first line of its source.
         title: &'a str,
     },
-    /// Output as it comes.
     Output {
-        /// The message's type.
         msg_type: &'a str,
-        /// The message.
         message: &'a Message,
     },
-    /// An escalation, a lost stretch and the like.
+    /// An interrupt escalation, lost events and the like, for people.
     Notice(&'a str),
-    /// A cell has ended; its outputs are in the notebook.
+    /// The outputs of the finished cell are in the notebook.
     CellFinished {
-        /// Its place among all cells, from 0.
+        /// Among all cells, from 0.
         index: usize,
-        /// How it ended.
         result: &'a RunResult,
-        /// The notebook as it stands.
         notebook: &'a Notebook,
     },
 }
@@ -88,51 +77,45 @@ pub enum Progress<'a> {
 /// One executed cell.
 #[derive(Clone, Debug)]
 pub struct CellReport {
-    /// Its place among all cells, from 0.
+    /// Among all cells, from 0.
     pub index: usize,
-    /// Its id.
     pub id: String,
-    /// How it ended.
     pub status: RunStatus,
-    /// Whether an error in it was allowed.
+    /// Whether the cell failed and errors were allowed for it.
     pub allowed: bool,
-    /// How long it took.
     pub wall: Duration,
-    /// The error, if any.
     pub error: Option<ErrorInfo>,
 }
 
-/// How a run went.
 #[derive(Clone, Debug)]
 pub struct RunReport {
     /// The executed cells, in order.
     pub cells: Vec<CellReport>,
-    /// How many were to be run.
+    /// How many cells would have run without a failure.
     pub total: usize,
-    /// From the first cell to the last.
     pub wall: Duration,
-    /// Whether it was stopped between two cells.
+    /// Whether the run was stopped between two cells.
     pub interrupted: bool,
 }
 
 impl RunReport {
-    /// The cell that ended the run, if one did.
+    /// The cell whose failure ended the run.
     pub fn failure(&self) -> Option<&CellReport> {
         self.cells.last().filter(|cell| cell.status != RunStatus::Ok && !cell.allowed)
     }
 
-    /// The worst that happened: the failure's status, else ok.
+    /// The status of the failure, else `Interrupted` if the run was stopped, else `Ok`.
     pub fn status(&self) -> RunStatus {
         let otherwise = if self.interrupted { RunStatus::Interrupted } else { RunStatus::Ok };
         self.failure().map_or(otherwise, |cell| cell.status)
     }
 }
 
-/// Runs the code cells of `notebook` on a session that tells messages in `events`, and puts their outputs into it.
+/// Runs the code cells of `notebook` on a session, whose `events` it consumes, and stores their outputs in the notebook.
 ///
 /// # Errors
-/// [`SessionError`] when the session ends between two cells, and [`NotebookError`] never for a notebook that was parsed.
-/// Outputs until then are in the notebook.
+/// [`SessionError`] when the session ends; outputs until then are in the notebook. [`NotebookError`] never happens for a notebook
+/// that was parsed.
 pub async fn run_notebook(
     session: &SessionHandle,
     events: &mut SessionEvents,
@@ -141,7 +124,7 @@ pub async fn run_notebook(
     progress: &mut (dyn FnMut(Progress<'_>) + Send),
 ) -> Result<RunReport, RunError> {
     let started = Instant::now();
-    let cells: Vec<usize> = (0..notebook.len()).filter(|index| is_to_be_run(notebook, *index)).collect();
+    let cells: Vec<usize> = (0..notebook.len()).filter(|index| is_runnable(notebook, *index)).collect();
     if let Some(info) = session.kernel_info().get("language_info").filter(|info| info.is_object()) {
         notebook.set_language_info(info.clone());
     }
@@ -150,7 +133,7 @@ pub async fn run_notebook(
         Run { session, events, options, outputs: outputs(options), widgets, widgets_cut: false, indexes: HashMap::new() };
     let mut report = RunReport { cells: Vec::new(), total: cells.len(), wall: Duration::ZERO, interrupted: false };
     for (number, &index) in cells.iter().enumerate() {
-        if options.interruption.is_asked() {
+        if options.interrupt.is_requested() {
             report.interrupted = true;
             break;
         }
@@ -162,7 +145,7 @@ pub async fn run_notebook(
         let result = match run.cell(source, index, notebook, progress).await {
             Ok(result) => result,
             Err(error) => {
-                // What came of the cell before its session went is kept, too.
+                // Keep the outputs that arrived before the session ended.
                 notebook.set_outputs(index, run.outputs.outputs(key(index)).to_vec(), Some(number as i64 + 1))?;
                 return Err(error);
             }
@@ -171,9 +154,9 @@ pub async fn run_notebook(
         record(notebook, index, run.outputs.outputs(key(index)).to_vec(), &result, number as i64 + 1)?;
         progress(Progress::CellFinished { index, result: &result, notebook });
         let allowed = (options.allow_errors || tagged) && result.status == RunStatus::Error;
-        let ends = result.status != RunStatus::Ok && !allowed;
+        let ends_run = result.status != RunStatus::Ok && !allowed;
         report.cells.push(CellReport { index, id, status: result.status, allowed, wall: result.wall, error: result.error });
-        if ends {
+        if ends_run {
             break;
         }
     }
@@ -184,18 +167,15 @@ pub async fn run_notebook(
     Ok(report)
 }
 
-/// Why a run cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The session ended.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// The notebook cannot take an output.
     #[error(transparent)]
     Notebook(#[from] NotebookError),
 }
 
-fn is_to_be_run(notebook: &Notebook, index: usize) -> bool {
+fn is_runnable(notebook: &Notebook, index: usize) -> bool {
     notebook
         .cell(index)
         .is_some_and(|cell| cell.is_code() && !cell.source().trim().is_empty() && !cell.has_tag("skip-execution"))
@@ -213,7 +193,6 @@ fn outputs(options: &RunOptions) -> Outputs {
     }
 }
 
-/// A run in progress.
 struct Run<'a> {
     session: &'a SessionHandle,
     events: &'a mut SessionEvents,
@@ -222,7 +201,7 @@ struct Run<'a> {
     widgets: Widgets,
     /// Whether it has been told that some of their state is missing.
     widgets_cut: bool,
-    /// Where the session's cells stand in the notebook.
+    /// Session cell id → index in the notebook.
     indexes: HashMap<String, usize>,
 }
 
@@ -238,8 +217,8 @@ impl Run<'_> {
         let options = session::RunOptions { timeout_seconds, ..session::RunOptions::default() };
         let cell = self.session.add_cell(NewCell { source, options, run: true, ..NewCell::default() }).await?;
         self.indexes.insert(cell.id.clone(), index);
-        // Asked for just before the session got the cell: it knows nothing of it.
-        if self.options.interruption.is_asked() {
+        // An interrupt that was requested before the cell was queued found nothing to interrupt.
+        if self.options.interrupt.is_requested() {
             self.session.interrupt().await?;
         }
         self.outputs.start(key(index));
@@ -252,10 +231,10 @@ impl Run<'_> {
                     self.tell_widgets(&result, progress).await?;
                     return Ok(*result);
                 }
-                _ => touched.append(&mut self.take(&event, progress)),
+                _ => touched.append(&mut self.apply(&event, progress)),
             }
         }
-        Err(SessionError::Gone { why: "its driver ended without a word".to_owned() }.into())
+        Err(SessionError::Gone { why: "its driver ended unexpectedly".to_owned() }.into())
     }
 
     /// Output widgets have caught what the kernel does not know of yet.
@@ -278,8 +257,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Takes in what a cell says: mostly the running one, but threads go on after their cell's end. Gives the changed cells.
-    fn take(&mut self, event: &SessionEvent, progress: &mut (dyn FnMut(Progress<'_>) + Send)) -> BTreeSet<CellKey> {
+    /// Applies one event: mostly of the running cell, but threads outlive their cell. Returns the cells whose outputs changed.
+    fn apply(&mut self, event: &SessionEvent, progress: &mut (dyn FnMut(Progress<'_>) + Send)) -> BTreeSet<CellKey> {
         match &event.body {
             EventBody::Message { msg_type, message } => {
                 progress(Progress::Output { msg_type, message });
@@ -303,9 +282,9 @@ impl Run<'_> {
     }
 }
 
-/// A display id reaches back: cells that have already been written get the new picture too.
-fn rewrite(notebook: &mut Notebook, outputs: &Outputs, earlier: &BTreeSet<CellKey>) -> Result<(), NotebookError> {
-    for cell in earlier {
+/// Stores cells again whose outputs changed after their end, for example by an update of their display id.
+fn rewrite(notebook: &mut Notebook, outputs: &Outputs, changed: &BTreeSet<CellKey>) -> Result<(), NotebookError> {
+    for cell in changed {
         let index = cell.0 as usize;
         let count = notebook.cell(index).and_then(|cell| cell.execution_count()).map(u64::cast_signed);
         notebook.set_outputs(index, outputs.outputs(*cell).to_vec(), count)?;

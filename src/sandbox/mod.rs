@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use crate::ids::SessionId;
-use crate::kernels::Kernel;
+use crate::kernels::KernelSpec;
 use crate::policy::{Isolation, Limits, Network};
 
 pub use stamp::{ProcessStamp, Sight};
@@ -54,7 +54,7 @@ pub struct SandboxSpec {
     /// The session it is for.
     pub session: SessionId,
     /// Its kernel.
-    pub kernel: Kernel,
+    pub kernel: KernelSpec,
     /// Its limits.
     pub limits: Limits,
     /// Its network.

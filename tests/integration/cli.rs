@@ -518,7 +518,7 @@ fn doctor_and_lists_answer() {
         assert!(told.contains("cellkeep images build julia"), "it exists for docker only: {told}");
         assert!(!told.contains("kernels install julia"), "{told}");
     }
-    assert!(Cli::new(&["exec", "--help"]).run().stdout.contains("its localhost too"));
+    assert!(Cli::new(&["exec", "--help"]).run().stdout.contains("including its localhost"));
     let ran = Cli::new(&["kernels", "list", "--json"]).run();
     let kernels: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(kernels.as_array().unwrap().len(), 5);

@@ -575,7 +575,7 @@ async fn a_graceful_stop_leaves_sessions_running(place: Place) {
     let begun = Instant::now();
     assert!(server.stop().await.success(), "{}", server.told());
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    assert!(server.told().contains("sessions live on"), "{}", server.told());
+    assert!(server.told().contains("sessions stay alive"), "{}", server.told());
     server.start_again().await;
     let long = held.finished("long").await;
     assert_eq!(printed(&long), (0..100).map(|i| format!("{i}\n")).collect::<String>());

@@ -77,7 +77,7 @@ fn pdf_without_a_browser_tells_the_way_out() {
         none.stderr
     );
     let wrong = Cli::new(&["export", "--to", "pdf"]).path(&path).env("CELLKEEP_CHROMIUM", "/bin/true").run();
-    assert!(wrong.code == 2 && wrong.stderr.contains("printed no PDF"), "{}", wrong.stderr);
+    assert!(wrong.code == 2 && wrong.stderr.contains("produced no PDF"), "{}", wrong.stderr);
 }
 
 #[test]

@@ -153,7 +153,7 @@ async fn between_two_cells_the_wish_is_remembered() {
                 _ => false,
             };
             if now {
-                options.interruption.ask();
+                options.interrupt.request();
                 let handle = living.session.handle.clone();
                 tokio::spawn(async move { handle.interrupt().await.unwrap() });
             }

@@ -63,7 +63,7 @@ fn one_failing_notebook_does_not_stop_the_others() {
     assert!(junit.contains("ZeroDivisionError: division by zero") && junit.matches("<testsuite ").count() == 4, "{junit}");
     let ran = run(&["--fail-fast"]).path(&folder.join("in/sub/bad.ipynb")).path(&folder.join("in/a.ipynb")).run();
     assert_eq!(ran.code, 1, "{}", ran.stderr);
-    assert!(ran.stderr.contains("not begun after a failure") && !folder.join("in/a.out.ipynb").exists(), "{}", ran.stderr);
+    assert!(ran.stderr.contains("not started after a failure") && !folder.join("in/a.out.ipynb").exists(), "{}", ran.stderr);
 }
 
 #[test]

@@ -51,7 +51,7 @@ async fn a_new_installation_takes_nothing_from_a_running_session() {
         env: Vec::new(),
     };
     let living = Living::new(Manager::new(paths.clone()).create(spec).await.unwrap());
-    assert!(install(&data).contains("earlier versions stay"));
+    assert!(install(&data).contains("sessions may still use old versions"));
     assert_eq!(kernels::status(&paths, kernel), Status::Ready);
     let code = "cat(readLines('/opt/kernel/fingerprint', warn = FALSE), file.exists('/opt/kernel/launcher.R'))";
     assert_eq!(living.ok(code).await.trim(), "0000 TRUE", "its own version is whole");

@@ -1,25 +1,29 @@
-//! `cellkeep run --inspect`: what parameters a notebook takes, and the cell that would be put in.
+//! `cellkeep run --inspect`: shows the parameters that a notebook declares and the cell that would be injected.
 
 use serde_json::{Value, json};
 
-use super::one::{Settings, prepare};
+use super::load::LoadedNotebook;
+use super::parameterize::ParameterizedNotebook;
+use super::pipeline::Settings;
 use super::plan::Job;
-use super::show::Board;
+use super::progress::ProgressDisplay;
 use crate::cli::Exit;
 use crate::notebook::parameters::{self, Declared};
 
-pub(super) fn inspect(settings: &Settings, jobs: &[Job], board: &Board, as_json: bool) -> anyhow::Result<Exit> {
+pub(super) fn inspect(settings: &Settings, jobs: &[Job], display: &ProgressDisplay, as_json: bool) -> anyhow::Result<Exit> {
     let mut all = Vec::new();
     for job in jobs {
-        let prepared = prepare(settings, job, &board.show(&job.source, None))?;
-        let language = &prepared.kernel.language;
-        let declared = parameters::declared(&prepared.notebook, language).unwrap_or_default();
-        let cell = (!prepared.parameters.is_empty())
-            .then(|| parameters::source(&prepared.notebook, language, &prepared.parameters))
+        let progress = display.notebook(&job.source, None);
+        let loaded = LoadedNotebook::load(settings, job, &progress)?;
+        let ready = ParameterizedNotebook::new(loaded, settings, job, &progress)?;
+        let language = &ready.kernel.language;
+        let declared = parameters::declared(&ready.notebook, language).unwrap_or_default();
+        let cell = (!ready.parameters.is_empty())
+            .then(|| parameters::source(&ready.notebook, language, &ready.parameters))
             .transpose()?;
         if as_json {
             all.push(json!({
-                "notebook": job.source, "kernel": prepared.kernel.name, "injected": cell,
+                "notebook": job.source, "kernel": ready.kernel.name, "injected": cell,
                 "parameters": declared.iter().map(declared_json).collect::<Vec<_>>(),
             }));
         } else {
@@ -27,7 +31,7 @@ pub(super) fn inspect(settings: &Settings, jobs: &[Job], board: &Board, as_json:
         }
     }
     if as_json {
-        let json = if let (false, [one]) = (board.many, &all[..]) { one.clone() } else { json!({"notebooks": all}) };
+        let json = if let (false, [one]) = (display.many, &all[..]) { one.clone() } else { json!({"notebooks": all}) };
         tell!("{json}");
     }
     Ok(Exit::Ok)
@@ -47,10 +51,10 @@ fn lines(declared: &[Declared], cell: Option<&str>) -> String {
         })
         .collect();
     if declared.is_empty() {
-        lines.push("  no parameters: no cell with assignments is tagged `parameters`".to_owned());
+        lines.push("  no parameters: no cell with assignments has the tag `parameters`".to_owned());
     }
     if let Some(cell) = cell {
-        lines.push("\n  this cell would be put in:".to_owned());
+        lines.push("\n  this cell would be injected:".to_owned());
         lines.extend(cell.lines().map(|line| format!("    {line}")));
     }
     lines.join("\n")

@@ -13,10 +13,10 @@ use thiserror::Error;
 
 use super::engine::{Client, call, explain};
 use super::profile;
-use crate::kernels::{self, Kernel, Status};
+use crate::kernels::{self, KernelSpec, Status};
 use crate::sandbox::SandboxError;
 
-/// Holds [`Kernel::fingerprint`], by which an image of another version is told.
+/// Holds [`KernelSpec::fingerprint`], by which an image of another version is told.
 const LABEL_FINGERPRINT: &str = "cellkeep.fingerprint";
 /// How many of its last lines a failing step is shown with.
 const SHOWN_LINES: usize = 30;
@@ -92,7 +92,7 @@ impl Images {
     ///
     /// # Errors
     /// [`SandboxError::Engine`].
-    pub async fn status(&self, kernel: &Kernel) -> Result<Image, SandboxError> {
+    pub async fn status(&self, kernel: &KernelSpec) -> Result<Image, SandboxError> {
         let reference = profile::image(&kernel.name);
         match call(self.docker.inspect_image(&reference)).await {
             Ok(image) => {
@@ -120,7 +120,7 @@ impl Images {
     /// [`BuildError`]; an earlier image then stays as it was.
     pub async fn build(
         &self,
-        kernel: &Kernel,
+        kernel: &KernelSpec,
         options: BuildOptions,
         progress: &mut dyn FnMut(&str),
     ) -> Result<(), BuildError> {
@@ -145,7 +145,7 @@ impl Images {
     }
 }
 
-fn build_options(kernel: &Kernel, options: BuildOptions) -> BuildImageOptions {
+fn build_options(kernel: &KernelSpec, options: BuildOptions) -> BuildImageOptions {
     let labels = HashMap::from([(LABEL_FINGERPRINT, kernel.fingerprint())]);
     let builder = BuildImageOptionsBuilder::new()
         .dockerfile("Dockerfile")
@@ -158,7 +158,7 @@ fn build_options(kernel: &Kernel, options: BuildOptions) -> BuildImageOptions {
 }
 
 /// The kernel's folder as a tar archive: always the same bytes, so that the engine knows what it has built before.
-fn packed(kernel: &Kernel) -> io::Result<Vec<u8>> {
+fn packed(kernel: &KernelSpec) -> io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, data) in kernels::context(kernel) {
         let mut header = tar::Header::new_gnu();

@@ -29,7 +29,7 @@ use super::{
 use crate::agent_protocol::{AgentConfig, Listen};
 use crate::config::Paths;
 use crate::ids::SessionId;
-use crate::kernels::{self, Kernel};
+use crate::kernels::{self, KernelSpec};
 use crate::policy::{Isolation, IsolationLevel, LimitState, Network};
 
 pub use bwrap::{Probe, probe};
@@ -133,7 +133,7 @@ impl ProcessSandbox {
 }
 
 /// The command that gets a kernel for this sandbox, or for another where there is none for this.
-pub fn how_to_install(kernel: &Kernel) -> String {
+pub fn how_to_install(kernel: &KernelSpec) -> String {
     if !kernel.has_environment() {
         return format!("run: cellkeep images build {}, and use --sandbox docker", kernel.name);
     }

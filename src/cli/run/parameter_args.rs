@@ -1,4 +1,4 @@
-//! The parameters that a command line gives, in papermill's order: what is more particular wins.
+//! Parameters on the command line. As in papermill, where a name occurs twice the more specific option wins: -b < -f < -y < -p < -r.
 
 use std::path::{Path, PathBuf};
 
@@ -10,41 +10,40 @@ use clap::Args;
 use crate::notebook::parameters::{Literal, Parameters, guess};
 use crate::wire::content::{iso8601, now_iso8601};
 
-/// Parameters for a notebook.
 #[derive(Args, Default)]
-pub(in crate::cli) struct GivenArgs {
-    /// A parameter; True, False, None and numbers are read as such
+pub(in crate::cli) struct ParameterArgs {
+    /// Set a parameter; True, False, None and numbers are typed, everything else is text
     #[arg(short, long = "parameter", num_args = 2, value_names = ["NAME", "VALUE"], help_heading = "Parameters", allow_hyphen_values = true)]
     parameters: Vec<String>,
-    /// A parameter whose value is text, whatever it looks like
+    /// Set a parameter to text, even if it looks like a number
     #[arg(short, long = "raw-parameter", num_args = 2, value_names = ["NAME", "STRING"], help_heading = "Parameters", allow_hyphen_values = true)]
     raw_parameters: Vec<String>,
-    /// A YAML file with parameters
+    /// Read parameters from a YAML file
     #[arg(short = 'f', long = "parameters-file", value_name = "FILE", help_heading = "Parameters")]
     parameter_files: Vec<PathBuf>,
-    /// Parameters as YAML: 'year: 2026' or '{year: 2026}'
+    /// Set parameters from YAML: 'year: 2026' or '{year: 2026}'
     #[arg(short, long = "parameters-yaml", value_name = "YAML", help_heading = "Parameters")]
     yaml: Vec<String>,
-    /// Parameters as YAML in base64. Where a name is given twice: -b < -f < -y < -p < -r
+    /// Set parameters from base64-encoded YAML. If a name is set twice, the later option in this order wins: -b -f -y -p -r
     #[arg(short, long = "parameters-base64", value_name = "BASE64", help_heading = "Parameters")]
     base64: Vec<String>,
-    /// Give the notebook its paths, as PAPERMILL_INPUT_PATH and PAPERMILL_OUTPUT_PATH
+    /// Inject the notebook's paths as PAPERMILL_INPUT_PATH and PAPERMILL_OUTPUT_PATH
     #[arg(long, help_heading = "Parameters")]
     inject_paths: bool,
-    /// Only PAPERMILL_INPUT_PATH
+    /// Inject only PAPERMILL_INPUT_PATH
     #[arg(long, help_heading = "Parameters")]
     inject_input_path: bool,
-    /// Only PAPERMILL_OUTPUT_PATH
+    /// Inject only PAPERMILL_OUTPUT_PATH
     #[arg(long, help_heading = "Parameters")]
     inject_output_path: bool,
 }
 
-impl GivenArgs {
-    /// Reads all of them.
+impl ParameterArgs {
+    /// Reads all sources and merges them.
     pub fn read(&self) -> anyhow::Result<Parameters> {
         let mut all = Parameters::default();
         for text in &self.base64 {
-            let bytes = STANDARD.decode(text.trim()).with_context(|| "a value of -b is not base64")?;
+            let bytes = STANDARD.decode(text.trim()).with_context(|| "a value of -b is not valid base64")?;
             all.extend(mapping(&String::from_utf8_lossy(&bytes), "a value of -b")?);
         }
         for path in &self.parameter_files {
@@ -61,7 +60,7 @@ impl GivenArgs {
         Ok(all)
     }
 
-    /// Adds the paths, where they are asked for.
+    /// Adds the paths that `--inject-*paths` asks for.
     pub fn add_paths(&self, parameters: &mut Parameters, source: &Path, target: &Path) {
         let text = |path: &Path| Literal::Text(path.display().to_string());
         if self.inject_paths || self.inject_input_path {
@@ -73,16 +72,16 @@ impl GivenArgs {
     }
 }
 
-fn mapping(text: &str, place: &str) -> anyhow::Result<Vec<(String, Literal)>> {
-    match serde_yaml_ng::from_str(text).with_context(|| format!("{place} is not a YAML mapping of names to values"))? {
+fn mapping(text: &str, origin: &str) -> anyhow::Result<Vec<(String, Literal)>> {
+    match serde_yaml_ng::from_str(text).with_context(|| format!("{origin} is not a YAML mapping of names to values"))? {
         Literal::Map(entries) => Ok(entries),
         Literal::Null => Ok(Vec::new()),
-        _ => bail!("{place} is not a YAML mapping of names to values"),
+        _ => bail!("{origin} is not a YAML mapping of names to values"),
     }
 }
 
-/// What a path can name: the parameters, and papermill's built-in ones.
-pub(in crate::cli) fn for_paths(parameters: &Parameters, run_id: &str) -> anyhow::Result<Parameters> {
+/// The values that placeholders in paths can name: the parameters, and papermill's built-in ones under `pm`.
+pub(in crate::cli) fn placeholder_values(parameters: &Parameters, run_id: &str) -> anyhow::Result<Parameters> {
     let mut all = parameters.clone();
     let utc = now_iso8601();
     let builtin =
@@ -92,12 +91,12 @@ pub(in crate::cli) fn for_paths(parameters: &Parameters, run_id: &str) -> anyhow
     Ok(all)
 }
 
-/// The time where this machine is. The system's `date` knows the zone; a crate for time zones would be for this one line.
+/// The local time in ISO 8601. The program `date` knows the time zone; a crate for time zones would serve only this line.
 fn local_time() -> anyhow::Result<String> {
-    let asked = std::process::Command::new("date").arg("+%Y-%m-%dT%H:%M:%S.%6N").output();
-    match asked {
+    let date = std::process::Command::new("date").arg("+%Y-%m-%dT%H:%M:%S.%6N").output();
+    match date {
         Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
         _ if std::env::var_os("TZ").is_none() => Ok(iso8601(std::time::SystemTime::now())),
-        _ => Err(anyhow!("cannot tell the local time: the program `date` does not work here")),
+        _ => Err(anyhow!("cannot determine the local time: the program `date` failed")),
     }
 }

@@ -1,4 +1,4 @@
-//! Shows how runs go: bars on a terminal, lines elsewhere. Saves a notebook now and then while it runs.
+//! Shows progress: bars on a terminal, lines elsewhere. Also saves unfinished notebooks every few seconds.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -14,44 +14,44 @@ use crate::runner::Progress;
 use crate::session::RunStatus;
 use crate::wire::Message;
 
-/// Between two saves of an unfinished notebook.
-const SAVE_EVERY: Duration = Duration::from_secs(5);
+const SAVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How progress is shown.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(in crate::cli) enum ProgressKind {
+pub(in crate::cli) enum ProgressMode {
     /// A bar on a terminal, lines elsewhere
     Auto,
     /// A line for each cell
     Lines,
-    /// Nothing but what fails
+    /// Only failures
     None,
 }
 
-/// Where all notebooks of a command are shown.
+/// The display that all notebooks of a command share.
 #[derive(Clone)]
-pub(in crate::cli) struct Board {
+pub(in crate::cli) struct ProgressDisplay {
     bars: Option<MultiProgress>,
-    pub kind: ProgressKind,
+    pub mode: ProgressMode,
     pub verbose: bool,
-    /// Whether there are several notebooks, so that each line names its own.
+    /// Whether there are several notebooks; each line then begins with the path of its notebook.
     pub many: bool,
 }
 
-/// One notebook's progress.
-pub(in crate::cli) struct Show {
-    board: Board,
+/// The progress of one notebook.
+pub(in crate::cli) struct NotebookProgress {
+    display: ProgressDisplay,
     bar: Option<ProgressBar>,
     label: String,
+    /// Number and title of the running cell.
     current: String,
+    /// The file that is saved while the notebook runs.
     target: Option<PathBuf>,
-    saved: Instant,
+    last_save: Instant,
 }
 
-impl Board {
-    pub fn new(kind: ProgressKind, verbose: bool, many: bool) -> Self {
-        let on_terminal = kind == ProgressKind::Auto && std::io::stderr().is_terminal();
-        Self { bars: on_terminal.then(MultiProgress::new), kind, verbose, many }
+impl ProgressDisplay {
+    pub fn new(mode: ProgressMode, verbose: bool, many: bool) -> Self {
+        let on_terminal = mode == ProgressMode::Auto && std::io::stderr().is_terminal();
+        Self { bars: on_terminal.then(MultiProgress::new), mode, verbose, many }
     }
 
     /// Prints a line above the bars.
@@ -62,8 +62,8 @@ impl Board {
         }
     }
 
-    /// Shows a notebook; `target` is written now and then, if given.
-    pub fn show(&self, source: &Path, target: Option<&Path>) -> Show {
+    /// Adds a notebook. `target`, unless it is `-`, is saved every few seconds while the notebook runs.
+    pub fn notebook(&self, source: &Path, target: Option<&Path>) -> NotebookProgress {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::new(0));
             let template = "{bar:24.cyan/dim} {pos}/{len} {elapsed_precise} {wide_msg}";
@@ -73,45 +73,45 @@ impl Board {
         });
         let label = if self.many { format!("{}: ", source.display()) } else { String::new() };
         let target = target.filter(|target| *target != Path::new("-")).map(Path::to_owned);
-        Show { board: self.clone(), bar, label, current: String::new(), target, saved: Instant::now() }
+        NotebookProgress { display: self.clone(), bar, label, current: String::new(), target, last_save: Instant::now() }
     }
 }
 
-impl Show {
+impl NotebookProgress {
     fn line(&self, text: &str) {
-        self.board.line(&format!("{}{text}", self.label));
+        self.display.line(&format!("{}{text}", self.label));
     }
 
-    /// Something that people should know.
+    /// Prints a notice for the person at the terminal.
     pub fn notice(&self, text: &str) {
         self.line(&format!("cellkeep: {text}"));
     }
 
-    pub fn take(&mut self, progress: Progress<'_>) {
-        match progress {
+    pub fn update(&mut self, update: Progress<'_>) {
+        match update {
             Progress::CellStarted { number, total, title, .. } => {
                 let title: String = title.chars().filter(|c| !c.is_control()).take(80).collect();
                 self.current = format!("[{number}/{total}] {title}");
                 if let Some(bar) = &self.bar {
                     bar.set_length(total as u64);
                     bar.set_message(format!("{}{title}", self.label));
-                } else if self.board.verbose {
+                } else if self.display.verbose {
                     self.line(&self.current);
                 }
             }
-            Progress::Output { msg_type, message } if self.board.verbose => self.output(msg_type, message),
+            Progress::Output { msg_type, message } if self.display.verbose => self.output(msg_type, message),
             Progress::Output { .. } => {}
             Progress::Notice(text) => self.notice(text),
             Progress::CellFinished { result, notebook, .. } => {
                 if let Some(bar) = &self.bar {
                     bar.inc(1);
                 }
-                let each = self.bar.is_none() && self.board.kind != ProgressKind::None && !self.board.many;
-                let each = each || self.board.kind == ProgressKind::Lines;
-                if each || !matches!(result.status, RunStatus::Ok) {
+                let every_cell = self.bar.is_none() && self.display.mode != ProgressMode::None && !self.display.many;
+                let every_cell = every_cell || self.display.mode == ProgressMode::Lines;
+                if every_cell || !matches!(result.status, RunStatus::Ok) {
                     self.line(&format!("{} ({}, {:.2} s)", self.current, result.status.name(), result.wall.as_secs_f64()));
                 }
-                self.save_now_and_then(notebook);
+                self.save_if_due(notebook);
             }
         }
     }
@@ -123,18 +123,19 @@ impl Show {
         }
     }
 
-    /// A run that is killed keeps what it had a few seconds before. Not after every cell: that would be quadratic.
-    fn save_now_and_then(&mut self, notebook: &Notebook) {
-        if let Some(target) = self.target.as_ref().filter(|_| self.saved.elapsed() >= SAVE_EVERY) {
+    /// Saves the notebook, so that a killed run loses a few seconds at most. Not after every cell: writing the whole notebook each
+    /// time would take quadratic time.
+    fn save_if_due(&mut self, notebook: &Notebook) {
+        if let Some(target) = self.target.as_ref().filter(|_| self.last_save.elapsed() >= SAVE_INTERVAL) {
             if let Err(error) = save(target, notebook) {
                 self.line(&format!("warning: {}", explain(&error)));
             }
-            self.saved = Instant::now();
+            self.last_save = Instant::now();
         }
     }
 }
 
-impl Drop for Show {
+impl Drop for NotebookProgress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
