@@ -1,7 +1,6 @@
-//! The agent's ends of the kernel's ZeroMQ sockets.
+//! The agent's side of the kernel's ZeroMQ sockets.
 //!
-//! One task per socket that only reads and hands on. The hub that takes it never waits, so neither does a reader for long:
-//! a kernel's socket is always drained.
+//! One task per socket reads and forwards to the hub. The hub never blocks, so the sockets are always drained.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,16 +15,16 @@ use crate::ids::random_uuid;
 use crate::wire::connection_file::{ConnectionInfo, Transport};
 use crate::wire::{Channel, Message, Signer, WireError};
 
-/// Bytes that are read from a socket at once, always as many. By default zeromq shrinks its reads after a burst, and then reads
-/// a hundred small messages into what is left of a large frame's memory, which stays until it is used up.
+/// Read size of a socket, bytes; fixed. By default zeromq shrinks its reads after a burst, and then reads a hundred small messages
+/// into the rest of a large frame's memory, which stays allocated until that rest is used up.
 const READ_CHUNK: usize = 16 * 1024;
-/// Frames of this size, bytes, are worth the trouble of giving their memory back.
+/// From this size on, a frame's memory is tracked so that it can be released, bytes.
 const LARGE_FRAME: usize = 1 << 20;
 
-/// What the sockets give, in the order it was read per socket.
+/// A message of a socket; ordered per socket.
 pub(super) type Received = (Channel, Result<Message, WireError>);
 
-/// How messages go to the kernel. Sending never waits; a kernel that takes nothing is bounded by what the manager submits.
+/// Queues of messages to the kernel. Sending never waits; the queues are bounded by what the manager submits.
 pub(super) struct Senders {
     shell: mpsc::UnboundedSender<Message>,
     control: mpsc::UnboundedSender<Message>,
@@ -33,7 +32,7 @@ pub(super) struct Senders {
 }
 
 impl Senders {
-    /// Queues a message. `false` where the channel takes none or the kernel is gone.
+    /// Queues a message. `false` for iopub, or if the kernel has exited.
     pub fn send(&self, channel: Channel, message: Message) -> bool {
         let sender = match channel {
             Channel::Shell => &self.shell,
@@ -45,17 +44,17 @@ impl Senders {
     }
 }
 
-/// Connects all four sockets and starts their tasks in `tasks`, which ends them when it is dropped.
+/// Connects all four sockets and spawns their tasks into `tasks`, which ends them when dropped.
 ///
 /// # Errors
-/// A sentence; the kernel is then of no use.
+/// The cause, for people; the kernel is unusable then.
 pub(super) async fn connect(
     connection: &ConnectionInfo,
     received: mpsc::Sender<Received>,
     tasks: &mut JoinSet<()>,
 ) -> Result<Senders, String> {
     let signer = Signer::new(connection.key.as_bytes()).ok_or("the connection file has no key")?;
-    // Connecting before the kernel has bound costs a whole reconnect interval of 100 ms.
+    // A connection attempt before the kernel has bound costs a reconnect interval of 100 ms.
     for channel in Channel::ALL {
         wait_until_bound(connection, channel).await;
     }
@@ -90,7 +89,7 @@ fn options() -> SocketOptions {
     options
 }
 
-/// Waits until the kernel has bound a channel's socket. Without end: the kernel's exit or the manager's deadline ends it.
+/// Waits until the kernel has bound a channel's socket. No timeout: the kernel's exit or the manager's start deadline ends it.
 async fn wait_until_bound(connection: &ConnectionInfo, channel: Channel) {
     const STEP: Duration = Duration::from_millis(2);
     let port = connection.port(channel);
@@ -112,7 +111,7 @@ async fn wait_until_bound(connection: &ConnectionInfo, channel: Channel) {
 async fn write(mut socket: impl SocketSend, mut outgoing: mpsc::UnboundedReceiver<Message>, signer: Signer) {
     while let Some(message) = outgoing.recv().await {
         let Ok(frames) = ZmqMessage::try_from(message.to_frames(&signer)) else { continue };
-        // A send fails only when the kernel is gone, which its exit tells better.
+        // Fails only if the kernel has exited, which is reported separately.
         if socket.send(frames).await.is_err() {
             return;
         }
@@ -120,8 +119,9 @@ async fn write(mut socket: impl SocketSend, mut outgoing: mpsc::UnboundedReceive
 }
 
 async fn read(mut socket: impl SocketRecv, channel: Channel, signer: Signer, received: mpsc::Sender<Received>) {
-    // zeromq reads on behind a large frame, in the frame's own memory; and when it has room for no more and the frame has been
-    // let go by everyone else, it takes all of that memory for its buffer, for good. So we hold the frame until zeromq has gone.
+    // zeromq continues to read behind a large frame, in the frame's own allocation. If that is full and all other references to the
+    // frame are dropped, zeromq reuses the whole allocation as its buffer for good. So a reference is kept until zeromq has dropped
+    // its own.
     let mut held: Vec<Bytes> = Vec::new();
     loop {
         match socket.recv().await {
@@ -134,7 +134,7 @@ async fn read(mut socket: impl SocketRecv, channel: Channel, signer: Signer, rec
                     return;
                 }
             }
-            // After an error of the codec the peer is dropped. What the kernel process itself does decides what comes next.
+            // zeromq drops the peer after a codec error. What happens next depends on the kernel process.
             Err(zeromq::ZmqError::NoMessage) => return,
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }

@@ -1,7 +1,7 @@
-//! Joins adjacent `stream` messages, so that a loop of flushed prints is tens of events and not tens of thousands.
+//! Joins adjacent `stream` messages, so that a loop of flushed prints becomes tens of events instead of tens of thousands.
 //!
-//! The first message after a quiet time goes out at once; what follows within [`WINDOW`] is joined. Texts are joined as raw
-//! JSON string bodies: nothing is decoded, and a message with any field that we do not know is left alone.
+//! The first message after a quiet period is forwarded at once; messages that follow within [`WINDOW`] are joined. Texts are joined as
+//! raw JSON string bodies without decoding. A message with an unknown field is never joined.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 
 use crate::wire::Message;
 
-/// How long text may wait for more.
+/// How long text is held back.
 pub(super) const WINDOW: Duration = Duration::from_millis(20);
-/// A joined message does not grow beyond this: clients in the field close at 1 MiB.
+/// The largest joined text, bytes: existing clients disconnect at 1 MiB.
 const MAX_TEXT: usize = 512 * 1024;
 
 #[derive(Deserialize)]
@@ -39,7 +39,7 @@ struct Pending {
     text: String,
 }
 
-/// Holds at most one stream message back.
+/// Holds back at most one joined message.
 #[derive(Default)]
 pub(super) struct Coalescer {
     pending: Option<Pending>,
@@ -47,16 +47,16 @@ pub(super) struct Coalescer {
 }
 
 impl Coalescer {
-    /// Takes a stream message; what must go out now is given to `out`, in order.
+    /// Adds a stream message; messages that are due are passed to `out`, in order.
     pub fn push(&mut self, message: Message, now: Instant, out: &mut impl FnMut(Message)) {
         let large = message.content.len() > MAX_TEXT;
         let Some((name, text)) = StreamContent::read(&message.content).filter(|_| !large) else {
-            // A kernel that prints a hundred megabytes at once has little memory left for copies of them.
+            // Large messages are not copied: the sandbox may have little memory left.
             self.flush(now, out);
             return out(message);
         };
         if let Some(pending) = &mut self.pending {
-            if pending.takes(&message, name, text) {
+            if pending.can_join(&message, name, text) {
                 return pending.text.push_str(text);
             }
             self.flush(now, out);
@@ -68,7 +68,7 @@ impl Coalescer {
         self.pending = Some(Pending { first: message, name, text });
     }
 
-    /// Gives out what is held back.
+    /// Passes the held message to `out`.
     pub fn flush(&mut self, now: Instant, out: &mut impl FnMut(Message)) {
         if let Some(pending) = self.pending.take() {
             self.last_flush = Some(now);
@@ -83,7 +83,7 @@ impl Coalescer {
 }
 
 impl Pending {
-    fn takes(&self, message: &Message, name: &str, text: &str) -> bool {
+    fn can_join(&self, message: &Message, name: &str, text: &str) -> bool {
         self.name == name
             && self.first.parent_header == message.parent_header
             && self.first.metadata == message.metadata
@@ -98,12 +98,12 @@ impl Pending {
     }
 }
 
-/// The message with only the first `room` bytes or so of its text, for the one that crosses a limit. `None` when that leaves
-/// nothing, or when it is no ordinary stream message.
-pub(super) fn cut_text(message: &Message, room: usize) -> Option<Message> {
+/// The message with its text truncated to at most `max_bytes`, at a character boundary. `None` if nothing is left, or if it is not a
+/// valid stream message.
+pub(super) fn truncate_text(message: &Message, max_bytes: usize) -> Option<Message> {
     let content = message.content_value();
     let (name, text) = (content.get("name")?, content.get("text")?.as_str()?);
-    let kept = &text[..text.floor_char_boundary(room)];
+    let kept = &text[..text.floor_char_boundary(max_bytes)];
     let content = serde_json::json!({"name": name, "text": kept}).to_string();
     (!kept.is_empty()).then(|| Message { content: content.into(), ..message.clone() })
 }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_goes_at_once_and_a_burst_is_joined() {
+    fn first_message_is_immediate_burst_is_joined() {
         let (mut coalescer, mut out, start) = (Coalescer::default(), Vec::new(), Instant::now());
         for line in ["a\n", "b\"\\\n", "ü😀\n"] {
             coalescer.push(stream("{}", "stdout", line), start, &mut |m| out.push(m));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_parents_and_unknown_fields_are_not_joined() {
+    fn different_or_unknown_messages_are_not_joined() {
         let (mut coalescer, mut out, now) = (Coalescer::default(), Vec::new(), Instant::now());
         let mut odd = stream("1", "stderr", "4");
         odd.content = Bytes::from_static(br#"{"name":"stderr","text":"4","extra":1}"#);
@@ -151,15 +151,15 @@ mod tests {
     }
 
     #[test]
-    fn the_message_that_crosses_the_limit_is_cut_at_a_character() {
-        let cut = cut_text(&stream("{}", "stdout", "aüb"), 2).unwrap();
+    fn text_is_truncated_at_character_boundary() {
+        let cut = truncate_text(&stream("{}", "stdout", "aüb"), 2).unwrap();
         assert_eq!(text(&cut), "a");
-        assert!(cut_text(&stream("{}", "stdout", "aüb"), 0).is_none());
+        assert!(truncate_text(&stream("{}", "stdout", "aüb"), 0).is_none());
     }
 
     proptest! {
         #[test]
-        fn no_text_is_lost_or_moved(chunks in prop::collection::vec((any::<bool>(), ".{0,20}", 0u64..30), 0..60)) {
+        fn no_text_is_lost_or_reordered(chunks in prop::collection::vec((any::<bool>(), ".{0,20}", 0u64..30), 0..60)) {
             let (mut coalescer, mut out, mut now) = (Coalescer::default(), Vec::new(), Instant::now());
             let mut sent = Vec::new();
             for (stdout, chunk, wait) in chunks {

@@ -1,7 +1,7 @@
-//! The locks around the kernel process. All are closed between fork and exec: no user byte runs before the last one.
+//! Confines the kernel process between fork and exec, before any user code runs.
 //!
-//! The sandbox itself (namespaces, mounts, cgroups) is made outside by the manager; these are the second layer, the same in
-//! every sandbox: a session and process group of its own, rlimits, Landlock, no_new_privs, seccomp.
+//! The manager creates the sandbox itself (namespaces, mounts, cgroups) outside. This is the second layer, equal in every sandbox: a
+//! session and process group of its own, rlimits, Landlock, no_new_privs, seccomp.
 
 use std::io;
 use std::path::Path;
@@ -14,38 +14,37 @@ use crate::agent_protocol::AgentConfig;
 use crate::descriptors;
 use crate::policy::seccomp;
 
-/// Keeps the kernel from reading or tracing the agent, which has the same uid: a process that is not dumpable gives its
-/// `/proc` entries to root and refuses ptrace.
+/// Prevents the kernel, which has the same uid, from reading or tracing the agent: the `/proc` entries of a process that is not
+/// dumpable belong to root, and ptrace is refused.
 pub(super) fn protect_agent() -> io::Result<()> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    // Orphans of the kernel come to us also where we are not PID 1.
+    // The agent inherits the kernel's orphans even where it is not PID 1.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     Ok(())
 }
 
-/// Everything that can fail or allocate, made before the fork; [`Locks::close`] then only makes system calls.
-pub(super) struct Locks {
+/// Everything that can fail or allocate, prepared before the fork; [`Confinement::apply`] only makes system calls.
+pub(super) struct Confinement {
     rlimits: Vec<(Resource, u64)>,
     landlock: Option<landlock::RulesetCreated>,
     filters: Vec<BpfProgram>,
 }
 
-impl Locks {
-    /// Prepares the locks for one kernel start.
+impl Confinement {
+    /// Prepares the confinement of one kernel start.
     ///
     /// # Errors
-    /// Where a lock cannot be made; the kernel is then not started. Landlock alone is best effort, since kernels before
-    /// 5.13 have none.
+    /// If a part cannot be prepared; the kernel is not started then. Only Landlock is best effort, since Linux before 5.13 lacks it.
     pub fn prepare(config: &AgentConfig) -> io::Result<Self> {
         let filters = vec![by_number_filter(), table_filter(seccomp::UNKNOWN, libc::ENOSYS)?, denied_filter()?];
         Ok(Self { rlimits: rlimits(config), landlock: landlock_rules(&config.writable), filters })
     }
 
-    /// Closes them, in the child. The order matters: seccomp last, since it denies what the others need.
+    /// Applies the confinement to the child process. seccomp comes last, since it denies calls that the other parts need.
     ///
     /// # Errors
-    /// The failing lock's; the child then never becomes the kernel.
-    pub fn close(&mut self) -> io::Result<()> {
+    /// If a part fails; the child then exits instead of running the kernel.
+    pub fn apply(&mut self) -> io::Result<()> {
         descriptors::close_all_at_exec()?;
         rustix::process::setsid()?;
         for (resource, limit) in &self.rlimits {
@@ -77,15 +76,15 @@ fn rlimits(config: &AgentConfig) -> Vec<(Resource, u64)> {
     all
 }
 
-/// Lowers a limit, soft and hard; one that is already lower stays.
+/// Lowers a soft and hard limit; a lower current limit stays.
 fn lower_rlimit(resource: Resource, limit: u64) -> io::Result<()> {
     let current = rustix::process::getrlimit(resource);
     let limit = current.maximum.map_or(limit, |maximum| maximum.min(limit));
     Ok(setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?)
 }
 
-/// Lets the kernel make, write and remove files only beneath `writable`. Mounts already say the same; this also keeps it
-/// from touching the agent's socket where that shares its uid.
+/// Allows the kernel to create, write and remove files only beneath `writable`. The mounts enforce the same; this also protects the
+/// agent's socket where it belongs to the kernel's uid.
 fn landlock_rules(writable: &[String]) -> Option<landlock::RulesetCreated> {
     let access = AccessFs::from_write(ABI::V3);
     let mut rules = Ruleset::default()
@@ -99,9 +98,9 @@ fn landlock_rules(writable: &[String]) -> Option<landlock::RulesetCreated> {
     Some(rules)
 }
 
-/// Answers ENOSYS to every call newer than the table, and to those of the x32 ABI, which have bit 30 set.
+/// Returns ENOSYS for every call newer than the table, and for those of the x32 ABI, which have bit 30 set.
 fn by_number_filter() -> BpfProgram {
-    // Classic BPF: load the call's number; if it is at or beyond the first unknown, ENOSYS; else allow.
+    // Classic BPF: load the number of the call; from the first unknown number on return ENOSYS, else allow.
     const LOAD_NUMBER: u16 = 0x20;
     const JUMP_IF_AT_LEAST: u16 = 0x35;
     const RETURN: u16 = 0x06;
@@ -131,7 +130,7 @@ fn denied_filter() -> io::Result<BpfProgram> {
     for bit in (0..32).map(|bit| 1u64 << bit).filter(|bit| seccomp::CLONE_NEW & bit != 0 && *bit != 0x80) {
         rules.push(serde_json::json!({"syscall": "clone", "args": [argument(serde_json::json!({"masked_eq": bit}), bit)]}));
     }
-    // TIOCSTI pushes characters into a terminal's input (CVE-2017-5226), TIOCLINUX pastes on a console.
+    // TIOCSTI inserts characters into a terminal's input (CVE-2017-5226), TIOCLINUX pastes on a console.
     for request in [0x5412, 0x541c] {
         rules.push(serde_json::json!({
             "syscall": "ioctl", "args": [{"index": 1, "type": "dword", "op": "eq", "val": request}],
@@ -145,15 +144,15 @@ fn table_filter(calls: &'static [&'static str], errno: i32) -> io::Result<BpfPro
 }
 
 fn names(calls: &'static [&'static str]) -> impl Iterator<Item = serde_json::Value> {
-    calls.iter().filter(|name| known(name)).map(|name| serde_json::json!({"syscall": name}))
+    calls.iter().filter(|name| exists_here(name)).map(|name| serde_json::json!({"syscall": name}))
 }
 
 fn x86_names() -> Box<dyn Iterator<Item = serde_json::Value>> {
     if cfg!(target_arch = "x86_64") { Box::new(names(seccomp::DENIED_X86)) } else { Box::new(std::iter::empty()) }
 }
 
-/// Calls that arm64 never had; naming one would make its whole filter fail.
-fn known(name: &str) -> bool {
+/// Whether this architecture has the call; compiling a filter fails for an unknown name.
+fn exists_here(name: &str) -> bool {
     const X86_ONLY: &[&str] = &["_sysctl", "uselib", "ustat", "sysfs"];
     cfg!(target_arch = "x86_64") || !X86_ONLY.contains(&name)
 }
@@ -173,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_call_of_the_table_is_known_to_the_compiler() {
+    fn seccomp_table_compiles() {
         assert!(denied_filter().unwrap().len() > seccomp::DENIED.len());
         assert!(table_filter(seccomp::UNKNOWN, libc::ENOSYS).is_ok());
     }

@@ -1,8 +1,7 @@
-//! The workspace's files, in and out.
+//! Reads, lists and removes files of the workspace.
 //!
-//! Every path is resolved by the system beneath the workspace (`openat2`, RESOLVE_BENEATH and no magic links), inside the
-//! sandbox: a symlink that leads out is an error, however it is swapped in meanwhile, and the host never opens a path that
-//! a sandbox can write.
+//! The system resolves every path beneath the workspace (`openat2` with RESOLVE_BENEATH, no magic links), inside the sandbox: a symlink
+//! that leads out is an error, even if it is swapped in meanwhile. The host never opens a path that a sandbox can write.
 
 use std::fs::File;
 use std::io;
@@ -14,52 +13,52 @@ use bytes::Bytes;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::agent_protocol::{AnswerBody, Cause, FILE_CHUNK, FileEntry, Refused};
+use crate::agent_protocol::{AnswerBody, FILE_CHUNK, FileEntry, RefusalCause, Refused};
 
-/// Entries of a listing.
+/// The most entries of a listing.
 const MAX_ENTRIES: usize = 10_000;
-/// Bytes of a listing as JSON. An answer may have four times as many: no name, however it must be escaped, takes it over.
+/// The largest listing as JSON, bytes. An answer may be four times as large, so escaped names cannot exceed its cap.
 const MAX_LISTING: usize = FILE_CHUNK;
 
-/// A file as it was when a piece of it was read.
+/// Size and identity of a file when a chunk of it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Opened {
+pub(super) struct FileStat {
     pub size: u64,
     pub inode: u64,
 }
 
-/// Serves file requests beneath one folder.
+/// Serves file requests beneath the workspace.
 pub(super) struct Files {
     workspace: OwnedFd,
 }
 
-/// Why a path is refused, in words for people.
-pub(super) fn refuse(error: Errno) -> Refused {
-    let missing = |reason: &str| Refused { reason: reason.to_owned(), cause: Cause::Missing };
+/// The refusal for a failed system call.
+pub(super) fn refusal_of(error: Errno) -> Refused {
+    let missing = |reason: &str| Refused { reason: reason.to_owned(), cause: RefusalCause::NotFound };
     match error {
         Errno::NOENT => missing("no such file"),
         Errno::XDEV | Errno::LOOP => "the path leads out of the workspace".into(),
         Errno::ISDIR => "it is a folder".into(),
-        Errno::NOTDIR => missing("a part of the path is not a folder"),
+        Errno::NOTDIR => missing("a component of the path is not a folder"),
         Errno::NAMETOOLONG => "the name is too long".into(),
         Errno::NOSPC | Errno::FBIG | Errno::DQUOT => {
-            Refused { reason: "the workspace is full".to_owned(), cause: Cause::NoRoom }
+            Refused { reason: "the workspace is full".to_owned(), cause: RefusalCause::NoSpace }
         }
         other => io::Error::from(other).to_string().into(),
     }
 }
 
-pub(super) fn refuse_io(error: &io::Error) -> Refused {
-    error.raw_os_error().map_or_else(|| error.to_string().into(), |code| refuse(Errno::from_raw_os_error(code)))
+pub(super) fn refusal_of_io(error: &io::Error) -> Refused {
+    error.raw_os_error().map_or_else(|| error.to_string().into(), |code| refusal_of(Errno::from_raw_os_error(code)))
 }
 
-/// Relative, without `.` and `..`, without NUL: what else there may be is the system's business.
-pub(super) fn check(path: &str) -> Result<&str, Refused> {
-    let bad = path.starts_with('/')
+/// Accepts relative paths without `.`, `..`, empty components and NUL. The system checks the rest.
+pub(super) fn check_relative_path(path: &str) -> Result<&str, Refused> {
+    let is_invalid = path.starts_with('/')
         || path.contains('\0')
         || path.len() > 4096
         || (!path.is_empty() && path.split('/').any(|part| matches!(part, "" | "." | "..")));
-    if bad { Err(format!("{path:?} is not a path inside the workspace").into()) } else { Ok(path) }
+    if is_invalid { Err(format!("{path:?} is not a path inside the workspace").into()) } else { Ok(path) }
 }
 
 impl Files {
@@ -71,7 +70,7 @@ impl Files {
     pub(super) fn open(&self, path: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let path = if path.is_empty() { "." } else { path };
-        // EAGAIN: a rename raced with the walk and the system could not be sure; it asks to be asked again.
+        // EAGAIN: a rename raced with the path walk, and the system requests a retry.
         for _ in 0..100 {
             match rustix::fs::openat2(&self.workspace, path, flags | OFlags::CLOEXEC, mode, resolve) {
                 Err(Errno::AGAIN) => {}
@@ -81,11 +80,11 @@ impl Files {
         Err(Errno::AGAIN)
     }
 
-    /// A piece of a regular file, and which file of which size it was. Not waiting for a FIFO's writer, never reading a device.
-    pub fn get(&self, path: &str, offset: u64) -> Result<(Opened, Bytes), Refused> {
+    /// Reads a chunk of a regular file. Does not wait for the writer of a FIFO, and never reads a device.
+    pub fn get(&self, path: &str, offset: u64) -> Result<(FileStat, Bytes), Refused> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = File::from(self.open(check(path)?, flags, Mode::empty()).map_err(refuse)?);
-        let metadata = file.metadata().map_err(|error| refuse_io(&error))?;
+        let file = File::from(self.open(check_relative_path(path)?, flags, Mode::empty()).map_err(refusal_of)?);
+        let metadata = file.metadata().map_err(|error| refusal_of_io(&error))?;
         if !metadata.is_file() {
             return Err(if metadata.is_dir() { "it is a folder" } else { "it is not a regular file" }.into());
         }
@@ -93,36 +92,37 @@ impl Files {
         let mut data = vec![0; wanted];
         let mut filled = 0;
         while filled < wanted {
-            match file.read_at(&mut data[filled..], offset + filled as u64).map_err(|error| refuse_io(&error))? {
+            match file.read_at(&mut data[filled..], offset + filled as u64).map_err(|error| refusal_of_io(&error))? {
                 0 => break,
                 n => filled += n,
             }
         }
         data.truncate(filled);
-        Ok((Opened { size: metadata.len(), inode: metadata.ino() }, data.into()))
+        Ok((FileStat { size: metadata.len(), inode: metadata.ino() }, data.into()))
     }
 
-    /// Makes the folders that a file of this path needs.
-    pub(super) fn make_parents(&self, path: &str) -> Result<(), Refused> {
+    /// Creates the parent folders of a path.
+    pub(super) fn create_parents(&self, path: &str) -> Result<(), Refused> {
         let Some(parent) = Path::new(path).parent() else { return Ok(()) };
         let mut walked = String::new();
         for part in parent.iter().filter_map(|part| part.to_str()) {
-            let folder = self.open(&walked, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
+            let folder = self.open(&walked, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refusal_of)?;
             match rustix::fs::mkdirat(&folder, part, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(refuse(error)),
+                Err(error) => return Err(refusal_of(error)),
             }
             walked = if walked.is_empty() { part.to_owned() } else { format!("{walked}/{part}") };
         }
         Ok(())
     }
 
-    /// A folder's entries, and whether there are more than a listing holds.
+    /// The entries of a folder, and whether the listing is truncated.
     pub fn list(&self, path: &str) -> Result<(Vec<FileEntry>, bool), Refused> {
-        let folder = self.open(check(path)?, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
+        let folder =
+            self.open(check_relative_path(path)?, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refusal_of)?;
         let (mut entries, mut size) = (Vec::new(), 0);
-        for entry in Dir::read_from(&folder).map_err(refuse)? {
-            let entry = entry.map_err(refuse)?;
+        for entry in Dir::read_from(&folder).map_err(refusal_of)? {
+            let entry = entry.map_err(refusal_of)?;
             if matches!(entry.file_name().to_bytes(), b"." | b"..") {
                 continue;
             }
@@ -144,23 +144,23 @@ impl Files {
         Ok((entries, false))
     }
 
-    /// Removes a file or an empty folder; a symlink itself, never what it points to.
+    /// Removes a file, a symlink (not its target) or an empty folder.
     pub fn remove(&self, path: &str) -> Result<(), Refused> {
-        let path = check(path)?;
+        let path = check_relative_path(path)?;
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         if name.is_empty() {
-            return Err("the workspace itself stays".into());
+            return Err("the workspace itself cannot be removed".into());
         }
-        let folder = self.open(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
+        let folder = self.open(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refusal_of)?;
         match rustix::fs::unlinkat(folder.as_fd(), name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => rustix::fs::unlinkat(folder.as_fd(), name, AtFlags::REMOVEDIR).map_err(refuse),
-            other => other.map_err(refuse),
+            Err(Errno::ISDIR) => rustix::fs::unlinkat(folder.as_fd(), name, AtFlags::REMOVEDIR).map_err(refusal_of),
+            other => other.map_err(refusal_of),
         }
     }
 }
 
-/// The answer to a request that gives nothing back but success.
-pub(super) fn done(result: Result<(), Refused>) -> AnswerBody {
+/// The answer to a request that returns no data.
+pub(super) fn to_answer(result: Result<(), Refused>) -> AnswerBody {
     match result {
         Ok(()) => AnswerBody::Done { repeated: false },
         Err(refused) => AnswerBody::Refused(refused),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn files_come_out_in_pieces() {
+    fn files_are_read_in_chunks() {
         let (root, files) = workspace("pieces");
         fs::create_dir_all(root.join("work/a/b")).unwrap();
         fs::write(root.join("work/a/b/c.bin"), "hello world").unwrap();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_outside_the_workspace_is_reached() {
+    fn paths_cannot_leave_the_workspace() {
         let (root, files) = workspace("outside");
         symlink("../secret", root.join("work/link")).unwrap();
         symlink(&root, root.join("work/folder")).unwrap();
@@ -226,9 +226,9 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_is_bounded_and_says_so() {
+    fn large_listing_is_truncated() {
         let (root, files) = workspace("listing");
-        // Control characters take six bytes each as JSON, and bytes that are no UTF-8 three.
+        // Control characters take six bytes each in JSON, bytes that are not UTF-8 three.
         let name = |i: usize, filler: &str| root.join("work").join(format!("{i:05}{}", filler.repeat(250)));
         (0..3000).for_each(|i| fs::write(name(i, "\u{1}"), "").unwrap());
         let (entries, truncated) = files.list("").unwrap();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn pipes_and_devices_are_refused_without_waiting() {
+    fn pipes_are_refused_without_blocking() {
         let (root, files) = workspace("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, root.join("work/fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
         assert!(files.get("fifo", 0).unwrap_err().reason.contains("regular"));

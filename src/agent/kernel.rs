@@ -1,4 +1,4 @@
-//! The kernel process: its connection file, its start, its signals, its last words.
+//! Starts the kernel process, signals and reaps it.
 
 use std::fs;
 use std::io;
@@ -10,16 +10,15 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal};
 
-use super::confine::Locks;
+use super::confine::Confinement;
 use crate::agent_protocol::AgentConfig;
 use crate::ids::Generation;
 use crate::wire::connection_file::{ConnectionInfo, Transport};
 
-/// The score by which the system prefers to kill the kernel before the agent and the manager.
+/// Makes the OOM killer prefer the kernel to the agent and the manager.
 const OOM_SCORE_ADJ: &str = "500";
 
-/// A started kernel.
-pub(super) struct KernelProcess {
+pub(super) struct SpawnedKernel {
     pub pid: Pid,
     pub connection: ConnectionInfo,
     pub stdout: OwnedFd,
@@ -29,14 +28,15 @@ pub(super) struct KernelProcess {
 /// Starts the kernel of `generation`.
 ///
 /// # Errors
-/// A sentence that says which step failed.
-pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<KernelProcess, String> {
+/// The failed step, for people.
+pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<SpawnedKernel, String> {
     let connection = connection_info(config, generation).map_err(|error| format!("cannot choose sockets: {error}"))?;
     let path = format!("{}/connection-{generation}.json", config.runtime_dir);
     write_private(&path, &connection).map_err(|error| format!("cannot write {path}: {error}"))?;
     let argv: Vec<String> = config.argv.iter().map(|argument| argument.replace("{connection_file}", &path)).collect();
     let [program, arguments @ ..] = argv.as_slice() else { return Err("the kernelspec has no argv".to_owned()) };
-    let mut locks = Locks::prepare(config).map_err(|error| format!("cannot prepare the kernel's locks: {error}"))?;
+    let mut confinement =
+        Confinement::prepare(config).map_err(|error| format!("cannot prepare the kernel's confinement: {error}"))?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -46,20 +46,20 @@ pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<Kern
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // SAFETY: between fork and exec of this single-threaded program, so no lock can be held by another thread; the closure
-    // only makes system calls on what was prepared before.
-    #[expect(unsafe_code, reason = "the locks must be closed in the child, before exec")]
+    // SAFETY: runs between fork and exec of this single-threaded program, so no other thread holds a lock; the closure only makes
+    // system calls on prepared data.
+    #[expect(unsafe_code, reason = "confinement must be applied in the child, before exec")]
     unsafe {
-        command.pre_exec(move || locks.close());
+        command.pre_exec(move || confinement.apply());
     }
     let mut child = command.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err("the kernel has no output pipes".to_owned());
     };
     let pid = Pid::from_child(&child);
-    // Best effort: raising one's own score is always allowed, and a system without the file has no OOM killer to steer.
+    // Best effort: raising the score is always allowed, and a system without the file has no OOM killer.
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj", pid = pid.as_raw_nonzero()), OOM_SCORE_ADJ);
-    Ok(KernelProcess { pid, connection, stdout: stdout.into(), stderr: stderr.into() })
+    Ok(SpawnedKernel { pid, connection, stdout: stdout.into(), stderr: stderr.into() })
 }
 
 fn connection_info(config: &AgentConfig, generation: Generation) -> io::Result<ConnectionInfo> {
@@ -69,7 +69,7 @@ fn connection_info(config: &AgentConfig, generation: Generation) -> io::Result<C
             Ok(ConnectionInfo::new(Transport::Ipc, &prefix, [1, 2, 3, 4, 5], &config.kernel))
         }
         Transport::Tcp => {
-            // All five are held while choosing, so they differ. Nobody else can take one in between: the loopback is ours alone.
+            // All five are bound at once, so they differ. No other process can take one afterwards: the loopback is the sandbox's.
             let held = (0..5).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
             let mut ports = [0; 5];
             for (port, listener) in ports.iter_mut().zip(&held) {
@@ -87,12 +87,12 @@ fn write_private(path: &str, connection: &ConnectionInfo) -> io::Result<()> {
 
 /// Sends a signal to the kernel's process group.
 pub(super) fn signal_group(pid: Pid, signal: Signal) {
-    // The group may be gone already; then there is nobody to tell.
+    // Fails only if the group has exited.
     let _ = rustix::process::kill_process_group(pid, signal);
 }
 
-/// Ends every process of the sandbox but the agent: as PID 1, one call reaches all of the namespace, daemons included.
-/// Elsewhere (tests) only the kernel's group.
+/// Kills every process of the sandbox but the agent: as PID 1, one call reaches the whole namespace, including daemons. In tests,
+/// where the agent is not PID 1, only the kernel's group.
 pub(super) fn kill_all(pid: Option<Pid>) {
     if rustix::process::getpid().as_raw_nonzero().get() == 1 {
         // SAFETY: a plain system call without memory arguments. rustix has no kill(-1).
@@ -103,7 +103,7 @@ pub(super) fn kill_all(pid: Option<Pid>) {
     }
 }
 
-/// Takes every process that has ended, our own kernel or an orphan that came to us as PID 1.
+/// Reaps every exited process: the kernel, and orphans that PID 1 inherits.
 pub(super) fn reap() -> Vec<(Pid, ExitStatus)> {
     let mut ended = Vec::new();
     while let Ok(Some((pid, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
@@ -112,18 +112,18 @@ pub(super) fn reap() -> Vec<(Pid, ExitStatus)> {
     ended
 }
 
-/// Keeps the end of what a process wrote.
+/// The tail of what the kernel process wrote to stdout and stderr.
 #[derive(Default)]
-pub(super) struct LastWords {
+pub(super) struct StdioTail {
     bytes: Vec<u8>,
 }
 
-impl LastWords {
-    const KEEP: usize = 4096;
+impl StdioTail {
+    const CAPACITY: usize = 4096;
 
     pub fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(&bytes[bytes.len().saturating_sub(Self::KEEP)..]);
-        let excess = self.bytes.len().saturating_sub(Self::KEEP);
+        self.bytes.extend_from_slice(&bytes[bytes.len().saturating_sub(Self::CAPACITY)..]);
+        let excess = self.bytes.len().saturating_sub(Self::CAPACITY);
         self.bytes.drain(..excess);
     }
 

@@ -1,27 +1,27 @@
 //! The program inside the sandbox: PID 1, static, one thread.
 //!
-//! It starts the kernel, owns the kernel's ZeroMQ sockets, and drains them without ever waiting for anyone. What they say
-//! becomes numbered events in a bounded buffer ([`buffer`]), kept until the manager has made them safe. So a manager may
-//! be slow, die and come back: nothing is lost that the buffer can hold, and what it cannot hold is a named gap.
+//! It starts the kernel, owns the kernel's ZeroMQ sockets, and drains them without waiting for anyone. Messages become numbered
+//! events in a bounded buffer ([`buffer`]), which keeps them until the manager acknowledges them. A manager may therefore be slow,
+//! or die and come back: no event is lost that fits into the buffer, and those that do not are reported as a gap.
 //!
 //! ```text
-//!  kernel sockets ─▶ channels ─┐                     ┌─▶ serve (one connection, the newest)
-//!  kernel process ─▶ reaper  ──┼─▶ hub ─▶ buffer ────┘
-//!  manager frames ─▶ serve   ──┘   one loop, owns all state, awaits nothing but its inputs
+//!  kernel sockets ─▶ channels   ─┐                     ┌─▶ connection (one at a time, the newest)
+//!  kernel process ─▶ reaper     ─┼─▶ hub ─▶ buffer ────┘
+//!  manager frames ─▶ connection ─┘   one loop, owns all state, awaits nothing but its inputs
 //! ```
 //!
-//! Every input from a kernel carries the generation it belongs to, so that a word from an earlier life never touches a later one.
+//! Every input from a kernel carries its generation, so that a late message of an earlier kernel never affects a later one.
 
+mod bootstrap;
 mod buffer;
 mod channels;
 mod coalesce;
 mod confine;
+mod connection;
+mod executions;
 mod files;
-mod handover;
 mod hub;
 mod kernel;
-mod runs;
-mod serve;
 mod shared_memory;
 mod stdio;
 mod uploads;
@@ -32,33 +32,33 @@ use std::process::ExitCode;
 
 use crate::agent_protocol::Listen;
 
-/// Runs the agent until the manager terminates it. `arguments` are those after the program's name: one JSON [`Listen`],
-/// where the configuration and then the manager come.
+/// Runs the agent until the manager terminates it. `arguments`, without the program's name, are one JSON [`Listen`]: the socket on
+/// which first the configuration and then the manager's connections arrive.
 pub fn main(arguments: &[String]) -> ExitCode {
     let listen: Listen = match arguments {
         [json] => match serde_json::from_str(json) {
             Ok(listen) => listen,
-            Err(error) => return fail(&format!("cannot read where to listen: {error}")),
+            Err(error) => return fail(&format!("invalid LISTEN-JSON argument: {error}")),
         },
-        _ => return fail("usage: cellkeep-agent LISTEN-JSON (started by cellkeep inside a sandbox, not by hand)"),
+        _ => return fail("usage: cellkeep-agent LISTEN-JSON (cellkeep starts this program inside a sandbox)"),
     };
     if let Err(error) = confine::protect_agent() {
-        return fail(&format!("cannot protect itself: {error}"));
+        return fail(&format!("cannot protect the agent process: {error}"));
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("cannot start: {error}")),
+        Err(error) => return fail(&format!("cannot create the runtime: {error}")),
     };
     let local = tokio::task::LocalSet::new();
-    let life = async { hub::run(handover::configuration(&listen).await?).await };
-    match local.block_on(&runtime, life) {
+    let agent = async { hub::run(bootstrap::receive_configuration(&listen).await?).await };
+    match local.block_on(&runtime, agent) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }
 }
 
 fn fail(message: &str) -> ExitCode {
-    // Nobody may be reading any more, which is no reason to panic.
+    // Standard error may be closed already; that must not panic.
     let _ = writeln!(std::io::stderr(), "cellkeep-agent: {message}");
     ExitCode::FAILURE
 }

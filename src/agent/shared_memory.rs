@@ -1,27 +1,27 @@
-//! Memory that belongs to no process: files in memory, System V segments, descriptors that nobody has mapped.
+//! Measures memory outside of the processes' resident sets: tmpfs files, System V segments, unmapped memfds.
 //!
-//! A memory cgroup counts all of it. Where there is none, adding up the processes misses it: a gigabyte in a `memfd` that is
-//! written and never mapped is in nobody's resident set. What processes have mapped of it must not count twice, though.
+//! A memory cgroup counts all of it. Without one, the sum over the processes misses it: a gigabyte written to a `memfd` that is never
+//! mapped is in no resident set. ProcessMapping parts must not count twice.
 //!
-//! Not seen are descriptors on their way through a socket, and those of a process that has made itself undumpable: without
-//! a cgroup the watch is a help for the honest, as the isolation report says, and no wall.
+//! Descriptors in transit through a socket are not found, nor those of a process that made itself undumpable. Without a cgroup the
+//! memory limit is therefore a safeguard against accidents and not against attacks; the isolation report says so.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-/// Measured, on a busy machine: a look takes 0.02 ms with one kernel that holds nothing, 6 ms where a Python process with
-/// pandas has mapped 60 MB, since all of its mappings are read then, and 8 ms with 4000 descriptors. It is repeated when this
-/// many times its duration has passed, so that it takes a fiftieth of a CPU at most.
-const REST: u32 = 50;
-/// How many descriptors one look asks about, 2 µs each; beyond, none are counted.
+/// The pause between measurements, in multiples of the duration of the last one: measuring takes at most 2 % of a CPU. Measured on a
+/// busy machine: 0.02 ms with one idle kernel, 6 ms where a Python process with pandas maps 60 MB, since all of its mappings are read
+/// then, and 8 ms with 4000 descriptors.
+const REST_FACTOR: u32 = 50;
+/// The most descriptors that one measurement examines, 2 µs each; the rest is not counted.
 const MAX_DESCRIPTORS: usize = 65536;
-/// Below this, whether memory counts twice is not worth finding out, bytes.
+/// Below this, possible double counting is ignored, bytes.
 const NEGLIGIBLE: u64 = 4 << 20;
 
-/// What is known of a process: its shared memory, mapped, bytes.
-pub(super) struct Mapped {
+/// The shared memory that a process maps, bytes.
+pub(super) struct ProcessMapping {
     pub pid: u32,
     pub bytes: u64,
 }
@@ -29,38 +29,41 @@ pub(super) struct Mapped {
 /// The device of a file system, as `major` and `minor`.
 type Device = (u32, u32);
 
-/// Counts shared memory.
 pub(super) struct SharedMemory {
-    /// The file systems in memory that can be written, with where they are mounted.
+    /// The writable tmpfs mounts.
     file_systems: HashMap<Device, String>,
     bytes: u64,
-    next_look: Instant,
+    next_measurement: Instant,
 }
 
 impl SharedMemory {
     pub fn new() -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Self { file_systems: mounts.lines().filter_map(writable_tmpfs).collect(), bytes: 0, next_look: Instant::now() }
+        Self {
+            file_systems: mounts.lines().filter_map(writable_tmpfs).collect(),
+            bytes: 0,
+            next_measurement: Instant::now(),
+        }
     }
 
-    /// All of it, mapped or not, bytes; as of the last look.
-    pub fn bytes(&mut self, processes: &[Mapped]) -> u64 {
+    /// Shared memory, mapped or not, bytes; as of the last measurement.
+    pub fn bytes(&mut self, processes: &[ProcessMapping]) -> u64 {
         let now = Instant::now();
-        if now >= self.next_look {
-            self.bytes = self.look(processes);
-            self.next_look = now + (now.elapsed() * REST).min(Duration::from_secs(5));
+        if now >= self.next_measurement {
+            self.bytes = self.measure(processes);
+            self.next_measurement = now + (now.elapsed() * REST_FACTOR).min(Duration::from_secs(5));
         }
         self.bytes.max(processes.iter().map(|process| process.bytes).sum())
     }
 
-    fn look(&self, processes: &[Mapped]) -> u64 {
+    fn measure(&self, processes: &[ProcessMapping]) -> u64 {
         let memfds = open_memfds(processes);
         let held = memfds.values().sum::<u64>() + self.in_file_systems() + system_v();
         let mapped: u64 = processes.iter().map(|process| process.bytes).sum();
         let mut both = held.min(mapped);
         if both > NEGLIGIBLE {
             let inodes: HashSet<u64> = memfds.into_keys().collect();
-            both = both.min(processes.iter().map(|process| self.held_of_mapped(process, &inodes)).sum());
+            both = both.min(processes.iter().map(|process| self.counted_mappings(process, &inodes)).sum());
         }
         held + mapped - both
     }
@@ -72,20 +75,20 @@ impl SharedMemory {
         self.file_systems.values().map(used).sum()
     }
 
-    /// How much of what a process has mapped is counted as held: the rest is anonymous, or its descriptor is closed.
-    fn held_of_mapped(&self, process: &Mapped, memfds: &HashSet<u64>) -> u64 {
+    /// How much of a process's mappings is counted elsewhere already: in a tmpfs, an open memfd or a segment.
+    fn counted_mappings(&self, process: &ProcessMapping, memfds: &HashSet<u64>) -> u64 {
         match fs::read_to_string(format!("/proc/{}/smaps", process.pid)) {
-            Ok(smaps) => held_in(&smaps, |device, inode, path| {
+            Ok(smaps) => sum_pss(&smaps, |device, inode, path| {
                 let memfd = path.starts_with("/memfd:") && memfds.contains(&inode);
                 memfd || path.starts_with("/SYSV") || self.file_systems.contains_key(&device)
             }),
-            // Rather too little in all than an innocent process ended.
+            // Underestimate rather than kill an innocent process.
             Err(_) => process.bytes,
         }
     }
 }
 
-/// The device and the mount point of a line of `mountinfo`, where it is a tmpfs that can be written.
+/// The device and mount point of a line of `mountinfo`, if it is a writable tmpfs.
 fn writable_tmpfs(line: &str) -> Option<(Device, String)> {
     let (mount, kind) = line.split_once(" - ")?;
     let fields: Vec<&str> = mount.split(' ').collect();
@@ -95,7 +98,7 @@ fn writable_tmpfs(line: &str) -> Option<(Device, String)> {
     (kind.starts_with("tmpfs ") && writable).then_some(((major.parse().ok()?, minor.parse().ok()?), (*path).to_owned()))
 }
 
-/// The segments of our own namespace, attached or not: what is resident and what is swapped out are the last two columns.
+/// System V segments of this namespace, attached or not: the last two columns are resident and swapped bytes.
 fn system_v() -> u64 {
     let table = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     let bytes =
@@ -103,9 +106,10 @@ fn system_v() -> u64 {
     table.lines().skip(1).map(bytes).sum()
 }
 
-/// The memory files that processes have open, each once: inode and bytes.
-fn open_memfds(processes: &[Mapped]) -> HashMap<u64, u64> {
-    let descriptors = |process: &Mapped| fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
+/// The memfds that processes have open, each once: inode and bytes.
+fn open_memfds(processes: &[ProcessMapping]) -> HashMap<u64, u64> {
+    let descriptors =
+        |process: &ProcessMapping| fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
     processes
         .iter()
         .flat_map(descriptors)
@@ -117,21 +121,21 @@ fn open_memfds(processes: &[Mapped]) -> HashMap<u64, u64> {
         .collect()
 }
 
-/// Adds up the shares (`Pss`) of those mappings in a `smaps` of which `held` says so.
-fn held_in(smaps: &str, held: impl Fn(Device, u64, &str) -> bool) -> u64 {
-    let mut of_interest = false;
+/// Sums the `Pss` of the mappings in a `smaps` that `matches` selects, bytes.
+fn sum_pss(smaps: &str, matches: impl Fn(Device, u64, &str) -> bool) -> u64 {
+    let mut selected = false;
     let mut kib = 0;
     for line in smaps.lines() {
         if let Some(share) = line.strip_prefix("Pss:") {
-            kib += if of_interest { share.trim().trim_end_matches(" kB").parse().unwrap_or(0) } else { 0 };
+            kib += if selected { share.trim().trim_end_matches(" kB").parse().unwrap_or(0) } else { 0 };
         } else if let Some((device, inode, path)) = mapping(line) {
-            of_interest = held(device, inode, path);
+            selected = matches(device, inode, path);
         }
     }
     kib * 1024
 }
 
-/// The device, inode and path of a mapping's first line: `start-end perms offset major:minor inode  path`.
+/// Parses the first line of a mapping into device, inode and path: `start-end perms offset major:minor inode  path`.
 fn mapping(line: &str) -> Option<(Device, u64, &str)> {
     let mut fields = line.splitn(6, ' ');
     let (device, inode) = (fields.nth(3)?, fields.next()?.parse().ok()?);
@@ -147,18 +151,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unmapped_memory_file_counts_once_however_often_it_is_open() {
-        let before: u64 = open_memfds(&[Mapped { pid: std::process::id(), bytes: 0 }]).values().sum();
+    fn unmapped_memfd_counts_once() {
+        let before: u64 = open_memfds(&[ProcessMapping { pid: std::process::id(), bytes: 0 }]).values().sum();
         let memfd = rustix::fs::memfd_create("counted", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let mut file = fs::File::from(memfd);
         file.write_all(&vec![1; 8 << 20]).unwrap();
         let _again = file.try_clone().unwrap();
-        let after: u64 = open_memfds(&[Mapped { pid: std::process::id(), bytes: 0 }]).values().sum();
+        let after: u64 = open_memfds(&[ProcessMapping { pid: std::process::id(), bytes: 0 }]).values().sum();
         assert_eq!(after - before, 8 << 20);
     }
 
     #[test]
-    fn shares_of_what_is_held_are_added_up() {
+    fn pss_of_selected_mappings_is_summed() {
         let smaps = "7f00-7f10 rw-s 00000000 00:2a 7                          /tmp/with spaces in it
 Size:               4 kB
 Pss:               40 kB
@@ -170,11 +174,11 @@ Pss:              100 kB
 Pss:             1000 kB
 ";
         let all = |device, inode, path: &str| device == (0, 0x2a) || (inode == 8 && path.starts_with("/memfd:"));
-        assert_eq!(held_in(smaps, all), 42 * 1024);
+        assert_eq!(sum_pss(smaps, all), 42 * 1024);
     }
 
     #[test]
-    fn writable_file_systems_in_memory_are_found() {
+    fn writable_tmpfs_mounts_are_found() {
         let line = "70 67 0:42 / /work rw,nosuid,nodev,relatime - tmpfs tmpfs rw,size=4k";
         assert_eq!(writable_tmpfs(line), Some(((0, 42), "/work".to_owned())));
         assert_eq!(writable_tmpfs(&line.replace("rw,nosuid", "ro,nosuid")), None);

@@ -1,4 +1,4 @@
-//! What a process writes to its own stdout and stderr, read in pieces that never cut a character.
+//! Reads the stdout and stderr of the kernel process, in chunks that never split a UTF-8 character.
 
 use std::os::fd::OwnedFd;
 
@@ -10,17 +10,17 @@ use tokio::sync::mpsc;
 use super::hub::Input;
 use crate::ids::Generation;
 
-/// Bytes that are read at once.
+/// Read size, bytes.
 const CHUNK: usize = 16 * 1024;
 
-/// Reads a pipe to its end and hands on what it gives.
+/// Forwards a pipe to the hub until its end.
 pub(super) async fn read(generation: Generation, name: &'static str, fd: OwnedFd, inputs: mpsc::Sender<Input>) {
     let Ok(mut reader) = pipe::Receiver::from_owned_fd(fd) else { return };
     let mut chunk = vec![0; CHUNK];
     let mut held = 0;
     while let Ok(read @ 1..) = reader.read(&mut chunk[held..]).await {
         let filled = held + read;
-        let whole = filled - unfinished(&chunk[..filled]);
+        let whole = filled - incomplete_tail(&chunk[..filled]);
         let bytes = Bytes::copy_from_slice(&chunk[..whole]);
         chunk.copy_within(whole..filled, 0);
         held = filled - whole;
@@ -34,16 +34,15 @@ pub(super) async fn read(generation: Generation, name: &'static str, fd: OwnedFd
     }
 }
 
-/// How many bytes at the end are the beginning of a character whose rest may follow; at most three. What is no UTF-8 at all
-/// waits for nothing.
-fn unfinished(bytes: &[u8]) -> usize {
+/// The length of an incomplete character at the end, at most three bytes. Bytes that are not UTF-8 count as complete.
+fn incomplete_tail(bytes: &[u8]) -> usize {
     let tail = &bytes[bytes.len().saturating_sub(3)..];
-    let begins = tail.iter().rposition(|byte| byte & 0b1100_0000 == 0b1100_0000);
-    begins.map(|at| &tail[at..]).filter(|begun| begun.len() < length_of(begun[0])).map_or(0, <[u8]>::len)
+    let start = tail.iter().rposition(|byte| byte & 0b1100_0000 == 0b1100_0000);
+    start.map(|at| &tail[at..]).filter(|start| start.len() < char_length(start[0])).map_or(0, <[u8]>::len)
 }
 
-/// How long the character is that begins with this byte.
-fn length_of(first: u8) -> usize {
+/// The length of the UTF-8 character that starts with this byte.
+fn char_length(first: u8) -> usize {
     match first {
         0b1100_0000..=0b1101_1111 => 2,
         0b1110_0000..=0b1110_1111 => 3,
@@ -61,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_begin_of_a_character_waits() {
+    fn only_incomplete_characters_wait() {
         for (bytes, waiting) in [
             (&b""[..], 0),
             (b"abc", 0),
@@ -73,18 +72,18 @@ mod tests {
             (b"\xff\xff", 0),
             (b"\x80\x80\x80\x80", 0),
         ] {
-            assert_eq!(unfinished(bytes), waiting, "{bytes:x?}");
+            assert_eq!(incomplete_tail(bytes), waiting, "{bytes:x?}");
         }
     }
 
     #[tokio::test]
-    async fn a_long_text_comes_in_whole_characters() {
+    async fn long_text_arrives_in_whole_characters() {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let (sender, mut inputs) = mpsc::channel(4);
         let sent = format!("x{}\u{fffd}", "ü€😀".repeat(20_000));
         let writing = std::thread::spawn({
             let mut bytes = sent.clone().into_bytes();
-            // The last character stays unfinished.
+            // The last character is incomplete.
             bytes.push(0xe2);
             move || writer.write_all(&bytes).unwrap()
         });
@@ -102,9 +101,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_that_is_cut_anywhere_waits_for_its_rest(text in "\\PC{1,10}", cut in 0usize..40) {
+        fn text_cut_anywhere_stays_valid(text in "\\PC{1,10}", cut in 0usize..40) {
             let bytes = &text.as_bytes()[..cut.min(text.len())];
-            prop_assert!(std::str::from_utf8(&bytes[..bytes.len() - unfinished(bytes)]).is_ok());
+            prop_assert!(std::str::from_utf8(&bytes[..bytes.len() - incomplete_tail(bytes)]).is_ok());
         }
     }
 }

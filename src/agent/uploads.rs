@@ -1,8 +1,8 @@
-//! Files on their way into the workspace: there as a whole with their last piece, and not at all before it.
+//! Uploads into the workspace: a file appears atomically with its last chunk.
 //!
-//! Until then an upload is a file without a name, where the file system has such, so no code finds it half-written, no listing shows it,
-//! and whatever ends it early, the manager's death included, takes its bytes away. It gets a name of nobody's for as long as a rename
-//! takes: a file that is replaced is never away.
+//! Until then an upload is an unnamed file (`O_TMPFILE`) where the file system supports that: no code finds it half-written, no listing
+//! shows it, and its space is freed if it ends early, even by the death of the manager. At the end it is linked under a temporary name
+//! and renamed, so that an existing file is replaced without a gap.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,53 +12,53 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::files::{Files, check, refuse, refuse_io};
-use crate::agent_protocol::{Cause, Refused};
+use super::files::{Files, check_relative_path, refusal_of, refusal_of_io};
+use crate::agent_protocol::{RefusalCause, Refused};
 
-/// Uploads that are open at once.
-const MOST: usize = 200;
-/// Symlinks that are followed to a file, as Linux has it.
-const MOST_LINKS: usize = 40;
+/// The most open uploads of a connection.
+const MAX_UPLOADS: usize = 200;
+/// The most symlinks that are followed, as in Linux.
+const MAX_SYMLINKS: usize = 40;
 
-/// The uploads of one connection, by the manager's numbers for them.
+/// The uploads of one connection, by the manager's numbers.
 #[derive(Default)]
 pub(super) struct Uploads(HashMap<u64, Upload>);
 
 impl Uploads {
-    /// Takes a piece. The first one, at offset 0, begins an upload; with the last one the file is there. Whatever goes wrong ends it.
-    pub fn put(&mut self, files: &Files, piece: &Piece, data: &[u8]) -> Result<(), Refused> {
-        let mut upload = match (piece.offset, self.0.remove(&piece.upload)) {
-            (0, _) if self.0.len() >= MOST => return Err(refusal("too many files are being written at once", Cause::Busy)),
-            (0, _) => Upload::begin(files, piece.path)?,
+    /// Writes a chunk. Offset 0 starts an upload, and the last chunk finishes it. An error discards the upload.
+    pub fn write_chunk(&mut self, files: &Files, chunk: &Chunk, data: &[u8]) -> Result<(), Refused> {
+        let mut upload = match (chunk.offset, self.0.remove(&chunk.upload)) {
+            (0, _) if self.0.len() >= MAX_UPLOADS => {
+                return Err(refusal("too many uploads at once", RefusalCause::Busy));
+            }
+            (0, _) => Upload::create(files, chunk.path)?,
             (offset, Some(upload)) if upload.length == offset => upload,
-            _ => return Err(refusal("the file was cut off: send it again", Cause::Cut)),
+            _ => return Err(refusal("the upload was interrupted; send the file again", RefusalCause::Interrupted)),
         };
-        upload.file.write_all_at(data, upload.length).map_err(|error| refuse_io(&error))?;
+        upload.file.write_all_at(data, upload.length).map_err(|error| refusal_of_io(&error))?;
         upload.length += data.len() as u64;
-        if piece.last {
+        if chunk.last {
             return upload.finish();
         }
-        self.0.insert(piece.upload, upload);
+        self.0.insert(chunk.upload, upload);
         Ok(())
     }
 
-    /// Nobody sends the rest.
-    pub fn drop_one(&mut self, upload: u64) {
+    pub fn discard(&mut self, upload: u64) {
         self.0.remove(&upload);
     }
 
-    /// Nobody sends the rest of any.
-    pub fn drop_all(&mut self) {
+    pub fn discard_all(&mut self) {
         self.0.clear();
     }
 }
 
-fn refusal(reason: &str, cause: Cause) -> Refused {
+fn refusal(reason: &str, cause: RefusalCause) -> Refused {
     Refused { reason: reason.to_owned(), cause }
 }
 
-/// Where a piece belongs.
-pub(super) struct Piece<'a> {
+/// The position of a chunk.
+pub(super) struct Chunk<'a> {
     pub upload: u64,
     pub path: &'a str,
     pub offset: u64,
@@ -67,87 +67,91 @@ pub(super) struct Piece<'a> {
 
 struct Upload {
     file: File,
-    /// Its name for the time being, where it needs one.
-    nobodys: Option<String>,
+    /// `None` for an unnamed file.
+    temporary_name: Option<String>,
     length: u64,
     folder: OwnedFd,
     name: String,
 }
 
-/// A new file, and its name if it has one.
-type New = (OwnedFd, Option<String>);
+/// A new file, and its temporary name unless it is unnamed.
+type NewFile = (OwnedFd, Option<String>);
 
-fn without_name(folder: &OwnedFd) -> Result<New, Errno> {
+fn create_unnamed(folder: &OwnedFd) -> Result<NewFile, Errno> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     Ok((rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o644))?, None))
 }
 
-/// For file systems that have none without (gVisor's). One that is left behind by an agent that is killed goes with its sandbox.
-fn with_name(folder: &OwnedFd) -> Result<New, Errno> {
-    let name = name_of_nobody()?;
+/// For file systems without unnamed files (gVisor's). A file left by a killed agent is deleted with its sandbox.
+fn create_named(folder: &OwnedFd) -> Result<NewFile, Errno> {
+    let name = random_name()?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
     Ok((rustix::fs::openat(folder, &name, flags, Mode::from_raw_mode(0o644))?, Some(name)))
 }
 
 impl Upload {
-    fn begin(files: &Files, path: &str) -> Result<Self, Refused> {
-        Self::begin_in(files, path, |folder| match without_name(folder) {
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => with_name(folder),
+    fn create(files: &Files, path: &str) -> Result<Self, Refused> {
+        Self::create_with(files, path, |folder| match create_unnamed(folder) {
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => create_named(folder),
             file => file,
         })
     }
 
-    fn begin_in(files: &Files, path: &str, new: impl FnOnce(&OwnedFd) -> Result<New, Errno>) -> Result<Self, Refused> {
-        let path = check(path)?;
+    fn create_with(
+        files: &Files,
+        path: &str,
+        create_file: impl FnOnce(&OwnedFd) -> Result<NewFile, Errno>,
+    ) -> Result<Self, Refused> {
+        let path = check_relative_path(path)?;
         if path.is_empty() {
             return Err("a file needs a name".into());
         }
-        files.make_parents(path)?;
-        let (folder, name, old) = find(files, path.to_owned())?;
-        let (file, nobodys) = new(&folder).map_err(refuse)?;
-        let upload = Self { file: File::from(file), nobodys, length: 0, folder, name };
-        if let Some(mode) = old {
-            rustix::fs::fchmod(&upload.file, mode).map_err(refuse)?;
+        files.create_parents(path)?;
+        let (folder, name, old_mode) = resolve_target(files, path.to_owned())?;
+        let (file, temporary_name) = create_file(&folder).map_err(refusal_of)?;
+        let upload = Self { file: File::from(file), temporary_name, length: 0, folder, name };
+        if let Some(mode) = old_mode {
+            rustix::fs::fchmod(&upload.file, mode).map_err(refusal_of)?;
         }
         Ok(upload)
     }
 
-    /// Gives it its name, in the place of what has it.
+    /// Moves the file to its name, replacing an existing file.
     fn finish(mut self) -> Result<(), Refused> {
-        if self.nobodys.is_none() {
-            let (name, ours) = (name_of_nobody().map_err(refuse)?, format!("/proc/self/fd/{}", self.file.as_raw_fd()));
-            rustix::fs::linkat(CWD, ours, &self.folder, &name, AtFlags::SYMLINK_FOLLOW).map_err(refuse)?;
-            self.nobodys = Some(name);
+        if self.temporary_name.is_none() {
+            let (name, own_path) = (random_name().map_err(refusal_of)?, format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+            rustix::fs::linkat(CWD, own_path, &self.folder, &name, AtFlags::SYMLINK_FOLLOW).map_err(refusal_of)?;
+            self.temporary_name = Some(name);
         }
-        let nobodys = self.nobodys.as_deref().unwrap_or_default();
-        rustix::fs::renameat(&self.folder, nobodys, &self.folder, &self.name).map_err(refuse)?;
-        self.nobodys = None;
+        let temporary = self.temporary_name.as_deref().unwrap_or_default();
+        rustix::fs::renameat(&self.folder, temporary, &self.folder, &self.name).map_err(refusal_of)?;
+        self.temporary_name = None;
         Ok(())
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if let Some(name) = &self.nobodys {
+        if let Some(name) = &self.temporary_name {
             let _ = rustix::fs::unlinkat(&self.folder, name, AtFlags::empty());
         }
     }
 }
 
-/// The folder and the name that a path leads to, through symlinks that stay inside, and the mode of the file that is there.
-fn find(files: &Files, mut path: String) -> Result<(OwnedFd, String, Option<Mode>), Refused> {
-    for _ in 0..MOST_LINKS {
+/// Resolves a path to folder and file name, following symlinks inside the workspace. Also returns the mode of an existing file.
+fn resolve_target(files: &Files, mut path: String) -> Result<(OwnedFd, String, Option<Mode>), Refused> {
+    for _ in 0..MAX_SYMLINKS {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", &path));
-        let folder = files.open(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refuse)?;
-        // A symlink to `..` or to `folder/`.
+        let folder = files.open(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refusal_of)?;
+        // The target of a symlink to `..` or `folder/`.
         if matches!(name, "" | "." | "..") {
-            return Err(refuse(Errno::ISDIR));
+            return Err(refusal_of(Errno::ISDIR));
         }
-        // Opened as for writing in place, which refuses what never could be: folders, pipes nobody reads, files made read-only.
+        // Opening for writing refuses what cannot be overwritten: folders, pipes without a reader, read-only files.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&folder, name, flags, Mode::empty()) {
             Ok(old) => {
-                let stat = rustix::fs::fstat(&old).map_err(refuse)?;
+                let stat = rustix::fs::fstat(&old).map_err(refusal_of)?;
                 if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
                     return Err("it is not a regular file".into());
                 }
@@ -155,18 +159,18 @@ fn find(files: &Files, mut path: String) -> Result<(OwnedFd, String, Option<Mode
             }
             Err(Errno::NOENT) => return Ok((folder, name.to_owned(), None)),
             Err(Errno::LOOP) => {
-                let target = rustix::fs::readlinkat(&folder, name, Vec::new()).map_err(refuse)?;
+                let target = rustix::fs::readlinkat(&folder, name, Vec::new()).map_err(refusal_of)?;
                 let target = target.to_str().ok().filter(|target| !target.starts_with('/')).ok_or(Errno::XDEV);
-                let target = target.map_err(refuse)?;
+                let target = target.map_err(refusal_of)?;
                 path = if parent.is_empty() { target.to_owned() } else { format!("{parent}/{target}") };
             }
-            Err(error) => return Err(refuse(error)),
+            Err(error) => return Err(refusal_of(error)),
         }
     }
-    Err(refuse(Errno::LOOP))
+    Err(refusal_of(Errno::LOOP))
 }
 
-fn name_of_nobody() -> Result<String, Errno> {
+fn random_name() -> Result<String, Errno> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(format!(".cellkeep-{:032x}", u128::from_le_bytes(bytes)))
@@ -182,14 +186,14 @@ mod tests {
 
     use super::*;
 
-    struct Place {
+    struct TestWorkspace {
         root: PathBuf,
         work: PathBuf,
         files: Files,
         uploads: Uploads,
     }
 
-    impl Place {
+    impl TestWorkspace {
         fn new(name: &str) -> Self {
             let root = std::env::temp_dir().join(format!("cellkeep-uploads-{}-{name}", std::process::id()));
             let _ = fs::remove_dir_all(&root);
@@ -201,7 +205,7 @@ mod tests {
         }
 
         fn put(&mut self, upload: u64, path: &str, offset: u64, data: &str, last: bool) -> Result<(), Refused> {
-            self.uploads.put(&self.files, &Piece { upload, path, offset, last }, data.as_bytes())
+            self.uploads.write_chunk(&self.files, &Chunk { upload, path, offset, last }, data.as_bytes())
         }
 
         fn whole(&mut self, path: &str, data: &str) -> Result<(), Refused> {
@@ -217,7 +221,7 @@ mod tests {
         }
     }
 
-    impl Drop for Place {
+    impl Drop for TestWorkspace {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.root);
         }
@@ -231,8 +235,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_there_with_its_last_piece() {
-        let mut place = Place::new("pieces");
+    fn file_appears_with_its_last_chunk() {
+        let mut place = TestWorkspace::new("pieces");
         place.whole("a/b/c.bin", "old").unwrap();
         fs::set_permissions(place.work.join("a/b/c.bin"), fs::Permissions::from_mode(0o750)).unwrap();
         place.put(7, "a/b/c.bin", 0, "hello ", false).unwrap();
@@ -246,10 +250,10 @@ mod tests {
     }
 
     #[test]
-    fn so_it_is_where_a_file_needs_a_name_at_once() {
-        let mut place = Place::new("named");
+    fn named_temporary_file_appears_at_the_end() {
+        let mut place = TestWorkspace::new("named");
         place.whole("kept", "old").unwrap();
-        let begin = |place: &Place| Upload::begin_in(&place.files, "kept", with_name).unwrap();
+        let begin = |place: &TestWorkspace| Upload::create_with(&place.files, "kept", create_named).unwrap();
         let upload = begin(&place);
         upload.file.write_all_at(b"half", 0).unwrap();
         assert_eq!((names(&place.work).len(), place.read("kept").as_str()), (2, "old"));
@@ -262,29 +266,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_leaves_what_was_there() {
-        let mut place = Place::new("cut");
+    fn interrupted_upload_leaves_old_file() {
+        let mut place = TestWorkspace::new("cut");
         place.whole("kept", "old").unwrap();
         place.put(1, "kept", 0, "half", false).unwrap();
         assert!(place.put(1, "kept", 9, "a hole", true).is_err());
-        assert!(place.put(1, "kept", 4, "after an error", true).is_err(), "it is over");
+        assert!(place.put(1, "kept", 4, "after an error", true).is_err(), "the upload was discarded");
         place.put(2, "kept", 0, "half", false).unwrap();
-        place.uploads.drop_one(2);
+        place.uploads.discard(2);
         assert!(place.put(2, "kept", 4, "the rest", true).is_err());
         place.put(3, "kept", 0, "half", false).unwrap();
-        place.uploads.drop_all();
+        place.uploads.discard_all();
         assert!(place.put(3, "kept", 4, "the rest", true).is_err());
         assert_eq!((place.read("kept").as_str(), names(&place.work)), ("old", vec!["kept".to_owned()]));
-        for upload in 0..MOST as u64 {
+        for upload in 0..MAX_UPLOADS as u64 {
             place.put(upload, "new", 0, "", false).unwrap();
         }
-        assert_eq!(place.put(999, "new", 0, "", false).unwrap_err().cause, Cause::Busy);
+        assert_eq!(place.put(999, "new", 0, "", false).unwrap_err().cause, RefusalCause::Busy);
         assert_eq!(names(&place.work), ["kept"]);
     }
 
     #[test]
-    fn links_are_followed_inside_and_nowhere_else() {
-        let mut place = Place::new("links");
+    fn symlinks_are_followed_only_inside() {
+        let mut place = TestWorkspace::new("links");
         place.whole("deep/target", "old").unwrap();
         symlink("deep/target", place.work.join("link")).unwrap();
         symlink("../link", place.work.join("deep/back")).unwrap();
@@ -292,7 +296,7 @@ mod tests {
         place.whole("deep/back", "new").unwrap();
         place.whole("dangling", "made").unwrap();
         assert_eq!((place.read("deep/target").as_str(), place.read("fresh").as_str()), ("new", "made"));
-        assert!(fs::symlink_metadata(place.work.join("link")).unwrap().is_symlink(), "a link stays one");
+        assert!(fs::symlink_metadata(place.work.join("link")).unwrap().is_symlink(), "the symlink itself stays");
         symlink("../secret", place.work.join("out")).unwrap();
         symlink(&place.root, place.work.join("folder")).unwrap();
         symlink("/proc/self/root", place.work.join("magic")).unwrap();

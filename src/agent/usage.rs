@@ -1,31 +1,28 @@
-//! Memory, CPU and OOM kills, read from inside: the sandbox sees its own cgroup under `/sys/fs/cgroup`, in version 2 or 1;
-//! where it sees none, `/proc` is added up (the PID namespace holds only our own processes), and what no process's count
-//! holds on top ([`SharedMemory`]).
+//! Measures memory, CPU and OOM kills from inside the sandbox: in its own cgroup under `/sys/fs/cgroup`, version 2 or 1. Without one,
+//! sums over `/proc` (the PID namespace contains only the sandbox's processes) and adds [`SharedMemory`].
 
 use std::fs;
 use std::path::Path;
 
-use super::shared_memory::{Mapped, SharedMemory};
+use super::shared_memory::{ProcessMapping, SharedMemory};
 use crate::agent_protocol::UsageReading;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Reads usage; remembers the peak where only samples are to be had.
-pub(super) struct Meter {
+/// Reads the usage. Where the system keeps no peak, remembers the highest sample.
+pub(super) struct UsageMeter {
     source: Source,
     shared: SharedMemory,
     sampled_peak: u64,
     latest: u64,
 }
 
-/// What a sandbox has used until a moment.
+/// The cumulative usage of the sandbox at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Used {
-    /// CPU seconds of all its processes.
+pub(super) struct UsageSample {
+    /// CPU time of all processes, seconds.
     pub cpu_seconds: f64,
-    /// Memory at that moment, bytes.
     pub memory_bytes: u64,
-    /// The most memory that it has had, bytes.
     pub peak_bytes: u64,
 }
 
@@ -36,7 +33,7 @@ enum Source {
     Proc,
 }
 
-impl Meter {
+impl UsageMeter {
     pub fn new() -> Self {
         let source = if Path::new(&format!("{ROOT}/memory.events")).exists() {
             Source::CgroupV2
@@ -48,7 +45,6 @@ impl Meter {
         Self { source, shared: SharedMemory::new(), sampled_peak: 0, latest: 0 }
     }
 
-    /// The usage now.
     pub fn read(&mut self) -> UsageReading {
         let (memory, peak, cpu, processes) = match self.source {
             Source::CgroupV2 => (
@@ -65,40 +61,40 @@ impl Meter {
             ),
             Source::Proc => (None, None, None, None),
         };
-        let added_up = if memory.is_none() || cpu.is_none() { from_proc(&mut self.shared) } else { UsageReading::default() };
-        let memory_bytes = memory.unwrap_or(added_up.memory_bytes);
+        let summed = if memory.is_none() || cpu.is_none() { from_proc(&mut self.shared) } else { UsageReading::default() };
+        let memory_bytes = memory.unwrap_or(summed.memory_bytes);
         self.latest = memory_bytes;
         self.sampled_peak = self.sampled_peak.max(memory_bytes);
         UsageReading {
             memory_bytes,
             peak_memory_bytes: peak.unwrap_or(self.sampled_peak).max(memory_bytes),
-            cpu_seconds: cpu.unwrap_or(added_up.cpu_seconds),
-            processes: processes.unwrap_or(added_up.processes),
+            cpu_seconds: cpu.unwrap_or(summed.cpu_seconds),
+            processes: processes.unwrap_or(summed.processes),
         }
     }
 
-    /// What has been used so far, cheap enough for every run: where there is no cgroup, memory is that of the latest reading.
-    pub fn read_quickly(&self) -> Used {
+    /// A cheap reading for every execution: without a cgroup, memory is that of the last [`Self::read`].
+    pub fn sample(&self) -> UsageSample {
         let cpu = match self.source {
             Source::CgroupV2 => field("cpu.stat", "usage_usec").map(|us| us as f64 / 1e6),
             Source::CgroupV1 => number("cpuacct/cpuacct.usage").map(|ns| ns as f64 / 1e9),
             Source::Proc => None,
         };
         let own = std::process::id();
-        let added_up = || process_ids().filter(|pid| *pid != own).filter_map(cpu_seconds).sum();
+        let summed = || process_ids().filter(|pid| *pid != own).filter_map(cpu_seconds).sum();
         let peak = match self.source {
             Source::CgroupV2 => number("memory.peak"),
             Source::CgroupV1 => number("memory/memory.max_usage_in_bytes"),
             Source::Proc => None,
         };
-        Used {
-            cpu_seconds: cpu.unwrap_or_else(added_up),
+        UsageSample {
+            cpu_seconds: cpu.unwrap_or_else(summed),
             memory_bytes: self.memory_now(),
             peak_bytes: peak.unwrap_or(self.sampled_peak),
         }
     }
 
-    /// Memory now, where a cgroup tells; else of the latest reading.
+    /// Current memory if a cgroup counts it, else that of the last [`Self::read`], bytes.
     pub fn memory_now(&self) -> u64 {
         let now = match self.source {
             Source::CgroupV2 => number("memory.current"),
@@ -108,13 +104,12 @@ impl Meter {
         now.unwrap_or(self.latest)
     }
 
-    /// Whether CPU is counted also of processes that are gone.
-    pub fn counts_the_dead(&self) -> bool {
+    /// Whether the CPU time includes exited processes.
+    pub fn counts_exited_processes(&self) -> bool {
         self.source != Source::Proc
     }
 
-    /// How often the memory limit has killed a process of this sandbox. The counter tells, not `failcnt` and not Docker's
-    /// flag, which both lie.
+    /// How often the OOM killer has killed a process of this sandbox. `failcnt` and Docker's flag are unreliable; this counter is not.
     pub fn oom_kills(&self) -> u64 {
         match self.source {
             Source::CgroupV2 => field("memory.events", "oom_kill"),
@@ -134,14 +129,14 @@ fn field(file: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-/// Adds up all processes but the agent itself, whose share is not the user's.
+/// Sums all processes except the agent.
 fn from_proc(shared: &mut SharedMemory) -> UsageReading {
     let mut usage = UsageReading::default();
     let mut mapped = Vec::new();
     let own = std::process::id();
     for pid in process_ids().filter(|pid| *pid != own) {
         let (anonymous, bytes) = resident_bytes(pid).unwrap_or_default();
-        mapped.push(Mapped { pid, bytes });
+        mapped.push(ProcessMapping { pid, bytes });
         usage.processes += 1;
         usage.memory_bytes += anonymous;
         usage.cpu_seconds += cpu_seconds(pid).unwrap_or(0.0);
@@ -155,15 +150,15 @@ fn process_ids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Anonymous and shared memory, pages shared by several processes (after a fork) counted in parts. Pages of mapped files
-/// (libraries) can be dropped, so they do not count.
+/// Anonymous and shared memory, bytes. Pages that several processes share (after a fork) count proportionally. Pages of mapped files
+/// (libraries) are reclaimable and do not count.
 fn resident_bytes(pid: u32) -> Option<(u64, u64)> {
     let rollup = format!("/proc/{pid}/smaps_rollup");
     fields_kib(&rollup, ["Pss_Anon:", "Pss_Shmem:"])
         .or_else(|| fields_kib(&format!("/proc/{pid}/status"), ["RssAnon:", "RssShmem:"]))
 }
 
-/// Two fields given in kB, in bytes.
+/// Two fields in kB, converted to bytes.
 fn fields_kib(path: &str, names: [&str; 2]) -> Option<(u64, u64)> {
     let text = fs::read_to_string(path).ok()?;
     let kib = |name: &str| -> Option<u64> {
@@ -174,7 +169,7 @@ fn fields_kib(path: &str, names: [&str; 2]) -> Option<(u64, u64)> {
 
 fn cpu_seconds(pid: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; fields are counted from behind it. utime and stime are the 12th and 13th.
+    // The name in parentheses may contain anything, so fields are counted after it. utime and stime are the 12th and 13th.
     let after_name = stat.rsplit_once(')')?.1;
     let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
     Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
@@ -185,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proc_adds_up() {
+    fn proc_usage_is_summed() {
         let usage = from_proc(&mut SharedMemory::new());
         assert!(usage.processes > 0);
         assert!(resident_bytes(std::process::id()).unwrap().0 > 100_000);

@@ -1,7 +1,7 @@
-//! What the manager tells the agent at its start, and how: over the first connection to the agent's socket.
+//! The agent's configuration, which the manager sends over the first connection to the agent's socket.
 //!
-//! It holds the kernel's environment, so perhaps secrets of the user's. Hence no argument and no variable, which every user
-//! of a machine or of a container engine can read, and no file, which could outlive both ends.
+//! It contains the kernel's environment, which may hold secrets. Arguments and environment variables are visible to other users of
+//! the machine or of the container engine, and a file could outlive both ends; so the socket carries it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,71 +12,68 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::policy::Limits;
 use crate::wire::connection_file::Transport;
 
-/// The agent's word that it has its configuration.
-const TAKEN: &[u8] = b"taken";
+/// The agent's confirmation that it has received its configuration.
+const CONFIRMATION: &[u8] = b"taken";
 
 /// Where the agent finds its listening socket: its one argument, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Listen {
-    /// A listening socket by its number: the kernel cannot even see its path.
+    /// An inherited listening socket, whose path the kernel cannot see.
     Fd(i32),
-    /// A path to bind, where no descriptor can be handed in (containers).
+    /// A path to bind, for containers, which inherit no descriptors.
     Path(String),
 }
 
-/// Everything the agent must know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentConfig {
-    /// Where to listen for the manager.
     pub listen: Listen,
-    /// Kernel name, for the connection file.
+    /// The kernel's name, for the connection file.
     pub kernel: String,
-    /// The kernelspec's argv, with `{connection_file}` in it.
+    /// The kernelspec's argv, which contains `{connection_file}`.
     pub argv: Vec<String>,
-    /// The kernel's whole environment.
+    /// The kernel's complete environment.
     pub env: BTreeMap<String, String>,
-    /// How the kernel's sockets are reached.
     pub transport: Transport,
-    /// Whether interrupts go as `interrupt_request` on control (kernelspec `interrupt_mode: message`) instead of SIGINT.
+    /// Whether interrupts are sent as `interrupt_request` on control (kernelspec `interrupt_mode: message`) instead of SIGINT.
     pub interrupt_by_message: bool,
     /// The workspace: the kernel's working directory, and the root of file requests.
     pub workspace: String,
-    /// A folder that only the agent and its kernel use: connection files and ipc sockets.
+    /// The folder of connection files and ipc sockets, which only the agent and its kernel use.
     pub runtime_dir: String,
-    /// Folders that the kernel may write, all else is denied by Landlock where there is one.
+    /// Folders that the kernel may write to; Landlock, where available, denies the rest.
     pub writable: Vec<String>,
-    /// The session's limits; the agent enforces output, and what rlimits can do.
+    /// The agent enforces the output limit and what rlimits can enforce.
     pub limits: Limits,
-    /// Whether a cgroup holds the memory limit. If not, the agent watches memory itself.
+    /// Whether a cgroup enforces the memory limit. If not, the agent does.
     pub memory_enforced: bool,
-    /// Whether rlimits must hold the number of processes (no cgroup does, and the user namespace makes the count ours).
+    /// Whether `RLIMIT_NPROC` must limit the processes: no cgroup does, and the user namespace counts only this sandbox's.
     pub nproc_rlimit: bool,
-    /// End the sandbox when no manager has been attached for so many seconds. `None`: wait for ever.
+    /// The agent ends the sandbox after this many seconds without a manager. `None`: never.
     pub orphan_seconds: Option<u64>,
 }
 
-/// The manager's side: sends the configuration and waits until the agent has taken it.
+/// The manager's side: sends the configuration and waits for the confirmation.
 ///
 /// # Errors
-/// When the agent ends or goes away before; what it says on its standard error tells why.
+/// When the agent exits or disconnects before it confirms; its standard error says why.
 pub async fn send_config<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, config: &AgentConfig) -> io::Result<()> {
     stream.write_all(&serde_json::to_vec(config)?).await?;
     stream.shutdown().await?;
-    let mut answer = [0; TAKEN.len()];
+    let mut answer = [0; CONFIRMATION.len()];
     stream.read_exact(&mut answer).await?;
-    if answer == TAKEN { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if answer == CONFIRMATION { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-/// The agent's side. The manager made this very agent, so what it sends needs no cap.
+/// The agent's side. Reads without a cap, since the agent trusts the manager that started it.
 ///
 /// # Errors
-/// When the connection fails, or what comes is no configuration.
+/// When the connection fails or the JSON is not a configuration.
 pub async fn receive_config<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<AgentConfig> {
     let mut json = Vec::new();
     stream.read_to_end(&mut json).await?;
     let config = serde_json::from_slice(&json)?;
-    stream.write_all(TAKEN).await?;
+    stream.write_all(CONFIRMATION).await?;
     Ok(config)
 }
 
@@ -89,7 +86,7 @@ mod tests {
             listen: Listen::Fd(3),
             kernel: "python".into(),
             argv: vec!["python".into()],
-            // Far more than one argument of a program may have.
+            // More than the maximum length of a program argument.
             env: BTreeMap::from([("BIG".to_owned(), "x".repeat(1 << 20))]),
             transport: Transport::Ipc,
             interrupt_by_message: false,
@@ -104,7 +101,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_configuration_arrives_and_is_confirmed() {
+    async fn received_configuration_is_confirmed() {
         let (here, there) = tokio::io::duplex(4096);
         let sent = config();
         let (confirmed, received) = tokio::join!(send_config(here, &sent), receive_config(there));
@@ -113,15 +110,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_agent_that_ends_has_taken_nothing() {
+    async fn dead_agent_confirms_nothing() {
         let (here, there) = tokio::io::duplex(4 << 20);
-        let ends = async {
+        let agent = async {
             let mut there = there;
             let mut byte = [0];
             there.read_exact(&mut byte).await.unwrap();
         };
         let sent = config();
-        let (confirmed, ()) = tokio::join!(send_config(here, &sent), ends);
+        let (confirmed, ()) = tokio::join!(send_config(here, &sent), agent);
         assert!(confirmed.is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Frames: `u32` length (little endian, of kind and payload) | `u8` kind | payload.
+//! Frames: `u32` length of kind and payload (little endian), `u8` kind, payload.
 
 use std::io;
 
@@ -6,84 +6,65 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Magic and version; each side sends it first. A change of the protocol changes the version, and unequal versions part.
+/// Magic bytes and protocol version, which each side sends first. Sides with different versions disconnect.
 pub const PREAMBLE: [u8; 6] = *b"CKEEP\x03";
 
-/// Why a byte stream cannot be read on.
 #[derive(Debug, Error)]
 pub enum FrameError {
-    /// The transport failed.
     #[error("cannot read from the other side: {0}")]
     Io(#[from] io::Error),
-    /// The stream ended; `inside` a frame or between two.
+    /// The stream ended, inside a frame or between two.
     #[error("the other side closed the stream")]
     Closed,
-    /// The first bytes are not ours, or of another version.
+    /// The preamble is foreign, or of another protocol version.
     #[error("not a cellkeep agent of this version (preamble {found:02x?})")]
-    Preamble {
-        /// What came instead.
-        found: [u8; 6],
-    },
-    /// A kind that this side does not take.
+    Preamble { found: [u8; 6] },
     #[error("unknown frame kind {kind:#04x}")]
-    UnknownKind {
-        /// The kind.
-        kind: u8,
-    },
-    /// A frame longer than its kind may be, found before allocating for it.
-    #[error("frame of kind {kind:#04x} claims {length} bytes, {cap} are allowed")]
-    TooLarge {
-        /// The kind.
-        kind: u8,
-        /// The claimed length.
-        length: usize,
-        /// The cap of that kind.
-        cap: usize,
-    },
+    UnknownKind { kind: u8 },
+    /// The frame exceeds the cap of its kind; detected before memory is allocated for it.
+    #[error("frame of kind {kind:#04x} claims {length} bytes, the limit is {cap}")]
+    TooLarge { kind: u8, length: usize, cap: usize },
 }
 
-/// One frame as read: its kind and its payload.
+/// A frame that is not decoded yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawFrame {
-    /// What it is.
     pub kind: u8,
-    /// Its content.
     pub payload: Bytes,
 }
 
-/// Checks the other side's preamble.
+/// Reads and checks the other side's preamble.
 ///
 /// # Errors
-/// [`FrameError::Preamble`], or the transport's.
+/// [`FrameError::Preamble`] or [`FrameError::Io`].
 pub async fn read_preamble<R: AsyncRead + Unpin>(reader: &mut R) -> Result<(), FrameError> {
     let mut found = [0u8; PREAMBLE.len()];
     reader.read_exact(&mut found).await?;
     if found == PREAMBLE { Ok(()) } else { Err(FrameError::Preamble { found }) }
 }
 
-/// Reads frames. Owned by one task, so that nothing can cut a read in half.
+/// Reads frames. One task owns it, so that no cancellation loses half of a frame.
 pub struct FrameReader<R> {
     reader: R,
     buffer: BytesMut,
-    /// The cap in bytes of each kind this side takes; `None` refuses the kind.
+    /// The cap of each kind, bytes; `None` refuses the kind.
     cap: fn(u8) -> Option<usize>,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// A reader that takes the kinds for which `cap` has a number.
     pub fn new(reader: R, cap: fn(u8) -> Option<usize>) -> Self {
         Self { reader, buffer: BytesMut::with_capacity(16 * 1024), cap }
     }
 
-    /// The transport, for what comes before the first frame.
+    /// The transport, for the preamble.
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.reader
     }
 
-    /// The next frame.
+    /// Reads the next frame.
     ///
     /// # Errors
-    /// Any [`FrameError`]; after one the stream is of no more use.
+    /// Any [`FrameError`]; the stream is unusable afterwards.
     pub async fn next(&mut self) -> Result<RawFrame, FrameError> {
         loop {
             if let Some(frame) = self.take_frame()? {
@@ -111,7 +92,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-/// The head and payload pieces of a frame, ready to write.
+/// Prepends the head to the pieces of a payload.
 pub fn encode_frame(kind: u8, payload: Vec<Bytes>) -> Vec<Bytes> {
     let length = 1 + payload.iter().map(Bytes::len).sum::<usize>();
     let mut head = BytesMut::with_capacity(5);
@@ -120,10 +101,7 @@ pub fn encode_frame(kind: u8, payload: Vec<Bytes>) -> Vec<Bytes> {
     std::iter::once(head.freeze()).chain(payload).collect()
 }
 
-/// Writes the pieces, small ones gathered into one system call, large ones as they are.
-///
-/// # Errors
-/// The transport's.
+/// Writes the pieces; small ones are copied together into one write, large ones are written without a copy.
 pub async fn write_all_vectored<W: AsyncWrite + Unpin>(writer: &mut W, pieces: Vec<Bytes>) -> io::Result<()> {
     const GATHER: usize = 32 * 1024;
     let mut small = BytesMut::new();
@@ -162,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_round_trip_and_the_end_is_told() {
+    async fn frames_round_trip_until_closed() {
         let mut bytes = Vec::new();
         for payload in [&b"hello"[..], b""] {
             write_all_vectored(&mut bytes, encode_frame(1, vec![Bytes::copy_from_slice(payload)])).await.unwrap();
@@ -173,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_huge_length_is_refused_before_allocating() {
+    async fn frame_over_cap_is_refused_before_allocating() {
         let (_, error) = read_all(&[0xff, 0xff, 0xff, 0xff, 1, 0]).await;
         assert!(matches!(error, FrameError::TooLarge { cap: 1000, .. }), "{error}");
         let (_, error) = read_all(&[1, 0, 0, 0, 9]).await;
@@ -183,7 +161,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_ends_in_an_error_and_never_in_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(read_all(&bytes));
         }

@@ -1,4 +1,4 @@
-//! What the manager and the agent inside a sandbox say to each other, over one byte stream.
+//! The protocol between the manager and the agent inside a sandbox, over one byte stream.
 //!
 //! ```text
 //! manager                                     agent
@@ -13,17 +13,22 @@
 //!    ◀───────────────────────────── Answer{id} ──
 //! ```
 //!
-//! The agent is not trusted: a tenant may own it. Every frame kind has a cap that is checked before anything is allocated,
-//! and both ends check what they read. A framing error means a new connection, never a dead kernel.
+//! The manager does not trust the agent: a tenant may control it. Every frame kind has a cap that is checked before anything is
+//! allocated, and both ends validate what they read. A framing error leads to a new connection, never to a dead kernel.
+//!
+//! [`frame`] delimits frames, [`types`] are their meaning, [`codec`] encodes them, [`assembler`] splits and reassembles events.
 
+mod assembler;
+mod codec;
 mod config;
 mod frame;
-mod message;
+mod types;
 
+pub use assembler::{EVENT_CHUNK, EventAssembler, MAX_MESSAGE, encode_event_frames};
+pub use codec::{FILE_CHUNK, ProtocolError, SUBMIT_MAX};
 pub use config::{AgentConfig, Listen, receive_config, send_config};
 pub use frame::{FrameError, FrameReader, PREAMBLE, RawFrame, encode_frame, read_preamble, write_all_vectored};
-pub use message::{
-    Answer, AnswerBody, Cause, EVENT_CHUNK, Event, EventAssembler, FILE_CHUNK, FileEntry, FromAgent, Hello, KernelEvent,
-    KernelExit, KernelState, KillReason, MAX_MESSAGE, ProtocolError, Refused, Request, RunUsage, SUBMIT_MAX, SignalKind,
-    ToAgent, UsageReading, encode_event_frames,
+pub use types::{
+    Answer, AnswerBody, Event, FileEntry, FromAgent, Hello, KernelEvent, KernelExit, KernelState, KillReason, RefusalCause,
+    Refused, Request, RunUsage, SignalKind, ToAgent, UsageReading,
 };

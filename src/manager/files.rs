@@ -6,7 +6,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use thiserror::Error;
 
 use super::{Keeper, KeeperError};
-use crate::agent_protocol::{AnswerBody, Cause, FILE_CHUNK, Refused, Request};
+use crate::agent_protocol::{AnswerBody, FILE_CHUNK, RefusalCause, Refused, Request};
 use crate::ids::SessionId;
 use crate::link::LinkError;
 use crate::session::{SessionError, SessionHandle, Upload};
@@ -46,11 +46,11 @@ impl From<SessionError> for FileError {
     fn from(error: SessionError) -> Self {
         match error {
             SessionError::Link(LinkError::Refused(Refused { reason, cause })) => match cause {
-                Cause::Missing => Self::Missing(reason),
-                Cause::NoRoom => Self::Full(reason),
-                Cause::Busy => Self::Busy(reason),
-                Cause::Cut => Self::Cut,
-                Cause::Unfit => Self::Refused(reason),
+                RefusalCause::NotFound => Self::Missing(reason),
+                RefusalCause::NoSpace => Self::Full(reason),
+                RefusalCause::Busy => Self::Busy(reason),
+                RefusalCause::Interrupted => Self::Cut,
+                RefusalCause::Invalid => Self::Refused(reason),
             },
             error => Self::Keeper(error.into()),
         }

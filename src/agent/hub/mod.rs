@@ -1,4 +1,4 @@
-//! The agent's one loop. It owns all state, takes every input in turn, and never waits for anything but the next input.
+//! The agent's event loop. It owns all state, handles one input after the other, and awaits nothing but the next input.
 //!
 //! ```text
 //!            start                answers             exit seen, sockets quiet
@@ -7,10 +7,9 @@
 //!                        └──────────── exit ───────────▶ Exited ──── Restart ───┘ (next generation)
 //! ```
 //!
-//! Here is what belongs together and in which order it is taken. [`life`] is the diagram above, [`requests`] what the manager
-//! asks, [`output`] what the kernel says.
+//! [`kernel_process`] implements the diagram above, [`requests`] the manager's requests, [`output`] the kernel's messages.
 
-mod life;
+mod kernel_process;
 mod output;
 mod requests;
 
@@ -26,70 +25,81 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use self::life::Kernel;
-use super::buffer::Buffer;
+use self::kernel_process::KernelInstance;
+use super::buffer::EventBuffer;
 use super::channels::{Received, Senders};
 use super::coalesce::Coalescer;
+use super::connection::{self, Connection};
+use super::executions::Executions;
 use super::files::Files;
 use super::kernel;
-use super::runs::Runs;
-use super::serve::{self, Connection};
 use super::uploads::Uploads;
-use super::usage::Meter;
+use super::usage::UsageMeter;
 use crate::agent_protocol::{AgentConfig, Hello, KernelEvent, ToAgent};
 use crate::ids::{Epoch, Generation};
 
-/// How often memory is looked at: where no cgroup holds it, and while a run is worked on.
-const WATCH: Duration = Duration::from_millis(100);
-/// What the buffer holds beyond one run's whole output.
+/// The interval of memory samples: where the agent enforces the limit, and during executions.
+const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
+/// Capacity of the event buffer beyond the output limit of one execution, bytes.
 const BUFFER_SLACK: usize = 32 << 20;
 
-/// Everything that can happen to an agent.
+/// Inputs of the event loop.
 pub(super) enum Input {
-    /// A manager has connected.
     Connection(UnixStream),
-    /// A manager sent a frame.
-    Frame { connection: u64, frame: ToAgent },
-    /// A manager's connection has ended.
-    Closed { connection: u64 },
-    /// The kernel's sockets are connected, or cannot be.
-    Connected { generation: Generation, result: Result<(Senders, JoinSet<()>), String> },
-    /// A message from the kernel.
-    Received { generation: Generation, received: Received },
-    /// The kernel process wrote to its own stdout or stderr.
-    Stdio { generation: Generation, name: &'static str, bytes: Bytes },
+    Frame {
+        connection: u64,
+        frame: ToAgent,
+    },
+    Closed {
+        connection: u64,
+    },
+    /// The result of connecting to the kernel's sockets.
+    Connected {
+        generation: Generation,
+        result: Result<(Senders, JoinSet<()>), String>,
+    },
+    Received {
+        generation: Generation,
+        received: Received,
+    },
+    /// Bytes that the kernel process wrote to its stdout or stderr.
+    Stdio {
+        generation: Generation,
+        name: &'static str,
+        bytes: Bytes,
+    },
 }
 
 struct Hub {
     config: AgentConfig,
     epoch: Epoch,
-    /// The session in the headers of our own requests, by which their answers are told from those of the manager's.
+    /// The `session` of the agent's own requests; it distinguishes their replies from those to the manager's requests.
     own_session: String,
     inputs: mpsc::Sender<Input>,
-    buffer: Rc<RefCell<Buffer>>,
+    buffer: Rc<RefCell<EventBuffer>>,
     coalescer: Coalescer,
     connection: Option<Connection>,
     connections: u64,
-    kernel: Kernel,
-    runs: Runs,
+    kernel: KernelInstance,
+    executions: Executions,
     submitted: HashSet<String>,
     submitted_order: VecDeque<String>,
     files: Files,
-    /// Of the connection that there is: with it, what it has not finished goes.
+    /// Of the current connection; unfinished uploads are discarded with it.
     uploads: Uploads,
-    meter: Meter,
-    alone_since: Instant,
-    next_watch: Option<Instant>,
-    /// When the memory of the run that is worked on is looked at next.
-    next_look: Option<Instant>,
-    /// A run has just begun, and what was used before it is not read yet.
-    has_begun: bool,
+    meter: UsageMeter,
+    detached_since: Instant,
+    next_memory_check: Option<Instant>,
+    /// The next memory sample of the running execution.
+    next_sample: Option<Instant>,
+    /// An execution was just submitted, and its usage baseline is not read yet.
+    baseline_due: bool,
 }
 
-/// Runs until the manager terminates the agent or it is left alone for too long.
+/// Runs until the manager terminates the agent, or no manager was connected for `orphan_seconds`.
 pub(super) async fn run(config: AgentConfig) -> io::Result<()> {
     let (sender, mut inputs) = mpsc::channel(256);
-    serve::listen(&config.listen, sender.clone())?;
+    connection::listen(&config.listen, sender.clone())?;
     let mut children = signal(SignalKind::child())?;
     let mut hub = Hub::new(config, sender)?;
     hub.start_kernel(Generation(1));
@@ -101,18 +111,18 @@ pub(super) async fn run(config: AgentConfig) -> io::Result<()> {
             _ = children.recv() => hub.reap(),
             input = inputs.recv() => {
                 let Some(input) = input else { return Ok(()) };
-                if hub.take(input).await {
+                if hub.handle_input(input).await {
                     return Ok(());
                 }
-                if std::mem::take(&mut hub.has_begun) {
-                    // The request goes out first: the kernel takes longer to look at it than we to read half a dozen files.
+                if std::mem::take(&mut hub.baseline_due) {
+                    // Send the request first: the kernel takes longer to read it than the agent to read half a dozen files.
                     tokio::task::yield_now().await;
-                    hub.runs.begin_from(hub.meter.read_quickly());
+                    hub.executions.set_baseline(hub.meter.sample());
                 }
             }
             () = due, if deadline.is_some() => {}
         }
-        if hub.tick(Instant::now()) {
+        if hub.run_timers(Instant::now()) {
             kernel::kill_all(hub.kernel.pid);
             return Ok(());
         }
@@ -129,46 +139,48 @@ impl Hub {
             own_session: format!("agent-{:016x}", epoch.0),
             epoch,
             inputs,
-            buffer: Rc::new(RefCell::new(Buffer::new(limit))),
+            buffer: Rc::new(RefCell::new(EventBuffer::new(limit))),
             coalescer: Coalescer::default(),
             connection: None,
             connections: 0,
-            kernel: Kernel::new(Generation(0), 0),
-            runs: Runs::new(config.limits.output_bytes()),
+            kernel: KernelInstance::new(Generation(0), 0),
+            executions: Executions::new(config.limits.output_bytes()),
             submitted: HashSet::new(),
             submitted_order: VecDeque::new(),
-            meter: Meter::new(),
-            alone_since: Instant::now(),
-            next_watch: (!config.memory_enforced).then(Instant::now),
-            next_look: None,
-            has_begun: false,
+            meter: UsageMeter::new(),
+            detached_since: Instant::now(),
+            next_memory_check: (!config.memory_enforced).then(Instant::now),
+            next_sample: None,
+            baseline_due: false,
             config,
         })
     }
 
     // ---- inputs -----------------------------------------------------------------------------------------------------
 
-    /// Takes one input. `true` ends the agent.
-    async fn take(&mut self, input: Input) -> bool {
+    /// Handles one input; `true` ends the agent.
+    async fn handle_input(&mut self, input: Input) -> bool {
         match input {
             Input::Connection(stream) => self.open(stream),
             Input::Closed { connection } => self.close(connection),
             Input::Frame { connection, frame } => {
                 if self.connection.as_ref().is_some_and(|current| current.id == connection) {
-                    return self.take_frame(frame).await;
+                    return self.handle_frame(frame).await;
                 }
             }
             Input::Connected { generation, result } if generation == self.kernel.generation => match result {
                 Ok((senders, tasks)) => {
                     self.kernel.senders = Some(senders);
                     self.kernel.socket_tasks = Some(tasks);
-                    self.nudge(Instant::now());
+                    self.request_kernel_info(Instant::now());
                 }
                 Err(reason) => self.emit_kernel(KernelEvent::BadMessage { reason }),
             },
             Input::Received { generation, received } if generation == self.kernel.generation => self.receive(received),
-            Input::Stdio { generation, name, bytes } if generation == self.kernel.generation => self.stdio(name, &bytes),
-            // From an earlier life of the kernel.
+            Input::Stdio { generation, name, bytes } if generation == self.kernel.generation => {
+                self.process_output(name, &bytes)
+            }
+            // Of an earlier generation.
             Input::Connected { .. } | Input::Received { .. } | Input::Stdio { .. } => {}
         }
         false
@@ -185,15 +197,15 @@ impl Hub {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let buffer = self.buffer.clone();
-        self.uploads.drop_all();
+        self.uploads.discard_all();
         self.connection = Some(Connection::open(self.connections, stream, hello, buffer, self.inputs.clone()));
     }
 
     fn close(&mut self, connection: u64) {
         if self.connection.as_ref().is_some_and(|current| current.id == connection) {
             self.connection = None;
-            self.uploads.drop_all();
-            self.alone_since = Instant::now();
+            self.uploads.discard_all();
+            self.detached_since = Instant::now();
         }
     }
 
@@ -202,7 +214,7 @@ impl Hub {
     fn next_deadline(&self) -> Option<Instant> {
         let exit = self.kernel.exit.map(|(_, settled)| settled);
         let orphan = self.orphan_deadline();
-        [self.coalescer.deadline(), self.kernel.next_nudge, exit, orphan, self.next_watch, self.next_look]
+        [self.coalescer.deadline(), self.kernel.next_info_request, exit, orphan, self.next_memory_check, self.next_sample]
             .into_iter()
             .flatten()
             .min()
@@ -210,31 +222,31 @@ impl Hub {
 
     fn orphan_deadline(&self) -> Option<Instant> {
         let seconds = self.config.orphan_seconds.filter(|_| self.connection.is_none())?;
-        Some(self.alone_since + Duration::from_secs(seconds))
+        Some(self.detached_since + Duration::from_secs(seconds))
     }
 
-    /// Does what is due. `true` ends the agent: nobody has come for it.
-    fn tick(&mut self, now: Instant) -> bool {
+    /// Runs the timers that are due; `true` ends the agent because no manager came.
+    fn run_timers(&mut self, now: Instant) -> bool {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(self.coalescer.deadline()) {
             self.flush_streams();
         }
-        if due(self.kernel.next_nudge) {
-            self.nudge(now);
+        if due(self.kernel.next_info_request) {
+            self.request_kernel_info(now);
         }
         if let Some((status, settled)) = self.kernel.exit
             && settled <= now
         {
             self.kernel.exit = None;
-            self.finish_exit(status);
+            self.report_exit(status);
         }
-        if due(self.next_watch) {
-            self.next_watch = Some(now + WATCH);
-            self.watch_memory();
+        if due(self.next_memory_check) {
+            self.next_memory_check = Some(now + MEMORY_INTERVAL);
+            self.enforce_memory_limit();
         }
-        if due(self.next_look) {
-            self.next_look = self.runs.is_open().then(|| now + WATCH);
-            self.runs.see_memory(self.meter.memory_now());
+        if due(self.next_sample) {
+            self.next_sample = self.executions.is_running().then(|| now + MEMORY_INTERVAL);
+            self.executions.sample_memory(self.meter.memory_now());
         }
         due(self.orphan_deadline())
     }

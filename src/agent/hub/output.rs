@@ -1,54 +1,57 @@
-//! What the kernel says, on its sockets and past them, and how it becomes events.
+//! Turns the kernel's messages, and what its process writes to stdout and stderr, into events.
 
 use std::time::Instant;
 
 use serde_json::json;
 
 use super::Hub;
-use super::life::SETTLE;
+use super::kernel_process::DRAIN_QUIET;
 use crate::agent::channels::Received;
 use crate::agent::coalesce;
-use crate::agent::runs::Room;
+use crate::agent::executions::OutputAllowance;
 use crate::agent_protocol::{Event, KernelEvent, MAX_MESSAGE};
 use crate::wire::{Channel, Header, Message};
 
-/// How many refused messages of one run are told.
-const REFUSALS_TOLD: u32 = 10;
+/// How many rejected messages of one execution are reported.
+const MAX_REPORTED_REJECTIONS: u32 = 10;
 
 impl Hub {
     pub(super) fn receive(&mut self, (channel, message): Received) {
-        // The kernel is dying: its exit waits until it has said everything.
+        // The kernel has exited: its report waits until the sockets are drained.
         if let Some((_, settled)) = &mut self.kernel.exit {
-            *settled = Instant::now() + SETTLE;
+            *settled = Instant::now() + DRAIN_QUIET;
         }
         let message = match message {
             Ok(message) => message,
-            Err(error) => return self.refuse(&error.to_string()),
+            Err(error) => return self.reject(&error.to_string()),
         };
         let (header, parent) = (message.header(), message.parent());
         if channel == Channel::Iopub {
-            self.kernel.heard = true;
+            self.kernel.iopub_seen = true;
         }
         if parent.session == self.own_session || header.msg_type == "iopub_welcome" {
             if header.msg_type == "kernel_info_reply" {
-                self.kernel.replied = Some(String::from_utf8_lossy(&message.content).into_owned());
+                self.kernel.info = Some(String::from_utf8_lossy(&message.content).into_owned());
             }
-            return self.become_ready();
+            return self.check_ready();
         }
-        self.become_ready();
+        self.check_ready();
         if message.size() > MAX_MESSAGE {
-            return self.refuse(&format!("it is larger than {} MB", MAX_MESSAGE >> 20));
+            return self.reject(&format!("the message is larger than {} MB", MAX_MESSAGE >> 20));
         }
         match channel {
             Channel::Iopub => {
-                if header.msg_type != "status" && self.runs.begun(&parent.msg_id) && self.kernel.interrupt_held {
+                if header.msg_type != "status"
+                    && self.executions.mark_started(&parent.msg_id)
+                    && self.kernel.interrupt_deferred
+                {
                     self.interrupt();
                 }
                 self.broadcast(&header, &parent.msg_id, message);
             }
-            Channel::Shell if header.msg_type == "execute_reply" && self.runs.replied(&parent.msg_id) => {
+            Channel::Shell if header.msg_type == "execute_reply" && self.executions.finish(&parent.msg_id) => {
                 self.check_child_oom();
-                self.tell_usage(parent.msg_id);
+                self.emit_usage(parent.msg_id);
                 self.emit_message(channel, message);
             }
             _ => self.emit_message(channel, message),
@@ -70,31 +73,32 @@ impl Hub {
         }
     }
 
-    /// Text counts as it is kept, a thousand flushed lines as one message.
+    /// Text is charged after coalescing: a thousand flushed lines count as one message.
     fn store_text(&mut self, message: Message) {
         self.store_output(&message.parent().msg_id, message, true);
     }
 
     fn store_output(&mut self, run: &str, message: Message, is_text: bool) {
-        match self.runs.take(run, message.output_size()) {
-            Room::Enough => self.store_message(Channel::Iopub, message),
-            Room::Only { bytes, msg_id } => self.cap_output(is_text.then_some(message), bytes, msg_id),
-            Room::None => {}
+        match self.executions.charge_output(run, message.output_size()) {
+            OutputAllowance::Full => self.store_message(Channel::Iopub, message),
+            OutputAllowance::Partial { bytes, msg_id } => self.cap_output(is_text.then_some(message), bytes, msg_id),
+            OutputAllowance::Exhausted => {}
         }
     }
 
-    /// Says that a run has produced too much; the rest of it is let go. Text is kept up to the limit, half an image is none.
+    /// Reports that an execution exceeded the output limit; the rest of its output is dropped. Text is kept up to the limit;
+    /// other outputs cannot be cut.
     fn cap_output(&mut self, stream: Option<Message>, room: u64, msg_id: String) {
-        if let Some(cut) = stream.and_then(|message| coalesce::cut_text(&message, room as usize)) {
+        if let Some(cut) = stream.and_then(|message| coalesce::truncate_text(&message, room as usize)) {
             self.store_message(Channel::Iopub, cut);
         }
         let limit = self.config.limits.output_bytes();
         self.emit_kernel(KernelEvent::OutputCapped { msg_id, limit });
     }
 
-    /// Told a few times and then no more: a kernel can send garbage faster than anyone can read of it.
-    fn refuse(&mut self, reason: &str) {
-        if self.runs.refuse() > REFUSALS_TOLD {
+    /// Reports a rejected message, a limited number of times: a kernel can send garbage faster than reports can be read.
+    fn reject(&mut self, reason: &str) {
+        if self.executions.count_rejected() > MAX_REPORTED_REJECTIONS {
             return;
         }
         self.emit_kernel(KernelEvent::BadMessage { reason: reason.to_owned() });
@@ -108,22 +112,22 @@ impl Hub {
         }
     }
 
-    /// What a run has used, told before its reply or the kernel's end ends it.
-    pub(super) fn tell_usage(&mut self, msg_id: String) {
-        let used = self.runs.used(&msg_id, self.meter.read_quickly());
+    /// Emits the usage of an execution. Called before the reply or the kernel's exit ends it.
+    pub(super) fn emit_usage(&mut self, msg_id: String) {
+        let used = self.executions.usage(&msg_id, self.meter.sample());
         self.emit_kernel(KernelEvent::RunUsed { msg_id, used });
     }
 
-    /// What the process writes past the protocol (C code, child processes) is output of the running cell all the same. Outside
-    /// of any it has no parent, and is the session's.
-    pub(super) fn stdio(&mut self, name: &'static str, bytes: &[u8]) {
+    /// Bytes that bypass the protocol (C code, child processes) are output of the running execution too. Without one they have no
+    /// parent and belong to the session.
+    pub(super) fn process_output(&mut self, name: &'static str, bytes: &[u8]) {
         self.kernel.last_words.push(bytes);
         if let Some((_, settled)) = &mut self.kernel.exit {
-            *settled = Instant::now() + SETTLE;
+            *settled = Instant::now() + DRAIN_QUIET;
         }
         let content = json!({"name": name, "text": String::from_utf8_lossy(bytes)});
         let mut message = Message::new_request(&self.own_session, "stream", &content);
-        if let Some(parent_header) = self.runs.open_header() {
+        if let Some(parent_header) = self.executions.running_header() {
             message.parent_header = parent_header;
         }
         let (header, parent) = (message.header(), message.parent());

@@ -1,25 +1,25 @@
-//! What the manager asks.
+//! Handles the manager's frames.
 
 use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Hub, WATCH};
-use crate::agent::files::{Opened, done};
+use super::{Hub, MEMORY_INTERVAL};
+use crate::agent::files::{FileStat, to_answer};
 use crate::agent::kernel;
-use crate::agent::uploads::Piece;
+use crate::agent::uploads::Chunk;
 use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Request, ToAgent};
 use crate::ids::Generation;
 use crate::memory;
 use crate::wire::{Channel, Message};
 
-/// Bytes of events after which the allocator may have kept enough to be worth a trim.
+/// Bytes of stored events after which the allocator may retain enough memory to be worth a trim.
 const TRIM_AFTER: usize = 256 * 1024;
-/// How many submissions are remembered, so that a repeated one is recognised.
-const REMEMBERED: usize = 4096;
+/// How many ids of submissions are remembered, to recognise repetitions.
+const MAX_SUBMITTED_IDS: usize = 4096;
 
 impl Hub {
-    pub(super) async fn take_frame(&mut self, frame: ToAgent) -> bool {
+    pub(super) async fn handle_frame(&mut self, frame: ToAgent) -> bool {
         match frame {
             ToAgent::Attach { epoch, from_seq } => {
                 if let Some(connection) = &self.connection {
@@ -28,7 +28,7 @@ impl Hub {
             }
             ToAgent::Ack { seq } => {
                 self.buffer.borrow_mut().ack(seq);
-                self.give_memory_back();
+                self.trim_memory();
             }
             ToAgent::Submit { id, channel, generation, msg_id, message } => {
                 let body = self.submit(channel, generation, msg_id, message);
@@ -43,18 +43,18 @@ impl Hub {
                 return true;
             }
             ToAgent::Request { id, request, data } => {
-                let (body, data) = self.serve(request, &data);
+                let (body, data) = self.handle_request(request, &data);
                 self.answer(id, body, data);
             }
         }
         false
     }
 
-    /// After a flood, between two runs: what the allocator has kept of it goes back to the system. It costs some hundred
-    /// microseconds, so not for every few lines.
-    fn give_memory_back(&mut self) {
+    /// Returns free memory to the system after a burst of output, between two executions. It takes some hundred microseconds, so it
+    /// is not done after every few lines.
+    fn trim_memory(&mut self) {
         let mut buffer = self.buffer.borrow_mut();
-        if buffer.is_empty() && !self.runs.is_open() && buffer.take_stored(TRIM_AFTER).is_some() {
+        if buffer.is_empty() && !self.executions.is_running() && buffer.take_stored(TRIM_AFTER).is_some() {
             memory::give_back();
         }
     }
@@ -64,7 +64,7 @@ impl Hub {
             return AnswerBody::Done { repeated: true };
         }
         if generation.is_some_and(|generation| generation != self.kernel.generation) {
-            return AnswerBody::Refused("the kernel that it was meant for has ended".to_owned().into());
+            return AnswerBody::Refused("the kernel it was meant for has exited".to_owned().into());
         }
         let senders = match (&self.kernel.senders, self.kernel.state) {
             (Some(senders), KernelState::Ready) => senders,
@@ -73,24 +73,24 @@ impl Hub {
         let header = message.header();
         let raw_header = message.header.clone();
         if !senders.send(channel, message) {
-            return AnswerBody::Refused(format!("nothing can be sent on {}", channel.name()).into());
+            return AnswerBody::Refused(format!("cannot send on {}", channel.name()).into());
         }
         if channel == Channel::Shell && header.msg_type == "execute_request" {
-            self.runs.begin(header.msg_id, raw_header);
-            self.has_begun = true;
-            self.next_look = Some(Instant::now() + WATCH);
-            self.kernel.interrupt_held = false;
+            self.executions.submit(header.msg_id, raw_header);
+            self.baseline_due = true;
+            self.next_sample = Some(Instant::now() + MEMORY_INTERVAL);
+            self.kernel.interrupt_deferred = false;
         }
         self.submitted.insert(msg_id.clone());
         self.submitted_order.push_back(msg_id);
-        if self.submitted_order.len() > REMEMBERED {
+        if self.submitted_order.len() > MAX_SUBMITTED_IDS {
             let oldest = self.submitted_order.pop_front();
             oldest.map(|id| self.submitted.remove(&id));
         }
         AnswerBody::Done { repeated: false }
     }
 
-    fn serve(&mut self, request: Request, data: &[u8]) -> (AnswerBody, Bytes) {
+    fn handle_request(&mut self, request: Request, data: &[u8]) -> (AnswerBody, Bytes) {
         let body = match request {
             Request::Signal { signal, generation } => self.signal(signal, generation),
             Request::Restart { generation } => {
@@ -101,23 +101,23 @@ impl Hub {
             }
             Request::Usage => AnswerBody::Usage(self.meter.read()),
             Request::FileGet { path, offset } => match self.files.get(&path, offset) {
-                Ok((Opened { size, inode }, data)) => return (AnswerBody::File { size, inode }, data),
+                Ok((FileStat { size, inode }, data)) => return (AnswerBody::File { size, inode }, data),
                 Err(refused) => AnswerBody::Refused(refused),
             },
             Request::FilePut { upload, path, offset, last } => {
-                let piece = Piece { upload, path: &path, offset, last };
-                done(self.uploads.put(&self.files, &piece, data))
+                let chunk = Chunk { upload, path: &path, offset, last };
+                to_answer(self.uploads.write_chunk(&self.files, &chunk, data))
             }
             Request::FileDrop { upload } => {
-                self.uploads.drop_one(upload);
+                self.uploads.discard(upload);
                 AnswerBody::Done { repeated: false }
             }
-            Request::FileRemove { path } => done(self.files.remove(&path)),
+            Request::FileRemove { path } => to_answer(self.files.remove(&path)),
             Request::FileList { path } => match self.files.list(&path) {
                 Ok((entries, truncated)) => AnswerBody::Listing { entries, truncated },
                 Err(refused) => AnswerBody::Refused(refused),
             },
-            Request::Terminate => AnswerBody::Refused("already ending".to_owned().into()),
+            Request::Terminate => AnswerBody::Refused("the agent is already terminating".to_owned().into()),
         };
         (body, Bytes::new())
     }

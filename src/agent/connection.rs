@@ -1,4 +1,4 @@
-//! The connection to the manager. One at a time; the newest wins.
+//! The connection to the manager: one at a time; a new one replaces the old one.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -14,29 +14,29 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
-use super::buffer::{Buffer, Lookup};
+use super::buffer::{EventBuffer, Lookup};
 use super::hub::Input;
 use crate::agent_protocol::{
     FrameReader, FromAgent, Hello, Listen, PREAMBLE, ToAgent, encode_event_frames, read_preamble, write_all_vectored,
 };
 use crate::ids::{Epoch, Seq};
 
-/// How long a new connection may take to say who it is.
+/// How long a new connection may take to send its preamble.
 const PREAMBLE_DEADLINE: Duration = Duration::from_secs(10);
-/// Answers waiting for a manager that does not read; beyond it the connection is closed.
+/// The most answers that wait for a manager that does not read; beyond, the connection is closed.
 const MAX_ANSWERS: usize = 1024;
 
-/// Hands every connection of a manager to the hub.
+/// Accepts connections and passes those of a manager to the hub.
 pub(super) fn listen(listen: &Listen, inputs: mpsc::Sender<Input>) -> io::Result<()> {
     tokio::task::spawn_local(accept(open_listener(listen)?, inputs));
     Ok(())
 }
 
-/// Opens the listening socket. A number is owned from here on: nobody else may have made an owner of it.
+/// Opens the listening socket. For [`Listen::Fd`] it takes ownership of the descriptor; nothing else may own it.
 pub(super) fn open_listener(listen: &Listen) -> io::Result<UnixListener> {
     match listen {
         Listen::Fd(fd) => {
-            // SAFETY: a listening socket was put at this number for us alone; nothing else in this process owns it.
+            // SAFETY: the parent opened a listening socket at this number for the agent; nothing else in this process owns it.
             #[expect(unsafe_code, reason = "an inherited descriptor is only a number until it is owned")]
             let owned = unsafe { OwnedFd::from_raw_fd(*fd) };
             rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)?;
@@ -45,10 +45,10 @@ pub(super) fn open_listener(listen: &Listen) -> io::Result<UnixListener> {
             UnixListener::from_std(listener)
         }
         Listen::Path(path) => {
-            // A socket file that an earlier agent left behind would make bind fail.
+            // A socket file of an earlier agent would make bind fail.
             let _ = std::fs::remove_file(path);
             let listener = UnixListener::bind(path)?;
-            // The manager has another uid, and the folder lets nobody else come here.
+            // The manager has another uid; the folder's mode keeps all others out.
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
             Ok(listener)
         }
@@ -58,87 +58,86 @@ pub(super) fn open_listener(listen: &Listen) -> io::Result<UnixListener> {
 async fn accept(listener: UnixListener, inputs: mpsc::Sender<Input>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) if comes_from_outside(&stream) => {
+            Ok((stream, _)) if is_manager(&stream) => {
                 if inputs.send(Input::Connection(stream)).await.is_err() {
                     return;
                 }
             }
             Ok(_) => {}
-            // Out of descriptors, most likely: wait for some to be closed.
+            // Most likely out of descriptors: wait until some are closed.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
-/// Whether the peer is the manager and not a process of the sandbox: to us as PID 1, a process outside our PID namespace
-/// has no number.
-pub(super) fn comes_from_outside(stream: &UnixStream) -> bool {
-    let namespace_is_ours = std::process::id() == 1;
-    !namespace_is_ours || stream.peer_cred().is_ok_and(|peer| peer.pid().unwrap_or(0) == 0)
+/// Whether the peer is the manager and not a process of the sandbox. A process outside of the agent's PID namespace has no PID in it.
+pub(super) fn is_manager(stream: &UnixStream) -> bool {
+    let is_init = std::process::id() == 1;
+    !is_init || stream.peer_cred().is_ok_and(|peer| peer.pid().unwrap_or(0) == 0)
 }
 
-/// What the writer sends beside events.
+/// What the writer sends.
 #[derive(Default)]
-struct Outbox {
+struct SendQueue {
     answers: VecDeque<FromAgent>,
-    /// The next event to send, once the manager has attached.
+    /// The next event to send; `None` until the manager attaches.
     cursor: Option<Seq>,
 }
 
-/// One manager's connection. Dropping it ends its tasks and closes the stream.
+/// A connection of a manager. Dropping it ends its tasks and closes the stream.
 pub(super) struct Connection {
     pub id: u64,
-    outbox: Rc<RefCell<Outbox>>,
+    queue: Rc<RefCell<SendQueue>>,
     wake: Rc<Notify>,
     _tasks: JoinSet<()>,
 }
 
 impl Connection {
-    /// Starts speaking: preamble and hello out, frames in.
+    /// Sends preamble and hello, and starts to read frames.
     pub fn open(
         id: u64,
         stream: UnixStream,
         hello: Hello,
-        buffer: Rc<RefCell<Buffer>>,
+        buffer: Rc<RefCell<EventBuffer>>,
         inputs: mpsc::Sender<Input>,
     ) -> Self {
         let (reader, writer) = stream.into_split();
-        let outbox = Rc::new(RefCell::new(Outbox::default()));
+        let queue = Rc::new(RefCell::new(SendQueue::default()));
         let wake = Rc::new(Notify::new());
         let mut tasks = JoinSet::new();
-        let write = write(writer, hello, buffer, outbox.clone(), wake.clone());
+        let write = write(writer, hello, buffer, queue.clone(), wake.clone());
         tasks.spawn_local(async move {
-            // A failed write shows on the reading side as well, which reports it.
+            // The reading side fails as well and reports it.
             let _ = write.await;
         });
         tasks.spawn_local(read(id, reader, inputs));
-        Self { id, outbox, wake, _tasks: tasks }
+        Self { id, queue, wake, _tasks: tasks }
     }
 
-    /// Sends events from `from_seq` on, if it belongs to our epoch; else from the oldest there is.
-    pub fn attach(&self, ours: Epoch, epoch: Epoch, from_seq: Seq) {
-        let from = if epoch == ours { from_seq.max(Seq::FIRST) } else { Seq::FIRST };
-        self.outbox.borrow_mut().cursor = Some(from);
+    /// Sends events from `from_seq` on if `epoch` is `own_epoch`, else from the oldest buffered event on.
+    pub fn attach(&self, own_epoch: Epoch, epoch: Epoch, from_seq: Seq) {
+        let from = if epoch == own_epoch { from_seq.max(Seq::FIRST) } else { Seq::FIRST };
+        self.queue.borrow_mut().cursor = Some(from);
         self.wake.notify_one();
     }
 
-    /// Queues an answer. `false` where the manager takes none any more.
+    /// Queues an answer. `false` if the manager has stopped reading.
     pub fn answer(&self, answer: FromAgent) -> bool {
-        let mut outbox = self.outbox.borrow_mut();
-        outbox.answers.push_back(answer);
+        let mut queue = self.queue.borrow_mut();
+        queue.answers.push_back(answer);
         self.wake.notify_one();
-        outbox.answers.len() <= MAX_ANSWERS
+        queue.answers.len() <= MAX_ANSWERS
     }
 
-    /// Tells the writer that there are new events.
+    /// Notifies the writer of new events.
     pub fn wake(&self) {
         self.wake.notify_one();
     }
 
-    /// Gives the writer time to send what is queued, for the last words before the end.
+    /// Waits up to 200 ms for the writer to send the queued answers, before the agent exits.
     pub async fn drain(&self) {
         for _ in 0..100 {
-            if self.outbox.borrow().answers.is_empty() {
+            if self.queue.borrow().answers.is_empty() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -163,8 +162,8 @@ async fn read(id: u64, mut reader: OwnedReadHalf, inputs: mpsc::Sender<Input>) {
 async fn write(
     mut writer: OwnedWriteHalf,
     hello: Hello,
-    buffer: Rc<RefCell<Buffer>>,
-    outbox: Rc<RefCell<Outbox>>,
+    buffer: Rc<RefCell<EventBuffer>>,
+    queue: Rc<RefCell<SendQueue>>,
     wake: Rc<Notify>,
 ) -> io::Result<()> {
     let mut greeting = vec![Bytes::from_static(&PREAMBLE)];
@@ -172,37 +171,37 @@ async fn write(
     write_all_vectored(&mut writer, greeting).await?;
     let mut frames = VecDeque::new();
     loop {
-        let answers: Vec<FromAgent> = outbox.borrow_mut().answers.drain(..).collect();
+        let answers: Vec<FromAgent> = queue.borrow_mut().answers.drain(..).collect();
         for answer in answers {
             write_all_vectored(&mut writer, answer.encode()).await?;
         }
         if frames.is_empty() {
-            frames = next_frames(&buffer, &outbox);
+            frames = next_frames(&buffer, &queue);
         }
         match frames.pop_front() {
-            // Between two frames of a large event there is room for answers.
+            // Answers are sent between the frames of a large event.
             Some(frame) => write_all_vectored(&mut writer, frame).await?,
             None => wake.notified().await,
         }
     }
 }
 
-/// The next events: many small ones gathered into one write, a large one as its several frames.
-fn next_frames(buffer: &RefCell<Buffer>, outbox: &RefCell<Outbox>) -> VecDeque<Vec<Bytes>> {
+/// The frames of the next events: small ones are joined into one write, each frame of a large one is its own.
+fn next_frames(buffer: &RefCell<EventBuffer>, queue: &RefCell<SendQueue>) -> VecDeque<Vec<Bytes>> {
     const GATHER: usize = 64 * 1024;
-    let (buffer, mut outbox) = (buffer.borrow(), outbox.borrow_mut());
+    let (buffer, mut queue) = (buffer.borrow(), queue.borrow_mut());
     let (mut writes, mut small) = (VecDeque::new(), Vec::new());
     let mut size = 0;
-    while let (true, Some(cursor)) = (size < GATHER, outbox.cursor) {
+    while let (true, Some(cursor)) = (size < GATHER, queue.cursor) {
         match buffer.get(cursor) {
-            Lookup::Nothing => break,
-            Lookup::Gone { until } => {
+            Lookup::NotYet => break,
+            Lookup::Dropped { until } => {
                 small.extend(FromAgent::Lost { from: cursor, to: Seq(until.0 - 1) }.encode());
-                outbox.cursor = Some(until);
+                queue.cursor = Some(until);
             }
             Lookup::Event(event) => {
                 size += event.size();
-                outbox.cursor = Some(event.seq.next());
+                queue.cursor = Some(event.seq.next());
                 if event.size() < GATHER {
                     small.extend(encode_event_frames(event.seq, &event.pieces).into_iter().flatten());
                 } else {

@@ -1,6 +1,6 @@
-//! The kernel's life: its start, its readiness, its signals, its end.
+//! The kernel process: start, readiness, signals, exit.
 //!
-//! Its exit is told only after its sockets have been quiet for [`SETTLE`]: what it said before it died comes first.
+//! An exit is reported only after the sockets have been quiet for [`DRAIN_QUIET`], so that messages sent before it come first.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -13,41 +13,45 @@ use tokio::task::JoinSet;
 
 use super::{Hub, Input};
 use crate::agent::channels::{self, Received, Senders};
-use crate::agent::kernel::{self, LastWords};
-use crate::agent::runs::Runs;
+use crate::agent::executions::Executions;
+use crate::agent::kernel::{self, StdioTail};
 use crate::agent::stdio;
 use crate::agent_protocol::{AnswerBody, KernelEvent, KernelExit, KernelState, KillReason, SignalKind};
 use crate::ids::Generation;
 use crate::wire::connection_file::ConnectionInfo;
 use crate::wire::{Channel, Message};
 
-/// How long a dead kernel's sockets must be quiet before its exit is told.
-pub(super) const SETTLE: Duration = Duration::from_millis(60);
-/// Asking a starting kernel again: soon at first (iopub may not have been subscribed in time), then at leisure.
-const NUDGES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(500)];
+/// How long the sockets of an exited kernel must be quiet before its exit is reported.
+pub(super) const DRAIN_QUIET: Duration = Duration::from_millis(60);
+/// Delays between `kernel_info_request`s to a starting kernel: short at first, since the iopub subscription may have missed the
+/// first answer.
+const INFO_RETRY_DELAYS: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(500)];
 
-/// One life of the kernel.
-pub(super) struct Kernel {
+/// The kernel of one generation.
+pub(super) struct KernelInstance {
     pub generation: Generation,
     pub state: KernelState,
     pub pid: Option<Pid>,
     pub senders: Option<Senders>,
-    /// Ends all of this life's tasks when it is dropped.
+    /// Ends all tasks of this generation when dropped.
     pub tasks: JoinSet<()>,
     pub socket_tasks: Option<JoinSet<()>>,
-    pub replied: Option<String>,
-    pub heard: bool,
-    pub nudges: usize,
-    pub next_nudge: Option<Instant>,
+    /// Content of the `kernel_info_reply`.
+    pub info: Option<String>,
+    /// Whether a message arrived on iopub.
+    pub iopub_seen: bool,
+    pub info_requests: usize,
+    pub next_info_request: Option<Instant>,
+    /// The exit status of the reaped process, and when it is reported.
     pub exit: Option<(ExitStatus, Instant)>,
     pub kill_reason: Option<KillReason>,
-    /// An interrupt waits for the run that it is meant for to begin.
-    pub interrupt_held: bool,
+    /// An interrupt is deferred until its execution starts.
+    pub interrupt_deferred: bool,
     pub oom_kills_before: u64,
-    pub last_words: LastWords,
+    pub last_words: StdioTail,
 }
 
-impl Kernel {
+impl KernelInstance {
     pub fn new(generation: Generation, oom_kills_before: u64) -> Self {
         Self {
             generation,
@@ -56,23 +60,23 @@ impl Kernel {
             senders: None,
             tasks: JoinSet::new(),
             socket_tasks: None,
-            replied: None,
-            heard: false,
-            nudges: 0,
-            next_nudge: None,
+            info: None,
+            iopub_seen: false,
+            info_requests: 0,
+            next_info_request: None,
             exit: None,
             kill_reason: None,
-            interrupt_held: false,
+            interrupt_deferred: false,
             oom_kills_before,
-            last_words: LastWords::default(),
+            last_words: StdioTail::default(),
         }
     }
 }
 
 impl Hub {
     pub(super) fn start_kernel(&mut self, generation: Generation) {
-        self.kernel = Kernel::new(generation, self.meter.oom_kills());
-        self.runs = Runs::new(self.config.limits.output_bytes());
+        self.kernel = KernelInstance::new(generation, self.meter.oom_kills());
+        self.executions = Executions::new(self.config.limits.output_bytes());
         let process = match kernel::start(&self.config, generation) {
             Ok(process) => process,
             Err(reason) => {
@@ -93,19 +97,20 @@ impl Hub {
         self.emit_kernel(KernelEvent::Starting);
     }
 
-    pub(super) fn nudge(&mut self, now: Instant) {
+    pub(super) fn request_kernel_info(&mut self, now: Instant) {
         let Some(senders) = &self.kernel.senders else { return };
         senders.send(Channel::Shell, Message::new_request(&self.own_session, "kernel_info_request", &json!({})));
-        let wait = NUDGES[self.kernel.nudges.min(NUDGES.len() - 1)];
-        self.kernel.nudges += 1;
-        self.kernel.next_nudge = Some(now + wait);
+        let wait = INFO_RETRY_DELAYS[self.kernel.info_requests.min(INFO_RETRY_DELAYS.len() - 1)];
+        self.kernel.info_requests += 1;
+        self.kernel.next_info_request = Some(now + wait);
     }
 
-    pub(super) fn become_ready(&mut self) {
-        if let (KernelState::Starting, true, Some(info)) = (self.kernel.state, self.kernel.heard, self.kernel.replied.take())
+    pub(super) fn check_ready(&mut self) {
+        if let (KernelState::Starting, true, Some(info)) =
+            (self.kernel.state, self.kernel.iopub_seen, self.kernel.info.take())
         {
             self.kernel.state = KernelState::Ready;
-            self.kernel.next_nudge = None;
+            self.kernel.next_info_request = None;
             self.emit_kernel(KernelEvent::Ready { info });
         }
     }
@@ -114,20 +119,20 @@ impl Hub {
         for (pid, status) in kernel::reap() {
             if self.kernel.pid == Some(pid) {
                 self.kernel.pid = None;
-                self.kernel.exit = Some((status, Instant::now() + SETTLE));
-                // Its children and daemons must not outlive it, nor write into the life of the next.
+                self.kernel.exit = Some((status, Instant::now() + DRAIN_QUIET));
+                // Its child processes must not outlive it, nor write into the output of the next generation.
                 kernel::kill_all(None);
             }
         }
     }
 
-    pub(super) fn finish_exit(&mut self, status: ExitStatus) {
+    pub(super) fn report_exit(&mut self, status: ExitStatus) {
         self.flush_streams();
         let reason = self.kernel.kill_reason;
         let counted = self.meter.oom_kills() > self.kernel.oom_kills_before && status.signal() == Some(libc::SIGKILL);
-        // What a process was counted with is gone with it, where no cgroup counts.
-        if let Some(run) = self.runs.open_run().filter(|_| self.meter.counts_the_dead()) {
-            self.tell_usage(run);
+        // Without a cgroup, the counters of a process disappear with it.
+        if let Some(run) = self.executions.running_id().filter(|_| self.meter.counts_exited_processes()) {
+            self.emit_usage(run);
         }
         let out_of_memory = reason == Some(KillReason::Memory) || (reason.is_none() && counted);
         self.kernel.state = KernelState::Exited;
@@ -147,13 +152,13 @@ impl Hub {
 
     pub(super) fn signal(&mut self, signal: SignalKind, generation: Generation) -> AnswerBody {
         let Some(pid) = self.kernel.pid.filter(|_| generation == self.kernel.generation) else {
-            return AnswerBody::Refused("that kernel is gone".to_owned().into());
+            return AnswerBody::Refused("that kernel has exited".to_owned().into());
         };
         match signal {
-            // The run is still on its way to the kernel, which would take the interrupt for nobody's. A second one is sent
-            // in any case: a kernel may work on something that we do not know of.
-            SignalKind::Interrupt if self.runs.is_waiting() && !self.kernel.interrupt_held => {
-                self.kernel.interrupt_held = true;
+            // The request is still on its way to the kernel, which would ignore the interrupt. A second interrupt is sent in any
+            // case: the kernel may be working on something that the agent does not know of.
+            SignalKind::Interrupt if self.executions.is_queued() && !self.kernel.interrupt_deferred => {
+                self.kernel.interrupt_deferred = true;
             }
             SignalKind::Interrupt => self.interrupt(),
             SignalKind::Terminate => {
@@ -169,7 +174,7 @@ impl Hub {
     }
 
     pub(super) fn interrupt(&mut self) {
-        self.kernel.interrupt_held = false;
+        self.kernel.interrupt_deferred = false;
         match (&self.kernel.senders, self.kernel.pid) {
             (Some(senders), _) if self.config.interrupt_by_message => {
                 senders.send(Channel::Control, Message::new_request(&self.own_session, "interrupt_request", &json!({})));
@@ -185,15 +190,15 @@ impl Hub {
                 self.kernel.kill_reason = Some(KillReason::Restart);
                 kernel::kill_all(Some(pid));
             }
-            // Dying already: the new life starts when the exit has been told.
+            // Exited already: the next generation starts once the exit is reported.
             (None, Some(_)) => self.kernel.kill_reason = Some(KillReason::Restart),
             (None, None) => self.start_kernel(Generation(self.kernel.generation.0 + 1)),
         }
     }
 
-    pub(super) fn watch_memory(&mut self) {
+    pub(super) fn enforce_memory_limit(&mut self) {
         let bytes = self.meter.read().memory_bytes;
-        self.runs.see_memory(bytes);
+        self.executions.sample_memory(bytes);
         let over = bytes > self.config.limits.memory_bytes();
         if let (true, Some(pid)) = (over, self.kernel.pid) {
             self.kernel.kill_reason.get_or_insert(KillReason::Memory);

@@ -1,0 +1,352 @@
+//! The requests, answers and events that manager and agent exchange.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, Generation, Seq};
+use crate::wire::{Channel, Message};
+
+/// The kernel's state as seen by the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelState {
+    /// The process runs, but has not answered `kernel_info_request` yet.
+    Starting,
+    Ready,
+    Exited,
+}
+
+/// The agent's first frame on every connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Identifies this run of the agent.
+    pub epoch: Epoch,
+    /// Counts the kernel's starts within the epoch, from 1.
+    pub generation: Generation,
+    /// The oldest event that can be replayed.
+    pub first_seq: Seq,
+    /// The number of the next event.
+    pub next_seq: Seq,
+    pub kernel_state: KernelState,
+    /// The agent's version, for logs.
+    pub version: String,
+}
+
+/// A signal to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SignalKind {
+    /// The kernelspec's interrupt: SIGINT to the process group, or `interrupt_request`.
+    Interrupt,
+    /// SIGTERM to the process group.
+    Terminate,
+    /// SIGKILL to everything in the sandbox but the agent.
+    Kill,
+}
+
+/// A request of the manager. Each is answered exactly once, or the connection ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Send a signal to the kernel of this generation; ignored if another generation is running.
+    Signal {
+        signal: SignalKind,
+        generation: Generation,
+    },
+    /// End every process of the sandbox but the agent, and start the kernel again.
+    Restart {
+        /// The generation to end; ignored if another one is running.
+        generation: Generation,
+    },
+    /// End every process, including the agent.
+    Terminate,
+    Usage,
+    /// Read a chunk of a regular file.
+    FileGet {
+        /// Relative to the workspace.
+        path: String,
+        /// Bytes from the start of the file.
+        offset: u64,
+    },
+    /// Write a chunk of a file; the frame's data is the content. The first chunk has offset 0. The last chunk replaces the file
+    /// atomically: until then, or if it never comes, an existing file stays unchanged.
+    FilePut {
+        /// Chosen by the manager; unique among the open uploads of a connection.
+        upload: u64,
+        /// Relative to the workspace.
+        path: String,
+        /// Bytes that were sent before this chunk.
+        offset: u64,
+        /// Whether this is the final chunk.
+        last: bool,
+    },
+    /// Discard an unfinished upload; not an error if there is none.
+    FileDrop {
+        upload: u64,
+    },
+    /// List a folder.
+    FileList {
+        /// Relative to the workspace; empty for the workspace itself.
+        path: String,
+    },
+    /// Remove a file or an empty folder.
+    FileRemove {
+        /// Relative to the workspace.
+        path: String,
+    },
+}
+
+/// Memory and CPU of the whole sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UsageReading {
+    pub memory_bytes: u64,
+    pub peak_memory_bytes: u64,
+    pub cpu_seconds: f64,
+    pub processes: u64,
+}
+
+/// Resource usage of one execution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunUsage {
+    /// CPU time of all processes of the sandbox between the request and its reply, seconds.
+    pub cpu_seconds: f64,
+    /// Peak memory of the sandbox during the execution, bytes. Exact if it is the peak of the sandbox's life, else the maximum of
+    /// several samples a second.
+    pub peak_memory_bytes: u64,
+}
+
+/// One entry of a folder listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// The name within the folder; bytes that are not UTF-8 are replaced.
+    pub name: String,
+    /// `file`, `folder`, `link` or `other`.
+    pub kind: String,
+    pub size: u64,
+}
+
+impl FileEntry {
+    /// Upper bound of its size in the JSON of an answer, bytes.
+    pub fn json_size(&self) -> usize {
+        let escaped = |text: &str| text.chars().map(|c| if c < ' ' { 6 } else { c.len_utf8() + 1 }).sum::<usize>();
+        escaped(&self.name) + escaped(&self.kind) + 64
+    }
+}
+
+/// The agent's refusal of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// A sentence for people.
+    pub reason: String,
+    #[serde(default)]
+    pub cause: RefusalCause,
+}
+
+/// The causes of refusals that callers distinguish. Serialised names are those of protocol version 3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCause {
+    /// The request is invalid as it is.
+    #[default]
+    #[serde(rename = "unfit")]
+    Invalid,
+    #[serde(rename = "missing")]
+    NotFound,
+    /// The workspace is full.
+    #[serde(rename = "no_room")]
+    NoSpace,
+    /// Too many requests at once; a retry can succeed.
+    Busy,
+    /// The connection was lost during an upload, and the chunks before this one with it.
+    #[serde(rename = "cut")]
+    Interrupted,
+}
+
+impl<T: Into<String>> From<T> for Refused {
+    fn from(reason: T) -> Self {
+        Self { reason: reason.into(), cause: RefusalCause::Invalid }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// The agent's answer to a [`Request`] or a submission.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerBody {
+    /// Success. A submission was handed to the kernel, now or earlier.
+    Done {
+        /// Whether this submission is a repetition of an earlier one.
+        repeated: bool,
+    },
+    Refused(Refused),
+    Usage(UsageReading),
+    /// A chunk of a file; its bytes are the frame's data.
+    File {
+        /// The file's size when it was opened, bytes.
+        size: u64,
+        /// Identifies the file: the path may lead to another file by the next chunk.
+        inode: u64,
+    },
+    Listing {
+        /// In no particular order.
+        entries: Vec<FileEntry>,
+        /// Whether the folder has more entries than fit into an answer.
+        truncated: bool,
+    },
+}
+
+/// An answer and the id of its request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    pub id: u64,
+    pub body: AnswerBody,
+    /// File content, else empty.
+    pub data: Bytes,
+}
+
+/// Why the agent ended the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KillReason {
+    /// By a signal request of the manager.
+    Asked,
+    /// By a restart request of the manager.
+    Restart,
+    /// Memory exceeded the limit, which no cgroup enforces.
+    Memory,
+}
+
+/// How a kernel process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelExit {
+    /// The exit code, unless a signal ended the process.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether the memory limit ended it: the cgroup counted an OOM kill since the kernel's start, or the agent enforced the limit.
+    pub out_of_memory: bool,
+    /// The reason that the agent recorded before it sent a signal, if it did.
+    pub reason: Option<KillReason>,
+    /// The tail of what the process wrote to its stdout and stderr, for people.
+    pub last_words: String,
+}
+
+/// Events of the kernel process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelEvent {
+    Starting,
+    /// It answered `kernel_info_request`, and a message arrived on iopub.
+    Ready {
+        /// The JSON content of its `kernel_info_reply`.
+        info: String,
+    },
+    Exited(KernelExit),
+    /// The process could not be started.
+    Failed {
+        reason: String,
+    },
+    /// The OOM killer ended a process of the sandbox other than the kernel.
+    ChildOutOfMemory,
+    /// An execution exceeded the output limit; the agent drops the rest of its output.
+    OutputCapped {
+        /// The `msg_id` of the `execute_request`.
+        msg_id: String,
+        /// The limit, bytes.
+        limit: u64,
+    },
+    /// The usage of an execution; precedes its reply.
+    RunUsed {
+        /// The `msg_id` of the `execute_request`.
+        msg_id: String,
+        used: RunUsage,
+    },
+    /// A malformed message on the kernel's sockets was dropped.
+    BadMessage {
+        reason: String,
+    },
+}
+
+impl KernelEvent {
+    /// Total length of its texts, bytes.
+    fn size(&self) -> usize {
+        match self {
+            Self::Ready { info: text } | Self::Failed { reason: text } | Self::BadMessage { reason: text } => text.len(),
+            Self::Exited(exit) => exit.last_words.len(),
+            Self::OutputCapped { msg_id, .. } | Self::RunUsed { msg_id, .. } => msg_id.len(),
+            Self::Starting | Self::ChildOutOfMemory => 0,
+        }
+    }
+}
+
+/// An event, which the agent numbers and buffers until it is acknowledged.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A message from the kernel.
+    Message { channel: Channel, generation: Generation, message: Message },
+    /// An event of the kernel process.
+    Kernel { generation: Generation, event: KernelEvent },
+}
+
+impl Event {
+    /// Approximate memory size, bytes.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Message { message, .. } => message.size(),
+            Self::Kernel { event, .. } => event.size(),
+        }
+    }
+}
+
+/// Frames from the manager.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToAgent {
+    /// Send events from `from_seq` on; if the epoch is not the agent's, from the oldest buffered event on.
+    Attach { epoch: Epoch, from_seq: Seq },
+    /// The manager has committed all events up to this one, so that the agent may drop them.
+    Ack { seq: Seq },
+    /// A message for the kernel. Submitting the same `msg_id` twice runs it once.
+    Submit {
+        /// Echoed by the answer.
+        id: u64,
+        channel: Channel,
+        /// The generation it is meant for; `None` for any.
+        generation: Option<Generation>,
+        msg_id: String,
+        message: Message,
+    },
+    Request {
+        /// Echoed by the answer.
+        id: u64,
+        request: Request,
+        /// File content, else empty.
+        data: Bytes,
+    },
+}
+
+/// Frames from the agent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromAgent {
+    /// The first frame of every connection.
+    Hello(Hello),
+    /// A piece of an event, for the [`EventAssembler`](super::EventAssembler).
+    EventPiece {
+        seq: Seq,
+        /// Length of the whole event, bytes.
+        total: usize,
+        piece: Bytes,
+    },
+    /// The bounded buffer dropped the events `from..=to` before they were acknowledged.
+    Lost {
+        from: Seq,
+        to: Seq,
+    },
+    Answer(Answer),
+}
