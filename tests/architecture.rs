@@ -117,6 +117,7 @@ const CONFINED: &[(&str, &str)] = &[
     ("clap", "cli"),
     ("anyhow", "cli"),
     ("indicatif", "cli"),
+    ("jupyter_protocol", "wire/requests.rs kernels/catalog.rs"),
     ("hyper_rustls", "http_client.rs"),
     ("opentelemetry", "telemetry"),
 ];
@@ -220,6 +221,37 @@ fn pure_modules_do_no_io() {
             }
         }
     }
+}
+
+/// The modules that `module` imports, directly or through others.
+fn transitive_imports(module: &str) -> BTreeSet<String> {
+    let modules: BTreeSet<String> = sources().into_iter().map(|(_, module, _)| module).collect();
+    let (mut found, mut open) = (BTreeSet::from([module.to_owned()]), vec![module.to_owned()]);
+    while let Some(next) = open.pop() {
+        for (_, _, code) in sources().into_iter().filter(|(_, module, _)| *module == next) {
+            let imported = modules.iter().filter(|name| code.contains(&format!("crate::{name}")));
+            for name in imported.filter(|name| !found.contains(*name)).cloned().collect::<Vec<_>>() {
+                found.insert(name.clone());
+                open.push(name);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn build_script_watches_all_agent_sources() {
+    let script = fs::read_to_string(root().join("build.rs")).unwrap();
+    let list = script.split("AGENT_SOURCES: &[&str] = &[").nth(1).unwrap().split("];").next().unwrap();
+    let watched: BTreeSet<String> =
+        list.split(',').map(|item| item.trim().trim_matches('"').to_owned()).filter(|item| !item.is_empty()).collect();
+    let mut expected: BTreeSet<String> =
+        ["build.rs", "Cargo.lock", "Cargo.toml", "src/bin/agent.rs", "src/lib.rs"].map(str::to_owned).into();
+    for module in transitive_imports("agent") {
+        let folder = format!("src/{module}");
+        expected.insert(if root().join(&folder).is_dir() { folder } else { format!("{folder}.rs") });
+    }
+    assert_eq!(watched, expected);
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! The embedded kernel folders and the names by which people and notebooks call them.
+//! The catalog of kernels: the embedded kernel folders, and the names that refer to them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use jupyter_protocol::JupyterKernelspec;
 use rust_embed::RustEmbed;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -16,56 +17,37 @@ use crate::wire::connection_file::Transport;
 #[folder = "kernel-images/"]
 struct Folders;
 
-/// A kernel that Cellkeep knows how to run.
+/// A kernel that Cellkeep can run: its kernelspec and our settings for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelSpec {
-    /// Our name for it: `python`, `r`, `julia`, `deno`, `bash`.
+    /// The name of its folder: `python`, `r`, `julia`, `deno`, `bash`.
     pub name: String,
-    /// As shown to people.
     pub display_name: String,
-    /// The language, as kernelspecs name it.
+    /// As in its kernelspec.
     pub language: String,
-    /// How it is started, with `{connection_file}`.
+    /// The command line, which contains `{connection_file}`.
     pub argv: Vec<String>,
-    /// Its environment beyond what every sandbox sets.
+    /// Environment variables in addition to those of every sandbox.
     pub env: BTreeMap<String, String>,
-    /// Whether it is interrupted by a message instead of SIGINT.
+    /// Whether it is interrupted by `interrupt_request` instead of SIGINT.
     pub interrupt_by_message: bool,
-    /// How its sockets are reached.
     pub transport: Transport,
-    /// How long its iopub must be quiet before a run has ended, for a kernel that sends output after `idle` (Deno).
+    /// How long iopub must be quiet after `idle` before an execution counts as ended: Deno sends output after `idle`.
     pub late_output: Duration,
     aliases: Vec<String>,
     kernelspec_names: Vec<String>,
 }
 
-/// No kernel of that name.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("there is no kernel {name:?}; there are {known} (`cellkeep kernels list` shows them)")]
+#[error("there is no kernel {name:?}; available: {known} (see `cellkeep kernels list`)")]
 pub struct KernelError {
     name: String,
     known: String,
 }
 
+/// `metadata.cellkeep` of a kernelspec.
 #[derive(Deserialize)]
-struct KernelJson {
-    argv: Vec<String>,
-    display_name: String,
-    language: String,
-    #[serde(default)]
-    interrupt_mode: String,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    metadata: MetadataJson,
-}
-
-#[derive(Deserialize)]
-struct MetadataJson {
-    cellkeep: OwnJson,
-}
-
-#[derive(Deserialize)]
-struct OwnJson {
+struct CellkeepMetadata {
     transport: Transport,
     #[serde(default)]
     late_output_ms: u64,
@@ -80,48 +62,46 @@ pub fn all() -> &'static [KernelSpec] {
     static ALL: OnceLock<Vec<KernelSpec>> = OnceLock::new();
     ALL.get_or_init(|| {
         let mut kernels: Vec<KernelSpec> = Folders::iter().filter_map(|path| read(&path)).collect();
-        // The one people mean when they say nothing comes first.
+        // The default kernel comes first.
         kernels.sort_by_key(|kernel| (kernel.name != "python", kernel.name.clone()));
         kernels
     })
 }
 
-/// Reads the kernelspec at `path`. `None` for the other files; a unit test reads all kernelspecs, so none is left out here
-/// for being malformed.
+/// Reads the kernelspec at `path`. `None` for other files; a unit test ensures that no kernelspec is skipped as malformed.
 fn read(path: &str) -> Option<KernelSpec> {
     let name = path.strip_suffix("/kernel.json")?;
-    let json: KernelJson = serde_json::from_slice(&Folders::get(path)?.data).ok()?;
+    let spec: JupyterKernelspec = serde_json::from_slice(&Folders::get(path)?.data).ok()?;
+    let own = spec.metadata.and_then(|mut metadata| metadata.remove("cellkeep"))?;
+    let own: CellkeepMetadata = serde_json::from_value(own).ok()?;
     Some(KernelSpec {
         name: name.to_owned(),
-        display_name: json.display_name,
-        language: json.language,
-        argv: json.argv,
-        env: json.env,
-        interrupt_by_message: json.interrupt_mode == "message",
-        transport: json.metadata.cellkeep.transport,
-        late_output: Duration::from_millis(json.metadata.cellkeep.late_output_ms),
-        aliases: json.metadata.cellkeep.language_aliases,
-        kernelspec_names: json.metadata.cellkeep.kernelspec_names,
+        display_name: spec.display_name,
+        language: spec.language,
+        argv: spec.argv,
+        env: spec.env.unwrap_or_default().into_iter().collect(),
+        interrupt_by_message: spec.interrupt_mode.as_deref() == Some("message"),
+        transport: own.transport,
+        late_output: Duration::from_millis(own.late_output_ms),
+        aliases: own.language_aliases,
+        kernelspec_names: own.kernelspec_names,
     })
 }
 
-/// The kernel called `name`: our name, an alias (`py`, `js`, `sh`, ...) or a kernelspec's name (`python3`, `ir`, `julia-1.11`).
-///
-/// # Errors
-/// [`KernelError`], which names those there are.
+/// Finds a kernel by its name, an alias (`py`, `js`, `sh`, ...) or a kernelspec name (`python3`, `ir`, `julia-1.11`).
 pub fn find(name: &str) -> Result<&'static KernelSpec, KernelError> {
     let wanted = name.trim().to_ascii_lowercase();
-    all().iter().find(|kernel| kernel.is_called(&wanted)).ok_or_else(|| KernelError {
+    all().iter().find(|kernel| kernel.matches_name(&wanted)).ok_or_else(|| KernelError {
         name: name.to_owned(),
         known: all().iter().map(|kernel| kernel.name.as_str()).collect::<Vec<_>>().join(", "),
     })
 }
 
-/// The kernel for a notebook that names a kernelspec and perhaps a language. A kernelspec of a user's own ("my-env") is
-/// mapped by its language; a notebook that says nothing is Python, as in Jupyter.
+/// Finds the kernel for a notebook. A user's own kernelspec ("my-env") is mapped by its language; the default is Python, as in
+/// Jupyter.
 ///
 /// # Errors
-/// [`KernelError`] when neither is known.
+/// If neither kernelspec nor language is known.
 pub fn for_notebook(kernelspec: Option<&str>, language: Option<&str>) -> Result<&'static KernelSpec, KernelError> {
     match (kernelspec, language) {
         (None, None) => find("python"),
@@ -130,7 +110,7 @@ pub fn for_notebook(kernelspec: Option<&str>, language: Option<&str>) -> Result<
     }
 }
 
-/// The files of a kernel's folder, by name: the build context of its image.
+/// The files of a kernel's folder, sorted by name: the build context of its image.
 pub fn context(kernel: &KernelSpec) -> Vec<(String, Cow<'static, [u8]>)> {
     let prefix = format!("{}/", kernel.name);
     let mut files: Vec<_> = Folders::iter()
@@ -141,15 +121,15 @@ pub fn context(kernel: &KernelSpec) -> Vec<(String, Cow<'static, [u8]>)> {
 }
 
 impl KernelSpec {
-    fn is_called(&self, wanted: &str) -> bool {
+    fn matches_name(&self, wanted: &str) -> bool {
         let mut names = self.aliases.iter().chain(&self.kernelspec_names);
         self.name == wanted
             || self.language.eq_ignore_ascii_case(wanted)
-            // `julia-*` stands for all its versions.
+            // `julia-*` matches all versions.
             || names.any(|name| name == wanted || name.strip_suffix('*').is_some_and(|prefix| wanted.starts_with(prefix)))
     }
 
-    /// A fingerprint of the kernel's folder, by which a stale image or environment is told.
+    /// A hash of the kernel's folder; images and environments with another one are stale.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         for (name, data) in context(self) {
@@ -161,25 +141,25 @@ impl KernelSpec {
         hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The name that Jupyter knows it by, for notebooks that name none.
+    /// The kernelspec name in Jupyter, for notebooks without one.
     pub fn kernelspec_name(&self) -> &str {
         let named = self.kernelspec_names.iter().find(|name| !name.ends_with('*'));
         named.map_or(self.name.as_str(), String::as_str)
     }
 
-    /// One file of the kernel's folder as text; empty where there is none.
+    /// A file of the kernel's folder as text; empty if there is none.
     pub fn file(&self, name: &str) -> String {
         Folders::get(&format!("{}/{name}", self.name))
             .map(|file| String::from_utf8_lossy(&file.data).into_owned())
             .unwrap_or_default()
     }
 
-    /// Whether the process sandbox can have it. Without, it exists as a container image only.
+    /// Whether it can run in the process sandbox. If not, it exists only as a container image.
     pub fn has_environment(&self) -> bool {
         !self.file("bake.sh").is_empty()
     }
 
-    /// Debian packages that it needs.
+    /// The Debian packages that it requires.
     pub fn packages(&self) -> Vec<String> {
         let text = self.file("apt.txt");
         text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
@@ -204,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn people_and_notebooks_find_their_kernel() {
+    fn kernels_are_found_by_all_names() {
         for (name, kernel) in [
             ("python", "python"),
             ("py", "python"),

@@ -1,7 +1,7 @@
-//! The kernels there are: their kernelspecs, names and aliases, and their managed environments.
+//! The available kernels: kernelspecs, names and aliases, managed environments.
 //!
-//! `kernel-images/NAME/` is the one source: embedded here, it makes the container image ([`context()`]) and the environment
-//! of the process sandbox ([`install()`]), so that both run the same kernel.
+//! The embedded folder `kernel-images/NAME/` is the only source. Both the container image ([`context()`]) and the environment of the
+//! process sandbox ([`install()`]) are made from it, so that both run the same kernel.
 
 mod catalog;
 mod install;

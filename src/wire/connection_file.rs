@@ -1,4 +1,4 @@
-//! The connection file by which a kernel learns its sockets.
+//! The connection file, which tells a kernel its sockets.
 //!
 //! Source: <https://jupyter-client.readthedocs.io/en/stable/kernels.html#connection-files>.
 
@@ -7,43 +7,37 @@ use serde::{Deserialize, Serialize};
 use super::Channel;
 use crate::ids;
 
-/// How the kernel's sockets are reached.
+/// The transport of the kernel's sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
-    /// Unix sockets. No ports, so no races for them.
+    /// Unix sockets: no ports, hence no races for ports.
     Ipc,
-    /// TCP on the sandbox's own loopback, for kernels that know nothing else (Deno).
+    /// TCP on the sandbox's loopback, for kernels that support nothing else (Deno).
     Tcp,
 }
 
 /// The content of a connection file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionInfo {
-    /// How to connect.
     pub transport: Transport,
-    /// An address, or for ipc the common prefix of the socket files.
+    /// An address; for ipc the common prefix of the socket files.
     pub ip: String,
-    /// Requests.
     pub shell_port: u16,
-    /// Broadcasts.
     pub iopub_port: u16,
-    /// Input.
     pub stdin_port: u16,
-    /// Urgent requests.
     pub control_port: u16,
-    /// Heartbeat; bound by the kernel and used by nobody here.
+    /// The heartbeat, which is not used.
     pub hb_port: u16,
     /// The HMAC key.
     pub key: String,
     /// Always `hmac-sha256`.
     pub signature_scheme: String,
-    /// The kernelspec's name.
     pub kernel_name: String,
 }
 
 impl ConnectionInfo {
-    /// A connection file's content with a fresh key. `ports` are shell, iopub, stdin, control and heartbeat.
+    /// With a random key. `ports`: shell, iopub, stdin, control, heartbeat.
     pub fn new(transport: Transport, ip: &str, ports: [u16; 5], kernel_name: &str) -> Self {
         let [shell_port, iopub_port, stdin_port, control_port, hb_port] = ports;
         Self {
@@ -60,7 +54,7 @@ impl ConnectionInfo {
         }
     }
 
-    /// The port (for ipc: the suffix) of a channel.
+    /// The port of a channel; for ipc the suffix of its file.
     pub fn port(&self, channel: Channel) -> u16 {
         match channel {
             Channel::Shell => self.shell_port,
@@ -84,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints() {
+    fn endpoints_follow_transport() {
         let ipc = ConnectionInfo::new(Transport::Ipc, "/run/kernel/1", [1, 2, 3, 4, 5], "python");
         assert_eq!(ipc.endpoint(Channel::Iopub), "ipc:///run/kernel/1-2");
         let tcp = ConnectionInfo::new(Transport::Tcp, "127.0.0.1", [9001, 9002, 9003, 9004, 9005], "deno");

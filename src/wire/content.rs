@@ -1,21 +1,17 @@
-//! Lenient views of the contents that the session acts on. What is absent or mistyped gets the meaning that tolerant
-//! clients (jupyter_client, JupyterLab) give it.
+//! Lenient views of the message contents that sessions act on. Absent and mistyped fields are interpreted as tolerant clients
+//! (jupyter_client, JupyterLab) do.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The kernel's state as told by an iopub `status` message.
+/// The state in an iopub `status` message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecutionState {
-    /// Working on a request.
     Busy,
-    /// Done with the request.
     Idle,
-    /// The process has just started.
     Starting,
-    /// Anything else.
     Other,
 }
 
@@ -29,25 +25,23 @@ pub fn execution_state(content: &Value) -> ExecutionState {
     }
 }
 
-/// How a kernel says that a request ended.
+/// The status of a reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplyStatus {
-    /// Done; also when the kernel left `status` out (xeus kernels do).
+    /// Also for a reply without `status` (xeus kernels omit it).
     Ok,
-    /// Code raised an error.
     Error(ErrorInfo),
-    /// Taken from the kernel's queue unexecuted.
+    /// The kernel removed the request from its queue without executing it.
     Aborted,
 }
 
-/// An error as kernels report it.
+/// An error as reported by a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorInfo {
-    /// The error's class, for example `ValueError`.
+    /// The class, for example `ValueError`.
     pub ename: String,
-    /// Its message.
     pub evalue: String,
-    /// Lines ready for a terminal, with ANSI colours.
+    /// Lines for a terminal, with ANSI colours.
     pub traceback: Vec<String>,
 }
 
@@ -74,13 +68,13 @@ impl ErrorInfo {
 pub fn reply_status(content: &Value) -> ReplyStatus {
     match content.get("status").and_then(Value::as_str) {
         Some("error") => ReplyStatus::Error(ErrorInfo::read(content)),
-        // jupyter_client still accepts the old word.
+        // jupyter_client still accepts the old spelling.
         Some("aborted" | "abort") => ReplyStatus::Aborted,
         _ => ReplyStatus::Ok,
     }
 }
 
-/// Whether an `execute_reply` carries something to show beside its status (IPython's pager).
+/// Whether an `execute_reply` has a payload to display (IPython's pager).
 pub fn has_payload(content: &Value) -> bool {
     content.get("payload").and_then(Value::as_array).is_some_and(|payload| !payload.is_empty())
 }
@@ -90,12 +84,10 @@ pub fn execution_count(content: &Value) -> Option<i64> {
     content.get("execution_count").and_then(Value::as_i64)
 }
 
-/// The prompt and kind of an `input_request`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InputRequest {
-    /// What the user is asked.
     pub prompt: String,
-    /// Whether the answer must not be shown.
+    /// Whether the input must not be echoed.
     pub password: bool,
 }
 
@@ -109,13 +101,13 @@ impl InputRequest {
     }
 }
 
-/// Now, as Jupyter writes times: ISO 8601, six digits, `Z`.
+/// The current time in Jupyter's format; see [`iso8601`].
 pub fn now_iso8601() -> String {
     iso8601(SystemTime::now())
 }
 
-/// A time as Jupyter writes it: `2026-11-20T12:34:56.123456Z`. Exactly six digits, because `strptime("%f")` in real
-/// clients takes no more.
+/// A time in Jupyter's format: `2026-11-20T12:34:56.123456Z`. Exactly six digits, since `strptime("%f")` in real clients accepts no
+/// more.
 pub fn iso8601(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = ((since.as_secs() / 86_400) as i64, since.as_secs() % 86_400);
@@ -124,8 +116,8 @@ pub fn iso8601(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
-/// The Gregorian date of a day counted from 1970-01-01. Eras of 400 years have a fixed number of days, and counting years
-/// from March puts the leap day at a year's end; a date crate for these ten lines would be carried into every sandbox.
+/// Converts days since 1970-01-01 to a Gregorian date. Eras of 400 years have a fixed number of days, and counting years from March
+/// puts the leap day at the end. A date crate for these ten lines would be part of every agent.
 fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
@@ -147,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times() {
+    fn times_have_six_fractional_digits() {
         let at = |seconds: u64| iso8601(UNIX_EPOCH + Duration::from_micros(seconds * 1_000_000 + 7));
         assert_eq!(at(0), "1970-01-01T00:00:00.000007Z");
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00.000007Z");
@@ -155,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_break_the_protocol_have_a_meaning() {
+    fn malformed_replies_are_interpreted() {
         assert_eq!(reply_status(&json!({})), ReplyStatus::Ok);
         assert_eq!(reply_status(&Value::Null), ReplyStatus::Ok);
         let ReplyStatus::Error(error) = reply_status(&json!({"status": "error", "evalue": 7, "traceback": "x"})) else {

@@ -7,14 +7,14 @@ use thiserror::Error;
 use super::{Signer, json};
 use crate::ids;
 
-/// The frame that divides routing identities from the message proper.
+/// The frame between routing identities and message.
 const DELIMITER: &[u8] = b"<IDS|MSG>";
-/// More frames than any real message has (widgets send a handful of buffers); a hostile kernel may send any number.
+/// The most frames that are accepted. Real messages have fewer (widgets send a handful of buffers).
 const MAX_FRAMES: usize = 4096;
-/// Largest header or parent header, bytes. Real ones have a few hundred.
+/// The largest header or parent header, bytes. Real ones have a few hundred.
 const MAX_HEADER: usize = 64 * 1024;
 
-/// The sockets of a kernel, the heartbeat left out: it says nothing about liveness (R answers it only when idle).
+/// The sockets of a kernel. The heartbeat is not used: it does not prove liveness (R answers it only when idle).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Channel {
     /// Requests in order: execute, complete, inspect, comms.
@@ -23,15 +23,15 @@ pub enum Channel {
     Control,
     /// `input_request` from the kernel, `input_reply` to it.
     Stdin,
-    /// What the kernel broadcasts: outputs and status.
+    /// The kernel's broadcasts: outputs and status.
     Iopub,
 }
 
 impl Channel {
-    /// All of them, in the order of their codes.
+    /// All channels, indexed by code.
     pub const ALL: [Self; 4] = [Self::Shell, Self::Control, Self::Stdin, Self::Iopub];
 
-    /// The code on the agent's byte stream.
+    /// The code in the agent protocol.
     pub fn code(self) -> u8 {
         match self {
             Self::Shell => 0,
@@ -41,12 +41,12 @@ impl Channel {
         }
     }
 
-    /// The channel of a code. `None` for an unknown one.
+    /// `None` for an unknown code.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
     }
 
-    /// The protocol's name of the channel.
+    /// The name in the Jupyter protocol.
     pub fn name(self) -> &'static str {
         match self {
             Self::Shell => "shell",
@@ -57,42 +57,28 @@ impl Channel {
     }
 }
 
-/// Why bytes are not a message.
+/// Invalid bytes of a message.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum WireError {
     /// No `<IDS|MSG>` among the frames.
     #[error("no <IDS|MSG> delimiter among {frames} frames")]
-    NoDelimiter {
-        /// How many frames came.
-        frames: usize,
-    },
+    NoDelimiter { frames: usize },
     /// Fewer than signature and four JSON frames after the delimiter.
     #[error("{frames} frames after the delimiter, at least 5 are needed")]
-    TooShort {
-        /// How many frames came after the delimiter.
-        frames: usize,
-    },
-    /// More frames than any real message has.
-    #[error("{frames} frames, at most {MAX_FRAMES} are taken")]
-    TooManyFrames {
-        /// How many frames came.
-        frames: usize,
-    },
-    /// The signature is missing or is not that of these bytes.
+    TooShort { frames: usize },
+    #[error("{frames} frames, at most {MAX_FRAMES} are accepted")]
+    TooManyFrames { frames: usize },
+    /// The signature is missing or does not match.
     #[error("wrong signature")]
     BadSignature,
-    /// The packed form is cut short or its lengths do not add up.
+    /// The packed form is truncated or its lengths are inconsistent.
     #[error("malformed packed message")]
     Packed,
-    /// A header or parent header that no kernel needs.
-    #[error("a header of {bytes} bytes, at most {MAX_HEADER} are taken")]
-    HeaderTooLarge {
-        /// Its size.
-        bytes: usize,
-    },
+    #[error("a header of {bytes} bytes, at most {MAX_HEADER} are accepted")]
+    HeaderTooLarge { bytes: usize },
 }
 
-/// Headers are read on every message, so that they must stay cheap.
+/// Headers are parsed for every message, so their size is limited.
 fn check_headers(header: &Bytes, parent: &Bytes) -> Result<(), WireError> {
     match header.len().max(parent.len()) {
         bytes if bytes > MAX_HEADER => Err(WireError::HeaderTooLarge { bytes }),
@@ -100,10 +86,9 @@ fn check_headers(header: &Bytes, parent: &Bytes) -> Result<(), WireError> {
     }
 }
 
-/// What we read of a header. Absent or mistyped fields are empty: the raw frame is what is passed on.
+/// The parsed fields of a header. Absent or mistyped fields are empty; the raw header is what is passed on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// Unique id of the message.
     pub msg_id: String,
     /// For example `execute_request`.
     pub msg_type: String,
@@ -139,8 +124,13 @@ pub struct Message {
 }
 
 impl Message {
-    /// A request of ours with the given id, as protocol 5.3 wants it.
+    /// A request of protocol version 5.3 with the given id.
     pub fn request(msg_id: &str, session: &str, msg_type: &str, content: &Value) -> Self {
+        Self::from_content(msg_id, session, msg_type, content.to_string().into())
+    }
+
+    /// As [`Self::request`], with serialised content.
+    pub fn from_content(msg_id: &str, session: &str, msg_type: &str, content: Bytes) -> Self {
         let header = serde_json::json!({
             "msg_id": msg_id, "msg_type": msg_type, "session": session, "username": "cellkeep",
             "date": crate::wire::content::now_iso8601(), "version": "5.3",
@@ -150,18 +140,18 @@ impl Message {
             header: header.to_string().into(),
             parent_header: Bytes::from_static(b"{}"),
             metadata: Bytes::from_static(b"{}"),
-            content: content.to_string().into(),
+            content,
             buffers: Vec::new(),
         }
     }
 
-    /// As [`Self::request`] with a fresh random id.
+    /// As [`Self::request`], with a random id.
     pub fn new_request(session: &str, msg_type: &str, content: &Value) -> Self {
         Self::request(&ids::random_uuid(), session, msg_type, content)
     }
 
-    /// The same, to be answered in a subshell of the kernel: while its main shell runs a cell. Source: the header's `subshell_id`,
-    /// jupyter_client's messaging, "Subshells" (JEP 91).
+    /// Addresses a subshell, which answers while the main shell runs a cell. Source: `subshell_id` in the header, jupyter_client's
+    /// messaging, "Subshells" (JEP 91).
     pub fn in_subshell(mut self, id: &str) -> Self {
         if let Ok(Value::Object(mut header)) = json::parse_lenient(&self.header) {
             header.insert("subshell_id".to_owned(), id.into());
@@ -170,39 +160,37 @@ impl Message {
         self
     }
 
-    /// The header's known fields.
     pub fn header(&self) -> Header {
         Header::read(&self.header)
     }
 
-    /// The parent header's known fields; all empty for a message without a parent.
+    /// The parent header; all fields are empty for a message without a parent.
     pub fn parent(&self) -> Header {
         Header::read(&self.parent_header)
     }
 
-    /// Bytes of all its parts, identities left out.
+    /// Size of all parts except identities, bytes.
     pub fn size(&self) -> usize {
         let parts = [&self.header, &self.parent_header, &self.metadata, &self.content];
         parts.into_iter().chain(&self.buffers).map(Bytes::len).sum()
     }
 
-    /// Bytes that it counts for the limit of a run's output: what it says, as the kernel wrote it, and a little for being a message. Its
-    /// headers, which are longer than a line of text, are none of the user's.
+    /// The size that counts towards the output limit, bytes: metadata, content and buffers plus a constant per message. Headers, which
+    /// are longer than a line of text, are not the user's output.
     pub fn output_size(&self) -> u64 {
         const MESSAGE: usize = 256;
         (MESSAGE + self.metadata.len() + self.content.len() + self.buffers.iter().map(Bytes::len).sum::<usize>()) as u64
     }
 
-    /// The content as JSON, repaired where kernels deviate; `null` where it cannot be read at all.
+    /// The content, with deviations of kernels repaired; `null` if it is not JSON at all.
     pub fn content_value(&self) -> Value {
         json::parse_lenient(&self.content).unwrap_or(Value::Null)
     }
 
-    /// Takes the frames of one ZeroMQ message. The signature is checked over the received bytes; unsigned messages are
-    /// refused.
+    /// Parses the frames of one ZeroMQ message. The signature is verified over the received bytes; unsigned messages are refused.
     ///
     /// # Errors
-    /// Any [`WireError`] but `Packed`.
+    /// Any [`WireError`] except `Packed`.
     pub fn from_frames(mut frames: Vec<Bytes>, signer: &Signer) -> Result<Self, WireError> {
         if frames.len() > MAX_FRAMES {
             return Err(WireError::TooManyFrames { frames: frames.len() });
@@ -224,7 +212,7 @@ impl Message {
         Ok(Self { identities: frames, header, parent_header, metadata, content, buffers: body.collect() })
     }
 
-    /// The frames to send over ZeroMQ, signed.
+    /// The signed frames for ZeroMQ.
     pub fn to_frames(&self, signer: &Signer) -> Vec<Bytes> {
         let parts = [&self.header, &self.parent_header, &self.metadata, &self.content];
         let signature = signer.sign(parts.map(|part| part.as_ref()));
@@ -236,9 +224,9 @@ impl Message {
         frames
     }
 
-    /// The packed form for the agent's byte stream, as pieces that share the message's memory: a count (u32, little
-    /// endian), a length (u32) per part, then header, parent, metadata, content and buffers. No identities, no signature:
-    /// the stream's ends are the only two that speak on it.
+    /// The packed form for the agent protocol, as pieces that share the message's memory: a count (u32, little endian), a length (u32)
+    /// per part, then header, parent, metadata, content and buffers. It needs no identities and no signature, since the stream has only
+    /// two ends.
     pub fn pack(&self) -> Vec<Bytes> {
         let parts: Vec<&Bytes> =
             [&self.header, &self.parent_header, &self.metadata, &self.content].into_iter().chain(&self.buffers).collect();
@@ -248,10 +236,10 @@ impl Message {
         std::iter::once(index.freeze()).chain(parts.into_iter().cloned()).collect()
     }
 
-    /// Reads the packed form. Nothing is allocated by a length that was read: parts are slices of `bytes`.
+    /// Parses the packed form. Parts are slices of `bytes`, so claimed lengths allocate nothing.
     ///
     /// # Errors
-    /// [`WireError::Packed`] where counts and lengths do not fit the bytes, [`WireError::TooManyFrames`].
+    /// [`WireError::Packed`] if counts and lengths do not fit the bytes, and those of headers and frame count.
     pub fn unpack(bytes: &Bytes) -> Result<Self, WireError> {
         let number = |at: usize| -> Option<usize> {
             let four = bytes.get(at..at.checked_add(4)?)?;
@@ -309,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_byte_or_no_signature_is_refused() {
+    fn changed_or_unsigned_message_is_refused() {
         for frame in [2, 3, 4, 5, 6] {
             let mut frames = message().to_frames(&signer());
             frames[frame] = [frames[frame].as_ref(), b" "].concat().into();
@@ -321,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn short_and_endless_messages_are_refused() {
+    fn messages_with_wrong_frame_count_are_refused() {
         assert_eq!(Message::from_frames(vec![], &signer()), Err(WireError::NoDelimiter { frames: 0 }));
         let short = vec![Bytes::from_static(DELIMITER), Bytes::new()];
         assert_eq!(Message::from_frames(short, &signer()), Err(WireError::TooShort { frames: 1 }));
@@ -330,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_headers_are_read_as_far_as_they_go() {
+    fn malformed_headers_are_read_leniently() {
         let mut message = message();
         message.header = Bytes::from_static(br#"{"msg_id": 7, "msg_type": "status", "username": null}"#);
         assert_eq!(message.header().msg_type, "status");
@@ -348,7 +336,7 @@ mod tests {
                 identities: vec![], header: next(), parent_header: next(), metadata: next(), content: next(), buffers: vec![],
             };
             message.buffers = parts.collect();
-            // A delimiter inside the JSON frames would be a different message.
+            // A delimiter among the JSON frames makes a different message.
             prop_assume!(!message.to_frames(&signer())[1..].iter().any(|f| f == DELIMITER));
             prop_assert_eq!(Message::from_frames(message.to_frames(&signer()), &signer()), Ok(message.clone()));
             prop_assert_eq!(Message::unpack(&packed(&message)), Ok(message));
@@ -360,7 +348,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_packed_message_is_refused(cut in 1usize..60) {
+        fn truncated_packed_message_is_refused(cut in 1usize..60) {
             let bytes = packed(&message());
             prop_assert_eq!(Message::unpack(&bytes.slice(..bytes.len() - cut)), Err(WireError::Packed));
         }

@@ -1,33 +1,33 @@
-//! HMAC-SHA256 over a message's four JSON frames.
+//! The signature of a message: HMAC-SHA256 over its four JSON frames.
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-/// Signs and checks messages with the key of one connection file.
+/// Signs and verifies messages with the key of one connection file.
 ///
-/// The key guards against strangers on the machine, not against the kernel: user code can read it and forge anything.
+/// The key protects against other users of the machine, not against the kernel: its code can read the key and forge messages.
 #[derive(Clone)]
 pub struct Signer {
     mac: Hmac<Sha256>,
 }
 
 impl Signer {
-    /// A signer for `key`. `None` for an empty key, which in Jupyter means unsigned messages: those are refused.
+    /// `None` for an empty key, which means unsigned messages in Jupyter; those are refused.
     pub fn new(key: &[u8]) -> Option<Self> {
         if key.is_empty() {
             return None;
         }
-        // An HMAC key may have any length (RFC 2104), so this never is an error.
+        // Never fails: an HMAC key may have any length (RFC 2104).
         Hmac::new_from_slice(key).ok().map(|mac| Self { mac })
     }
 
-    /// The signature in lower-case hex, as it goes on the wire.
+    /// The signature in lower-case hex.
     pub fn sign(&self, parts: [&[u8]; 4]) -> String {
         let bytes = self.mac_of(parts).finalize().into_bytes();
         bytes.iter().map(|b| format!("{b:02x}")).collect()
     }
 
-    /// Whether `signature` (hex) belongs to these very bytes. Compares in constant time.
+    /// Whether `signature` (hex) matches, compared in constant time.
     pub fn verify(&self, signature: &[u8], parts: [&[u8]; 4]) -> bool {
         decode_hex(signature).is_some_and(|bytes| self.mac_of(parts).verify_slice(&bytes).is_ok())
     }
@@ -56,12 +56,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_key_is_refused() {
+    fn empty_key_is_refused() {
         assert!(Signer::new(b"").is_none());
     }
 
     #[test]
-    fn known_signature() {
+    fn signature_matches_python_hmac() {
         // Made with Python: hmac.new(b"key", b"{}" * 4, "sha256").hexdigest()
         let signer = Signer::new(b"key").unwrap();
         let parts: [&[u8]; 4] = [b"{}", b"{}", b"{}", b"{}"];

@@ -1,7 +1,7 @@
-//! Recorded conversations with real kernels, replayed through the pure modules.
+//! Recorded transcripts of real kernels, replayed through the pure modules.
 //!
-//! `CELLKEEP_RECORD=1 cargo nextest run transcripts` records them anew from the kernels in the process sandbox; frames are kept
-//! byte for byte. What kernels say changes with their versions, so the fixtures also show what an upgrade changed.
+//! `CELLKEEP_RECORD=1 cargo nextest run transcripts` records them again from the kernels in the process sandbox, byte for byte. A diff
+//! of the fixtures shows what an upgrade of a kernel changed.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,13 +16,15 @@ use cellkeep::manager::Manager;
 use cellkeep::output::{CellKey, Outputs, StreamStyle, text_of};
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::{SandboxKind, SandboxSpec};
-use cellkeep::wire::content::{ReplyStatus, reply_status};
+use cellkeep::wire::content::{ErrorInfo, ExecutionState, ReplyStatus, execution_count, execution_state, reply_status};
+use cellkeep::wire::requests::KernelRequest;
 use cellkeep::wire::{Channel, Message, Signer};
+use jupyter_protocol::{ExecutionState as OracleState, JupyterMessage, JupyterMessageContent, ReplyStatus as OracleStatus};
 use serde_json::{Value, json};
 
 use crate::support::PATIENCE;
 
-/// What is run in each kernel when recording: a value and streams, a display, an error.
+/// The cells of each transcript: a value and streams, a display, an error.
 const SCRIPTS: &[(&str, [&str; 3])] = &[
     ("python", ["print('out'); 6*7", "from IPython.display import HTML, display\ndisplay(HTML('<b>bold</b>'))", "1/0"]),
     ("r", ["cat('out\\n'); 6*7", "data.frame(x = 1:2, y = c('a', 'b'))", "stop('no')"]),
@@ -82,7 +84,7 @@ async fn record(kernel: &str, codes: &[&str]) {
     loop {
         let event = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
         let LinkEvent::Event { event, .. } = event else { continue };
-        let go_on = match event {
+        let is_idle = match event {
             Event::Kernel { event: KernelEvent::Ready { info }, .. } => {
                 lines.push(json!({"channel": "shell", "header": "{\"msg_type\":\"kernel_info_reply\"}", "parent_header": "{}", "metadata": "{}", "content": info}).to_string());
                 true
@@ -93,8 +95,8 @@ async fn record(kernel: &str, codes: &[&str]) {
             }
             Event::Kernel { .. } => false,
         };
-        if go_on {
-            // Late output (Deno's) belongs to the run before.
+        if is_idle {
+            // Late output (Deno's) belongs to the previous execution.
             tokio::time::sleep(std::time::Duration::from_millis(400)).await;
             while !events.is_empty()
                 && let Some(LinkEvent::Event { event: Event::Message { channel, message, .. }, .. }) = events.recv().await
@@ -102,15 +104,8 @@ async fn record(kernel: &str, codes: &[&str]) {
                 lines.push(line(channel, &message));
             }
             let Some((number, code)) = to_run.next() else { break };
-            let content =
-                json!({"code": code, "silent": false, "store_history": true, "allow_stdin": false, "stop_on_error": false});
-            link.submit(
-                Channel::Shell,
-                None,
-                Message::request(&format!("run-{number}"), "recorder", "execute_request", &content),
-            )
-            .await
-            .unwrap();
+            let message = KernelRequest::execute(code, false).into_message_with_id(&format!("run-{number}"), "recorder");
+            link.submit(Channel::Shell, None, message).await.unwrap();
         }
     }
     sandbox.destroy(&record).await.unwrap();
@@ -118,13 +113,13 @@ async fn record(kernel: &str, codes: &[&str]) {
     fs::write(fixture(kernel), lines.join("\n") + "\n").unwrap();
 }
 
-/// The outputs and the reply of each run in a transcript.
+/// The outputs and the reply of each execution in a transcript.
 fn replay(kernel: &str) -> Vec<(Vec<Value>, ReplyStatus)> {
     let signer = Signer::new(b"key").unwrap();
     let mut outputs = Outputs::new(StreamStyle::Terminal);
     let mut replies = vec![None; 3];
     for (channel, message) in read_fixture(kernel) {
-        // Through both forms that a message takes, and out unchanged.
+        // Both encodings of a message are lossless.
         assert_eq!(Message::unpack(&message.pack().concat().into()).unwrap(), message);
         assert_eq!(Message::from_frames(message.to_frames(&signer), &signer).unwrap(), message);
         let (header, parent) = (message.header(), message.parent());
@@ -139,12 +134,12 @@ fn replay(kernel: &str) -> Vec<(Vec<Value>, ReplyStatus)> {
     replies
         .into_iter()
         .enumerate()
-        .map(|(run, reply)| (outputs.outputs(CellKey(run as u32)).to_vec(), reply.expect("every run has a reply")))
+        .map(|(run, reply)| (outputs.outputs(CellKey(run as u32)).to_vec(), reply.expect("every execution has a reply")))
         .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn transcripts_of_real_kernels_mean_what_they_should() {
+async fn transcripts_of_real_kernels_replay_correctly() {
     for (kernel, codes) in SCRIPTS {
         if std::env::var_os("CELLKEEP_RECORD").is_some() {
             record(kernel, codes).await;
@@ -165,13 +160,87 @@ async fn transcripts_of_real_kernels_mean_what_they_should() {
 }
 
 #[test]
-fn julias_bare_replies_have_a_meaning() {
-    // IJulia answers an interrupt with `{}` and a shutdown with an echo, neither with a status. It cannot be had here, so
-    // these two are written by hand from its source.
+fn bare_julia_replies_are_ok() {
+    // IJulia answers an interrupt with `{}` and a shutdown with an echo, neither with a status. It cannot run here, so these two are
+    // written by hand from its source.
     for content in ["{}", r#"{"restart": false}"#] {
         let mut message = Message::new_request("julia", "interrupt_reply", &json!({}));
         message.content = Bytes::from_static(content.as_bytes());
         assert_eq!(reply_status(&message.content_value()), ReplyStatus::Ok);
         assert_eq!(message.header().msg_type, "interrupt_reply");
+    }
+}
+
+/// Parses a message with `jupyter-protocol`. `None` where its strict types refuse what a kernel sends.
+fn oracle(message: &Message) -> Option<JupyterMessage> {
+    let part = |bytes: &Bytes| serde_json::from_slice::<Value>(bytes).ok();
+    let whole = json!({
+        "header": part(&message.header)?, "parent_header": part(&message.parent_header)?,
+        "metadata": part(&message.metadata)?, "content": part(&message.content)?,
+    });
+    JupyterMessage::from_value(whole).ok()
+}
+
+fn assert_same_content(ours: &Value, oracle: &JupyterMessageContent) {
+    match oracle {
+        JupyterMessageContent::Status(status) => {
+            let expected = match status.execution_state {
+                OracleState::Busy => ExecutionState::Busy,
+                OracleState::Idle => ExecutionState::Idle,
+                OracleState::Starting => ExecutionState::Starting,
+                _ => ExecutionState::Other,
+            };
+            assert_eq!(execution_state(ours), expected);
+        }
+        JupyterMessageContent::ExecuteReply(reply) => {
+            let expected = match (&reply.status, &reply.error) {
+                (OracleStatus::Ok, _) => ReplyStatus::Ok,
+                (OracleStatus::Aborted, _) => ReplyStatus::Aborted,
+                (OracleStatus::Error, error) => {
+                    let error = error.as_ref().map(|error| ErrorInfo {
+                        ename: error.ename.clone(),
+                        evalue: error.evalue.clone(),
+                        traceback: error.traceback.clone(),
+                    });
+                    ReplyStatus::Error(error.unwrap_or_default())
+                }
+            };
+            assert_eq!(reply_status(ours), expected);
+            assert_eq!(execution_count(ours).unwrap_or(0) as usize, reply.execution_count.value());
+        }
+        JupyterMessageContent::ExecuteInput(input) => {
+            assert_eq!(execution_count(ours).unwrap_or(0) as usize, input.execution_count.value());
+        }
+        JupyterMessageContent::ExecuteResult(result) => {
+            assert_eq!(execution_count(ours).unwrap_or(0) as usize, result.execution_count.value());
+        }
+        JupyterMessageContent::ErrorOutput(error) => {
+            let ours = ErrorInfo::read(ours);
+            assert_eq!(
+                (ours.ename, ours.evalue, ours.traceback),
+                (error.ename.clone(), error.evalue.clone(), error.traceback.clone())
+            );
+        }
+        JupyterMessageContent::StreamContent(stream) => assert_eq!(ours["text"], stream.text),
+        _ => {}
+    }
+}
+
+#[test]
+fn transcripts_agree_with_jupyter_protocol() {
+    for (kernel, _) in SCRIPTS {
+        let mut compared = 0;
+        for (_, message) in read_fixture(kernel) {
+            let Some(oracle) = oracle(&message) else { continue };
+            compared += 1;
+            let (header, parent) = (message.header(), message.parent());
+            assert_eq!(header.msg_type, oracle.header.msg_type, "{kernel}");
+            assert_eq!(header.msg_type, oracle.content.message_type(), "{kernel}");
+            assert_eq!((&header.msg_id, &header.session), (&oracle.header.msg_id, &oracle.header.session), "{kernel}");
+            let expected = oracle.parent_header.as_ref().map(|parent| (parent.msg_id.as_str(), parent.msg_type.as_str()));
+            assert_eq!((parent.msg_id.as_str(), parent.msg_type.as_str()), expected.unwrap_or_default(), "{kernel}");
+            assert_same_content(&message.content_value(), &oracle.content);
+        }
+        assert!(compared > 10, "{kernel}: only {compared} messages were compared");
     }
 }
