@@ -113,6 +113,17 @@ impl fmt::Display for Generation {
     }
 }
 
+/// Number of a cell in its session, in order of creation, from 1. It stays with the cell, whatever its place in the notebook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CellNumber(pub u32);
+
+impl fmt::Display for CellNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Names one run of one cell. It is the `msg_id` of its `execute_request`, so that the kernel's messages lead back to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -5,7 +5,7 @@
 //! skipped, and says so.
 
 use cellkeep::notebook::{NewCell, Notebook, NotebookError};
-use cellkeep::output::{CellKey, Outputs, StreamStyle};
+use cellkeep::output::{OutputTarget, Outputs, StreamStyle};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -65,7 +65,7 @@ fn python() -> Option<PathBuf> {
 /// A notebook with the outputs of odd messages, as a hostile kernel may send them.
 fn folded() -> Result<Notebook, NotebookError> {
     let mut outputs = Outputs::new(StreamStyle::Terminal);
-    let cell = CellKey(0);
+    let cell = OutputTarget::cell(0);
     let messages: &[(&str, &str)] = &[
         ("stream", r#"{"text": ["a\r", "bc\n\u2028"]}"#),
         ("display_data", r#"{"data": {"text/plain": null, "image/png": 1.50, "text/html": [1, "x"]}}"#),

@@ -17,14 +17,14 @@ use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, KernelSpec};
-use crate::output::{ArtifactOptions, CellKey, Outputs, StreamStyle, artifacts};
+use crate::output::{ArtifactOptions, OutputTarget, Outputs, StreamStyle, artifacts};
 use crate::session::{EventBody, NewCell, RunOptions, RunResult, RunStatus, SessionEvents, SessionHandle, metrics};
 use crate::wire::Message;
 use crate::wire::content::InputRequest;
 
 /// The largest source that is accepted, bytes: one message to a kernel cannot be larger.
 const MAX_CODE: u64 = 16 << 20;
-const CELL: CellKey = CellKey(0);
+const CELL: OutputTarget = OutputTarget::cell(0);
 
 /// Run code and print its output. --artifacts writes plots to files.
 #[derive(Args)]
@@ -89,7 +89,7 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let (outputs, result) = finished.map_err(Failure::no_sandbox)?;
     let files = match &args.artifacts {
         Some(folder) => {
-            write_artifacts(folder, artifacts(&outputs, CELL, 1, ArtifactOptions::default())).map_err(Failure::usage)?
+            write_artifacts(folder, artifacts(&outputs, 1, ArtifactOptions::default())).map_err(Failure::usage)?
         }
         None => Vec::new(),
     };
@@ -206,7 +206,7 @@ fn print_summary(outputs: &[Value], result: &RunResult, files: &[PathBuf], are_w
     for file in files {
         say!("wrote {}", file.display());
     }
-    let pictures = artifacts(outputs, CELL, 1, ArtifactOptions::default()).len();
+    let pictures = artifacts(outputs, 1, ArtifactOptions::default()).len();
     if pictures > 0 && !are_written {
         say!("cellkeep: {pictures} plot file(s) were not written; use --artifacts DIR to keep them");
     }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use crate::output::{CellKey, Outputs, StreamStyle, text_of};
+use crate::output::{OutputTarget, Outputs, StreamStyle, text_of};
 use crate::wire::Message;
 
 /// The first write that failed.
@@ -73,7 +73,7 @@ pub(super) fn as_text(msg_type: &str, message: &Message) -> String {
         let content = message.content_value();
         return content.get("text").and_then(Value::as_str).unwrap_or_default().to_owned();
     }
-    let cell = CellKey(0);
+    let cell = OutputTarget::cell(0);
     let mut outputs = Outputs::new(StreamStyle::Terminal);
     outputs.apply(cell, msg_type, &message.content);
     let text = text_of(outputs.outputs(cell));

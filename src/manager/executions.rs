@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
-use crate::ids::SessionId;
-use crate::session::{Cell, CellChange, CellPhase, EventBody, Piece, RunResult, RunStatus};
+use crate::ids::{CellNumber, SessionId};
+use crate::session::{Cell, CellChange, CellPhase, EventBody, RunResult, RunStatus, Transaction};
 use crate::telemetry::traces;
 
 /// The runs of a session that have not ended.
@@ -34,14 +34,14 @@ impl Executions {
         })
     }
 
-    /// Takes in a piece that has been written down. `numbers`: those of the cells, by their ids.
-    pub fn follow(&mut self, piece: &Piece, numbers: &HashMap<String, u32>) {
-        for event in &piece.events {
+    /// Takes in a transaction that has been written down. `numbers`: those of the cells, by their ids.
+    pub fn follow(&mut self, transaction: &Transaction, numbers: &HashMap<String, CellNumber>) {
+        for event in &transaction.events {
             let Some(id) = &event.cell else { continue };
             match &event.body {
                 EventBody::Queued => {
                     let number = numbers.get(id);
-                    let parent = piece.cells.iter().find_map(|change| match change {
+                    let parent = transaction.cells.iter().find_map(|change| match change {
                         CellChange::Run { number: its, run } if Some(its) == number => run.trace.clone(),
                         _ => None,
                     });

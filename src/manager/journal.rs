@@ -10,11 +10,11 @@ use tokio::sync::watch;
 
 use super::executions::Executions;
 use crate::artifacts::Blobs;
-use crate::ids::{Seq, SessionId};
+use crate::ids::{CellNumber, Seq, SessionId};
 use crate::mime;
-use crate::output::{ArtifactOptions, CellKey, artifacts_of};
+use crate::output::{ArtifactOptions, artifacts_of};
 use crate::session::{
-    self, Cell, CellChange, CellRun, EventBody, Journal, JournalError, Piece, RunOptions, SessionEvent, SessionState,
+    self, Cell, CellChange, CellRun, EventBody, Journal, JournalError, RunOptions, SessionEvent, SessionState, Transaction,
 };
 use crate::store::{
     self, ArtifactRow, CellRow, CellState, Commit, EventRow, SessionChange, Store, StoreError, from_ms, to_ms,
@@ -151,14 +151,14 @@ fn as_seen_after(after: Seq, event: EventRow) -> EventRow {
     if event.first <= after { EventRow { kind: "output.update".to_owned(), ..event } } else { event }
 }
 
-/// Writes pieces into the store, and tells followers of them once they are there.
+/// Writes transactions into the store, and tells followers of them once they are there.
 pub(super) struct StoreJournal {
     pub store: Store,
     pub blobs: Blobs,
     pub session: SessionId,
     pub live: Arc<Live>,
     /// Numbers of cells by their ids, for the names of artifacts.
-    pub numbers: std::collections::HashMap<String, u32>,
+    pub numbers: std::collections::HashMap<String, CellNumber>,
     /// Its runs for who collects traces, if anybody does.
     pub executions: Option<Executions>,
 }
@@ -167,18 +167,18 @@ pub(super) struct StoreJournal {
 impl Journal for StoreJournal {
     async fn room(&self) {}
 
-    async fn append(&mut self, piece: &Piece) -> Result<(), JournalError> {
+    async fn append(&mut self, transaction: &Transaction) -> Result<(), JournalError> {
         let _putting = self.blobs.putting().await;
-        let commit = self.commit_of(piece).await.map_err(|error| JournalError(error.to_string()))?;
+        let commit = self.commit_of(transaction).await.map_err(|error| JournalError(error.to_string()))?;
         let events = commit.events.clone();
         let began = Instant::now();
         self.store.commit(&self.session, commit).await.map_err(|error| JournalError(error.to_string()))?;
         metrics::histogram!(telemetry::COMMIT_SECONDS).record(began.elapsed());
-        count(piece, &events);
+        count(transaction, &events);
         if let Some(executions) = &mut self.executions {
-            executions.follow(piece, &self.numbers);
+            executions.follow(transaction, &self.numbers);
         }
-        if let Some(first) = piece.events.first() {
+        if let Some(first) = transaction.events.first() {
             // The clock may have been set back meanwhile.
             metrics::histogram!(telemetry::LAG_SECONDS).record(first.time.elapsed().unwrap_or_default());
         }
@@ -187,10 +187,10 @@ impl Journal for StoreJournal {
     }
 }
 
-fn count(piece: &Piece, events: &[EventRow]) {
+fn count(transaction: &Transaction, events: &[EventRow]) {
     metrics::counter!(telemetry::EVENTS).increment(events.len() as u64);
     metrics::counter!(telemetry::EVENT_BYTES).increment(events.iter().map(|event| event.body.len() as u64).sum());
-    for event in &piece.events {
+    for event in &transaction.events {
         if let EventBody::Finished(result) = &event.body {
             metrics::histogram!(telemetry::RUN_SECONDS, "status" => result.status.name()).record(result.wall);
         }
@@ -198,27 +198,27 @@ fn count(piece: &Piece, events: &[EventRow]) {
 }
 
 impl StoreJournal {
-    async fn commit_of(&mut self, piece: &Piece) -> std::io::Result<Commit> {
-        for change in &piece.cells {
+    async fn commit_of(&mut self, transaction: &Transaction) -> std::io::Result<Commit> {
+        for change in &transaction.cells {
             if let CellChange::Put(cell) = change {
                 self.numbers.insert(cell.id.clone(), cell.number);
             }
         }
         let mut commit = Commit {
-            cells: piece.cells.iter().map(change_row).collect(),
+            cells: transaction.cells.iter().map(change_row).collect(),
             session: SessionChange {
-                state: piece.state.as_ref().map(state_row),
-                position: piece.position.map(|position| (position.epoch, position.seq)),
-                last_seq: piece.events.last().map(|event| event.seq),
-                resume: piece.resume.clone(),
-                kernel_info: piece.kernel_info.clone(),
+                state: transaction.state.as_ref().map(state_row),
+                position: transaction.position.map(|position| (position.epoch, position.seq)),
+                last_seq: transaction.events.last().map(|event| event.seq),
+                resume: transaction.resume.clone(),
+                kernel_info: transaction.kernel_info.clone(),
                 last_active_at: Some(store::now_ms()),
             },
-            folds: piece.folds.iter().map(|change| (change.number, change.json.clone())).collect(),
-            notebook: piece.notebook.clone(),
+            folds: transaction.outputs.iter().map(|change| (change.target.code(), change.json.clone())).collect(),
+            notebook: transaction.notebook.clone(),
             ..Commit::default()
         };
-        for event in &piece.events {
+        for event in &transaction.events {
             let body = match &event.body {
                 EventBody::Append { index, output } | EventBody::Update { index, output } => {
                     let output = self.keep_artifacts(event, *index, output, &mut commit.artifacts).await?;
@@ -247,10 +247,10 @@ impl StoreJournal {
         rows: &mut Vec<ArtifactRow>,
     ) -> std::io::Result<Value> {
         let cell = event.cell.clone().unwrap_or_default();
-        let number = self.numbers.get(&cell).copied().unwrap_or(0);
+        let number = self.numbers.get(&cell).copied().unwrap_or_default();
         let mut output = output.clone();
         disarm(&mut output);
-        for artifact in artifacts_of(&output, index, CellKey(number), number as usize, ArtifactOptions::default()) {
+        for artifact in artifacts_of(&output, index, number.0 as usize, ArtifactOptions::default()) {
             // What cannot be decoded stays as the kernel sent it.
             let Ok(bytes) = artifact.content else { continue };
             let sha256 = self.blobs.put(&bytes).await?;
@@ -345,16 +345,16 @@ fn change_row(change: &CellChange) -> store::CellChange {
     match change {
         CellChange::Put(cell) => store::CellChange::Put(Box::new(cell_row(cell))),
         CellChange::Options { number, options } => {
-            store::CellChange::Options { number: *number, options: options_text(options) }
+            store::CellChange::Options { number: number.0, options: options_text(options) }
         }
-        CellChange::Run { number, run } => store::CellChange::State { number: *number, run: run_row(run) },
-        CellChange::Delete { number } => store::CellChange::Delete { number: *number },
+        CellChange::Run { number, run } => store::CellChange::State { number: number.0, run: run_row(run) },
+        CellChange::Delete { number } => store::CellChange::Delete { number: number.0 },
     }
 }
 
 fn cell_row(cell: &Cell) -> CellRow {
     CellRow {
-        number: cell.number,
+        number: cell.number.0,
         id: cell.id.clone(),
         place: cell.place,
         cell_type: cell.cell_type.name().to_owned(),
@@ -389,7 +389,7 @@ pub(super) fn restore_cell(row: CellRow) -> Option<Cell> {
         _ => Map::new(),
     };
     Some(Cell {
-        number: row.number,
+        number: CellNumber(row.number),
         id: row.id,
         place: row.place,
         cell_type: crate::session::CellType::parse(&row.cell_type)?,

@@ -22,7 +22,7 @@ use crate::kernels::{self, Kernel, Status};
 use crate::policy::{Limits, Network};
 use crate::sandbox::docker::Images;
 use crate::sandbox::{Sandbox, SandboxKind, SandboxRecord};
-use crate::session::{self, Cell, SessionHandle, SessionParts, Stored, Telling};
+use crate::session::{self, Cell, OutputMode, SessionHandle, SessionParts, Stored};
 use crate::store::{EventRow, SessionRow, Store, StoreError, TooHeavy, now_ms, seconds_in_ms};
 use crate::telemetry::{self, traces};
 
@@ -472,7 +472,7 @@ impl Keeper {
             record: record.clone(),
             limits: spec.limits.clone(),
             late_output: kernels::find(&record.kernel).map_or(Duration::ZERO, |kernel| kernel.late_output),
-            telling: Telling::Changes,
+            output_mode: OutputMode::Changes,
             journal,
             durable: true,
             stored,

@@ -29,7 +29,7 @@ use crate::policy::{BadLimit, Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
-use crate::session::{self, SessionError, SessionEvents, SessionHandle, SessionParts, Telling, VolatileJournal};
+use crate::session::{self, MemoryJournal, OutputMode, SessionError, SessionEvents, SessionHandle, SessionParts};
 
 pub use crate::sandbox::SandboxRecord;
 pub use crate::store::{ArtifactRow, EventRow, SessionRow, Store, StoreError, TooHeavy, from_ms, now_ms, seconds_in_ms};
@@ -148,13 +148,13 @@ impl Manager {
                 tracing::warn!(%error, "cannot look for sandboxes that were left behind");
             }
         });
-        let (journal, events) = VolatileJournal::new();
+        let (journal, events) = MemoryJournal::new();
         let handle = session::start(SessionParts {
             sandbox: sandbox.clone(),
             record: record.clone(),
             limits: spec.limits,
             late_output: spec.kernel.late_output,
-            telling: Telling::Messages,
+            output_mode: OutputMode::Messages,
             journal: Box::new(journal),
             durable: false,
             stored: None,

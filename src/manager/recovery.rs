@@ -12,6 +12,7 @@ use super::removal::DELETING;
 use super::{ManagerError, pool};
 use crate::ids::SessionId;
 use crate::link::Position;
+use crate::output::OutputTarget;
 use crate::sandbox::{self, SandboxKind, SandboxRecord, SandboxState};
 use crate::session::{self, Stored};
 use crate::store::{SessionRow, StoreError};
@@ -125,12 +126,13 @@ impl Keeper {
         let whole = self.0.store.session(&row.id).await?;
         let (resume, kernel_info) = whole.map_or((None, None), |row| (row.resume, row.kernel_info));
         let (epoch, seq) = row.position;
+        let folds = self.0.store.folds(&row.id).await?;
         Ok(Stored {
             cells: cells.into_iter().filter_map(restore_cell).collect(),
             last_seq: row.last_seq,
             position: Position { epoch, seq },
             resume,
-            folds: self.0.store.folds(&row.id).await?,
+            outputs: folds.into_iter().map(|(code, json)| (OutputTarget::from_code(code), json)).collect(),
             kernel_info,
         })
     }

@@ -1,6 +1,5 @@
 //! The files that outputs carry: images, documents, plot specifications.
 
-use super::CellKey;
 use super::text::joined;
 use crate::mime;
 use base64::Engine as _;
@@ -25,8 +24,6 @@ pub struct ArtifactOptions {
 /// One file found in an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
-    /// The cell.
-    pub cell: CellKey,
     /// Place of the output in the cell's list, from 0.
     pub output_index: usize,
     /// The type, as the kernel named it.
@@ -50,18 +47,12 @@ pub enum ArtifactError {
 
 /// Finds the files in the outputs of one cell. `number` is the cell's number for file names, from 1. Every type of an
 /// output that makes a file makes one: a figure sent as PNG and SVG gives two.
-pub fn artifacts(outputs: &[Value], cell: CellKey, number: usize, options: ArtifactOptions) -> Vec<Artifact> {
-    outputs.iter().enumerate().flat_map(|(index, output)| artifacts_of(output, index, cell, number, options)).collect()
+pub fn artifacts(outputs: &[Value], number: usize, options: ArtifactOptions) -> Vec<Artifact> {
+    outputs.iter().enumerate().flat_map(|(index, output)| artifacts_of(output, index, number, options)).collect()
 }
 
 /// As [`artifacts`], of the one output at this place in the cell's list.
-pub fn artifacts_of(
-    output: &Value,
-    output_index: usize,
-    cell: CellKey,
-    number: usize,
-    options: ArtifactOptions,
-) -> Vec<Artifact> {
+pub fn artifacts_of(output: &Value, output_index: usize, number: usize, options: ArtifactOptions) -> Vec<Artifact> {
     let Some(data) = output.get("data").and_then(Value::as_object) else { return Vec::new() };
     let mut mimes = mime::display_order(data.keys().map(String::as_str));
     mimes.retain(|mime| is_artifact(mime, options));
@@ -76,7 +67,7 @@ pub fn artifacts_of(
             copy += 1;
         }
         let content = decode(mime, &data[mime]);
-        found.push(Artifact { cell, output_index, mime: mime.to_owned(), name, content });
+        found.push(Artifact { output_index, mime: mime.to_owned(), name, content });
     }
     found
 }
@@ -121,7 +112,7 @@ mod tests {
                 "application/vnd.plotly.v1+json": {"data": []}, "application/vnd.vegalite.v5+json": {"a": 1},
                 "application/vnd.vegalite.v6.json": {"a": 2}, "application/pdf": "JVBERg"}}),
         ];
-        let found = artifacts(&outputs, CellKey(0), 3, ArtifactOptions::default());
+        let found = artifacts(&outputs, 3, ArtifactOptions::default());
         let names: Vec<&str> = found.iter().map(|artifact| artifact.name.as_str()).collect();
         assert_eq!(
             names,
@@ -138,13 +129,13 @@ mod tests {
         assert_eq!(found[1].content.as_deref(), Ok(b"\x89PNG".as_slice()));
         assert_eq!(found[2].content.as_deref(), Ok(br#"{"data":[]}"#.as_slice()));
         assert_eq!(found[5].content.as_deref(), Ok(b"%PDF".as_slice()));
-        assert_eq!(artifacts(&outputs, CellKey(0), 3, ArtifactOptions { html: true }).len(), 7);
+        assert_eq!(artifacts(&outputs, 3, ArtifactOptions { html: true }).len(), 7);
     }
 
     #[test]
     fn bad_base64_is_an_entry_not_a_panic() {
         let outputs = [json!({"data": {"image/png": "!!", "image/gif": {"a": 1}, "image/jpeg": null}})];
-        let found = artifacts(&outputs, CellKey(1), 1, ArtifactOptions::default());
+        let found = artifacts(&outputs, 1, ArtifactOptions::default());
         assert_eq!(found.len(), 3);
         assert!(found.iter().all(|artifact| artifact.content.is_err()));
     }

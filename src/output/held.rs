@@ -1,20 +1,20 @@
 //! Outputs held in memory, for those who write them into a notebook.
 
-use super::{CellKey, Change, Fold, Place, StreamStyle};
+use super::{Change, Fold, OutputTarget, Place, StreamStyle};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Memory that one cell's outputs may take where nobody says otherwise, bytes.
+/// Default memory that one target's outputs may take, in bytes.
 const DEFAULT_MEMORY: usize = 512 << 20;
 
-/// The outputs of all cells, built from messages.
+/// The outputs of all targets, built from messages.
 ///
-/// Parsed JSON takes many times the bytes that came, and one update can reach a thousand copies; so each cell's outputs
-/// have a memory of their own, and what does not fit is left out and named.
+/// Parsed JSON takes many times the bytes that came, and one update can reach a thousand copies. So the outputs of each target have a
+/// memory limit, and a note names what does not fit.
 #[derive(Debug)]
 pub struct Outputs {
     fold: Fold,
-    cells: BTreeMap<CellKey, Held>,
+    targets: BTreeMap<OutputTarget, Held>,
     memory: usize,
 }
 
@@ -23,7 +23,7 @@ struct Held {
     items: Vec<Value>,
     /// Estimate of the memory that `items` take, bytes.
     weight: usize,
-    /// Whether something did not fit, and a note about it stands at the end.
+    /// Whether something did not fit, so that the last item is a note about it.
     full: bool,
 }
 
@@ -34,81 +34,78 @@ impl Default for Outputs {
 }
 
 impl Outputs {
-    /// No outputs yet.
     pub fn new(style: StreamStyle) -> Self {
-        Self { fold: Fold::new(style), cells: BTreeMap::new(), memory: DEFAULT_MEMORY }
+        Self { fold: Fold::new(style), targets: BTreeMap::new(), memory: DEFAULT_MEMORY }
     }
 
-    /// The same with another bound, in bytes, for what one cell's outputs may take.
+    /// Sets the memory that the outputs of one target may take, in bytes.
     pub fn with_memory(self, memory: usize) -> Self {
         Self { memory, ..self }
     }
 
-    /// An execution of the cell starts: its outputs go, a pending clear and its display ids are forgotten.
-    pub fn start(&mut self, cell: CellKey) {
-        self.fold.start(cell);
-        self.cells.insert(cell, Held::default());
+    /// An execution starts: outputs, a pending clear and display ids of the target are forgotten.
+    pub fn start(&mut self, target: OutputTarget) {
+        self.fold.start(target);
+        self.targets.insert(target, Held::default());
     }
 
-    /// Takes in one iopub message of the cell, as [`Fold::apply`]. Gives the cells whose outputs it changed.
-    pub fn apply(&mut self, cell: CellKey, msg_type: &str, content: &[u8]) -> BTreeSet<CellKey> {
+    /// Takes in one iopub message, as [`Fold::apply`]. Returns the targets whose outputs it changed.
+    pub fn apply(&mut self, target: OutputTarget, msg_type: &str, content: &[u8]) -> BTreeSet<OutputTarget> {
         let mut touched = BTreeSet::new();
-        for change in self.fold.apply(cell, msg_type, content) {
+        for change in self.fold.apply(target, msg_type, content) {
             self.change(change, &mut touched);
         }
         touched
     }
 
-    /// The cells that have been started or have outputs, in the order of their keys.
-    pub fn cells(&self) -> impl Iterator<Item = CellKey> + '_ {
-        self.cells.keys().copied()
+    /// The targets that were started or have outputs.
+    pub fn targets(&self) -> impl Iterator<Item = OutputTarget> + '_ {
+        self.targets.keys().copied()
     }
 
-    /// Number of outputs of a cell.
-    pub fn len(&self, cell: CellKey) -> usize {
-        self.outputs(cell).len()
+    pub fn len(&self, target: OutputTarget) -> usize {
+        self.outputs(target).len()
     }
 
-    /// Whether a cell has no outputs.
-    pub fn is_empty(&self, cell: CellKey) -> bool {
-        self.len(cell) == 0
+    pub fn is_empty(&self, target: OutputTarget) -> bool {
+        self.len(target) == 0
     }
 
-    /// The outputs of a cell as nbformat objects. Streams have their text as one string, and MIME values are what
-    /// the kernel sent; [`repair_output`](super::repair_output) makes them valid for a file.
-    pub fn outputs(&self, cell: CellKey) -> &[Value] {
-        self.cells.get(&cell).map(|held| held.items.as_slice()).unwrap_or_default()
+    /// The outputs as nbformat objects. The text of a stream is one string, and MIME values are what the kernel sent;
+    /// [`repair_output`](super::repair_output) makes them valid for a file.
+    pub fn outputs(&self, target: OutputTarget) -> &[Value] {
+        self.targets.get(&target).map(|held| held.items.as_slice()).unwrap_or_default()
     }
 
-    /// The outputs of a cell that has ended. They are held on only where a display id can still change them.
-    pub fn finish(&mut self, cell: CellKey) -> Vec<Value> {
-        if self.fold.has_displays(cell) {
-            return self.outputs(cell).to_vec();
+    /// The outputs of a cell whose execution has ended. They stay in memory only if a display id can still change them.
+    pub fn finish(&mut self, target: OutputTarget) -> Vec<Value> {
+        if self.fold.has_displays(target) {
+            return self.outputs(target).to_vec();
         }
-        self.fold.forget(cell);
-        self.cells.remove(&cell).unwrap_or_default().items
+        self.fold.forget(target);
+        self.targets.remove(&target).unwrap_or_default().items
     }
 
-    fn change(&mut self, change: Change, touched: &mut BTreeSet<CellKey>) {
+    fn change(&mut self, change: Change, touched: &mut BTreeSet<OutputTarget>) {
         let memory = self.memory;
         match change {
-            Change::Append { cell, output, .. } => {
-                self.cells.entry(cell).or_default().append(output, memory);
-                touched.insert(cell);
+            Change::Append { target, output, .. } => {
+                self.targets.entry(target).or_default().append(output, memory);
+                touched.insert(target);
             }
-            Change::Stream { cell, index, keep, text, .. } => {
-                self.cells.entry(cell).or_default().edit_stream(index, keep, &text, memory);
-                touched.insert(cell);
+            Change::Stream { target, index, keep, text, .. } => {
+                self.targets.entry(target).or_default().edit_stream(index, keep, &text, memory);
+                touched.insert(target);
             }
             Change::Update { places, data, metadata } => {
-                for Place { cell, index, .. } in places {
-                    self.cells.entry(cell).or_default().update(index, &data, &metadata, memory);
-                    touched.insert(cell);
+                for Place { target, index, .. } in places {
+                    self.targets.entry(target).or_default().update(index, &data, &metadata, memory);
+                    touched.insert(target);
                 }
             }
-            Change::Clear { cell } => {
-                self.cells.insert(cell, Held::default());
-                touched.insert(cell);
+            Change::Clear { target } => {
+                self.targets.insert(target, Held::default());
+                touched.insert(target);
             }
         }
     }
@@ -148,8 +145,8 @@ impl Held {
         }
     }
 
-    /// Whether so much more may be held. The first refusal is noted behind the outputs; after it nothing is taken any
-    /// more, so that what is there is the beginning of what came, without holes.
+    /// Whether `more` bytes fit. The first refusal appends a note, and nothing is taken after it, so that what is there is the beginning
+    /// of what came, without gaps.
     fn has_room(&mut self, more: usize, memory: usize) -> bool {
         if !self.full && self.weight + more > memory {
             self.full = true;
@@ -163,9 +160,9 @@ impl Held {
     }
 }
 
-/// Roughly the memory that a value takes, bytes.
+/// Estimate of the memory that a value takes, in bytes.
 pub(super) fn weight(value: &Value) -> usize {
-    /// What the allocator and the map's table take beside the bytes themselves.
+    /// Overhead of the allocator and of a map's table.
     const ENTRY: usize = 32;
     size_of::<Value>()
         + match value {

@@ -2,14 +2,14 @@ use super::super::{repair_output, text_of};
 use super::*;
 use proptest::prelude::*;
 
-const A: CellKey = CellKey(0);
-const B: CellKey = CellKey(1);
+const A: OutputTarget = OutputTarget::cell(0);
+const B: OutputTarget = OutputTarget::cell(1);
 
-fn send(outputs: &mut Outputs, cell: CellKey, msg_type: &str, content: Value) -> Vec<CellKey> {
+fn send(outputs: &mut Outputs, cell: OutputTarget, msg_type: &str, content: Value) -> Vec<OutputTarget> {
     outputs.apply(cell, msg_type, content.to_string().as_bytes()).into_iter().collect()
 }
 
-fn stream(outputs: &mut Outputs, name: &str, text: &str) -> Vec<CellKey> {
+fn stream(outputs: &mut Outputs, name: &str, text: &str) -> Vec<OutputTarget> {
     send(outputs, A, "stream", json!({"name": name, "text": text}))
 }
 
@@ -93,7 +93,7 @@ fn results_and_errors_keep_only_the_fields_of_the_format() {
             json!({"output_type": "error", "ename": "E", "evalue": "v", "traceback": ["t"]}),
         ]
     );
-    assert!(outputs.cells().next().is_none());
+    assert!(outputs.targets().next().is_none());
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn copies_and_parsed_json_are_charged_and_what_does_not_fit_is_named() {
         send(&mut outputs, A, "display_data", display("x", "1"));
     }
     send(&mut outputs, B, "update_display_data", display("x", &"y".repeat(100_000)));
-    assert!(outputs.cells.values().all(|held| held.weight <= MEMORY));
+    assert!(outputs.targets.values().all(|held| held.weight <= MEMORY));
     assert_eq!(outputs.len(A), 101);
     assert!(outputs.outputs(A)[100]["text"].as_str().unwrap().contains("1 MB of memory; what follows was left out"));
     // A few bytes of JSON that take a hundred times as much when parsed.
@@ -170,7 +170,7 @@ fn ended_cells_are_held_only_for_their_displays() {
     let mut outputs = Outputs::default();
     stream(&mut outputs, "stdout", "a");
     assert_eq!(outputs.finish(A).len(), 1);
-    assert!(outputs.is_empty(A) && outputs.cells().next().is_none());
+    assert!(outputs.is_empty(A) && outputs.targets().next().is_none());
     send(&mut outputs, B, "display_data", display("x", "1"));
     assert_eq!(outputs.finish(B).len(), 1);
     assert_eq!(send(&mut outputs, A, "update_display_data", display("x", "2")), [B]);
@@ -217,20 +217,20 @@ proptest! {
         let (mut fold, mut outputs) = (Fold::default(), Outputs::default());
         let mut lens = BTreeMap::new();
         for (cell, msg_type, content) in messages {
-            let cell = CellKey(cell);
+            let cell = OutputTarget::cell(cell);
             let content = content.to_string();
             for change in fold.apply(cell, msg_type, content.as_bytes()) {
                 match change {
-                    Change::Append { cell, index, .. } => {
+                    Change::Append { target: cell, index, .. } => {
                         let known = lens.entry(cell).or_insert(0);
                         prop_assert_eq!(index, *known);
                         *known += 1;
                     }
-                    Change::Stream { cell, index, .. } => prop_assert_eq!(index + 1, lens[&cell]),
+                    Change::Stream { target: cell, index, .. } => prop_assert_eq!(index + 1, lens[&cell]),
                     Change::Update { places, .. } => {
-                        prop_assert!(places.iter().all(|place| place.index < lens[&place.cell]));
+                        prop_assert!(places.iter().all(|place| place.index < lens[&place.target]));
                     }
-                    Change::Clear { cell } => { lens.insert(cell, 0); }
+                    Change::Clear { target: cell } => { lens.insert(cell, 0); }
                 }
             }
             outputs.apply(cell, msg_type, content.as_bytes());
@@ -249,10 +249,10 @@ proptest! {
         for (cell, msg_type, content, ends) in messages {
             let content = content.to_string();
             let [expected, told] = [&mut whole, &mut fold].map(|fold| {
-                let mut changes = fold.apply(CellKey(cell), msg_type, content.as_bytes());
+                let mut changes = fold.apply(OutputTarget::cell(cell), msg_type, content.as_bytes());
                 for change in &mut changes {
                     if let Change::Update { places, .. } = change {
-                        places.sort_by_key(|place| (place.cell, place.index));
+                        places.sort_by_key(|place| (place.target, place.index));
                     }
                 }
                 changes

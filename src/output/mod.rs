@@ -1,12 +1,13 @@
-//! Folds Jupyter iopub messages into nbformat 4.5 outputs, for all cells of a notebook at once (a display id
-//! reaches across cells).
+//! Folds Jupyter iopub messages into nbformat 4.5 outputs, for all cells of a notebook at once, because a display id reaches across
+//! cells.
 //!
-//! The semantics are nbclient's, with one difference in the canonical form: neighbouring messages of the same
-//! stream make one output, which holds what a terminal would show ([`StreamStyle::Terminal`]).
+//! The semantics are nbclient's, with one difference: neighbouring messages of the same stream make one output, which holds what a
+//! terminal would show ([`StreamStyle::Terminal`]).
 //!
-//! Message contents come from kernels that user code controls. Nothing here panics on odd content or refuses it:
-//! what has a sensible reading gets it, and what has none is kept as text that says so.
+//! Message contents come from kernels that user code controls. Odd content causes neither a panic nor a refusal: it gets its most
+//! sensible reading, and content without one is kept as text that says so.
 
+use crate::ids::CellNumber;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -16,6 +17,7 @@ mod escape;
 mod fold;
 mod held;
 mod line;
+mod output_widgets;
 mod pen;
 mod repair;
 mod terminal;
@@ -25,8 +27,9 @@ mod widgets;
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts, artifacts_of};
 pub use escape::strip_ansi;
 pub(crate) use escape::{Escape, measure};
-pub use fold::{Fold, FoldedCell, StoredCell};
+pub use fold::{Fold, FoldedOutputs, StoredOutputs};
 pub use held::Outputs;
+pub use output_widgets::{OutputWidgets, WidgetId};
 pub use repair::repair_output;
 pub use terminal::terminal_text;
 pub use text::{joined, text_of};
@@ -36,9 +39,35 @@ pub use widgets::{Sync, Widgets};
 /// and a kernel may send one as large as a message; what has a longer one is taken as if it had none.
 pub(crate) const MAX_ID: usize = 256;
 
-/// Names a cell cheaply: its index in a run or whatever number the caller keeps for it.
+/// What outputs belong to: a cell, or an Output widget that captures them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct CellKey(pub u32);
+pub enum OutputTarget {
+    Cell(CellNumber),
+    Widget(WidgetId),
+}
+
+impl OutputTarget {
+    /// The bit that tells a widget from a cell in [`Self::code`].
+    const WIDGET: u32 = 1 << 31;
+
+    /// A cell, by its number in a session or its index in a notebook.
+    pub const fn cell(number: u32) -> Self {
+        Self::Cell(CellNumber(number))
+    }
+
+    /// The target as one number, for storage. No session has so many cells or widgets that they would collide.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Cell(CellNumber(number)) => number,
+            Self::Widget(WidgetId(number)) => number | Self::WIDGET,
+        }
+    }
+
+    /// The inverse of [`Self::code`].
+    pub fn from_code(code: u32) -> Self {
+        if code < Self::WIDGET { Self::cell(code) } else { Self::Widget(WidgetId(code & !Self::WIDGET)) }
+    }
+}
 
 /// How stream messages become outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -53,9 +82,8 @@ pub enum StreamStyle {
 /// An output that shows a display id.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Place {
-    /// The cell.
-    pub cell: CellKey,
-    /// Place of the output in the cell's list.
+    pub target: OutputTarget,
+    /// Index of the output in the target's list.
     pub index: usize,
     /// Whether it is a result and not a display.
     is_result: bool,
@@ -80,8 +108,7 @@ impl Place {
 pub enum Change {
     /// A new output at the end of the cell's list.
     Append {
-        /// The cell.
-        cell: CellKey,
+        target: OutputTarget,
         /// Its place in the cell's list.
         index: usize,
         /// The output, as nbformat has it. A stream's text is one string, and may grow by [`Change::Stream`].
@@ -99,8 +126,7 @@ pub enum Change {
     /// A stream output changed: keep the first `keep` bytes (UTF-8) of its text and put `text` behind them. Mostly
     /// `keep` is the whole former text; after a carriage return less.
     Stream {
-        /// The cell.
-        cell: CellKey,
+        target: OutputTarget,
         /// Place of the output in the cell's list.
         index: usize,
         /// `stdout` or `stderr`.
@@ -113,8 +139,5 @@ pub enum Change {
         grows: bool,
     },
     /// All outputs of the cell are gone.
-    Clear {
-        /// The cell.
-        cell: CellKey,
-    },
+    Clear { target: OutputTarget },
 }

@@ -1,36 +1,39 @@
-//! Widgets in a run without a browser: their state for the notebook's metadata, and the Output widget, which catches outputs.
+//! Widgets in a run without a browser: their state for the notebook's metadata, with what Output widgets have captured.
 //!
-//! The kernel leaves it to its front end to put outputs into an Output widget (`with out:`): it names the run whose outputs it
-//! wants by `msg_id`. So whoever runs a notebook must act as one, as nbclient does.
+//! The kernel leaves it to its front end to put outputs into an Output widget ([`OutputWidgets`]). A program that runs a notebook must
+//! act as that front end, as nbclient does: it keeps the captured outputs in the widget's state and tells the kernel of them.
 
 use super::held::weight;
-use super::{CellKey, Outputs, StreamStyle};
+use super::{OutputTarget, OutputWidgets, Outputs, StreamStyle, WidgetId};
 use crate::wire::Message;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Memory that all widgets' state may take where nobody says otherwise, bytes.
+/// Default memory that the state of all widgets may take, in bytes.
 const DEFAULT_MEMORY: usize = 256 << 20;
-/// What a model takes beside its state, bytes. It bounds their number, too.
+/// Bytes that a model counts besides its state, which also bounds the number of models.
 const MODEL: usize = 4 << 10;
-/// The one place in an Output widget's own outputs.
-const INSIDE: CellKey = CellKey(0);
+/// Most Output widgets of a run. What others would capture becomes output of the cell.
+const MAX_OUTPUT_WIDGETS: usize = 10_000;
 
 /// All widgets of a run.
 #[derive(Debug)]
 pub struct Widgets {
     style: StreamStyle,
+    /// By comm id.
     models: BTreeMap<String, Model>,
-    /// The Output widgets that catch the outputs of a run, by its `msg_id`; the last one gets them.
-    catching: HashMap<String, Vec<String>>,
-    /// Output widgets that the kernel has not been told of yet.
-    changed: BTreeSet<String>,
+    captures: OutputWidgets,
+    /// Comm ids of Output widgets.
+    output_models: BTreeMap<WidgetId, String>,
+    /// Comm ids of Output widgets of whose outputs the kernel does not know yet.
+    unsynced: BTreeSet<String>,
     memory: usize,
     weight: usize,
-    full: bool,
+    /// Whether some state was left out.
+    is_truncated: bool,
 }
 
 #[derive(Debug, Default)]
@@ -38,68 +41,73 @@ struct Model {
     state: Map<String, Value>,
     /// Binary parts of the state: the path of each and its entry in the file.
     buffers: Vec<(Value, Value)>,
-    output: Option<OutputWidget>,
+    output: Option<OutputModel>,
     weight: usize,
 }
 
+/// The outputs of an Output widget.
 #[derive(Debug)]
-struct OutputWidget {
-    msg_id: String,
-    /// What the kernel itself has put in.
-    given: Vec<Value>,
-    given_is_to_go: bool,
-    caught: Outputs,
+struct OutputModel {
+    target: OutputTarget,
+    /// Outputs that the kernel itself has put in; they come before the captured ones.
+    initial: Vec<Value>,
+    /// Whether `clear_output(wait=True)` will also remove the initial ones.
+    initial_clear_pending: bool,
+    captured: Outputs,
     /// The parent header of the last output, which the kernel gets back.
     parent: Bytes,
 }
 
-/// What the kernel is to be told: the content of a `comm_msg`, and its parent header.
+/// What the kernel is to be sent: the content of a `comm_msg`, and its parent header.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sync {
-    /// The content.
     pub content: Value,
-    /// Raw JSON of the parent header.
+    /// Raw JSON.
     pub parent: Bytes,
 }
 
 impl Widgets {
-    /// None yet. In the style of nbclient, those that were closed keep their state.
+    /// In the style of nbclient, widgets that were closed keep their state.
     pub fn new(style: StreamStyle) -> Self {
-        let (models, catching, changed) = Default::default();
-        Self { style, models, catching, changed, memory: DEFAULT_MEMORY, weight: 0, full: false }
+        let (models, output_models, unsynced) = Default::default();
+        let captures = OutputWidgets::new(MAX_OUTPUT_WIDGETS);
+        let (memory, weight, is_truncated) = (DEFAULT_MEMORY, 0, false);
+        Self { style, models, captures, output_models, unsynced, memory, weight, is_truncated }
     }
 
-    /// Takes in an iopub message. `true` if it is about a widget or was caught by one, so that it is none of the cell's outputs.
+    /// Takes in an iopub message. Returns whether it concerns a widget or was captured by one, and so is no output of the cell.
     pub fn take(&mut self, msg_type: &str, message: &Message) -> bool {
         match msg_type {
-            "comm_open" | "comm_msg" => self.comm(&message.content_value(), &message.buffers, msg_type == "comm_open"),
+            "comm_open" | "comm_msg" => self.update(msg_type, &message.content_value(), &message.buffers),
             "comm_close" => self.close(&message.content_value()),
-            "stream" | "display_data" | "execute_result" | "error" | "clear_output" => return self.catch(msg_type, message),
+            "stream" | "display_data" | "execute_result" | "error" | "clear_output" => {
+                return self.capture(msg_type, message);
+            }
             _ => return false,
         }
         true
     }
 
-    /// What the kernel must be told before it is given the next cell. While it runs one it would not listen, so that once at the
-    /// end is enough, where nbclient sends everything again with every line.
-    pub fn syncs(&mut self) -> Vec<Sync> {
+    /// What the kernel must be sent before the next cell. It would not listen while it executes one, so once at the end is enough;
+    /// nbclient sends everything again with every line.
+    pub fn take_syncs(&mut self) -> Vec<Sync> {
         self.refresh();
-        let changed = std::mem::take(&mut self.changed);
-        let sync = |id: String| {
-            let model = self.models.get(&id)?;
+        let unsynced = std::mem::take(&mut self.unsynced);
+        let sync = |comm_id: String| {
+            let model = self.models.get(&comm_id)?;
             let data = json!({"method": "update", "state": {"outputs": model.state.get("outputs")?}, "buffer_paths": []});
             let parent = model.output.as_ref()?.parent.clone();
-            Some(Sync { content: json!({"comm_id": id, "data": data}), parent })
+            Some(Sync { content: json!({"comm_id": comm_id, "data": data}), parent })
         };
-        changed.into_iter().filter_map(sync).collect()
+        unsynced.into_iter().filter_map(sync).collect()
     }
 
-    /// Whether some state was left out for want of memory.
-    pub fn is_cut(&self) -> bool {
-        self.full
+    /// Whether some state was left out because of the memory limit.
+    pub fn is_truncated(&self) -> bool {
+        self.is_truncated
     }
 
-    /// What goes into the notebook's `metadata.widgets`. `None` where there is no widget.
+    /// The notebook's `metadata.widgets`; `None` where there is no widget.
     pub fn metadata(&mut self) -> Option<Value> {
         self.refresh();
         let named = self.models.iter().filter(|(_, model)| model.state.contains_key("_model_name"));
@@ -108,88 +116,62 @@ impl Widgets {
         (!self.models.is_empty()).then(|| json!({"application/vnd.jupyter.widget-state+json": all}))
     }
 
-    fn comm(&mut self, content: &Value, buffers: &[Bytes], opens: bool) {
-        let (Some(id), Some(data)) = (content["comm_id"].as_str(), content["data"].as_object()) else { return };
+    fn update(&mut self, msg_type: &str, content: &Value, buffers: &[Bytes]) {
+        let (Some(comm_id), Some(data)) = (content["comm_id"].as_str(), content["data"].as_object()) else { return };
         let Some(Value::Object(state)) = data.get("state") else { return };
         let more = MODEL + state.values().map(weight).sum::<usize>() + buffers.iter().map(Bytes::len).sum::<usize>() * 4 / 3;
         if self.weight + more > self.memory {
-            // Half a state shows something wrong; the state from before is at least whole.
-            self.full = true;
+            // Half a state would show something wrong; the state from before is at least whole.
+            self.is_truncated = true;
             return;
         }
-        let model = self.models.entry(id.to_owned()).or_default();
-        if opens && content["target_name"] == "jupyter.widget" && is_output_model(state) {
-            model.output = Some(OutputWidget::new());
+        self.captures.update(msg_type, content);
+        let model = self.models.entry(comm_id.to_owned()).or_default();
+        if msg_type == "comm_open"
+            && let Some(widget) = self.captures.get(comm_id)
+        {
+            model.output = Some(OutputModel::new(OutputTarget::Widget(widget)));
+            self.output_models.insert(widget, comm_id.to_owned());
         }
         model.state.extend(state.iter().map(|(key, value)| (key.clone(), value.clone())));
         model.put_buffers(data.get("buffer_paths"), buffers);
-        if let (Some(output), Some(Value::Array(given))) = (&mut model.output, state.get("outputs")) {
-            output.given.clone_from(given);
-            output.caught.start(INSIDE);
+        if let (Some(output), Some(Value::Array(initial))) = (&mut model.output, state.get("outputs")) {
+            output.set_initial(initial);
         }
         self.weight = self.weight - model.weight + model.measure();
-        if let Some(run) = state.get("msg_id").and_then(Value::as_str) {
-            self.catch_for(id, run);
-        }
     }
 
-    /// An Output widget begins to catch the outputs of a run, or (an empty id) ends it.
-    fn catch_for(&mut self, id: &str, run: &str) {
-        let Some(output) = self.models.get_mut(id).and_then(|model| model.output.as_mut()) else { return };
-        let before = std::mem::replace(&mut output.msg_id, run.to_owned());
-        if run.is_empty() {
-            self.release(id, &before);
-        } else {
-            self.catching.entry(run.to_owned()).or_default().push(id.to_owned());
-        }
-    }
-
-    fn release(&mut self, id: &str, run: &str) {
-        let Some(stack) = self.catching.get_mut(run) else { return };
-        if let Some(at) = stack.iter().rposition(|other| other == id) {
-            stack.remove(at);
-        }
-        if stack.is_empty() {
-            self.catching.remove(run);
-        }
-    }
-
-    fn catch(&mut self, msg_type: &str, message: &Message) -> bool {
-        if self.catching.is_empty() {
+    fn capture(&mut self, msg_type: &str, message: &Message) -> bool {
+        if self.captures.is_empty() {
             return false;
         }
-        let Some(id) = self.catching.get(&message.parent().msg_id).and_then(|stack| stack.last()) else { return false };
-        let Some(model) = self.models.get_mut(id) else { return false };
-        let Some(output) = &mut model.output else { return false };
+        let Some(widget) = self.captures.target_of(&message.parent().msg_id) else { return false };
+        let Some(comm_id) = self.output_models.get(&widget) else { return false };
+        let Some(output) = self.models.get_mut(comm_id).and_then(|model| model.output.as_mut()) else { return false };
         if output.take(msg_type, message) {
-            self.changed.insert(id.clone());
+            self.unsynced.insert(comm_id.clone());
         }
         true
     }
 
-    /// Brings the state of those that have caught something up to date. Not with each message: that would be quadratic.
+    /// Brings the state of widgets that have captured something up to date. Not with each message, which would be quadratic.
     fn refresh(&mut self) {
-        for id in &self.changed {
-            let Some(model) = self.models.get_mut(id) else { continue };
-            let Some(outputs) = model.output.as_ref().map(OutputWidget::all) else { continue };
+        for comm_id in &self.unsynced {
+            let Some(model) = self.models.get_mut(comm_id) else { continue };
+            let Some(outputs) = model.output.as_ref().map(OutputModel::all) else { continue };
             model.state.insert("outputs".to_owned(), Value::Array(outputs));
             self.weight = self.weight - model.weight + model.measure();
         }
     }
 
     fn close(&mut self, content: &Value) {
-        let Some(id) = content["comm_id"].as_str().filter(|_| self.style != StreamStyle::Nbclient) else { return };
-        let Some(model) = self.models.remove(id) else { return };
+        let Some(comm_id) = content["comm_id"].as_str().filter(|_| self.style != StreamStyle::Nbclient) else { return };
+        let Some(model) = self.models.remove(comm_id) else { return };
         self.weight -= model.weight;
-        if let Some(output) = model.output {
-            self.release(id, &output.msg_id);
+        if let Some(widget) = self.captures.close(comm_id) {
+            self.output_models.remove(&widget);
         }
     }
-}
-
-fn is_output_model(state: &Map<String, Value>) -> bool {
-    let is = |key: &str, value: &str| state.get(key).is_some_and(|own| own == value);
-    is("_model_module", "@jupyter-widgets/output") && is("_model_name", "OutputModel")
 }
 
 impl Model {
@@ -209,6 +191,7 @@ impl Model {
         self.weight
     }
 
+    /// The model's entry in the notebook's metadata.
     fn entry(&self) -> Value {
         let named = |key: &str| self.state.get(key).cloned().unwrap_or(Value::Null);
         let mut entry = json!({
@@ -222,27 +205,33 @@ impl Model {
     }
 }
 
-impl OutputWidget {
-    fn new() -> Self {
-        let caught = Outputs::new(StreamStyle::Terminal).with_memory(DEFAULT_MEMORY / 4);
-        Self { msg_id: String::new(), given: Vec::new(), given_is_to_go: false, caught, parent: Bytes::from_static(b"{}") }
+impl OutputModel {
+    fn new(target: OutputTarget) -> Self {
+        let captured = Outputs::new(StreamStyle::Terminal).with_memory(DEFAULT_MEMORY / 4);
+        let parent = Bytes::from_static(b"{}");
+        Self { target, initial: Vec::new(), initial_clear_pending: false, captured, parent }
     }
 
-    /// Takes an output or a clearing; `true` if that changed what is in it.
+    fn set_initial(&mut self, initial: &[Value]) {
+        self.initial = initial.to_vec();
+        self.captured.start(self.target);
+    }
+
+    /// Takes in an output or a clear. Returns whether that changed the outputs.
     fn take(&mut self, msg_type: &str, message: &Message) -> bool {
         self.parent = message.parent_header.clone();
         let clears = msg_type == "clear_output";
         if clears && message.content_value().get("wait").is_some_and(|wait| *wait != json!(false)) {
-            self.given_is_to_go = true;
-        } else if clears || std::mem::take(&mut self.given_is_to_go) {
-            self.given.clear();
+            self.initial_clear_pending = true;
+        } else if clears || std::mem::take(&mut self.initial_clear_pending) {
+            self.initial.clear();
         }
-        self.caught.apply(INSIDE, msg_type, &message.content);
-        !(clears && self.given_is_to_go)
+        self.captured.apply(self.target, msg_type, &message.content);
+        !(clears && self.initial_clear_pending)
     }
 
     fn all(&self) -> Vec<Value> {
-        self.given.iter().chain(self.caught.outputs(INSIDE)).cloned().collect()
+        self.initial.iter().chain(self.captured.outputs(self.target)).cloned().collect()
     }
 }
 
@@ -280,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_go_into_the_innermost_widget_that_asks_for_them() {
+    fn innermost_widget_captures_the_outputs() {
         let mut widgets = Widgets::new(StreamStyle::Terminal);
         open(&mut widgets, "a");
         open(&mut widgets, "b");
@@ -298,15 +287,15 @@ mod tests {
             (texts(&mut widgets, "a"), texts(&mut widgets, "b")),
             (vec!["one line\nouter".to_owned()], vec!["inner".to_owned()])
         );
-        let syncs = widgets.syncs();
+        let syncs = widgets.take_syncs();
         assert_eq!(syncs.len(), 2, "one for each, whatever went in");
         assert_eq!(syncs[0].content["data"]["state"]["outputs"][0]["text"], "one line\nouter");
         assert_eq!(syncs[0].parent, r#"{"msg_id":"run"}"#);
-        assert!(widgets.syncs().is_empty());
+        assert!(widgets.take_syncs().is_empty());
     }
 
     #[test]
-    fn clearing_waits_where_it_is_told_to() {
+    fn clear_with_wait_is_deferred() {
         let mut widgets = Widgets::new(StreamStyle::Terminal);
         open(&mut widgets, "a");
         set(
@@ -324,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn state_and_buffers_are_kept_for_the_file() {
+    fn state_and_buffers_are_kept_for_file() {
         for (style, closed) in [(StreamStyle::Terminal, 1), (StreamStyle::Nbclient, 2)] {
             let mut widgets = Widgets::new(style);
             assert_eq!(widgets.metadata(), None);
@@ -345,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_and_endless_messages_cost_a_bounded_memory() {
+    fn odd_and_endless_messages_cost_bounded_memory() {
         let mut widgets = Widgets { memory: 100 << 10, ..Widgets::new(StreamStyle::Terminal) };
         for content in [
             json!(null),
@@ -359,7 +348,7 @@ mod tests {
         for number in 0..100 {
             set(&mut widgets, &format!("m{number}"), &json!({"_model_name": "M"}));
         }
-        assert!(widgets.is_cut() && widgets.models.len() < 30);
+        assert!(widgets.is_truncated() && widgets.models.len() < 30);
         set(&mut widgets, "m1", &json!({"value": "x".repeat(200 << 10)}));
         assert!(!widgets.models["m1"].state.contains_key("value"));
     }

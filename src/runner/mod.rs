@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::ids::CellNumber;
 use crate::notebook::{Notebook, NotebookError};
-use crate::output::{CellKey, Outputs, StreamStyle, Widgets};
+use crate::output::{OutputTarget, Outputs, StreamStyle, Widgets};
 use crate::session::{
     self, EventBody, NewCell, RunResult, RunStatus, SessionError, SessionEvent, SessionEvents, SessionHandle,
 };
@@ -181,8 +182,8 @@ fn is_runnable(notebook: &Notebook, index: usize) -> bool {
         .is_some_and(|cell| cell.is_code() && !cell.source().trim().is_empty() && !cell.has_tag("skip-execution"))
 }
 
-fn key(index: usize) -> CellKey {
-    CellKey(u32::try_from(index).unwrap_or(u32::MAX))
+fn key(index: usize) -> OutputTarget {
+    OutputTarget::cell(u32::try_from(index).unwrap_or(u32::MAX))
 }
 
 fn outputs(options: &RunOptions) -> Outputs {
@@ -243,22 +244,22 @@ impl Run<'_> {
         result: &RunResult,
         progress: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Result<(), RunError> {
-        let syncs = self.widgets.syncs();
-        if self.widgets.is_cut() && !std::mem::replace(&mut self.widgets_cut, true) {
+        let syncs = self.widgets.take_syncs();
+        if self.widgets.is_truncated() && !std::mem::replace(&mut self.widgets_cut, true) {
             progress(Progress::Notice(
                 "the state of the notebook's widgets takes too much memory; a part of it is left out",
             ));
         }
         if !result.kernel_gone {
             for sync in syncs {
-                self.session.comm_msg(sync.content, sync.parent).await?;
+                self.session.comm_msg(&sync.content, sync.parent).await?;
             }
         }
         Ok(())
     }
 
     /// Applies one event: mostly of the running cell, but threads outlive their cell. Returns the cells whose outputs changed.
-    fn apply(&mut self, event: &SessionEvent, progress: &mut (dyn FnMut(Progress<'_>) + Send)) -> BTreeSet<CellKey> {
+    fn apply(&mut self, event: &SessionEvent, progress: &mut (dyn FnMut(Progress<'_>) + Send)) -> BTreeSet<OutputTarget> {
         match &event.body {
             EventBody::Message { msg_type, message } => {
                 progress(Progress::Output { msg_type, message });
@@ -283,9 +284,10 @@ impl Run<'_> {
 }
 
 /// Stores cells again whose outputs changed after their end, for example by an update of their display id.
-fn rewrite(notebook: &mut Notebook, outputs: &Outputs, changed: &BTreeSet<CellKey>) -> Result<(), NotebookError> {
+fn rewrite(notebook: &mut Notebook, outputs: &Outputs, changed: &BTreeSet<OutputTarget>) -> Result<(), NotebookError> {
     for cell in changed {
-        let index = cell.0 as usize;
+        let OutputTarget::Cell(CellNumber(number)) = *cell else { continue };
+        let index = number as usize;
         let count = notebook.cell(index).and_then(|cell| cell.execution_count()).map(u64::cast_signed);
         notebook.set_outputs(index, outputs.outputs(*cell).to_vec(), count)?;
     }

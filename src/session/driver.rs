@@ -1,6 +1,5 @@
-//! The one task that owns a session. Everything that happens to it comes through its `select`, in one order, to the machine;
-//! what the machine wants written is written; and only then is done what follows: requests go out, the agent may forget, and
-//! whoever asked is answered.
+//! The one task that owns a session. All inputs reach the machine through its `select`, in one order. The machine's transaction is
+//! committed first; only then are its effects carried out, the agent's events acknowledged, and callers answered.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,92 +9,85 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use super::cells::{Cell, RunOfCell};
-use super::commands::Denied;
-use super::core::{Core, Effect, Facts, Stored};
 use super::handle::{Command, Reply, SessionHandle, SessionState};
-use super::piece::{CellChange, Journal, Piece, Telling};
-use super::run::Now;
+use super::journal::{CellChange, Journal, OutputMode, Transaction};
+use super::machine::{Cell, Context, Denied, Effect, Machine, MachineConfig, QueuedExecution, Stored};
 use crate::agent_protocol::{Request, SignalKind};
-use crate::ids::{Generation, RunId};
+use crate::ids::{self, CellNumber, Generation, RunId};
 use crate::link::{AbortOnDrop, Link, LinkError, LinkEvents, Position};
 use crate::policy::Limits;
 use crate::sandbox::{Sandbox, SandboxRecord, SandboxState};
 use crate::wire::{Channel, Message};
 
-/// Between two looks at a sandbox whose agent is away: from the first to the last, doubling.
-const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
-/// Between two tries to write down what could not be written.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
-/// Things that happen, and their bytes, before what they mean is written down together.
-const BATCH: (usize, usize) = (128, 1 << 20);
+/// Pauses between two inspections of a sandbox whose agent is away: the first one, and the longest; they double.
+const INSPECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Pause between two tries to commit.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
+/// Most link events, and most bytes of them, in one transaction: fast output is committed in large parts, but not too large for memory.
+const BATCH_EVENTS: usize = 128;
+const BATCH_BYTES: usize = 1 << 20;
 
-/// What a session is made of.
+/// Everything that a driver needs.
 pub struct SessionParts {
-    /// Where its sandbox is from.
     pub sandbox: Arc<dyn Sandbox>,
-    /// Its sandbox.
     pub record: SandboxRecord,
-    /// Its limits.
     pub limits: Limits,
-    /// How long after its `idle` its kernel may still send output.
+    /// How long after its `idle` the kernel may still send output.
     pub late_output: Duration,
-    /// In which form its outputs are told.
-    pub telling: Telling,
-    /// Where it writes.
+    pub output_mode: OutputMode,
     pub journal: Box<dyn Journal>,
-    /// Whether the journal outlives this process, so that a later one can go on.
+    /// Whether the journal outlives this process, so that a later server can go on.
     pub durable: bool,
-    /// What an earlier process has left of it.
+    /// What an earlier server has stored of the session.
     pub stored: Option<Stored>,
 }
 
 struct Driver {
-    core: Core,
+    machine: Machine,
     link: Link,
     journal: Box<dyn Journal>,
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
     state: watch::Sender<SessionState>,
     info: watch::Sender<Arc<Value>>,
-    /// Asks what has become of the sandbox while its agent is away.
+    /// Inspects the sandbox periodically while its agent is away.
     watch: Option<AbortOnDrop<()>>,
-    /// Who waits for an answer of the kernel.
+    /// Callers that wait for the kernel's reply, by request id.
     asking: HashMap<String, Reply<Value>>,
-    /// Answers to be given once what they tell is written down.
+    /// Answers that are sent after the next commit.
     answers: Vec<Box<dyn FnOnce() + Send>>,
-    /// Who waits for the end of a run, by the cell's number.
-    following: HashMap<u32, Vec<(RunOfCell, Reply<Cell>)>>,
-    /// The last position that the agent was told of.
+    /// Callers that wait for the end of an execution, by the cell's number.
+    waiting: HashMap<CellNumber, Vec<(QueuedExecution, Reply<Cell>)>>,
+    /// The last position that was acknowledged to the agent.
     acked: Position,
-    /// Results of requests made in the background.
-    told: mpsc::UnboundedSender<Told>,
+    /// Outcomes of effects that run in the background.
+    outcomes: mpsc::UnboundedSender<Outcome>,
 }
 
-/// What a background request found out.
-enum Told {
+/// Outcome of an effect that runs in the background.
+enum Outcome {
     Submitted { run: RunId, result: Result<bool, LinkError> },
     Sandbox(SandboxState),
     InputFailed,
 }
 
-/// Starts the driver of a session whose sandbox has been made. It ends with the session, or when the last handle is dropped;
-/// then the session itself lives on in its sandbox.
+/// Starts the driver of a session whose sandbox exists. It ends with the session, or when the last handle is dropped; in the latter
+/// case the session itself lives on in its sandbox.
 pub fn start(parts: SessionParts) -> SessionHandle {
-    let SessionParts { sandbox, record, limits, late_output, telling, journal, durable, stored } = parts;
-    let facts = Facts { name: record.session.to_string(), limits, late_output, durable, telling };
-    let core = match stored {
-        Some(stored) => Core::restore(facts, stored, now()),
-        None => Core::new(facts, now()),
+    let SessionParts { sandbox, record, limits, late_output, output_mode, journal, durable, stored } = parts;
+    let config = MachineConfig { session: record.session.to_string(), limits, late_output, durable, output_mode };
+    let machine = match stored {
+        Some(stored) => Machine::restore(config, stored, context()),
+        None => Machine::new(config, context()),
     };
-    let (link, events) = Link::open(sandbox.clone(), record.clone(), core.position);
+    let (link, events) = Link::open(sandbox.clone(), record.clone(), machine.position());
     let (commands, command_receiver) = mpsc::unbounded_channel();
-    let (state, state_receiver) = watch::channel(core.state.clone());
-    let (info, info_receiver) = watch::channel(core.info.clone());
-    let (told, told_receiver) = mpsc::unbounded_channel();
+    let (state, state_receiver) = watch::channel(machine.state().clone());
+    let (info, info_receiver) = watch::channel(machine.kernel_info().clone());
+    let (outcomes, outcome_receiver) = mpsc::unbounded_channel();
     let driver = Driver {
-        acked: core.position,
-        core,
+        acked: machine.position(),
+        machine,
         link,
         journal,
         sandbox,
@@ -105,35 +97,35 @@ pub fn start(parts: SessionParts) -> SessionHandle {
         watch: None,
         asking: HashMap::new(),
         answers: Vec::new(),
-        following: HashMap::new(),
-        told,
+        waiting: HashMap::new(),
+        outcomes,
     };
-    tokio::spawn(driver.run(events, command_receiver, told_receiver));
+    tokio::spawn(driver.run(events, command_receiver, outcome_receiver));
     SessionHandle { commands, state: state_receiver, info: info_receiver, trace: None }
 }
 
-/// A session whose sandbox is gone, as an earlier process has stored it: what ran in it ends in the journal, unless the session
-/// `was_over` already. The handle says no to everything.
+/// A session whose sandbox is gone, as an earlier server has stored it. Unless it `was_over` already, its open executions end in the
+/// journal. The handle denies every command.
 pub async fn end_stored(stored: Stored, was_over: bool, why: &str, mut journal: Box<dyn Journal>) -> SessionHandle {
     let gone = SessionState::Gone { why: why.to_owned() };
     if !was_over {
-        let (limits, telling) = (Limits::default(), Telling::Changes);
-        let facts = Facts { name: String::new(), limits, late_output: Duration::ZERO, durable: true, telling };
-        let mut core = Core::restore(facts, stored, now());
-        core.end(now(), why);
-        let (piece, _) = core.take_out(now());
-        while let Err(error) = journal.append(&piece).await {
-            tracing::error!(%error, "cannot write the journal; trying again");
-            tokio::time::sleep(TRY_AGAIN).await;
+        let (session, limits, output_mode) = (String::new(), Limits::default(), OutputMode::Changes);
+        let config = MachineConfig { session, limits, late_output: Duration::ZERO, durable: true, output_mode };
+        let mut machine = Machine::restore(config, stored, context());
+        machine.end(context(), why);
+        let (transaction, _) = machine.take_out(context());
+        while let Err(error) = journal.append(&transaction).await {
+            tracing::error!(%error, "journal not writable; retrying");
+            tokio::time::sleep(COMMIT_RETRY).await;
         }
     }
-    // The other end is dropped: whoever sends is told that the session is over.
+    // The receiver is dropped, so every command fails.
     let (commands, _) = mpsc::unbounded_channel();
     SessionHandle { commands, state: watch::channel(gone).1, info: watch::channel(Arc::default()).1, trace: None }
 }
 
-fn now() -> Now {
-    Now { instant: tokio::time::Instant::now().into_std(), time: SystemTime::now() }
+fn context() -> Context {
+    Context { instant: tokio::time::Instant::now().into_std(), time: SystemTime::now(), make_uuid: ids::random_uuid }
 }
 
 impl Driver {
@@ -141,10 +133,10 @@ impl Driver {
         mut self,
         mut events: LinkEvents,
         mut commands: mpsc::UnboundedReceiver<Command>,
-        mut told: mpsc::UnboundedReceiver<Told>,
+        mut outcomes: mpsc::UnboundedReceiver<Outcome>,
     ) {
-        while !self.core.is_gone() {
-            let deadline = self.core.next_deadline();
+        while !self.machine.is_gone() {
+            let deadline = self.machine.next_deadline();
             let due = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
             let event = async {
                 self.journal.room().await;
@@ -152,89 +144,89 @@ impl Driver {
             };
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(command) => self.obey(command),
+                    Some(command) => self.handle_command(command),
                     None => return,
                 },
-                Some(told) = told.recv() => self.hear(told),
+                Some(outcome) = outcomes.recv() => self.handle_outcome(outcome),
                 event = event => match event {
-                    Some(event) => self.core.take(now(), event),
-                    None => self.core.end(now(), "its link was closed"),
+                    Some(event) => self.machine.take(context(), event),
+                    None => self.machine.end(context(), "its link was closed"),
                 },
                 () = due, if deadline.is_some() => {}
             }
-            self.take_more(&mut events);
-            self.core.tick(now());
-            self.write_and_act(&mut commands).await;
+            self.take_batch(&mut events);
+            self.machine.tick(context());
+            self.commit_and_apply(&mut commands).await;
         }
     }
 
-    /// Takes in what waits besides: what comes fast is written down in large pieces, though not too large for the memory.
-    fn take_more(&mut self, events: &mut LinkEvents) {
+    /// Takes in the link events that are there already, so that they share a commit.
+    fn take_batch(&mut self, events: &mut LinkEvents) {
         let mut bytes = 0;
-        for _ in 0..BATCH.0 {
-            let Some(event) = (bytes < BATCH.1).then(|| events.try_recv()).flatten() else { return };
+        for _ in 0..BATCH_EVENTS {
+            let Some(event) = (bytes < BATCH_BYTES).then(|| events.try_recv()).flatten() else { return };
             bytes += event.weight();
-            self.core.take(now(), event);
+            self.machine.take(context(), event);
         }
     }
 
-    fn obey(&mut self, command: Command) {
-        let (core, now) = (&mut self.core, now());
+    fn handle_command(&mut self, command: Command) {
+        let (machine, cx) = (&mut self.machine, context());
         match command {
-            Command::Follow { run, reply } => match core.ended(run) {
+            Command::AwaitEnd { execution, reply } => match machine.ended(execution) {
                 Some(answer) => self.answer(reply, answer),
-                None => self.follow(run, reply),
+                None => self.await_end(execution, reply),
             },
             Command::Add { cell, trace, reply } => {
-                let answer = core.add_cell(now, *cell, trace);
+                let answer = machine.add_cell(cx, *cell, trace);
                 self.answer(reply, answer);
             }
             Command::Run { id, options, trace, reply } => {
-                let answer = core.run_cell(now, &id, options, trace);
+                let answer = machine.run_cell(cx, &id, options, trace);
                 self.answer(reply, answer);
             }
             Command::RunAll { runs, trace, reply } => {
-                let answer = core.run_cells(now, runs, trace.as_deref());
+                let answer = machine.run_cells(cx, runs, trace.as_deref());
                 self.answer(reply, answer);
             }
             Command::Replace { cells, notebook, reply } => {
-                let answer = core.replace_cells(now, cells, notebook);
+                let answer = machine.replace_cells(cx, cells, notebook);
                 self.answer(reply, answer);
             }
             Command::Edit { id, edit, reply } => {
-                let answer = core.edit_cell(now, &id, *edit);
+                let answer = machine.edit_cell(cx, &id, *edit);
                 self.answer(reply, answer);
             }
             Command::Delete { id, reply } => {
-                let answer = core.delete_cell(now, &id);
+                let answer = machine.delete_cell(cx, &id);
                 self.answer(reply, answer);
             }
             Command::Cancel { id, reply } => {
-                let answer = core.cancel_cell(now, &id);
+                let answer = machine.cancel_cell(cx, &id);
                 self.answer(reply, answer);
             }
             Command::Interrupt { reply } => {
-                let answer = core.interrupt(now);
+                let answer = machine.interrupt(cx);
                 self.answer(reply, answer);
             }
             Command::Kill { reply } => {
-                let answer = core.kill(now);
+                let answer = machine.kill(cx);
                 self.answer(reply, answer);
             }
-            Command::Input { value, reply } => match core.input(&value) {
-                Ok((generation, message)) => self.give_input(generation, message, reply),
+            Command::Input { value, reply } => match machine.input(cx, &value) {
+                Ok((generation, message)) => self.submit_input(generation, message, reply),
                 Err(denied) => self.answer(reply, Err(denied)),
             },
             Command::Restart { reply } => {
-                let answer = core.restart(now);
+                let answer = machine.restart(cx);
                 self.answer(reply, answer);
             }
-            Command::TellKernel { msg_type, content, parent, reply } => {
-                let answer = core.tell_kernel(msg_type, &content, parent);
+            Command::Send { request, parent, reply } => {
+                let answer = machine.send(cx, request, parent);
                 self.answer(reply, answer);
             }
-            Command::AskKernel { msg_type, content, reply } => match core.ask_kernel(now, msg_type, &content) {
-                Ok(question) => drop(self.asking.insert(question, reply)),
+            Command::Query { query, reply } => match machine.query(cx, &query) {
+                Ok(request) => drop(self.asking.insert(request, reply)),
                 Err(denied) => self.answer(reply, Err(denied)),
             },
             Command::AskAgent { request, data, reply } => {
@@ -244,21 +236,21 @@ impl Driver {
                 });
             }
             Command::End { why, reply } => {
-                core.end(now, &why);
+                machine.end(cx, &why);
                 self.answer(reply, Ok(()));
             }
         }
     }
 
-    /// Hands an answer to the agent, which keeps it for the kernel whatever becomes of us.
-    fn give_input(&self, generation: Generation, message: Message, reply: Reply<()>) {
-        let (taken, told) = (self.link.submit(Channel::Stdin, Some(generation), message), self.told.clone());
+    /// Submits input to the agent, which keeps it for the kernel even if this server dies.
+    fn submit_input(&self, generation: Generation, message: Message, reply: Reply<()>) {
+        let (taken, outcomes) = (self.link.submit(Channel::Stdin, Some(generation), message), self.outcomes.clone());
         tokio::spawn(async move {
             let answer = match taken.await {
                 Ok(_) => Ok(()),
-                // Who asked has ended meanwhile.
+                // The execution that asked has ended meanwhile.
                 Err(_) => {
-                    let _ = told.send(Told::InputFailed);
+                    let _ = outcomes.send(Outcome::InputFailed);
                     Err(Denied::NotAsking)
                 }
             };
@@ -266,74 +258,74 @@ impl Driver {
         });
     }
 
-    /// Answers once what has been done so far is written down. Whoever asked may have gone.
+    /// Answers after the next commit. The caller may have gone by then.
     fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, answer: Result<T, Denied>) {
         self.answers.push(Box::new(move || drop(reply.send(answer))));
     }
 
-    fn hear(&mut self, told: Told) {
-        match told {
-            Told::Submitted { run, result } => self.core.submitted(now(), &run, result),
-            Told::InputFailed => self.core.input_failed(),
-            Told::Sandbox(state) => self.core.sandbox_is(now(), &state),
+    fn handle_outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Submitted { run, result } => self.machine.submitted(context(), &run, result),
+            Outcome::InputFailed => self.machine.input_failed(),
+            Outcome::Sandbox(state) => self.machine.sandbox_is(context(), &state),
         }
     }
 
-    /// Writes down what has happened; then does and tells what follows from it.
-    async fn write_and_act(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) {
-        let (piece, effects) = self.core.take_out(now());
-        if !piece.is_empty() {
-            self.write(&piece, commands).await;
+    /// Commits what has happened, then carries out what follows from it.
+    async fn commit_and_apply(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) {
+        let (transaction, effects) = self.machine.take_out(context());
+        if !transaction.is_empty() {
+            self.commit(&transaction, commands).await;
         }
-        if self.core.position != self.acked && piece.position.is_some() {
-            self.acked = self.core.position;
+        if self.machine.position() != self.acked && transaction.position.is_some() {
+            self.acked = self.machine.position();
             self.link.ack(self.acked.seq);
         }
-        effects.into_iter().for_each(|effect| self.act(effect));
+        effects.into_iter().for_each(|effect| self.apply_effect(effect));
         self.info.send_if_modified(|info| {
-            let changes = !Arc::ptr_eq(info, &self.core.info);
+            let changes = !Arc::ptr_eq(info, self.machine.kernel_info());
             if changes {
-                info.clone_from(&self.core.info);
+                info.clone_from(self.machine.kernel_info());
             }
             changes
         });
-        if let Some(state) = piece.state {
+        if let Some(state) = transaction.state {
             self.state.send_replace(state);
         }
         self.answers.drain(..).for_each(|answer| answer());
-        self.tell_ends(&piece.cells);
+        self.answer_ended(&transaction.cells);
     }
 
-    fn follow(&mut self, run: RunOfCell, reply: Reply<Cell>) {
-        let following = self.following.entry(run.number).or_default();
-        // Those who ask again and again, and do not wait for long.
-        following.retain(|(_, reply)| !reply.is_closed());
-        following.push((run, reply));
+    fn await_end(&mut self, execution: QueuedExecution, reply: Reply<Cell>) {
+        let waiting = self.waiting.entry(execution.number).or_default();
+        // Callers may ask again and again with short waits.
+        waiting.retain(|(_, reply)| !reply.is_closed());
+        waiting.push((execution, reply));
     }
 
-    /// Tells those who follow a run that has ended with what has just been written down.
-    fn tell_ends(&mut self, written: &[CellChange]) {
-        for change in written {
+    /// Answers callers whose execution ended with what has just been committed.
+    fn answer_ended(&mut self, committed: &[CellChange]) {
+        for change in committed {
             let number = change.number();
-            for (run, reply) in self.following.remove(&number).unwrap_or_default() {
-                match self.core.ended(run) {
+            for (execution, reply) in self.waiting.remove(&number).unwrap_or_default() {
+                match self.machine.ended(execution) {
                     Some(answer) => drop(reply.send(answer)),
-                    None => self.following.entry(number).or_default().push((run, reply)),
+                    None => self.waiting.entry(number).or_default().push((execution, reply)),
                 }
             }
         }
     }
 
-    /// Tries until it is written. Meanwhile nothing more is taken from the agent, which keeps it, and clients are told why
-    /// nothing can be begun; but what runs can be stopped, for it may be what fills the disk.
-    async fn write(&mut self, piece: &Piece, commands: &mut mpsc::UnboundedReceiver<Command>) {
-        while let Err(error) = self.journal.append(piece).await {
-            tracing::error!(session = %self.core.facts.name, %error, "cannot write the journal; trying again");
-            let again = tokio::time::sleep(TRY_AGAIN);
-            tokio::pin!(again);
+    /// Retries until it is committed. Meanwhile the agent keeps its events, and commands are denied, except those that stop the running
+    /// cell: it may be what fills the disk.
+    async fn commit(&mut self, transaction: &Transaction, commands: &mut mpsc::UnboundedReceiver<Command>) {
+        while let Err(error) = self.journal.append(transaction).await {
+            tracing::error!(session = %self.machine.config().session, %error, "journal not writable; retrying");
+            let retry = tokio::time::sleep(COMMIT_RETRY);
+            tokio::pin!(retry);
             loop {
                 tokio::select! {
-                    () = &mut again => break,
+                    () = &mut retry => break,
                     Some(command) = commands.recv() => self.deny(command, &error.0),
                 }
             }
@@ -341,7 +333,7 @@ impl Driver {
     }
 
     fn deny(&mut self, command: Command, why: &str) {
-        fn no<T>(reply: Reply<T>, why: &str) {
+        fn reject<T>(reply: Reply<T>, why: &str) {
             let _ = reply.send(Err(Denied::Storage(why.to_owned())));
         }
         match command {
@@ -349,36 +341,35 @@ impl Driver {
             | Command::Run { reply, .. }
             | Command::Edit { reply, .. }
             | Command::Cancel { reply, .. } => {
-                no(reply, why);
+                reject(reply, why);
             }
             Command::Delete { reply, .. }
             | Command::Input { reply, .. }
             | Command::Restart { reply }
             | Command::RunAll { reply, .. }
             | Command::Replace { reply, .. }
-            | Command::TellKernel { reply, .. } => no(reply, why),
-            Command::AskKernel { reply, .. } => no(reply, why),
+            | Command::Send { reply, .. } => reject(reply, why),
+            Command::Query { reply, .. } => reject(reply, why),
             Command::Interrupt { reply } => self.signal_now(SignalKind::Interrupt, reply),
             Command::Kill { reply } => self.signal_now(SignalKind::Kill, reply),
-            command => self.obey(command),
+            command => self.handle_command(command),
         }
     }
 
     fn signal_now(&mut self, signal: SignalKind, reply: Reply<()>) {
-        self.act(Effect::Signal { signal, generation: self.core.generation });
+        self.apply_effect(Effect::Signal { signal, generation: self.machine.generation() });
         let _ = reply.send(Ok(()));
     }
 
-    fn act(&mut self, effect: Effect) {
+    fn apply_effect(&mut self, effect: Effect) {
         match effect {
             Effect::Submit { run, generation, message } => {
-                let (taken, told) = (self.link.submit(Channel::Shell, Some(generation), message), self.told.clone());
+                let (taken, outcomes) = (self.link.submit(Channel::Shell, Some(generation), message), self.outcomes.clone());
                 tokio::spawn(async move {
-                    let _ = told.send(Told::Submitted { run, result: taken.await });
+                    let _ = outcomes.send(Outcome::Submitted { run, result: taken.await });
                 });
             }
-            // What needs no answer: a cut shows as a detached link, and what the agent refuses is about a kernel that has ended
-            // meanwhile.
+            // No answer is needed: a cut shows as a detached link, and what the agent refuses concerns a kernel that has ended.
             Effect::Send { channel, generation, message } => drop(self.link.submit(channel, generation, message)),
             Effect::Signal { signal, generation } => {
                 drop(self.link.request(Request::Signal { signal, generation }, Bytes::new()));
@@ -386,27 +377,27 @@ impl Driver {
             Effect::RestartKernel(generation) => drop(self.link.request(Request::Restart { generation }, Bytes::new())),
             Effect::WatchSandbox(true) => self.watch_sandbox(),
             Effect::WatchSandbox(false) => self.watch = None,
-            Effect::Answer { question, content } => {
-                if let Some(reply) = self.asking.remove(&question) {
+            Effect::Answer { request, content } => {
+                if let Some(reply) = self.asking.remove(&request) {
                     let _ = reply.send(content);
                 }
             }
         }
     }
 
-    /// Asks what has become of the sandbox after its agent stopped talking, again and again until it talks.
+    /// Inspects the sandbox after the link was cut, until it ends or its agent is back.
     fn watch_sandbox(&mut self) {
-        let (sandbox, record, told) = (self.sandbox.clone(), self.record.clone(), self.told.clone());
+        let (sandbox, record, outcomes) = (self.sandbox.clone(), self.record.clone(), self.outcomes.clone());
         self.watch.get_or_insert_with(|| {
             AbortOnDrop(tokio::spawn(async move {
-                let mut pause = LOOK.0;
+                let mut pause = INSPECT_PAUSE.0;
                 loop {
                     if let Ok(state @ SandboxState::Ended { .. }) = sandbox.inspect(&record).await {
-                        let _ = told.send(Told::Sandbox(state));
+                        let _ = outcomes.send(Outcome::Sandbox(state));
                         return;
                     }
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LOOK.1);
+                    pause = (pause * 2).min(INSPECT_PAUSE.1);
                 }
             }))
         });

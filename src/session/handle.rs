@@ -1,45 +1,43 @@
-//! What others hold of a session: a way to give it commands, and to see where it stands.
+//! A session's handle: commands go in, its state and its kernel's info can be watched.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::cells::{Cell, RunOfCell, RunOptions};
-use super::commands::{CellEdit, Denied, NewCell};
+use super::machine::{Cell, CellEdit, Denied, NewCell, Query, QueuedExecution, RunOptions};
 use crate::agent_protocol::{AnswerBody, Request, UsageReading};
 use crate::link::LinkError;
+use crate::wire::requests::KernelRequest;
 
-/// How long the agent may take to answer. While it is cut off, what it is asked waits for it.
+/// How long the agent may take to answer. While the link is cut, requests wait for the next connection.
 const AGENT_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Where a session stands.
+/// State of a session, with the names of the HTTP API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
-    /// The kernel has not answered yet.
+    /// The first kernel has not answered yet.
     Starting,
-    /// Ready for a run.
     Idle,
-    /// Running one.
+    /// Executing a cell.
     Busy,
-    /// Running one that is being stopped.
+    /// Executing a cell that is being stopped.
     Interrupting,
-    /// The kernel is being started anew in its sandbox.
+    /// The kernel is being restarted in its sandbox.
     Restarting,
-    /// Over, and why.
+    /// The session is over.
     Gone {
-        /// A sentence for people.
+        /// For people.
         why: String,
     },
 }
 
 impl SessionState {
-    /// Its name in the contract.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -52,22 +50,17 @@ impl SessionState {
     }
 }
 
-/// Why a session does not do what it is told.
+/// Why a command to a session failed.
 #[derive(Debug, Error, PartialEq)]
 pub enum SessionError {
-    /// It is over.
     #[error("the session is over: {why}")]
-    Gone {
-        /// Why.
-        why: String,
-    },
-    /// It says no.
+    Gone { why: String },
     #[error(transparent)]
     Denied(Denied),
-    /// The agent has not answered in time. What was asked is still on its way.
+    /// The agent has not answered in time. The request may still reach it.
     #[error("the sandbox has not answered within {} s; it may be cut off or overloaded", AGENT_DEADLINE.as_secs())]
     Silent,
-    /// The agent said no, or the connection was cut.
+    /// The agent refused the request, or the connection was cut.
     #[error(transparent)]
     Link(#[from] LinkError),
 }
@@ -84,7 +77,7 @@ impl From<Denied> for SessionError {
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Denied>>;
 
 pub(super) enum Command {
-    Follow { run: RunOfCell, reply: Reply<Cell> },
+    AwaitEnd { execution: QueuedExecution, reply: Reply<Cell> },
     Add { cell: Box<NewCell>, trace: Option<String>, reply: Reply<Cell> },
     Run { id: String, options: Option<RunOptions>, trace: Option<String>, reply: Reply<Cell> },
     RunAll { runs: Vec<(String, RunOptions)>, trace: Option<String>, reply: Reply<()> },
@@ -96,30 +89,29 @@ pub(super) enum Command {
     Kill { reply: Reply<()> },
     Input { value: String, reply: Reply<()> },
     Restart { reply: Reply<()> },
-    AskKernel { msg_type: &'static str, content: Value, reply: Reply<Value> },
-    TellKernel { msg_type: &'static str, content: Value, parent: Bytes, reply: Reply<()> },
+    Query { query: Query, reply: Reply<Value> },
+    Send { request: KernelRequest, parent: Bytes, reply: Reply<()> },
     AskAgent { request: Request, data: Bytes, reply: oneshot::Sender<Result<(AnswerBody, Bytes), LinkError>> },
     End { why: String, reply: Reply<()> },
 }
 
-/// A session's handle. Clones share the session; its driver ends when the last is dropped.
+/// Clones share the session. Its driver ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct SessionHandle {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) state: watch::Receiver<SessionState>,
     pub(super) info: watch::Receiver<Arc<Value>>,
-    /// What uses it, as a `traceparent`.
+    /// W3C `traceparent` of the request that uses the handle.
     pub(super) trace: Option<String>,
 }
 
 impl SessionHandle {
-    /// The same session, for something that is traced: the runs that it asks for are its children.
+    /// The same session for a traced request: executions that it starts become children of its span.
     #[must_use]
     pub fn traced(self, trace: Option<String>) -> Self {
         Self { trace, ..self }
     }
 
-    /// Where it stands now.
     pub fn state(&self) -> SessionState {
         self.state.borrow().clone()
     }
@@ -129,10 +121,7 @@ impl SessionHandle {
         self.info.borrow().clone()
     }
 
-    /// Waits until it is ready for a run.
-    ///
-    /// # Errors
-    /// [`SessionError::Gone`] when it ends before.
+    /// Waits until the kernel is ready. [`SessionError::Gone`] when the session ends before.
     pub async fn ready(&self) -> Result<(), SessionError> {
         let mut state = self.state.clone();
         let settled = |state: &SessionState| !matches!(state, SessionState::Starting | SessionState::Restarting);
@@ -143,174 +132,115 @@ impl SessionHandle {
         }
     }
 
-    /// Waits until this run of a cell has ended and all of it is written down. Gives the cell as it stands then; it may have been
-    /// queued again.
-    ///
-    /// # Errors
-    /// [`SessionError`]; also when the cell was removed.
+    /// Waits until this execution of a cell has ended and is committed. Returns the cell as it is then; it may have been queued again.
+    /// Fails when the cell was deleted.
     pub async fn ended(&self, cell: &Cell) -> Result<Cell, SessionError> {
-        let run = RunOfCell { number: cell.number, first_seq: cell.run.first_seq };
-        self.ask(|reply| Command::Follow { run, reply }).await
+        let execution = QueuedExecution { number: cell.number, first_seq: cell.run.first_seq };
+        self.ask(|reply| Command::AwaitEnd { execution, reply }).await
     }
 
-    /// Adds a cell, and queues it if asked to. Returns once that is written down.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Adds a cell, and queues it if it is to be run. Returns once that is committed.
     pub async fn add_cell(&self, cell: NewCell) -> Result<Cell, SessionError> {
         let trace = self.trace.clone();
         self.ask(|reply| Command::Add { cell: Box::new(cell), trace, reply }).await
     }
 
-    /// Runs a cell again. Returns once that is written down.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Executes a cell again. Returns once that is committed.
     pub async fn run_cell(&self, id: &str, options: Option<RunOptions>) -> Result<Cell, SessionError> {
         let trace = self.trace.clone();
         self.ask(|reply| Command::Run { id: id.to_owned(), options, trace, reply }).await
     }
 
-    /// Runs several cells one after the other: all of them are queued, or none. Returns once that is written down.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Executes several cells in order. Either all of them are queued or none. Returns once that is committed.
     pub async fn run_cells(&self, runs: Vec<(String, RunOptions)>) -> Result<(), SessionError> {
         let trace = self.trace.clone();
         self.ask(|reply| Command::RunAll { runs, trace, reply }).await
     }
 
-    /// Makes the notebook that of a file: of these cells, and with what it says beside them, as JSON.
-    ///
-    /// # Errors
-    /// [`SessionError`]; also while a cell is queued or running.
+    /// Replaces all cells by those of a file; `notebook` is what the file holds besides, as JSON. Denied while a cell is queued or
+    /// running.
     pub async fn replace_cells(&self, cells: Vec<NewCell>, notebook: String) -> Result<(), SessionError> {
         self.ask(|reply| Command::Replace { cells, notebook, reply }).await
     }
 
-    /// Changes a cell.
-    ///
-    /// # Errors
-    /// [`SessionError`].
     pub async fn edit_cell(&self, id: &str, edit: CellEdit) -> Result<Cell, SessionError> {
         self.ask(|reply| Command::Edit { id: id.to_owned(), edit: Box::new(edit), reply }).await
     }
 
-    /// Removes a cell.
-    ///
-    /// # Errors
-    /// [`SessionError`].
     pub async fn delete_cell(&self, id: &str) -> Result<(), SessionError> {
         self.ask(|reply| Command::Delete { id: id.to_owned(), reply }).await
     }
 
     /// Takes a cell out of the queue, or interrupts it.
-    ///
-    /// # Errors
-    /// [`SessionError`].
     pub async fn cancel_cell(&self, id: &str) -> Result<Cell, SessionError> {
         self.ask(|reply| Command::Cancel { id: id.to_owned(), reply }).await
     }
 
-    /// Interrupts the running cell, with escalation if it does not heed. Does nothing when none runs.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Interrupts the running cell; the interrupt escalates if it has no effect. Does nothing when no cell runs.
     pub async fn interrupt(&self) -> Result<(), SessionError> {
         self.ask(|reply| Command::Interrupt { reply }).await
     }
 
-    /// Kills the kernel under the running cell, now.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Kills the kernel that executes the running cell, at once.
     pub async fn kill(&self) -> Result<(), SessionError> {
         self.ask(|reply| Command::Kill { reply }).await
     }
 
-    /// Answers the code's question. Returns once the agent has the answer.
-    ///
-    /// # Errors
-    /// [`SessionError`]; after [`SessionError::Silent`] the answer is handed over as soon as the agent is there again.
+    /// Answers the code's question. Returns once the agent has the answer. After [`SessionError::Silent`] the answer is still handed
+    /// over when the agent is back.
     pub async fn input(&self, value: &str) -> Result<(), SessionError> {
         in_time(self.ask(|reply| Command::Input { value: value.to_owned(), reply })).await
     }
 
-    /// Starts the kernel anew in its sandbox. The workspace and the cells stay.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Restarts the kernel in its sandbox. Workspace and cells stay.
     pub async fn restart(&self) -> Result<(), SessionError> {
         self.ask(|reply| Command::Restart { reply }).await
     }
 
-    /// The kernel's completions at a place in some code, counted in Unicode characters. Gives the content of its reply.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Asks the kernel for completions. `cursor` counts Unicode characters. Returns the content of the reply.
     pub async fn complete(&self, code: &str, cursor: usize) -> Result<Value, SessionError> {
-        let content = json!({"code": code, "cursor_pos": cursor});
-        self.ask(|reply| Command::AskKernel { msg_type: "complete_request", content, reply }).await
+        let query = Query::Complete { code: code.to_owned(), cursor };
+        self.ask(|reply| Command::Query { query, reply }).await
     }
 
-    /// What the kernel knows of the name at a place in some code. Gives the content of its reply.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Asks the kernel about the name at `cursor`, counted in Unicode characters. Returns the content of the reply.
     pub async fn inspect(&self, code: &str, cursor: usize) -> Result<Value, SessionError> {
-        let content = json!({"code": code, "cursor_pos": cursor, "detail_level": 0});
-        self.ask(|reply| Command::AskKernel { msg_type: "inspect_request", content, reply }).await
+        let query = Query::Inspect { code: code.to_owned(), cursor };
+        self.ask(|reply| Command::Query { query, reply }).await
     }
 
-    /// Runs code between two cells, of which nobody is told: nothing is counted, and nothing of what it prints is shown. Gives the
-    /// content of the kernel's reply.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Executes code between two cells without any event: it is not counted, and its output is dropped. Returns the content of the
+    /// kernel's reply.
     pub async fn run_silently(&self, code: &str) -> Result<Value, SessionError> {
-        let content = json!({
-            "code": code, "silent": true, "store_history": false, "user_expressions": {}, "allow_stdin": false,
-            "stop_on_error": false,
-        });
-        self.ask(|reply| Command::AskKernel { msg_type: "execute_request", content, reply }).await
+        let query = Query::Execute { code: code.to_owned() };
+        self.ask(|reply| Command::Query { query, reply }).await
     }
 
-    /// Sends the kernel a `comm_msg`, which it takes in before the next run. `parent`: raw JSON of the header that it answers.
-    ///
-    /// # Errors
-    /// [`SessionError`].
-    pub async fn comm_msg(&self, content: Value, parent: Bytes) -> Result<(), SessionError> {
-        self.ask(|reply| Command::TellKernel { msg_type: "comm_msg", content, parent, reply }).await
+    /// Sends the kernel a `comm_msg`, which it takes in before the next cell. `parent` is the raw JSON header that it answers.
+    pub async fn comm_msg(&self, content: &Value, parent: Bytes) -> Result<(), SessionError> {
+        let request = KernelRequest::comm_msg(content);
+        self.ask(|reply| Command::Send { request, parent, reply }).await
     }
 
-    /// Ends the session's driver; what runs ends as gone. The sandbox is left to the caller.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Ends the session and its driver. Destroying the sandbox is left to the caller.
     pub async fn end(&self, why: &str) -> Result<(), SessionError> {
         self.ask(|reply| Command::End { why: why.to_owned(), reply }).await
     }
 
-    /// Asks the agent: usage, files.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Sends the agent a request for usage or files.
     pub async fn ask_agent(&self, request: Request, data: Bytes) -> Result<(AnswerBody, Bytes), SessionError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::AskAgent { request, data, reply }).map_err(|_| self.gone())?;
         in_time(async { Ok(answer.await.map_err(|_| self.gone())??) }).await
     }
 
-    /// Tells the agent something to which no answer is waited for.
+    /// Sends the agent a request without waiting for its answer.
     pub(super) fn tell_agent(&self, request: Request) {
-        // Of a session that is over there is nobody to tell.
+        // A session that is over has no agent to send to.
         let _ = self.commands.send(Command::AskAgent { request, data: Bytes::new(), reply: oneshot::channel().0 });
     }
 
-    /// The sandbox's usage now.
-    ///
-    /// # Errors
-    /// [`SessionError`].
+    /// Current usage of the sandbox.
     pub async fn usage(&self) -> Result<UsageReading, SessionError> {
         match self.ask_agent(Request::Usage, Bytes::new()).await? {
             (AnswerBody::Usage(usage), _) => Ok(usage),

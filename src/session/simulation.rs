@@ -22,16 +22,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use serde_json::json;
 
 use self::agent::{Agent, Frame, SOURCES};
 use self::journal::Book;
-use super::commands::{CellEdit, Denied, NewCell};
-use super::core::{Core, Effect, Facts};
-use super::piece::Telling;
-use super::run::Now;
-use super::{RunOptions, SessionState};
-use crate::ids::{RunId, Seq};
+use super::machine::{Context, Effect, Machine, MachineConfig, Query};
+use super::{CellEdit, Denied, NewCell, OutputMode, RunOptions, SessionState};
+use crate::ids::{self, RunId, Seq};
 use crate::link::{LinkError, LinkEvent};
 use crate::policy::Limits;
 use crate::sandbox::SandboxState;
@@ -134,7 +130,7 @@ struct Line {
 }
 
 struct World {
-    core: Core,
+    machine: Machine,
     agent: Agent,
     book: Book,
     line: Line,
@@ -154,7 +150,7 @@ impl World {
         let late_output = Duration::from_millis(late_output);
         let start = (Instant::now(), SystemTime::now());
         Self {
-            core: Core::new(facts(late_output), Now { instant: start.0, time: start.1 }),
+            machine: Machine::new(config(late_output), context(start)),
             agent: Agent::new(1, buffer),
             book: Book::default(),
             line: Line::default(),
@@ -169,27 +165,27 @@ impl World {
         }
     }
 
-    fn now(&self) -> Now {
-        Now { instant: self.start.0 + self.passed, time: self.start.1 + self.passed }
+    fn cx(&self) -> Context {
+        context((self.start.0 + self.passed, self.start.1 + self.passed))
     }
 
     // ---- the server -------------------------------------------------------------------------------------------------
 
     /// What the driver does after each thing that happened.
     fn turn(&mut self) {
-        self.core.tick(self.now());
-        let (piece, effects) = self.core.take_out(self.now());
-        let crash = if piece.is_empty() { None } else { self.crash.take() };
+        self.machine.tick(self.cx());
+        let (transaction, effects) = self.machine.take_out(self.cx());
+        let crash = if transaction.is_empty() { None } else { self.crash.take() };
         if matches!(crash, Some(Crash::BeforeWriting)) {
             return self.restart_server(0);
         }
-        if !piece.is_empty() {
+        if !transaction.is_empty() {
             let taken = std::mem::take(&mut self.taken);
-            self.book.append(&piece, &taken);
-            self.book.same_cells(self.core.cells.iter());
+            self.book.append(&transaction, &taken);
+            self.book.same_cells(self.machine.cells());
         }
-        if piece.position.is_some() {
-            self.line.frames.push_back(Frame::Ack(self.core.position.seq));
+        if transaction.position.is_some() {
+            self.line.frames.push_back(Frame::Ack(self.machine.position().seq));
         }
         let done = match crash {
             Some(Crash::AfterWriting { effects, .. }) => effects,
@@ -199,7 +195,7 @@ impl World {
         if let Some(Crash::AfterWriting { frames, .. }) = crash {
             self.restart_server(frames);
         }
-        if self.core.is_gone() {
+        if self.machine.is_gone() {
             // The driver ends, and its link with it.
             self.line = Line::default();
         }
@@ -208,7 +204,7 @@ impl World {
     fn act(&mut self, effect: Effect) {
         let frame = match effect {
             Effect::Submit { run, generation, message } => {
-                let active = self.core.active.as_ref().map(|active| active.run.id().clone());
+                let active = self.machine.active_id();
                 assert_eq!(active, Some(run), "only what runs is handed over");
                 Frame::Submit { channel: Channel::Shell, generation: Some(generation), message, tell: true }
             }
@@ -226,14 +222,14 @@ impl World {
         (self.line, self.watching) = (Line::default(), false);
         self.taken.clear();
         if !self.book.is_gone() {
-            self.core = Core::restore(facts(self.late_output), self.book.stored(), self.now());
+            self.machine = Machine::restore(config(self.late_output), self.book.stored(), self.cx());
             self.turn();
         }
     }
 
     fn take(&mut self, event: LinkEvent) {
         self.taken.push(event.clone());
-        self.core.take(self.now(), event);
+        self.machine.take(self.cx(), event);
     }
 
     // ---- the line ---------------------------------------------------------------------------------------------------
@@ -252,7 +248,7 @@ impl World {
     }
 
     fn attach(&mut self) {
-        if self.line.stands || self.core.is_gone() {
+        if self.line.stands || self.machine.is_gone() {
             return;
         }
         if self.sandbox_ended {
@@ -262,7 +258,7 @@ impl World {
         let asked = std::mem::take(&mut self.line.frames);
         self.line.frames = std::mem::take(&mut self.line.unanswered).into();
         self.line.frames.extend(asked.into_iter().filter(|frame| !matches!(frame, Frame::Ack(_))));
-        let position = self.core.position;
+        let position = self.machine.position();
         if position.epoch != self.agent.epoch {
             // The real link still hands them over; whether a fresh kernel runs them before its sandbox is destroyed is chance.
             self.line.frames.clear();
@@ -278,7 +274,7 @@ impl World {
             let answer = self.agent.take(frame.clone());
             if let Frame::Submit { message, tell: true, .. } = frame {
                 let run = RunId(message.header().msg_id);
-                self.core.submitted(self.now(), &run, answer.map_err(|reason| LinkError::Refused(reason.into())));
+                self.machine.submitted(self.cx(), &run, answer.map_err(|reason| LinkError::Refused(reason.into())));
                 self.turn();
             }
         }
@@ -286,7 +282,8 @@ impl World {
 
     fn deliver(&mut self, count: usize) {
         for _ in 0..count {
-            let Some(event) = self.agent.read(self.line.cursor).filter(|_| self.line.stands && !self.core.is_gone()) else {
+            let Some(event) = self.agent.read(self.line.cursor).filter(|_| self.line.stands && !self.machine.is_gone())
+            else {
                 break;
             };
             self.line.cursor = match &event {
@@ -315,15 +312,15 @@ impl World {
     /// Time passes; the driver wakes when something is due.
     fn pass(&mut self, time: Duration) {
         let end = self.passed + time;
-        while let Some(due) = self.core.next_deadline().filter(|_| !self.core.is_gone()) {
+        while let Some(due) = self.machine.next_deadline().filter(|_| !self.machine.is_gone()) {
             let due = due.saturating_duration_since(self.start.0).max(self.passed);
             if due > end {
                 break;
             }
             self.passed = due;
             self.turn();
-            let again = self.core.next_deadline().is_some_and(|at| at <= self.now().instant);
-            assert!(!again || self.core.is_gone(), "what is due is done, or it is due for ever");
+            let again = self.machine.next_deadline().is_some_and(|at| at <= self.cx().instant);
+            assert!(!again || self.machine.is_gone(), "what is due is done, or it is due for ever");
         }
         self.passed = end;
         self.turn();
@@ -336,7 +333,7 @@ impl World {
         self.work(8);
         self.deliver(16);
         if self.sandbox_ended && self.watching {
-            self.core.sandbox_is(self.now(), &SandboxState::Ended { why: "it was ended".to_owned() });
+            self.machine.sandbox_is(self.cx(), &SandboxState::Ended { why: "it was ended".to_owned() });
             self.turn();
         }
     }
@@ -344,7 +341,7 @@ impl World {
     // ---- what happens -----------------------------------------------------------------------------------------------
 
     fn cell(&self, index: usize) -> String {
-        let mut cells: Vec<_> = self.core.cells.iter().collect();
+        let mut cells: Vec<_> = self.machine.cells().collect();
         cells.sort_by_key(|cell| cell.number);
         cells.get(index % cells.len().max(1)).map_or_else(|| "none".to_owned(), |cell| cell.id.clone())
     }
@@ -372,14 +369,14 @@ impl World {
             Deed::Go => self.go(),
             command => {
                 let denied = self.command(command).err();
-                assert_eq!(matches!(denied, Some(Denied::Gone { .. })), self.core.is_gone(), "{denied:?}");
+                assert_eq!(matches!(denied, Some(Denied::Gone { .. })), self.machine.is_gone(), "{denied:?}");
             }
         }
         self.turn();
     }
 
     fn command(&mut self, deed: Deed) -> Result<(), Denied> {
-        let now = self.now();
+        let cx = self.cx();
         match deed {
             Deed::Add { source, run, stdin, timeout } => {
                 let options = RunOptions {
@@ -390,25 +387,25 @@ impl World {
                     allow_error: timeout,
                 };
                 let trace = stdin.then(|| "who asks".to_owned());
-                self.core.add_cell(now, NewCell { source, run, options, ..NewCell::default() }, trace).map(drop)
+                self.machine.add_cell(cx, NewCell { source, run, options, ..NewCell::default() }, trace).map(drop)
             }
-            Deed::Run(cell) => self.core.run_cell(now, &self.cell(cell), None, None).map(drop),
+            Deed::Run(cell) => self.machine.run_cell(cx, &self.cell(cell), None, None).map(drop),
             Deed::Edit(cell, source) => {
                 let edit = CellEdit { source: Some(source), ..CellEdit::default() };
-                self.core.edit_cell(now, &self.cell(cell), edit).map(drop)
+                self.machine.edit_cell(cx, &self.cell(cell), edit).map(drop)
             }
-            Deed::Delete(cell) => self.core.delete_cell(now, &self.cell(cell)),
-            Deed::Cancel(cell) => self.core.cancel_cell(now, &self.cell(cell)).map(drop),
-            Deed::Interrupt => self.core.interrupt(now),
-            Deed::Kill => self.core.kill(now),
+            Deed::Delete(cell) => self.machine.delete_cell(cx, &self.cell(cell)),
+            Deed::Cancel(cell) => self.machine.cancel_cell(cx, &self.cell(cell)).map(drop),
+            Deed::Interrupt => self.machine.interrupt(cx),
+            Deed::Kill => self.machine.kill(cx),
             Deed::Input => self.input(),
-            Deed::Restart => self.core.restart(now),
-            _ => self.core.ask_kernel(self.now(), "complete_request", &json!({"code": "", "cursor_pos": 0})).map(drop),
+            Deed::Restart => self.machine.restart(cx),
+            _ => self.machine.query(self.cx(), &Query::Complete { code: String::new(), cursor: 0 }).map(drop),
         }
     }
 
     fn input(&mut self) -> Result<(), Denied> {
-        let (generation, message) = self.core.input("42")?;
+        let (generation, message) = self.machine.input(self.cx(), "42")?;
         self.act(Effect::Send { channel: Channel::Stdin, generation: Some(generation), message });
         Ok(())
     }
@@ -418,21 +415,21 @@ impl World {
     /// The world is left alone, but for a user who answers questions and interrupts what runs for ever: it comes to rest.
     fn settle(&mut self) {
         self.crash = None;
-        let was_gone = self.core.is_gone();
+        let was_gone = self.machine.is_gone();
         for _ in 0..300 {
             self.go();
-            if self.core.is_gone() || self.is_at_rest() {
+            if self.machine.is_gone() || self.is_at_rest() {
                 break;
             }
             // A question that was lost by name is answered by nobody.
             let is_lost = self.agent.is_asking() && self.book.losses > 0;
             if self.input().is_err() && (self.agent.is_stuck() || is_lost) {
-                let _ = self.core.interrupt(self.now());
+                let _ = self.machine.interrupt(self.cx());
             }
             self.pass(Duration::from_millis(500));
         }
         self.book.check_settled();
-        match &self.core.state {
+        match self.machine.state() {
             SessionState::Gone { why } => {
                 let unexpected = ["did not answer", "does not answer", "protocol"].iter().any(|words| why.contains(words));
                 assert!(was_gone || !unexpected, "ended for no reason: {why}");
@@ -440,39 +437,42 @@ impl World {
             }
             state => {
                 assert_eq!(*state, SessionState::Idle);
-                assert!(self.core.asked.is_empty(), "every question has been answered or given up");
+                assert!(self.machine.has_no_open_requests(), "every question has been answered or given up");
             }
         }
     }
 
     fn is_at_rest(&self) -> bool {
-        let core = &self.core;
-        let is_idle = core.state == SessionState::Idle && core.active.is_none() && core.queue.is_empty();
+        let is_idle = *self.machine.state() == SessionState::Idle && self.machine.is_at_rest();
         let nothing_comes =
             self.agent.is_done() && self.agent.read(self.line.cursor).is_none() && self.line.frames.is_empty();
-        is_idle && nothing_comes && core.asked.is_empty()
+        is_idle && nothing_comes
     }
 
     /// No way leads out.
     fn check_gone(&mut self) {
         let (state, events) =
-            (self.core.state.clone(), [self.agent.read(Seq::FIRST), Some(LinkEvent::Attached(self.agent.hello()))]);
-        events.into_iter().flatten().for_each(|event| self.core.take(self.now(), event));
+            (self.machine.state().clone(), [self.agent.read(Seq::FIRST), Some(LinkEvent::Attached(self.agent.hello()))]);
+        events.into_iter().flatten().for_each(|event| self.machine.take(self.cx(), event));
         let commands = [Deed::Restart, Deed::Interrupt, Deed::Kill, Deed::Input, Deed::Ask, Deed::Run(0), Deed::Delete(0)];
         for command in commands {
             assert!(matches!(self.command(command), Err(Denied::Gone { .. })));
         }
-        self.core.sandbox_is(self.now(), &SandboxState::Ended { why: "again".to_owned() });
+        self.machine.sandbox_is(self.cx(), &SandboxState::Ended { why: "again".to_owned() });
         self.passed += Duration::from_secs(1000);
-        self.core.tick(self.now());
-        let (piece, _) = self.core.take_out(self.now());
-        assert!(piece.is_empty() && self.core.state == state, "{piece:?}");
+        self.machine.tick(self.cx());
+        let (transaction, _) = self.machine.take_out(self.cx());
+        assert!(transaction.is_empty() && *self.machine.state() == state, "{transaction:?}");
     }
 }
 
-fn facts(late_output: Duration) -> Facts {
-    let limits = Limits::default();
-    Facts { name: "simulation".to_owned(), limits, late_output, durable: true, telling: Telling::Changes }
+fn config(late_output: Duration) -> MachineConfig {
+    let (session, limits, output_mode) = ("simulation".to_owned(), Limits::default(), OutputMode::Changes);
+    MachineConfig { session, limits, late_output, durable: true, output_mode }
+}
+
+fn context((instant, time): (Instant, SystemTime)) -> Context {
+    Context { instant, time, make_uuid: ids::random_uuid }
 }
 
 fn runner(cases: u32) -> TestRunner {

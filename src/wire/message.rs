@@ -1,5 +1,7 @@
 //! One message: raw frames in, raw frames out.
 
+use std::time::SystemTime;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::Value;
 use thiserror::Error;
@@ -124,16 +126,16 @@ pub struct Message {
 }
 
 impl Message {
-    /// A request of protocol version 5.3 with the given id.
+    /// A request of protocol version 5.3 with the given id, sent now.
     pub fn request(msg_id: &str, session: &str, msg_type: &str, content: &Value) -> Self {
-        Self::from_content(msg_id, session, msg_type, content.to_string().into())
+        Self::from_content(msg_id, session, msg_type, content.to_string().into(), SystemTime::now())
     }
 
-    /// As [`Self::request`], with serialised content.
-    pub fn from_content(msg_id: &str, session: &str, msg_type: &str, content: Bytes) -> Self {
+    /// As [`Self::request`], with serialised content and the time of sending from the caller.
+    pub fn from_content(msg_id: &str, session: &str, msg_type: &str, content: Bytes, sent_at: SystemTime) -> Self {
         let header = serde_json::json!({
             "msg_id": msg_id, "msg_type": msg_type, "session": session, "username": "cellkeep",
-            "date": crate::wire::content::now_iso8601(), "version": "5.3",
+            "date": crate::wire::content::iso8601(sent_at), "version": "5.3",
         });
         Self {
             identities: Vec::new(),

@@ -3,9 +3,12 @@
 //! Only contents come from the crate. Headers, metadata and everything that kernels send stay raw bytes ([`Message`]).
 //! The agent does without it: its requests have no fields, and the crate would bring chrono, uuid and futures into each sandbox.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use jupyter_protocol::{CompleteRequest, ExecuteRequest, InputReply, InspectRequest, KernelInfoRequest};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Message;
 
@@ -56,19 +59,23 @@ impl KernelRequest {
         Self::new("input_reply", &InputReply { value: value.to_owned(), ..InputReply::default() })
     }
 
+    /// `create_subshell_request` (JEP 91), which the crate does not know.
+    pub fn create_subshell() -> Self {
+        Self { msg_type: "create_subshell_request", content: Bytes::from_static(b"{}") }
+    }
+
+    /// `comm_msg`, whose content is a widget's own.
+    pub fn comm_msg(content: &Value) -> Self {
+        Self { msg_type: "comm_msg", content: content.to_string().into() }
+    }
+
     fn new(msg_type: &'static str, content: &impl Serialize) -> Self {
         // Cannot fail: the crate's types have string keys and infallible serialisers.
         Self { msg_type, content: serde_json::to_vec(content).unwrap_or_default().into() }
     }
 
-    /// The message with a random id.
-    pub fn into_message(self, session: &str) -> Message {
-        self.into_message_with_id(&crate::ids::random_uuid(), session)
-    }
-
-    /// The message with a given id.
-    pub fn into_message_with_id(self, msg_id: &str, session: &str) -> Message {
-        Message::from_content(msg_id, session, self.msg_type, self.content)
+    pub fn into_message(self, msg_id: &str, session: &str, sent_at: SystemTime) -> Message {
+        Message::from_content(msg_id, session, self.msg_type, self.content, sent_at)
     }
 }
 
@@ -77,7 +84,7 @@ const STOP_ON_ERROR: bool = false;
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -116,7 +123,7 @@ mod tests {
     fn message_equals_one_built_from_json() {
         let content = json!({"code": "pri", "cursor_pos": 3});
         let mut expected = Message::request("id", "session", "complete_request", &content);
-        let message = KernelRequest::complete("pri", 3).into_message_with_id("id", "session");
+        let message = KernelRequest::complete("pri", 3).into_message("id", "session", SystemTime::now());
         // The headers differ in their date only.
         assert_eq!(message.header().msg_type, "complete_request");
         expected.header = message.header.clone();

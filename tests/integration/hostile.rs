@@ -17,8 +17,8 @@ use cellkeep::sandbox::{
     ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
 };
 use cellkeep::session::{
-    self, EventBody, RunResult, RunStatus, SessionError, SessionEvents, SessionHandle, SessionParts, SessionState, Telling,
-    VolatileJournal,
+    self, EventBody, MemoryJournal, OutputMode, RunResult, RunStatus, SessionError, SessionEvents, SessionHandle,
+    SessionParts, SessionState,
 };
 use cellkeep::wire::{Channel, Message};
 use serde_json::json;
@@ -142,13 +142,13 @@ fn start_in(sandbox: Arc<Scripted>, limits: Limits) -> (SessionHandle, SessionEv
         controllers: None,
         container: None,
     };
-    let (journal, events) = VolatileJournal::new();
+    let (journal, events) = MemoryJournal::new();
     let parts = SessionParts {
         sandbox,
         record,
         limits,
         late_output: Duration::ZERO,
-        telling: Telling::Messages,
+        output_mode: OutputMode::Messages,
         journal: Box::new(journal),
         durable: false,
         stored: None,

@@ -10,11 +10,11 @@ use std::time::Duration;
 use cellkeep::config::Paths;
 use cellkeep::kernels;
 use cellkeep::manager::{Manager, SandboxChoice, Session, SessionSpec};
-use cellkeep::output::{CellKey, Outputs, StreamStyle, text_of};
+use cellkeep::output::{OutputTarget, Outputs, StreamStyle, text_of};
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
 use cellkeep::sandbox::docker::{Engine, engine};
-use cellkeep::session::{EventBody, NewCell, RunOptions, RunResult, RunStatus, SessionEvents, VolatileJournal};
+use cellkeep::session::{EventBody, MemoryJournal, NewCell, RunOptions, RunResult, RunStatus, SessionEvents};
 use serde_json::Value;
 
 /// No test waits longer for one run: a hang is a failure, not a lost CI.
@@ -124,7 +124,7 @@ pub fn cell(source: &str, timeout: Option<Duration>) -> NewCell {
 
 impl Living {
     pub fn new(mut session: Session) -> Self {
-        let events = std::mem::replace(&mut session.events, VolatileJournal::new().1);
+        let events = std::mem::replace(&mut session.events, MemoryJournal::new().1);
         Self { session, events: events.into() }
     }
 
@@ -141,14 +141,14 @@ impl Living {
         let cell = self.session.handle.add_cell(cell).await.expect("a living session takes a cell");
         let mut outputs = Outputs::new(StreamStyle::Terminal);
         let mut notices = Vec::new();
-        outputs.start(CellKey(0));
+        outputs.start(OutputTarget::cell(0));
         let all = async {
             loop {
                 let event = events.recv().await.expect("a run ends with Finished");
                 let is_its = event.cell.as_ref() == Some(&cell.id);
                 match event.body {
                     EventBody::Message { msg_type, message } if is_its => {
-                        outputs.apply(CellKey(0), &msg_type, &message.content);
+                        outputs.apply(OutputTarget::cell(0), &msg_type, &message.content);
                     }
                     EventBody::Finished(result) if is_its => return *result,
                     body => notices.extend(body.notice()),
@@ -156,7 +156,7 @@ impl Living {
             }
         };
         let result = tokio::time::timeout(PATIENCE, all).await.expect("the run ends");
-        Ran { result, outputs: outputs.finish(CellKey(0)), notices }
+        Ran { result, outputs: outputs.finish(OutputTarget::cell(0)), notices }
     }
 
     /// Runs code that must succeed; gives its text.

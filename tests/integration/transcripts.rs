@@ -13,7 +13,7 @@ use cellkeep::ids::SessionId;
 use cellkeep::kernels;
 use cellkeep::link::{Link, LinkEvent, Position};
 use cellkeep::manager::Manager;
-use cellkeep::output::{CellKey, Outputs, StreamStyle, text_of};
+use cellkeep::output::{OutputTarget, Outputs, StreamStyle, text_of};
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::{SandboxKind, SandboxSpec};
 use cellkeep::wire::content::{ErrorInfo, ExecutionState, ReplyStatus, execution_count, execution_state, reply_status};
@@ -126,7 +126,7 @@ fn replay(kernel: &str) -> Vec<(Vec<Value>, ReplyStatus)> {
         assert!(!header.msg_type.is_empty(), "{message:?}");
         let Some(run) = parent.msg_id.strip_prefix("run-").and_then(|number| number.parse::<u32>().ok()) else { continue };
         match channel {
-            Channel::Iopub => drop(outputs.apply(CellKey(run), &header.msg_type, &message.content)),
+            Channel::Iopub => drop(outputs.apply(OutputTarget::cell(run), &header.msg_type, &message.content)),
             Channel::Shell => replies[run as usize] = Some(reply_status(&message.content_value())),
             _ => {}
         }
@@ -134,7 +134,9 @@ fn replay(kernel: &str) -> Vec<(Vec<Value>, ReplyStatus)> {
     replies
         .into_iter()
         .enumerate()
-        .map(|(run, reply)| (outputs.outputs(CellKey(run as u32)).to_vec(), reply.expect("every execution has a reply")))
+        .map(|(run, reply)| {
+            (outputs.outputs(OutputTarget::cell(run as u32)).to_vec(), reply.expect("every execution has a reply"))
+        })
         .collect()
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use similar::{ChangeTag, TextDiff};
 
 use super::SanitizeRules;
-use crate::output::{CellKey, Outputs, StreamStyle, strip_ansi};
+use crate::output::{OutputTarget, Outputs, StreamStyle, strip_ansi};
 
 /// A longer difference is cut, bytes.
 const MAX_DIFFERENCE: usize = 20_000;
@@ -46,7 +46,7 @@ fn by_kind(outputs: &[Value], rules: &SanitizeRules) -> OutputsByKind {
 
 /// A stream as a terminal shows it: other tools store every step of a progress bar.
 fn rendered_stream(text: &str) -> String {
-    let (cell, mut outputs) = (CellKey(0), Outputs::new(StreamStyle::Terminal));
+    let (cell, mut outputs) = (OutputTarget::cell(0), Outputs::new(StreamStyle::Terminal));
     outputs.apply(cell, "stream", json!({"name": "stdout", "text": text}).to_string().as_bytes());
     outputs.outputs(cell).first().map(|output| text_of(&output["text"])).unwrap_or_default()
 }

@@ -11,7 +11,7 @@ use crate::cli::export::{LookArgs, Target, write_beside};
 use crate::cli::notebook_file::save;
 use crate::cli::options::{exit_for, write_artifacts};
 use crate::notebook::Notebook;
-use crate::output::{Artifact, ArtifactOptions, CellKey, artifacts};
+use crate::output::{Artifact, ArtifactOptions, artifacts};
 use crate::runner::RunReport;
 
 impl RecordedNotebook {
@@ -36,12 +36,7 @@ impl RecordedNotebook {
 fn notebook_artifacts(notebook: &Notebook, report: &RunReport) -> Vec<Artifact> {
     let executed: BTreeSet<&str> = report.cells.iter().map(|cell| cell.id.as_str()).collect();
     let cells = notebook.cells().enumerate().filter(|(_, cell)| executed.contains(cell.id()));
-    cells
-        .flat_map(|(index, cell)| {
-            let key = CellKey(u32::try_from(index).unwrap_or(u32::MAX));
-            artifacts(cell.outputs(), key, index + 1, ArtifactOptions::default())
-        })
-        .collect()
+    cells.flat_map(|(index, cell)| artifacts(cell.outputs(), index + 1, ArtifactOptions::default())).collect()
 }
 
 /// The documents of `--to`: their formats and looks.

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::Value;
 
 use crate::agent_protocol::Event;
-use crate::ids::Seq;
+use crate::ids::{CellNumber, Seq};
 use crate::link::LinkEvent;
 use crate::link::Position;
-use crate::output::{CellKey, Outputs};
-use crate::session::core::Stored;
-use crate::session::late::keep_folds;
-use crate::session::piece::{CellChange, EventBody, NotebookChange, Piece, SessionEvent};
-use crate::session::{Cell, CellPhase, SessionState};
+use crate::output::{OutputTarget, Outputs};
+use crate::session::machine::tests::keep_outputs;
+use crate::session::{
+    Cell, CellChange, CellPhase, EventBody, NotebookChange, SessionEvent, SessionState, Stored, Transaction,
+};
 use crate::wire::Channel;
 
 /// How often a text is in the outputs.
@@ -23,7 +23,7 @@ fn times(outputs: &[Value], text: &str) -> usize {
 /// A cell as its events tell it.
 #[derive(Debug)]
 struct View {
-    number: u32,
+    number: CellNumber,
     outputs: Vec<Value>,
     phase: CellPhase,
     first_seq: Seq,
@@ -32,18 +32,18 @@ struct View {
 
 #[derive(Debug)]
 struct RunView {
-    cell: u32,
+    cell: CellNumber,
     source: String,
     ended: bool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    cells: BTreeMap<u32, Cell>,
+    cells: BTreeMap<CellNumber, Cell>,
     last_seq: Seq,
     position: Position,
     resume: Option<String>,
-    folds: BTreeMap<u32, String>,
+    outputs: BTreeMap<OutputTarget, String>,
     kernel_info: Option<String>,
     pub state: Option<SessionState>,
     views: HashMap<String, View>,
@@ -66,7 +66,7 @@ impl Book {
             last_seq: self.last_seq,
             position: self.position,
             resume: self.resume.clone(),
-            folds: self.folds.clone().into_iter().collect(),
+            outputs: self.outputs.clone().into_iter().collect(),
             kernel_info: self.kernel_info.clone(),
         }
     }
@@ -75,27 +75,27 @@ impl Book {
         matches!(self.state, Some(SessionState::Gone { .. }))
     }
 
-    /// Writes a piece, into which `taken` went.
-    pub fn append(&mut self, piece: &Piece, taken: &[LinkEvent]) {
-        assert!(!self.is_gone(), "something is written after the end: {piece:?}");
+    /// Writes a transaction, into which `taken` went.
+    pub fn append(&mut self, transaction: &Transaction, taken: &[LinkEvent]) {
+        assert!(!self.is_gone(), "something is written after the end: {transaction:?}");
         taken.iter().for_each(|event| self.take_truth(event));
-        piece.cells.iter().for_each(|change| self.change(change));
-        for event in &piece.events {
+        transaction.cells.iter().for_each(|change| self.change(change));
+        for event in &transaction.events {
             assert_eq!(event.seq, self.last_seq.next(), "numbers have no gap");
             self.last_seq = event.seq;
             self.read(event);
         }
-        if let Some(state) = &piece.state {
+        if let Some(state) = &transaction.state {
             self.state = Some(state.clone());
         }
         if let Some(last) = taken.iter().filter_map(number_of).next_back() {
-            let position = piece.position.expect("what was taken is told");
-            assert_eq!(position.seq, last, "the position is that of the last event in the piece");
+            let position = transaction.position.expect("what was taken is told");
+            assert_eq!(position.seq, last, "the position is that of the last event in the transaction");
         }
-        self.position = piece.position.unwrap_or(self.position);
-        self.resume = piece.resume.clone().or(self.resume.take());
-        keep_folds(&piece.folds, &mut self.folds);
-        self.kernel_info = piece.kernel_info.clone().or(self.kernel_info.take());
+        self.position = transaction.position.unwrap_or(self.position);
+        self.resume = transaction.resume.clone().or(self.resume.take());
+        keep_outputs(&transaction.outputs, &mut self.outputs);
+        self.kernel_info = transaction.kernel_info.clone().or(self.kernel_info.take());
         assert!(self.resume.is_some(), "a later server can go on from here");
         self.check();
     }
@@ -106,7 +106,7 @@ impl Book {
         for (id, view) in &self.views {
             let run = &self.cells.get(&view.number).expect("a row").run;
             assert_eq!((run.phase, run.first_seq, run.last_seq), (view.phase, view.first_seq, view.last_seq), "cell {id}");
-            let truth = self.truth.outputs(CellKey(view.number));
+            let truth = self.truth.outputs(OutputTarget::Cell(view.number));
             if self.strays.iter().any(|stray| times(&view.outputs, stray) > 0) {
                 // Where one is between two texts of a stream, these are two outputs.
                 assert_eq!(self.without_strays(&view.outputs), self.without_strays(truth), "outputs of cell {id}");
@@ -143,7 +143,7 @@ impl Book {
         let Some(RunView { cell: number, .. }) = self.runs.get(&message.parent().msg_id) else { return };
         let current = self.cells.get(number).and_then(|cell| cell.run.run.as_ref());
         if current.is_some_and(|run| run.0 == message.parent().msg_id) {
-            self.truth.apply(CellKey(*number), &message.header().msg_type, &message.content);
+            self.truth.apply(OutputTarget::Cell(*number), &message.header().msg_type, &message.content);
         } else if let Some(text) = message.content_value()["text"].as_str() {
             self.strays.push(text.to_owned());
         }
@@ -177,13 +177,13 @@ impl Book {
         if event.body == EventBody::Notebook(NotebookChange::Added) {
             let (number, phase) = (self.number_of(id), CellPhase::Finished);
             let view = View { number, outputs: Vec::new(), phase, first_seq: event.seq, last_seq: event.seq };
-            self.truth.start(CellKey(number));
+            self.truth.start(OutputTarget::Cell(number));
             assert!(self.views.insert(id.clone(), view).is_none(), "added twice");
             return;
         }
         let view = self.views.get_mut(id).expect("a known cell");
         view.last_seq = event.seq;
-        let key = CellKey(view.number);
+        let key = OutputTarget::Cell(view.number);
         match &event.body {
             EventBody::Queued => {
                 assert_eq!(view.phase, CellPhase::Finished, "queued while in progress");
@@ -210,15 +210,16 @@ impl Book {
             }
             EventBody::Notebook(NotebookChange::Deleted) => {
                 assert_eq!(view.phase, CellPhase::Finished);
+                let number = view.number;
                 self.views.remove(id);
                 self.truth.start(key);
-                self.runs.retain(|_, run| run.cell != key.0);
+                self.runs.retain(|_, run| run.cell != number);
             }
             body => view.show(body),
         }
     }
 
-    fn number_of(&self, id: &str) -> u32 {
+    fn number_of(&self, id: &str) -> CellNumber {
         self.cells.values().find(|cell| cell.id == *id).expect("a row for each cell").number
     }
 
@@ -238,8 +239,8 @@ impl Book {
     }
 
     pub fn same_cells<'a>(&self, cells: impl Iterator<Item = &'a Cell>) {
-        let held: BTreeMap<u32, &Cell> = cells.map(|cell| (cell.number, cell)).collect();
-        let stored: BTreeMap<u32, &Cell> = self.cells.iter().map(|(number, cell)| (*number, cell)).collect();
+        let held: BTreeMap<CellNumber, &Cell> = cells.map(|cell| (cell.number, cell)).collect();
+        let stored: BTreeMap<CellNumber, &Cell> = self.cells.iter().map(|(number, cell)| (*number, cell)).collect();
         assert_eq!(held, stored, "what is stored is what the machine holds");
     }
 }

@@ -1,19 +1,17 @@
-//! How an interrupt escalates: asked twice, then told, then killed. Each step has its time, and each is reported.
+//! How an interrupt escalates: SIGINT twice, then SIGTERM, then SIGKILL. Each step waits for a time of its own.
 
 use std::time::{Duration, Instant};
 
 use crate::agent_protocol::SignalKind;
 
-/// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// A signal to the kernel.
     Signal(SignalKind),
-    /// Not even SIGKILL was heard of: whoever should answer does not, and the session is over.
+    /// Even SIGKILL had no effect that was reported: the sandbox does not answer, and the session ends.
     GiveUp,
 }
 
-/// The steps and how long after the one before each follows.
+/// The steps, each with its delay after the one before.
 const STEPS: [(Step, Duration); 5] = [
     (Step::Signal(SignalKind::Interrupt), Duration::ZERO),
     (Step::Signal(SignalKind::Interrupt), Duration::from_secs(2)),
@@ -22,29 +20,29 @@ const STEPS: [(Step, Duration); 5] = [
     (Step::GiveUp, Duration::from_secs(15)),
 ];
 
-/// Which step is the kill.
+/// Index of SIGKILL in [`STEPS`].
 const KILL: usize = 3;
 
 /// One escalation in progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ladder {
+pub(super) struct InterruptEscalation {
     step: usize,
     next_at: Instant,
 }
 
-impl Ladder {
-    /// Begins at once.
+impl InterruptEscalation {
+    /// The first step is due at once.
     pub fn new(now: Instant) -> Self {
         Self { step: 0, next_at: now }
     }
 
-    /// When the next step is due. `None` after the last: there is nothing stronger.
+    /// When the next step is due; `None` after the last.
     pub fn deadline(&self) -> Option<Instant> {
         (self.step < STEPS.len()).then_some(self.next_at)
     }
 
-    /// The step that is due now, if any.
-    pub fn due(&mut self, now: Instant) -> Option<Step> {
+    /// Takes the step that is due, if any.
+    pub fn take_due(&mut self, now: Instant) -> Option<Step> {
         let (step, _) = STEPS.get(self.step).filter(|_| self.next_at <= now)?;
         self.step += 1;
         if let Some((_, wait)) = STEPS.get(self.step) {
@@ -53,26 +51,26 @@ impl Ladder {
         Some(*step)
     }
 
-    /// Does the last step once more, with its time after it: it may not have been heard.
+    /// Makes the last step due once more: a cut connection may have lost it.
     pub fn repeat(&mut self, now: Instant) {
         if self.step > 0 && self.step < STEPS.len() {
             (self.step, self.next_at) = (self.step - 1, now);
         }
     }
 
-    /// Goes to the kill at once, if it has not been reached.
-    pub fn hurry(&mut self, now: Instant) {
+    /// Makes SIGKILL due at once, unless it was sent already.
+    pub fn skip_to_kill(&mut self, now: Instant) {
         if self.step < KILL {
             (self.step, self.next_at) = (KILL, now);
         }
     }
 }
 
-/// What a step is, for people.
+/// The notice that goes with a signal.
 pub(super) fn describe_step(signal: SignalKind) -> &'static str {
     match signal {
         SignalKind::Interrupt => "interrupting the kernel",
-        SignalKind::Terminate => "the kernel does not heed the interrupt; terminating it",
+        SignalKind::Terminate => "the kernel ignores the interrupt; terminating it",
         SignalKind::Kill => "killing the kernel",
     }
 }
@@ -82,12 +80,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_in_order_each_once() {
+    fn each_step_is_due_once_in_order() {
         let start = Instant::now();
-        let mut ladder = Ladder::new(start);
+        let mut escalation = InterruptEscalation::new(start);
         let mut seen = Vec::new();
         for second in 0..40 {
-            seen.extend(ladder.due(start + Duration::from_secs(second)));
+            seen.extend(escalation.take_due(start + Duration::from_secs(second)));
         }
         assert_eq!(
             seen,
@@ -99,16 +97,16 @@ mod tests {
                 Step::GiveUp,
             ]
         );
-        assert_eq!(ladder.deadline(), None);
+        assert_eq!(escalation.deadline(), None);
     }
 
     #[test]
-    fn hurrying_kills_next() {
+    fn skip_to_kill_makes_sigkill_next() {
         let start = Instant::now();
-        let mut ladder = Ladder::new(start);
-        ladder.due(start);
-        ladder.hurry(start);
-        assert_eq!(ladder.due(start), Some(Step::Signal(SignalKind::Kill)));
-        assert_eq!(ladder.due(start + Duration::from_secs(9)), None);
+        let mut escalation = InterruptEscalation::new(start);
+        escalation.take_due(start);
+        escalation.skip_to_kill(start);
+        assert_eq!(escalation.take_due(start), Some(Step::Signal(SignalKind::Kill)));
+        assert_eq!(escalation.take_due(start + Duration::from_secs(9)), None);
     }
 }

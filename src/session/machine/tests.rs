@@ -5,41 +5,73 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
 
-use super::commands::{CellEdit, Denied, NewCell};
-use super::core::{Core, Effect, Facts, Stored};
-use super::late::keep_folds;
-use super::piece::{EventBody, Piece, Telling};
-use super::run::Now;
-use super::{Cell, CellPhase, CellType, RunOptions, RunStatus, SessionState};
+use super::{Cell, CellEdit, CellPhase, CellType, Denied, NewCell, RunOptions, RunStatus, Stored};
+use super::{Context, Effect, Machine, MachineConfig};
 use crate::agent_protocol::{Event, Hello, KernelEvent, KernelExit, KernelState, KillReason, SignalKind};
-use crate::ids::{Epoch, Generation, RunId, Seq};
+use crate::ids::{self, Epoch, Generation, RunId, Seq};
 use crate::link::{LinkError, LinkEvent};
+use crate::output::OutputTarget;
 use crate::policy::Limits;
+use crate::session::SessionState;
+use crate::session::journal::{EventBody, OutputMode, OutputState, SessionEvent, Transaction};
 use crate::wire::{Channel, Message};
 
-fn facts() -> Facts {
+fn config() -> MachineConfig {
     let (limits, late_output) = (Limits { output_mb: 1, ..Limits::default() }, Duration::ZERO);
-    Facts { name: "test".to_owned(), limits, late_output, durable: true, telling: Telling::Changes }
+    MachineConfig { session: "test".to_owned(), limits, late_output, durable: true, output_mode: OutputMode::Changes }
 }
 
-fn now() -> Now {
-    Now { instant: Instant::now(), time: SystemTime::now() }
+fn context() -> Context {
+    Context { instant: Instant::now(), time: SystemTime::now(), make_uuid: ids::random_uuid }
 }
 
-/// A machine whose agent tells what the test says.
-pub(super) struct Bench {
-    pub core: Core,
-    pub now: Now,
-    /// What is written down of cells' outputs.
-    folds: BTreeMap<u32, String>,
+/// Applies journaled rows of outputs to what was journaled before.
+pub(in crate::session) fn keep_outputs(changes: &[OutputState], rows: &mut BTreeMap<OutputTarget, String>) {
+    for OutputState { target, json } in changes {
+        match json {
+            Some(json) => drop(rows.insert(*target, json.clone())),
+            None => assert!(rows.remove(target).is_some(), "only a row that exists is removed"),
+        }
+    }
+}
+
+impl Machine {
+    pub fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.cells.iter()
+    }
+
+    pub fn active_id(&self) -> Option<RunId> {
+        self.executions.active().map(|active| active.id().clone())
+    }
+
+    /// Whether nothing is queued, active or unanswered.
+    pub fn is_at_rest(&self) -> bool {
+        self.executions.is_at_rest() && self.introspection.is_empty()
+    }
+
+    pub fn has_no_open_requests(&self) -> bool {
+        self.introspection.is_empty()
+    }
+
+    pub fn committed_resume(&self) -> Option<String> {
+        self.outbox.committed_resume()
+    }
+}
+
+/// A machine whose agent says what the test makes it say.
+pub(in crate::session) struct Bench {
+    pub machine: Machine,
+    pub cx: Context,
+    /// Journaled rows of outputs.
+    outputs: BTreeMap<OutputTarget, String>,
     seq: u64,
     generation: u32,
 }
 
 impl Bench {
     pub fn new() -> Self {
-        let now = now();
-        Self { core: Core::new(facts(), now), now, folds: BTreeMap::new(), seq: 0, generation: 1 }
+        let cx = context();
+        Self { machine: Machine::new(config(), cx), cx, outputs: BTreeMap::new(), seq: 0, generation: 1 }
     }
 
     /// One whose kernel is ready.
@@ -48,14 +80,14 @@ impl Bench {
         bench.attach();
         bench.kernel(KernelEvent::Starting);
         bench.kernel(KernelEvent::Ready { info: "{}".to_owned() });
-        assert_eq!(bench.core.state, SessionState::Idle);
+        assert_eq!(*bench.machine.state(), SessionState::Idle);
         bench.out();
         bench
     }
 
     pub fn attach(&mut self) {
-        self.core.take(
-            self.now,
+        self.machine.take(
+            self.cx,
             LinkEvent::Attached(Hello {
                 epoch: Epoch(1),
                 generation: Generation(self.generation),
@@ -69,8 +101,8 @@ impl Bench {
 
     pub fn tell(&mut self, event: Event) {
         self.seq += 1;
-        self.core.take(self.now, LinkEvent::Event { seq: Seq(self.seq), event });
-        self.core.tick(self.now);
+        self.machine.take(self.cx, LinkEvent::Event { seq: Seq(self.seq), event });
+        self.machine.tick(self.cx);
     }
 
     pub fn kernel(&mut self, event: KernelEvent) {
@@ -110,7 +142,7 @@ impl Bench {
     }
 
     pub fn add(&mut self, id: &str, run: bool) -> Result<Cell, Denied> {
-        self.core.add_cell(self.now, NewCell { id: Some(id.to_owned()), run, ..NewCell::default() }, None)
+        self.machine.add_cell(self.cx, NewCell { id: Some(id.to_owned()), run, ..NewCell::default() }, None)
     }
 
     /// Adds a cell that runs at once; gives its run.
@@ -120,7 +152,7 @@ impl Bench {
     }
 
     pub fn cell(&self, id: &str) -> &Cell {
-        self.core.cells.iter().find(|cell| cell.id == id).unwrap()
+        self.machine.cells().find(|cell| cell.id == id).unwrap()
     }
 
     pub fn status(&self, id: &str) -> Option<RunStatus> {
@@ -128,31 +160,35 @@ impl Bench {
     }
 
     pub fn order(&self) -> Vec<&str> {
-        let mut cells: Vec<&Cell> = self.core.cells.iter().collect();
+        let mut cells: Vec<&Cell> = self.machine.cells().collect();
         cells.sort_by(|a, b| a.place.total_cmp(&b.place).then(a.number.cmp(&b.number)));
         cells.into_iter().map(|cell| cell.id.as_str()).collect()
     }
 
-    pub fn out(&mut self) -> (Piece, Vec<Effect>) {
-        let (piece, effects) = self.core.take_out(self.now);
-        keep_folds(&piece.folds, &mut self.folds);
-        (piece, effects)
+    pub fn out(&mut self) -> (Transaction, Vec<Effect>) {
+        let (transaction, effects) = self.machine.take_out(self.cx);
+        keep_outputs(&transaction.outputs, &mut self.outputs);
+        (transaction, effects)
     }
 
     pub fn effects(&mut self) -> Vec<Effect> {
         self.out().1
     }
 
-    /// Killed, and gone on from what was written last.
+    /// Kills the server and restores the machine from what was committed last.
     pub fn restore(&mut self, change: impl FnOnce(Option<String>) -> Option<String>) {
-        let (piece, _) = self.out();
-        let cells = self.core.cells.iter().cloned().collect();
-        let last_seq = piece.events.last().expect("something happened last").seq;
-        let resume = change(self.core.written.resume.clone());
-        let folds = self.folds.clone().into_iter().collect();
-        let stored = Stored { cells, last_seq, position: self.core.position, resume, folds, kernel_info: None };
-        self.core = Core::restore(facts(), stored, self.now);
+        let (transaction, _) = self.out();
+        let cells = self.machine.cells().cloned().collect();
+        let last_seq = transaction.events.last().expect("something happened last").seq;
+        let resume = change(self.machine.committed_resume());
+        let outputs = self.outputs.clone().into_iter().collect();
+        let stored = Stored { cells, last_seq, position: self.machine.position(), resume, outputs, kernel_info: None };
+        self.machine = Machine::restore(config(), stored, self.cx);
     }
+}
+
+fn complete() -> Query {
+    Query::Complete { code: String::new(), cursor: 0 }
 }
 
 fn behind(id: &str) -> CellEdit {
@@ -162,22 +198,22 @@ fn behind(id: &str) -> CellEdit {
 // ---- places ---------------------------------------------------------------------------------------------------------
 
 #[test]
-fn cells_stand_where_they_are_put() {
+fn cells_keep_the_order_of_insertion() {
     let mut bench = Bench::new();
     for id in ["a", "b", "c"] {
         bench.add(id, false).unwrap();
     }
     let new = NewCell { id: Some("d".to_owned()), after: Some("a".to_owned()), ..NewCell::default() };
-    bench.core.add_cell(bench.now, new, None).unwrap();
+    bench.machine.add_cell(bench.cx, new, None).unwrap();
     assert_eq!(bench.order(), ["a", "d", "b", "c"]);
-    bench.core.edit_cell(bench.now, "c", CellEdit { after: Some(None), ..CellEdit::default() }).unwrap();
-    bench.core.edit_cell(bench.now, "a", behind("b")).unwrap();
+    bench.machine.edit_cell(bench.cx, "c", CellEdit { after: Some(None), ..CellEdit::default() }).unwrap();
+    bench.machine.edit_cell(bench.cx, "a", behind("b")).unwrap();
     assert_eq!(bench.order(), ["c", "d", "b", "a"]);
-    assert!(matches!(bench.core.edit_cell(bench.now, "a", behind("x")), Err(Denied::NoCell { .. })));
+    assert!(matches!(bench.machine.edit_cell(bench.cx, "a", behind("x")), Err(Denied::NoCell { .. })));
 }
 
 #[test]
-fn there_is_always_room_between_two_cells_and_behind_all() {
+fn insertions_never_run_out_of_places() {
     let mut bench = Bench::new();
     bench.add("first", false).unwrap();
     let mut expected = vec!["first".to_owned()];
@@ -186,7 +222,7 @@ fn there_is_always_room_between_two_cells_and_behind_all() {
         let after = (!at_front).then(|| expected[0].clone());
         let edit = CellEdit { after: Some(after), ..CellEdit::default() };
         bench.add(&id, false).unwrap();
-        bench.core.edit_cell(bench.now, &id, edit).unwrap();
+        bench.machine.edit_cell(bench.cx, &id, edit).unwrap();
         expected.insert(usize::from(!at_front), id);
     }
     bench.add("last", false).unwrap();
@@ -195,12 +231,12 @@ fn there_is_always_room_between_two_cells_and_behind_all() {
 }
 
 #[test]
-fn after_room_was_made_new_cells_still_come_last() {
+fn appended_cell_is_last_after_renumbering() {
     let mut bench = Bench::new();
     bench.add("first", false).unwrap();
     for number in 0..60 {
         let new = NewCell { id: Some(format!("c{number}")), after: Some("first".to_owned()), ..NewCell::default() };
-        bench.core.add_cell(bench.now, new, None).unwrap();
+        bench.machine.add_cell(bench.cx, new, None).unwrap();
     }
     bench.add("last", false).unwrap();
     assert_eq!(bench.order().last(), Some(&"last"));
@@ -209,60 +245,63 @@ fn after_room_was_made_new_cells_still_come_last() {
 // ---- ids and limits -------------------------------------------------------------------------------------------------
 
 #[test]
-fn ids_follow_nbformat() {
+fn cell_ids_follow_nbformat() {
     let mut bench = Bench::new();
     for bad in ["", "ä", "a b", "a/b", &"x".repeat(65)] {
         assert!(matches!(bench.add(bad, false), Err(Denied::BadId { .. })), "{bad:?}");
     }
     bench.add("a-B_9", false).unwrap();
     assert!(matches!(bench.add("a-B_9", false), Err(Denied::IdTaken { .. })));
-    let made = bench.core.add_cell(bench.now, NewCell::default(), None).unwrap();
+    let made = bench.machine.add_cell(bench.cx, NewCell::default(), None).unwrap();
     assert_eq!(made.id.len(), 8);
-    bench.core.delete_cell(bench.now, "a-B_9").unwrap();
+    bench.machine.delete_cell(bench.cx, "a-B_9").unwrap();
     bench.add("a-B_9", false).unwrap();
 }
 
 #[test]
-fn the_queue_and_the_notebook_are_bounded() {
+fn queue_and_notebook_are_bounded() {
     let mut bench = Bench::new();
     for number in 0..10_000 {
         bench.add(&format!("c{number}"), true).unwrap();
     }
     assert!(matches!(bench.add("more", true), Err(Denied::TooMany { limit: 10_000, .. })));
     bench.add("idle", false).unwrap();
-    assert!(matches!(bench.core.run_cell(bench.now, "idle", None, None), Err(Denied::TooMany { .. })));
-    bench.core.cancel_cell(bench.now, "c500").unwrap();
-    bench.core.run_cell(bench.now, "idle", None, None).unwrap();
+    assert!(matches!(bench.machine.run_cell(bench.cx, "idle", None, None), Err(Denied::TooMany { .. })));
+    bench.machine.cancel_cell(bench.cx, "c500").unwrap();
+    bench.machine.run_cell(bench.cx, "idle", None, None).unwrap();
 
     let large = |bytes| CellEdit { source: Some("x".repeat(bytes)), ..CellEdit::default() };
     bench.add("a", false).unwrap();
     bench.add("b", false).unwrap();
-    bench.core.edit_cell(bench.now, "a", large(150 << 20)).unwrap();
-    assert!(matches!(bench.core.edit_cell(bench.now, "b", large(150 << 20)), Err(Denied::TooMany { .. })));
-    bench.core.edit_cell(bench.now, "a", large(1)).unwrap();
-    bench.core.edit_cell(bench.now, "b", large(150 << 20)).unwrap();
+    bench.machine.edit_cell(bench.cx, "a", large(150 << 20)).unwrap();
+    assert!(matches!(bench.machine.edit_cell(bench.cx, "b", large(150 << 20)), Err(Denied::TooMany { .. })));
+    bench.machine.edit_cell(bench.cx, "a", large(1)).unwrap();
+    bench.machine.edit_cell(bench.cx, "b", large(150 << 20)).unwrap();
     // What waits for its turn is what a kernel can be sent.
-    assert!(matches!(bench.core.edit_cell(bench.now, "c1", large(17 << 20)), Err(Denied::TooLarge { what: "source", .. })));
+    assert!(matches!(
+        bench.machine.edit_cell(bench.cx, "c1", large(17 << 20)),
+        Err(Denied::TooLarge { what: "source", .. })
+    ));
 }
 
 #[test]
-fn what_cannot_be_done_is_denied_by_name() {
+fn impossible_commands_are_denied_by_name() {
     let mut bench = Bench::ready();
     let text = NewCell { id: Some("t".to_owned()), cell_type: Some(CellType::Markdown), run: true, ..NewCell::default() };
-    assert_eq!(bench.core.add_cell(bench.now, text, None).unwrap().run.phase, CellPhase::Finished, "text is not run");
-    assert!(matches!(bench.core.run_cell(bench.now, "t", None, None), Err(Denied::NotCode { .. })));
+    assert_eq!(bench.machine.add_cell(bench.cx, text, None).unwrap().run.phase, CellPhase::Finished, "text is not run");
+    assert!(matches!(bench.machine.run_cell(bench.cx, "t", None, None), Err(Denied::NotCode { .. })));
     bench.run("a");
     bench.add("b", true).unwrap();
     let to_text = CellEdit { cell_type: Some(CellType::Raw), ..CellEdit::default() };
     for (id, phase) in [("a", "running"), ("b", "queued")] {
         let busy = Denied::InProgress { id: id.to_owned(), phase };
-        assert_eq!(bench.core.run_cell(bench.now, id, None, None), Err(busy.clone()));
-        assert_eq!(bench.core.edit_cell(bench.now, id, to_text.clone()), Err(busy));
+        assert_eq!(bench.machine.run_cell(bench.cx, id, None, None), Err(busy.clone()));
+        assert_eq!(bench.machine.edit_cell(bench.cx, id, to_text.clone()), Err(busy));
     }
-    assert!(matches!(bench.core.delete_cell(bench.now, "a"), Err(Denied::InProgress { .. })));
-    assert!(matches!(bench.core.cancel_cell(bench.now, "t"), Err(Denied::NotInProgress { .. })));
-    assert_eq!(bench.core.input("x").err(), Some(Denied::NotAsking));
-    bench.core.delete_cell(bench.now, "b").unwrap();
+    assert!(matches!(bench.machine.delete_cell(bench.cx, "a"), Err(Denied::InProgress { .. })));
+    assert!(matches!(bench.machine.cancel_cell(bench.cx, "t"), Err(Denied::NotInProgress { .. })));
+    assert_eq!(bench.machine.input(bench.cx, "x").err(), Some(Denied::NotAsking));
+    bench.machine.delete_cell(bench.cx, "b").unwrap();
     let events = bench.out().0.events;
     let told = |wanted: fn(&EventBody) -> bool| events.iter().filter(|event| wanted(&event.body)).count();
     assert_eq!(told(|body| matches!(body, EventBody::Finished(_))), 1, "it was cancelled before it went");
@@ -271,11 +310,11 @@ fn what_cannot_be_done_is_denied_by_name() {
 // ---- the queue ------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_restart_cancels_what_waits_and_keeps_what_comes_after_it() {
+fn restart_cancels_queue_and_keeps_later_cells() {
     let mut bench = Bench::ready();
     let run = bench.run("a");
     bench.add("b", true).unwrap();
-    bench.core.restart(bench.now).unwrap();
+    bench.machine.restart(bench.cx).unwrap();
     assert_eq!(bench.status("b"), Some(RunStatus::Cancelled));
     bench.add("c", true).unwrap();
     bench.replies(&run);
@@ -287,22 +326,22 @@ fn a_restart_cancels_what_waits_and_keeps_what_comes_after_it() {
 }
 
 #[test]
-fn a_death_cancels_what_waits_and_a_new_kernel_is_asked_for() {
+fn kernel_death_cancels_queue_and_restarts() {
     let mut bench = Bench::ready();
     bench.run("a");
     bench.add("b", true).unwrap();
     bench.exits(None);
     assert_eq!((bench.status("a"), bench.status("b")), (Some(RunStatus::KernelDied), Some(RunStatus::Cancelled)));
     assert!(bench.effects().iter().any(|effect| matches!(effect, Effect::RestartKernel(_))));
-    assert_eq!(bench.core.state, SessionState::Restarting);
+    assert_eq!(*bench.machine.state(), SessionState::Restarting);
 }
 
 #[test]
-fn only_deaths_of_its_own_making_end_a_session() {
+fn only_unprovoked_deaths_end_a_session() {
     let mut bench = Bench::ready();
     for number in 0..6 {
         bench.run(&format!("killed{number}"));
-        bench.core.kill(bench.now).unwrap();
+        bench.machine.kill(bench.cx).unwrap();
         bench.exits(Some(KillReason::Asked));
         bench.starts_again();
     }
@@ -311,7 +350,7 @@ fn only_deaths_of_its_own_making_end_a_session() {
         bench.exits(None);
         bench.starts_again();
     }
-    assert_eq!(bench.core.state, SessionState::Idle);
+    assert_eq!(*bench.machine.state(), SessionState::Idle);
     let run = bench.run("good");
     bench.replies(&run);
     for number in 0..4 {
@@ -319,16 +358,16 @@ fn only_deaths_of_its_own_making_end_a_session() {
         bench.exits(None);
         bench.starts_again();
     }
-    assert!(bench.core.is_gone(), "so often in a row, and nothing between");
+    assert!(bench.machine.is_gone(), "so often in a row, and nothing between");
 }
 
 #[test]
-fn a_kernel_that_takes_no_request_is_replaced() {
+fn kernel_that_rejects_requests_is_replaced() {
     let mut bench = Bench::ready();
     let run = bench.run("a");
     bench.add("b", true).unwrap();
     bench.effects();
-    bench.core.submitted(bench.now, &RunId(run), Err(LinkError::Refused("not ready".into())));
+    bench.machine.submitted(bench.cx, &RunId(run), Err(LinkError::Refused("not ready".into())));
     assert_eq!((bench.status("a"), bench.status("b")), (Some(RunStatus::KernelDied), Some(RunStatus::Cancelled)));
     bench.exits(None);
     let restarts = bench.effects().into_iter().filter(|effect| matches!(effect, Effect::RestartKernel(_))).count();
@@ -338,14 +377,14 @@ fn a_kernel_that_takes_no_request_is_replaced() {
         bench.run("c")
     };
     bench.add("d", true).unwrap();
-    bench.core.submitted(bench.now, &RunId(run), Err(LinkError::TooLarge { size: 1 }));
+    bench.machine.submitted(bench.cx, &RunId(run), Err(LinkError::TooLarge { size: 1 }));
     assert_eq!((bench.status("c"), bench.cell("d").run.phase), (Some(RunStatus::Error), CellPhase::Running));
 }
 
 // ---- outputs --------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_display_is_updated_however_long_ago_its_cell_ran() {
+fn display_is_updated_long_after_its_cell() {
     let mut bench = Bench::ready();
     let show = |msg_type: &'static str| (msg_type, json!({"data": {}, "metadata": {}, "transient": {"display_id": "x"}}));
     for number in 0..50 {
@@ -366,28 +405,28 @@ fn a_display_is_updated_however_long_ago_its_cell_ran() {
 }
 
 #[test]
-fn what_the_agent_does_not_cap_is_capped_here() {
+fn output_is_capped_without_the_agent() {
     let mut bench = Bench::ready();
     let run = bench.run("a");
     for _ in 0..40 {
         bench.prints(&run, &"x".repeat(100_000));
     }
-    assert_eq!(bench.core.state, SessionState::Interrupting);
-    let (piece, effects) = bench.out();
-    assert!(piece.events.iter().map(super::SessionEvent::size).sum::<usize>() < 3 << 20);
+    assert_eq!(*bench.machine.state(), SessionState::Interrupting);
+    let (transaction, effects) = bench.out();
+    assert!(transaction.events.iter().map(SessionEvent::size).sum::<usize>() < 3 << 20);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Signal { signal: SignalKind::Interrupt, .. })));
     bench.replies(&run);
     assert_eq!(bench.status("a"), Some(RunStatus::OutputExceeded));
 }
 
 #[test]
-fn a_cut_between_a_reply_and_its_outputs_ends_nothing() {
+fn cut_between_reply_and_outputs_ends_nothing() {
     let mut bench = Bench::ready();
     let run = bench.run("a");
     bench.says(Channel::Shell, &run, "execute_reply", &json!({"status": "ok"}));
-    bench.core.take(bench.now, LinkEvent::Detached { reason: "cut".to_owned() });
-    bench.now.instant += Duration::from_secs(60);
-    bench.core.tick(bench.now);
+    bench.machine.take(bench.cx, LinkEvent::Detached { reason: "cut".to_owned() });
+    bench.cx.instant += Duration::from_secs(60);
+    bench.machine.tick(bench.cx);
     assert_eq!(bench.cell("a").run.phase, CellPhase::Running);
     bench.seq += 2;
     bench.attach();
@@ -404,7 +443,7 @@ fn a_cut_between_a_reply_and_its_outputs_ends_nothing() {
 // ---- after a crash --------------------------------------------------------------------------------------------------
 
 #[test]
-fn what_a_thread_of_long_ago_prints_is_shown_at_the_last_cell() {
+fn old_thread_output_goes_to_last_cell() {
     let mut bench = Bench::ready();
     let mut runs = Vec::new();
     for number in 0..40 {
@@ -418,8 +457,8 @@ fn what_a_thread_of_long_ago_prints_is_shown_at_the_last_cell() {
     bench.says(Channel::Iopub, &runs[0], "clear_output", &json!({"wait": false}));
     bench.prints("nobody's", "x");
     bench.prints(&runs[20], "earlier");
-    let (piece, _) = bench.out();
-    let told: Vec<(&str, String)> = piece
+    let (transaction, _) = bench.out();
+    let texts: Vec<(&str, String)> = transaction
         .events
         .iter()
         .map(|event| match &event.body {
@@ -430,11 +469,11 @@ fn what_a_thread_of_long_ago_prints_is_shown_at_the_last_cell() {
             other => panic!("{other:?}"),
         })
         .collect();
-    assert_eq!(told, [("c39", "own".to_owned()), ("c39", "of long ago".to_owned()), ("c20", "earlier".to_owned())]);
+    assert_eq!(texts, [("c39", "own".to_owned()), ("c39", "of long ago".to_owned()), ("c20", "earlier".to_owned())]);
 }
 
 #[test]
-fn what_a_later_server_cannot_read_costs_the_run_and_not_the_session() {
+fn unreadable_state_costs_the_execution_only() {
     let mut bench = Bench::ready();
     bench.run("a");
     bench.add("b", true).unwrap();
@@ -447,24 +486,24 @@ fn what_a_later_server_cannot_read_costs_the_run_and_not_the_session() {
 }
 
 #[test]
-fn a_question_is_still_open_after_a_crash() {
+fn input_request_is_open_after_a_crash() {
     let mut bench = Bench::ready();
     let run = bench.run("a");
     bench.says(Channel::Stdin, &run, "input_request", &json!({"prompt": "?", "password": false}));
     bench.restore(|resume| resume);
     bench.attach();
     bench.effects();
-    let (_, message) = bench.core.input("42").unwrap();
+    let (_, message) = bench.machine.input(bench.cx, "42").unwrap();
     assert_eq!(message.parent().msg_type, "input_request", "the kernel knows its question by its header");
     assert_eq!(message.content_value(), json!({"value": "42"}));
 }
 
 #[test]
-fn what_is_handed_over_again_is_what_was_begun() {
+fn resubmitted_source_is_the_one_begun() {
     let mut bench = Bench::ready();
     let run = bench.run("a");
     let edit = CellEdit { source: Some("edited".to_owned()), ..CellEdit::default() };
-    bench.core.edit_cell(bench.now, "a", edit).unwrap();
+    bench.machine.edit_cell(bench.cx, "a", edit).unwrap();
     bench.restore(|resume| resume);
     bench.attach();
     let effects = bench.effects();
@@ -478,29 +517,29 @@ fn what_is_handed_over_again_is_what_was_begun() {
 // ---- signals and questions ------------------------------------------------------------------------------------------
 
 #[test]
-fn a_signal_that_a_cut_may_have_lost_is_sent_again() {
+fn signal_is_repeated_after_a_cut() {
     let mut bench = Bench::ready();
     bench.run("a");
-    bench.core.kill(bench.now).unwrap();
-    bench.core.tick(bench.now);
+    bench.machine.kill(bench.cx).unwrap();
+    bench.machine.tick(bench.cx);
     bench.effects();
-    bench.core.take(bench.now, LinkEvent::Detached { reason: "cut".to_owned() });
-    bench.now.instant += Duration::from_secs(10);
+    bench.machine.take(bench.cx, LinkEvent::Detached { reason: "cut".to_owned() });
+    bench.cx.instant += Duration::from_secs(10);
     bench.attach();
-    bench.core.tick(bench.now);
+    bench.machine.tick(bench.cx);
     let is_kill = |effect: &Effect| matches!(effect, Effect::Signal { signal: SignalKind::Kill, .. });
     assert!(bench.effects().iter().any(is_kill));
-    bench.now.instant += Duration::from_secs(10);
-    bench.core.tick(bench.now);
-    assert!(!bench.core.is_gone(), "it has its time anew");
+    bench.cx.instant += Duration::from_secs(10);
+    bench.machine.tick(bench.cx);
+    assert!(!bench.machine.is_gone(), "it has its time anew");
 }
 
 #[test]
-fn an_answer_from_before_a_run_does_not_end_it() {
+fn earlier_probe_answer_does_not_end_execution() {
     let mut bench = Bench::ready();
     let from = Seq(bench.seq + 1);
     bench.seq += 3;
-    bench.core.take(bench.now, LinkEvent::Lost { from, to: Seq(bench.seq) });
+    bench.machine.take(bench.cx, LinkEvent::Lost { from, to: Seq(bench.seq) });
     let effects = bench.effects();
     let [Effect::Send { channel: Channel::Shell, message, .. }] = effects.as_slice() else { panic!("{effects:?}") };
     let run = bench.run("a");
@@ -511,17 +550,17 @@ fn an_answer_from_before_a_run_does_not_end_it() {
 }
 
 #[test]
-fn what_a_dead_kernel_was_asked_is_answered_with_a_no() {
+fn requests_to_dead_kernel_are_denied() {
     let mut bench = Bench::ready();
-    let asked = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
+    let asked = bench.machine.query(bench.cx, &complete()).unwrap();
     bench.effects();
     bench.exits(None);
-    let is_no = |effect: &Effect| matches!(effect, Effect::Answer { question, content: Err(_) } if *question == asked);
+    let is_no = |effect: &Effect| matches!(effect, Effect::Answer { request, content: Err(_) } if *request == asked);
     assert!(bench.effects().iter().any(is_no));
 }
 
 #[test]
-fn questions_are_asked_in_a_subshell_where_the_kernel_has_them() {
+fn requests_use_the_subshell_if_supported() {
     let mut bench = Bench::new();
     bench.attach();
     bench.kernel(KernelEvent::Ready { info: json!({"supported_features": ["kernel subshells"]}).to_string() });
@@ -534,54 +573,54 @@ fn questions_are_asked_in_a_subshell_where_the_kernel_has_them() {
         let header = |message: &Message| serde_json::from_slice::<Value>(&message.header).unwrap();
         messages.map(|(to, message)| (to, message.header().msg_id, header(&message)["subshell_id"].clone())).collect()
     };
-    let first = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
+    let first = bench.machine.query(bench.cx, &complete()).unwrap();
     let asked = sent(bench.effects());
     assert_eq!((asked.len(), asked[0].0), (1, Channel::Control), "the subshell first");
-    let second = bench.core.ask_kernel(bench.now, "inspect_request", &json!({})).unwrap();
+    let second = bench.machine.query(bench.cx, &complete()).unwrap();
     assert!(sent(bench.effects()).is_empty());
     bench.says(Channel::Control, &asked[0].1, "create_subshell_reply", &json!({"status": "ok", "subshell_id": "s1"}));
     let in_subshell = |id: String| (Channel::Shell, id, json!("s1"));
     assert_eq!(sent(bench.effects()), [in_subshell(first), in_subshell(second)]);
-    let third = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
+    let third = bench.machine.query(bench.cx, &complete()).unwrap();
     assert_eq!(sent(bench.effects()), [in_subshell(third)]);
     // The next kernel has another.
     bench.exits(None);
     bench.starts_again();
     bench.effects();
-    let plain = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
+    let plain = bench.machine.query(bench.cx, &complete()).unwrap();
     assert_eq!(sent(bench.effects()), [(Channel::Shell, plain, Value::Null)], "this one has none");
 }
 
 #[test]
-fn a_kernel_that_does_not_make_its_subshell_is_asked_in_its_main_shell() {
+fn missing_subshell_falls_back_to_main_shell() {
     let mut bench = Bench::new();
     bench.attach();
     bench.kernel(KernelEvent::Ready { info: json!({"supported_features": ["kernel subshells"]}).to_string() });
-    let question = bench.core.ask_kernel(bench.now, "complete_request", &json!({})).unwrap();
+    let question = bench.machine.query(bench.cx, &complete()).unwrap();
     bench.effects();
-    bench.now.instant = bench.core.next_deadline().unwrap();
-    bench.core.tick(bench.now);
+    bench.cx.instant = bench.machine.next_deadline().unwrap();
+    bench.machine.tick(bench.cx);
     let sent = bench.effects().into_iter().find_map(|effect| match effect {
         Effect::Send { channel: Channel::Shell, message, .. } => Some(message.header().msg_id),
         _ => None,
     });
     assert_eq!(sent, Some(question));
-    assert_eq!(bench.core.next_deadline(), None);
+    assert_eq!(bench.machine.next_deadline(), None);
 }
 
 #[test]
-fn a_cell_that_fails_cancels_its_group_and_nothing_else() {
+fn failed_cell_cancels_only_its_group() {
     let mut bench = Bench::ready();
     let together = |allow_error| RunOptions { group: Some("g".to_owned()), allow_error, ..RunOptions::default() };
     for id in ["a", "b", "c", "alone"] {
         bench.add(id, false).unwrap();
     }
     let runs = |ids: &[&str], allow_error| ids.iter().map(|id| ((*id).to_owned(), together(allow_error))).collect();
-    assert!(matches!(bench.core.run_cells(bench.now, runs(&["a", "nowhere"], false), None), Err(Denied::NoCell { .. })));
+    assert!(matches!(bench.machine.run_cells(bench.cx, runs(&["a", "nowhere"], false), None), Err(Denied::NoCell { .. })));
     assert_eq!(bench.cell("a").run.phase, CellPhase::Finished, "all are queued, or none");
-    bench.core.run_cells(bench.now, runs(&["a", "b"], true), None).unwrap();
-    bench.core.run_cells(bench.now, runs(&["c"], false), None).unwrap();
-    bench.core.run_cell(bench.now, "alone", None, None).unwrap();
+    bench.machine.run_cells(bench.cx, runs(&["a", "b"], true), None).unwrap();
+    bench.machine.run_cells(bench.cx, runs(&["c"], false), None).unwrap();
+    bench.machine.run_cell(bench.cx, "alone", None, None).unwrap();
     let fail = |bench: &mut Bench, id: &str| {
         let run = bench.cell(id).run.run.clone().unwrap().0;
         bench.says(Channel::Iopub, &run, "status", &json!({"execution_state": "idle"}));
@@ -589,19 +628,19 @@ fn a_cell_that_fails_cancels_its_group_and_nothing_else() {
     };
     fail(&mut bench, "a");
     assert_eq!(bench.cell("b").run.phase, CellPhase::Running, "an allowed error leaves the rest alone");
-    bench.core.interrupt(bench.now).unwrap();
+    bench.machine.interrupt(bench.cx).unwrap();
     fail(&mut bench, "b");
     assert_eq!(bench.status("c"), Some(RunStatus::Cancelled), "an interrupt does not");
     assert_eq!(bench.cell("alone").run.phase, CellPhase::Running);
 }
 
 #[test]
-fn cells_are_replaced_with_their_outputs() {
+fn replaced_cells_keep_their_outputs() {
     let mut bench = Bench::ready();
     bench.add("old", false).unwrap();
     let output = json!({"output_type": "stream", "name": "stdout", "text": "x".repeat(300 << 10)});
     let new = NewCell { id: Some("new".to_owned()), outputs: vec![output], ..NewCell::default() };
-    bench.core.replace_cells(bench.now, vec![new.clone()], String::new()).unwrap();
+    bench.machine.replace_cells(bench.cx, vec![new.clone()], String::new()).unwrap();
     assert_eq!(bench.order(), ["new"]);
     let told = bench
         .out()
@@ -611,13 +650,13 @@ fn cells_are_replaced_with_their_outputs() {
         .filter(|event| matches!(event.body, EventBody::Append { .. } | EventBody::Stream { .. }));
     assert_eq!(told.count(), 2, "long text comes in pieces");
     bench.run("runs");
-    assert!(matches!(bench.core.replace_cells(bench.now, vec![new], String::new()), Err(Denied::InProgress { .. })));
+    assert!(matches!(bench.machine.replace_cells(bench.cx, vec![new], String::new()), Err(Denied::InProgress { .. })));
 }
 
 #[test]
-fn metadata_is_counted() {
+fn metadata_counts_against_the_limit() {
     let mut bench = Bench::new();
     let metadata = Map::from_iter([("k".to_owned(), Value::from("x".repeat(300 << 20)))]);
     let new = NewCell { metadata, ..NewCell::default() };
-    assert!(matches!(bench.core.add_cell(bench.now, new, None), Err(Denied::TooMany { .. })));
+    assert!(matches!(bench.machine.add_cell(bench.cx, new, None), Err(Denied::TooMany { .. })));
 }
