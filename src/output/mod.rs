@@ -55,6 +55,14 @@ impl OutputTarget {
         Self::Cell(CellNumber(number))
     }
 
+    /// The cell's number or index; `None` for a widget.
+    pub fn cell_index(self) -> Option<usize> {
+        match self {
+            Self::Cell(CellNumber(number)) => Some(number as usize),
+            Self::Widget(_) => None,
+        }
+    }
+
     /// The target as one number, for storage. No session has so many cells or widgets that they would collide.
     pub fn code(self) -> u32 {
         match self {

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::ids::CellNumber;
 use crate::notebook::{Notebook, NotebookError};
 use crate::output::{OutputTarget, Outputs, StreamStyle, Widgets};
 use crate::session::{
@@ -286,8 +285,7 @@ impl Run<'_> {
 /// Stores cells again whose outputs changed after their end, for example by an update of their display id.
 fn rewrite(notebook: &mut Notebook, outputs: &Outputs, changed: &BTreeSet<OutputTarget>) -> Result<(), NotebookError> {
     for cell in changed {
-        let OutputTarget::Cell(CellNumber(number)) = *cell else { continue };
-        let index = number as usize;
+        let Some(index) = cell.cell_index() else { continue };
         let count = notebook.cell(index).and_then(|cell| cell.execution_count()).map(u64::cast_signed);
         notebook.set_outputs(index, outputs.outputs(*cell).to_vec(), count)?;
     }

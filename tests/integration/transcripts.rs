@@ -104,7 +104,8 @@ async fn record(kernel: &str, codes: &[&str]) {
                 lines.push(line(channel, &message));
             }
             let Some((number, code)) = to_run.next() else { break };
-            let message = KernelRequest::execute(code, false).into_message_with_id(&format!("run-{number}"), "recorder");
+            let request = KernelRequest::execute(code, false);
+            let message = request.into_message(&format!("run-{number}"), "recorder", std::time::SystemTime::now());
             link.submit(Channel::Shell, None, message).await.unwrap();
         }
     }

@@ -167,7 +167,7 @@ mod tests {
     use serde_json::json;
 
     use super::REPLAY_GRACE;
-    use crate::session::machine::tests::Bench;
+    use crate::session::machine::bench::Bench;
     use crate::session::{NewCell, RunOptions, RunStatus};
     use crate::wire::Channel;
 

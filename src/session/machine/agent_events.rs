@@ -322,7 +322,7 @@ mod tests {
     use serde_json::json;
 
     use crate::session::journal::EventBody;
-    use crate::session::machine::tests::Bench;
+    use crate::session::machine::bench::Bench;
     use crate::wire::Channel;
 
     impl Bench {

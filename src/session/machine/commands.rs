@@ -293,7 +293,7 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use crate::session::machine::tests::Bench;
+    use crate::session::machine::bench::Bench;
     use crate::session::{Cell, CellChange, RunOptions};
 
     fn changes(bench: &mut Bench) -> Vec<CellChange> {

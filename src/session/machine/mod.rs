@@ -16,6 +16,8 @@
 
 mod active_execution;
 mod agent_events;
+#[cfg(test)]
+pub(in crate::session) mod bench;
 mod cell;
 mod cells;
 mod commands;
@@ -33,7 +35,7 @@ mod progress;
 mod recent_executions;
 mod resume;
 #[cfg(test)]
-pub(in crate::session) mod tests;
+mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,8 +59,8 @@ pub(in crate::session) use outbox::Effect;
 use outbox::Outbox;
 pub use outputs::CLEARED;
 use outputs::{CellOutputs, Shown};
-use resume::Resume;
 pub use resume::Stored;
+use resume::{Resume, StoredState};
 
 use super::handle::SessionState;
 use super::journal::{CellChange, EventBody, OutputMode, OutputState, Transaction};
@@ -117,7 +119,7 @@ impl Machine {
         machine.outbox = Outbox::restore(stored.last_seq);
         machine.link = LinkState::restore(stored.position, false);
         machine.kernel.restore_info(stored.kernel_info.as_deref());
-        if let Some((resume, rows)) = state {
+        if let Some(StoredState { resume, rows }) = state {
             let restore_row = |(target, row)| machine.outputs.restore_row(target, row);
             let recent = rows.into_iter().filter_map(restore_row).collect();
             machine.executions.restore(resume.executions, recent, &machine.cells, cx);

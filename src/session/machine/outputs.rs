@@ -428,7 +428,7 @@ mod tests {
 
     use crate::session::RunStatus;
     use crate::session::journal::{EventBody, Transaction};
-    use crate::session::machine::tests::Bench;
+    use crate::session::machine::bench::Bench;
     use crate::wire::Channel;
 
     impl Bench {

@@ -37,9 +37,15 @@ pub(super) struct Resume<W> {
     pub needs_probe: bool,
 }
 
-/// Everything that was stored, read. `None` where some of it cannot be read, for example because another version wrote it.
-pub(super) fn read(stored: &Stored) -> Option<(Resume<JournaledWidgets>, Vec<(OutputTarget, StoredRow)>)> {
+/// What a [`Stored`] session holds besides its cells, read.
+pub(super) struct StoredState {
+    pub resume: Resume<JournaledWidgets>,
+    pub rows: Vec<(OutputTarget, StoredRow)>,
+}
+
+/// `None` where some of it cannot be read, for example because another version wrote it.
+pub(super) fn read(stored: &Stored) -> Option<StoredState> {
     let resume = serde_json::from_str(stored.resume.as_deref()?).ok()?;
     let rows = stored.outputs.iter().map(|(target, json)| Some((*target, serde_json::from_str(json).ok()?)));
-    Some((resume, rows.collect::<Option<_>>()?))
+    Some(StoredState { resume, rows: rows.collect::<Option<_>>()? })
 }

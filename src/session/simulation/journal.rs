@@ -9,7 +9,7 @@ use crate::ids::{CellNumber, Seq};
 use crate::link::LinkEvent;
 use crate::link::Position;
 use crate::output::{OutputTarget, Outputs};
-use crate::session::machine::tests::keep_outputs;
+use crate::session::machine::bench::keep_outputs;
 use crate::session::{
     Cell, CellChange, CellPhase, EventBody, NotebookChange, SessionEvent, SessionState, Stored, Transaction,
 };
