@@ -1,4 +1,4 @@
-//! Descriptors across an exec: the new program gets those that are meant for it and no others.
+//! Closes inherited descriptors at exec, so that a new program gets only those meant for it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -6,21 +6,21 @@ use std::mem::MaybeUninit;
 use rustix::fs::{Mode, OFlags, RawDir, open};
 use rustix::io::FdFlags;
 
-/// The first descriptor that is no standard stream.
+/// The first descriptor after the standard streams.
 const FIRST: libc::c_int = 3;
 
-/// Marks everything but the standard streams to be closed at exec, whoever opened it. Fit for the time between fork and
-/// exec: it makes system calls and allocates nothing.
+/// Sets close-on-exec on all descriptors except the standard streams. Safe between fork and exec: it makes system calls and does not
+/// allocate.
 ///
 /// # Errors
-/// When descriptors can neither be marked at once nor be listed.
+/// If `close_range` is unavailable and the descriptors cannot be listed.
 pub fn close_all_at_exec() -> io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     // SAFETY: a plain system call without memory arguments.
     #[expect(unsafe_code, reason = "rustix has no close_range")]
     let result =
         unsafe { libc::syscall(libc::SYS_close_range, FIRST as libc::c_uint, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
-    // Linux before 5.9 lacks the call, before 5.11 its flag, and some containers forbid what they do not know.
+    // Linux before 5.9 lacks the call, before 5.11 its flag, and some containers deny unknown calls.
     if result == 0 { Ok(()) } else { mark_one_by_one() }
 }
 
@@ -31,7 +31,7 @@ fn mark_one_by_one() -> io::Result<()> {
     while let Some(entry) = entries.next() {
         let number = entry?.file_name().to_str().ok().and_then(|name| name.parse::<libc::c_int>().ok());
         if let Some(number) = number.filter(|number| *number >= FIRST) {
-            // SAFETY: it was open when it was listed, and nothing of this process closes descriptors meanwhile.
+            // SAFETY: it was open when it was listed, and nothing in this process closes descriptors meanwhile.
             #[expect(unsafe_code, reason = "a descriptor of unknown origin is only a number")]
             let descriptor = unsafe { rustix::fd::BorrowedFd::borrow_raw(number) };
             rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
@@ -48,15 +48,15 @@ mod tests {
 
     use super::*;
 
-    /// What a program sees of a descriptor that stays open at exec, when `mark` has run before it.
+    /// How many inheritable descriptors a program sees after `mark` ran before its exec.
     fn inherited(mark: fn() -> io::Result<()>) -> String {
         let (left_open, _other_end) = std::io::pipe().unwrap();
         let number = rustix::io::fcntl_dupfd_cloexec(&left_open, 700).unwrap();
         rustix::io::fcntl_setfd(&number, FdFlags::empty()).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "ls /proc/self/fd | grep -c '^7..$'"]).stdout(Stdio::piped());
-        // SAFETY: both functions that are given here only make system calls.
-        #[expect(unsafe_code, reason = "it is made for this moment")]
+        // SAFETY: the functions passed here only make system calls.
+        #[expect(unsafe_code, reason = "the function must run between fork and exec")]
         unsafe {
             command.pre_exec(mark);
         }
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_inherited_with_or_without_the_call() {
+    fn descriptors_are_closed_with_and_without_close_range() {
         assert_eq!(inherited(|| Ok(())), "1");
         assert_eq!(inherited(close_all_at_exec), "0");
         assert_eq!(inherited(mark_one_by_one), "0");

@@ -1,13 +1,13 @@
-//! Newtypes for everything that is numbered or named, so that one cannot be passed for another.
+//! Newtypes for ids and numbers, so that the compiler tells them apart.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Fills `bytes` from the system's random source.
+/// Random bytes from the system.
 ///
-/// The kernel's generator does not fail once it is seeded, which it is long before user space runs; a failure here means a
-/// machine that cannot make unguessable names, and going on with predictable ones would be worse than stopping.
+/// The kernel's generator cannot fail once it is seeded, which happens long before user space runs. On a failure the process aborts:
+/// predictable ids would be worse.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0u8; N];
     let mut filled = 0;
@@ -16,7 +16,7 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
             Ok(n) => filled += n,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                eprintln!("cellkeep: no random numbers from this system: {error}");
+                eprintln!("cellkeep: cannot get random numbers from the system: {error}");
                 std::process::abort();
             }
         }
@@ -24,7 +24,7 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A random UUID (version 4) in its usual text form. Jupyter clients expect ids of five dash-separated groups.
+/// A random UUID (version 4) as text. Jupyter clients expect ids of five groups separated by dashes.
 pub fn random_uuid() -> String {
     let mut b: [u8; 16] = random_bytes();
     b[6] = (b[6] & 0x0f) | 0x40;
@@ -39,25 +39,23 @@ pub fn random_uuid() -> String {
     text
 }
 
-/// Names one session for all its life: 128 random bits, as a UUID.
+/// Identifies a session: 128 random bits as a UUID.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(String);
 
 impl SessionId {
-    /// A new id that nobody can guess.
+    /// A new id that cannot be guessed.
     pub fn random() -> Self {
         Self(random_uuid())
     }
 
-    /// Reads an id from outside. `None` unless it is 1 to 64 characters of `a-z 0-9 -`: ids become folder, container
-    /// and cgroup names, so nothing else may ever be in one.
+    /// Parses an untrusted id. `None` unless it is 1 to 64 characters of `a-z 0-9 -`: ids become names of folders, containers and cgroups.
     pub fn parse(text: &str) -> Option<Self> {
         let fits = (1..=64).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         fits.then(|| Self(text.to_owned()))
     }
 
-    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -69,16 +67,14 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// The number of an event in one agent's life, counted from 1 without gaps.
+/// The number of an event within an epoch, counted from 1 without gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Seq(pub u64);
 
 impl Seq {
-    /// The number of the first event.
     pub const FIRST: Self = Self(1);
 
-    /// The number after this one.
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
@@ -90,19 +86,18 @@ impl fmt::Display for Seq {
     }
 }
 
-/// One life of an agent: drawn at random when it starts, so that numbers of an earlier life are never taken for its own.
+/// Identifies one run of an agent. Random, so that event numbers of an earlier run are never mistaken for its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// A new epoch.
     pub fn random() -> Self {
         Self(u64::from_le_bytes(random_bytes()))
     }
 }
 
-/// One life of the kernel process inside a sandbox: 1 for the first, one more at every restart in place.
+/// Counts the starts of the kernel process inside a sandbox, from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u32);
@@ -124,7 +119,7 @@ impl fmt::Display for CellNumber {
     }
 }
 
-/// Names one run of one cell. It is the `msg_id` of its `execute_request`, so that the kernel's messages lead back to it.
+/// Identifies one execution of a cell. It is the `msg_id` of its `execute_request`, so that the kernel's messages refer to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RunId(pub String);
@@ -140,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn random_ids_are_uuids_and_differ() {
+    fn random_ids_are_distinct_uuids() {
         let (a, b) = (SessionId::random(), SessionId::random());
         assert_ne!(a, b);
         assert_eq!(a.as_str().split('-').map(str::len).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
@@ -148,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_from_outside_cannot_name_other_places() {
+    fn untrusted_ids_cannot_contain_paths() {
         for bad in ["", "..", "a/b", "A", "a b", "ä", &"a".repeat(65)] {
             assert_eq!(SessionId::parse(bad), None, "{bad:?}");
         }

@@ -1,16 +1,16 @@
-//! The manager's end of the stream to an agent: dial, attach, replay, ack, correlate.
+//! The manager's connection to an agent: dials, attaches, replays, acknowledges, matches answers to requests.
 //!
 //! ```text
 //!   ┌────────── dial ◀── back-off ◀──────────┐
-//!   ▼                                        │ cut, framing error
-//!  hello ─▶ attach(from the last event taken) ─▶ events, answers
+//!   ▼                                        │ disconnect, framing error
+//!  hello ─▶ attach(after the last received event) ─▶ events, answers
 //! ```
 //!
-//! A link redials for as long as it is kept, unless what comes breaks the protocol again and again at the same event: an agent
-//! that a tenant has taken over. Then it ends with [`LinkEvent::Broken`]. Submissions that were not answered when it was cut are submitted again, which
-//! the agent recognises; other requests fail with [`LinkError::Cut`], since doing them twice may not be the same as once.
+//! A link redials until it is dropped. If the agent violates the protocol repeatedly at the same event, a tenant may control it, and
+//! the link ends with [`LinkEvent::Broken`]. Submissions without an answer are sent again after a disconnect; the agent recognises
+//! repetitions by their id. Other requests fail with [`LinkError::Cut`], since they may not be idempotent.
 
-pub(crate) mod weighed;
+pub(crate) mod byte_bounded_channel;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,162 +33,145 @@ use crate::agent_protocol::{
 use crate::ids::{Epoch, Generation, Seq};
 use crate::sandbox::{Sandbox, SandboxRecord};
 use crate::wire::{Channel, Message};
-pub use weighed::WeighedReceiver;
-use weighed::WeighedSender;
+pub use byte_bounded_channel::ByteBoundedReceiver;
+use byte_bounded_channel::ByteBoundedSender;
 
-/// How long an agent may take to answer a dial. It answers in microseconds, unless its CPU quota is used up.
-const HELLO_DEADLINE: Duration = Duration::from_secs(20);
-/// Waits between dials double from the first to the last.
+/// Timeout of the handshake. An agent answers in microseconds, unless its CPU quota is exhausted.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Back-off between dials: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// Bytes of events, and of answers, that wait for the session. When so many do, the link reads no further, and the agent
-/// keeps what follows.
-const QUEUED: usize = 8 << 20;
-/// What an event weighs beside its message.
-const EVENT_WEIGHT: usize = 512;
-/// Bytes of questions that an agent may leave unanswered; who asks more is told so. What the session itself needs is never refused.
-const UNANSWERED: usize = 64 << 20;
-/// What a question weighs beside its data.
-const QUESTION_WEIGHT: usize = 1024;
-/// How often in a row the protocol may be broken without a single event between.
-const BREACHES: u32 = 5;
+/// Capacity of the queues of events and of answers, bytes. While a queue is full, the link stops reading and the agent buffers.
+const QUEUE_BYTES: usize = 8 << 20;
+/// Overhead of an event beside its message, bytes.
+const EVENT_OVERHEAD: usize = 512;
+/// The most bytes of pending_bytes requests; beyond, requests fail with [`LinkError::Busy`]. Submissions, signals and restarts are never
+/// refused.
+const MAX_PENDING_BYTES: usize = 64 << 20;
+/// Overhead of a pending request beside its data, bytes.
+const REQUEST_OVERHEAD: usize = 1024;
+/// Protocol violations in a row, without an event in between, after which the link ends.
+const MAX_VIOLATIONS: u32 = 5;
 
-/// The last event that is safe with us, from which an agent replays.
+/// The last committed event; an agent replays the events after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// The agent's life.
     pub epoch: Epoch,
-    /// The last number taken in it; zero for none.
+    /// The last committed number of the epoch; zero for none.
     pub seq: Seq,
 }
 
-/// What comes from the agent, in order.
+/// Events of a link, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LinkEvent {
-    /// A connection stands; its events follow.
+    /// A connection is established; its events follow.
     Attached(Hello),
-    /// A numbered event.
     Event {
-        /// Its number.
         seq: Seq,
-        /// What it says.
         event: Event,
     },
-    /// The agent's buffer overflowed: these events are gone.
+    /// The agent's buffer overflowed and dropped the events `from..=to`.
     Lost {
-        /// First number.
         from: Seq,
-        /// Last number.
         to: Seq,
     },
-    /// The connection was cut; the link is dialling again.
+    /// The connection was lost; the link redials.
     Detached {
-        /// Why.
         reason: String,
     },
-    /// The agent does not keep to the protocol, however often it is dialled. The last event.
+    /// The agent violates the protocol persistently. This is the last event.
     Broken {
-        /// How.
         reason: String,
     },
 }
 
 impl LinkEvent {
-    /// Bytes of memory that it takes, roughly.
+    /// Approximate memory size, bytes.
     pub fn weight(&self) -> usize {
         match self {
-            Self::Event { event, .. } => EVENT_WEIGHT + event.size(),
-            _ => EVENT_WEIGHT,
+            Self::Event { event, .. } => EVENT_OVERHEAD + event.size(),
+            _ => EVENT_OVERHEAD,
         }
     }
 }
 
-/// The events of a link, in order.
-pub type LinkEvents = WeighedReceiver<LinkEvent>;
+pub type LinkEvents = ByteBoundedReceiver<LinkEvent>;
 
-/// Why a request has no answer.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum LinkError {
-    /// The agent said no.
     #[error("{0}")]
     Refused(Refused),
-    /// The connection was cut before the answer.
-    #[error("the connection to the sandbox was cut before it answered")]
+    #[error("the connection to the sandbox was lost before it answered")]
     Cut,
-    /// The link has been closed.
     #[error("the session has ended")]
     Closed,
-    /// The request is larger than an agent takes.
-    #[error("the code is {size} bytes; at most {SUBMIT_MAX} can be sent")]
-    TooLarge {
-        /// Its size.
-        size: usize,
-    },
-    /// So much waits for the agent that no more is taken.
-    #[error("the sandbox has left too many questions unanswered; it may be cut off or overloaded")]
+    #[error("the code is {size} bytes; the limit is {SUBMIT_MAX}")]
+    TooLarge { size: usize },
+    /// Too many requests are pending.
+    #[error("too many requests to the sandbox are pending_bytes; it may be disconnected or overloaded")]
     Busy,
-    /// The answer was of another kind than the question.
-    #[error("the agent gave an answer that does not fit the question")]
+    /// The type of the answer does not match the request.
+    #[error("the agent sent an answer that does not match the request")]
     Unexpected,
 }
 
 type Reply = oneshot::Sender<Result<(AnswerBody, Bytes), LinkError>>;
-type Answered = oneshot::Receiver<Result<(AnswerBody, Bytes), LinkError>>;
+type PendingAnswer = oneshot::Receiver<Result<(AnswerBody, Bytes), LinkError>>;
 
-struct Asked {
+struct PendingRequest {
     id: u64,
     frame: Box<ToAgent>,
     reply: Reply,
-    #[expect(dead_code, reason = "held")]
-    held: Held,
+    #[expect(dead_code, reason = "releases its bytes on drop")]
+    reservation: Reservation,
 }
 
-/// Bytes that a question holds until it is answered, or will not be.
-struct Held {
+/// Counts a request's bytes as pending until it is answered or fails.
+struct Reservation {
     bytes: usize,
-    all: Arc<AtomicUsize>,
+    total: Arc<AtomicUsize>,
 }
 
-impl Drop for Held {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 /// A link to one agent. Clones share it; dropping the last one closes it.
 ///
-/// What is asked is on its way when the call returns, in the order of the calls, and the future that it gives only waits for the
-/// answer. It does not keep the link open: of one that is closed nobody hears.
+/// Calls enqueue their requests in order before they return. The returned future only waits for the answer and does not keep the link
+/// open.
 #[derive(Clone)]
 pub struct Link {
-    commands: mpsc::UnboundedSender<Asked>,
+    commands: mpsc::UnboundedSender<PendingRequest>,
     acked: watch::Sender<Seq>,
     ids: Arc<AtomicU64>,
-    unanswered: Arc<AtomicUsize>,
+    pending_bytes: Arc<AtomicUsize>,
 }
 
 impl Link {
-    /// Opens a link that replays from behind `position`. Dialling happens in the background; the first event tells of it.
+    /// Opens a link that replays the events after `position`. It dials in the background; [`LinkEvent::Attached`] is the first event.
     pub fn open(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, position: Position) -> (Self, LinkEvents) {
         let (commands, command_receiver) = mpsc::unbounded_channel();
         let (acked, ack_receiver) = watch::channel(Seq::default());
-        let (events, event_receiver) = weighed::channel(QUEUED);
-        let task = Task {
+        let (events, event_receiver) = byte_bounded_channel::channel(QUEUE_BYTES);
+        let task = LinkTask {
             sandbox,
             record,
             position: Arc::new(Mutex::new(position)),
             events: Arc::new(events),
             commands: command_receiver,
             acked: ack_receiver,
-            waiting: BTreeMap::new(),
+            pending: BTreeMap::new(),
         };
         tokio::spawn(task.run());
-        (Self { commands, acked, ids: Arc::new(AtomicU64::new(1)), unanswered: Arc::default() }, event_receiver)
+        (Self { commands, acked, ids: Arc::new(AtomicU64::new(1)), pending_bytes: Arc::default() }, event_receiver)
     }
 
-    /// Hands a message to the kernel, to that of one life if it is named. `true` when the agent had seen its id before.
+    /// Submits a message to the kernel, or only to one `generation` of it. `true` if the agent had seen its id before.
     ///
     /// # Errors
-    /// [`LinkError`]; `Refused` when the kernel is not ready for it.
+    /// [`LinkError::Refused`] if the kernel is not ready, and others.
     pub fn submit(
         &self,
         channel: Channel,
@@ -203,33 +186,30 @@ impl Link {
             self.send(id, size, ToAgent::Submit { id, channel, generation, msg_id, message })
         };
         async move {
-            match heard(answer?).await? {
+            match receive_answer(answer?).await? {
                 (AnswerBody::Done { repeated }, _) => Ok(repeated),
                 _ => Err(LinkError::Unexpected),
             }
         }
     }
 
-    /// Asks the agent for something. Gives the answer and, for files, the data.
-    ///
-    /// # Errors
-    /// [`LinkError`].
+    /// Sends a request to the agent. Returns the answer and, for files, the data.
     pub fn request(
         &self,
         request: Request,
         data: Bytes,
     ) -> impl Future<Output = Result<(AnswerBody, Bytes), LinkError>> + Send + use<> {
-        let is_needed = matches!(request, Request::Signal { .. } | Request::Restart { .. });
-        let answer = if !is_needed && self.unanswered.load(Ordering::Relaxed) >= UNANSWERED {
+        let is_essential = matches!(request, Request::Signal { .. } | Request::Restart { .. });
+        let answer = if !is_essential && self.pending_bytes.load(Ordering::Relaxed) >= MAX_PENDING_BYTES {
             Err(LinkError::Busy)
         } else {
             let (id, size) = (self.next_id(), data.len());
             self.send(id, size, ToAgent::Request { id, request, data })
         };
-        async move { heard(answer?).await }
+        async move { receive_answer(answer?).await }
     }
 
-    /// Tells the agent that everything up to `seq` is safe.
+    /// Acknowledges all events up to `seq`, which the manager has committed.
     pub fn ack(&self, seq: Seq) {
         self.acked.send_replace(seq);
     }
@@ -238,46 +218,47 @@ impl Link {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn send(&self, id: u64, size: usize, frame: ToAgent) -> Result<Answered, LinkError> {
+    fn send(&self, id: u64, size: usize, frame: ToAgent) -> Result<PendingAnswer, LinkError> {
         let (reply, answer) = oneshot::channel();
-        let bytes = QUESTION_WEIGHT + size;
-        self.unanswered.fetch_add(bytes, Ordering::Relaxed);
-        let held = Held { bytes, all: self.unanswered.clone() };
-        self.commands.send(Asked { id, frame: Box::new(frame), reply, held }).map_err(|_| LinkError::Closed)?;
+        let bytes = REQUEST_OVERHEAD + size;
+        self.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let reservation = Reservation { bytes, total: self.pending_bytes.clone() };
+        self.commands
+            .send(PendingRequest { id, frame: Box::new(frame), reply, reservation })
+            .map_err(|_| LinkError::Closed)?;
         Ok(answer)
     }
 }
 
-async fn heard(answer: Answered) -> Result<(AnswerBody, Bytes), LinkError> {
+async fn receive_answer(answer: PendingAnswer) -> Result<(AnswerBody, Bytes), LinkError> {
     match answer.await.map_err(|_| LinkError::Closed)?? {
         (AnswerBody::Refused(refused), _) => Err(LinkError::Refused(refused)),
         answer => Ok(answer),
     }
 }
 
-/// Why a connection ended.
 #[derive(Debug, Error)]
-enum Cut {
+enum Disconnect {
     #[error("{0}")]
     Frame(#[from] FrameError),
     #[error("{0}")]
     Protocol(#[from] ProtocolError),
     #[error("cannot write to the agent: {0}")]
     Write(#[from] io::Error),
-    #[error("the agent did not say hello")]
+    #[error("the agent sent no hello")]
     NoHello,
-    #[error("the agent numbered event {got} where {expected} was due")]
+    #[error("the agent sent event {got} where {expected} was expected")]
     Numbering { got: Seq, expected: Seq },
     #[error("{0}")]
     Dial(String),
-    /// Nobody holds the link any more.
+    /// All [`Link`]s were dropped.
     #[error("closed")]
     Closed,
 }
 
-impl Cut {
-    /// Whether the agent said what no agent of ours says, so that dialling again will hardly help.
-    fn breaks_protocol(&self) -> bool {
+impl Disconnect {
+    /// Whether the agent sent what no correct agent sends, so that redialling will hardly help.
+    fn is_violation(&self) -> bool {
         match self {
             Self::Frame(error) => !matches!(error, FrameError::Io(_) | FrameError::Closed),
             Self::Protocol(_) | Self::Numbering { .. } => true,
@@ -286,46 +267,46 @@ impl Cut {
     }
 }
 
-struct Task {
+struct LinkTask {
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
-    /// Written by the reading task of the moment, read when attaching.
+    /// Written by the reading task, read when attaching.
     position: Arc<Mutex<Position>>,
-    events: Arc<WeighedSender<LinkEvent>>,
-    commands: mpsc::UnboundedReceiver<Asked>,
+    events: Arc<ByteBoundedSender<LinkEvent>>,
+    commands: mpsc::UnboundedReceiver<PendingRequest>,
     acked: watch::Receiver<Seq>,
-    /// In the order in which they were asked, which is that in which they are sent again.
-    waiting: BTreeMap<u64, Asked>,
+    /// Unanswered requests in the order of the calls, in which they are also sent again.
+    pending: BTreeMap<u64, PendingRequest>,
 }
 
-impl Task {
+impl LinkTask {
     async fn run(mut self) {
         let mut back_off = BACK_OFF.0;
-        let mut told = false;
-        let (mut breaches, mut breached_at) = (0, Position::default());
+        let mut reported = false;
+        let (mut violations, mut violated_at) = (0, Position::default());
         loop {
-            let (attached, cut) = self.connection().await;
-            if matches!(cut, Cut::Closed) {
+            let (attached, cut) = self.run_connection().await;
+            if matches!(cut, Disconnect::Closed) {
                 return;
             }
             if attached {
-                (back_off, told) = (BACK_OFF.0, false);
+                (back_off, reported) = (BACK_OFF.0, false);
             }
-            if cut.breaks_protocol() {
+            if cut.is_violation() {
                 let at = *self.position();
-                breaches = if at == breached_at { breaches + 1 } else { 1 };
-                breached_at = at;
-                if breaches >= BREACHES {
-                    let _ = self.tell(LinkEvent::Broken { reason: cut.to_string() }).await;
+                violations = if at == violated_at { violations + 1 } else { 1 };
+                violated_at = at;
+                if violations >= MAX_VIOLATIONS {
+                    let _ = self.emit(LinkEvent::Broken { reason: cut.to_string() }).await;
                     return;
                 }
             }
-            if !std::mem::replace(&mut told, true)
-                && self.tell(LinkEvent::Detached { reason: cut.to_string() }).await.is_err()
+            if !std::mem::replace(&mut reported, true)
+                && self.emit(LinkEvent::Detached { reason: cut.to_string() }).await.is_err()
             {
                 return;
             }
-            self.fail_what_cannot_be_repeated();
+            self.fail_pending_requests();
             if self.wait(back_off).await.is_err() {
                 return;
             }
@@ -333,67 +314,68 @@ impl Task {
         }
     }
 
-    async fn tell(&self, event: LinkEvent) -> Result<(), Cut> {
-        tell(&self.events, event).await
+    async fn emit(&self, event: LinkEvent) -> Result<(), Disconnect> {
+        emit(&self.events, event).await
     }
 
     fn position(&self) -> MutexGuard<'_, Position> {
         lock(&self.position)
     }
 
-    /// Waits between dials; commands are taken meanwhile, so that a closed link is noticed.
-    async fn wait(&mut self, time: Duration) -> Result<(), Cut> {
+    /// Waits before the next dial. Receives commands meanwhile, so that a closed link is noticed.
+    async fn wait(&mut self, time: Duration) -> Result<(), Disconnect> {
         let until = tokio::time::Instant::now() + time;
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return Ok(()),
                 command = self.commands.recv() => match command {
-                    None => return Err(Cut::Closed),
-                    Some(asked) => drop(self.waiting.insert(asked.id, asked)),
+                    None => return Err(Disconnect::Closed),
+                    Some(request) => drop(self.pending.insert(request.id, request)),
                 },
             }
         }
     }
 
-    /// One connection from dial to end, and whether it had come to stand.
-    async fn connection(&mut self) -> (bool, Cut) {
-        let (reader, writer, hello) = match tokio::time::timeout(HELLO_DEADLINE, self.greet()).await {
-            Ok(Ok(greeted)) => greeted,
+    /// Runs one connection from dial to disconnect. Also returns whether the handshake succeeded.
+    async fn run_connection(&mut self) -> (bool, Disconnect) {
+        let (reader, writer, hello) = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake()).await {
+            Ok(Ok(connected)) => connected,
             Ok(Err(cut)) => return (false, cut),
-            Err(_) => return (false, Cut::NoHello),
+            Err(_) => return (false, Disconnect::NoHello),
         };
-        let cut = self.attached(reader, writer, hello).await.err().unwrap_or(Cut::Closed);
+        let cut = self.run_attached(reader, writer, hello).await.err().unwrap_or(Disconnect::Closed);
         (true, cut)
     }
 
-    async fn greet(&self) -> Result<(FrameReader<OwnedReadHalf>, OwnedWriteHalf, Hello), Cut> {
-        let stream: UnixStream = self.sandbox.connect(&self.record).await.map_err(|error| Cut::Dial(error.to_string()))?;
+    async fn handshake(&self) -> Result<(FrameReader<OwnedReadHalf>, OwnedWriteHalf, Hello), Disconnect> {
+        let stream: UnixStream =
+            self.sandbox.connect(&self.record).await.map_err(|error| Disconnect::Dial(error.to_string()))?;
         let (mut reader, mut writer) = stream.into_split();
         writer.write_all(&PREAMBLE).await?;
         read_preamble(&mut reader).await?;
         let mut reader = FrameReader::new(reader, FromAgent::cap);
         match FromAgent::decode(reader.next().await?)? {
             FromAgent::Hello(hello) => Ok((reader, writer, hello)),
-            _ => Err(Cut::NoHello),
+            _ => Err(Disconnect::NoHello),
         }
     }
 
-    async fn attached(
+    async fn run_attached(
         &mut self,
         reader: FrameReader<OwnedReadHalf>,
         mut writer: OwnedWriteHalf,
         hello: Hello,
-    ) -> Result<(), Cut> {
+    ) -> Result<(), Disconnect> {
         let epoch = hello.epoch;
-        let from_seq = self.enter(epoch);
-        self.tell(LinkEvent::Attached(hello)).await?;
+        let from_seq = self.start_epoch(epoch);
+        self.emit(LinkEvent::Attached(hello)).await?;
         write_all_vectored(&mut writer, ToAgent::Attach { epoch, from_seq }.encode()).await?;
-        for asked in self.waiting.values() {
-            write_all_vectored(&mut writer, asked.frame.encode()).await?;
+        for request in self.pending.values() {
+            write_all_vectored(&mut writer, request.frame.encode()).await?;
         }
-        // Attaching has said how far it is.
+        // The attach frame already acknowledges up to this position.
         self.acked.mark_unchanged();
-        let (answers, mut answered) = weighed::channel(QUEUED);
+        let (answers, mut answered) = byte_bounded_channel::channel(QUEUE_BYTES);
         let reading = read(reader, from_seq, self.position.clone(), self.events.clone(), answers);
         let mut reading = AbortOnDrop(tokio::spawn(reading));
         loop {
@@ -401,10 +383,10 @@ impl Task {
                 biased;
                 Some(answer) = answered.recv() => self.resolve(answer),
                 command = self.commands.recv() => match command {
-                    None => return Err(Cut::Closed),
-                    Some(asked) => {
-                        let bytes = asked.frame.encode();
-                        self.waiting.insert(asked.id, asked);
+                    None => return Err(Disconnect::Closed),
+                    Some(request) => {
+                        let bytes = request.frame.encode();
+                        self.pending.insert(request.id, request);
                         write(&mut writer, bytes, &mut reading).await?;
                     }
                 },
@@ -412,13 +394,13 @@ impl Task {
                     let seq = *self.acked.borrow_and_update();
                     write(&mut writer, ToAgent::Ack { seq }.encode(), &mut reading).await?;
                 }
-                ended = &mut reading.0 => return ended.unwrap_or(Err(Cut::Closed)),
+                ended = &mut reading.0 => return ended.unwrap_or(Err(Disconnect::Closed)),
             }
         }
     }
 
-    /// Makes `epoch` the current one; gives the first number still wanted of it.
-    fn enter(&self, epoch: Epoch) -> Seq {
+    /// Makes `epoch` the current one, and returns the number of the first event to receive.
+    fn start_epoch(&self, epoch: Epoch) -> Seq {
         let mut position = self.position();
         if position.epoch != epoch {
             *position = Position { epoch, seq: Seq::default() };
@@ -427,41 +409,41 @@ impl Task {
     }
 
     fn resolve(&mut self, answer: Answer) {
-        // An answer to nothing is a hostile agent's or a late one's; neither matters.
-        if let Some(asked) = self.waiting.remove(&answer.id) {
-            let _ = asked.reply.send(Ok((answer.body, answer.data)));
+        // An answer without a request is late or forged, and is ignored.
+        if let Some(request) = self.pending.remove(&answer.id) {
+            let _ = request.reply.send(Ok((answer.body, answer.data)));
         }
     }
 
-    fn fail_what_cannot_be_repeated(&mut self) {
+    fn fail_pending_requests(&mut self) {
         let ids: Vec<u64> = self
-            .waiting
+            .pending
             .iter()
-            .filter(|(_, asked)| !matches!(*asked.frame, ToAgent::Submit { .. }))
+            .filter(|(_, request)| !matches!(*request.frame, ToAgent::Submit { .. }))
             .map(|(id, _)| *id)
             .collect();
         for id in ids {
-            if let Some(asked) = self.waiting.remove(&id) {
-                let _ = asked.reply.send(Err(LinkError::Cut));
+            if let Some(request) = self.pending.remove(&id) {
+                let _ = request.reply.send(Err(LinkError::Cut));
             }
         }
     }
 }
 
-/// Writes for as long as the agent is heard: one that does not read might keep us here for ever.
+/// Writes while the reading task runs. An agent that does not read could block the write for ever otherwise.
 async fn write(
     writer: &mut OwnedWriteHalf,
     bytes: Vec<Bytes>,
-    reading: &mut AbortOnDrop<Result<(), Cut>>,
-) -> Result<(), Cut> {
+    reading: &mut AbortOnDrop<Result<(), Disconnect>>,
+) -> Result<(), Disconnect> {
     tokio::select! {
         biased;
         written = write_all_vectored(writer, bytes) => Ok(written?),
-        ended = &mut reading.0 => ended.unwrap_or(Err(Cut::Closed)).and(Err(Cut::Closed)),
+        ended = &mut reading.0 => ended.unwrap_or(Err(Disconnect::Closed)).and(Err(Disconnect::Closed)),
     }
 }
 
-/// A task that ends with whoever holds it.
+/// Aborts its task on drop.
 pub(crate) struct AbortOnDrop<T>(pub JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
@@ -470,26 +452,26 @@ impl<T> Drop for AbortOnDrop<T> {
     }
 }
 
-/// Owns the read half: events go to the session in order and without gaps, answers to the task.
+/// The reading task: forwards events to the session, in order and without gaps, and answers to the link task.
 async fn read(
     mut reader: FrameReader<OwnedReadHalf>,
     mut expected: Seq,
     position: Arc<Mutex<Position>>,
-    events: Arc<WeighedSender<LinkEvent>>,
-    answers: WeighedSender<Answer>,
-) -> Result<(), Cut> {
+    events: Arc<ByteBoundedSender<LinkEvent>>,
+    answers: ByteBoundedSender<Answer>,
+) -> Result<(), Disconnect> {
     let mut assembler = EventAssembler::default();
     loop {
         let event = match FromAgent::decode(reader.next().await?)? {
             FromAgent::Answer(answer) => {
                 answers.room().await;
-                let weight = EVENT_WEIGHT + answer.data.len();
+                let weight = EVENT_OVERHEAD + answer.data.len();
                 let _ = answers.send(answer, weight);
                 continue;
             }
             FromAgent::EventPiece { seq, total, piece } => {
                 if seq != expected {
-                    return Err(Cut::Numbering { got: seq, expected });
+                    return Err(Disconnect::Numbering { got: seq, expected });
                 }
                 match assembler.push(seq, total, piece)? {
                     Some(event) => (seq, LinkEvent::Event { seq, event }),
@@ -498,23 +480,23 @@ async fn read(
             }
             FromAgent::Lost { from, to } => {
                 if from != expected || to < from {
-                    return Err(Cut::Numbering { got: from, expected });
+                    return Err(Disconnect::Numbering { got: from, expected });
                 }
                 (to, LinkEvent::Lost { from, to })
             }
-            FromAgent::Hello(_) => return Err(Cut::NoHello),
+            FromAgent::Hello(_) => return Err(Disconnect::NoHello),
         };
         let (taken, event) = event;
         expected = taken.next();
-        tell(&events, event).await?;
+        emit(&events, event).await?;
         lock(&position).seq = taken;
     }
 }
 
-async fn tell(events: &WeighedSender<LinkEvent>, event: LinkEvent) -> Result<(), Cut> {
+async fn emit(events: &ByteBoundedSender<LinkEvent>, event: LinkEvent) -> Result<(), Disconnect> {
     events.room().await;
     let weight = event.weight();
-    events.send(event, weight).map_err(|_| Cut::Closed)
+    events.send(event, weight).map_err(|_| Disconnect::Closed)
 }
 
 fn lock(position: &Mutex<Position>) -> MutexGuard<'_, Position> {

@@ -1,24 +1,24 @@
-//! Limits of a session and the statement of what isolation it really has.
+//! The limits of a session, and the report of its actual isolation.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Bytes in a mebibyte; limits are given in these.
+/// The unit of limits, bytes.
 pub const MIB: u64 = 1024 * 1024;
 
-/// What one session may use. Defaults are those of the HTTP contract.
+/// Resource limits of a session. The defaults are those of the HTTP API.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Limits {
-    /// Memory of all the session's processes together, MiB. No swap on top.
+    /// Memory of all processes of the session together, MiB, without swap.
     pub memory_mb: u64,
-    /// CPU time per wall time, in CPUs.
+    /// CPU quota, in CPUs.
     pub cpus: f64,
     /// Processes and threads.
     pub pids: u64,
-    /// Size of the workspace, MiB; `/tmp` has a quarter of it on top.
+    /// Size of the workspace, MiB. `/tmp` has a quarter of this in addition.
     pub disk_mb: u64,
-    /// Output that one run of a cell may produce, MiB. Kept in full up to here.
+    /// Output of one execution, MiB; kept in full up to this limit.
     pub output_mb: u64,
 }
 
@@ -29,17 +29,15 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// What a kernel and its threads need at least.
-    pub const LEAST: Self = Self { memory_mb: 64, cpus: 0.01, pids: 16, disk_mb: 1, output_mb: 1 };
-    /// Far more than machines have, and nothing that the system cannot count: 16 TB of memory, 1 TB of workspace, 16 GB of output.
-    pub const MOST: Self = Self { memory_mb: 16 << 20, cpus: 256.0, pids: 65_536, disk_mb: 1 << 20, output_mb: 16 << 10 };
+    /// The minimum that a kernel and its threads need.
+    pub const MIN: Self = Self { memory_mb: 64, cpus: 0.01, pids: 16, disk_mb: 1, output_mb: 1 };
+    /// More than machines have, within what the system can represent: 16 TB of memory, 1 TB of workspace, 16 GB of output.
+    pub const MAX: Self = Self { memory_mb: 16 << 20, cpus: 256.0, pids: 65_536, disk_mb: 1 << 20, output_mb: 16 << 10 };
 
-    /// Memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_mb.saturating_mul(MIB)
     }
 
-    /// Workspace size in bytes.
     pub fn disk_bytes(&self) -> u64 {
         self.disk_mb.saturating_mul(MIB)
     }
@@ -49,28 +47,27 @@ impl Limits {
         (self.disk_bytes() / 4).max(16 * MIB)
     }
 
-    /// Output per run in bytes.
     pub fn output_bytes(&self) -> u64 {
         self.output_mb.saturating_mul(MIB)
     }
 
-    /// Memory in bytes that the parsed outputs of one run may take in the manager: JSON takes several times its text.
+    /// The cap of one execution's parsed outputs in the manager's memory, bytes: parsed JSON takes several times its text.
     pub fn output_memory(&self) -> usize {
         usize::try_from(self.output_bytes().saturating_mul(4).saturating_add(64 * MIB)).unwrap_or(usize::MAX)
     }
 
-    /// Checks that a kernel can live within the limits at all, and that the system can hold them.
+    /// Checks that all limits are between [`Self::MIN`] and [`Self::MAX`].
     ///
     /// # Errors
-    /// The first limit that is out of its range.
+    /// The first limit out of range.
     pub fn validate(&self) -> Result<(), BadLimit> {
-        let (least, most) = (Self::LEAST, Self::MOST);
+        let (least, most) = (Self::MIN, Self::MAX);
         let check = |field, given: f64, least: f64, most: f64| match (least..=most).contains(&given) {
             true => Ok(()),
             false => Err(BadLimit { field, given, least, most }),
         };
         check("cpus", self.cpus, least.cpus, most.cpus)?;
-        // None of the bounds is near where floats leave whole numbers out.
+        // All bounds are exact as floats.
         let whole = |field, given: u64, least: u64, most: u64| check(field, given as f64, least as f64, most as f64);
         whole("memory_mb", self.memory_mb, least.memory_mb, most.memory_mb)?;
         whole("pids", self.pids, least.pids, most.pids)?;
@@ -79,35 +76,34 @@ impl Limits {
     }
 }
 
-/// A limit that no session can have.
+/// A limit out of range.
 #[derive(Clone, Debug, PartialEq, Error)]
-#[error("{field} is {given}; it can be {least} to {most}")]
+#[error("{field} is {given}; it must be {least} to {most}")]
 pub struct BadLimit {
-    /// Which: the field of [`Limits`].
+    /// The field of [`Limits`].
     pub field: &'static str,
     given: f64,
     least: f64,
     most: f64,
 }
 
-/// What a session may reach over the network.
+/// Network access of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// Nothing but its own loopback.
+    /// Only the sandbox's loopback.
     #[default]
     None,
-    /// Whatever the host reaches. The process sandbox then has the host's own network, the container a bridge.
+    /// Everything the host reaches: the process sandbox shares the host's network, a container has a bridge.
     Open,
 }
 
-/// How strongly a session is walled off.
+/// Isolation levels, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IsolationLevel {
-    /// Not at all.
     None,
-    /// Namespaces, seccomp and limits around processes of this machine.
+    /// Processes of the host with namespaces, seccomp and limits.
     Process,
     /// A hardened container.
     Container,
@@ -117,76 +113,69 @@ pub enum IsolationLevel {
     Vm,
 }
 
-/// The isolation a session has, and which of its limits hold.
+/// The actual isolation of a session, and which of its limits are enforced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Isolation {
-    /// The level.
     pub level: IsolationLevel,
-    /// Limits and locks that the system enforces.
+    /// What the system enforces.
     pub enforced: Vec<String>,
-    /// What was asked for and is not enforced here, each with its reason.
+    /// What was requested but is not enforced here, each with the reason.
     pub not_enforced: Vec<String>,
 }
 
-/// A limit, and whether the system holds it here.
+/// A limit, and whether the system enforces it here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitState<'a> {
-    /// Its name.
     pub name: &'a str,
-    /// Whether it holds.
-    pub held: bool,
-    /// What there is instead, where it does not.
+    pub enforced: bool,
+    /// The substitute, if it is not enforced.
     pub instead: &'a str,
-    /// Why it does not.
+    /// The reason, if it is not enforced.
     pub why_not: &'a str,
 }
 
 impl Isolation {
-    /// Isolation of this level, of which nothing is known to hold yet.
+    /// A report for this level, with nothing enforced yet.
     pub fn new(level: IsolationLevel) -> Self {
         Self { level, enforced: Vec::new(), not_enforced: Vec::new() }
     }
 
-    /// Adds locks that hold.
-    pub fn with(mut self, locks: &[&str]) -> Self {
-        self.enforced.extend(locks.iter().map(|lock| (*lock).to_owned()));
+    /// Adds enforced measures.
+    pub fn with(mut self, measures: &[&str]) -> Self {
+        self.enforced.extend(measures.iter().map(|measure| (*measure).to_owned()));
         self
     }
 
-    /// Adds what does not hold, with the reason.
+    /// Adds a measure that is not enforced, with the reason.
     pub fn without(mut self, name: &str, reason: &str) -> Self {
         self.not_enforced.push(format!("{name}: {reason}"));
         self
     }
 
-    /// Adds the network; `open` says what an open one reaches.
+    /// Adds the network; `open` describes what an open one reaches.
     pub fn with_network(self, network: Network, open: &str) -> Self {
         match network {
             Network::None => self.with(&["no network"]),
-            Network::Open => self.without("network", &format!("open, as asked: {open}")),
+            Network::Open => self.without("network", &format!("open, as requested: {open}")),
         }
     }
 
-    /// Adds limits, each to where it belongs.
+    /// Adds limits as enforced or not.
     pub fn with_limits<'a>(self, limits: impl IntoIterator<Item = LimitState<'a>>) -> Self {
-        limits.into_iter().fold(self, |isolation, LimitState { name, held, instead, why_not }| match held {
+        limits.into_iter().fold(self, |isolation, LimitState { name, enforced, instead, why_not }| match enforced {
             true => isolation.with(&[name]),
             false => isolation.without(name, &format!("{instead} ({why_not})")),
         })
     }
 }
 
-/// A size that cannot be read.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{text:?} is not a size; write it like 512m, 2g or 1048576k")]
 pub struct ParseSizeError {
     text: String,
 }
 
-/// Reads a size as Docker writes it (`512m`, `2g`, `64k`, plain bytes) and rounds it up to MiB.
-///
-/// # Errors
-/// [`ParseSizeError`] for anything else.
+/// Parses a size in Docker's notation (`512m`, `2g`, `64k`, plain bytes), rounded up to MiB.
 pub fn parse_size(text: &str) -> Result<u64, ParseSizeError> {
     let error = || ParseSizeError { text: text.to_owned() };
     let lower = text.trim().to_ascii_lowercase();
@@ -211,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn sizes_are_parsed_and_rounded_up() {
         for (text, mib) in [("512m", 512), ("2g", 2048), ("1.5G", 1536), ("1048576k", 1024), ("1", 1), ("64MiB", 64)] {
             assert_eq!(parse_size(text), Ok(mib), "{text}");
         }
@@ -221,25 +210,25 @@ mod tests {
     }
 
     #[test]
-    fn isolation_tells_apart_what_holds_and_what_does_not() {
-        let limit = |name, held| LimitState { name, held, instead: "not held", why_not: "no controller" };
+    fn isolation_separates_enforced_from_not_enforced() {
+        let limit = |name, enforced| LimitState { name, enforced, instead: "not limited", why_not: "no controller" };
         let isolation = Isolation::new(IsolationLevel::Process)
             .with(&["seccomp"])
             .with_network(Network::Open, "all of it")
             .with_limits([limit("memory", true), limit("cpus", false)]);
         assert_eq!(isolation.enforced, ["seccomp", "memory"]);
-        assert_eq!(isolation.not_enforced, ["network: open, as asked: all of it", "cpus: not held (no controller)"]);
+        assert_eq!(isolation.not_enforced, ["network: open, as requested: all of it", "cpus: not limited (no controller)"]);
         assert_eq!(Isolation::new(IsolationLevel::Vm).with_network(Network::None, "").enforced, ["no network"]);
     }
 
     #[test]
-    fn limits_that_no_kernel_can_live_in_are_named() {
+    fn limits_out_of_range_are_named() {
         assert_eq!(Limits::default().validate(), Ok(()));
-        let told = Limits { memory_mb: 8, ..Limits::default() }.validate().unwrap_err().to_string();
-        assert_eq!(told, "memory_mb is 8; it can be 64 to 16777216");
+        let message = Limits { memory_mb: 8, ..Limits::default() }.validate().unwrap_err().to_string();
+        assert_eq!(message, "memory_mb is 8; it must be 64 to 16777216");
         assert!(Limits { cpus: f64::NAN, ..Limits::default() }.validate().is_err());
         assert!(Limits { pids: 1, ..Limits::default() }.validate().is_err());
-        assert_eq!((Limits::LEAST.validate(), Limits::MOST.validate()), (Ok(()), Ok(())));
+        assert_eq!((Limits::MIN.validate(), Limits::MAX.validate()), (Ok(()), Ok(())));
         let of = |limits: Limits| limits.validate().map_err(|bad| bad.field);
         assert_eq!(of(Limits { memory_mb: u64::MAX, ..Limits::default() }), Err("memory_mb"));
         assert_eq!(of(Limits { disk_mb: (1 << 20) + 1, ..Limits::default() }), Err("disk_mb"));

@@ -1,7 +1,7 @@
-//! What a session may use and do. Plain values and pure decisions; adapters enforce them.
+//! Limits, isolation levels, the seccomp table and hidden paths of sessions. Pure values and checks; adapters enforce them.
 
+pub mod hidden_paths;
 mod limits;
-pub mod paths;
 pub mod seccomp;
 
 pub use limits::{BadLimit, Isolation, IsolationLevel, LimitState, Limits, Network, ParseSizeError, parse_size};

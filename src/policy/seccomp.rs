@@ -1,14 +1,14 @@
-//! Which system calls a kernel may not make.
+//! The system calls that kernels may not make.
 //!
-//! One table serves the agent (which locks the kernel process in either sandbox) and the container's own profile. Denied
-//! calls get an error, never a kill: a library that probes for a feature must be able to go on without it.
+//! One table serves the agent, which confines the kernel process in either sandbox, and the profile of containers. A denied call returns
+//! an error and never kills: a library that probes for a feature must be able to continue without it.
 //!
-//! The table denies rather than allows, since interpreters and numeric libraries use most of the rest; calls that are
-//! newer than the table are denied as a block, by number ([`FIRST_UNKNOWN`]).
+//! It is a deny list, since interpreters and numeric libraries use most other calls. Calls newer than the table are denied as a block,
+//! by number ([`FIRST_UNKNOWN`]).
 
-/// System calls that answer EPERM. Each group with the attack surface it closes.
+/// System calls that return EPERM, grouped by the attack surface that they close.
 pub const DENIED: &[&str] = &[
-    // Kernel interfaces with a long record of privilege escalations.
+    // Kernel interfaces with many past privilege escalations.
     "io_uring_setup",
     "io_uring_enter",
     "io_uring_register",
@@ -19,14 +19,14 @@ pub const DENIED: &[&str] = &[
     "request_key",
     "keyctl",
     "memfd_secret",
-    // Reading or steering other processes, the agent among them.
+    // Reading or controlling other processes, such as the agent.
     "ptrace",
     "process_vm_readv",
     "process_vm_writev",
     "kcmp",
     "process_madvise",
     "pidfd_getfd",
-    // New namespaces and mounts: reachable attack surface only, nothing that a notebook needs.
+    // New namespaces and mounts: attack surface that no notebook needs.
     "unshare",
     "setns",
     "mount",
@@ -40,10 +40,10 @@ pub const DENIED: &[&str] = &[
     "fsconfig",
     "fsmount",
     "fspick",
-    // Opening files by handle steps over path rules (the "shocker" escape).
+    // Opening files by handle bypasses path rules (the "shocker" escape).
     "open_by_handle_at",
     "name_to_handle_at",
-    // The machine as a whole.
+    // State of the whole machine.
     "reboot",
     "kexec_load",
     "init_module",
@@ -69,35 +69,35 @@ pub const DENIED: &[&str] = &[
     "uselib",
     "ustat",
     "sysfs",
-    // Memory placement of others, and page-stealing splices.
+    // Memory placement of other processes, and page-stealing splices.
     "move_pages",
     "migrate_pages",
     "vmsplice",
 ];
 
-/// System calls that only exist on x86.
+/// Denied system calls that exist only on x86.
 pub const DENIED_X86: &[&str] = &["iopl", "ioperm", "modify_ldt"];
 
-/// System calls that answer ENOSYS, because programs fall back to an older call on that and only on that: `clone3` takes
-/// its flags from memory, where a filter cannot look.
+/// System calls that return ENOSYS, on which programs fall back to an older call. `clone3` takes its flags from memory, which a filter
+/// cannot read.
 pub const UNKNOWN: &[&str] = &["clone3"];
 
-/// The first number that did not exist when the table was written (Linux 6.12 ends at 466). It and all after it answer ENOSYS.
+/// The first number that did not exist when the table was written (Linux 6.12 ends at 466). It and all higher ones return ENOSYS.
 pub const FIRST_UNKNOWN: u32 = 467;
 
-/// Flags of `clone` that make a namespace: NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME.
+/// Flags of `clone` that create a namespace: NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME.
 pub const CLONE_NEW: u64 =
     0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000 | 0x80;
 
-/// Address families that `socket` may be asked for: AF_UNIX, AF_INET, AF_INET6 and, for one protocol, AF_NETLINK. With no
-/// network these reach nothing but the sandbox's own loopback; all others (AF_PACKET, AF_ALG, AF_VSOCK, ...) are kernel surface.
+/// Allowed address families of `socket`: AF_UNIX, AF_INET, AF_INET6 and, for one protocol, AF_NETLINK. Without a network they reach only
+/// the sandbox's loopback. All others (AF_PACKET, AF_ALG, AF_VSOCK, ...) are attack surface of the kernel.
 pub const SOCKET_FAMILIES: &[u64] = &[1, 2, 10, NETLINK];
 
-/// AF_NETLINK, the way to many kernel subsystems.
+/// AF_NETLINK, the interface of many kernel subsystems.
 pub const NETLINK: u64 = 16;
 
-/// The one netlink protocol that is allowed: NETLINK_ROUTE, by which `getifaddrs` lists interfaces. libzmq does so before it
-/// binds TCP, and aborts the process when it is refused.
+/// The only allowed netlink protocol: NETLINK_ROUTE, with which `getifaddrs` lists interfaces. libzmq calls it before it binds TCP, and
+/// aborts the process if it is refused.
 pub const NETLINK_ROUTE: u64 = 0;
 
 #[cfg(test)]
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_call_is_listed_twice() {
+    fn table_has_no_duplicates() {
         let mut all: Vec<_> = DENIED.iter().chain(DENIED_X86).chain(UNKNOWN).collect();
         let count = all.len();
         all.sort();

@@ -3,21 +3,21 @@
 use async_trait::async_trait;
 
 use super::journal::{Journal, JournalError, SessionEvent, Transaction};
-use crate::link::weighed::{self, WeighedReceiver, WeighedSender};
+use crate::link::byte_bounded_channel::{self, ByteBoundedReceiver, ByteBoundedSender};
 
 /// Bytes of events that may wait for the reader.
 const QUEUED: usize = 8 << 20;
 
 /// The events of a session, in order. A reader that takes none of them stops the session from reading further; its agent buffers
 /// what follows.
-pub type SessionEvents = WeighedReceiver<SessionEvent>;
+pub type SessionEvents = ByteBoundedReceiver<SessionEvent>;
 
 /// Passes events on to one reader.
-pub struct MemoryJournal(WeighedSender<SessionEvent>);
+pub struct MemoryJournal(ByteBoundedSender<SessionEvent>);
 
 impl MemoryJournal {
     pub fn new() -> (Self, SessionEvents) {
-        let (sender, receiver) = weighed::channel(QUEUED);
+        let (sender, receiver) = byte_bounded_channel::channel(QUEUED);
         (Self(sender), receiver)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use cellkeep::policy::{Limits, paths};
+use cellkeep::policy::{Limits, hidden_paths};
 use cellkeep::sandbox::SandboxKind;
 use cellkeep::session::RunStatus;
 
@@ -261,15 +261,18 @@ for line in open('/proc/self/mountinfo'):
     root, target = line.split()[3:5]
     if target in ('/etc/passwd', '/etc/group', '/etc/hosts'): print('account', root)
 ";
-    let code = format!("cellkeep_masked = {:?}\ncellkeep_readonly = {:?}\n{code}", paths::MASKED, paths::READONLY);
+    let code =
+        format!("cellkeep_masked = {:?}\ncellkeep_readonly = {:?}\n{code}", hidden_paths::MASKED, hidden_paths::READONLY);
     let text = living.ok(&code).await;
     assert!(!text.contains("sees") && !text.contains("opened") && !text.contains("writable"), "{text}");
     assert!(text.contains("release True"), "programs read some of /proc/sys: {text}");
     if place.kind == SandboxKind::Process {
         let accounts: Vec<&str> = text.lines().filter(|line| line.starts_with("account")).collect();
         assert!(accounts.len() == 3 && accounts.iter().all(|line| line.contains("bindfile")), "no host path: {text}");
-        let code =
-            format!("import os\nprint([os.listdir(path) for path in {:?} if os.path.exists(path)])", paths::HOST_FOLDERS);
+        let code = format!(
+            "import os\nprint([os.listdir(path) for path in {:?} if os.path.exists(path)])",
+            hidden_paths::HOST_FOLDERS
+        );
         let text = living.ok(&code).await;
         assert!(text.contains("[]") && !text.contains('\''), "{text}");
     }

@@ -10,7 +10,7 @@ use bollard::models::{
 use serde_json::{Value, json};
 
 use super::engine::Facts;
-use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network, paths, seccomp};
+use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network, hidden_paths, seccomp};
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
@@ -71,8 +71,8 @@ impl Profile<'_> {
             security_opt: Some(self.security_options()),
             cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
             ipc_mode: Some("private".into()),
-            masked_paths: Some(strings(paths::MASKED)),
-            readonly_paths: Some(strings(paths::READONLY)),
+            masked_paths: Some(strings(hidden_paths::MASKED)),
+            readonly_paths: Some(strings(hidden_paths::READONLY)),
             mounts: Some(vec![bind(self.agent, AGENT_PATH, true), bind(self.socket_dir, SOCKET_DIR, false)]),
             tmpfs: Some(tmpfs(&self.spec.limits, self.facts.podman)),
             runtime: self.runtime.map(str::to_owned),
@@ -223,7 +223,7 @@ const CLONE_NEWTIME: u64 = 0x80;
 
 /// The isolation that a container with this profile has.
 pub(super) fn isolation(facts: &Facts, runtime: Option<&str>, network: Network) -> Isolation {
-    let limit = |name, held, instead| LimitState { name, held, instead, why_not: "the engine cannot limit it here" };
+    let limit = |name, enforced, instead| LimitState { name, enforced, instead, why_not: "the engine cannot limit it here" };
     // Of swap there is nothing to say where not even memory is held.
     let swap = (facts.memory && !facts.swap).then(|| limit("swap", false, "not held"));
     let optional = [(facts.user_namespace, "user namespace"), (facts.apparmor, "apparmor")];

@@ -19,7 +19,7 @@ use rustix::pipe::PipeFlags;
 use super::cgroup::Cgroup;
 use crate::agent_protocol::Listen;
 use crate::descriptors;
-use crate::policy::{Network, paths};
+use crate::policy::{Network, hidden_paths};
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
@@ -123,7 +123,9 @@ impl Launch<'_> {
     fn system(&self, options: &mut Options) -> io::Result<()> {
         options.bind(Path::new("/usr"), "/usr");
         // A link among them leads elsewhere, and what it leads to is not shown.
-        for path in paths::HOST_FOLDERS.iter().filter(|path| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())) {
+        for path in
+            hidden_paths::HOST_FOLDERS.iter().filter(|path| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()))
+        {
             options.cover(path);
         }
         for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
@@ -190,10 +192,10 @@ impl Options {
     /// Hides what `/proc` tells about the machine. There is no `/sys`. Whether a path exists is seen out here: both `/proc`
     /// are of the same kernel.
     fn mask(&mut self) {
-        for path in paths::READONLY.iter().filter(|path| Path::new(path).exists()) {
+        for path in hidden_paths::READONLY.iter().filter(|path| Path::new(path).exists()) {
             self.bind(Path::new(path), path);
         }
-        for path in paths::MASKED.iter().filter(|path| path.starts_with("/proc/")) {
+        for path in hidden_paths::MASKED.iter().filter(|path| path.starts_with("/proc/")) {
             match fs::metadata(path) {
                 Ok(found) if found.is_dir() => self.cover(path),
                 // As engines do it: it can be opened, and is empty.

@@ -161,7 +161,7 @@ pub const OPEN_NETWORK: &str = "the machine's own network, with all that listens
 
 fn isolation(controllers: &Controllers, network: Network, masked: bool) -> Isolation {
     let why_not = controllers.why_not.as_deref().unwrap_or("no such cgroup controller");
-    let limit = |name, held, instead| LimitState { name, held, instead, why_not };
+    let limit = |name, enforced, instead| LimitState { name, enforced, instead, why_not };
     let isolation = Isolation::new(IsolationLevel::Process)
         .with(&["user, pid, ipc, uts, mount and cgroup namespaces", "read-only system", "seccomp", "no_new_privs"])
         .with(&["disk", "output"])

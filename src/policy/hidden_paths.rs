@@ -1,7 +1,7 @@
-//! What a kernel may not see of the machine it runs on.
+//! Paths of the host that kernels must not see.
 
-/// Paths of `/proc` and `/sys` that are hidden: what Docker's newest version hides (older ones hide less), and what tells
-/// about the machine's kernel and how it was booted.
+/// Hidden paths of `/proc` and `/sys`: those that Docker's newest version hides (older ones hide fewer), and those that describe the
+/// host's kernel and its boot.
 pub const MASKED: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
@@ -24,9 +24,9 @@ pub const MASKED: &[&str] = &[
     "/sys/kernel/security",
 ];
 
-/// Paths of `/proc` that can be read only. Programs read some of `/proc/sys`.
+/// Read-only paths of `/proc`. Programs read parts of `/proc/sys`.
 pub const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Folders beneath `/usr` that hold this machine's own settings and sources, and nothing that a kernel needs. Hidden where
-/// the sandbox shares the machine's `/usr`.
+/// Folders beneath `/usr` with settings and sources of the host, which kernels do not need. Hidden where the sandbox shares the host's
+/// `/usr`.
 pub const HOST_FOLDERS: &[&str] = &["/usr/etc", "/usr/local/etc", "/usr/local/src", "/usr/local/var", "/usr/src"];
