@@ -1,9 +1,8 @@
-//! Managed environments: what the process sandbox mounts at `/opt/kernel`.
+//! Installs kernel environments, which the process sandbox mounts at `/opt/kernel`.
 //!
-//! Made from the same folder as the container image: requirements into a virtual environment (by `uv`, which takes
-//! seconds, else by pip), the kernel's own files beside it, then its `bake.sh`. Made in a staging folder, which becomes a
-//! version when it is whole ([`versions`]): a broken installation is never seen, and a new one takes nothing from under a
-//! running session.
+//! An environment is made from the same folder as the container image: the requirements in a virtual environment (with `uv`, which takes
+//! seconds, else with pip), the kernel's files beside it, then its `bake.sh`. It is made in a staging folder, which becomes a version once
+//! it is complete ([`versions`]). So a broken installation is never visible, and a new one does not affect running sessions.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -16,71 +15,45 @@ use super::catalog::{KernelSpec, context};
 use super::versions;
 use crate::config::Paths;
 
-/// The interpreter that environments are built on. Not the one on PATH: that is often in somebody's home, which the uid of
-/// a sandbox cannot read.
+/// The interpreter of the environments. Not the one in PATH, which is often in a home folder that the uid of a sandbox cannot read.
 const PYTHON: &str = "/usr/bin/python3";
 const FINGERPRINT: &str = "fingerprint";
 
-/// Told of each step and of the lines that long steps print.
+/// Receives each step, and each line that a step prints.
 pub type Progress<'a> = &'a mut dyn FnMut(&str);
 
-/// Why a kernel cannot be installed.
 #[derive(Debug, Error)]
 pub enum InstallError {
-    /// It has not been installed.
     #[error("it is not installed in {}", .path.display())]
-    Missing {
-        /// Where it would be.
-        path: PathBuf,
-    },
-    /// Debian packages are needed and cannot be installed by us.
-    #[error("these Debian packages are needed: {packages}\n  as root, run: apt-get install {packages}")]
-    Packages {
-        /// Their names.
-        packages: String,
-    },
-    /// It exists as a container image only.
+    Missing { path: PathBuf },
+    /// Debian packages are missing, and only root can install them.
+    #[error("these Debian packages are missing: {packages}\n  as root, run: apt-get install {packages}")]
+    Packages { packages: String },
+    /// The kernel exists only as a container image.
     #[error(
         "{kernel} has no environment for the process sandbox; run: cellkeep images build {kernel}, and use --sandbox docker"
     )]
-    ImageOnly {
-        /// Which kernel.
-        kernel: String,
-    },
-    /// A program that the kernel consists of is not there.
-    #[error("{program} is not there; {remedy}")]
-    Program {
-        /// Which.
-        program: String,
-        /// What to do.
-        remedy: String,
-    },
-    /// A step failed.
+    ImageOnly { kernel: String },
+    /// A program of the kernel is missing.
+    #[error("{program} does not exist; {remedy}")]
+    Program { program: String, remedy: String },
     #[error("{step} failed:\n{output}")]
     Step {
-        /// What was being done.
         step: String,
-        /// The end of what it printed.
+        /// The last lines that it printed.
         output: String,
     },
-    /// A file could not be written.
     #[error("{doing}: {source}")]
-    Io {
-        /// What was being done.
-        doing: String,
-        /// What went wrong.
-        source: io::Error,
-    },
+    Io { doing: String, source: io::Error },
 }
 
-/// How an environment stands.
+/// The state of an environment or an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// There, and made from this version's folder.
+    /// Made from the kernel folder of this version of Cellkeep.
     Ready,
-    /// There, but made from another version's folder.
+    /// Made from another version of the kernel folder.
     Stale,
-    /// Not there.
     Missing,
 }
 
@@ -89,7 +62,7 @@ fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> InstallError 
     move |source| InstallError::Io { doing, source }
 }
 
-/// How the environment of `kernel` stands.
+/// The state of the environment of `kernel`.
 pub fn status(paths: &Paths, kernel: &KernelSpec) -> Status {
     let folder = paths.kernels().join(&kernel.name);
     match fs::read_to_string(folder.join(FINGERPRINT)) {
@@ -99,17 +72,13 @@ pub fn status(paths: &Paths, kernel: &KernelSpec) -> Status {
     }
 }
 
-/// The environment's folder, to be mounted.
-///
-/// # Errors
-/// [`InstallError::Missing`].
+/// The folder of the current environment, to be mounted.
 pub fn environment(paths: &Paths, kernel: &KernelSpec) -> Result<PathBuf, InstallError> {
     versions::current(&paths.kernels(), &kernel.name)
         .map_err(|_| InstallError::Missing { path: paths.kernels().join(&kernel.name) })
 }
 
-/// Installs the environment of `kernel`, or does nothing where it is ready. An earlier version stays beside it until
-/// [`remove_old_versions`].
+/// Installs the environment of `kernel` unless it is ready. Old versions stay until [`remove_old_versions`].
 ///
 /// # Errors
 /// [`InstallError`]; the current version then stays current.
@@ -121,41 +90,41 @@ pub fn install(paths: &Paths, kernel: &KernelSpec, progress: Progress<'_>) -> Re
     if !kernel.has_environment() {
         return Err(InstallError::ImageOnly { kernel: kernel.name.clone() });
     }
-    // The uid of a sandbox must be able to read all of it.
+    // The uids of sandboxes must be able to read everything.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     install_packages(kernel, progress)?;
-    fs::create_dir_all(&kernels).map_err(io_error("cannot make the kernels' folder"))?;
+    fs::create_dir_all(&kernels).map_err(io_error("cannot create the folder for kernels"))?;
     if !versions::exists(&kernels, &kernel.name, &fingerprint) {
         let staging = kernels.join(format!(".new-{}-{}", kernel.name, crate::ids::random_uuid()));
-        let made = make(paths, kernel, &staging, progress).and_then(|()| {
-            versions::add(&kernels, &kernel.name, &fingerprint, &staging).map_err(io_error("cannot keep the environment"))
+        let created = create_environment(paths, kernel, &staging, progress).and_then(|()| {
+            versions::add(&kernels, &kernel.name, &fingerprint, &staging).map_err(io_error("cannot store the environment"))
         });
-        if made.is_err() {
+        if created.is_err() {
             let _ = fs::remove_dir_all(&staging);
         }
-        made?;
+        created?;
     }
-    versions::make_current(&kernels, &kernel.name, &fingerprint)
-        .map_err(io_error("cannot put the new environment in place"))?;
+    versions::make_current(&kernels, &kernel.name, &fingerprint).map_err(io_error("cannot activate the new environment"))?;
     environment(paths, kernel)
 }
 
-/// Whether there are versions that are not current.
 pub fn has_old_versions(paths: &Paths, kernel: &KernelSpec) -> bool {
-    versions::others(&paths.kernels(), &kernel.name).is_ok_and(|others| !others.is_empty())
+    versions::old_versions(&paths.kernels(), &kernel.name).is_ok_and(|old| !old.is_empty())
 }
 
-/// Removes the versions that are not current. The caller knows that no session uses them: one that is being started has
-/// written its record before it looked for its environment, so records that are read now tell of it.
-///
-/// # Errors
-/// [`InstallError::Io`].
+/// Removes old versions. The caller ensures that no session uses them by reading the records: a starting session writes its record
+/// before it looks up its environment.
 pub fn remove_old_versions(paths: &Paths, kernel: &KernelSpec) -> Result<(), InstallError> {
-    versions::remove_others(&paths.kernels(), &kernel.name).map_err(io_error("cannot remove earlier versions"))
+    versions::remove_old(&paths.kernels(), &kernel.name).map_err(io_error("cannot remove old versions"))
 }
 
-fn make(paths: &Paths, kernel: &KernelSpec, staging: &Path, progress: Progress<'_>) -> Result<(), InstallError> {
-    fs::create_dir_all(staging).map_err(io_error("cannot make a staging folder"))?;
+fn create_environment(
+    paths: &Paths,
+    kernel: &KernelSpec,
+    staging: &Path,
+    progress: Progress<'_>,
+) -> Result<(), InstallError> {
+    fs::create_dir_all(staging).map_err(io_error("cannot create a staging folder"))?;
     let files = context(kernel);
     if files.iter().any(|(name, _)| name == "requirements.txt") {
         virtual_environment(paths, kernel, staging, progress)?;
@@ -200,15 +169,15 @@ fn virtual_environment(
         Some(uv) => {
             let mut venv = Command::new(&uv);
             venv.args(["venv", "--quiet", "--allow-existing", "--python", PYTHON]).arg(staging);
-            run("making a virtual environment", &mut venv, progress)?;
+            run("creating a virtual environment", &mut venv, progress)?;
             let mut sync = Command::new(&uv);
-            // Copies, since links into uv's cache would change with it.
+            // Copies: links into uv's cache would change with the cache.
             sync.args(["pip", "install", "--link-mode", "copy", "--python"]).arg(staging.join("bin/python"));
             run(&step, sync.arg("-r").arg(&requirements), progress)?;
         }
         None => {
             let mut venv = Command::new(PYTHON);
-            run("making a virtual environment", venv.args(["-m", "venv"]).arg(staging), progress)?;
+            run("creating a virtual environment", venv.args(["-m", "venv"]).arg(staging), progress)?;
             let mut pip = Command::new(staging.join("bin/python"));
             pip.args(["-m", "pip", "install", "--no-compile", "--disable-pip-version-check", "-r"]).arg(&requirements);
             run(&step, &mut pip, progress)?;
@@ -218,7 +187,7 @@ fn virtual_environment(
     Ok(())
 }
 
-/// `uv` from PATH, or our own copy, which is installed on first use. `None` where that fails: pip does the same, slower.
+/// `uv` from PATH, else Cellkeep's own copy, which is installed on first use. `None` if that fails; pip does the same, slower.
 fn uv(paths: &Paths, progress: Progress<'_>) -> Option<PathBuf> {
     if Command::new("uv")
         .arg("--version")
@@ -234,7 +203,7 @@ fn uv(paths: &Paths, progress: Progress<'_>) -> Option<PathBuf> {
         return Some(own);
     }
     let mut venv = Command::new(PYTHON);
-    run("making a folder for tools", venv.args(["-m", "venv"]).arg(paths.tools()), progress).ok()?;
+    run("creating a folder for tools", venv.args(["-m", "venv"]).arg(paths.tools()), progress).ok()?;
     let mut pip = Command::new(paths.tools().join("bin/python"));
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]);
     run("installing uv", &mut pip, progress).ok()?;
@@ -255,7 +224,7 @@ fn install_packages(kernel: &KernelSpec, progress: Progress<'_>) -> Result<(), I
     if run(&format!("installing {packages}"), &mut apt, progress).is_ok() {
         return Ok(());
     }
-    // The lists may never have been fetched.
+    // The package lists may be missing.
     run("apt-get update", Command::new("apt-get").arg("update"), progress)?;
     run(&format!("installing {packages}"), &mut apt, progress)
 }
@@ -265,14 +234,14 @@ fn is_installed(package: &str) -> bool {
     query.is_ok_and(|output| output.stdout == b"installed")
 }
 
-/// Runs a command, telling its lines as they come.
+/// Runs a command and passes its lines to `progress`.
 fn run(step: &str, command: &mut Command, progress: Progress<'_>) -> Result<(), InstallError> {
     progress(step);
-    let (reader, writer) = io::pipe().map_err(io_error("cannot make a pipe"))?;
-    let error_writer = writer.try_clone().map_err(io_error("cannot make a pipe"))?;
+    let (reader, writer) = io::pipe().map_err(io_error("cannot create a pipe"))?;
+    let error_writer = writer.try_clone().map_err(io_error("cannot create a pipe"))?;
     let started = command.stdin(Stdio::null()).stdout(writer).stderr(error_writer).spawn();
     let mut child = started.map_err(io_error(format!("cannot start {}", command.get_program().to_string_lossy())))?;
-    // The command holds the pipe's other end; reading would never see its end.
+    // The command still owns the write end of the pipe; without this, reading would never end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut tail: Vec<String> = Vec::new();
     for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {

@@ -44,7 +44,7 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 const QUEUE_BYTES: usize = 8 << 20;
 /// Overhead of an event beside its message, bytes.
 const EVENT_OVERHEAD: usize = 512;
-/// The most bytes of pending_bytes requests; beyond, requests fail with [`LinkError::Busy`]. Submissions, signals and restarts are never
+/// The most bytes of pending requests; beyond, requests fail with [`LinkError::Busy`]. Submissions, signals and restarts are never
 /// refused.
 const MAX_PENDING_BYTES: usize = 64 << 20;
 /// Overhead of a pending request beside its data, bytes.
@@ -107,7 +107,7 @@ pub enum LinkError {
     #[error("the code is {size} bytes; the limit is {SUBMIT_MAX}")]
     TooLarge { size: usize },
     /// Too many requests are pending.
-    #[error("too many requests to the sandbox are pending_bytes; it may be disconnected or overloaded")]
+    #[error("too many requests to the sandbox are unanswered; it may be disconnected or overloaded")]
     Busy,
     /// The type of the answer does not match the request.
     #[error("the agent sent an answer that does not match the request")]
@@ -415,6 +415,7 @@ impl LinkTask {
         }
     }
 
+    /// Fails all pending requests but submissions, since only these are known to be idempotent.
     fn fail_pending_requests(&mut self) {
         let ids: Vec<u64> = self
             .pending

@@ -156,7 +156,7 @@ fn errors_say_what_the_file_is() {
     let cases: &[(&[u8], &str)] = &[
         (b"", "the JSON text ends early, at line 1 column 1 (the file is empty)"),
         (b"{\"cells\": [", "the JSON text ends early, at line 1 column 12"),
-        (b"<html>", "not JSON at line 1 column 1: a value was expected (this looks like a web page, not a notebook)"),
+        (b"<html>", "not JSON at line 1 column 1: expected a value (this looks like a web page, not a notebook)"),
         (b"{\n<<<<<<< HEAD\n", "unresolved merge conflicts"),
         (b"[]", "JSON, but not a notebook: the file holds no JSON object"),
         (b"{}", "JSON, but not a notebook: nbformat is missing"),

@@ -1,4 +1,4 @@
-//! The agent that this binary carries, written out so that sandboxes can mount it.
+//! The embedded agent binary, which is written to disk so that sandboxes can mount it.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,40 +15,37 @@ fn current(folder: &Path) -> PathBuf {
     folder.join(concat!("cellkeep-agent-", env!("CELLKEEP_AGENT_FINGERPRINT")))
 }
 
-/// The path of the agent in `folder`, written there if need be. The name holds a hash of the content, so that sandboxes of
-/// an earlier version keep the file they were started from.
-///
-/// # Errors
-/// When it cannot be written.
-pub(super) fn written_out(folder: &Path) -> io::Result<PathBuf> {
+/// Returns the path of the agent in `folder`, and writes it if it is missing. The name contains a hash of the content, so that sandboxes
+/// of other versions keep the file they were started from.
+pub(super) fn ensure_written(folder: &Path) -> io::Result<PathBuf> {
     let path = current(folder);
     if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == AGENT.len() as u64) {
-        // Its age is the time since its last use, by which another version tells whether it may be removed.
+        // The modification time is the time of the last use; another version removes binaries that are unused for long.
         let _ = fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         return Ok(path);
     }
     fs::create_dir_all(folder)?;
-    // The sandbox's uid must reach it, whatever the umask: the folder itself and the data folder that holds it.
+    // The sandbox's uid must be able to enter the folder and the data folder above it, whatever the umask.
     for reachable in [Some(folder), folder.parent()].into_iter().flatten() {
         let _ = fs::set_permissions(reachable, fs::Permissions::from_mode(0o755));
     }
-    // Whole or not at all: another process may be doing the same.
+    // Atomically: another process may be writing the same file.
     let temporary = folder.join(format!(".agent-{}", crate::ids::random_uuid()));
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&temporary)?;
     file.write_all(AGENT)?;
-    // The mode at creation is cut by the umask; the sandbox's uid must be able to run it.
+    // The umask reduced the mode at creation; the sandbox's uid must be able to execute the file.
     file.set_permissions(fs::Permissions::from_mode(0o755))?;
     drop(file);
     fs::rename(&temporary, &path)?;
     Ok(path)
 }
 
-/// Removes the agents of other versions that are not `in_use` and were not for `min_age`, and what interrupted writes left.
+/// Removes agents of other versions that are not `in_use` and unused for `min_age`, and leftovers of interrupted writes.
 pub(super) fn remove_unused(folder: &Path, in_use: &[PathBuf], min_age: Duration) {
     let current = current(folder);
     for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
         if path != current && !in_use.contains(&path) && is_older(&path, min_age) {
-            // It stays for the next sweep where it cannot be removed.
+            // On failure the next sweep tries again.
             let _ = fs::remove_file(path);
         }
     }

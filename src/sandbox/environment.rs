@@ -1,4 +1,4 @@
-//! What every sandbox tells its agent, whatever its kind.
+//! The agent's configuration and the paths inside a sandbox, equal for all kinds of sandboxes.
 
 use std::collections::BTreeMap;
 
@@ -7,16 +7,15 @@ use crate::agent_protocol::{AgentConfig, Listen};
 
 /// The workspace inside a sandbox.
 pub(super) const WORKSPACE: &str = "/work";
-/// Connection files and ipc sockets.
+/// The folder of connection files and ipc sockets.
 pub(super) const RUNTIME_DIR: &str = "/run/kernel";
-/// Where the agent is mounted.
+/// The mount point of the agent's binary.
 pub(super) const AGENT_PATH: &str = "/run/cellkeep/agent";
-/// Size of the runtime folder, bytes.
+/// Bytes.
 pub(super) const RUNTIME_DIR_BYTES: u64 = 4 << 20;
-/// Shared memory, bytes.
+/// Size of `/dev/shm`, bytes.
 pub(super) const SHM_BYTES: u64 = 64 << 20;
 
-/// The agent's configuration.
 pub(super) fn agent_config(spec: &SandboxSpec, listen: Listen, memory_enforced: bool, nproc_rlimit: bool) -> AgentConfig {
     let writable = [WORKSPACE, RUNTIME_DIR, "/tmp", "/dev", "/proc"];
     AgentConfig {
@@ -36,9 +35,9 @@ pub(super) fn agent_config(spec: &SandboxSpec, listen: Listen, memory_enforced: 
     }
 }
 
-/// Ours, then the kernelspec's, then the caller's; nothing of the manager's own.
+/// Our variables, overridden by those of the kernelspec, overridden by the caller's. The manager's own environment is not inherited.
 fn kernel_environment(spec: &SandboxSpec) -> BTreeMap<String, String> {
-    // A thread per CPU of the machine would fight over the one or two this session has.
+    // By default, libraries start a thread per CPU of the host, although the session may use only one or two.
     let threads = (spec.limits.cpus.ceil() as u64).max(1).to_string();
     let own = [
         ("PATH", "/opt/kernel/bin:/usr/local/bin:/usr/bin:/bin"),

@@ -1,4 +1,4 @@
-//! One folder per sandbox, with its record: what must be known to find the sandbox again after its maker's death.
+//! One folder per sandbox with its record, by which the sandbox is found after the death of the process that created it.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use super::{SandboxError, SandboxKind, SandboxRecord};
 use crate::config::Paths;
 use crate::ids::SessionId;
 
-/// Where in a sandbox's folder agents listen: in the process sandbox, and in a container's own folder.
+/// Paths of the agent's socket in a sandbox's folder: for the process sandbox and for containers.
 pub(super) const SOCKETS: [&str; 2] = ["agent.sock", "sock/agent.sock"];
 
 /// The folder of a session's sandbox.
@@ -19,25 +19,22 @@ pub(super) fn folder(paths: &Paths, session: &SessionId) -> PathBuf {
     paths.sandboxes().join(session.as_str())
 }
 
-/// Makes it, for a new session and for our own user alone: what is in a sandbox has no business in here.
+/// Creates the folder of a new session, accessible only to our own user.
 ///
 /// # Errors
-/// [`SandboxError::Io`], also when it is there already.
-pub(super) fn make_folder(paths: &Paths, session: &SessionId) -> Result<PathBuf, SandboxError> {
+/// [`SandboxError::Io`], also if it exists already.
+pub(super) fn create_folder(paths: &Paths, session: &SessionId) -> Result<PathBuf, SandboxError> {
     let parent = paths.sandboxes();
-    fs::create_dir_all(&parent).map_err(SandboxError::io(format!("cannot make {}", parent.display())))?;
+    fs::create_dir_all(&parent).map_err(SandboxError::io(format!("cannot create {}", parent.display())))?;
     let folder = folder(paths, session);
     fs::DirBuilder::new()
         .mode(0o700)
         .create(&folder)
-        .map_err(SandboxError::io(format!("cannot make {}", folder.display())))?;
+        .map_err(SandboxError::io(format!("cannot create {}", folder.display())))?;
     Ok(folder)
 }
 
-/// Writes the record into the sandbox's folder, whole or not at all.
-///
-/// # Errors
-/// [`SandboxError::Io`].
+/// Writes the record into the sandbox's folder, atomically.
 pub(super) fn write(folder: &Path, record: &SandboxRecord) -> Result<(), SandboxError> {
     let write = || -> io::Result<()> {
         let temporary = folder.join("record.tmp");
@@ -48,23 +45,20 @@ pub(super) fn write(folder: &Path, record: &SandboxRecord) -> Result<(), Sandbox
     write().map_err(SandboxError::io(format!("cannot write the record in {}", folder.display())))
 }
 
-/// All records of one kind. What cannot be read is left out: it may be half made or half removed by another process.
+/// All records of one kind. Unreadable ones are skipped: another process may be creating or removing them.
 ///
 /// # Errors
-/// [`SandboxError::Io`] when the folder of all sandboxes cannot be read.
+/// [`SandboxError::Io`] if the folder of all sandboxes cannot be read.
 pub(super) fn list(paths: &Paths, kind: SandboxKind) -> Result<Vec<SandboxRecord>, SandboxError> {
     Ok(all(paths)?.into_iter().filter(|record| record.kind == kind).collect())
 }
 
-/// The records of every kind, likewise.
-///
-/// # Errors
-/// As [`list`].
+/// As [`list`], for all kinds.
 pub(super) fn all(paths: &Paths) -> Result<Vec<SandboxRecord>, SandboxError> {
     Ok(folders(paths)?.iter().filter_map(|folder| read(folder)).collect())
 }
 
-/// The record in a sandbox's folder. `None` where there is none that can be read.
+/// The record in a sandbox's folder; `None` if there is none or it is unreadable.
 pub(super) fn read(folder: &Path) -> Option<SandboxRecord> {
     serde_json::from_slice(&fs::read(folder.join("record.json")).ok()?).ok()
 }
@@ -78,39 +72,33 @@ fn folders(paths: &Paths) -> Result<Vec<PathBuf>, SandboxError> {
     }
 }
 
-/// Removes folders without a record that can be read, once nothing has changed in them for `min_age`. One on whose socket
-/// somebody listens is another version's, and living.
-///
-/// # Errors
-/// As [`list`].
+/// Removes folders without a readable record that have not changed for `min_age`. A folder whose socket has a listener belongs to a live
+/// sandbox of another version, and is kept.
 pub(super) fn remove_unreadable(paths: &Paths, min_age: Duration) -> Result<(), SandboxError> {
-    let listens = |folder: &Path| SOCKETS.iter().any(|socket| somebody_listens(&folder.join(socket)));
+    let listens = |folder: &Path| SOCKETS.iter().any(|socket| has_listener(&folder.join(socket)));
     for folder in folders(paths)? {
         if read(&folder).is_none() && is_older(&folder, min_age) && !listens(&folder) {
-            // It stays for the next sweep where it cannot be removed.
+            // On failure the next sweep tries again.
             let _ = fs::remove_dir_all(folder);
         }
     }
     Ok(())
 }
 
-/// Whether a file or a folder is there, and has not changed for `age`.
+/// Whether a file or folder exists and has not changed for `age`.
 pub(super) fn is_older(path: &Path, age: Duration) -> bool {
     let modified = fs::metadata(path).and_then(|found| found.modified());
     modified.is_ok_and(|time| time.elapsed().is_ok_and(|elapsed| elapsed >= age))
 }
 
-/// Whether a socket has an owner, in whatever PID namespace, who does not notice the question: a stream that is asked for
-/// datagrams refuses for its kind, but only if there is one.
-pub(super) fn somebody_listens(socket: &Path) -> bool {
-    let asked = UnixDatagram::unbound().and_then(|datagrams| datagrams.connect(socket));
-    !asked.is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
+/// Whether a socket has a listener, in any PID namespace, without connecting to it: connecting a datagram socket to a stream socket fails
+/// with EPROTOTYPE if there is a listener, else with ECONNREFUSED.
+pub(super) fn has_listener(socket: &Path) -> bool {
+    let result = UnixDatagram::unbound().and_then(|datagrams| datagrams.connect(socket));
+    !result.is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
 }
 
-/// Removes the folder with all that is in it; fine if it is gone already.
-///
-/// # Errors
-/// [`SandboxError::Io`].
+/// Removes the folder of a sandbox. Idempotent.
 pub(super) fn remove_folder(paths: &Paths, session: &SessionId) -> Result<(), SandboxError> {
     match fs::remove_dir_all(folder(paths, session)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -127,17 +115,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_is_asked_for_its_owner_without_being_dialled() {
+    fn listener_is_detected_without_connecting() {
         let folder = std::env::temp_dir().join(format!("cellkeep-{}", crate::ids::random_uuid()));
         fs::create_dir(&folder).unwrap();
         let socket = folder.join("agent.sock");
-        assert!(!somebody_listens(&socket));
+        assert!(!has_listener(&socket));
         let listener = UnixListener::bind(&socket).unwrap();
-        assert!(somebody_listens(&socket));
+        assert!(has_listener(&socket));
         listener.set_nonblocking(true).unwrap();
-        assert!(listener.accept().is_err(), "no connection has come");
+        assert!(listener.accept().is_err(), "no connection was made");
         drop(listener);
-        assert!(!somebody_listens(&socket));
+        assert!(!has_listener(&socket));
         fs::remove_dir_all(folder).unwrap();
     }
 }

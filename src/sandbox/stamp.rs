@@ -1,4 +1,4 @@
-//! A process of this machine, known again later and by other processes.
+//! Identifies a process of this machine across time, boots and PID namespaces.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,35 +6,32 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-/// A process that cannot be mistaken for another: for a later one with the same number, nor for one of another boot or of
-/// another PID namespace (a container that shares our data folder), where the same number is somebody else.
+/// Identifies a process uniquely: not confused with a later process of the same PID, nor with one of another boot or another PID namespace
+/// (for example a container that shares the data folder).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessStamp {
-    /// Its number.
     pub pid: i32,
-    /// When it started, in clock ticks after boot.
+    /// Start time, in clock ticks after boot.
     pub started: u64,
-    /// The boot, by the first half of its random id.
+    /// The first half of the random boot id.
     pub boot: u64,
-    /// The PID namespace that the number is of, by its inode.
+    /// Inode of the PID namespace to which the PID belongs.
     pub namespace: u64,
 }
 
-/// What can be seen of a stamped process from here.
+/// The state of a process as far as this process can observe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sight {
-    /// It runs.
+pub enum Liveness {
     Running,
-    /// It has ended.
-    Gone,
-    /// It is of another PID namespace: whether it runs cannot be told, and its number is nothing to us.
-    OutOfSight,
+    Dead,
+    /// It belongs to another PID namespace, where it cannot be observed.
+    Unknown,
 }
 
-/// The boot and the PID namespace of this process, which never change.
-fn here() -> (u64, u64) {
-    static HERE: OnceLock<(u64, u64)> = OnceLock::new();
-    *HERE.get_or_init(|| {
+/// Boot and PID namespace of this process.
+fn current_boot_and_namespace() -> (u64, u64) {
+    static CURRENT: OnceLock<(u64, u64)> = OnceLock::new();
+    *CURRENT.get_or_init(|| {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let digits: String = boot.chars().filter(char::is_ascii_hexdigit).take(16).collect();
         let namespace = fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino());
@@ -43,12 +40,12 @@ fn here() -> (u64, u64) {
 }
 
 impl ProcessStamp {
-    /// The stamp of a running process. `None` when there is none of that number.
+    /// The stamp of a running process; `None` if there is none with this PID.
     pub fn of(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in parentheses may hold anything; the start time is the 20th field behind it.
+        // The name in parentheses may contain anything; the start time is the 20th field after it.
         let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
-        let (boot, namespace) = here();
+        let (boot, namespace) = current_boot_and_namespace();
         Some(Self { pid, started, boot, namespace })
     }
 
@@ -58,32 +55,31 @@ impl ProcessStamp {
         Self::of(pid).unwrap_or(Self { pid, ..Self::unknown() })
     }
 
-    /// The stamp of a process of which nothing is known: always out of sight.
+    /// A stamp whose liveness is always unknown.
     pub(super) fn unknown() -> Self {
-        Self { pid: 0, started: 0, boot: here().0, namespace: 0 }
+        Self { pid: 0, started: 0, boot: current_boot_and_namespace().0, namespace: 0 }
     }
 
-    /// What can be seen of that very process.
-    pub fn sight(self) -> Sight {
-        let (boot, namespace) = here();
+    pub fn liveness(self) -> Liveness {
+        let (boot, namespace) = current_boot_and_namespace();
         if self.boot != boot {
-            // No process outlives a boot.
-            Sight::Gone
+            // No process survives a reboot.
+            Liveness::Dead
         } else if self.namespace != namespace {
-            Sight::OutOfSight
+            Liveness::Unknown
         } else if Self::of(self.pid) == Some(self) {
-            Sight::Running
+            Liveness::Running
         } else {
-            Sight::Gone
+            Liveness::Dead
         }
     }
 
-    /// Whether that very process is seen to run.
+    /// Whether the process is known to be running.
     pub fn is_alive(self) -> bool {
-        self.sight() == Sight::Running
+        self.liveness() == Liveness::Running
     }
 
-    /// Ends that very process, where it is seen to run.
+    /// Kills the process if it is known to be running.
     pub(super) fn kill(self) {
         if let (true, Some(pid)) = (self.is_alive(), rustix::process::Pid::from_raw(self.pid)) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -96,13 +92,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_very_process_is_alive() {
+    fn only_the_same_process_is_alive() {
         let own = ProcessStamp::own();
-        assert_eq!(own.sight(), Sight::Running);
-        assert_eq!(ProcessStamp { started: own.started + 1, ..own }.sight(), Sight::Gone);
-        assert_eq!(ProcessStamp { boot: own.boot ^ 1, ..own }.sight(), Sight::Gone);
-        assert_eq!(ProcessStamp { namespace: own.namespace + 1, ..own }.sight(), Sight::OutOfSight);
-        assert_eq!(ProcessStamp::unknown().sight(), Sight::OutOfSight);
-        assert!(own.boot != 0 && own.namespace != 0, "this machine tells both");
+        assert_eq!(own.liveness(), Liveness::Running);
+        assert_eq!(ProcessStamp { started: own.started + 1, ..own }.liveness(), Liveness::Dead);
+        assert_eq!(ProcessStamp { boot: own.boot ^ 1, ..own }.liveness(), Liveness::Dead);
+        assert_eq!(ProcessStamp { namespace: own.namespace + 1, ..own }.liveness(), Liveness::Unknown);
+        assert_eq!(ProcessStamp::unknown().liveness(), Liveness::Unknown);
+        assert!(own.boot != 0 && own.namespace != 0, "both are known on this machine");
     }
 }

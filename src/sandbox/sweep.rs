@@ -1,40 +1,34 @@
-//! Clearing away what dead managers left behind.
+//! Removes what dead managers left behind.
 
 use std::time::Duration;
 
-use super::{SandboxError, SandboxRecord, Sight, agent_binary, process, records};
+use super::{Liveness, SandboxError, SandboxRecord, agent_binary, process, records};
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::sandbox::Sandbox;
 
-/// What nobody is known to own is left alone until nothing has changed in it for so long: it may be in the making.
-const IN_THE_MAKING: Duration = Duration::from_secs(600);
+/// Leftovers without a known owner are removed after this time without a change: younger ones may belong to a sandbox that is being
+/// created.
+const MIN_AGE: Duration = Duration::from_secs(600);
 
-/// Ends the sandboxes whose owner has died without ending them (killed in a one-shot run), but those meant to be kept.
-/// Removes folders and cgroups of sandboxes that are no more, and agents of other versions that no sandbox uses. Returns how many
-/// sandboxes were ended.
-///
-/// # Errors
-/// [`SandboxError`] when they cannot be listed.
+/// Destroys sandboxes whose owner has died (a one-shot command that was killed), except those that outlive their owner. Removes folders and
+/// cgroups without a sandbox, and unused agents of other versions. Returns how many sandboxes were destroyed.
 pub async fn sweep(sandbox: &dyn Sandbox, paths: &Paths) -> Result<usize, SandboxError> {
     let mut swept = 0;
     for record in sandbox.list().await? {
-        if !record.keep && is_left_behind(paths, &record) && sandbox.destroy(&record).await.is_ok() {
+        if !record.keep && is_orphaned(paths, &record) && sandbox.destroy(&record).await.is_ok() {
             swept += 1;
         }
     }
-    records::remove_unreadable(paths, IN_THE_MAKING)?;
-    process::remove_empty_cgroups(IN_THE_MAKING);
+    records::remove_unreadable(paths, MIN_AGE)?;
+    process::remove_empty_cgroups(MIN_AGE);
     let in_use: Vec<_> = records::all(paths)?.into_iter().map(|record| record.agent_binary).collect();
-    agent_binary::remove_unused(&paths.agent(), &in_use, IN_THE_MAKING);
+    agent_binary::remove_unused(&paths.agent(), &in_use, MIN_AGE);
     Ok(swept)
 }
 
-/// Removes what a maker has left that died before it could write a record: a folder, made before all else. For whoever knows that
-/// it is dead, and need not wait to see.
-///
-/// # Errors
-/// [`SandboxError::Io`].
+/// Removes the folder of a sandbox whose creator died before it wrote the record. Only for callers that know the creator is dead; others
+/// leave it to [`sweep`].
 pub fn remove_unfinished(paths: &Paths, session: &SessionId) -> Result<(), SandboxError> {
     match records::read(&records::folder(paths, session)) {
         Some(_) => Ok(()),
@@ -42,14 +36,14 @@ pub fn remove_unfinished(paths: &Paths, session: &SessionId) -> Result<(), Sandb
     }
 }
 
-/// Whether a sandbox's owner is gone. Where that cannot be seen, the sandbox must be of our folder and have ended by itself.
-fn is_left_behind(paths: &Paths, record: &SandboxRecord) -> bool {
-    match record.owner.sight() {
-        Sight::Running => false,
-        Sight::Gone => true,
-        Sight::OutOfSight => {
+/// Whether a sandbox's owner is dead. If that cannot be observed, the sandbox must be old and have ended by itself.
+fn is_orphaned(paths: &Paths, record: &SandboxRecord) -> bool {
+    match record.owner.liveness() {
+        Liveness::Running => false,
+        Liveness::Dead => true,
+        Liveness::Unknown => {
             let folder = records::folder(paths, &record.session);
-            records::is_older(&folder, IN_THE_MAKING) && !records::somebody_listens(&record.socket)
+            records::is_older(&folder, MIN_AGE) && !records::has_listener(&record.socket)
         }
     }
 }

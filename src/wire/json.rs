@@ -1,8 +1,7 @@
-//! Lenient JSON reading: accepts what kernels and Python really send, and says what it had to repair.
+//! A lenient JSON parser, which accepts what real kernels and Python send and reports what it repaired.
 //!
-//! Python's `json` writes `NaN` and lone surrogate escapes, R and shell kernels pass bytes through that are not
-//! UTF-8, Windows editors put a byte-order mark in front of a notebook. A strict reader turns each of these into
-//! lost output. This reader takes them and reports the repair:
+//! Python's `json` writes `NaN` and lone surrogate escapes, R and shell kernels pass on bytes that are not UTF-8, Windows editors prefix a
+//! notebook with a byte-order mark. A strict parser would lose output each time. This parser repairs:
 //!
 //! | input | becomes |
 //! |---|---|
@@ -11,69 +10,42 @@
 //! | bytes that are not UTF-8 | U+FFFD |
 //! | raw control characters inside a string | kept |
 //! | a leading byte-order mark | skipped |
-//! | UTF-16 with such a mark | read |
-//! | a key twice in one object | the last stands |
+//! | UTF-16 with such a mark | decoded |
+//! | a key twice in one object | the last value is kept |
 //!
-//! It is a parser of its own, not a repair of the text followed by `serde_json`: with `arbitrary_precision` and
-//! `raw_value`, `serde_json` gives a meaning to objects with the keys `$serde_json::private::Number` and
-//! `$serde_json::private::RawValue`. Message contents come from untrusted code, which must not be able to smuggle
-//! a parse failure or a nested document (with a fresh depth budget) through a key. Here such keys are plain keys.
+//! It does not use `serde_json` for untrusted text: with `arbitrary_precision` and `raw_value`, that interprets objects with the keys
+//! `$serde_json::private::Number` and `$serde_json::private::RawValue`. Untrusted code could use such keys to cause parse failures, or to
+//! smuggle in a nested document with a fresh depth budget. In this parser they are plain keys.
 
 use std::borrow::Cow;
 
 use serde_json::{Map, Number, Value};
 
-/// Deepest nesting of arrays and objects that [`parse_lenient`] accepts. `serde_json` refuses 128 and more, and
-/// what we read must stay readable for it once stored.
+/// The deepest nesting that [`parse_lenient`] accepts. `serde_json` refuses 128 and more, and must be able to read stored values.
 pub const MAX_DEPTH: usize = 127;
 
-/// Most values (numbers, strings, arrays, ...) that a message's content may hold. Each takes about a hundred bytes once
-/// parsed, fifty times what it takes in the text, so that a small message could else fill the memory.
+/// The most values (numbers, strings, arrays, ...) of a message's content. A parsed value takes about a hundred bytes, up to fifty times its
+/// text, so a small message could otherwise fill the memory.
 pub const MAX_VALUES: usize = 4_000_000;
 
-/// Why a text is not JSON, even leniently. Lines and columns count from 1; columns count bytes.
+/// Text that is not JSON even leniently. Lines and columns count from 1; columns count bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
     /// The text ends inside a value: an interrupted write or transfer.
     #[error("the JSON text ends early, at line {line} column {column}")]
-    Truncated {
-        /// Line of the end.
-        line: usize,
-        /// Column of the end.
-        column: usize,
-    },
-    /// Something is not JSON at this place.
+    Truncated { line: usize, column: usize },
     #[error("not JSON at line {line} column {column}: {problem}")]
-    Syntax {
-        /// Line of the problem.
-        line: usize,
-        /// Column of the problem.
-        column: usize,
-        /// What was expected there.
-        problem: &'static str,
-    },
-    /// Arrays and objects are nested deeper than the limit.
+    Syntax { line: usize, column: usize, problem: &'static str },
     #[error("JSON nested deeper than {limit} levels at line {line} column {column}")]
-    TooDeep {
-        /// The limit in force.
-        limit: usize,
-        /// Line where it was passed.
-        line: usize,
-        /// Column where it was passed.
-        column: usize,
-    },
-    /// There are more values than allowed.
+    TooDeep { limit: usize, line: usize, column: usize },
     #[error("more than {limit} JSON values")]
-    TooMany {
-        /// The limit in force.
-        limit: usize,
-    },
+    TooMany { limit: usize },
 }
 
-/// What [`parse_reporting`] had to change to read a text.
+/// What [`parse_reporting`] repaired.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Repairs {
-    /// Numbers that are not finite, replaced with `null`.
+    /// Non-finite numbers, replaced with `null`.
     pub non_finite: usize,
     /// Escaped lone surrogates, replaced with U+FFFD.
     pub surrogates: usize,
@@ -85,54 +57,48 @@ pub struct Repairs {
     pub bom: bool,
     /// Whether the text was UTF-16.
     pub utf16: bool,
-    /// Keys that an object had more than once; the last value stands, as for Python and browsers.
+    /// Duplicate keys of objects; the last value is kept, as in Python and browsers.
     pub duplicates: usize,
 }
 
 impl Repairs {
-    /// Whether anything was repaired.
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
 }
 
-/// A JSON value and what had to be repaired to read it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parsed {
-    /// The value.
     pub value: Value,
-    /// The repairs; none for valid JSON.
+    /// None for valid JSON.
     pub repairs: Repairs,
 }
 
-/// Reads one JSON value leniently; see the module text for what is repaired.
+/// Parses one JSON value leniently; the module documentation lists the repairs.
 ///
 /// # Errors
-/// [`JsonError`] where the text is no JSON even so, is nested deeper than [`MAX_DEPTH`], or holds more than [`MAX_VALUES`].
+/// [`JsonError`] if the text is not JSON even so, is nested deeper than [`MAX_DEPTH`], or contains more than [`MAX_VALUES`].
 pub fn parse_lenient(bytes: &[u8]) -> Result<Value, JsonError> {
     parse_reporting(bytes, Bounds { values: MAX_VALUES, ..Bounds::default() }).map(|parsed| parsed.value)
 }
 
-/// What a text may hold.
+/// Limits of a text.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Nesting of arrays and objects, at most [`MAX_DEPTH`].
+    /// Nesting; capped at [`MAX_DEPTH`].
     pub depth: usize,
-    /// Values in all.
+    /// Total number of values.
     pub values: usize,
 }
 
 impl Default for Bounds {
-    /// The deepest nesting, and no limit of values: for files of the user's own.
+    /// [`MAX_DEPTH`] and any number of values, for trusted files.
     fn default() -> Self {
         Self { depth: MAX_DEPTH, values: usize::MAX }
     }
 }
 
-/// As [`parse_lenient`], with the repairs, and within bounds of the caller's.
-///
-/// # Errors
-/// As [`parse_lenient`], and [`JsonError::TooMany`].
+/// As [`parse_lenient`], within given bounds; also returns the repairs.
 pub fn parse_reporting(bytes: &[u8], bounds: Bounds) -> Result<Parsed, JsonError> {
     let bounds = Bounds { depth: bounds.depth.min(MAX_DEPTH), ..bounds };
     let mut repairs = Repairs::default();
@@ -142,19 +108,19 @@ pub fn parse_reporting(bytes: &[u8], bounds: Bounds) -> Result<Parsed, JsonError
     Ok(Parsed { value, repairs: parser.repairs })
 }
 
-/// The texts that an object has under these keys, as [`parse_lenient`] reads them; empty where it has none there. For what is read of
-/// each message: nothing is made of the rest, which takes a third of the time.
+/// The string values of an object at these keys, as [`parse_lenient`] reads them; empty if absent or not a string. Builds no other values,
+/// which takes a third of the time; headers of every message are read this way.
 ///
 /// # Errors
-/// As [`parse_lenient`]; also where the value is no object.
-pub fn texts_of<const N: usize>(bytes: &[u8], keys: [&str; N]) -> Result<[String; N], JsonError> {
+/// As [`parse_lenient`]; also if the value is not an object.
+pub fn string_fields<const N: usize>(bytes: &[u8], keys: [&str; N]) -> Result<[String; N], JsonError> {
     let bounds = Bounds { values: MAX_VALUES, ..Bounds::default() };
     let text = decode(bytes, &mut Repairs::default());
     let mut parser = Parser::new(&text, bounds, Repairs::default());
     parser.texts(keys).map_err(|fault| fault.locate(text.as_bytes(), bounds))
 }
 
-/// The text of bytes: UTF-8, else UTF-16 as some editors write it, by its mark.
+/// Decodes UTF-8, or UTF-16 with a byte-order mark.
 fn decode<'a>(bytes: &'a [u8], repairs: &mut Repairs) -> Cow<'a, str> {
     let from_utf16 = |unit: fn([u8; 2]) -> u16| {
         let (pairs, rest) = bytes[2..].as_chunks::<2>();
@@ -168,13 +134,13 @@ fn decode<'a>(bytes: &'a [u8], repairs: &mut Repairs) -> Cow<'a, str> {
     }
     let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     repairs.bom = body.len() != bytes.len();
-    // Faster than the lossy reading where there is nothing to lose.
+    // Validation is faster than lossy decoding for valid UTF-8.
     let text = std::str::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed);
     repairs.utf8 = matches!(text, Cow::Owned(_));
     text
 }
 
-/// A problem by byte offset; lines are counted only when it is reported.
+/// A problem at a byte offset; lines are counted only for the error.
 struct Fault {
     at: usize,
     kind: FaultKind,
@@ -201,7 +167,7 @@ impl Fault {
     }
 }
 
-/// Recursive descent over text known to be UTF-8. All cuts are made at ASCII bytes, so slices are always valid.
+/// A recursive descent parser. It slices the text only at ASCII bytes, so slices are always valid UTF-8.
 struct Parser<'a> {
     text: &'a str,
     bytes: &'a [u8],
@@ -227,7 +193,7 @@ impl<'a> Parser<'a> {
         let mut texts = [const { String::new() }; N];
         self.skip_space();
         if self.peek() != Some(b'{') {
-            return Err(self.syntax("an object was expected"));
+            return Err(self.syntax("expected an object"));
         }
         self.nested(|parser| {
             parser.members(|parser, key| {
@@ -291,7 +257,7 @@ impl<'a> Parser<'a> {
             Some(b'I') => self.non_finite("Infinity"),
             Some(b'-') if self.bytes.get(self.at + 1) == Some(&b'I') => self.non_finite("-Infinity"),
             Some(b'-' | b'0'..=b'9') => self.number(),
-            _ => Err(self.syntax("a value was expected")),
+            _ => Err(self.syntax("expected a value")),
         }
     }
 
@@ -316,7 +282,7 @@ impl<'a> Parser<'a> {
         Ok(Value::Object(map))
     }
 
-    /// Reads the members of an object behind its brace; `member` reads a value.
+    /// Parses the members of an object after its opening brace; `member` parses a value.
     fn members(&mut self, mut member: impl FnMut(&mut Self, Cow<'a, str>) -> Result<(), Fault>) -> Result<(), Fault> {
         self.skip_space();
         if self.peek() == Some(b'}') {
@@ -326,12 +292,12 @@ impl<'a> Parser<'a> {
         loop {
             self.skip_space();
             if self.peek() != Some(b'"') {
-                return Err(self.syntax("a key in double quotes was expected"));
+                return Err(self.syntax("expected a key in double quotes"));
             }
             let key = self.text()?;
             self.skip_space();
             if self.peek() != Some(b':') {
-                return Err(self.syntax("a colon was expected after the key"));
+                return Err(self.syntax("expected a colon after the key"));
             }
             self.at += 1;
             member(self, key)?;
@@ -342,7 +308,7 @@ impl<'a> Parser<'a> {
                     self.at += 1;
                     return Ok(());
                 }
-                _ => return Err(self.syntax("a comma or a closing brace was expected")),
+                _ => return Err(self.syntax("expected a comma or a closing brace")),
             }
         }
     }
@@ -363,7 +329,7 @@ impl<'a> Parser<'a> {
                     self.at += 1;
                     return Ok(Value::Array(items));
                 }
-                _ => return Err(self.syntax("a comma or a closing bracket was expected")),
+                _ => return Err(self.syntax("expected a comma or a closing bracket")),
             }
         }
     }
@@ -416,10 +382,10 @@ impl<'a> Parser<'a> {
         while matches!(self.peek(), Some(b'0'..=b'9')) {
             self.at += 1;
         }
-        if self.at == start { Err(self.syntax("a digit was expected")) } else { Ok(()) }
+        if self.at == start { Err(self.syntax("expected a digit")) } else { Ok(()) }
     }
 
-    /// Reads a string; the opening quote is the next byte. Most have nothing in them that would be changed.
+    /// Parses a string; the next byte is its opening quote. Strings without escapes are borrowed.
     fn text(&mut self) -> Result<Cow<'a, str>, Fault> {
         let (text, from) = (self.text, self.at + 1);
         let end = self.bytes[from..].iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f));
@@ -427,10 +393,10 @@ impl<'a> Parser<'a> {
             self.at = end + 1;
             return Ok(Cow::Borrowed(&text[from..end]));
         }
-        self.changed_text().map(Cow::Owned)
+        self.text_with_escapes().map(Cow::Owned)
     }
 
-    fn changed_text(&mut self) -> Result<String, Fault> {
+    fn text_with_escapes(&mut self) -> Result<String, Fault> {
         self.at += 1;
         let mut out = String::new();
         let mut control = false;
@@ -455,7 +421,7 @@ impl<'a> Parser<'a> {
         Ok(out)
     }
 
-    /// Reads what follows a backslash.
+    /// Parses an escape after its backslash.
     fn escape(&mut self, out: &mut String) -> Result<(), Fault> {
         let plain = match self.peek() {
             Some(byte @ (b'"' | b'\\' | b'/')) => char::from(byte),
@@ -483,7 +449,7 @@ impl<'a> Parser<'a> {
             let digit = self.peek().and_then(|byte| char::from(byte).to_digit(16));
             let digit = digit.and_then(|digit| u16::try_from(digit).ok());
             let Some(digit) = digit else {
-                return Err(self.syntax("four hexadecimal digits were expected"));
+                return Err(self.syntax("expected four hexadecimal digits"));
             };
             unit = unit << 4 | digit;
             self.at += 1;
@@ -491,7 +457,7 @@ impl<'a> Parser<'a> {
         Ok(unit)
     }
 
-    /// The character of a UTF-16 unit, with the second half of a pair if one follows.
+    /// The character of a UTF-16 unit; consumes the second half of a surrogate pair if it follows.
     fn code_point(&mut self, unit: u16) -> char {
         if let Some(plain) = char::from_u32(u32::from(unit)) {
             return plain;
@@ -504,7 +470,7 @@ impl<'a> Parser<'a> {
                 let code = 0x1_0000 + ((u32::from(unit) - 0xd800) << 10) + (u32::from(low) - 0xdc00);
                 return char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
             }
-            // What follows is not our second half: it is read again as an escape of its own.
+            // Not the second half of this pair; it is parsed again as an escape of its own.
             self.at = back;
         }
         self.repairs.surrogates += 1;
@@ -524,14 +490,14 @@ mod tests {
     }
 
     #[test]
-    fn values_are_counted() {
+    fn number_of_values_is_bounded() {
         let bounds = Bounds { values: 4, ..Bounds::default() };
         assert!(parse_reporting(b"[1,2,{}]", bounds).is_ok());
         assert_eq!(parse_reporting(b"[1,2,{\"a\":1}]", bounds), Err(JsonError::TooMany { limit: 4 }));
     }
 
     #[test]
-    fn reads_plain_json_without_repairs() {
+    fn valid_json_needs_no_repairs() {
         let (value, repairs) = repaired(br#" {"a": [1, -2.50, 1e400, true, null, "\u00e9\n\ud83d\ude00"]} "#);
         assert_eq!(value["a"][5], json!("\u{e9}\n\u{1f600}"));
         assert_eq!(value["a"][2].to_string(), "1e+400", "numbers keep their digits");
@@ -539,14 +505,14 @@ mod tests {
     }
 
     #[test]
-    fn repairs_what_python_sends() {
+    fn non_finite_numbers_become_null() {
         let (value, repairs) = repaired(b"\xef\xbb\xbf[NaN, Infinity, -Infinity, \"NaN\"]");
         assert_eq!(value, json!([null, null, null, "NaN"]));
         assert_eq!((repairs.non_finite, repairs.bom), (3, true));
     }
 
     #[test]
-    fn reads_what_editors_save() {
+    fn utf16_and_duplicate_keys_are_read() {
         let text = "{\"a\": \"é𝄞\"}";
         let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
@@ -560,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn repairs_surrogates_and_bytes() {
+    fn lone_surrogates_and_bytes_are_replaced() {
         let (value, repairs) = repaired(br#"["\ud800", "\udc00x", "\ud800\ud83d\ude00", "\ud800\n"]"#);
         assert_eq!(value, json!(["\u{fffd}", "\u{fffd}x", "\u{fffd}\u{1f600}", "\u{fffd}\n"]));
         assert_eq!(repairs.surrogates, 4);
@@ -570,9 +536,9 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_where() {
+    fn errors_have_positions() {
         let error = parse_lenient(b"{\n  \"a\": oops}").unwrap_err();
-        assert_eq!(error.to_string(), "not JSON at line 2 column 8: a value was expected");
+        assert_eq!(error.to_string(), "not JSON at line 2 column 8: expected a value");
         for text in ["", "{", "[1,", "\"abc", "{\"a\"", "tru", "-", "1e", "\"\\u12", "[-Inf"] {
             let error = parse_lenient(text.as_bytes()).unwrap_err();
             assert!(matches!(error, JsonError::Truncated { .. }), "{text:?}: {error}");
@@ -584,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_is_bounded_like_serdes() {
+    fn nesting_bound_equals_serde_json() {
         let nest = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(parse_lenient(nest(MAX_DEPTH).as_bytes()).is_ok());
         assert!(serde_json::from_str::<Value>(&nest(MAX_DEPTH)).is_ok());
@@ -594,21 +560,21 @@ mod tests {
     }
 
     #[test]
-    fn private_keys_of_serde_are_plain_keys() {
+    fn private_serde_keys_are_plain_keys() {
         let text = br#"{"$serde_json::private::Number": "x", "b": {"\u0024serde_json::private::RawValue": "[["}}"#;
         let value = parse_lenient(text).unwrap();
         assert_eq!(value["b"]["$serde_json::private::RawValue"], json!("[["));
     }
 
     #[test]
-    fn texts_are_those_of_the_whole() {
+    fn string_fields_handle_odd_objects() {
         let keys = ["a", "b"];
         let odd = br#" {"x": [{"a": "no"}], "\u0061": "one", "a": "t\u0077o", "b": "gone", "b": 1} "#;
-        assert_eq!(texts_of(odd, keys), Ok(["two".to_owned(), String::new()]));
+        assert_eq!(string_fields(odd, keys), Ok(["two".to_owned(), String::new()]));
         for none in ["", "[]", "{\"a\": \"x\"} 1", "{\"a\": \"x\"", "{\"a\": \"x\",}"] {
-            assert!(texts_of(none.as_bytes(), keys).is_err(), "{none}");
+            assert!(string_fields(none.as_bytes(), keys).is_err(), "{none}");
         }
-        assert!(texts_of(("[".repeat(1000) + "{}").as_bytes(), keys).is_err());
+        assert!(string_fields(("[".repeat(1000) + "{}").as_bytes(), keys).is_err());
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
@@ -630,7 +596,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_serde_on_valid_json(value in any_json()) {
+        fn valid_json_parses_as_in_serde_json(value in any_json()) {
             let text = serde_json::to_string_pretty(&value).unwrap();
             let (read, repairs) = repaired(text.as_bytes());
             prop_assert_eq!(read, value);
@@ -638,10 +604,10 @@ mod tests {
         }
 
         #[test]
-        fn texts_agree_with_the_whole(text in "\\{(\"(a|b|\\\\u0061)\" ?: ?(\"[a-z\\\\n\"]{0,4}\"|1|\\[\\]|NaN|\\{\"a\": \"\"\\}),?){0,4}[}\"]") {
+        fn string_fields_agree_with_full_parse(text in "\\{(\"(a|b|\\\\u0061)\" ?: ?(\"[a-z\\\\n\"]{0,4}\"|1|\\[\\]|NaN|\\{\"a\": \"\"\\}),?){0,4}[}\"]") {
             let whole = parse_lenient(text.as_bytes()).ok().filter(Value::is_object);
             let texts = whole.map(|whole| ["a", "b"].map(|key| whole.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()));
-            prop_assert_eq!(texts_of(text.as_bytes(), ["a", "b"]).ok(), texts);
+            prop_assert_eq!(string_fields(text.as_bytes(), ["a", "b"]).ok(), texts);
         }
 
         #[test]
@@ -650,7 +616,7 @@ mod tests {
         }
 
         #[test]
-        fn accepts_what_serde_accepts(text in "[\\[\\]{}:,\"\\\\ud800eE0-9.+\\-a-zNI \n]{0,30}") {
+        fn everything_serde_json_accepts_is_accepted(text in "[\\[\\]{}:,\"\\\\ud800eE0-9.+\\-a-zNI \n]{0,30}") {
             if let Ok(value) = serde_json::from_str::<Value>(&text) {
                 prop_assert_eq!(parse_lenient(text.as_bytes()).unwrap(), value);
             }

@@ -102,8 +102,8 @@ pub struct Header {
 
 impl Header {
     fn read(raw: &[u8]) -> Self {
-        let texts = json::texts_of(raw, ["msg_id", "msg_type", "session", "date"]).unwrap_or_default();
-        let [msg_id, msg_type, session, date] = texts;
+        let fields = json::string_fields(raw, ["msg_id", "msg_type", "session", "date"]).unwrap_or_default();
+        let [msg_id, msg_type, session, date] = fields;
         Self { msg_id, msg_type, session, date }
     }
 }

@@ -390,7 +390,7 @@ async fn what_an_agent_does_not_answer_is_bounded() {
             assert!(asked < 100, "{asked} MB are held");
         };
         let SessionError::Link(LinkError::Busy) = refused else { panic!("{refused}") };
-        assert!(refused.to_string().contains("too many questions unanswered"), "{refused}");
+        assert!(refused.to_string().contains("too many requests to the sandbox are unanswered"), "{refused}");
         let held = resident().saturating_sub(before) >> 20;
         assert!(held < 100, "{held} MB are held");
         // What stops it is never refused.

@@ -94,7 +94,7 @@ async fn what_bubblewrap_says_after_the_process_id_is_told() {
     let refused = Manager::new(Paths::new(&data)).create(spec(SandboxKind::Process, Vec::new())).await;
     let told = refused.err().unwrap().to_string();
     assert!(told.contains("find source path") && told.contains("Permission denied"), "{told}");
-    assert!(told.contains("must be able to reach the data folder"), "{told}");
+    assert!(told.contains("must be able to enter the data folder"), "{told}");
     assert_eq!(fs::read_dir(data.join("s")).unwrap().count(), 0, "nothing is left behind");
     fs::remove_dir_all(folder).unwrap();
 }

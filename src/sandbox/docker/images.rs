@@ -1,4 +1,4 @@
-//! The kernels' images: which there are, and building them from the folders that this binary carries.
+//! Inspects the images of kernels, and builds them from the embedded kernel folders.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,82 +16,62 @@ use super::profile;
 use crate::kernels::{self, KernelSpec, Status};
 use crate::sandbox::SandboxError;
 
-/// Holds [`KernelSpec::fingerprint`], by which an image of another version is told.
+/// Holds [`KernelSpec::fingerprint`]; an image with another one is stale.
 const LABEL_FINGERPRINT: &str = "cellkeep.fingerprint";
-/// How many of its last lines a failing step is shown with.
-const SHOWN_LINES: usize = 30;
-/// How long the engine may take to begin with a build; the build itself may take as long as it needs.
-const BUILD_BEGIN_DEADLINE: Duration = Duration::from_secs(600);
+/// How many of its last lines the error of a failed step contains.
+const MAX_LINES: usize = 30;
+/// Timeout until the engine starts a build; the build itself has none.
+const BUILD_START_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The image of one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Its name and tag.
+    /// Name and tag.
     pub reference: String,
-    /// How it stands.
     pub status: Status,
-    /// Its content's digest, as the engine names it (`sha256:...`).
+    /// The digest of its content (`sha256:...`).
     pub id: Option<String>,
-    /// Its size in bytes, where there is one.
     pub size_bytes: Option<u64>,
 }
 
-/// How to build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BuildOptions {
-    /// Every step anew, also where the engine remembers its result, and also if the image is up to date.
+    /// Ignore the engine's build cache, and build even if the image is up to date.
     pub no_cache: bool,
-    /// With the network of this machine instead of the engine's own, where that one reaches nothing.
+    /// Use the host's network, where the engine's own reaches nothing.
     pub host_network: bool,
 }
 
-/// Why an image was not built.
 #[derive(Debug, Error)]
 pub enum BuildError {
-    /// The engine cannot be used.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// The image that the build starts from cannot be had.
-    #[error("the base image cannot be had: {reason}\n  {remedy}")]
-    Base {
-        /// What the engine said.
-        reason: String,
-        /// What mends it.
-        remedy: String,
-    },
-    /// A step failed.
+    #[error("the base image is not available: {reason}\n  {remedy}")]
+    Base { reason: String, remedy: String },
     #[error("{step}\n{reason}\nThe end of its output:\n{output}")]
     Step {
-        /// Which, as the engine names it.
+        /// As the engine names it.
         step: String,
-        /// What the engine said.
         reason: String,
-        /// The last lines that were printed.
+        /// The last lines that it printed.
         output: String,
     },
-    /// The files of the kernel could not be packed.
     #[error("cannot pack the kernel's files: {0}")]
     Pack(#[from] io::Error),
 }
 
-/// Shows and builds images.
+/// The images of the container engine.
 pub struct Images {
     docker: Docker,
 }
 
 impl Images {
-    /// The images of this machine's engine.
-    ///
-    /// # Errors
-    /// [`SandboxError::Unavailable`].
+    /// Connects to the engine of this machine.
     pub async fn connect() -> Result<Self, SandboxError> {
         Ok(Self { docker: Client::open().await?.docker })
     }
 
-    /// How the image of a kernel stands.
-    ///
-    /// # Errors
-    /// [`SandboxError::Engine`].
+    /// Inspects the image of a kernel.
     pub async fn status(&self, kernel: &KernelSpec) -> Result<Image, SandboxError> {
         let reference = profile::image(&kernel.name);
         match call(self.docker.inspect_image(&reference)).await {
@@ -113,26 +93,25 @@ impl Images {
         }
     }
 
-    /// Builds a kernel's image, whether or not there is one. `progress` is told each line: those that begin a step start
-    /// with `Step `.
+    /// Builds a kernel's image. `progress` receives each line; the first line of a step starts with `Step `.
     ///
     /// # Errors
-    /// [`BuildError`]; an earlier image then stays as it was.
+    /// [`BuildError`]; an existing image stays unchanged.
     pub async fn build(
         &self,
         kernel: &KernelSpec,
         options: BuildOptions,
         progress: &mut dyn FnMut(&str),
     ) -> Result<(), BuildError> {
-        let context = Bytes::from(packed(kernel)?);
-        let docker = self.docker.clone().with_timeout(BUILD_BEGIN_DEADLINE);
+        let context = Bytes::from(build_context(kernel)?);
+        let docker = self.docker.clone().with_timeout(BUILD_START_TIMEOUT);
         let mut answers =
             Box::pin(docker.build_image(build_options(kernel, options), None, Some(bollard::body_full(context))));
         let mut transcript = Transcript::default();
         while let Some(answer) = answers.next().await {
             let failure = match answer {
                 Ok(info) => {
-                    transcript.hear(&info, progress);
+                    transcript.add(&info, progress);
                     info.error_detail.and_then(|detail| detail.message)
                 }
                 Err(error) => Some(explain(&error)),
@@ -157,8 +136,8 @@ fn build_options(kernel: &KernelSpec, options: BuildOptions) -> BuildImageOption
     if options.host_network { builder.networkmode("host").build() } else { builder.build() }
 }
 
-/// The kernel's folder as a tar archive: always the same bytes, so that the engine knows what it has built before.
-fn packed(kernel: &KernelSpec) -> io::Result<Vec<u8>> {
+/// The kernel's folder as a tar archive. Deterministic, so that the engine's build cache works.
+fn build_context(kernel: &KernelSpec) -> io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, data) in kernels::context(kernel) {
         let mut header = tar::Header::new_gnu();
@@ -170,20 +149,20 @@ fn packed(kernel: &KernelSpec) -> io::Result<Vec<u8>> {
     archive.into_inner()
 }
 
-/// What a build has printed so far, as far as it may have to be shown.
+/// The current step of a build and its last lines, for error messages.
 #[derive(Default)]
 struct Transcript {
     step: String,
-    /// The build arguments and their values, as Dockerfiles write them.
+    /// The build arguments (`${NAME}`) and their values.
     arguments: Vec<(String, String)>,
     lines: Vec<String>,
 }
 
 impl Transcript {
-    fn hear(&mut self, info: &BuildInfo, progress: &mut dyn FnMut(&str)) {
-        let said = [info.stream.as_deref(), info.status.as_deref()];
-        // A progress bar overwrites its line; its last state is what counts.
-        let lines = said
+    fn add(&mut self, info: &BuildInfo, progress: &mut dyn FnMut(&str)) {
+        let texts = [info.stream.as_deref(), info.status.as_deref()];
+        // Of a progress bar, which overwrites its line, only the last state is kept.
+        let lines = texts
             .into_iter()
             .flatten()
             .flat_map(str::lines)
@@ -196,14 +175,14 @@ impl Transcript {
                 self.lines.clear();
             } else {
                 self.lines.push(line.to_owned());
-                self.lines.drain(..self.lines.len().saturating_sub(SHOWN_LINES));
+                self.lines.drain(..self.lines.len().saturating_sub(MAX_LINES));
             }
             progress(line);
         }
     }
 
     fn failure(self, reason: String) -> BuildError {
-        // Both engines name a step as "... : FROM image" or "...: FROM image".
+        // The engines name a step "... : FROM image" or "...: FROM image".
         match self.step.split_once("FROM ").and_then(|(_, rest)| rest.split_whitespace().next()) {
             Some(image) => BuildError::Base { reason, remedy: self.base_remedy(image) },
             None => BuildError::Step { step: self.step, reason, output: self.lines.join("\n") },
@@ -212,10 +191,10 @@ impl Transcript {
 
     fn base_remedy(&self, image: &str) -> String {
         let image = self.arguments.iter().fold(image.to_owned(), |image, (name, value)| image.replace(name, value));
-        let pull = format!("where an image registry can be reached, run: docker pull {image}");
+        let pull = format!("with access to an image registry, run: docker pull {image}");
         match image.starts_with("debian:") {
             true => format!(
-                "{pull}\n  elsewhere make it from Debian's packages: scripts/setup-docker.sh in Cellkeep's sources does"
+                "{pull}\n  otherwise build it from Debian packages with scripts/setup-docker.sh in Cellkeep's sources"
             ),
             false => pull,
         }
@@ -226,40 +205,40 @@ impl Transcript {
 mod tests {
     use super::*;
 
-    fn said(text: &str) -> BuildInfo {
+    fn line(text: &str) -> BuildInfo {
         BuildInfo { stream: Some(text.to_owned()), ..BuildInfo::default() }
     }
 
     #[test]
-    fn the_context_is_the_same_bytes_every_time() {
+    fn build_context_is_deterministic() {
         let kernel = kernels::find("python").unwrap();
-        let bytes = packed(kernel).unwrap();
-        assert_eq!(bytes, packed(kernel).unwrap());
+        let bytes = build_context(kernel).unwrap();
+        assert_eq!(bytes, build_context(kernel).unwrap());
         let mut archive = tar::Archive::new(&bytes[..]);
         let names: Vec<_> = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
         assert!(names.is_sorted() && names.contains(&"Dockerfile".into()), "{names:?}");
     }
 
     #[test]
-    fn a_failing_step_is_shown_with_its_last_lines() {
+    fn failed_step_is_reported_with_last_lines() {
         let mut transcript = Transcript::default();
-        let mut told = Vec::new();
-        let mut progress = |line: &str| told.push(line.to_owned());
-        transcript.hear(&said("Step 1/2 : FROM debian:bookworm-slim\n"), &mut progress);
-        transcript.hear(&said("Step 2/2 : RUN false\n"), &mut progress);
-        for line in 0..100 {
-            transcript.hear(&said(&format!("10%\r20%\rline {line}\n")), &mut progress);
+        let mut lines = Vec::new();
+        let mut progress = |line: &str| lines.push(line.to_owned());
+        transcript.add(&line("Step 1/2 : FROM debian:bookworm-slim\n"), &mut progress);
+        transcript.add(&line("Step 2/2 : RUN false\n"), &mut progress);
+        for number in 0..100 {
+            transcript.add(&line(&format!("10%\r20%\rline {number}\n")), &mut progress);
         }
         let error = transcript.failure("returned 1".into()).to_string();
-        assert_eq!(told.len(), 102);
+        assert_eq!(lines.len(), 102);
         assert!(error.contains("RUN false") && error.contains("line 99") && !error.contains("line 69\n"), "{error}");
     }
 
     #[test]
-    fn a_missing_base_image_is_told_from_a_failing_step() {
+    fn missing_base_image_is_reported_as_such() {
         let remedy = |steps: &[&str]| {
             let mut transcript = Transcript::default();
-            steps.iter().for_each(|step| transcript.hear(&said(step), &mut |_| {}));
+            steps.iter().for_each(|step| transcript.add(&line(step), &mut |_| {}));
             transcript.failure("pull access denied".into()).to_string()
         };
         let debian = remedy(&["Step 1/2 : FROM debian:bookworm-slim AS build\n"]);

@@ -1,11 +1,11 @@
-//! The sandbox of a container engine: a hardened container of Docker or Podman, on this machine.
+//! The docker sandbox: a hardened container of a Docker or Podman engine on this machine.
 //!
 //! ```text
-//! create: record on disk ─▶ folder for the socket ─▶ container made ─▶ started ─▶ the agent listens ─▶ configuration ─▶ folder closed
+//! create: record on disk ─▶ socket folder ─▶ create container ─▶ start ─▶ agent listens ─▶ configuration ─▶ socket folder read-only
 //! ```
 //!
-//! The agent is mounted into the container and is its first process. It makes its socket in a folder that is mounted from
-//! the session's own; that folder's parent is ours alone, so nobody else on this machine can reach it.
+//! The agent is mounted into the container and is its first process. It creates its socket in a folder that is mounted from the session's
+//! folder. Only our user can enter the latter, so no other user of this machine can reach the socket.
 
 mod engine;
 mod images;
@@ -42,22 +42,22 @@ pub use engine::{Engine, engine};
 pub use images::{BuildError, BuildOptions, Image, Images};
 
 const KIND: SandboxKind = SandboxKind::Docker;
-/// How long the agent may take to listen; it takes a few milliseconds from the container's start.
-const START_DEADLINE: Duration = Duration::from_secs(30);
-/// How long the engine may take to remove a container that is being removed already.
-const END_DEADLINE: Duration = Duration::from_secs(20);
-/// The folder in the session's own that the agent makes its socket in.
+/// Timeout until the agent listens; it takes a few milliseconds after the start of the container.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout for a container that another process is removing.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
+/// The folder of the agent's socket, within the session's folder.
 const SOCKET_FOLDER: &str = "sock";
-/// The longest path that a unix socket's address holds.
+/// The longest path of a unix socket, bytes.
 const MAX_SOCKET_PATH: usize = 107;
-/// How much of what an agent says before it fails is kept, bytes.
-const MAX_LAST_WORDS: usize = 4096;
+/// The most of an agent's standard error that is kept, bytes.
+const MAX_STDERR: usize = 4096;
 
 const LABEL_SESSION: &str = "cellkeep.session";
 const LABEL_OWNER: &str = "cellkeep.owner";
 const LABEL_DATA: &str = "cellkeep.data";
 
-/// Makes containers, with their records beneath a data folder.
+/// Creates containers, with their records in a data folder.
 pub struct DockerSandbox {
     client: Client,
     paths: Paths,
@@ -65,31 +65,30 @@ pub struct DockerSandbox {
 }
 
 impl DockerSandbox {
-    /// Containers of this data folder, made by the engine of this machine: the one that `CELLKEEP_DOCKER_HOST` or
-    /// `DOCKER_HOST` names, else Docker's, else Podman's. `CELLKEEP_DOCKER_RUNTIME` names another OCI runtime than the
-    /// engine's default (`runsc`, `kata`).
+    /// Connects to the engine of this machine: the one of `CELLKEEP_DOCKER_HOST` or `DOCKER_HOST`, else Docker, else Podman.
+    /// `CELLKEEP_DOCKER_RUNTIME` selects another OCI runtime than the engine's default (`runsc`, `kata`).
     ///
     /// # Errors
-    /// [`SandboxError::Unavailable`] when there is no usable engine, or it lacks the runtime; [`SandboxError::Io`] when the
-    /// data folder cannot be made.
+    /// [`SandboxError::Unavailable`] if there is no usable engine, or it lacks the runtime; [`SandboxError::Io`] if the data folder cannot
+    /// be created.
     pub async fn connect(paths: Paths) -> Result<Self, SandboxError> {
         let client = Client::open().await?;
         let runtime = std::env::var("CELLKEEP_DOCKER_RUNTIME").ok().filter(|name| !name.is_empty());
-        check_runtime(runtime.as_deref(), &client.facts.runtimes)?;
-        Ok(Self { client, paths: absolute(&paths)?, runtime })
+        check_runtime(runtime.as_deref(), &client.info.runtimes)?;
+        Ok(Self { client, paths: canonical(&paths)?, runtime })
     }
 
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
-        let folder = records::make_folder(&self.paths, &spec.session)?;
-        let agent_binary =
-            agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
+        let folder = records::create_folder(&self.paths, &spec.session)?;
+        let agent_binary = agent_binary::ensure_written(&self.paths.agent())
+            .map_err(SandboxError::io("cannot write the agent's binary"))?;
         let socket_dir = folder.join(SOCKET_FOLDER);
         let mut record = SandboxRecord {
             session: spec.session.clone(),
             kind: KIND,
             kernel: spec.kernel.name.clone(),
             socket: socket_path(&socket_dir)?,
-            isolation: profile::isolation(&self.client.facts, self.runtime.as_deref(), spec.network),
+            isolation: profile::isolation(&self.client.info, self.runtime.as_deref(), spec.network),
             owner: ProcessStamp::own(),
             keep: spec.orphan_seconds.is_none(),
             agent_binary,
@@ -98,18 +97,18 @@ impl DockerSandbox {
             container: None,
         };
         records::write(&folder, &record)?;
-        make_socket_dir(&socket_dir)?;
+        create_socket_dir(&socket_dir)?;
         let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));
-        let id = self.make(spec, self.container(spec, &folder, &record.agent_binary, &listen)?).await?;
+        let id = self.create_container(spec, self.container(spec, &folder, &record.agent_binary, &listen)?).await?;
         record.container = Some(id.clone());
         records::write(&folder, &record)?;
-        let config = environment::agent_config(spec, listen, self.client.facts.memory, false);
+        let config = environment::agent_config(spec, listen, self.client.info.memory, false);
         self.run(&id, &record.socket, &config).await?;
-        close_socket_dir(&socket_dir)?;
+        protect_socket_dir(&socket_dir)?;
         Ok(record)
     }
 
-    /// What the session's container is to be.
+    /// The engine's request for the session's container.
     fn container(
         &self,
         spec: &SandboxSpec,
@@ -125,7 +124,7 @@ impl DockerSandbox {
         ];
         let profile = Profile {
             spec,
-            facts: &self.client.facts,
+            info: &self.client.info,
             runtime: self.runtime.as_deref(),
             agent,
             socket_dir: &folder.join(SOCKET_FOLDER),
@@ -136,10 +135,10 @@ impl DockerSandbox {
         Ok(profile.container())
     }
 
-    /// The filter of system calls: Docker takes it as text, Podman's service only as a file.
+    /// The seccomp profile: Docker accepts it as text, Podman's service only as a file.
     fn seccomp(&self, folder: &Path) -> Result<String, SandboxError> {
         let profile = profile::seccomp_profile(std::env::consts::ARCH).to_string();
-        if !self.client.facts.podman {
+        if !self.client.info.podman {
             return Ok(profile);
         }
         let path = folder.join("seccomp.json");
@@ -147,11 +146,11 @@ impl DockerSandbox {
         Ok(path.to_string_lossy().into_owned())
     }
 
-    /// Makes the container; returns its id.
-    async fn make(&self, spec: &SandboxSpec, body: ContainerCreateBody) -> Result<String, SandboxError> {
-        let options = CreateContainerOptionsBuilder::new().name(&name(&spec.session)).build();
+    /// Creates the container and returns its id.
+    async fn create_container(&self, spec: &SandboxSpec, body: ContainerCreateBody) -> Result<String, SandboxError> {
+        let options = CreateContainerOptionsBuilder::new().name(&container_name(&spec.session)).build();
         match call(self.client.docker.create_container(Some(options), body)).await {
-            Ok(made) => Ok(made.id),
+            Ok(created) => Ok(created.id),
             Err(error) if error.status == Some(404) && error.reason.to_ascii_lowercase().contains("image") => {
                 Err(SandboxError::NoKernel {
                     kernel: spec.kernel.name.clone(),
@@ -160,58 +159,57 @@ impl DockerSandbox {
                     remedy: format!("run: cellkeep images build {}", spec.kernel.name),
                 })
             }
-            Err(error) => Err(error.when("cannot make the container")),
+            Err(error) => Err(error.when("cannot create the container")),
         }
     }
 
-    /// Starts the container, waits until its agent listens, and gives it its configuration.
+    /// Starts the container, waits until its agent listens, and sends the configuration.
     async fn run(&self, id: &str, socket: &Path, config: &AgentConfig) -> Result<(), SandboxError> {
-        let last_words = self.listen_for_last_words(id).await;
+        let stderr = self.attach_stderr(id).await;
         let started = call(self.client.docker.start_container(id, None::<StartContainerOptions>)).await;
         started.map_err(|error| SandboxError::Start { kind: KIND, reason: error.reason })?;
-        let (end, mut next_look) = (Instant::now() + START_DEADLINE, Instant::now() + Duration::from_millis(100));
+        let (end, mut next_check) = (Instant::now() + START_TIMEOUT, Instant::now() + Duration::from_millis(100));
         loop {
-            let handed_over = async { send_config(UnixStream::connect(socket).await?, config).await };
-            if let Ok(Ok(())) = tokio::time::timeout_at(end, handed_over).await {
+            let sent = async { send_config(UnixStream::connect(socket).await?, config).await };
+            if let Ok(Ok(())) = tokio::time::timeout_at(end, sent).await {
                 return Ok(());
             }
             if Instant::now() > end {
-                return Err(SandboxError::Start { kind: KIND, reason: self.silence() });
+                return Err(SandboxError::Start { kind: KIND, reason: self.timeout_reason() });
             }
-            if Instant::now() > next_look {
+            if Instant::now() > next_check {
                 if let SandboxState::Ended { why } = self.state(id).await? {
-                    return Err(SandboxError::Start { kind: KIND, reason: last_words.added_to(why).await });
+                    return Err(SandboxError::Start { kind: KIND, reason: stderr.append_to(why).await });
                 }
-                next_look = Instant::now() + Duration::from_millis(200);
+                next_check = Instant::now() + Duration::from_millis(200);
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// Why an agent that runs may not be heard.
-    fn silence(&self) -> String {
-        let silence = format!("the agent did not listen within {} s", START_DEADLINE.as_secs());
+    /// Why a running agent may be unreachable.
+    fn timeout_reason(&self) -> String {
+        let reason = format!("the agent did not listen within {} s", START_TIMEOUT.as_secs());
         match &self.runtime {
-            Some(runtime) => format!(
-                "{silence}; its unix socket must cross the wall of the runtime {runtime} (runsc does that with --host-uds=create)"
-            ),
-            None => silence,
+            Some(runtime) => {
+                format!("{reason}; the runtime {runtime} must pass unix sockets through (runsc does with --host-uds=create)")
+            }
+            None => reason,
         }
     }
 
-    /// Attaches to the standard error of a container that is still to be started. Its log driver keeps nothing, so what is
-    /// not heard now can never be read.
-    async fn listen_for_last_words(&self, id: &str) -> LastWords {
+    /// Attaches to the standard error of a container before its start. The container has no log driver, so it cannot be read later.
+    async fn attach_stderr(&self, id: &str) -> AgentStderr {
         let options = AttachContainerOptionsBuilder::new().stderr(true).stream(true).build();
         let Ok(mut attached) = call(self.client.docker.attach_container(id, Some(options))).await else {
-            return LastWords(None);
+            return AgentStderr(None);
         };
-        LastWords(Some(tokio::spawn(async move {
-            let mut said = Vec::new();
-            while let (Some(Ok(piece)), true) = (attached.output.next().await, said.len() < MAX_LAST_WORDS) {
-                said.extend_from_slice(piece.as_ref());
+        AgentStderr(Some(tokio::spawn(async move {
+            let mut bytes = Vec::new();
+            while let (Some(Ok(piece)), true) = (attached.output.next().await, bytes.len() < MAX_STDERR) {
+                bytes.extend_from_slice(piece.as_ref());
             }
-            String::from_utf8_lossy(&said).trim().to_owned()
+            String::from_utf8_lossy(&bytes).trim().to_owned()
         })))
     }
 
@@ -219,7 +217,7 @@ impl DockerSandbox {
         let inspected = match call(self.client.docker.inspect_container(container, None::<InspectContainerOptions>)).await {
             Ok(inspected) => inspected,
             Err(error) if error.status == Some(404) => {
-                return Ok(SandboxState::Ended { why: "the container is gone".into() });
+                return Ok(SandboxState::Ended { why: "the container does not exist".into() });
             }
             Err(error) => return Err(error.when("cannot inspect the container")),
         };
@@ -233,13 +231,13 @@ impl DockerSandbox {
         Ok(SandboxState::Ended { why: format!("the container is {status}{exit}{error}") })
     }
 
-    /// Removes a session's container, however it is, and its folder.
+    /// Removes a session's container in any state, and its folder.
     async fn remove(&self, session: &SessionId) -> Result<(), SandboxError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-        let end = Instant::now() + END_DEADLINE;
-        // 409: another process is removing it. It is gone only when the engine says that it knows none.
+        let end = Instant::now() + END_TIMEOUT;
+        // 409: another process is removing it. It is gone only once the engine answers 404.
         loop {
-            match call(self.client.docker.remove_container(&name(session), Some(options.clone()))).await {
+            match call(self.client.docker.remove_container(&container_name(session), Some(options.clone()))).await {
                 Ok(()) => break,
                 Err(error) if error.status == Some(404) => break,
                 Err(error) if error.status == Some(409) && Instant::now() < end => {
@@ -251,16 +249,16 @@ impl DockerSandbox {
         records::remove_folder(&self.paths, session)
     }
 
-    /// Containers of this data folder, whether or not there is a record of them.
+    /// Containers of this data folder, with or without a record.
     async fn containers(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
-        let ours = HashMap::from([("label", vec![format!("{LABEL_DATA}={}", self.data_label())])]);
-        let options = ListContainersOptionsBuilder::new().all(true).filters(&ours).build();
+        let filters = HashMap::from([("label", vec![format!("{LABEL_DATA}={}", self.data_label())])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let found = call(self.client.docker.list_containers(Some(options))).await;
         let found = found.map_err(|error| error.when("cannot list containers"))?;
         Ok(found.into_iter().filter_map(|container| self.record_of(container)).collect())
     }
 
-    /// What a container's labels tell, where its record is lost.
+    /// Reconstructs a lost record from a container's labels.
     fn record_of(&self, container: ContainerSummary) -> Option<SandboxRecord> {
         let labels = container.labels?;
         let session = SessionId::parse(labels.get(LABEL_SESSION)?)?;
@@ -273,7 +271,7 @@ impl DockerSandbox {
             kind: KIND,
             kernel,
             isolation: Isolation::new(IsolationLevel::Container),
-            owner: labels.get(LABEL_OWNER).and_then(|label| read_owner_label(label)).unwrap_or(ProcessStamp::unknown()),
+            owner: labels.get(LABEL_OWNER).and_then(|label| parse_owner_label(label)).unwrap_or(ProcessStamp::unknown()),
             keep: false,
             agent_binary: mounted_agent(container.mounts.as_deref().unwrap_or_default()),
             agent: None,
@@ -287,21 +285,21 @@ impl DockerSandbox {
     }
 }
 
-/// What an agent says on its standard error, before it listens.
-struct LastWords(Option<tokio::task::JoinHandle<String>>);
+/// The standard error of an agent until it listens.
+struct AgentStderr(Option<tokio::task::JoinHandle<String>>);
 
-impl LastWords {
-    /// `why` with what was said.
-    async fn added_to(mut self, why: String) -> String {
+impl AgentStderr {
+    /// Appends the text to `why`.
+    async fn append_to(mut self, why: String) -> String {
         let Some(task) = self.0.as_mut() else { return why };
         match tokio::time::timeout(Duration::from_secs(1), task).await {
-            Ok(Ok(said)) if !said.is_empty() => format!("{why}: {said}"),
+            Ok(Ok(text)) if !text.is_empty() => format!("{why}: {text}"),
             _ => why,
         }
     }
 }
 
-impl Drop for LastWords {
+impl Drop for AgentStderr {
     fn drop(&mut self) {
         if let Some(task) = &self.0 {
             task.abort();
@@ -309,8 +307,8 @@ impl Drop for LastWords {
     }
 }
 
-/// The container's name, by which it is found even before its id has been written down.
-fn name(session: &SessionId) -> String {
+/// The container's name, by which it is found even before its id is recorded.
+fn container_name(session: &SessionId) -> String {
     format!("cellkeep-{session}")
 }
 
@@ -319,7 +317,7 @@ fn owner_label(owner: ProcessStamp) -> String {
     format!("{pid}:{started}:{boot:x}:{namespace}")
 }
 
-fn read_owner_label(label: &str) -> Option<ProcessStamp> {
+fn parse_owner_label(label: &str) -> Option<ProcessStamp> {
     let parts: Vec<&str> = label.split(':').collect();
     let [pid, started, boot, namespace] = parts.as_slice() else { return None };
     Some(ProcessStamp {
@@ -330,7 +328,7 @@ fn read_owner_label(label: &str) -> Option<ProcessStamp> {
     })
 }
 
-/// The agent's binary on this machine, by a container's mounts.
+/// The path of the agent's binary on the host, from a container's mounts.
 fn mounted_agent(mounts: &[MountPoint]) -> PathBuf {
     let mount = mounts.iter().find(|mount| mount.destination.as_deref() == Some(environment::AGENT_PATH));
     mount.and_then(|mount| mount.source.clone()).unwrap_or_default().into()
@@ -346,13 +344,13 @@ fn check_runtime(wanted: Option<&str>, known: &[String]) -> Result<(), SandboxEr
     }
 }
 
-/// The data folder as the engine, which runs elsewhere, must be told it; and always the same, as it is a label.
-fn absolute(paths: &Paths) -> Result<Paths, SandboxError> {
-    let make = || {
+/// The canonical data folder: the engine needs an absolute path, and the label must always be equal.
+fn canonical(paths: &Paths) -> Result<Paths, SandboxError> {
+    let canonicalize = || {
         fs::create_dir_all(paths.data())?;
         fs::canonicalize(paths.data())
     };
-    let data = make().map_err(SandboxError::io(format!("cannot make {}", paths.data().display())))?;
+    let data = canonicalize().map_err(SandboxError::io(format!("cannot create {}", paths.data().display())))?;
     Ok(Paths::new(&data))
 }
 
@@ -365,18 +363,17 @@ fn socket_path(socket_dir: &Path) -> Result<PathBuf, SandboxError> {
     Err(unavailable(reason, "use a shorter data folder: --data DIR"))
 }
 
-/// The folder for the agent's socket. Only root could give it to the container's uid, and which uid that is out here
-/// depends on the engine; so anyone may write it, and the parent lets nobody but us come so far.
-fn make_socket_dir(folder: &Path) -> Result<(), SandboxError> {
-    let made = fs::create_dir(folder).and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o777)));
-    made.map_err(SandboxError::io(format!("cannot make {}", folder.display())))
+/// Creates the folder of the agent's socket, writable for everyone: only root could give it to the container's uid, which also depends on
+/// the engine. The parent folder keeps other users out.
+fn create_socket_dir(folder: &Path) -> Result<(), SandboxError> {
+    let created = fs::create_dir(folder).and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o777)));
+    created.map_err(SandboxError::io(format!("cannot create {}", folder.display())))
 }
 
-/// Once the socket is in it, nobody else needs to write it: no sandbox can fill our disk through it, nor put another
-/// socket in its place.
-fn close_socket_dir(folder: &Path) -> Result<(), SandboxError> {
-    let closed = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
-    closed.map_err(SandboxError::io(format!("cannot close {}", folder.display())))
+/// Makes the folder read-only once it contains the socket, so that a sandbox can neither fill the disk through it nor replace the socket.
+fn protect_socket_dir(folder: &Path) -> Result<(), SandboxError> {
+    let protected = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
+    protected.map_err(SandboxError::io(format!("cannot change the mode of {}", folder.display())))
 }
 
 #[async_trait]
@@ -388,7 +385,7 @@ impl Sandbox for DockerSandbox {
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
         match self.start(spec).await {
             Err(error) => Err(error.with_remains(self.remove(&spec.session).await)),
-            made => made,
+            created => created,
         }
     }
 
@@ -397,12 +394,12 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn inspect(&self, record: &SandboxRecord) -> Result<SandboxState, SandboxError> {
-        self.state(&name(&record.session)).await
+        self.state(&container_name(&record.session)).await
     }
 
     async fn stats(&self, record: &SandboxRecord) -> Result<SandboxStats, SandboxError> {
         let options = StatsOptionsBuilder::new().stream(false).one_shot(true).build();
-        let mut answers = Box::pin(self.client.docker.stats(&name(&record.session), Some(options)));
+        let mut answers = Box::pin(self.client.docker.stats(&container_name(&record.session), Some(options)));
         let first = async { answers.next().await.unwrap_or_else(|| Ok(Default::default())) };
         let stats = call(first).await.map_err(|error| error.when("cannot read the container's usage"))?;
         let cpu = stats.cpu_stats.and_then(|cpu| cpu.cpu_usage).and_then(|usage| usage.total_usage);
@@ -417,7 +414,7 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
-        // The containers first: one that is made in between has its record by the time those are read.
+        // Containers first: one that is created meanwhile has its record by the time the records are read.
         let containers = self.containers().await?;
         let mut all = records::list(&self.paths, KIND)?;
         for container in containers {
@@ -434,7 +431,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_runtime_is_refused_with_those_there_are() {
+    fn unknown_runtime_is_refused_with_alternatives() {
         let known = ["runc".to_owned(), "crun".to_owned()];
         assert!(check_runtime(None, &known).is_ok() && check_runtime(Some("crun"), &known).is_ok());
         let error = check_runtime(Some("runsc"), &known).unwrap_err().to_string();
@@ -442,15 +439,15 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_read_back() {
+    fn owner_labels_round_trip() {
         let owner = ProcessStamp { pid: 12, started: 345, boot: u64::MAX, namespace: 4_026_531_836 };
-        assert_eq!(read_owner_label(&owner_label(owner)), Some(owner));
-        assert_eq!(read_owner_label("12"), None);
-        assert_eq!(read_owner_label("12:345"), None);
+        assert_eq!(parse_owner_label(&owner_label(owner)), Some(owner));
+        assert_eq!(parse_owner_label("12"), None);
+        assert_eq!(parse_owner_label("12:345"), None);
     }
 
     #[test]
-    fn a_path_too_long_for_a_socket_is_refused_before_anything_is_made() {
+    fn too_long_socket_path_is_refused() {
         assert!(socket_path(Path::new("/var/lib/cellkeep/s/x/sock")).is_ok());
         assert!(socket_path(Path::new(&"/x".repeat(60))).unwrap_err().to_string().contains("--data"));
     }

@@ -1,4 +1,4 @@
-//! What a session's container is: every lock and limit, as values. Nothing here touches the engine.
+//! The definition of a session's container with all restrictions and limits. Pure: nothing here calls the engine.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,39 +9,39 @@ use bollard::models::{
 };
 use serde_json::{Value, json};
 
-use super::engine::Facts;
+use super::engine::EngineInfo;
 use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network, hidden_paths, seccomp};
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
-/// Where the folder with the agent's socket is mounted.
+/// The mount point of the folder with the agent's socket.
 pub(super) const SOCKET_DIR: &str = "/run/cellkeep/sock";
-/// The agent's socket in it.
+/// The file name of the agent's socket.
 pub(super) const SOCKET_NAME: &str = "agent.sock";
-/// The engine's preference for killing the agent when the machine runs out of memory: after kernels, before managers.
+/// Makes the OOM killer prefer kernels to agents, and agents to managers.
 const OOM_SCORE_ADJ: i64 = 100;
-/// How many bytes of a tmpfs there are per inode: a file of one page each.
+/// The ratio of bytes to inodes in a tmpfs: one page per file.
 const BYTES_PER_INODE: u64 = 4096;
 
-/// What differs from one session's container to another's.
+/// The parameters of a session's container.
 pub(super) struct Profile<'a> {
     pub spec: &'a SandboxSpec,
-    pub facts: &'a Facts,
-    /// The OCI runtime, where another than the engine's default is wanted.
+    pub info: &'a EngineInfo,
+    /// The OCI runtime; `None` is the engine's default.
     pub runtime: Option<&'a str>,
-    /// The agent's binary on this machine.
+    /// The agent's binary on the host.
     pub agent: &'a Path,
-    /// The folder on this machine that the agent makes its socket in.
+    /// The folder on the host in which the agent creates its socket.
     pub socket_dir: &'a Path,
-    /// Where the agent listens, as JSON. The engine shows it to all its users, so it is all that is said here.
+    /// The agent's argument, JSON. All users of the engine can read it, so it contains nothing else.
     pub listen: String,
-    /// The filter of system calls, as the engine wants to be told it: [`seccomp_profile`] itself or a file with it.
+    /// [`seccomp_profile`] or the path of a file with it, as the engine requires.
     pub seccomp: String,
     pub labels: HashMap<String, String>,
 }
 
 impl Profile<'_> {
-    /// The container to be made.
+    /// The engine's request.
     pub fn container(self) -> ContainerCreateBody {
         ContainerCreateBody {
             image: Some(image(&self.spec.kernel.name)),
@@ -51,7 +51,7 @@ impl Profile<'_> {
             host_config: Some(self.host_config()),
             entrypoint: Some(vec![AGENT_PATH.into()]),
             cmd: Some(vec![self.listen]),
-            // The agent is told the kernel's environment; the engine's own would be added to it.
+            // The agent receives the kernel's environment in its configuration.
             env: Some(Vec::new()),
             labels: Some(self.labels),
             tty: Some(false),
@@ -63,7 +63,7 @@ impl Profile<'_> {
     }
 
     fn host_config(&self) -> HostConfig {
-        let locks = HostConfig {
+        let restricted = HostConfig {
             network_mode: Some(network_mode(self.spec.network).into()),
             readonly_rootfs: Some(true),
             privileged: Some(false),
@@ -74,37 +74,37 @@ impl Profile<'_> {
             masked_paths: Some(strings(hidden_paths::MASKED)),
             readonly_paths: Some(strings(hidden_paths::READONLY)),
             mounts: Some(vec![bind(self.agent, AGENT_PATH, true), bind(self.socket_dir, SOCKET_DIR, false)]),
-            tmpfs: Some(tmpfs(&self.spec.limits, self.facts.podman)),
+            tmpfs: Some(tmpfs(&self.spec.limits, self.info.podman)),
             runtime: self.runtime.map(str::to_owned),
-            // The agent is the first process and reaps.
+            // The agent is PID 1 and reaps.
             init: Some(false),
             restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
-            // How it ended must be readable after its end.
+            // The exit status must be readable afterwards.
             auto_remove: Some(false),
-            // What a kernel prints goes through the agent; an engine's log would fill the disk.
+            // Output goes through the agent; a log of the engine would fill the disk.
             log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
             ..HostConfig::default()
         };
-        self.with_limits(locks)
+        self.with_limits(restricted)
     }
 
-    /// Adds the limits that the engine can hold; it refuses a container with others.
+    /// Adds the limits that the engine supports; it refuses a container with others.
     fn with_limits(&self, config: HostConfig) -> HostConfig {
-        let (limits, facts) = (&self.spec.limits, self.facts);
+        let (limits, info) = (&self.spec.limits, self.info);
         let memory = signed(limits.memory_bytes());
-        // More CPUs than there are would be refused, and are never used.
-        let cpus = facts.cpu_count.map_or(limits.cpus, |count| limits.cpus.min(count));
+        // Engines refuse more CPUs than the host has.
+        let cpus = info.cpu_count.map_or(limits.cpus, |count| limits.cpus.min(count));
         HostConfig {
-            memory: facts.memory.then_some(memory),
-            // Memory and swap together, so: no swap.
-            memory_swap: (facts.memory && facts.swap).then_some(memory),
-            // Version 2 knows no such thing, and engines refuse it there.
-            memory_swappiness: (facts.memory && facts.cgroup_version == 1).then_some(0),
-            nano_cpus: facts.cpu.then_some((cpus * 1e9) as i64),
-            pids_limit: facts.pids.then_some(signed(limits.pids)),
+            memory: info.memory.then_some(memory),
+            // The sum of memory and swap; equal to memory means no swap.
+            memory_swap: (info.memory && info.swap).then_some(memory),
+            // Does not exist in cgroups version 2, where engines refuse it.
+            memory_swappiness: (info.memory && info.cgroup_version == 1).then_some(0),
+            nano_cpus: info.cpu.then_some((cpus * 1e9) as i64),
+            pids_limit: info.pids.then_some(signed(limits.pids)),
             shm_size: Some(signed(SHM_BYTES)),
             oom_score_adj: Some(OOM_SCORE_ADJ),
-            // Never nproc: that is counted per uid over all containers.
+            // Not nproc, which is counted per uid across all containers.
             ulimits: Some(vec![
                 ulimit("nofile", 4096),
                 ulimit("core", 0),
@@ -116,16 +116,16 @@ impl Profile<'_> {
     }
 
     fn security_options(&self) -> Vec<String> {
-        // Without a word about AppArmor, an engine that has it applies its own profile, whose name differs.
+        // AppArmor is not mentioned: engines with AppArmor then apply their default profile, whose name differs.
         let mut options = vec!["no-new-privileges:true".to_owned()];
-        if self.facts.seccomp {
+        if self.info.seccomp {
             options.push(format!("seccomp={}", self.seccomp));
         }
         options
     }
 }
 
-/// The image of a kernel.
+/// The image reference of a kernel.
 pub(super) fn image(kernel: &str) -> String {
     format!("cellkeep/{kernel}:latest")
 }
@@ -149,7 +149,7 @@ fn ulimit(name: &str, limit: i64) -> ResourcesUlimits {
     ResourcesUlimits { name: Some(name.into()), soft: Some(limit), hard: Some(limit) }
 }
 
-/// A mount and not a "bind" in the engine's short form: that splits at colons, and makes a folder of what is missing.
+/// A mount object rather than a "bind" string, which splits at colons and creates missing folders.
 fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
     Mount {
         typ: Some(MountType::BIND),
@@ -164,16 +164,16 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
     }
 }
 
-/// The folders that can be written, all of them in memory, with an end to bytes and to inodes.
+/// The writable folders: tmpfs with limits of bytes and inodes.
 fn tmpfs(limits: &Limits, podman: bool) -> HashMap<String, String> {
-    // Podman knows neither owners nor inodes, and would take the mode from the image: there the folders are open to all uids
-    // of the container, which has but one, and inodes end with the session's memory.
+    // Podman supports neither owner nor inode options, and copies the mode from the image. There, the folders are writable for all uids of
+    // the container, which has only one, and the session's memory limits the inodes.
     let all = if podman { "mode=1777,notmpcopyup" } else { "mode=1777" }.to_owned();
     let own = if podman { all.clone() } else { format!("uid={SANDBOX_UID},gid={SANDBOX_UID},mode=0700") };
     let inodes =
         |bytes: u64| if podman { String::new() } else { format!(",nr_inodes={}", (bytes / BYTES_PER_INODE).max(1024)) };
     let sized = |bytes: u64| format!("rw,nosuid,nodev,size={bytes}{}", inodes(bytes));
-    // Programs may be run where people build and unpack them; "noexec" would be added if nothing were said.
+    // "exec" where people build and unpack programs; the default is "noexec".
     HashMap::from([
         ("/tmp".to_owned(), format!("{},exec,{all}", sized(limits.tmp_bytes()))),
         (WORKSPACE.to_owned(), format!("{},exec,{own}", sized(limits.disk_bytes()))),
@@ -181,10 +181,10 @@ fn tmpfs(limits: &Limits, podman: bool) -> HashMap<String, String> {
     ])
 }
 
-/// The policy's table of system calls in the form that engines read.
+/// The seccomp table in the engines' format.
 ///
-/// It is the outer of two filters: the agent closes the same table around the kernel, and there also what this form
-/// cannot say (calls by number).
+/// It is the outer of two filters: the agent applies the same table to the kernel process, and rules that this format cannot express
+/// (calls by number).
 pub(super) fn seccomp_profile(architecture: &str) -> Value {
     let mut rules = vec![
         json!({"names": seccomp::DENIED, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}),
@@ -199,7 +199,7 @@ pub(super) fn seccomp_profile(architecture: &str) -> Value {
     for bit in (0..32).map(|bit| 1u64 << bit).filter(|bit| seccomp::CLONE_NEW & bit != 0 && *bit != CLONE_NEWTIME) {
         rules.push(rule(&["clone"], json!([{"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": bit, "valueTwo": bit}])));
     }
-    // Rules can only deny, and one argument can be compared but once in each: the gaps, then all above the last.
+    // A rule can only deny and compare an argument once, hence one rule per gap, then one for everything above.
     let above = seccomp::SOCKET_FAMILIES.iter().max().map_or(0, |last| last + 1);
     let sockets = ["socket", "socketpair"];
     for family in (0..above).filter(|family| !seccomp::SOCKET_FAMILIES.contains(family)) {
@@ -208,7 +208,7 @@ pub(super) fn seccomp_profile(architecture: &str) -> Value {
     rules.push(rule(&sockets, json!([argument(0, "SCMP_CMP_GE", above)])));
     let netlink = [argument(0, "SCMP_CMP_EQ", seccomp::NETLINK), argument(2, "SCMP_CMP_NE", seccomp::NETLINK_ROUTE)];
     rules.push(rule(&sockets, json!(netlink)));
-    // An architecture that is not named is answered with a kill. x32 is named so that the agent's filter can refuse it.
+    // Calls of an architecture that is not listed kill the process. x32 is listed so that the agent's filter can refuse it with an error.
     let architectures = match architecture {
         "aarch64" => json!(["SCMP_ARCH_AARCH64"]),
         _ => json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X32"]),
@@ -218,26 +218,27 @@ pub(super) fn seccomp_profile(architecture: &str) -> Value {
 
 const EPERM: i32 = 1;
 const ENOSYS: i32 = 38;
-/// Among the bits of `clone` that hold the signal at exit; only `clone3` and `unshare` take it for a flag.
+/// For `clone` this bit belongs to the exit signal; only `clone3` and `unshare` interpret it as a flag.
 const CLONE_NEWTIME: u64 = 0x80;
 
-/// The isolation that a container with this profile has.
-pub(super) fn isolation(facts: &Facts, runtime: Option<&str>, network: Network) -> Isolation {
-    let limit = |name, enforced, instead| LimitState { name, enforced, instead, why_not: "the engine cannot limit it here" };
-    // Of swap there is nothing to say where not even memory is held.
-    let swap = (facts.memory && !facts.swap).then(|| limit("swap", false, "not held"));
-    let optional = [(facts.user_namespace, "user namespace"), (facts.apparmor, "apparmor")];
-    let optional: Vec<&str> = optional.into_iter().filter(|(holds, _)| *holds).map(|(_, name)| name).collect();
+/// The isolation report of a container with this profile.
+pub(super) fn isolation(info: &EngineInfo, runtime: Option<&str>, network: Network) -> Isolation {
+    let limit =
+        |name, enforced, instead| LimitState { name, enforced, instead, why_not: "the engine does not support this limit" };
+    // Swap is reported only if memory is limited.
+    let swap = (info.memory && !info.swap).then(|| limit("swap", false, "not limited"));
+    let optional = [(info.user_namespace, "user namespace"), (info.apparmor, "apparmor")];
+    let optional: Vec<&str> = optional.into_iter().filter(|(active, _)| *active).map(|(_, name)| name).collect();
     Isolation::new(level(runtime))
         .with(&["pid, ipc, uts, mount, network and cgroup namespaces", "read-only system", "no capabilities"])
         .with(&["seccomp", "no_new_privs"])
         .with(&optional)
         .with(&["disk", "output", "machine's files in /proc hidden"])
-        .with_network(network, "the engine's bridge, and what the machine reaches from there")
+        .with_network(network, "the engine's bridge, and everything that is reachable from there")
         .with_limits([
-            limit("memory", facts.memory, "watched by the agent every 0.1 s, not held"),
-            limit("cpus", facts.cpu, "not held"),
-            limit("pids", facts.pids, "not held"),
+            limit("memory", info.memory, "checked by the agent every 0.1 s, not enforced"),
+            limit("cpus", info.cpu, "not limited"),
+            limit("pids", info.pids, "not limited"),
         ])
         .with_limits(swap)
 }
@@ -256,8 +257,8 @@ mod tests {
     use crate::ids::SessionId;
     use crate::kernels;
 
-    fn able() -> Facts {
-        Facts {
+    fn full_info() -> EngineInfo {
+        EngineInfo {
             cgroup_version: 1,
             memory: true,
             swap: true,
@@ -265,7 +266,7 @@ mod tests {
             pids: true,
             seccomp: true,
             cpu_count: Some(2.0),
-            ..Facts::default()
+            ..EngineInfo::default()
         }
     }
 
@@ -280,10 +281,10 @@ mod tests {
         }
     }
 
-    fn container(facts: &Facts, limits: Limits) -> ContainerCreateBody {
+    fn container(info: &EngineInfo, limits: Limits) -> ContainerCreateBody {
         let profile = Profile {
             spec: &spec(limits),
-            facts,
+            info,
             runtime: None,
             agent: Path::new("/data/agent"),
             socket_dir: Path::new("/data/a:b/sock"),
@@ -295,8 +296,8 @@ mod tests {
     }
 
     #[test]
-    fn every_lock_is_closed() {
-        let body = container(&able(), Limits::default());
+    fn container_has_all_restrictions() {
+        let body = container(&full_info(), Limits::default());
         assert_eq!(body.user.as_deref(), Some("65532:65532"));
         assert_eq!(body.entrypoint, Some(vec![AGENT_PATH.to_owned()]));
         let host = body.host_config.unwrap();
@@ -314,9 +315,9 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_those_of_the_session() {
+    fn session_limits_are_applied() {
         let limits = Limits { cpus: 0.5, ..Limits::default() };
-        let host = container(&able(), limits).host_config.unwrap();
+        let host = container(&full_info(), limits).host_config.unwrap();
         assert_eq!((host.memory, host.memory_swap), (Some(512 << 20), Some(512 << 20)));
         assert_eq!((host.nano_cpus, host.pids_limit), (Some(500_000_000), Some(256)));
         let tmpfs = host.tmpfs.unwrap();
@@ -325,17 +326,17 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_is_not_asked_for_what_it_refuses() {
-        let host = container(&able(), Limits { cpus: 64.0, ..Limits::default() }).host_config.unwrap();
+    fn unsupported_limits_are_left_out() {
+        let host = container(&full_info(), Limits { cpus: 64.0, ..Limits::default() }).host_config.unwrap();
         assert_eq!(host.nano_cpus, Some(2_000_000_000));
-        let weak = Facts { cgroup_version: 2, memory: true, ..Facts::default() };
+        let weak = EngineInfo { cgroup_version: 2, memory: true, ..EngineInfo::default() };
         let host = container(&weak, Limits::default()).host_config.unwrap();
         assert_eq!((host.memory_swap, host.memory_swappiness, host.nano_cpus, host.pids_limit), (None, None, None, None));
         assert_eq!(host.security_opt.unwrap().len(), 1);
     }
 
     #[test]
-    fn the_seccomp_profile_holds_the_whole_table() {
+    fn seccomp_profile_contains_whole_table() {
         let profile = seccomp_profile("x86_64");
         assert_eq!(profile["defaultAction"], "SCMP_ACT_ALLOW");
         assert_eq!(profile["architectures"], json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X32"]));
@@ -348,12 +349,12 @@ mod tests {
         assert_eq!(named("clone"), 7);
         let clone3 = rules.iter().find(|rule| rule["names"] == json!(["clone3"])).unwrap();
         assert_eq!(clone3["errnoRet"], 38);
-        assert!(rules.iter().all(|rule| rule["action"] == "SCMP_ACT_ERRNO"), "never a kill");
+        assert!(rules.iter().all(|rule| rule["action"] == "SCMP_ACT_ERRNO"), "no rule kills");
         assert!(!seccomp_profile("aarch64").to_string().contains("iopl"));
     }
 
     #[test]
-    fn socket_families_are_denied_but_for_a_few() {
+    fn only_allowed_socket_families_pass() {
         let profile = seccomp_profile("x86_64");
         let matches = |argument: &Value, arguments: [u64; 3]| {
             let given = arguments[argument["index"].as_u64().unwrap() as usize];
@@ -376,14 +377,15 @@ mod tests {
     }
 
     #[test]
-    fn isolation_says_what_does_not_hold() {
-        let isolation = super::isolation(&Facts { memory: true, ..Facts::default() }, Some("runsc"), Network::Open);
+    fn isolation_reports_what_is_not_enforced() {
+        let isolation =
+            super::isolation(&EngineInfo { memory: true, ..EngineInfo::default() }, Some("runsc"), Network::Open);
         assert_eq!(isolation.level, IsolationLevel::Gvisor);
         let not = isolation.not_enforced.join("\n");
         for name in ["network", "cpus", "pids", "swap"] {
             assert!(not.contains(name), "{name}");
         }
-        assert!(super::isolation(&able(), None, Network::None).not_enforced.is_empty());
+        assert!(super::isolation(&full_info(), None, Network::None).not_enforced.is_empty());
         assert_eq!(level(Some("kata-qemu")), IsolationLevel::Vm);
         assert_eq!(level(Some("crun")), IsolationLevel::Container);
     }

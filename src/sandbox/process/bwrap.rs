@@ -1,7 +1,7 @@
-//! bubblewrap's command line, and what its refusals mean.
+//! bubblewrap's command line, and explanations of its errors.
 //!
-//! It is started with an empty environment and reads its options from a descriptor: whatever it was given at exec, code in
-//! the sandbox could read in `/proc/1`.
+//! bubblewrap gets an empty environment and reads its options from a descriptor, since code in the sandbox can read the arguments and the
+//! environment of its exec in `/proc/1`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -23,7 +23,7 @@ use crate::policy::{Network, hidden_paths};
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
-/// System folders that kernels read beyond `/usr`. Those that a machine lacks are left out.
+/// System files and folders that kernels read besides `/usr`. Missing ones are skipped.
 const ETC: &[&str] = &[
     "/etc/alternatives",
     "/etc/ld.so.cache",
@@ -36,30 +36,30 @@ const ETC: &[&str] = &[
     "/etc/python3",
     "/etc/python3.11",
 ];
-/// What a session with a network reads besides.
+/// As [`ETC`], for sessions with a network.
 const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/services", "/etc/protocols"];
 
-/// Size of the empty folders that cover others, bytes.
+/// Size of the empty tmpfs that hides a folder, bytes.
 const COVER_BYTES: u64 = 4096;
 
-/// Everything that one start needs.
+/// The parameters of one start.
 pub(super) struct Launch<'a> {
     pub spec: &'a SandboxSpec,
     pub environment: &'a Path,
     pub agent: &'a Path,
     pub cgroup: &'a Cgroup,
     pub listen: &'a Listen,
-    /// Whether to hide what `/proc` tells about the machine. A few machines forbid that to ordinary users.
+    /// Whether to hide the files in `/proc` that describe the host. A few machines forbid that to ordinary users.
     pub masked: bool,
 }
 
 impl Launch<'_> {
-    /// The command, and the pipe on which bubblewrap reports the agent's process. `listener` goes to the agent, under its number.
+    /// The command, and the pipe on which bubblewrap reports the agent's PID. The agent inherits `listener` under the same number.
     pub fn command(&self, listener: OwnedFd) -> io::Result<(Command, OwnedFd)> {
         let (status_read, status_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let Options { list, mut inherited } = self.options(&status_write)?;
         let list: Vec<u8> = list.iter().flat_map(|option| option.as_bytes().iter().chain(b"\0")).copied().collect();
-        let arguments = in_memory(&list)?;
+        let arguments = memory_file(&list)?;
         let mut command = Command::new(program()?);
         command
             .env_clear()
@@ -70,16 +70,16 @@ impl Launch<'_> {
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         let groups = self.cgroup.open_for_joining()?;
         inherited.extend([arguments, status_write, listener]);
-        // SAFETY: between fork and exec; the closure makes system calls on descriptors that it owns and allocates nothing.
-        #[expect(unsafe_code, reason = "the child must join its cgroup before it becomes anything else")]
+        // SAFETY: runs between fork and exec; the closure makes system calls on descriptors that it owns and does not allocate.
+        #[expect(unsafe_code, reason = "the child must join its cgroup before exec")]
         unsafe {
             command.pre_exec(move || {
                 for group in &groups {
-                    // "0" is the writing process itself. The right to write came with the open descriptor.
+                    // "0" is the writing process. The open descriptor carries the permission.
                     rustix::io::write(group, b"0")?;
                 }
                 rustix::process::setsid()?;
-                // What our own parent left open is no business of a sandbox.
+                // Descriptors inherited from our parent must not reach the sandbox.
                 descriptors::close_all_at_exec()?;
                 for fd in &inherited {
                     rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
@@ -115,18 +115,18 @@ impl Launch<'_> {
         for (source, target) in self.cgroup.views() {
             options.bind(&source, &target);
         }
-        // /dev is a tmpfs of its own; left writable it would be disk without a limit.
+        // /dev is a tmpfs; writable, it would be unlimited storage.
         options.add(&["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE]);
         Ok(options)
     }
 
     fn system(&self, options: &mut Options) -> io::Result<()> {
         options.bind(Path::new("/usr"), "/usr");
-        // A link among them leads elsewhere, and what it leads to is not shown.
+        // The target of a symlink is not visible in the sandbox, so symlinks need not be hidden.
         for path in
             hidden_paths::HOST_FOLDERS.iter().filter(|path| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()))
         {
-            options.cover(path);
+            options.hide_folder(path);
         }
         for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
             let path = PathBuf::from("/").join(name);
@@ -151,7 +151,7 @@ impl Launch<'_> {
     }
 }
 
-/// Options, and the descriptors that they name.
+/// Options, and the descriptors to which they refer.
 #[derive(Default)]
 struct Options {
     list: Vec<OsString>,
@@ -175,30 +175,29 @@ impl Options {
         self.add(&["--perms", mode, "--size", &bytes.to_string(), "--tmpfs", target]);
     }
 
-    /// Covers a folder with an empty one.
-    fn cover(&mut self, target: &str) {
+    /// Hides a folder behind an empty one.
+    fn hide_folder(&mut self, target: &str) {
         self.tmpfs("0755", COVER_BYTES, target);
         self.add(&["--remount-ro", target]);
     }
 
-    /// A file of our own making: no path of the host stands behind it.
+    /// Adds a generated file.
     fn file(&mut self, content: &[u8], target: &str) -> io::Result<()> {
-        let file = in_memory(content)?;
+        let file = memory_file(content)?;
         self.add(&["--perms", "0444", "--ro-bind-data", &file.as_raw_fd().to_string(), target]);
         self.inherited.push(file);
         Ok(())
     }
 
-    /// Hides what `/proc` tells about the machine. There is no `/sys`. Whether a path exists is seen out here: both `/proc`
-    /// are of the same kernel.
+    /// Hides files in `/proc` that describe the host. There is no `/sys`. Existence is checked on the host, whose `/proc` has the same files.
     fn mask(&mut self) {
         for path in hidden_paths::READONLY.iter().filter(|path| Path::new(path).exists()) {
             self.bind(Path::new(path), path);
         }
         for path in hidden_paths::MASKED.iter().filter(|path| path.starts_with("/proc/")) {
             match fs::metadata(path) {
-                Ok(found) if found.is_dir() => self.cover(path),
-                // As engines do it: it can be opened, and is empty.
+                Ok(found) if found.is_dir() => self.hide_folder(path),
+                // As container engines do: the file can be opened and is empty.
                 Ok(_) => self.add(&["--dev-bind", "/dev/null", path]),
                 Err(_) => {}
             }
@@ -206,44 +205,40 @@ impl Options {
     }
 }
 
-/// Where bubblewrap is. Looked up here, since a command with an empty environment has no PATH of its own.
+/// The path of bubblewrap. Looked up here, since a command with an empty environment has no PATH.
 fn program() -> io::Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join("bwrap")).find(|program| program.is_file());
     found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
 }
 
-/// A file in memory, read from its start by whoever inherits it.
-fn in_memory(content: &[u8]) -> io::Result<OwnedFd> {
+/// A memfd with this content, positioned at its start.
+fn memory_file(content: &[u8]) -> io::Result<OwnedFd> {
     let mut file = fs::File::from(memfd_create("cellkeep", MemfdFlags::CLOEXEC)?);
     file.write_all(content)?;
     io::Seek::rewind(&mut file)?;
     Ok(file.into())
 }
 
-/// Whether bubblewrap failed at hiding something in `/proc`, which a sandbox can do without, and not at mounting it.
-pub(super) fn refused_masks(said: &str) -> bool {
-    said.contains("/proc/")
+/// Whether bubblewrap failed to hide files in `/proc`, without which a sandbox can run, rather than to mount `/proc`.
+pub(super) fn cannot_mask(message: &str) -> bool {
+    message.contains("/proc/")
 }
 
-/// What a trial start of bubblewrap showed.
+/// The result of a trial start of bubblewrap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// It works.
     Works {
-        /// Its version, as it says it.
         version: String,
-        /// Why what `/proc` tells about the machine cannot be hidden, where it cannot.
+        /// Why the files in `/proc` that describe the host cannot be hidden, if they cannot.
         unmasked: Option<String>,
     },
-    /// It does not.
     Fails {
-        /// Why.
         reason: String,
     },
 }
 
-/// Starts `true` in the same namespaces and with the same masks, as the uid that sandboxes will have. Takes about 5 ms.
+/// Starts `true` with the same namespaces and hidden files as a sandbox, under a sandbox uid. Takes about 5 ms.
 pub fn probe() -> Probe {
     let Ok(program) = program() else {
         return Probe::Fails { reason: "bubblewrap (bwrap) is not installed: apt-get install bubblewrap".to_owned() };
@@ -254,7 +249,7 @@ pub fn probe() -> Probe {
     };
     match trial(&program, true) {
         Ok(()) => Probe::Works { version, unmasked: None },
-        Err(masks) if refused_masks(&masks) => match trial(&program, false) {
+        Err(masks) if cannot_mask(&masks) => match trial(&program, false) {
             Ok(()) => Probe::Works { version, unmasked: Some(masks) },
             Err(reason) => Probe::Fails { reason },
         },
@@ -281,31 +276,31 @@ fn trial(program: &Path, masked: bool) -> Result<(), String> {
     }
 }
 
-/// What bubblewrap said, with the way out where we know it.
-pub(super) fn explain(said: &str) -> String {
-    let hint = if said.contains("uid map")
-        || said.contains("Creating new namespace")
-        || said.contains("No permissions to create")
+/// bubblewrap's message, with a remedy if there is a known one.
+pub(super) fn explain(message: &str) -> String {
+    let hint = if message.contains("uid map")
+        || message.contains("Creating new namespace")
+        || message.contains("No permissions to create")
     {
         let apparmor = fs::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns");
         if apparmor.is_ok_and(|value| value.trim() == "1") {
             "; AppArmor forbids user namespaces here: load a profile for bwrap (Ubuntu: apparmor-profiles, bwrap-userns-restrict), \
              or use --sandbox docker"
         } else {
-            "; user namespaces are forbidden here (inside a container they often are): allow them \
+            "; user namespaces are forbidden here (common inside containers): allow them \
              (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0), or use --sandbox docker"
         }
-    } else if said.contains("mount proc on") {
-        "; inside a container, whose own /proc is covered in parts, no other can be made: start that container with \
+    } else if message.contains("mount proc on") {
+        "; a container with partly hidden /proc cannot mount another one: start that container with \
          --security-opt systempaths=unconfined"
-    } else if said.contains("Unknown option") {
-        "; this bubblewrap is too old: 0.8 or newer is needed"
-    } else if said.contains("Permission denied") && said.contains("find source path") {
-        "; sandboxes run under another uid, which must be able to reach the data folder: use one that others may enter (--data DIR)"
+    } else if message.contains("Unknown option") {
+        "; this bubblewrap is too old: 0.8 or newer is required"
+    } else if message.contains("Permission denied") && message.contains("find source path") {
+        "; sandboxes run under another uid, which must be able to enter the data folder: use another one (--data DIR)"
     } else {
         ""
     };
-    if said.is_empty() { "bubblewrap ended without a word".to_owned() } else { format!("{said}{hint}") }
+    if message.is_empty() { "bubblewrap exited without a message".to_owned() } else { format!("{message}{hint}") }
 }
 
 #[cfg(test)]
@@ -313,21 +308,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_come_with_the_way_out() {
-        for (said, way_out) in [
+    fn known_errors_are_explained() {
+        for (message, remedy) in [
             ("bwrap: Can't mount proc on /newroot/proc: Operation not permitted", "systempaths=unconfined"),
             ("bwrap: Can't find source path /root/x: Permission denied", "--data DIR"),
             ("bwrap: Unknown option --disable-userns", "0.8 or newer"),
             ("bwrap: setting up uid map: Permission denied", "--sandbox docker"),
         ] {
-            let told = explain(said);
-            assert!(told.starts_with(said) && told.contains(way_out), "{told}");
+            let explained = explain(message);
+            assert!(explained.starts_with(message) && explained.contains(remedy), "{explained}");
         }
     }
 
     #[test]
-    fn what_can_be_done_without_is_told_from_what_cannot() {
-        assert!(refused_masks("bwrap: Can't bind mount /oldroot/proc/sys on /newroot/proc/sys: Operation not permitted"));
-        assert!(!refused_masks(&explain("bwrap: Can't mount proc on /newroot/proc: Operation not permitted")));
+    fn masking_errors_are_recognised() {
+        assert!(cannot_mask("bwrap: Can't bind mount /oldroot/proc/sys on /newroot/proc/sys: Operation not permitted"));
+        assert!(!cannot_mask(&explain("bwrap: Can't mount proc on /newroot/proc: Operation not permitted")));
     }
 }

@@ -1,6 +1,6 @@
-//! The session's cgroup: limits on memory, CPU and processes, where this machine lets us make one.
+//! The session's cgroup, which limits memory, CPU and processes, if this user can create one.
 //!
-//! Version 2 where its controllers are, else version 1. On hybrid machines the controllers are in version 1.
+//! Uses version 2 if it has the controllers, else version 1; hybrid machines have the controllers in version 1.
 
 use std::fs;
 use std::io;
@@ -17,51 +17,48 @@ use crate::sandbox::SandboxStats;
 use crate::sandbox::records::is_older;
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// All our groups are beneath one, so that a look at it shows them all.
-const OURS: &str = "cellkeep";
+/// The parent of all our groups, so that one listing shows them all.
+const PARENT: &str = "cellkeep";
 /// The period of CPU quotas, microseconds.
 const CPU_PERIOD: u64 = 100_000;
 
-/// Which limits cgroups can hold here, for this user.
+/// The limits that cgroups can enforce here, for this user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Controllers {
     /// 2, 1, or 0 for none.
     pub version: u8,
-    /// Memory and swap.
     pub memory: bool,
-    /// CPU quota.
     pub cpu: bool,
-    /// Number of processes.
     pub pids: bool,
-    /// CPU accounting (version 1 has it apart).
+    /// CPU accounting, a controller of its own in version 1.
     pub cpuacct: bool,
-    /// Why something is missing.
+    /// Why a controller is missing.
     pub why_not: Option<String>,
 }
 
-/// Finds out by trying: makes our parent group and looks at what it has.
+/// Detects the usable controllers by creating our parent group.
 pub fn controllers() -> Controllers {
     if Path::new(ROOT).join("cgroup.controllers").exists() { version2() } else { version1() }
 }
 
 fn version2() -> Controllers {
-    let ours = Path::new(ROOT).join(OURS);
-    if let Err(error) = fs::create_dir_all(&ours) {
+    let parent = Path::new(ROOT).join(PARENT);
+    if let Err(error) = fs::create_dir_all(&parent) {
         return Controllers {
             version: 2,
-            why_not: Some(format!("cannot make {}: {error}", ours.display())),
+            why_not: Some(format!("cannot create {}: {error}", parent.display())),
             ..Controllers::default()
         };
     }
-    for folder in [Path::new(ROOT), &ours] {
+    for folder in [Path::new(ROOT), &parent] {
         for controller in ["memory", "cpu", "pids"] {
             let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
         }
     }
-    let handed_down = fs::read_to_string(ours.join("cgroup.subtree_control")).unwrap_or_default();
-    let has = |name: &str| handed_down.split_whitespace().any(|controller| controller == name);
+    let delegated = fs::read_to_string(parent.join("cgroup.subtree_control")).unwrap_or_default();
+    let has = |name: &str| delegated.split_whitespace().any(|controller| controller == name);
     let (memory, cpu, pids) = (has("memory"), has("cpu"), has("pids"));
-    let why_not = (!(memory && cpu && pids)).then(|| "the controller is not handed down to us".to_owned());
+    let why_not = (!(memory && cpu && pids)).then(|| "the controller is not delegated to this user".to_owned());
     Controllers { version: 2, memory, cpu, pids, cpuacct: cpu, why_not }
 }
 
@@ -73,37 +70,37 @@ fn version1() -> Controllers {
             why_not = Some("no cgroup hierarchies are mounted".to_owned());
             return false;
         }
-        let made = fs::create_dir_all(hierarchy.join(OURS));
-        // An existing group of root's is of no use to another user. Others may be trying at the same time.
-        let trial = hierarchy.join(OURS).join(format!(".probe-{}", crate::ids::random_uuid()));
-        let writable = made.and_then(|()| fs::create_dir(&trial));
+        let created = fs::create_dir_all(hierarchy.join(PARENT));
+        // The parent may exist and belong to root. The name is random, since other processes may probe at the same time.
+        let trial = hierarchy.join(PARENT).join(format!(".probe-{}", crate::ids::random_uuid()));
+        let writable = created.and_then(|()| fs::create_dir(&trial));
         let _ = fs::remove_dir(&trial);
-        writable.map_err(|error| why_not = Some(format!("cannot make cgroups: {error}"))).is_ok()
+        writable.map_err(|error| why_not = Some(format!("cannot create cgroups: {error}"))).is_ok()
     };
     let (memory, cpu, pids, cpuacct) = (usable("memory"), usable("cpu"), usable("pids"), usable("cpuacct"));
     let version = u8::from(memory || cpu || pids);
     Controllers { version, memory, cpu, pids, cpuacct, why_not }
 }
 
-/// Removes groups that are empty and were made at least `min_age` ago: their sandboxes' records are lost. The system itself
-/// keeps one in which a process lives.
+/// Removes empty groups that are at least `min_age` old: the records of their sandboxes are lost. The system refuses to remove a group
+/// with processes.
 pub fn remove_empty(min_age: Duration) {
     for hierarchy in ["", "memory", "cpu", "pids", "cpuacct"] {
-        let groups = fs::read_dir(Path::new(ROOT).join(hierarchy).join(OURS)).into_iter().flatten().flatten();
+        let groups = fs::read_dir(Path::new(ROOT).join(hierarchy).join(PARENT)).into_iter().flatten().flatten();
         for group in groups.map(|entry| entry.path()).filter(|path| path.is_dir() && is_older(path, min_age)) {
             let _ = fs::remove_dir(group);
         }
     }
 }
 
-/// The groups of one session: one in version 2, one per hierarchy in version 1.
+/// The groups of a session: one in version 2, one per hierarchy in version 1.
 pub(super) struct Cgroup {
     controllers: Controllers,
     folders: Vec<(&'static str, PathBuf)>,
 }
 
 fn folders(controllers: &Controllers, session: &SessionId) -> Vec<(&'static str, PathBuf)> {
-    let group = |hierarchy: &str| Path::new(ROOT).join(hierarchy).join(OURS).join(session.as_str());
+    let group = |hierarchy: &str| Path::new(ROOT).join(hierarchy).join(PARENT).join(session.as_str());
     match controllers.version {
         2 if controllers.memory || controllers.cpu || controllers.pids => vec![("", group(""))],
         1 => [
@@ -121,7 +118,7 @@ fn folders(controllers: &Controllers, session: &SessionId) -> Vec<(&'static str,
 }
 
 impl Cgroup {
-    /// Makes the groups and sets the limits, before anything runs in them.
+    /// Creates the groups and sets their limits.
     pub fn create(controllers: &Controllers, session: &SessionId, limits: &Limits) -> io::Result<Self> {
         let cgroup = Self { controllers: controllers.clone(), folders: folders(controllers, session) };
         for (_, folder) in &cgroup.folders {
@@ -132,7 +129,7 @@ impl Cgroup {
         if controllers.version == 2 && !cgroup.folders.is_empty() {
             if controllers.memory {
                 cgroup.set("", "memory.max", &memory)?;
-                // Absent where the system has no swap accounting; then there is no swap to fear either, or nothing to be done.
+                // Missing without swap accounting. Then swap cannot be limited, or there is none.
                 let _ = cgroup.set("", "memory.swap.max", "0");
             }
             if controllers.cpu {
@@ -163,17 +160,15 @@ impl Cgroup {
         folder.map_or(Ok(()), |folder| fs::write(folder.join(file), value))
     }
 
-    /// Whether memory is held.
     pub fn limits_memory(&self) -> bool {
         self.controllers.memory
     }
 
-    /// Whether the number of processes is held.
     pub fn limits_processes(&self) -> bool {
         self.controllers.pids
     }
 
-    /// Descriptors by which a child can put itself into the groups after it has given up our rights.
+    /// Descriptors with which a child can join the groups after it has dropped its privileges.
     pub fn open_for_joining(&self) -> io::Result<Vec<OwnedFd>> {
         let open = |(_, folder): &(&str, PathBuf)| {
             fs::OpenOptions::new().write(true).open(folder.join("cgroup.procs")).map(OwnedFd::from)
@@ -181,7 +176,7 @@ impl Cgroup {
         self.folders.iter().map(open).collect()
     }
 
-    /// What to mount where, so that the agent can read its own usage: the session's group at the place of the whole tree.
+    /// Bind mounts (source, target) that show the session's group in the place of the whole tree, so that the agent can read its usage.
     pub fn views(&self) -> Vec<(PathBuf, String)> {
         self.folders
             .iter()
@@ -189,7 +184,7 @@ impl Cgroup {
             .collect()
     }
 
-    /// Usage from outside.
+    /// The usage, measured from outside.
     pub fn stats(controllers: &Controllers, session: &SessionId) -> io::Result<SandboxStats> {
         let mut stats = SandboxStats::default();
         for (hierarchy, folder) in folders(controllers, session) {
@@ -211,18 +206,18 @@ impl Cgroup {
         Ok(stats)
     }
 
-    /// Ends whatever is in the groups: also a process of which a maker that was killed could not write down who it is.
+    /// Kills all processes in the groups, also those whose PID a killed manager could not record.
     pub fn kill(controllers: &Controllers, session: &SessionId) {
         for (_, folder) in folders(controllers, session) {
-            let inside = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-            for pid in inside.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
-                // It may have ended meanwhile.
+            let pids = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            for pid in pids.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+                // Fails if it has ended meanwhile.
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
         }
     }
 
-    /// Removes the groups; an error while processes are still in them.
+    /// Removes the groups. Fails while they contain processes.
     pub fn remove(controllers: &Controllers, session: &SessionId) -> io::Result<()> {
         for (_, folder) in folders(controllers, session) {
             match fs::remove_dir(&folder) {
@@ -239,8 +234,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_may_find_out_at_once() {
-        // So many that two of them meet, which takes luck within microseconds.
+    fn concurrent_probes_agree() {
+        // Many attempts, since two probes collide only within microseconds.
         let alone = controllers();
         let trials: Vec<_> = (0..8).map(|_| std::thread::spawn(|| [(); 500].map(|()| controllers()))).collect();
         for trial in trials {

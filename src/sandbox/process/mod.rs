@@ -1,11 +1,11 @@
-//! The sandbox that needs no daemon: bubblewrap around a process of this machine.
+//! The process sandbox: bubblewrap around processes of the host, without a daemon.
 //!
 //! ```text
 //! create: record on disk ─▶ cgroup with limits ─▶ listening socket ─▶ fork: into the cgroup, own uid ─▶ bwrap ─▶ agent ─▶ configuration
 //! ```
 //!
-//! The agent inherits the listening socket, so no path of the host but the agent's binary and the kernel's environment is
-//! visible inside. It outlives its manager. Ending it is one SIGKILL to the PID namespace's first process.
+//! The agent inherits the listening socket, so of the host only the agent's binary, the kernel's environment and system folders are
+//! visible inside. The agent outlives its manager. One SIGKILL to the first process of the PID namespace ends the sandbox.
 
 mod bwrap;
 mod cgroup;
@@ -21,9 +21,9 @@ use tokio::net::UnixStream;
 
 use self::bwrap::Launch;
 use self::cgroup::Cgroup;
-use self::start::Started;
+use self::start::StartedSandbox;
 use super::{
-    ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats, Sight,
+    Liveness, ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
     agent_binary, environment, records,
 };
 use crate::agent_protocol::{AgentConfig, Listen};
@@ -38,26 +38,26 @@ pub use cgroup::{Controllers, controllers};
 pub(super) use cgroup::remove_empty as remove_empty_cgroups;
 
 const KIND: SandboxKind = SandboxKind::Process;
-/// How long a killed namespace may take to be gone.
-const END_DEADLINE: Duration = Duration::from_secs(20);
-/// As root, every sandbox runs under a uid of its own from here on, so that an escape is nobody, and a different nobody.
+/// Timeout for the end of a killed PID namespace.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
+/// As root, every sandbox runs under a uid of its own, from this one on: an escaped process has no rights, and cannot access other
+/// sandboxes.
 const FIRST_UID: u32 = 1_000_000_000;
 
-/// Makes process sandboxes with their records beneath a data folder.
+/// Creates process sandboxes, with their records in a data folder.
 pub struct ProcessSandbox {
     paths: Paths,
 }
 
 impl ProcessSandbox {
-    /// Sandboxes of this data folder.
     pub fn new(paths: Paths) -> Self {
         Self { paths }
     }
 
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
         match self.start_as(spec, true).await {
-            Err(SandboxError::Start { kind, reason }) if bwrap::refused_masks(&reason) => {
-                tracing::debug!(%reason, "starting again without hiding parts of /proc");
+            Err(SandboxError::Start { kind, reason }) if bwrap::cannot_mask(&reason) => {
+                tracing::debug!(%reason, "cannot hide parts of /proc, starting without");
                 match self.remove_failed(&spec.session).await {
                     Ok(()) => self.start_as(spec, false).await,
                     remains => Err(SandboxError::Start { kind, reason }.with_remains(remains)),
@@ -68,16 +68,16 @@ impl ProcessSandbox {
     }
 
     async fn start_as(&self, spec: &SandboxSpec, masked: bool) -> Result<SandboxRecord, SandboxError> {
-        // Mostly system calls of microseconds; the wait for bubblewrap is a few milliseconds.
+        // System calls take microseconds; waiting for bubblewrap takes a few milliseconds.
         let (record, started, config) = tokio::task::block_in_place(|| self.spawn(spec, masked))?;
-        started.hand_over(&record.socket, &config).await?;
+        started.send_config(&record.socket, &config).await?;
         Ok(record)
     }
 
-    fn spawn(&self, spec: &SandboxSpec, masked: bool) -> Result<(SandboxRecord, Started, AgentConfig), SandboxError> {
-        let folder = records::make_folder(&self.paths, &spec.session)?;
-        let agent_binary =
-            agent_binary::written_out(&self.paths.agent()).map_err(SandboxError::io("cannot write out the agent"))?;
+    fn spawn(&self, spec: &SandboxSpec, masked: bool) -> Result<(SandboxRecord, StartedSandbox, AgentConfig), SandboxError> {
+        let folder = records::create_folder(&self.paths, &spec.session)?;
+        let agent_binary = agent_binary::ensure_written(&self.paths.agent())
+            .map_err(SandboxError::io("cannot write the agent's binary"))?;
         let controllers = cgroup::controllers();
         let mut record = SandboxRecord {
             session: spec.session.clone(),
@@ -94,14 +94,14 @@ impl ProcessSandbox {
         };
         records::write(&folder, &record)?;
         let cgroup = Cgroup::create(&controllers, &spec.session, &spec.limits)
-            .map_err(SandboxError::io("cannot make the session's cgroup"))?;
+            .map_err(SandboxError::io("cannot create the session's cgroup"))?;
         let (started, config) = self.launch(spec, &record, &cgroup, masked)?;
         record.agent = Some(started.agent);
         match records::write(&folder, &record) {
             Ok(()) => Ok((record, started, config)),
-            // Nobody could find it again.
+            // Without its record, the sandbox could not be found again.
             Err(error) => {
-                started.abandon();
+                started.kill();
                 Err(error)
             }
         }
@@ -113,7 +113,7 @@ impl ProcessSandbox {
         record: &SandboxRecord,
         cgroup: &Cgroup,
         masked: bool,
-    ) -> Result<(Started, AgentConfig), SandboxError> {
+    ) -> Result<(StartedSandbox, AgentConfig), SandboxError> {
         let environment = kernels::environment(&self.paths, &spec.kernel).map_err(|error| SandboxError::NoKernel {
             kernel: spec.kernel.name.clone(),
             kind: KIND,
@@ -127,12 +127,12 @@ impl ProcessSandbox {
         let listen = Listen::Fd(listener.as_raw_fd());
         let launch = Launch { spec, environment: &environment, agent: agent_binary, cgroup, listen: &listen, masked };
         let uid = rustix::process::geteuid().is_root().then(|| session_uid(&spec.session));
-        let started = Started::spawn(&launch, listener, uid)?;
+        let started = StartedSandbox::spawn(&launch, listener, uid)?;
         Ok((started, environment::agent_config(spec, listen, cgroup.limits_memory(), !cgroup.limits_processes())))
     }
 }
 
-/// The command that gets a kernel for this sandbox, or for another where there is none for this.
+/// The command that installs a kernel for this sandbox, or for docker if the kernel exists only as an image.
 pub fn how_to_install(kernel: &KernelSpec) -> String {
     if !kernel.has_environment() {
         return format!("run: cellkeep images build {}, and use --sandbox docker", kernel.name);
@@ -140,7 +140,7 @@ pub fn how_to_install(kernel: &KernelSpec) -> String {
     format!("run: cellkeep kernels install {}", kernel.name)
 }
 
-/// A uid derived from the session's random id: 2^28 of them, so that two living sessions practically never share one.
+/// A uid derived from the session's random id. There are 2^28, so that two live sessions practically never share one.
 fn session_uid(session: &SessionId) -> u32 {
     let hex: String = session.as_str().chars().filter(char::is_ascii_hexdigit).take(7).collect();
     FIRST_UID + u32::from_str_radix(&hex, 16).unwrap_or(0)
@@ -156,8 +156,9 @@ fn unavailable(error: &io::Error) -> SandboxError {
     }
 }
 
-/// What a session with an open network reaches: there is no namespace around it then.
-pub const OPEN_NETWORK: &str = "the machine's own network, with all that listens on its localhost and on its abstract sockets; docker has a bridge instead";
+/// What a session with an open network reaches: it has no network namespace.
+pub const OPEN_NETWORK: &str =
+    "the machine's own network, including its localhost and abstract sockets; docker has a bridge instead";
 
 fn isolation(controllers: &Controllers, network: Network, masked: bool) -> Isolation {
     let why_not = controllers.why_not.as_deref().unwrap_or("no such cgroup controller");
@@ -167,13 +168,13 @@ fn isolation(controllers: &Controllers, network: Network, masked: bool) -> Isola
         .with(&["disk", "output"])
         .with_network(network, OPEN_NETWORK)
         .with_limits([
-            limit("memory", controllers.memory, "watched by the agent every 0.1 s, not held"),
-            limit("cpus", controllers.cpu, "not held"),
-            limit("pids", controllers.pids, "held per user namespace by RLIMIT_NPROC"),
+            limit("memory", controllers.memory, "checked by the agent every 0.1 s, not enforced"),
+            limit("cpus", controllers.cpu, "not limited"),
+            limit("pids", controllers.pids, "limited per user namespace by RLIMIT_NPROC"),
         ]);
     match masked {
         true => isolation.with(&["machine's files in /proc hidden"]),
-        false => isolation.without("/proc", "tells about the machine, as hiding parts of it is forbidden here"),
+        false => isolation.without("/proc", "describes the machine, since hiding parts of it is forbidden here"),
     }
 }
 
@@ -186,7 +187,7 @@ impl Sandbox for ProcessSandbox {
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
         match self.start(spec).await {
             Err(error) => Err(error.with_remains(self.remove_failed(&spec.session).await)),
-            made => made,
+            created => created,
         }
     }
 
@@ -195,11 +196,11 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn inspect(&self, record: &SandboxRecord) -> Result<SandboxState, SandboxError> {
-        Ok(match record.agent.map(ProcessStamp::sight) {
-            Some(Sight::Running) => SandboxState::Running,
-            Some(Sight::OutOfSight) if records::somebody_listens(&record.socket) => SandboxState::Running,
-            Some(_) => SandboxState::Ended { why: "the agent's process is gone".into() },
-            None => SandboxState::Ended { why: "it was never started".into() },
+        Ok(match record.agent.map(ProcessStamp::liveness) {
+            Some(Liveness::Running) => SandboxState::Running,
+            Some(Liveness::Unknown) if records::has_listener(&record.socket) => SandboxState::Running,
+            Some(_) => SandboxState::Ended { why: "the agent's process has ended".into() },
+            None => SandboxState::Ended { why: "the agent was never started".into() },
         })
     }
 
@@ -209,15 +210,15 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn destroy(&self, record: &SandboxRecord) -> Result<(), SandboxError> {
-        let end = tokio::time::Instant::now() + END_DEADLINE;
+        let end = tokio::time::Instant::now() + END_TIMEOUT;
         if let Some(agent) = record.agent {
-            // The first process of a PID namespace takes all others with it.
+            // Killing the first process of a PID namespace kills all others.
             agent.kill();
             while agent.is_alive() && tokio::time::Instant::now() < end {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         }
-        // A cgroup can be removed only when its last process has been reaped, which happens a moment after its end.
+        // A cgroup can be removed only once its last process is reaped, shortly after its end.
         let controllers = record.controllers.clone().unwrap_or_default();
         Cgroup::kill(&controllers, &record.session);
         while let Err(error) = Cgroup::remove(&controllers, &record.session) {
@@ -225,7 +226,7 @@ impl Sandbox for ProcessSandbox {
                 return Err(SandboxError::io("cannot remove the session's cgroup")(error));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
-            // It may have been forking.
+            // Processes may have forked meanwhile.
             Cgroup::kill(&controllers, &record.session);
         }
         records::remove_folder(&self.paths, &record.session)
@@ -237,7 +238,7 @@ impl Sandbox for ProcessSandbox {
 }
 
 impl ProcessSandbox {
-    /// Removes what there is of a sandbox that did not start: its record, written before all else, tells.
+    /// Removes the remains of a sandbox that did not start, by its record.
     async fn remove_failed(&self, session: &SessionId) -> Result<(), SandboxError> {
         match records::read(&records::folder(&self.paths, session)) {
             Some(record) => self.destroy(&record).await,
@@ -251,11 +252,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn isolation_says_what_an_open_network_is_and_what_is_not_held() {
-        let nothing_held = Controllers { why_not: Some("no cgroups".to_owned()), ..Controllers::default() };
-        let weak = isolation(&nothing_held, Network::Open, false).not_enforced.join("\n");
-        for told in ["the machine's own network", "/proc:", "memory: watched", "cpus: not held (no cgroups)", "pids:"] {
-            assert!(weak.contains(told), "{told}: {weak}");
+    fn isolation_reports_what_is_not_enforced() {
+        let nothing_enforced = Controllers { why_not: Some("no cgroups".to_owned()), ..Controllers::default() };
+        let weak = isolation(&nothing_enforced, Network::Open, false).not_enforced.join("\n");
+        for expected in ["the machine's own network", "/proc:", "memory: checked", "cpus: not limited (no cgroups)", "pids:"]
+        {
+            assert!(weak.contains(expected), "{expected}: {weak}");
         }
         let all = Controllers { version: 2, memory: true, cpu: true, pids: true, cpuacct: true, why_not: None };
         assert!(isolation(&all, Network::None, true).not_enforced.is_empty());

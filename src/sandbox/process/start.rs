@@ -1,4 +1,4 @@
-//! Starting bubblewrap, and the agent in it: fork, the agent's process id, its configuration; or why there is none.
+//! Starts bubblewrap and the agent in it: spawns, reads the agent's PID, sends the configuration.
 
 use std::fs;
 use std::io::{self, Read};
@@ -15,24 +15,24 @@ use super::{KIND, unavailable};
 use crate::agent_protocol::{AgentConfig, send_config};
 use crate::sandbox::{ProcessStamp, SandboxError};
 
-/// How long bubblewrap and the agent may take for each of their steps; they take a few milliseconds on an idle machine.
-const DEADLINE: Duration = Duration::from_secs(30);
-/// How much of what they say before they fail is kept, bytes.
-const MAX_LAST_WORDS: u64 = 4096;
+/// Timeout of each step of bubblewrap and the agent; a step takes a few milliseconds on an idle machine.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most of their standard error that is kept, bytes.
+const MAX_STDERR: u64 = 4096;
 
-/// A bubblewrap that has made the agent's process. Until the agent has its configuration, what both say is kept, since
-/// most of bubblewrap's work, and so most of its refusals, come after it has told the process id.
-pub(super) struct Started {
+/// A bubblewrap that has created the agent's process. Its standard error is kept until the agent has its configuration: bubblewrap does
+/// most of its work, and fails mostly, after it has reported the PID.
+pub(super) struct StartedSandbox {
     pub agent: ProcessStamp,
     child: Child,
     stderr: Option<ChildStderr>,
 }
 
-impl Started {
-    /// Starts bubblewrap as `uid`, or as ourselves. `listener` becomes the agent's.
+impl StartedSandbox {
+    /// Starts bubblewrap as `uid`, else as the current user. The agent inherits `listener`.
     ///
     /// # Errors
-    /// [`SandboxError::Unavailable`] without bubblewrap, [`SandboxError::Start`] with what it said.
+    /// [`SandboxError::Unavailable`] without bubblewrap, [`SandboxError::Start`] with its message.
     pub fn spawn(launch: &Launch<'_>, listener: OwnedFd, uid: Option<u32>) -> Result<Self, SandboxError> {
         let (mut command, status) = launch.command(listener).map_err(|error| unavailable(&error))?;
         if let Some(uid) = uid {
@@ -40,71 +40,72 @@ impl Started {
         }
         command.stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| unavailable(&error))?;
-        // The child's ends of all pipes are in the command; the status pipe ends only when they are closed here.
+        // The command owns the child's ends of all pipes; the status pipe ends only after they are closed here.
         drop(command);
         let stderr = child.stderr.take();
         match read_agent_pid(status) {
             Some(agent) => Ok(Self { agent, child, stderr }),
-            None => Err(failure(child, stderr, "bubblewrap ended without a word")),
+            None => Err(failure(child, stderr, "bubblewrap exited without a message")),
         }
     }
 
-    /// Ends it.
-    pub fn abandon(self) {
+    pub fn kill(self) {
         let Self { agent, mut child, .. } = self;
         agent.kill();
         let _ = child.kill();
         let _ = child.wait();
     }
 
-    /// Gives the agent its configuration, and with it the sandbox its own life.
+    /// Sends the agent its configuration. From then on the sandbox is independent of this process.
     ///
     /// # Errors
-    /// [`SandboxError::Start`] with what bubblewrap or the agent said before its end.
-    pub async fn hand_over(self, socket: &Path, config: &AgentConfig) -> Result<(), SandboxError> {
+    /// [`SandboxError::Start`] with the messages of bubblewrap or the agent.
+    pub async fn send_config(self, socket: &Path, config: &AgentConfig) -> Result<(), SandboxError> {
         let Self { agent, mut child, stderr } = self;
-        let handed_over = async { send_config(UnixStream::connect(socket).await?, config).await };
-        match tokio::time::timeout(DEADLINE, handed_over).await {
+        let sent = async { send_config(UnixStream::connect(socket).await?, config).await };
+        match tokio::time::timeout(STEP_TIMEOUT, sent).await {
             Ok(Ok(())) => {
-                // Nobody else would take bubblewrap's exit status; where we die first, init does.
+                // Reaps bubblewrap; if this process dies first, init does.
                 std::thread::spawn(move || child.wait());
                 Ok(())
             }
-            Ok(Err(error)) => Err(failed(agent, child, stderr, &format!("the agent did not start: {error}"))),
-            Err(_) => Err(failed(agent, child, stderr, &format!("the agent was silent for {} s", DEADLINE.as_secs()))),
+            Ok(Err(error)) => Err(kill_failed(agent, child, stderr, &format!("the agent did not start: {error}"))),
+            Err(_) => {
+                Err(kill_failed(agent, child, stderr, &format!("the agent did not answer for {} s", STEP_TIMEOUT.as_secs())))
+            }
         }
     }
 }
 
-fn failed(agent: ProcessStamp, child: Child, stderr: Option<ChildStderr>, silent: &str) -> SandboxError {
+fn kill_failed(agent: ProcessStamp, child: Child, stderr: Option<ChildStderr>, fallback: &str) -> SandboxError {
     agent.kill();
-    failure(child, stderr, silent)
+    failure(child, stderr, fallback)
 }
 
-/// Ends bubblewrap; the error with its last words, or with `silent` where it had none.
-fn failure(mut child: Child, stderr: Option<ChildStderr>, silent: &str) -> SandboxError {
+/// Kills bubblewrap and returns the error with its message, or with `fallback` if it had none.
+fn failure(mut child: Child, stderr: Option<ChildStderr>, fallback: &str) -> SandboxError {
     let _ = child.kill();
     let _ = child.wait();
-    let said = stderr.and_then(|pipe| last_words(pipe).ok()).unwrap_or_default();
-    let reason = if said.trim().is_empty() { silent.to_owned() } else { bwrap::explain(said.trim()) };
+    let message = stderr.and_then(|pipe| read_available(pipe).ok()).unwrap_or_default();
+    let reason = if message.trim().is_empty() { fallback.to_owned() } else { bwrap::explain(message.trim()) };
     SandboxError::Start { kind: KIND, reason }
 }
 
-/// What is in the pipe by now. Its writers may live on for a moment, and are not waited for.
-fn last_words(pipe: ChildStderr) -> io::Result<String> {
+/// Reads what is in the pipe. Does not wait for its writers, which may live on for a moment.
+fn read_available(pipe: ChildStderr) -> io::Result<String> {
     rustix::io::ioctl_fionbio(&pipe, true)?;
-    let mut said = Vec::new();
-    match pipe.take(MAX_LAST_WORDS).read_to_end(&mut said) {
+    let mut bytes = Vec::new();
+    match pipe.take(MAX_STDERR).read_to_end(&mut bytes) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-        _ => Ok(String::from_utf8_lossy(&said).into_owned()),
+        _ => Ok(String::from_utf8_lossy(&bytes).into_owned()),
     }
 }
 
-/// Reads bubblewrap's status lines until the one with the agent's process.
+/// Reads bubblewrap's status lines until the one with the agent's PID.
 fn read_agent_pid(status: OwnedFd) -> Option<ProcessStamp> {
     let mut pipe = fs::File::from(status);
-    let mut said = Vec::new();
-    let end = Instant::now() + DEADLINE;
+    let mut text = Vec::new();
+    let end = Instant::now() + STEP_TIMEOUT;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let timeout = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
@@ -114,11 +115,11 @@ fn read_agent_pid(status: OwnedFd) -> Option<ProcessStamp> {
         }
         let mut chunk = [0; 512];
         let read = pipe.read(&mut chunk).unwrap_or(0);
-        if read == 0 || said.len() > 4096 {
+        if read == 0 || text.len() > 4096 {
             return None;
         }
-        said.extend_from_slice(&chunk[..read]);
-        let lines = said.split(|byte| *byte == b'\n');
+        text.extend_from_slice(&chunk[..read]);
+        let lines = text.split(|byte| *byte == b'\n');
         let pid = lines
             .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
             .find_map(|line| line["child-pid"].as_i64());
