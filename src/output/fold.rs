@@ -1,7 +1,7 @@
 //! How each message type changes the outputs. Holds no outputs, only what later messages need to know of earlier ones.
 
 use super::content::{self, Reading};
-use super::terminal::{Edit, Terminal};
+use super::terminal_text::{Edit, Terminal};
 use super::{Change, OutputTarget, Place, StreamStyle};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

@@ -13,30 +13,26 @@ use serde_json::{Value, json};
 
 mod artifact;
 mod content;
-mod escape;
 mod fold;
-mod held;
-mod line;
 mod output_widgets;
-mod pen;
+mod outputs;
 mod repair;
-mod terminal;
+mod terminal_text;
 mod text;
 mod widgets;
 
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts, artifacts_of};
-pub use escape::strip_ansi;
-pub(crate) use escape::{Escape, measure};
 pub use fold::{Fold, FoldedOutputs, StoredOutputs};
-pub use held::Outputs;
 pub use output_widgets::{OutputWidgets, WidgetId};
+pub use outputs::Outputs;
 pub use repair::repair_output;
-pub use terminal::terminal_text;
+pub(crate) use terminal_text::{Escape, measure};
+pub use terminal_text::{strip_ansi, terminal_text};
 pub use text::{joined, text_of};
 pub use widgets::{Sync, Widgets};
 
-/// Bytes of an id that a kernel makes (of a display, a comm, a run): its own have 36. Ids are kept, and written down with every piece,
-/// and a kernel may send one as large as a message; what has a longer one is taken as if it had none.
+/// Longest id of a display, a comm or an execution that is accepted from a kernel, in bytes; usual ones have 36. Ids are kept and
+/// journaled, and a kernel may send one as large as a message. A longer one counts as none.
 pub(crate) const MAX_ID: usize = 256;
 
 /// What outputs belong to: a cell, or an Output widget that captures them.
@@ -80,10 +76,10 @@ impl OutputTarget {
 /// How stream messages become outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum StreamStyle {
-    /// Neighbouring messages of one stream are merged, and the text is what a terminal would show.
+    /// Neighbouring messages of one stream are merged into the text that a terminal would show.
     #[default]
     Terminal,
-    /// Every message is an output of its own with its raw text, as nbclient stores them.
+    /// Every message is an output of its own with its raw text, as in nbclient.
     Nbclient,
 }
 
@@ -93,14 +89,13 @@ pub struct Place {
     pub target: OutputTarget,
     /// Index of the output in the target's list.
     pub index: usize,
-    /// Whether it is a result and not a display.
+    /// Whether the output is an `execute_result`, else a `display_data`.
     is_result: bool,
-    /// The result's count.
     execution_count: Option<u64>,
 }
 
 impl Place {
-    /// The whole output that stands here once the display id has this state.
+    /// The whole output here once the display id has this state.
     pub fn output(&self, data: Value, metadata: Value) -> Value {
         if self.is_result {
             let count = self.execution_count;
@@ -111,15 +106,14 @@ impl Place {
     }
 }
 
-/// What one message changed, in the words of a client that mirrors the outputs.
+/// A change of the outputs, for a client that mirrors them.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
-    /// A new output at the end of the cell's list.
+    /// A new output at the end of the target's list.
     Append {
         target: OutputTarget,
-        /// Its place in the cell's list.
         index: usize,
-        /// The output, as nbformat has it. A stream's text is one string, and may grow by [`Change::Stream`].
+        /// An nbformat object. The text of a stream is one string, which may grow by [`Change::Stream`].
         output: Value,
     },
     /// A newer state of a display id: the data and metadata of all outputs that show it are replaced.
@@ -128,24 +122,20 @@ pub enum Change {
         places: Vec<Place>,
         /// The MIME bundle.
         data: Value,
-        /// Its metadata.
         metadata: Value,
     },
-    /// A stream output changed: keep the first `keep` bytes (UTF-8) of its text and put `text` behind them. Mostly
-    /// `keep` is the whole former text; after a carriage return less.
+    /// A stream output changed: the first `keep` bytes (UTF-8) of its text stay, and `text` follows them. Mostly `keep` is the whole
+    /// former text; after a carriage return it is less.
     Stream {
         target: OutputTarget,
-        /// Place of the output in the cell's list.
         index: usize,
         /// `stdout` or `stderr`.
         name: String,
-        /// Bytes of the former text that stand.
         keep: usize,
-        /// What follows them.
         text: String,
-        /// Whether all of the former text stands.
+        /// Whether all of the former text stays.
         grows: bool,
     },
-    /// All outputs of the cell are gone.
+    /// All outputs of the target are gone.
     Clear { target: OutputTarget },
 }

@@ -3,7 +3,7 @@
 //! The kernel leaves it to its front end to put outputs into an Output widget ([`OutputWidgets`]). A program that runs a notebook must
 //! act as that front end, as nbclient does: it keeps the captured outputs in the widget's state and tells the kernel of them.
 
-use super::held::weight;
+use super::outputs::weight;
 use super::{OutputTarget, OutputWidgets, Outputs, StreamStyle, WidgetId};
 use crate::wire::Message;
 use base64::Engine as _;

@@ -155,7 +155,7 @@ fn copies_and_parsed_json_are_charged_and_what_does_not_fit_is_named() {
         send(&mut outputs, A, "display_data", display("x", "1"));
     }
     send(&mut outputs, B, "update_display_data", display("x", &"y".repeat(100_000)));
-    assert!(outputs.targets.values().all(|held| held.weight <= MEMORY));
+    assert!(outputs.targets.values().all(|outputs| outputs.weight <= MEMORY));
     assert_eq!(outputs.len(A), 101);
     assert!(outputs.outputs(A)[100]["text"].as_str().unwrap().contains("1 MB of memory; what follows was left out"));
     // A few bytes of JSON that take a hundred times as much when parsed.

@@ -1,60 +1,64 @@
-//! What a terminal would show of a stream, kept up to date write by write.
+//! The text of a stream as a terminal would show it, updated with each write.
 //!
-//! A progress bar sends the same line a thousand times with carriage returns between; a notebook should hold the
-//! last state, not the film. The model is a cursor over lines: `\r` goes to the line's start and later text
-//! overwrites, `\b` goes one back, `\n` goes on, `CSI K` erases in the line, `CSI A` and relatives move between the
-//! last lines (bars over bars). Colours have no width and stay as they came, as long as their line is only appended
-//! to; a line that is overwritten is rewritten with equivalent colours. Other control characters and sequences have
-//! no width either, and go when their line is overwritten.
+//! A progress bar sends the same line a thousand times with carriage returns between; a notebook should hold its last state only.
+//! The model is a cursor over lines. `\r` moves to the start of the line, where later text overwrites; `\b` moves one column back,
+//! `\n` to the next line; `CSI K` erases in the line; `CSI A` and relatives move between the last lines, for bars above bars. Colours
+//! have no width. They stay as they came while their line is only appended to, and become equivalent colours when it is overwritten.
+//! Other control characters and sequences have no width either, and go when their line is overwritten.
 //!
-//! Only the last [`LIVE_LINES`] lines can still change, and only they are held: a write gives its effect on the text
-//! as an [`Edit`], and whoever wants the text keeps it. So neither memory nor the cost of a write depends on what came
-//! before. Columns are characters; a line over [`WRAP`] columns continues on the next without a line feed, as at the
-//! edge of a very wide screen, which bounds the memory of overwritten lines.
+//! Only the last [`LIVE_LINES`] lines can still change, and only they are kept: a write returns its effect on the text as an [`Edit`],
+//! and the caller keeps the text. So neither memory nor the cost of a write depends on what came before. Columns are characters. A line
+//! longer than [`WRAP`] columns continues on the next one without a line feed, as on a very wide screen, which bounds the memory of
+//! overwritten lines.
 
-use super::escape::{Escape, measure};
-use super::line::{Glyph, Line, sgr_parameters};
-use super::pen::Pen;
+mod escape;
+mod line;
+mod style;
+
+pub use escape::strip_ansi;
+pub(crate) use escape::{Escape, measure};
+use line::{Glyph, Line, Style, sgr_parameters};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use style::StyleState;
 
-/// Lines that the cursor can go back to.
+/// Lines that the cursor can move back to.
 const LIVE_LINES: usize = 100;
-/// Columns of a line.
+/// Most columns of a line.
 const WRAP: usize = 8192;
 
-/// What a write does to the text shown: its first `keep` bytes stand, and `tail` follows them.
+/// The effect of a write on the text: its first `keep` bytes stay, and `tail` follows them.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Edit {
-    pub(super) keep: usize,
-    pub(super) tail: String,
+pub(in crate::output) struct Edit {
+    pub keep: usize,
+    pub tail: String,
 }
 
-/// What a terminal shows once the whole text was written to it: progress bars in their last state. Colours stay.
+/// What a terminal shows after the whole text was written to it: progress bars in their last state. Colours stay.
 pub fn terminal_text(text: &str) -> String {
     Terminal::new().write(text).tail
 }
 
-/// A stream as a terminal shows it.
+/// The state of one stream.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Terminal {
-    /// Bytes of the lines that can no longer change, those in `settling` left out.
+pub(in crate::output) struct Terminal {
+    /// Bytes of the lines that can no longer change, except those in `settling`.
     settled: usize,
-    /// Lines that ceased to be able to change in this write, rendered. Empty between writes.
+    /// Rendered lines that this write made unchangeable. Empty between writes.
     #[serde(skip)]
     settling: String,
-    /// The number of lines that can no longer change.
+    /// Number of lines that can no longer change.
     settled_lines: usize,
     /// The last lines; never empty.
     live: VecDeque<Line>,
     /// Cursor: index in `live`, and column, which may be past the end of the line.
     row: usize,
     column: usize,
-    pen: Pen,
-    /// The beginning of an escape sequence whose end has not come yet.
+    style_state: StyleState,
+    /// The start of an escape sequence whose end has not come yet.
     partial: String,
-    /// During a write: the first line (counted from the stream's start) that changed other than by growing, and
-    /// where it began if it has settled since.
+    /// During a write: the first line, counted from the stream's start, that changed other than by growing, and the byte at which it
+    /// began if it has settled since.
     #[serde(skip)]
     dirty_line: usize,
     #[serde(skip)]
@@ -62,7 +66,7 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             settled: 0,
             settling: String::new(),
@@ -70,15 +74,15 @@ impl Terminal {
             live: VecDeque::from([Line::new(&None)]),
             row: 0,
             column: 0,
-            pen: Pen::default(),
+            style_state: StyleState::default(),
             partial: String::new(),
             dirty_line: usize::MAX,
             dirty_byte: usize::MAX,
         }
     }
 
-    /// Takes in a piece of the stream.
-    pub(super) fn write(&mut self, chunk: &str) -> Edit {
+    /// Takes in a chunk of the stream.
+    pub fn write(&mut self, chunk: &str) -> Edit {
         let before = self.shown_len();
         (self.dirty_line, self.dirty_byte) = (usize::MAX, usize::MAX);
         if self.partial.is_empty() {
@@ -92,7 +96,7 @@ impl Terminal {
         Edit { keep, tail: self.tail(keep) }
     }
 
-    /// The text shown behind its first `keep` bytes, which end in or before what this write has settled.
+    /// The text after its first `keep` bytes, which end in or before what this write has settled.
     fn tail(&mut self, keep: usize) -> String {
         let mut out = std::mem::take(&mut self.settling);
         let mut from = self.settled;
@@ -116,16 +120,16 @@ impl Terminal {
     }
 
     /// The style that must be in force after a live line.
-    fn style_after(&self, index: usize) -> &super::line::Style {
-        self.live.get(index + 1).map_or(self.pen.style(), Line::start)
+    fn style_after(&self, index: usize) -> &Style {
+        self.live.get(index + 1).map_or(self.style_state.style(), Line::start)
     }
 
-    /// Bytes of the text shown.
-    pub(super) fn len(&self) -> usize {
+    /// Bytes of the text.
+    pub fn len(&self) -> usize {
         self.shown_len() + self.partial.len()
     }
 
-    /// Bytes shown, an unfinished sequence at the end left out.
+    /// Bytes of the text without an unfinished sequence at its end.
     fn shown_len(&self) -> usize {
         self.settled + self.settling.len() + self.live_len(self.live.len())
     }
@@ -166,7 +170,7 @@ impl Terminal {
                         rest.clone_into(&mut self.partial);
                         return;
                     }
-                    // Kept, it could join with later text to a sequence that was never sent.
+                    // If it were kept, it could form a sequence with later text that was never sent.
                     Escape::Alone => {}
                 },
                 _ => self.keep_if_appending(&rest[..1]),
@@ -178,7 +182,7 @@ impl Terminal {
     /// Whether the cursor is at the end of a line that can be appended to verbatim.
     fn is_appending(&self) -> bool {
         let line = &self.live[self.row];
-        self.column == line.width() && line.is_open_for(self.pen.style())
+        self.column == line.width() && line.is_open_for(self.style_state.style())
     }
 
     fn keep_if_appending(&mut self, zero_width: &str) {
@@ -206,27 +210,27 @@ impl Terminal {
                 true => run.len(),
                 false => run.char_indices().nth(room).map_or(run.len(), |(at, _)| at),
             };
-            let (piece, rest) = run.split_at(cut);
+            let (part, rest) = run.split_at(cut);
             if self.is_appending() {
-                let columns = piece.chars().count();
-                self.live[self.row].push_verbatim(piece, columns);
+                let columns = part.chars().count();
+                self.live[self.row].push_verbatim(part, columns);
                 self.column += columns;
                 self.mark_if_inner();
             } else {
-                self.overwrite(piece);
+                self.overwrite(part);
             }
             run = rest;
         }
     }
 
-    fn overwrite(&mut self, piece: &str) {
+    fn overwrite(&mut self, text: &str) {
         self.mark_dirty(self.row);
-        let style = self.pen.style();
+        let style = self.style_state.style();
         let glyphs = self.live[self.row].glyphs();
         if glyphs.len() < self.column {
             glyphs.resize(self.column, Glyph { symbol: ' ', style: None });
         }
-        for symbol in piece.chars() {
+        for symbol in text.chars() {
             let glyph = Glyph { symbol, style: style.clone() };
             match glyphs.get_mut(self.column) {
                 Some(old) => *old = glyph,
@@ -236,37 +240,37 @@ impl Terminal {
         }
     }
 
-    /// Goes to the start of the next line; makes one if there is none. `feed`: by a line feed, not at the edge.
-    fn next_line(&mut self, feed: bool) {
+    /// Moves to the start of the next line, which is made if there is none; `by_line_feed` is false at the edge of the screen.
+    fn next_line(&mut self, by_line_feed: bool) {
         self.column = 0;
         if self.row + 1 < self.live.len() {
             self.row += 1;
             return;
         }
-        if !self.live[self.row].is_open_for(self.pen.style()) {
-            // The colour changed while the cursor was elsewhere: the line must end in it, for the next begins in it.
+        if !self.live[self.row].is_open_for(self.style_state.style()) {
+            // The colour changed while the cursor was elsewhere. The line must end in it, because the next one begins in it.
             self.mark_dirty(self.row);
             self.live[self.row].glyphs();
         }
-        self.live[self.row].ended = feed;
+        self.live[self.row].ended = by_line_feed;
         let buffer = if self.live.len() == LIVE_LINES { self.settle_first() } else { String::new() };
-        self.live.push_back(Line::reusing(buffer, self.pen.style()));
+        self.live.push_back(Line::reusing(buffer, self.style_state.style()));
         self.row = self.live.len() - 1;
     }
 
-    /// Moves the oldest live line to the settled text; returns its memory. A new line is pushed right after.
+    /// Moves the oldest live line to the settled text and returns its buffer. A new line is pushed right after.
     fn settle_first(&mut self) -> String {
         let Some(line) = self.live.pop_front() else { return String::new() };
         if self.dirty_line <= self.settled_lines {
             self.dirty_byte = self.dirty_byte.min(self.settled + self.settling.len());
         }
-        let next = self.live.front().map_or(self.pen.style(), Line::start);
+        let next = self.live.front().map_or(self.style_state.style(), Line::start);
         line.render(next, &mut self.settling);
         self.settled_lines += 1;
         line.into_buffer()
     }
 
-    /// Obeys one whole escape sequence.
+    /// Carries out one whole escape sequence.
     fn sequence(&mut self, sequence: &str) {
         if let Some(parameters) = sgr_parameters(sequence) {
             return self.colour(sequence, parameters);
@@ -295,10 +299,10 @@ impl Terminal {
     fn colour(&mut self, sequence: &str, parameters: &str) {
         let last = self.live.len() - 1;
         let verbatim = self.row == last && self.is_appending();
-        self.pen.apply(parameters);
+        self.style_state.apply(parameters);
         if verbatim {
             self.live[last].push_verbatim(sequence, 0);
-            self.live[last].set_end(self.pen.style());
+            self.live[last].set_end(self.style_state.style());
         } else {
             // The rendering of the last line ends in the current colour.
             self.mark_dirty(last);
@@ -323,5 +327,4 @@ impl Terminal {
 }
 
 #[cfg(test)]
-#[path = "terminal_tests.rs"]
 mod tests;

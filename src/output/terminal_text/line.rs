@@ -1,10 +1,10 @@
-//! One line of a stream: its text as it came, or, once the cursor went back into it, single characters.
+//! One line of a stream: its verbatim text, or single characters once the cursor went back into it.
 
-use super::pen::Pen;
+use super::style::StyleState;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// A style as the sequence that makes it; `None` is plain.
+/// A style as the escape sequence that sets it; `None` is plain.
 pub(super) type Style = Option<Arc<str>>;
 
 const RESET: &str = "\u{1b}[0m";
@@ -19,7 +19,7 @@ pub(super) struct Glyph {
 /// The content of a line.
 #[derive(Debug, Serialize, Deserialize)]
 enum Body {
-    /// Everything verbatim, escape sequences included, with the number of columns and the style at its end.
+    /// The text with its escape sequences, the number of columns, and the style at the end.
     Verbatim { text: String, width: usize, end: Style },
     /// A line that was overwritten.
     Glyphs(Vec<Glyph>),
@@ -41,14 +41,14 @@ impl Line {
         Self::reusing(String::new(), style)
     }
 
-    /// As [`Line::new`], in the memory of a line that is gone.
+    /// As [`Line::new`], in the buffer of a former line.
     pub(super) fn reusing(mut text: String, style: &Style) -> Self {
         text.clear();
         let body = Body::Verbatim { text, width: 0, end: style.clone() };
         Self { body, start: style.clone(), ended: false }
     }
 
-    /// The memory of the line, for the next one.
+    /// The buffer of the line, for the next one.
     pub(super) fn into_buffer(self) -> String {
         match self.body {
             Body::Verbatim { text, .. } => text,
@@ -69,12 +69,12 @@ impl Line {
         }
     }
 
-    /// Whether text in `style` can be added at the end of the line without rewriting it.
+    /// Whether text in `style` can be appended without rewriting the line.
     pub(super) fn is_open_for(&self, style: &Style) -> bool {
         matches!(&self.body, Body::Verbatim { end, .. } if same(end, style))
     }
 
-    /// Adds text of `columns` columns verbatim; false where the line is no longer verbatim.
+    /// Appends text of `columns` columns. Returns false where the line is no longer verbatim.
     pub(super) fn push_verbatim(&mut self, more: &str, columns: usize) -> bool {
         let Body::Verbatim { text, width, .. } = &mut self.body else { return false };
         text.push_str(more);
@@ -82,22 +82,22 @@ impl Line {
         true
     }
 
-    /// Notes that the verbatim text now ends in this style.
+    /// Records that the verbatim text now ends in this style.
     pub(super) fn set_end(&mut self, style: &Style) {
         if let Body::Verbatim { end, .. } = &mut self.body {
             end.clone_from(style);
         }
     }
 
-    /// The line as single characters, taken apart on the first call.
+    /// The line as single characters; the first call splits it.
     pub(super) fn glyphs(&mut self) -> &mut Vec<Glyph> {
         if let Body::Verbatim { text, .. } = &self.body {
-            let glyphs = take_apart(text, &self.start);
+            let glyphs = split_glyphs(text, &self.start);
             self.body = Body::Glyphs(glyphs);
         }
         match &mut self.body {
             Body::Glyphs(glyphs) => glyphs,
-            Body::Verbatim { .. } => unreachable!("the line was just taken apart"),
+            Body::Verbatim { .. } => unreachable!("the line was just split"),
         }
     }
 
@@ -133,7 +133,7 @@ impl Line {
     }
 }
 
-/// Whether two styles are the same. Pointers first: styles are mostly clones of one another.
+/// Whether two styles are equal. Pointers are compared first, because styles are mostly clones of one another.
 pub(super) fn same(a: &Style, b: &Style) -> bool {
     match (a, b) {
         (None, None) => true,
@@ -152,12 +152,12 @@ fn turn(from: &Style, to: &Style, out: &mut String) {
     out.push_str(to.as_deref().unwrap_or_default());
 }
 
-/// Splits verbatim text into characters with styles. Sequences other than colours have no column to stand on and go.
-fn take_apart(text: &str, start: &Style) -> Vec<Glyph> {
+/// Splits verbatim text into characters with styles. Sequences other than colours have no column and are dropped.
+fn split_glyphs(text: &str, start: &Style) -> Vec<Glyph> {
     use super::escape::{Escape, measure};
-    let mut pen = Pen::default();
+    let mut state = StyleState::default();
     if let Some(start) = start {
-        pen.apply(sgr_parameters(start).unwrap_or_default());
+        state.apply(sgr_parameters(start).unwrap_or_default());
     }
     let mut glyphs = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -167,18 +167,18 @@ fn take_apart(text: &str, start: &Style) -> Vec<Glyph> {
             if let Escape::Sequence(len) = measure(rest) {
                 step = len;
                 if let Some(parameters) = sgr_parameters(&rest[..len]) {
-                    pen.apply(parameters);
+                    state.apply(parameters);
                 }
             }
         } else if has_column(symbol) {
-            glyphs.push(Glyph { symbol, style: pen.style().clone() });
+            glyphs.push(Glyph { symbol, style: state.style().clone() });
         }
         rest = &rest[step..];
     }
     glyphs
 }
 
-/// Whether a character takes a column: all but control characters, the tab excepted.
+/// Whether a character takes a column: all do except control characters other than the tab.
 pub(super) fn has_column(symbol: char) -> bool {
     symbol == '\t' || !(symbol.is_ascii_control())
 }

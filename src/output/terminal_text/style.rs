@@ -1,19 +1,19 @@
-//! The colours and attributes in force at the cursor, as far as lines that are overwritten need them.
+//! The colours and attributes at the cursor, which lines that are overwritten need.
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Attributes remembered at once; a real terminal has ten kinds.
+/// Most attributes at once; a real terminal has ten kinds.
 const MAX_ATTRIBUTES: usize = 16;
 
-/// The state that SGR sequences (`ESC [ … m`) have built up: the last parameters of each kind, in their own words.
+/// The state that SGR sequences (`ESC [ … m`) have built up: the last parameters of each kind, as they were sent.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Pen {
+pub(super) struct StyleState {
     attributes: Vec<(u16, String)>,
     sequence: Option<Arc<str>>,
 }
 
-impl Pen {
+impl StyleState {
     /// The one sequence that brings a plain terminal into this state; `None` for plain.
     pub(super) fn style(&self) -> &Option<Arc<str>> {
         &self.sequence
@@ -23,7 +23,7 @@ impl Pen {
     pub(super) fn apply(&mut self, parameters: &str) {
         let mut codes = parameters.split(';');
         while let Some(code) = codes.next() {
-            // The colon form keeps the subparameters of a colour in one piece: 38:2::1:2:3.
+            // The colon form keeps the subparameters of a colour together: 38:2::1:2:3.
             let number: u16 = code.split(':').next().unwrap_or_default().parse().unwrap_or(0);
             let mut words = code.to_owned();
             if matches!(number, 38 | 48 | 58) && !code.contains(':') {
@@ -88,13 +88,13 @@ mod tests {
     use super::*;
 
     fn after(sequences: &[&str]) -> String {
-        let mut pen = Pen::default();
-        sequences.iter().for_each(|parameters| pen.apply(parameters));
-        pen.style().as_deref().unwrap_or("plain").replace('\u{1b}', "E")
+        let mut state = StyleState::default();
+        sequences.iter().for_each(|parameters| state.apply(parameters));
+        state.style().as_deref().unwrap_or("plain").replace('\u{1b}', "E")
     }
 
     #[test]
-    fn later_of_a_kind_wins_and_ends_are_known() {
+    fn later_attribute_of_a_kind_wins() {
         assert_eq!(after(&["1;31", "32"]), "E[1;32m");
         assert_eq!(after(&["1;31", "39"]), "E[1m");
         assert_eq!(after(&["1", "2", "22"]), "plain");
@@ -105,9 +105,9 @@ mod tests {
     }
 
     #[test]
-    fn unknown_numbers_do_not_pile_up() {
-        let mut pen = Pen::default();
-        (60..2000).for_each(|number| pen.apply(&number.to_string()));
-        assert_eq!(pen.attributes.len(), MAX_ATTRIBUTES);
+    fn unknown_attributes_are_bounded() {
+        let mut state = StyleState::default();
+        (60..2000).for_each(|number| state.apply(&number.to_string()));
+        assert_eq!(state.attributes.len(), MAX_ATTRIBUTES);
     }
 }

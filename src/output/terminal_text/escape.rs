@@ -1,23 +1,23 @@
-//! Terminal escape sequences: finding their end, and taking them out of a text.
+//! Terminal escape sequences: finding their end, and removing them from a text.
 
-/// Longest control sequence (`ESC [ … letter`) taken for one, in bytes. Real ones stay under 40.
+/// Longest control sequence (`ESC [ … letter`) that is recognised, in bytes. Real ones stay under 40.
 const MAX_CSI: usize = 256;
-/// Longest string sequence (`ESC ] … BEL`, as hyperlinks and titles) taken for one, in bytes.
+/// Longest string sequence (`ESC ] … BEL`, for hyperlinks and titles) that is recognised, in bytes.
 const MAX_STRING: usize = 2048;
 
-/// What stands behind an ESC at the start of a text.
+/// What follows an ESC at the start of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Escape {
     /// A sequence of this many bytes, ESC included.
     Sequence(usize),
     /// The text ends inside a sequence.
     Incomplete,
-    /// No sequence: the ESC stands alone.
+    /// No sequence follows.
     Alone,
 }
 
-/// Measures the sequence at the start of `text`, whose first byte is ESC. The answer depends on the bytes alone, not
-/// on where a chunk ended: a sequence over its maximum length is none, however it arrived.
+/// Measures the sequence at the start of `text`, whose first byte is ESC. The result depends on the bytes alone, not on where a chunk
+/// ended: a sequence over its maximum length is none, however it arrived.
 pub(crate) fn measure(text: &str) -> Escape {
     let bytes = text.as_bytes();
     match bytes.get(1) {
@@ -57,8 +57,7 @@ fn string(bytes: &[u8]) -> Escape {
                     Some(_) => Escape::Alone,
                 };
             }
-            // A line break or another control is no part of a title or link: the sequence was cut off, and what
-            // follows must not vanish in it.
+            // A control character is no part of a title or link. The sequence was cut off, and what follows must not vanish in it.
             0x00..=0x1f => return Escape::Alone,
             _ => {}
         }
@@ -66,8 +65,8 @@ fn string(bytes: &[u8]) -> Escape {
     if bytes.len() >= MAX_STRING { Escape::Alone } else { Escape::Incomplete }
 }
 
-/// The text without escape sequences (colours, cursor movement, hyperlinks). An unfinished sequence at the end goes
-/// too; an ESC that starts none goes alone.
+/// The text without escape sequences (colours, cursor movement, hyperlinks). An unfinished sequence at the end is removed too, and so
+/// is an ESC that starts none.
 pub fn strip_ansi(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -90,7 +89,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn strips_colours_links_and_cursor() {
+    fn colours_links_and_movement_are_stripped() {
         let text = "\u{1b}[1;31mred\u{1b}[0m \u{1b}]8;;http://x\u{1b}\\link\u{1b}]8;;\u{7} \u{1b}[2K\u{1b}(Bend\u{1b}[3";
         assert_eq!(strip_ansi(text), "red link end");
         assert_eq!(strip_ansi("a\u{1b}\nb"), "a\nb");
@@ -99,7 +98,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn leaves_no_escape(text in "[\u{1b}\\[\\]0-9;mKé\\\\\u{7}\n]{0,40}") {
+        fn no_escape_is_left(text in "[\u{1b}\\[\\]0-9;mKé\\\\\u{7}\n]{0,40}") {
             let escapes = strip_ansi(&text).matches('\u{1b}').count();
             prop_assert_eq!(escapes, 0);
         }

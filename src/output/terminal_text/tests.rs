@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-/// A watcher's copy of the text, kept by edits alone.
+/// A subscriber's copy of the text, updated by edits alone.
 #[derive(Default)]
 struct Mirror(String);
 
@@ -47,14 +47,14 @@ fn carriage_return_and_backspace_overwrite() {
 }
 
 #[test]
-fn cursor_up_reaches_earlier_lines_only_of_this_stream() {
+fn cursor_up_stays_within_the_stream() {
     assert_eq!(shown("one\ntwo\n\u{1b}[2A\rONE\n\n"), "ONE\ntwo\n");
     assert_eq!(shown("a\u{1b}[99Ab\n"), "ab\n");
     assert_eq!(shown("bar0 0%\n\rbar1 0%\u{1b}[A\rbar0 9%\n\rbar1 9%\u{1b}[A\n\n"), "bar0 9%\nbar1 9%\n");
 }
 
 #[test]
-fn colours_of_overwritten_lines_stay_right() {
+fn overwritten_lines_keep_their_colours() {
     let red_green = "\u{1b}[31mold text\u{1b}[0m\r\u{1b}[32mnew\u{1b}[0m\n";
     assert_eq!(shown(red_green), "\u{1b}[32mnew\u{1b}[0m\u{1b}[31m text\u{1b}[0m\n");
     // A colour that is on when the line ends goes on in the next.
@@ -63,7 +63,7 @@ fn colours_of_overwritten_lines_stay_right() {
 }
 
 #[test]
-fn sequences_may_be_cut_anywhere_or_never_end() {
+fn sequences_may_be_cut_anywhere() {
     let (mut terminal, mut mirror) = (Terminal::new(), Mirror::default());
     for piece in ["ab\u{1b}", "[3", "1mc\r", "\u{1b}[", "2", "Kd"] {
         mirror.write(&mut terminal, piece);
@@ -75,7 +75,7 @@ fn sequences_may_be_cut_anywhere_or_never_end() {
 }
 
 #[test]
-fn old_lines_settle_and_cost_nothing() {
+fn settled_lines_cost_nothing() {
     let (mut terminal, mut mirror) = (Terminal::new(), Mirror::default());
     for number in 0..1000 {
         let keep = mirror.write(&mut terminal, &format!("line {number}\n"));
@@ -94,7 +94,7 @@ fn long_lines_wrap_without_a_line_feed() {
     assert_eq!(shown(&text), format!("{}Xaa", "a".repeat(WRAP)));
 }
 
-/// Text with everything that moves the cursor, in small lines so that the pieces meet.
+/// Text with everything that moves the cursor, in short lines so that the parts meet.
 fn any_stream() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         4 => "[a-c é]{0,4}",
@@ -113,7 +113,7 @@ fn any_stream() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn chunks_do_not_matter(text in any_stream(), cuts in proptest::collection::vec(0usize..400, 0..12)) {
+    fn chunk_boundaries_do_not_matter(text in any_stream(), cuts in proptest::collection::vec(0usize..400, 0..12)) {
         let whole = shown(&text);
         let mut cuts: Vec<usize> = cuts.into_iter().filter(|cut| text.is_char_boundary(*cut)).collect();
         cuts.sort_unstable();
@@ -123,7 +123,7 @@ proptest! {
             let to = to.min(text.len());
             mirror.write(&mut terminal, &text[from..to]);
             prop_assert_eq!(&mirror.0, &shown(&text[..to]));
-            // As after a restart of the server: what was written down goes on as if nothing had happened.
+            // A restarted server goes on from the journaled state.
             terminal = serde_json::from_str(&serde_json::to_string(&terminal).unwrap()).unwrap();
             from = to;
         }
@@ -131,14 +131,97 @@ proptest! {
     }
 
     #[test]
-    fn without_cursor_movement_nothing_changes(text in "([a-zé \n\t]|\u{1b}\\[[0-9]{0,2}m){0,200}") {
+    fn text_without_movement_is_unchanged(text in "([a-zé \n\t]|\u{1b}\\[[0-9]{0,2}m){0,200}") {
         prop_assert_eq!(shown(&text), text);
     }
 
     #[test]
-    fn rendering_holds_no_movement(text in any_stream()) {
+    fn rendered_text_holds_no_movement(text in any_stream()) {
         let once = shown(&text);
         let movements = once.matches(['\r', '\u{8}']).count();
         prop_assert_eq!(movements, 0);
+    }
+}
+
+/// A screen that `vte` drives, without colours: an independent model of the same sequences.
+#[derive(Default)]
+struct Screen {
+    lines: Vec<Vec<char>>,
+    row: usize,
+    column: usize,
+}
+
+impl Screen {
+    fn line(&mut self) -> &mut Vec<char> {
+        if self.lines.len() <= self.row {
+            self.lines.resize(self.row + 1, Vec::new());
+        }
+        &mut self.lines[self.row]
+    }
+
+    fn text(&self) -> String {
+        let lines: Vec<String> = self.lines.iter().map(|line| line.iter().collect()).collect();
+        lines.join("\n")
+    }
+}
+
+impl vte::Perform for Screen {
+    fn print(&mut self, symbol: char) {
+        let column = self.column;
+        let line = self.line();
+        if line.len() <= column {
+            line.resize(column + 1, ' ');
+        }
+        line[column] = symbol;
+        self.column += 1;
+    }
+
+    fn execute(&mut self, byte: u8) {
+        match byte {
+            b'\n' => {
+                (self.row, self.column) = (self.row + 1, 0);
+                self.line();
+            }
+            b'\r' => self.column = 0,
+            0x08 => self.column = self.column.saturating_sub(1),
+            _ => {}
+        }
+    }
+
+    fn csi_dispatch(&mut self, parameters: &vte::Params, _: &[u8], _: bool, action: char) {
+        let number = usize::from(parameters.iter().next().map_or(0, |first| first[0]));
+        let (steps, column) = (number.max(1), self.column);
+        let last = self.lines.len().saturating_sub(1);
+        match action {
+            'A' | 'F' => self.row = self.row.saturating_sub(steps),
+            'B' | 'E' => self.row = (self.row + steps).min(last),
+            'C' => self.column += steps,
+            'D' => self.column = self.column.saturating_sub(steps),
+            'G' => self.column = steps - 1,
+            'K' => {
+                let line = self.line();
+                match number {
+                    0 => line.truncate(column),
+                    1 if column + 1 < line.len() => line[..=column].fill(' '),
+                    1 | 2 => line.clear(),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+        if matches!(action, 'E' | 'F') {
+            self.column = 0;
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn text_is_what_a_terminal_emulator_shows(
+        text in "([a-cé ]{1,4}|\n|\r|\u{8}|\u{1b}\\[[0-3]?[ABCDEFGK]|\u{1b}\\[(31|0)m|\u{1b}\\][a-z]{0,3}\u{7}){0,60}"
+    ) {
+        let (mut screen, mut parser) = (Screen::default(), vte::Parser::new());
+        parser.advance(&mut screen, text.as_bytes());
+        prop_assert_eq!(strip_ansi(&shown(&text)), screen.text());
     }
 }

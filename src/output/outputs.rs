@@ -1,4 +1,4 @@
-//! Outputs held in memory, for those who write them into a notebook.
+//! Outputs in memory, for programs that write them into a notebook.
 
 use super::{Change, Fold, OutputTarget, Place, StreamStyle};
 use serde_json::{Map, Value, json};
@@ -14,12 +14,12 @@ const DEFAULT_MEMORY: usize = 512 << 20;
 #[derive(Debug)]
 pub struct Outputs {
     fold: Fold,
-    targets: BTreeMap<OutputTarget, Held>,
+    targets: BTreeMap<OutputTarget, TargetOutputs>,
     memory: usize,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct TargetOutputs {
     items: Vec<Value>,
     /// Estimate of the memory that `items` take, bytes.
     weight: usize,
@@ -46,7 +46,7 @@ impl Outputs {
     /// An execution starts: outputs, a pending clear and display ids of the target are forgotten.
     pub fn start(&mut self, target: OutputTarget) {
         self.fold.start(target);
-        self.targets.insert(target, Held::default());
+        self.targets.insert(target, TargetOutputs::default());
     }
 
     /// Takes in one iopub message, as [`Fold::apply`]. Returns the targets whose outputs it changed.
@@ -104,14 +104,14 @@ impl Outputs {
                 }
             }
             Change::Clear { target } => {
-                self.targets.insert(target, Held::default());
+                self.targets.insert(target, TargetOutputs::default());
                 touched.insert(target);
             }
         }
     }
 }
 
-impl Held {
+impl TargetOutputs {
     fn append(&mut self, output: Value, memory: usize) {
         let weight = weight(&output);
         if self.has_room(weight, memory) {
@@ -179,5 +179,5 @@ fn map_weight(map: &Map<String, Value>, entry: usize) -> usize {
 }
 
 #[cfg(test)]
-#[path = "held_tests.rs"]
+#[path = "outputs_tests.rs"]
 mod tests;
