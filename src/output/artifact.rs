@@ -1,4 +1,4 @@
-//! The files that outputs carry: images, documents, plot specifications.
+//! The files in outputs: images, documents, plot specifications.
 
 use super::text::joined;
 use crate::mime;
@@ -17,41 +17,39 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// What counts as an artifact beyond images, PDF, audio, video and plot specifications.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ArtifactOptions {
-    /// Also `text/html` (tables and most interactive plots come as HTML).
+    /// Also `text/html`: tables and most interactive plots come as HTML.
     pub html: bool,
 }
 
 /// One file found in an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
-    /// Place of the output in the cell's list, from 0.
+    /// Index of the output in the cell's list.
     pub output_index: usize,
-    /// The type, as the kernel named it.
+    /// The type as the kernel named it.
     pub mime: String,
-    /// A stable file name, as `cell-03-output-1.png`: the caller's cell number, the output counted from 1.
+    /// A stable file name such as `cell-03-output-1.png`, with the caller's cell number and the output counted from 1.
     pub name: String,
-    /// The decoded bytes, or why there are none.
+    /// The decoded bytes.
     pub content: Result<Vec<u8>, ArtifactError>,
 }
 
-/// Why the bytes of an artifact cannot be had.
+/// Why an artifact has no bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArtifactError {
-    /// The value is not base64.
     #[error("invalid base64: {0}")]
     Base64(String),
-    /// The value is not a string where base64 is expected.
     #[error("a base64 string was expected, found other JSON")]
     NotText,
 }
 
-/// Finds the files in the outputs of one cell. `number` is the cell's number for file names, from 1. Every type of an
-/// output that makes a file makes one: a figure sent as PNG and SVG gives two.
+/// Finds the files in the outputs of one cell. `number` is the cell's number in file names, from 1. An output gives one file for each
+/// type that makes a file: a figure sent as PNG and SVG gives two.
 pub fn artifacts(outputs: &[Value], number: usize, options: ArtifactOptions) -> Vec<Artifact> {
     outputs.iter().enumerate().flat_map(|(index, output)| artifacts_of(output, index, number, options)).collect()
 }
 
-/// As [`artifacts`], of the one output at this place in the cell's list.
+/// As [`artifacts`], for the one output at `output_index`.
 pub fn artifacts_of(output: &Value, output_index: usize, number: usize, options: ArtifactOptions) -> Vec<Artifact> {
     let Some(data) = output.get("data").and_then(Value::as_object) else { return Vec::new() };
     let mut mimes = mime::display_order(data.keys().map(String::as_str));

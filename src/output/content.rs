@@ -1,15 +1,15 @@
-//! Reads the content of one iopub message into what it means for the outputs, whatever its shape.
+//! Reads what one iopub message means for the outputs, whatever the shape of its content.
 
 use super::MAX_ID;
 use crate::wire::json::{self, Bounds, MAX_DEPTH, MAX_VALUES};
 use serde_json::{Map, Value, json};
 
-/// Nesting allowed in a content: in a notebook it lies a few levels deeper, and must still be readable there.
+/// Deepest nesting of a content. In a notebook the content lies a few levels deeper, and must still be readable there.
 const CONTENT_DEPTH: usize = MAX_DEPTH - 7;
-/// Characters of an unreadable content that are quoted.
+/// Most characters that are quoted of an unreadable content.
 const EXCERPT: usize = 200;
 
-/// What a message does.
+/// The meaning of a message.
 pub(super) enum Reading {
     Nothing,
     Stream { name: String, text: String },
@@ -45,7 +45,7 @@ pub(super) fn read(msg_type: &str, content: &[u8]) -> Reading {
     }
 }
 
-/// What cannot be read is shown rather than lost: the user sees that something came, and how it began.
+/// An unreadable content is shown rather than dropped: the user sees that something came, and how it began.
 fn unreadable(msg_type: &str, content: &[u8], reason: &str) -> Reading {
     let head = &content[..content.len().min(EXCERPT * 4)];
     let excerpt: String = String::from_utf8_lossy(head)
@@ -80,7 +80,7 @@ fn error(content: &mut Map<String, Value>) -> Reading {
     Reading::Output { output, display_id: None }
 }
 
-/// What `len?` and the like show: the reply's payload for a pager, which JupyterLab displays below the cell.
+/// The pager payload of a reply (`len?` and the like), which JupyterLab displays below the cell.
 fn pages(content: &mut Map<String, Value>) -> Reading {
     let Some(Value::Array(payload)) = content.remove("payload") else { return Reading::Nothing };
     let is_page = |item: &Value| item.get("source").is_some_and(|source| source == "page");
@@ -104,7 +104,7 @@ fn display(msg_type: &str, content: &mut Map<String, Value>) -> Reading {
     Reading::Output { output: Value::Object(output), display_id }
 }
 
-/// `transient` may be missing or null, and its id is a string by the protocol; numbers are seen too.
+/// `transient` may be missing or null. Its id is a string by the protocol; some kernels send numbers.
 fn display_id(content: &Map<String, Value>) -> Option<String> {
     match content.get("transient")?.get("display_id")? {
         Value::String(id) => (id.len() <= MAX_ID).then(|| id.clone()),
@@ -117,7 +117,7 @@ fn data(content: &mut Map<String, Value>) -> Value {
     match content.remove("data") {
         Some(data @ Value::Object(_)) => data,
         None | Some(Value::Null) => Value::Object(Map::new()),
-        // No bundle, but something was meant to be shown.
+        // No MIME bundle, but the kernel meant to show something.
         Some(other) => json!({"text/plain": text(other)}),
     }
 }
@@ -126,7 +126,7 @@ fn metadata(content: &mut Map<String, Value>) -> Value {
     content.remove("metadata").filter(Value::is_object).unwrap_or_else(|| Value::Object(Map::new()))
 }
 
-/// Any value as text: a list of strings is joined (nbformat's multi-line strings), null is nothing, the rest is JSON.
+/// Any value as text: a list of strings is joined (nbformat's multi-line strings), null is empty, the rest is JSON.
 pub(super) fn text(value: Value) -> String {
     match value {
         Value::String(text) => text,
@@ -136,7 +136,7 @@ pub(super) fn text(value: Value) -> String {
     }
 }
 
-/// Truth as Python sees it, for what clients send for `wait`.
+/// Truth as in Python, for the values that kernels send for `wait`.
 fn is_true(value: Option<&Value>) -> bool {
     match value {
         Some(Value::Bool(flag)) => *flag,

@@ -1,15 +1,15 @@
-//! Makes an output valid by the nbformat 4.5 schema, for writing it to a file.
+//! Makes an output valid by the nbformat 4.5 schema, so that it can be written to a file.
 
 use super::content::text;
 use crate::mime;
 use serde_json::{Map, Value, json};
 
-/// Brings one output into the form that the nbformat 4.5 schema asks for: exactly the fields of its type, MIME values
-/// that are not JSON types as strings, a traceback of strings, a count that is null or not negative. Valid outputs
-/// stay as they are. A value that is no output at all becomes a stream on stderr with its JSON, so nothing is lost.
+/// Brings one output into the form that the nbformat 4.5 schema asks for: exactly the fields of its type, strings for MIME values of
+/// types that are not JSON, a traceback of strings, a count that is null or not negative. Valid outputs stay as they are. A value that
+/// is no output becomes a stream on stderr with its JSON, so that nothing is lost.
 ///
-/// One exception from the schema's letter: objects of types that end in `.json` (Altair's
-/// `application/vnd.vegalite.v6.json`) stay objects. As strings, which the schema asks for, no viewer draws them.
+/// One exception from the schema: objects of types that end in `.json` (Altair's `application/vnd.vegalite.v6.json`) stay objects,
+/// because no viewer draws the strings that the schema asks for.
 pub fn repair_output(output: Value) -> Value {
     let mut fields = match output {
         Value::Object(fields) => fields,

@@ -1,14 +1,14 @@
-//! Outputs as plain text, for terminals and for readers that are no browsers.
+//! Outputs as plain text, for terminals and other readers without a browser.
 
 use crate::mime;
 use serde_json::{Map, Value};
 
-/// Types that read well as text, best first.
+/// Types that are readable as text, best first.
 const READABLE: &[&str] = &["text/plain", "text/markdown", "text/latex", "text/csv"];
 
-/// Renders outputs as a terminal would show them: stream text as it is, the `text/plain` of results and displays,
-/// tracebacks joined with line feeds. Colours stay (see [`strip_ansi`](super::strip_ansi)). A display without any
-/// text is named by its best type, as `[image/png]`: never nothing. Blocks start on a new line.
+/// Renders outputs for a terminal: stream text as it is, the `text/plain` of results and displays, tracebacks joined with line feeds.
+/// Colours stay (see [`strip_ansi`](super::strip_ansi)). A display without text is named by its best type, as `[image/png]`. Blocks
+/// start on a new line.
 pub fn text_of(outputs: &[Value]) -> String {
     let mut out = String::new();
     for output in outputs {
@@ -24,7 +24,7 @@ pub fn text_of(outputs: &[Value]) -> String {
     out
 }
 
-/// The text of one output, and whether it stands on lines of its own.
+/// The text of one output, and whether it takes whole lines.
 fn block(output: &Value) -> (String, bool) {
     match output.get("output_type").and_then(Value::as_str) {
         Some("stream") => (joined(output.get("text")), false),

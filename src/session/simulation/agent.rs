@@ -1,5 +1,5 @@
-//! The other end, as far as a session can tell: an agent with its window of events, and a kernel whose cells' sources are
-//! words of one letter each.
+//! The other end as a session sees it: an agent with a bounded buffer of events, and a kernel that executes sources of one-letter
+//! instructions.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -11,13 +11,13 @@ use crate::ids::{Epoch, Generation, Seq};
 use crate::link::LinkEvent;
 use crate::wire::{Channel, Message};
 
-/// The sources of cells, as a regular expression:
+/// Sources of cells, as a regular expression:
 /// `p q w` print, `d a b o` show (with display ids), `A B` update a display, `c C` clear (`C`: when more comes), `m` a comm
 /// message, `l` output after the end; then `i` asks for input, `r` raises, `x` dies, `s` runs until interrupted, `z` until
 /// killed, `k` produces too much; then `2` idle before the reply, `3` no idle, `4` aborted.
 pub(super) const SOURCES: &str = "[pqwdabABcCmlo]{0,6}[ppppiirxszk]?[pdB]{0,2}[p234]?";
 
-/// What goes to an agent.
+/// A frame to the agent.
 #[derive(Clone, Debug)]
 pub(super) enum Frame {
     Submit { channel: Channel, generation: Option<Generation>, message: Message, tell: bool },
@@ -45,23 +45,23 @@ pub(super) struct Agent {
     pub epoch: Epoch,
     pub generation: Generation,
     pub state: KernelState,
-    /// Requests that the kernel has begun, with their code, since somebody looked.
+    /// Requests that the kernel has begun since the last look, with their code.
     pub begun: Vec<(String, String)>,
     events: VecDeque<(Seq, Event)>,
     next: Seq,
     limit: usize,
     submitted: HashSet<String>,
     jobs: VecDeque<Job>,
-    /// What threads will print after their cells.
+    /// Parent headers of what threads will print after their cells.
     late: VecDeque<Bytes>,
     dying: Option<KernelExit>,
     interrupt_held: bool,
-    /// Makes every output another.
+    /// Makes every output unique.
     count: u32,
 }
 
 impl Agent {
-    /// A fresh one that keeps so many events.
+    /// A fresh agent that buffers this many events.
     pub fn new(epoch: u64, limit: usize) -> Self {
         let mut agent = Self {
             epoch: Epoch(epoch),
@@ -97,7 +97,7 @@ impl Agent {
         self.events.front().map_or(self.next, |(seq, _)| *seq)
     }
 
-    /// What a reader at `cursor` gets next.
+    /// The event that a reader at `cursor` gets next.
     pub fn read(&self, cursor: Seq) -> Option<LinkEvent> {
         let first = self.first();
         if cursor < first {
@@ -107,12 +107,12 @@ impl Agent {
         Some(LinkEvent::Event { seq: *seq, event: event.clone() })
     }
 
-    /// Whether there is nothing left to do but by a signal.
+    /// Whether only a signal can move the kernel on.
     pub fn is_stuck(&self) -> bool {
         self.jobs.front().is_some_and(|job| matches!(job.todo.front(), Some('s' | 'z' | 'k')))
     }
 
-    /// Whether it waits for an answer.
+    /// Whether the code waits for input.
     pub fn is_asking(&self) -> bool {
         self.jobs.front().is_some_and(|job| job.asking)
     }
@@ -122,9 +122,9 @@ impl Agent {
         self.dying.is_none() && self.state != KernelState::Starting && self.jobs.is_empty() && self.late.is_empty()
     }
 
-    // ---- what the manager asks --------------------------------------------------------------------------------------
+    // ---- frames from the manager ------------------------------------------------------------------------------------
 
-    /// Takes a frame. The answer: whether it was a repeat, or why it is refused.
+    /// Takes in a frame. Returns whether it was a repeat, or why it is refused.
     pub fn take(&mut self, frame: Frame) -> Result<bool, String> {
         match frame {
             Frame::Ack(seq) => self.events.retain(|(number, _)| *number > seq),
@@ -206,7 +206,7 @@ impl Agent {
         self.emit_kernel(KernelEvent::Starting);
     }
 
-    /// The process ends; that is told at its next step.
+    /// The process ends, which is reported at its next step.
     pub fn die(&mut self, reason: Option<KillReason>) {
         if self.state != KernelState::Exited && self.dying.is_none() {
             let last_words = String::new();
@@ -220,7 +220,7 @@ impl Agent {
         self.emit_kernel(KernelEvent::ChildOutOfMemory);
     }
 
-    /// Does the next thing.
+    /// Does the next step.
     pub fn step(&mut self) {
         if let Some(exit) = self.dying.take() {
             self.state = KernelState::Exited;
@@ -248,7 +248,7 @@ impl Agent {
         }
     }
 
-    /// Works on a request; gives back what is left of it.
+    /// Works on a request. Returns what is left of it.
     fn work(&mut self, mut job: Job) -> Option<Job> {
         if job.msg_type != "execute_request" {
             let reply = job.msg_type.replace("request", "reply");
@@ -356,7 +356,7 @@ impl Agent {
     fn emit(&mut self, event: Event) {
         self.events.push_back((self.next, event));
         self.next = self.next.next();
-        // The newest always stays, as in the real one.
+        // The newest event always stays, as in the real agent.
         while self.events.len() > self.limit.max(1) {
             self.events.pop_front();
         }

@@ -1,4 +1,4 @@
-//! A journal in memory that checks what is written into it: the promises that a session makes to whoever reads.
+//! A journal in memory that checks each transaction against the promises that a session makes to its readers.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,12 +15,12 @@ use crate::session::{
 };
 use crate::wire::Channel;
 
-/// How often a text is in the outputs.
-fn times(outputs: &[Value], text: &str) -> usize {
+/// How often a text occurs in the outputs.
+fn count_text(outputs: &[Value], text: &str) -> usize {
     outputs.iter().filter_map(|output| output["text"].as_str()).map(|shown| shown.matches(text).count()).sum()
 }
 
-/// A cell as its events tell it.
+/// A cell as its events describe it.
 #[derive(Debug)]
 struct View {
     number: CellNumber,
@@ -38,7 +38,7 @@ struct RunView {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Book {
+pub(super) struct CheckedJournal {
     cells: BTreeMap<CellNumber, Cell>,
     last_seq: Seq,
     position: Position,
@@ -47,19 +47,19 @@ pub(super) struct Book {
     kernel_info: Option<String>,
     pub state: Option<SessionState>,
     views: HashMap<String, View>,
-    /// The cells that wait, in order.
+    /// Queued cells, in order.
     waiting: Vec<String>,
-    /// What a fold that nothing ever disturbs makes of the kernel's messages.
+    /// The outputs that an undisturbed fold makes of the kernel's messages.
     truth: Outputs,
-    /// What earlier runs of cells still said: it is shown at another cell, once at most.
+    /// Output of former executions of cells. It is shown at another cell, at most once.
     strays: Vec<String>,
-    /// Runs that have begun.
+    /// Executions that have begun.
     runs: HashMap<String, RunView>,
     pub finished: u32,
     pub losses: u32,
 }
 
-impl Book {
+impl CheckedJournal {
     pub fn stored(&self) -> Stored {
         Stored {
             cells: self.cells.values().cloned().collect(),
@@ -75,9 +75,9 @@ impl Book {
         matches!(self.state, Some(SessionState::Gone { .. }))
     }
 
-    /// Writes a transaction, into which `taken` went.
+    /// Commits a transaction that contains the link events `taken`.
     pub fn append(&mut self, transaction: &Transaction, taken: &[LinkEvent]) {
-        assert!(!self.is_gone(), "something is written after the end: {transaction:?}");
+        assert!(!self.is_gone(), "something is committed after the end: {transaction:?}");
         taken.iter().for_each(|event| self.take_truth(event));
         transaction.cells.iter().for_each(|change| self.change(change));
         for event in &transaction.events {
@@ -89,7 +89,7 @@ impl Book {
             self.state = Some(state.clone());
         }
         if let Some(last) = taken.iter().filter_map(number_of).next_back() {
-            let position = transaction.position.expect("what was taken is told");
+            let position = transaction.position.expect("what was taken in is acknowledged");
             assert_eq!(position.seq, last, "the position is that of the last event in the transaction");
         }
         self.position = transaction.position.unwrap_or(self.position);
@@ -100,22 +100,22 @@ impl Book {
         self.check();
     }
 
-    /// What the events say is what the cells' rows say, and the outputs are those that the kernel sent.
+    /// Events and rows agree, and the outputs are those that the kernel sent.
     fn check(&self) {
         assert_eq!(self.views.len(), self.cells.len());
         for (id, view) in &self.views {
             let run = &self.cells.get(&view.number).expect("a row").run;
             assert_eq!((run.phase, run.first_seq, run.last_seq), (view.phase, view.first_seq, view.last_seq), "cell {id}");
             let truth = self.truth.outputs(OutputTarget::Cell(view.number));
-            if self.strays.iter().any(|stray| times(&view.outputs, stray) > 0) {
-                // Where one is between two texts of a stream, these are two outputs.
+            if self.strays.iter().any(|stray| count_text(&view.outputs, stray) > 0) {
+                // A stray between two texts of a stream makes two outputs of them.
                 assert_eq!(self.without_strays(&view.outputs), self.without_strays(truth), "outputs of cell {id}");
             } else {
                 assert_eq!(view.outputs, truth, "outputs of cell {id}");
             }
         }
         for stray in &self.strays {
-            let shown = self.views.values().map(|view| times(&view.outputs, stray)).sum::<usize>();
+            let shown = self.views.values().map(|view| count_text(&view.outputs, stray)).sum::<usize>();
             assert!(shown <= 1, "{stray:?} is shown {shown} times");
         }
         let is_running = |view: &&View| view.phase == CellPhase::Running;
@@ -223,14 +223,14 @@ impl Book {
         self.cells.values().find(|cell| cell.id == *id).expect("a row for each cell").number
     }
 
-    /// The kernel has begun to work on this run.
+    /// The kernel has begun with this execution.
     pub fn executes(&self, run: &str, code: &str) {
-        let run = self.runs.get(run).expect("what runs has been written down before");
-        assert_eq!(run.source, code, "what was edited since is not run");
-        assert!(!run.ended, "what has been told to have ended is not begun");
+        let run = self.runs.get(run).expect("an execution is committed before it begins");
+        assert_eq!(run.source, code, "an execution has the source that it was begun with");
+        assert!(!run.ended, "an execution that has ended is not begun");
     }
 
-    /// Nothing waits or runs any more.
+    /// Nothing is queued or running any more.
     pub fn check_settled(&self) {
         assert!(self.waiting.is_empty());
         for (id, view) in &self.views {
@@ -241,7 +241,7 @@ impl Book {
     pub fn same_cells<'a>(&self, cells: impl Iterator<Item = &'a Cell>) {
         let held: BTreeMap<CellNumber, &Cell> = cells.map(|cell| (cell.number, cell)).collect();
         let stored: BTreeMap<CellNumber, &Cell> = self.cells.iter().map(|(number, cell)| (*number, cell)).collect();
-        assert_eq!(held, stored, "what is stored is what the machine holds");
+        assert_eq!(held, stored, "the stored cells are those of the machine");
     }
 }
 
@@ -256,7 +256,7 @@ impl View {
                 let output = self.outputs.get_mut(*index).expect("a stream that is there");
                 assert_eq!(output["name"], **name);
                 let before = output["text"].as_str().unwrap_or_default().to_owned();
-                output["text"] = format!("{}{text}", before.get(..*keep).expect("what is kept is there")).into();
+                output["text"] = format!("{}{text}", before.get(..*keep).expect("the kept text is there")).into();
             }
             EventBody::Update { index, output } => {
                 *self.outputs.get_mut(*index).expect("an output that is there") = output.clone();
