@@ -1,4 +1,4 @@
-//! Blobs on disk, found by the hash of their bytes: the same plot is kept once, however often it is shown.
+//! Content-addressed files: a blob is found by the SHA-256 of its bytes, so equal plots are stored once.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,42 +10,39 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::ids;
 
-/// A folder of blobs.
+/// A folder of blobs. Clones share its lock.
 #[derive(Clone, Debug)]
 pub struct Blobs {
     folder: PathBuf,
-    /// Held to read by whoever puts blobs and has not yet written down that they are needed, to write by whoever removes.
+    /// Writers of blobs hold it for reading until their transaction is committed. Removal holds it for writing.
     in_use: Arc<RwLock<()>>,
 }
 
-/// A name that a blob can have: SHA-256 in lower-case hexadecimal digits.
+/// Whether a text is a SHA-256 in lower-case hexadecimal digits, the only names that blobs have.
 fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 impl Blobs {
-    /// Blobs beneath a folder, which is made when it is needed.
+    /// The folder is created when the first blob is stored.
     pub fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), in_use: Arc::default() }
     }
 
-    /// While this is held, nothing is removed: between putting a blob, which may be there already, and writing down that it is
-    /// needed, nobody else's deletion may take it away.
+    /// Prevents removal while the guard lives. It must be held from storing a blob, which may exist already, until the commit of the row
+    /// that references it.
     pub async fn putting(&self) -> OwnedRwLockReadGuard<()> {
         self.in_use.clone().read_owned().await
     }
 
-    /// While this is held, nothing is put: what nobody needs when it is looked for is needed by nobody when it is removed.
+    /// Prevents storing while the guard lives, so that a blob without references stays so until it is removed.
     pub async fn removing(&self) -> OwnedRwLockWriteGuard<()> {
         self.in_use.clone().write_owned().await
     }
 
-    /// Keeps bytes; gives their hash. They are there whole or not at all, also after a `kill -9`.
-    ///
-    /// # Errors
-    /// When they cannot be written, a full disk among the reasons.
+    /// Stores bytes, and returns their hash. The write is atomic, also when the process is killed.
     pub async fn put(&self, bytes: &[u8]) -> io::Result<String> {
-        let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex::encode(Sha256::digest(bytes));
         let path = self.path(&hash);
         if fs::try_exists(&path).await? {
             return Ok(hash);
@@ -65,10 +62,7 @@ impl Blobs {
         Ok(hash)
     }
 
-    /// The bytes of a blob. `None` when there is none of that name.
-    ///
-    /// # Errors
-    /// When it is there and cannot be read.
+    /// The bytes of a blob. `None` if it does not exist.
     pub async fn get(&self, hash: &str) -> io::Result<Option<Vec<u8>>> {
         if !is_hash(hash) {
             return Ok(None);
@@ -80,10 +74,7 @@ impl Blobs {
         }
     }
 
-    /// The same to be read piece by piece, with its size in bytes. One that is removed meanwhile can be read to its end.
-    ///
-    /// # Errors
-    /// When it is there and cannot be read.
+    /// An open file of a blob, and its size in bytes. The file stays readable if the blob is removed meanwhile.
     pub async fn open(&self, hash: &str) -> io::Result<Option<(fs::File, u64)>> {
         if !is_hash(hash) {
             return Ok(None);
@@ -98,10 +89,7 @@ impl Blobs {
         }
     }
 
-    /// Removes a blob that nobody needs any more.
-    ///
-    /// # Errors
-    /// When it is there and cannot be removed.
+    /// Removes a blob. Succeeds if it does not exist.
     pub async fn remove(&self, hash: &str) -> io::Result<()> {
         if !is_hash(hash) {
             return Ok(());
@@ -112,16 +100,13 @@ impl Blobs {
             _ => {}
         }
         if let Some(folder) = path.parent() {
-            // Only when it is empty.
+            // Fails if the folder is not empty, which is intended.
             let _ = fs::remove_dir(folder).await;
         }
         Ok(())
     }
 
-    /// Removes everything but the blobs of these names: what a server that was killed between two steps has left.
-    ///
-    /// # Errors
-    /// When the folder cannot be read.
+    /// Removes all files except these blobs. A killed server may have left such files. Returns the number of removed files.
     pub async fn keep_only(&self, hashes: &std::collections::HashSet<String>) -> io::Result<usize> {
         let mut removed = 0;
         let mut folders = match fs::read_dir(&self.folder).await {
@@ -136,7 +121,7 @@ impl Blobs {
                     removed += 1;
                 }
             }
-            // Only when it is empty.
+            // Fails if the folder is not empty, which is intended.
             let _ = fs::remove_dir(folder.path()).await;
         }
         Ok(removed)
@@ -152,7 +137,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn bytes_are_found_by_their_hash_and_by_nothing_else() {
+    async fn blobs_are_found_by_hash_only() {
         let folder = std::env::temp_dir().join(format!("cellkeep-blobs-{}", ids::random_uuid()));
         let blobs = Blobs::new(&folder);
         let hash = blobs.put(b"abc").await.unwrap();

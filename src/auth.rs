@@ -1,33 +1,31 @@
-//! Who may do what: tokens, their principals and their scopes.
+//! Authentication: tokens, their principals and their scopes.
 //!
-//! A token is 256 random bits, so that its SHA-256 is as good as the token for finding it, and useless for making it: only
-//! hashes are stored, and a comparison that takes its time with a hash gives nothing away.
+//! A token has 256 random bits, so its SHA-256 identifies it and does not reveal it. Only hashes are stored. Looking up a hash need
+//! not take constant time, because its timing reveals nothing about the token.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::ids::{self, SessionId};
+use crate::ids::{self, Access, PrincipalId, SessionId};
 use crate::store::{ShareRow, Store, StoreError, TokenRow, now_ms};
 
-/// What a token allows. Each allows what those after it allow.
+/// What a token allows. Each scope includes the smaller ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// Looking at its principal's sessions.
+    /// Reading the sessions of the principal.
     Read,
-    /// Making, using and ending sessions of its principal.
+    /// Creating, using and ending sessions of the principal.
     Use,
-    /// Everything, on everybody's sessions.
+    /// Everything, on the sessions of all principals.
     Admin,
 }
 
 impl Scope {
-    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -36,47 +34,51 @@ impl Scope {
         }
     }
 
-    /// The scope of that name.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Read, Self::Use, Self::Admin].into_iter().find(|scope| scope.name() == name)
     }
 }
 
-/// Whoever shows a token.
+/// The identity behind a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Whose sessions these are.
-    pub principal: String,
-    /// What may be done.
+    pub principal: PrincipalId,
     pub scope: Scope,
-    /// The one session that may be seen, for a link that was shared.
+    /// For a share: the one session that it shows.
     pub only: Option<SessionId>,
 }
 
 impl Identity {
-    /// Whose sessions may be seen; everybody's for none.
-    pub fn sees(&self) -> Option<&str> {
-        (self.scope < Scope::Admin).then_some(self.principal.as_str())
+    /// The sessions that this identity can see.
+    pub fn access(&self) -> Access {
+        if self.scope < Scope::Admin { Access::Principal(self.principal.clone()) } else { Access::All }
     }
 
-    /// Whose requests and streams these are: who only has a link takes nothing of what its maker may open.
-    pub fn counted_as(&self) -> Cow<'_, str> {
+    /// The key for rate limits and stream counts. Users of a share do not use up the limits of its owner.
+    pub fn rate_key(&self) -> PrincipalId {
         match &self.only {
-            Some(session) => Cow::Owned(format!("share of {session}")),
-            None => Cow::Borrowed(&self.principal),
+            Some(session) => format!("share of {session}").into(),
+            None => self.principal.clone(),
         }
     }
 }
 
-/// A token that was shown, by its hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shown(Hash);
+/// The SHA-256 of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TokenHash([u8; 32]);
 
-type Hash = [u8; 32];
+impl TokenHash {
+    fn of(secret: &str) -> Self {
+        Self(Sha256::digest(secret.as_bytes()).into())
+    }
 
-fn hash(secret: &str) -> Hash {
-    Sha256::digest(secret.as_bytes()).into()
+    fn from_row(hash: Vec<u8>) -> Option<Self> {
+        hash.try_into().ok().map(Self)
+    }
 }
+
+/// An identity, and the time at which its token expires, in milliseconds since 1970.
+type Grant = (Identity, Option<i64>);
 
 /// A new random token.
 pub fn new_secret() -> String {
@@ -84,71 +86,63 @@ pub fn new_secret() -> String {
     format!("ck_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random))
 }
 
-/// The tokens that are valid now.
+/// A snapshot of the stored tokens and shares, replaced by [`Self::load`].
 #[derive(Debug, Default)]
 pub struct Tokens {
-    by_hash: RwLock<HashMap<Hash, (Identity, Option<i64>)>>,
-    /// Tells that they were read again.
-    loaded: watch::Sender<()>,
-    /// Held while they are read and put in place: who reads later knows more, and must not be overtaken.
+    by_hash: ArcSwap<HashMap<TokenHash, Grant>>,
+    /// Signals that the snapshot was replaced.
+    reloaded: watch::Sender<()>,
+    /// Held from reading the store until the snapshot is replaced, so that an older snapshot never replaces a newer one.
     loading: tokio::sync::Mutex<()>,
 }
 
 impl Tokens {
-    /// Reads the stored tokens, and the links that were shared; those of another process that come later need [`Self::load`] again.
-    /// Gives the number of tokens.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Reads the stored tokens and shares. Returns the number of tokens. Changes by another process need another call.
     pub async fn load(&self, store: &Store) -> Result<usize, StoreError> {
-        let _turn = self.loading.lock().await;
+        let _loading = self.loading.lock().await;
         let mut by_hash = HashMap::new();
         for row in store.tokens().await? {
-            let (Ok(hash), Some(scope)) = (Hash::try_from(row.hash), Scope::parse(&row.scope)) else { continue };
+            let (Some(hash), Some(scope)) = (TokenHash::from_row(row.hash), Scope::parse(&row.scope)) else { continue };
             by_hash.insert(hash, (Identity { principal: row.principal, scope, only: None }, row.expires_at));
         }
         let count = by_hash.len();
         for (row, principal) in store.shares(None).await? {
-            let Ok(hash) = Hash::try_from(row.hash) else { continue };
-            by_hash
-                .insert(hash, (Identity { principal, scope: Scope::Read, only: Some(row.session) }, Some(row.expires_at)));
+            let Some(hash) = TokenHash::from_row(row.hash) else { continue };
+            let identity = Identity { principal, scope: Scope::Read, only: Some(row.session) };
+            by_hash.insert(hash, (identity, Some(row.expires_at)));
         }
-        *self.by_hash.write().unwrap_or_else(PoisonError::into_inner) = by_hash;
-        self.loaded.send_replace(());
+        self.by_hash.store(by_hash.into());
+        self.reloaded.send_replace(());
         Ok(count)
     }
 
-    /// Who shows this token. `None` for one that is not valid (any more).
-    pub fn identify(&self, secret: &str) -> Option<(Identity, Shown)> {
-        let shown = Shown(hash(secret));
-        self.find(shown).map(|(identity, _)| (identity, shown))
+    /// The identity behind a token. `None` if the token is unknown, revoked or expired.
+    pub fn identify(&self, secret: &str) -> Option<(Identity, TokenHash)> {
+        let token = TokenHash::of(secret);
+        self.find_valid(token).map(|(identity, _)| (identity, token))
     }
 
-    /// Whose it is, and until when, if it is valid now.
-    fn find(&self, shown: Shown) -> Option<(Identity, Option<i64>)> {
-        let by_hash = self.by_hash.read().unwrap_or_else(PoisonError::into_inner);
-        by_hash.get(&shown.0).filter(|(_, expires_at)| expires_at.is_none_or(|at| at > now_ms())).cloned()
+    fn find_valid(&self, token: TokenHash) -> Option<Grant> {
+        let is_valid = |grant: &&Grant| grant.1.is_none_or(|expires_at| expires_at > now_ms());
+        self.by_hash.load().get(&token).filter(is_valid).cloned()
     }
 
-    /// Waits until a token is not valid any more: for what is served for longer than a moment.
-    pub async fn until_invalid(&self, shown: Shown) {
-        let mut loaded = self.loaded.subscribe();
-        while let Some((_, expires_at)) = self.find(shown) {
+    /// Waits until a token is revoked or expires. Streams end then.
+    pub async fn until_invalid(&self, token: TokenHash) {
+        let mut reloaded = self.reloaded.subscribe();
+        while let Some((_, expires_at)) = self.find_valid(token) {
             let left = expires_at.map_or(u64::MAX, |at| at.saturating_sub(now_ms()).max(0).cast_unsigned());
-            // What is further away than a day is looked at again before.
+            // Timers are bounded. A token that lasts longer is checked again after a day.
             let left = Duration::from_millis(left).min(Duration::from_secs(86_400));
             tokio::select! {
-                changed = loaded.changed() => if changed.is_err() { return },
+                changed = reloaded.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(left) => {}
             }
         }
     }
 }
 
-/// Stores a token; gives its public id.
-///
-/// # Errors
-/// [`StoreError`].
+/// Stores a token. Returns its public id.
 pub async fn store_token(
     store: &Store,
     secret: &str,
@@ -162,7 +156,7 @@ pub async fn store_token(
         name: name.to_owned(),
         principal: identity.principal.clone(),
         scope: identity.scope.name().to_owned(),
-        hash: hash(secret).to_vec(),
+        hash: TokenHash::of(secret).0.to_vec(),
         created_at: now_ms(),
         expires_at,
     };
@@ -170,10 +164,7 @@ pub async fn store_token(
     Ok(id)
 }
 
-/// Stores a link by which others may read a session; gives its public id.
-///
-/// # Errors
-/// [`StoreError`].
+/// Stores a share, whose token can read one session. Returns its public id.
 pub async fn store_share(
     store: &Store,
     secret: &str,
@@ -182,7 +173,7 @@ pub async fn store_share(
     expires_at: i64,
 ) -> Result<String, StoreError> {
     let id: String = ids::random_uuid().chars().take(8).collect();
-    let (hash, session) = (hash(secret).to_vec(), session.clone());
+    let (hash, session) = (TokenHash::of(secret).0.to_vec(), session.clone());
     store.put_share(ShareRow { id: id.clone(), session, name, hash, created_at: now_ms(), expires_at }).await?;
     Ok(id)
 }
@@ -192,26 +183,27 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_valid_tokens_are_known_and_none_is_stored() {
+    async fn only_valid_tokens_are_accepted_and_none_is_stored() {
         let folder = std::env::temp_dir().join(format!("cellkeep-auth-{}", ids::random_uuid()));
         std::fs::create_dir(&folder).unwrap();
         let store = Store::open(&folder.join("journal.db")).unwrap();
         let (secret, old) = (new_secret(), new_secret());
-        let ann = Identity { principal: "ann".to_owned(), scope: Scope::Use, only: None };
+        let ann = Identity { principal: "ann".into(), scope: Scope::Use, only: None };
         let id = store_token(&store, &secret, "laptop", &ann, None).await.unwrap();
         store_token(&store, &old, "old", &ann, Some(now_ms() - 1)).await.unwrap();
         let tokens = Tokens::default();
         let whose = |secret: &str| tokens.identify(secret).map(|(identity, _)| identity);
-        assert_eq!(whose(&secret), None, "not before they are loaded");
+        assert_eq!(whose(&secret), None, "tokens are not loaded yet");
         assert_eq!(tokens.load(&store).await.unwrap(), 2);
         assert_eq!(whose(&secret), Some(ann.clone()));
         assert_eq!((whose(&old), whose(""), whose("ck_x")), (None, None, None));
-        let (_, shown) = tokens.identify(&secret).unwrap();
+        let (_, token) = tokens.identify(&secret).unwrap();
         assert!(store.delete_token(&id).await.unwrap());
-        tokio::join!(tokens.until_invalid(shown), async { tokens.load(&store).await.unwrap() });
+        tokio::join!(tokens.until_invalid(token), async { tokens.load(&store).await.unwrap() });
         assert_eq!(whose(&secret), None, "it was revoked");
-        assert_eq!((ann.sees(), Identity { scope: Scope::Admin, ..ann.clone() }.sees()), (Some("ann"), None));
-        // While the store is open: its closing merges the log into the file, and removes it.
+        let admin = Identity { scope: Scope::Admin, ..ann.clone() };
+        assert_eq!((ann.access(), admin.access()), (Access::Principal("ann".into()), Access::All));
+        // The log must be checked as well, and closing the store removes it.
         for file in std::fs::read_dir(&folder).unwrap() {
             let bytes = std::fs::read(file.unwrap().path()).unwrap();
             assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));

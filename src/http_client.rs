@@ -1,4 +1,4 @@
-//! Requests to servers of others, over HTTP or HTTPS, on connections that are kept for the next one.
+//! An HTTP and HTTPS client for other servers (models, trace collectors), with connection reuse.
 
 use std::io;
 use std::time::Duration;
@@ -13,21 +13,20 @@ use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioExecutor;
 use thiserror::Error;
 
-/// How long a connection may take to be made.
+/// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Why an address cannot be asked.
+/// Why a client cannot be created.
 #[derive(Debug, Error)]
 pub(crate) enum HttpClientError {
-    /// It is neither HTTP nor HTTPS.
-    #[error("it begins with http:// or https://")]
+    #[error("it must begin with http:// or https://")]
     Scheme,
-    /// Whom to trust cannot be told.
-    #[error("this machine's certificates cannot be read: {0}")]
+    /// The root certificates of the system cannot be loaded.
+    #[error("the certificates of this machine cannot be read: {0}")]
     Certificates(#[from] io::Error),
 }
 
-/// A client of one kind of server. It follows no redirect: what is sent goes nowhere but to where it was meant for.
+/// A client for one scheme. It follows no redirects, so that keys and code are sent to the configured server only.
 #[derive(Clone, Debug)]
 pub(crate) enum HttpClient {
     Plain(Client<HttpConnector, Full<Bytes>>),
@@ -35,8 +34,8 @@ pub(crate) enum HttpClient {
 }
 
 impl HttpClient {
-    /// One for addresses like this.
-    pub fn to(uri: &Uri) -> Result<Self, HttpClientError> {
+    /// A client for the scheme of this address.
+    pub fn for_uri(uri: &Uri) -> Result<Self, HttpClientError> {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT));
         match uri.scheme_str() {
@@ -51,7 +50,7 @@ impl HttpClient {
         }
     }
 
-    /// Sends a request, and waits for the head of its answer. How long is the caller's business.
+    /// Sends a request, and waits for the head of the response. The caller sets the timeout.
     pub async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
         match self {
             Self::Plain(client) => client.request(request).await,
@@ -65,10 +64,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_http_is_spoken() {
-        assert!(matches!(HttpClient::to(&Uri::from_static("http://h:1/x")), Ok(HttpClient::Plain(_))));
+    fn only_http_and_https_are_accepted() {
+        assert!(matches!(HttpClient::for_uri(&Uri::from_static("http://h:1/x")), Ok(HttpClient::Plain(_))));
         for other in ["ftp://h/x", "/x", "h:1"] {
-            assert!(matches!(HttpClient::to(&Uri::from_static(other)), Err(HttpClientError::Scheme)), "{other}");
+            assert!(matches!(HttpClient::for_uri(&Uri::from_static(other)), Err(HttpClientError::Scheme)), "{other}");
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Newtypes for ids and numbers, so that the compiler tells them apart.
+//! Newtypes for ids and numbers, so that the compiler tells them apart, and the names of session phases.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,103 @@ impl SessionId {
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The owner of sessions: quotas, rate limits and visibility are per principal. Cloning does not allocate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PrincipalId(Arc<str>);
+
+impl PrincipalId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for PrincipalId {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+impl From<String> for PrincipalId {
+    fn from(name: String) -> Self {
+        Self(name.into())
+    }
+}
+
+impl fmt::Display for PrincipalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Which sessions a caller can see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The sessions of every principal: administrators and the server itself.
+    All,
+    /// The sessions of one principal.
+    Principal(PrincipalId),
+}
+
+impl Access {
+    /// Whether a session of `owner` is visible.
+    pub fn includes(&self, owner: &PrincipalId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Principal(principal) => principal == owner,
+        }
+    }
+
+    /// The one principal whose sessions are visible. `None` means all principals.
+    pub fn principal(&self) -> Option<&PrincipalId> {
+        match self {
+            Self::All => None,
+            Self::Principal(principal) => Some(principal),
+        }
+    }
+}
+
+/// The phase of a session as the store and the HTTP API name it.
+///
+/// `Creating` and `Deleting` are written by the manager only; the other phases come from the session's driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SessionPhase {
+    /// The row exists, the sandbox or the kernel is not ready yet.
+    Creating,
+    Starting,
+    Idle,
+    Busy,
+    Interrupting,
+    Restarting,
+    /// The session has ended. Its journal can still be read.
+    Gone,
+    /// The session is being removed. A server that starts with such a row continues the removal.
+    Deleting,
+}
+
+impl SessionPhase {
+    /// The phases that a client can see.
+    pub const VISIBLE: [Self; 6] =
+        [Self::Starting, Self::Idle, Self::Busy, Self::Interrupting, Self::Restarting, Self::Gone];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Interrupting => "interrupting",
+            Self::Restarting => "restarting",
+            Self::Gone => "gone",
+            Self::Deleting => "deleting",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::VISIBLE.into_iter().chain([Self::Creating, Self::Deleting]).find(|phase| phase.as_str() == name)
     }
 }
 

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | top | `cli` |
 //! | domain | `chat`, `runner`, `manager`, `session` |
-//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `descriptors`, `http_client`, `telemetry`, `web`, and inside the sandbox `agent` |
+//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `counters`, `descriptors`, `http_client`, `telemetry`, `web`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `export`, `render`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
@@ -15,6 +15,8 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod agent_protocol;
+#[cfg(feature = "host")]
+mod counters;
 #[cfg(any(feature = "agent", feature = "host"))]
 mod descriptors;
 pub mod ids;

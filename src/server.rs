@@ -1,7 +1,7 @@
-//! Puts the parts together and serves them until told to stop.
+//! Assembles the parts of the server, and serves until it is stopped.
 
 mod connections;
-mod pace;
+mod slow_reader;
 
 use std::fs;
 use std::io;
@@ -14,99 +14,76 @@ use rustix::fs::FlockOperation;
 use thiserror::Error;
 use tokio::net::TcpListener;
 
-use crate::api::{self, Api, Guard, Large, Pace};
+use crate::api::{self, Api, Guard, RateLimits, ResponseSpool};
 use crate::auth::{self, Identity, Scope, Tokens};
 use crate::chat::{Chats, ModelSettings};
 use crate::config::Paths;
-use crate::manager::{Keeper, KeeperError, KeeperSettings};
+use crate::manager::{Reaper, Retention, ServiceError, ServiceSettings, SessionService};
 use crate::memory;
 use crate::page;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{self, traces};
 
-/// Between two looks at the stored tokens: another process may have made or revoked one.
-const RELOAD_TOKENS: Duration = Duration::from_secs(2);
+/// The interval of reloading tokens, because another process may have created or revoked some.
+const TOKEN_RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long a stopping server merges the journal's log into its file.
-const MERGE: Duration = Duration::from_secs(3);
+/// How long a stopping server waits for readers when it merges the write-ahead log into the database file.
+const MERGE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The name of a token that was given to the server when it was started.
-const GIVEN: &str = "given with --token";
+/// The name of the token from the command line or the environment.
+const CONFIGURED_TOKEN_NAME: &str = "given with --token";
 
-/// What is to be served, and to whom.
+/// The settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
-    /// Where to listen.
     pub listen: SocketAddr,
-    /// The token that is valid beside the stored ones. `None`: one is made at the first start.
+    /// A token that is valid in addition to the stored ones. With `None`, the first start creates one.
     pub token: Option<String>,
-    /// Names of this server beside those of loopback, if it listens there.
+    /// Host names that are accepted in addition to those of loopback, if the server listens there.
     pub hosts: Vec<String>,
-    /// Origins of pages that may use it.
+    /// Origins of pages that may use the API.
     pub origins: Vec<String>,
-    /// Requests a second that are taken of each principal; 0: as many as come.
+    /// Requests per second of each principal. 0 means no limit.
     pub rate_limit: u32,
-    /// Whether all sessions end with it.
+    /// Whether all sessions end when the server stops.
     pub end_sessions: bool,
-    /// The model that people can talk to.
+    /// The chat model.
     pub model: Option<ModelSettings>,
-    /// How sessions are kept.
-    pub keeper: KeeperSettings,
+    pub service: ServiceSettings,
 }
 
-/// Why there is no server.
+/// Why the server cannot start.
 #[derive(Debug, Error)]
 pub enum ServerError {
-    /// Another one uses the data folder.
-    #[error("another cellkeep serves the data folder {folder}; stop it, or give this one another with --data")]
-    Running {
-        /// The folder.
-        folder: String,
-    },
-    /// The address cannot be had.
-    #[error("cannot listen on {address}: {source}; give another with --listen")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// Something on this machine failed.
-    #[error("{doing}: {source}")]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// What went wrong.
-        source: io::Error,
-    },
-    /// The model's settings make no sense.
+    #[error("another cellkeep uses the data folder {folder}; stop it, or choose another folder with --data")]
+    DataFolderInUse { folder: String },
+    #[error("cannot listen on {address}: {source}; choose another address with --listen")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("{operation}: {source}")]
+    Io { operation: &'static str, source: io::Error },
+    /// The settings of the model are invalid.
     #[error("{0}")]
     Model(String),
-    /// The journal failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What an earlier server has left cannot be taken up.
+    /// Recovery failed.
     #[error(transparent)]
-    Keeper(#[from] KeeperError),
+    Service(#[from] ServiceError),
 }
 
-/// What a person needs to know once the server is up.
+/// What a person must know once the server is ready.
 #[derive(Clone, Debug)]
 pub struct Welcome {
-    /// Where it listens.
     pub address: SocketAddr,
-    /// A token that was made now. It is shown this once.
+    /// The token that the first start has created. It is shown only once.
     pub new_token: Option<String>,
 }
 
-fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> ServerError {
-    move |source| ServerError::Io { doing, source }
+fn io_error(operation: &'static str) -> impl FnOnce(io::Error) -> ServerError {
+    move |source| ServerError::Io { operation, source }
 }
 
-/// Serves until `stop` is done. Sessions live on, and the next server takes them up.
-///
-/// # Errors
-/// [`ServerError`] when it cannot start.
+/// Serves until `stop` completes. Sessions live on, and the next server continues them.
 pub async fn serve(
     paths: &Paths,
     settings: ServerSettings,
@@ -117,92 +94,91 @@ pub async fn serve(
         .recursive(true)
         .mode(0o755)
         .create(paths.data())
-        .map_err(io_error("cannot make the data folder"))?;
+        .map_err(io_error("cannot create the data folder"))?;
     let _lock = lock(paths)?;
-    memory::keep_little();
+    memory::limit_free_memory();
     telemetry::install();
     if let Err(error) = traces::install() {
-        tracing::warn!(error, "no traces are kept");
+        tracing::warn!(error, "traces are disabled");
     }
     let store = Store::open(&paths.journal())?;
-    // Before a token is made, which is shown only when it is certain that this server serves.
+    // Listening comes before the creation of the first token, because the token is shown only if the server starts.
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|source| ServerError::Listen { address: settings.listen, source })?;
-    let address = listener.local_addr().map_err(io_error("cannot tell where it listens"))?;
-    let keeper = Keeper::new(paths, store.clone(), settings.keeper);
-    let chats = Chats::new(keeper.clone(), settings.model).map_err(ServerError::Model)?;
-    keeper.recover().await?;
+    let address = listener.local_addr().map_err(io_error("cannot read the address of the listener"))?;
+    let sessions = SessionService::new(paths, store.clone(), settings.service);
+    let chats = Chats::new(sessions.clone(), settings.model).map_err(ServerError::Model)?;
+    sessions.recover().await?;
     chats.recover().await?;
     let tokens = Arc::new(Tokens::default());
     let new_token = first_token(&store, &tokens, settings.token.as_deref()).await?;
-    tokio::spawn({
-        let keeper = keeper.clone();
-        async move { keeper.look_after().await }
-    });
-    tokio::spawn({
-        let keeper = keeper.clone();
-        async move { keeper.fill_pool().await }
-    });
-    tokio::spawn(reload(tokens.clone(), store.clone()));
+    let (reaper, retention, pool) = (Reaper::new(sessions.clone()), Retention::new(sessions.clone()), sessions.clone());
+    tokio::spawn(async move { reaper.run().await });
+    tokio::spawn(async move { retention.run().await });
+    tokio::spawn(async move { pool.fill_pool().await });
+    tokio::spawn(reload_tokens(tokens.clone(), store.clone()));
     let guard = Guard { loopback: address.ip().is_loopback(), hosts: settings.hosts, origins: settings.origins };
     let router = api::router(Api {
-        keeper: keeper.clone(),
+        reader: sessions.reader().clone(),
+        sessions: sessions.clone(),
         chats,
         tokens,
         guard: Arc::new(guard),
-        pace: Arc::new(Pace::new(settings.rate_limit)),
-        large: Arc::new(Large::new(paths.data().to_owned())),
+        rate_limits: Arc::new(RateLimits::new(settings.rate_limit)),
+        spool: Arc::new(ResponseSpool::new(paths.data().to_owned())),
     })
     .merge(page::router());
     welcome(Welcome { address, new_token });
     connections::serve(listener, router, stop).await;
-    keeper.drain_pool().await;
+    sessions.drain_pool().await;
     if settings.end_sessions {
-        keeper.delete_all().await;
+        sessions.delete_all().await;
     }
-    traces::end().await;
-    // What is still said by sessions that live on goes into the log anew, and the next server takes it up.
-    if let Err(error) = store.merge_log(MERGE).await {
-        tracing::warn!(%error, "the journal's log is left to the next server");
+    traces::shut_down().await;
+    // Sessions that live on may still write to a new log, which the next server reads.
+    if let Err(error) = store.merge_log(MERGE_TIMEOUT).await {
+        tracing::warn!(%error, "cannot merge the journal's log; the next server will");
     }
     Ok(())
 }
 
-/// One server for each data folder: two would both drive its sessions.
+/// Locks the data folder: two servers would drive the same sessions.
 fn lock(paths: &Paths) -> Result<fs::File, ServerError> {
-    let file = fs::File::create(paths.data().join("serve.lock")).map_err(io_error("cannot make the lock file"))?;
+    let file = fs::File::create(paths.data().join("serve.lock")).map_err(io_error("cannot create the lock file"))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ServerError::Running { folder: paths.data().display().to_string() }),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(ServerError::DataFolderInUse { folder: paths.data().display().to_string() })
+        }
         Err(error) => Err(io_error("cannot lock the data folder")(error.into())),
     }
 }
 
-/// Loads the tokens; makes the first, if there is none and none was given.
-async fn first_token(store: &Store, tokens: &Tokens, given: Option<&str>) -> Result<Option<String>, StoreError> {
-    let admin = Identity { principal: "admin".to_owned(), scope: Scope::Admin, only: None };
-    if let Some(secret) = given {
-        // One that was given before is not valid any more.
-        for row in store.tokens().await?.into_iter().filter(|row| row.name == GIVEN) {
+/// Loads the tokens. Creates and returns the first one, if none is stored and none is configured.
+async fn first_token(store: &Store, tokens: &Tokens, configured: Option<&str>) -> Result<Option<String>, StoreError> {
+    let admin = Identity { principal: "admin".into(), scope: Scope::Admin, only: None };
+    if let Some(secret) = configured {
+        // The configured token of an earlier start is revoked.
+        for row in store.tokens().await?.into_iter().filter(|row| row.name == CONFIGURED_TOKEN_NAME) {
             store.delete_token(&row.id).await?;
         }
-        auth::store_token(store, secret, GIVEN, &admin, None).await?;
+        auth::store_token(store, secret, CONFIGURED_TOKEN_NAME, &admin, None).await?;
     }
     if tokens.load(store).await? > 0 {
         return Ok(None);
     }
     let secret = auth::new_secret();
-    auth::store_token(store, &secret, "made at the first start", &admin, None).await?;
+    auth::store_token(store, &secret, "created at the first start", &admin, None).await?;
     tokens.load(store).await?;
     Ok(Some(secret))
 }
 
-async fn reload(tokens: Arc<Tokens>, store: Store) {
+async fn reload_tokens(tokens: Arc<Tokens>, store: Store) {
     loop {
-        tokio::time::sleep(RELOAD_TOKENS).await;
+        tokio::time::sleep(TOKEN_RELOAD_INTERVAL).await;
         if let Err(error) = tokens.load(&store).await {
-            tracing::error!(%error, "cannot read the tokens");
+            tracing::error!(%error, "cannot reload the tokens");
         }
     }
 }

@@ -23,10 +23,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["policy"]),
     ("descriptors", &[]),
     ("memory", &[]),
+    ("counters", &["ids"]),
     ("http_client", &[]),
     ("telemetry", &["http_client"]),
     ("web", &[]),
-    ("store", &["ids"]),
+    ("store", &["ids", "counters"]),
     ("artifacts", &["ids"]),
     ("auth", &["ids", "store"]),
     ("kernels", &["ids", "wire", "policy", "config"]),
@@ -39,6 +40,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "manager",
         &[
             "ids",
+            "counters",
             "memory",
             "mime",
             "notebook",
@@ -56,13 +58,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "session",
         ],
     ),
-    ("chat", &["http_client", "ids", "wire", "output", "session", "manager", "telemetry"]),
+    ("chat", &["counters", "http_client", "ids", "wire", "output", "session", "manager", "telemetry"]),
     ("runner", &["wire", "session", "notebook", "output"]),
     // faces
     (
         "api",
         &[
             "ids",
+            "counters",
             "memory",
             "mime",
             "notebook",

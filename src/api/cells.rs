@@ -1,4 +1,4 @@
-//! Cells: added, run, edited, cancelled, shown with their outputs.
+//! Requests about cells: add, run, edit, cancel, delete, and read with outputs.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::error::Problem;
-use super::events::{self, Form};
-use super::large::{self, LIGHT, Making};
+use super::events::{self, OutputForm};
+use super::response_spool::{self, MAX_SMALL, ProducePermit};
 use super::sessions::check_timeout;
-use super::{Api, Body, Caller, CellInPath, InPath, Query, User, given, guard, view};
+use super::{Api, Body, Caller, CellInPath, Query, SessionInPath, User, extract, guard, view};
 use crate::ids::SessionId;
-use crate::manager::{EventRow, TooHeavy, names_artifacts};
+use crate::manager::{EventRow, OverByteLimit, may_reference_artifacts};
 use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, SessionHandle};
 use crate::wire::json as wire_json;
 
-/// Seconds that a client may wait in one request.
+/// The largest value of `wait` in seconds.
 const MAX_WAIT: f64 = 3600.0;
-/// Bytes of events that are shown without asking whether there is memory for them.
-const FEW: usize = 64 << 10;
+/// Cached events up to this size are returned without a permit. Bytes.
+const MAX_CACHED_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,54 +38,54 @@ pub(super) struct Add {
     after: Option<String>,
 }
 
-/// How a client wants to be answered.
+/// The query of requests that return a cell.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Asked {
-    /// Seconds until it is answered even if the cell has not ended.
+pub(super) struct CellQuery {
+    /// Seconds to wait for the end of the execution.
     wait: Option<f64>,
     outputs: Option<String>,
 }
 
-impl Asked {
-    fn form(&self) -> Result<Form, Problem> {
-        Form::parse(self.outputs.as_deref())
+impl CellQuery {
+    fn form(&self) -> Result<OutputForm, Problem> {
+        OutputForm::parse(self.outputs.as_deref())
     }
 
     fn wait(&self) -> Result<Option<Duration>, Problem> {
-        wait_time(self.wait)
+        parse_wait(self.wait)
     }
 }
 
-/// How long a client waits, if it does.
-pub(super) fn wait_time(seconds: Option<f64>) -> Result<Option<Duration>, Problem> {
+/// Parses the `wait` field of a query.
+pub(super) fn parse_wait(seconds: Option<f64>) -> Result<Option<Duration>, Problem> {
     let fits = |seconds: f64| (0.0..=MAX_WAIT).contains(&seconds).then(|| Duration::from_secs_f64(seconds));
     match seconds.map(fits) {
         None => Ok(None),
-        Some(None) => Err(Problem::bad_request("bad_wait", format!("wait is 0 to {MAX_WAIT} seconds")).field("wait")),
+        Some(None) => Err(Problem::bad_request("bad_wait", format!("wait must be 0 to {MAX_WAIT} seconds")).field("wait")),
         Some(wait) => Ok(wait),
     }
 }
 
 fn cell_type(name: Option<&str>) -> Result<Option<CellType>, Problem> {
     name.map(|name| {
-        let detail = || format!("{name:?} is no cell type; code, markdown and raw are");
+        let detail = || format!("{name:?} is not a cell type; use code, markdown or raw");
         CellType::parse(name).ok_or_else(|| Problem::unprocessable("bad_cell_type", detail()).field("cell_type"))
     })
     .transpose()
 }
 
-/// What clients nest in a cell is read by our own parser: serde's would give a meaning to some keys.
+/// Metadata is arbitrary JSON, so our own parser reads it: serde's would interpret some keys.
 fn metadata(raw: Option<&RawValue>) -> Result<Option<Map<String, Value>>, Problem> {
     raw.map(|raw| match wire_json::parse_lenient(raw.get().as_bytes()) {
         Ok(Value::Object(metadata)) => Ok(metadata),
-        Ok(_) => Err(Problem::unprocessable("bad_field", "metadata is an object").field("metadata")),
+        Ok(_) => Err(Problem::unprocessable("bad_field", "metadata must be an object").field("metadata")),
         Err(error) => Err(Problem::unprocessable("bad_field", error.to_string()).field("metadata")),
     })
     .transpose()
 }
 
-/// How a cell is run: as it says, else as its session says.
+/// Execution options from a request. The session has the defaults.
 pub(super) fn run_options(
     api: &Api,
     id: &SessionId,
@@ -95,7 +95,7 @@ pub(super) fn run_options(
 ) -> Result<RunOptions, Problem> {
     let timeout_seconds = match check_timeout(timeout)? {
         Some(seconds) => Some(seconds),
-        None => api.keeper.cell_timeout(id, caller.sees())?,
+        None => api.sessions.cell_timeout(id, &caller.access())?,
     };
     Ok(RunOptions { timeout_seconds, allow_stdin: allow_stdin.unwrap_or(false), ..RunOptions::default() })
 }
@@ -103,14 +103,14 @@ pub(super) fn run_options(
 pub(super) async fn add(
     State(api): State<Api>,
     User(caller): User,
-    InPath(id): InPath,
-    Query(asked): Query<Asked>,
+    SessionInPath(id): SessionInPath,
+    Query(query): Query<CellQuery>,
     headers: HeaderMap,
     Body(add): Body<Add>,
 ) -> Result<Response, Problem> {
-    let (form, wait) = (asked.form()?, asked.wait()?);
-    let _place = guard::place_to_wait(&api, &caller.0, wait)?;
-    let handle = api.keeper.handle_for_work(&id, caller.sees())?;
+    let (form, wait) = (query.form()?, query.wait()?);
+    let _slot = guard::acquire_wait_slot(&api, &caller.identity, wait)?;
+    let handle = api.sessions.handle_for_write(&id, &caller.access())?;
     let new = NewCell {
         id: add.id,
         cell_type: cell_type(add.cell_type.as_deref())?,
@@ -122,141 +122,160 @@ pub(super) async fn add(
         outputs: Vec::new(),
     };
     let cell = handle.add_cell(new).await?;
-    answer(&api, (&id, &handle), &caller, cell, (StatusCode::CREATED, form, wait), &headers).await
+    let reply = Reply { status: StatusCode::CREATED, form, wait };
+    respond(&api, (&id, &handle), &caller, cell, reply, &headers).await
 }
 
-/// Answers at once, when the cell has ended, or with its events.
-async fn answer(
+/// How to respond to a request that has queued a cell.
+struct Reply {
+    status: StatusCode,
+    form: OutputForm,
+    wait: Option<Duration>,
+}
+
+/// Responds with the events of the cell as SSE, if the client accepts that, or with the cell: at once, or when its execution has ended.
+async fn respond(
     api: &Api,
     (id, handle): (&SessionId, &SessionHandle),
     caller: &Caller,
     cell: Cell,
-    (status, form, wait): (StatusCode, Form, Option<Duration>),
+    Reply { status, form, wait }: Reply,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    // What does not run has no events to come.
-    if given::accepts(headers, "text/event-stream") && cell.run.phase != CellPhase::Finished {
-        return events::of_cell(api, id, caller, &cell, form);
+    // A cell that is finished has no further events.
+    if extract::accepts(headers, "text/event-stream") && cell.run.phase != CellPhase::Finished {
+        return events::stream_cell(api, id, caller, &cell, form);
     }
-    let mut seen = None;
+    let mut cached = None;
     if let Some(wait) = wait.filter(|_| cell.run.phase != CellPhase::Finished) {
-        // Time that is up is no error: the cell is shown as it stands. And where it is over or gone, the store knows.
+        // A timeout is not an error: the response has the current state of the cell. If the session or the cell is gone, the store has
+        // that state.
         if let Ok(Ok(ended)) = tokio::time::timeout(wait, handle.ended(&cell)).await {
-            seen = show_held(api, id, caller, &ended, form).await?;
+            cached = view_from_cache(api, id, caller, &ended, form).await?;
         }
     }
-    let (body, turn) = match seen {
+    let (body, permit) = match cached {
         Some(body) => (body, None),
-        None => show_done(api, id, caller, &cell.id, form).await?,
+        None => view_after_effect(api, id, caller, &cell.id, form).await?,
     };
     let location = format!("/v1/sessions/{id}/cells/{}", cell.id);
-    Ok(large::with_turn(turn, (status, [(header::LOCATION, location)], Json(body))))
+    Ok(response_spool::with_permit(permit, (status, [(header::LOCATION, location)], Json(body))))
 }
 
 fn no_cell(cell: &str) -> Problem {
     Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session"))
 }
 
-/// A cell as it is written, and the turn of its answer where that is a large one.
-async fn show(
+/// A cell from the store, with the permit of its response if that is large.
+async fn view_stored(
     api: &Api,
     id: &SessionId,
     caller: &Caller,
     cell: &str,
-    form: Form,
-) -> Result<(Value, Option<Making>), Problem> {
-    if form == Form::None {
-        let found = api.keeper.cell(id, caller.sees(), cell).await?;
-        return Ok((view::cell(&found.ok_or_else(|| no_cell(cell))?, None), None));
+    form: OutputForm,
+) -> Result<(Value, Option<ProducePermit>), Problem> {
+    if form == OutputForm::None {
+        let stored = api.reader.cell(id, &caller.access(), cell).await?;
+        return Ok((view::cell(&stored.ok_or_else(|| no_cell(cell))?, None), None));
     }
-    let look = async |most| {
-        let found = api.keeper.cell_and_events(id, caller.sees(), cell, most).await?;
+    let read = async |max_bytes| {
+        let found = api.reader.cell_and_events(id, &caller.access(), cell, max_bytes).await?;
         found.ok_or_else(|| no_cell(cell))
     };
-    let (found, turn) = match look(LIGHT).await? {
-        (cell, Ok(told)) => ((cell, told), None),
-        (cell, Err(TooHeavy { bytes })) => {
-            let turn = api.large.make(bytes).await?;
-            // Whatever it weighs by now.
-            ((cell, look(u64::MAX).await?.1.unwrap_or_default()), turn)
+    let (cell, events, permit) = match read(MAX_SMALL).await? {
+        (cell, Ok(events)) => (cell, events, None),
+        (cell, Err(OverByteLimit { bytes })) => {
+            let permit = api.spool.acquire(bytes).await?;
+            // The outputs may have grown meanwhile.
+            (cell, read(u64::MAX).await?.1.unwrap_or_default(), permit)
         }
     };
-    Ok((with_outputs(api, &found.0, &found.1, form).await?, turn))
+    Ok((view_with_outputs(api, &cell, &events, form).await?, permit))
 }
 
-/// A cell that has just ended: what is still held of its events need not be asked of the store. `None` where that is not all that
-/// is to be shown.
-async fn show_held(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, form: Form) -> Result<Option<Value>, Problem> {
-    let Some(held) = api.keeper.held_after(id, caller.sees(), events::before(cell))? else { return Ok(None) };
-    // Others may have run it again meanwhile, which this answer does not tell of.
-    let is_told = |event: &&EventRow| event.cell.as_deref() == Some(&cell.id) && event.seq <= cell.run.last_seq;
-    let told: Vec<&EventRow> = held.iter().map(AsRef::as_ref).filter(is_told).collect();
-    // A plot is read from its file and is larger than its event says.
-    if told.iter().any(|event| names_artifacts(event)) || told.iter().map(|event| event.body.len()).sum::<usize>() > FEW {
+/// A cell that has just ended, from cached events, which saves reading the store. `None` if the cache does not have all of its events,
+/// or if they are large.
+async fn view_from_cache(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    cell: &Cell,
+    form: OutputForm,
+) -> Result<Option<Value>, Problem> {
+    let Some(cached) = api.reader.cached_events_after(id, &caller.access(), events::cursor_before(cell))? else {
+        return Ok(None);
+    };
+    // The cell may have been queued again meanwhile. Those events are left out.
+    let belongs = |event: &&EventRow| event.cell.as_deref() == Some(&cell.id) && event.seq <= cell.run.last_seq;
+    let events: Vec<&EventRow> = cached.iter().map(AsRef::as_ref).filter(belongs).collect();
+    // Artifacts are read from files, and are larger than their events.
+    if events.iter().any(|event| may_reference_artifacts(event))
+        || events.iter().map(|event| event.body.len()).sum::<usize>() > MAX_CACHED_BYTES
+    {
         return Ok(None);
     }
-    Ok(Some(with_outputs(api, cell, told, form).await?))
+    Ok(Some(view_with_outputs(api, cell, events, form).await?))
 }
 
-/// The same of a cell to which something has been done. Nobody is told to try that again because its outputs cannot be told now:
-/// then the cell is told without them.
-async fn show_done(
+/// Like [`view_stored`], after a request had its effect. The client must not retry the request because the server is busy, so the cell is
+/// returned without outputs then.
+async fn view_after_effect(
     api: &Api,
     id: &SessionId,
     caller: &Caller,
     cell: &str,
-    form: Form,
-) -> Result<(Value, Option<Making>), Problem> {
-    match show(api, id, caller, cell, form).await {
-        Err(problem) if problem.is_busy() => show(api, id, caller, cell, Form::None).await,
-        shown => shown,
+    form: OutputForm,
+) -> Result<(Value, Option<ProducePermit>), Problem> {
+    match view_stored(api, id, caller, cell, form).await {
+        Err(problem) if problem.is_busy() => view_stored(api, id, caller, cell, OutputForm::None).await,
+        result => result,
     }
 }
 
-/// A cell with the outputs that its events tell, in the form that was asked for.
-async fn with_outputs<'a>(
+/// A cell with the outputs after these events.
+async fn view_with_outputs<'a>(
     api: &Api,
     cell: &Cell,
-    told: impl IntoIterator<Item = &'a EventRow>,
-    form: Form,
+    events: impl IntoIterator<Item = &'a EventRow>,
+    form: OutputForm,
 ) -> Result<Value, Problem> {
-    if form == Form::None {
+    if form == OutputForm::None {
         return Ok(view::cell(cell, None));
     }
-    // A cell that is no code any more shows nothing of what it was.
-    let told = told.into_iter().filter(|_| cell.cell_type == CellType::Code);
-    let outputs = view::outputs(told, api.keeper.blobs(), form == Form::Refs).await?;
+    // A cell that is no longer a code cell has no outputs.
+    let events = events.into_iter().filter(|_| cell.cell_type == CellType::Code);
+    let outputs = view::outputs(events, api.reader.blobs(), form == OutputForm::Refs).await?;
     Ok(view::cell(cell, Some(outputs)))
 }
 
 pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
-    InPath(id): InPath,
-    Query(asked): Query<Asked>,
+    SessionInPath(id): SessionInPath,
+    Query(query): Query<CellQuery>,
 ) -> Result<Response, Problem> {
-    let form = asked.form()?;
-    let (mut cells, mut turn) = (Vec::new(), None);
-    if form == Form::None {
-        cells.extend(api.keeper.cells(&id, caller.sees()).await?.iter().map(|cell| view::cell(cell, None)));
+    let form = query.form()?;
+    let (mut cells, mut permit) = (Vec::new(), None);
+    if form == OutputForm::None {
+        cells.extend(api.reader.cells(&id, &caller.access()).await?.iter().map(|cell| view::cell(cell, None)));
     } else {
-        turn = api.large.make(api.keeper.weight(&id, caller.sees()).await?).await?;
-        for (cell, told) in api.keeper.cells_and_events(&id, caller.sees()).await? {
-            cells.push(with_outputs(&api, &cell, &told, form).await?);
+        permit = api.spool.acquire(api.reader.output_bytes(&id, &caller.access()).await?).await?;
+        for (cell, events) in api.reader.cells_and_events(&id, &caller.access()).await? {
+            cells.push(view_with_outputs(&api, &cell, &events, form).await?);
         }
     }
-    Ok(large::with_turn(turn, Json(json!({"cells": cells}))))
+    Ok(response_spool::with_permit(permit, Json(json!({"cells": cells}))))
 }
 
 pub(super) async fn get_one(
     State(api): State<Api>,
     caller: Caller,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     CellInPath(cell): CellInPath,
-    Query(asked): Query<Asked>,
+    Query(query): Query<CellQuery>,
 ) -> Result<Response, Problem> {
-    let (cell, turn) = show(&api, &id, &caller, &cell, asked.form()?).await?;
-    Ok(large::with_turn(turn, Json(cell)))
+    let (cell, permit) = view_stored(&api, &id, &caller, &cell, query.form()?).await?;
+    Ok(response_spool::with_permit(permit, Json(cell)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -265,18 +284,18 @@ pub(super) struct Edit {
     source: Option<String>,
     cell_type: Option<String>,
     metadata: Option<Box<RawValue>>,
-    /// The id of the cell that it moves behind; an empty one for the beginning.
+    /// The id of the cell after which this one moves. An empty id moves it to the beginning.
     after: Option<String>,
 }
 
 pub(super) async fn patch(
     State(api): State<Api>,
     User(caller): User,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     CellInPath(cell): CellInPath,
     Body(edit): Body<Edit>,
 ) -> Result<Response, Problem> {
-    let handle = api.keeper.handle_for_work(&id, caller.sees())?;
+    let handle = api.sessions.handle_for_write(&id, &caller.access())?;
     let edit = CellEdit {
         source: edit.source,
         cell_type: cell_type(edit.cell_type.as_deref())?,
@@ -284,17 +303,17 @@ pub(super) async fn patch(
         after: edit.after.map(|after| (!after.is_empty()).then_some(after)),
     };
     let cell = handle.edit_cell(&cell, edit).await?;
-    let (cell, turn) = show_done(&api, &id, &caller, &cell.id, Form::Inline).await?;
-    Ok(large::with_turn(turn, Json(cell)))
+    let (cell, permit) = view_after_effect(&api, &id, &caller, &cell.id, OutputForm::Inline).await?;
+    Ok(response_spool::with_permit(permit, Json(cell)))
 }
 
 pub(super) async fn delete(
     State(api): State<Api>,
     User(caller): User,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     CellInPath(cell): CellInPath,
 ) -> Result<StatusCode, Problem> {
-    api.keeper.handle(&id, caller.sees())?.delete_cell(&cell).await?;
+    api.sessions.handle(&id, &caller.access())?.delete_cell(&cell).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -308,30 +327,31 @@ pub(super) struct Run {
 pub(super) async fn run(
     State(api): State<Api>,
     User(caller): User,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     CellInPath(cell): CellInPath,
-    Query(asked): Query<Asked>,
+    Query(query): Query<CellQuery>,
     headers: HeaderMap,
     Body(run): Body<Run>,
 ) -> Result<Response, Problem> {
-    let (form, wait) = (asked.form()?, asked.wait()?);
-    let _place = guard::place_to_wait(&api, &caller.0, wait)?;
-    let handle = api.keeper.handle_for_work(&id, caller.sees())?;
+    let (form, wait) = (query.form()?, query.wait()?);
+    let _slot = guard::acquire_wait_slot(&api, &caller.identity, wait)?;
+    let handle = api.sessions.handle_for_write(&id, &caller.access())?;
     let options = match (run.timeout_seconds, run.allow_stdin) {
-        // As it was run before.
+        // The options of its latest execution stay.
         (None, None) => None,
         (timeout, allow_stdin) => Some(run_options(&api, &id, &caller, timeout, allow_stdin)?),
     };
     let cell = handle.run_cell(&cell, options).await?;
-    answer(&api, (&id, &handle), &caller, cell, (StatusCode::OK, form, wait), &headers).await
+    let reply = Reply { status: StatusCode::OK, form, wait };
+    respond(&api, (&id, &handle), &caller, cell, reply, &headers).await
 }
 
 pub(super) async fn cancel(
     State(api): State<Api>,
     User(caller): User,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     CellInPath(cell): CellInPath,
 ) -> Result<Response, Problem> {
-    let cell = api.keeper.handle(&id, caller.sees())?.cancel_cell(&cell).await?;
+    let cell = api.sessions.handle(&id, &caller.access())?.cancel_cell(&cell).await?;
     Ok((StatusCode::ACCEPTED, Json(view::cell(&cell, None))).into_response())
 }

@@ -1,4 +1,4 @@
-//! The description of the interface for programs (OpenAPI) and for people. Nothing of it comes from another server.
+//! The OpenAPI description and the documentation page. They load nothing from other servers.
 
 use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse;
@@ -39,11 +39,11 @@ mod tests {
 
     use super::*;
 
-    /// Paths and methods in the source of the router, which is the truth.
+    /// Paths and methods in the source code of the router.
     fn routes() -> BTreeSet<(String, String)> {
         let source: String = include_str!("mod.rs").split_whitespace().collect();
         let mut routes = BTreeSet::new();
-        // Four routers, in the order of the source: two of one session's, without and with queries, all of /v1, and the rest.
+        // Four routers in the order of the source: two for one session (without and with queries), /v1, and the rest.
         let prefixes = ["/v1/sessions/{session}", "/v1/sessions/{session}", "/v1", "/"];
         let pieces: Vec<_> = source.split("Router::new()").skip(1).collect();
         assert_eq!(pieces.len(), prefixes.len());
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_description_has_every_route_and_no_other() {
+    fn openapi_describes_exactly_the_routes() {
         let description: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         let mut described = BTreeSet::new();
         for (path, item) in description["paths"].as_object().unwrap() {
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reference_leads_somewhere() {
+    fn every_openapi_reference_resolves() {
         let description: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         for reference in OPENAPI.split("\"$ref\": \"#").skip(1) {
             let pointer = reference.split('"').next().unwrap();

@@ -8,18 +8,18 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::chat::AskError;
-use crate::manager::{FileError, KeeperError, ManagerError, StoreError, VariablesError};
+use crate::manager::{FileError, ManagerError, ServiceError, StoreError, VariablesError};
 use crate::session::{Denied, SessionError};
 
-/// An error as the client gets it.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: String,
-    /// Seconds after which trying again makes sense.
+    /// Seconds after which a retry makes sense.
     retry_after: Option<u32>,
-    /// The field of the request that is wrong.
+    /// The invalid field of the request.
     field: Option<Cow<'static, str>>,
 }
 
@@ -40,27 +40,26 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
     }
 
-    /// Names the field that is wrong.
+    /// Sets the invalid field.
     pub fn field(self, field: &'static str) -> Self {
         Self { field: Some(field.into()), ..self }
     }
 
-    /// Names the field that is wrong, where it is known.
+    /// Sets the invalid field, if it is known.
     pub fn named(self, field: Option<String>) -> Self {
         Self { field: field.map(Cow::Owned), ..self }
     }
 
-    /// Says when trying again makes sense.
     pub fn retry_after(self, seconds: u32) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 
-    /// Whether it is only that too much is going on at this moment.
+    /// Whether the cause is only temporary load.
     pub fn is_busy(&self) -> bool {
         self.code == "busy"
     }
 
-    /// The problem as JSON.
+    /// The problem as a JSON object.
     pub fn body(&self) -> Value {
         let title = self.status.canonical_reason().unwrap_or("Error");
         let mut body = json!({
@@ -82,7 +81,7 @@ impl IntoResponse for Problem {
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        // Who comes too often, or with nothing, does not keep a connection that others could have.
+        // Clients above a rate limit or without a token lose their connection, which others can use then.
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::UNAUTHORIZED) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -107,7 +106,7 @@ impl From<StoreError> for Problem {
 
 impl From<std::io::Error> for Problem {
     fn from(error: std::io::Error) -> Self {
-        tracing::error!(%error, "cannot read what is stored");
+        tracing::error!(%error, "cannot read stored data");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "storage_failed", error.to_string())
     }
 }
@@ -155,7 +154,7 @@ impl From<FileError> for Problem {
             FileError::Busy(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_files", detail).retry_after(5),
             FileError::Cut => Self::bad_request("cut_off", detail),
             FileError::TooLarge => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "file_too_large", detail),
-            FileError::Keeper(error) => error.into(),
+            FileError::Service(error) => error.into(),
         }
     }
 }
@@ -164,10 +163,10 @@ impl From<VariablesError> for Problem {
     fn from(error: VariablesError) -> Self {
         let detail = error.to_string();
         match error {
-            VariablesError::Unknown { .. } => Self::unprocessable("no_variables", detail),
+            VariablesError::UnsupportedLanguage { .. } => Self::unprocessable("no_variables", detail),
             VariablesError::Busy { .. } => Self::new(StatusCode::CONFLICT, "kernel_busy", detail),
             VariablesError::Failed(_) => Self::new(StatusCode::CONFLICT, "variables_failed", detail),
-            VariablesError::Keeper(error) => error.into(),
+            VariablesError::Service(error) => error.into(),
         }
     }
 }
@@ -177,43 +176,43 @@ impl From<AskError> for Problem {
         let detail = error.to_string();
         match error {
             AskError::NoModel => Self::not_found("no_model", detail),
-            AskError::Answering => Self::new(StatusCode::CONFLICT, "chat_in_progress", detail),
-            AskError::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_chats", detail).retry_after(5),
-            AskError::Keeper(error) => error.into(),
+            AskError::TurnInProgress => Self::new(StatusCode::CONFLICT, "chat_in_progress", detail),
+            AskError::TooManyTurns => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_chats", detail).retry_after(5),
+            AskError::Service(error) => error.into(),
         }
     }
 }
 
-impl From<KeeperError> for Problem {
-    fn from(error: KeeperError) -> Self {
+impl From<ServiceError> for Problem {
+    fn from(error: ServiceError) -> Self {
         let detail = error.to_string();
         let unavailable = |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail.clone());
         match error {
-            KeeperError::NoSession { .. } => Self::not_found("no_session", detail),
-            KeeperError::NoKernel(_) => Self::unprocessable("no_kernel", detail).field("kernel"),
-            KeeperError::Full { .. } => {
+            ServiceError::SessionNotFound { .. } => Self::not_found("no_session", detail),
+            ServiceError::UnknownKernel(_) => Self::unprocessable("no_kernel", detail).field("kernel"),
+            ServiceError::SessionLimit { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sessions", detail).retry_after(10)
             }
-            KeeperError::NoRoom { .. } => {
+            ServiceError::QuotaExceeded { .. } => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail).retry_after(60)
             }
-            KeeperError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
-            // Where it is that there is no room is nothing for those who ask.
-            KeeperError::Manager(error) if error.is_of_a_full_disk() => StoreError::Full.into(),
-            KeeperError::Manager(error) => match *error {
+            ServiceError::TooManyPending { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
+            // The error names folders of the server, which clients must not see.
+            ServiceError::Manager(error) if error.is_of_a_full_disk() => StoreError::Full.into(),
+            ServiceError::Manager(error) => match *error {
                 ManagerError::Limits(limit) => {
                     Self::unprocessable("bad_limits", detail).named(Some(format!("limits.{}", limit.field)))
                 }
                 ManagerError::Start(_) => unavailable("kernel_did_not_start"),
                 _ => unavailable("no_sandbox"),
             },
-            KeeperError::Parameter(_) => Self::unprocessable("bad_parameters", detail).field("parameters"),
-            KeeperError::Changed { .. } => Self::new(StatusCode::CONFLICT, "not_as_recorded", detail),
-            KeeperError::Unprepared(_) => unavailable("kernel_unprepared"),
-            KeeperError::Artifacts(error) => error.into(),
-            KeeperError::Sandbox(_) => unavailable("no_sandbox"),
-            KeeperError::Store(error) => error.into(),
-            KeeperError::Session(error) => error.into(),
+            ServiceError::Parameter(_) => Self::unprocessable("bad_parameters", detail).field("parameters"),
+            ServiceError::RecordMismatch { .. } => Self::new(StatusCode::CONFLICT, "not_as_recorded", detail),
+            ServiceError::KernelPreparation(_) => unavailable("kernel_unprepared"),
+            ServiceError::Artifacts(error) => error.into(),
+            ServiceError::Sandbox(_) => unavailable("no_sandbox"),
+            ServiceError::Store(error) => error.into(),
+            ServiceError::Session(error) => error.into(),
         }
     }
 }
@@ -224,12 +223,12 @@ mod tests {
     use crate::sandbox::SandboxError;
 
     #[test]
-    fn a_full_disk_is_named_and_not_where_it_is() {
+    fn full_disk_error_hides_server_paths() {
         let source = std::io::ErrorKind::StorageFull.into();
         let error = SandboxError::Io { doing: "cannot write the record in /somewhere".to_owned(), source };
         let remains = SandboxError::Io { doing: "cannot remove".to_owned(), source: std::io::ErrorKind::NotFound.into() };
         let error = SandboxError::Remains { error: Box::new(error), remains: Box::new(remains) };
-        let problem = Problem::from(KeeperError::from(ManagerError::from(error)));
+        let problem = Problem::from(ServiceError::from(ManagerError::from(error)));
         assert_eq!((problem.status, problem.code), (StatusCode::INSUFFICIENT_STORAGE, "storage_full"));
         assert!(!problem.detail.contains("somewhere"), "{}", problem.detail);
     }

@@ -1,7 +1,8 @@
-//! Events as they are numbered: the backlog, then live.
+//! Event streams over SSE, and the reader that SSE and WebSocket share: first the backlog, then live events.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -13,35 +14,34 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::error::Problem;
-use super::{Api, Caller, InPath, Query, guard, view};
+use super::{Api, Caller, Query, SessionInPath, guard, view};
 use crate::artifacts::Blobs;
-use crate::ids::{Seq, SessionId};
-use crate::manager::{EventRow, Follower, Store, StoreError, read_body};
+use crate::ids::{Seq, SessionId, SessionPhase};
+use crate::manager::{EventKind, EventRow, EventSubscription, Store, StoreError, parse_body};
 use crate::session::{Cell, SessionState};
-use std::sync::Arc;
 
-/// Between two signs of life on a quiet stream: proxies close one after a minute or so.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// The interval of keep-alive comments on a quiet stream. Proxies close idle connections after about a minute.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How large binary data is shown.
+/// The form of large binary data in outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    /// In place, as base64.
+pub(super) enum OutputForm {
+    /// As base64.
     Inline,
-    /// By its hash.
+    /// As a reference with the hash of the artifact.
     Refs,
     /// No outputs at all.
     None,
 }
 
-impl Form {
+impl OutputForm {
     pub fn parse(name: Option<&str>) -> Result<Self, Problem> {
         match name {
             None | Some("inline") => Ok(Self::Inline),
             Some("refs") => Ok(Self::Refs),
             Some("none") => Ok(Self::None),
             Some(other) => {
-                let detail = format!("{other:?} is no form of outputs; inline, refs and none are");
+                let detail = format!("{other:?} is not a form of outputs; use inline, refs or none");
                 Err(Problem::bad_request("bad_outputs", detail).field("outputs"))
             }
         }
@@ -50,52 +50,54 @@ impl Form {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct After {
+pub(super) struct EventsQuery {
     after: Option<u64>,
     outputs: Option<String>,
-    /// The guard has read it.
+    /// Read by the guard.
     #[serde(rename = "token")]
     _token: Option<IgnoredAny>,
 }
 
-impl After {
+impl EventsQuery {
     pub fn seq(&self) -> Seq {
         Seq(self.after.unwrap_or(0))
     }
 
-    pub fn form(&self) -> Result<Form, Problem> {
-        Form::parse(self.outputs.as_deref())
+    pub fn form(&self) -> Result<OutputForm, Problem> {
+        OutputForm::parse(self.outputs.as_deref())
     }
 }
 
 pub(super) async fn stream(
     State(api): State<Api>,
     caller: Caller,
-    InPath(id): InPath,
-    Query(query): Query<After>,
+    SessionInPath(id): SessionInPath,
+    Query(query): Query<EventsQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    of_session(&api, id, &caller, &query, &headers, false)
+    stream_session(&api, id, &caller, &query, &headers, false)
 }
 
-/// A session's events, for ever or to its end.
-pub(super) fn of_session(
+/// Streams the events of a session: until it is deleted, or with `until_gone` until it ends.
+pub(super) fn stream_session(
     api: &Api,
     id: SessionId,
     caller: &Caller,
-    query: &After,
+    query: &EventsQuery,
     headers: &HeaderMap,
-    to_its_end: bool,
+    until_gone: bool,
 ) -> Result<Response, Problem> {
-    // What a browser sends when it reconnects by itself wins over the address that it first used.
+    // A browser that reconnects repeats the first URL and adds `Last-Event-ID`, which is newer.
     let after = last_event_id(headers)?.unwrap_or(query.seq());
-    let follower = api.keeper.follow(&id, caller.sees(), after)?;
-    if to_its_end && follower.has_all() && matches!(api.keeper.look(&id, caller.sees())?.state(), SessionState::Gone { .. })
+    let subscription = api.reader.subscribe(&id, &caller.access(), after)?;
+    if until_gone
+        && subscription.is_caught_up()
+        && matches!(api.sessions.peek(&id, &caller.access())?.state(), SessionState::Gone { .. })
     {
-        // By this a browser knows that it need not ask again.
+        // This status stops an `EventSource` from reconnecting.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let reader = Reader { to_its_end, ..Reader::new(api, caller, id, follower, query.form()?) };
+    let reader = EventReader { until_gone, ..EventReader::new(api, caller, id, subscription, query.form()?) };
     sse(reader, api, caller)
 }
 
@@ -104,73 +106,89 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
     let Some(value) = headers.get(NAME) else { return Ok(None) };
     let text = value.to_str().unwrap_or("not a number").trim();
     if text.is_empty() {
-        // As the standard has it, that is none.
+        // The standard treats an empty id as none.
         return Ok(None);
     }
     let seq = text.parse().map_err(|_| {
-        Problem::bad_request("bad_query", format!("{NAME} is the number of an event, from 0 on")).field(NAME)
+        Problem::bad_request("bad_query", format!("{NAME} must be the number of an event, from 0 on")).field(NAME)
     })?;
     Ok(Some(Seq(seq)))
 }
 
-/// The events of one run of a cell, to its end.
-pub(super) fn of_cell(api: &Api, id: &SessionId, caller: &Caller, cell: &Cell, form: Form) -> Result<Response, Problem> {
-    let follower = api.keeper.follow(id, caller.sees(), before(cell))?;
-    let reader = Reader { cell: Some(cell.id.clone()), ..Reader::new(api, caller, id.clone(), follower, form) };
+/// Streams the events of one execution of a cell until it ends.
+pub(super) fn stream_cell(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    cell: &Cell,
+    form: OutputForm,
+) -> Result<Response, Problem> {
+    let subscription = api.reader.subscribe(id, &caller.access(), cursor_before(cell))?;
+    let reader =
+        EventReader { cell: Some(cell.id.clone()), ..EventReader::new(api, caller, id.clone(), subscription, form) };
     sse(reader, api, caller)
 }
 
-/// The number before the run's first event.
-pub(super) fn before(cell: &Cell) -> Seq {
+/// The cursor before the first event of a cell's latest execution.
+pub(super) fn cursor_before(cell: &Cell) -> Seq {
     Seq(cell.run.first_seq.0.saturating_sub(1))
 }
 
-fn ends(event: &EventRow, cell: &str) -> bool {
-    event.cell.as_deref() == Some(cell) && event.kind == "cell.finished"
+fn ends_cell(event: &EventRow, cell: &str) -> bool {
+    event.cell.as_deref() == Some(cell) && event.kind == EventKind::CellFinished
 }
 
 fn ends_session(event: &EventRow) -> bool {
-    event.kind == "session.state" && read_body(event).get("state").is_some_and(|state| state == "gone")
+    event.kind == EventKind::SessionState
+        && parse_body(event).get("state").is_some_and(|state| state == SessionPhase::Gone.as_str())
 }
 
-/// Reads events as JSON, one after the other.
-pub(super) struct Reader {
+/// Reads the events of a session as JSON.
+pub(super) struct EventReader {
     id: SessionId,
     blobs: Blobs,
-    follower: Follower,
-    form: Form,
-    /// Only this cell's, to the end of its run.
+    subscription: EventSubscription,
+    form: OutputForm,
+    /// Only events of this cell, until its execution ends.
     cell: Option<String>,
     page: VecDeque<Arc<EventRow>>,
-    /// For whom only the last runs of the cells that are there.
-    shown: Option<Shown>,
-    /// Only to the session's end, and not until it is deleted.
-    to_its_end: bool,
-    ended: bool,
+    share_filter: Option<ShareFilter>,
+    /// Until the session ends, instead of until it is deleted.
+    until_gone: bool,
+    is_finished: bool,
 }
 
-impl Reader {
-    pub fn new(api: &Api, caller: &Caller, id: SessionId, follower: Follower, form: Form) -> Self {
-        let (blobs, shown) = (api.keeper.blobs().clone(), Shown::to(caller, api, &id));
-        Self { id, blobs, follower, form, cell: None, page: VecDeque::new(), shown, to_its_end: false, ended: false }
+impl EventReader {
+    pub fn new(api: &Api, caller: &Caller, id: SessionId, subscription: EventSubscription, form: OutputForm) -> Self {
+        Self {
+            blobs: api.reader.blobs().clone(),
+            share_filter: ShareFilter::for_caller(caller, api, &id),
+            id,
+            subscription,
+            form,
+            cell: None,
+            page: VecDeque::new(),
+            until_gone: false,
+            is_finished: false,
+        }
     }
 
     async fn next_page(&mut self) -> Result<Option<VecDeque<Arc<EventRow>>>, StoreError> {
-        let Some(mut page) = self.follower.next().await? else { return Ok(None) };
-        if let Some(shown) = &self.shown {
-            // What widgets tell each other, no page shows.
-            page.retain(|event| event.kind != "comm");
-            shown.retain(&mut page, told_of).await?;
+        let Some(mut page) = self.subscription.next().await? else { return Ok(None) };
+        if let Some(filter) = &self.share_filter {
+            // Comm messages can contain data that no page shows.
+            page.retain(|event| event.kind != EventKind::Comm);
+            filter.retain(&mut page, cell_and_seq).await?;
         }
         Ok(Some(page.into()))
     }
 
-    /// Whether the next one is here already.
+    /// Whether the next event is available without waiting.
     pub fn has_more(&self) -> bool {
         !self.page.is_empty()
     }
 
-    /// The next event's number and its JSON. `None` at the end. Cancel safe.
+    /// The number and the JSON text of the next event. `None` at the end. Cancel safe.
     pub async fn next(&mut self) -> Option<(Seq, String)> {
         loop {
             while let Some(row) = self.page.front() {
@@ -178,16 +196,16 @@ impl Reader {
                     self.page.pop_front();
                     continue;
                 }
-                // It stays in the page until it can be given: whoever waits may turn to something else meanwhile.
-                let json = view::event(row, &self.id, &self.blobs, self.form != Form::Inline).await.ok()?;
+                // The event stays in the page until its JSON is complete, so that cancelling this future loses nothing.
+                let json = view::event(row, &self.id, &self.blobs, self.form != OutputForm::Inline).await.ok()?;
                 let row = self.page.pop_front()?;
-                self.ended = match self.cell.as_deref() {
-                    Some(cell) => ends(&row, cell),
-                    None => self.to_its_end && ends_session(&row),
+                self.is_finished = match self.cell.as_deref() {
+                    Some(cell) => ends_cell(&row, cell),
+                    None => self.until_gone && ends_session(&row),
                 };
                 return Some((row.seq, json));
             }
-            if self.ended {
+            if self.is_finished {
                 return None;
             }
             match self.next_page().await {
@@ -202,53 +220,59 @@ impl Reader {
     }
 }
 
-/// What a link shows of a session's journal: what is of no cell, and the last runs of the cells that are there. Of deleted cells and
-/// earlier runs it shows nothing; what a run has cleared or replaced stands in the journal as told, and is shown as that.
-pub(super) struct Shown {
+/// Limits a share to the current notebook: events without a cell, and the latest executions of existing cells. Events of deleted cells
+/// and of earlier executions are left out. Outputs that an execution has cleared or replaced are part of its events, and stay.
+pub(super) struct ShareFilter {
     store: Store,
     session: SessionId,
 }
 
-impl Shown {
-    /// Nothing is left out for those who have more than a link.
-    pub fn to(caller: &Caller, api: &Api, session: &SessionId) -> Option<Self> {
-        caller.0.only.as_ref().map(|_| Self { store: api.keeper.store().clone(), session: session.clone() })
+impl ShareFilter {
+    /// `None` if the caller does not use a share, and sees everything.
+    pub fn for_caller(caller: &Caller, api: &Api, session: &SessionId) -> Option<Self> {
+        caller.identity.only.as_ref().map(|_| Self { store: api.reader.store().clone(), session: session.clone() })
     }
 
-    /// Leaves out what is not shown, of things that `of` says the cell and the number of. What is of no cell stays.
-    pub async fn retain<T>(&self, all: &mut Vec<T>, of: impl Fn(&T) -> (Option<&str>, Seq)) -> Result<(), StoreError> {
-        // Asked for after they were read: never older than they are.
-        let runs = self.store.latest_runs(&self.session).await?;
-        all.retain(|one| {
-            let (cell, seq) = of(one);
-            cell.is_none_or(|cell| runs.get(cell).is_some_and(|first| *first <= seq))
+    /// Removes items that the share must not see. `cell_and_seq` returns the cell and the event number of an item. Items without a cell
+    /// stay.
+    pub async fn retain<T>(
+        &self,
+        items: &mut Vec<T>,
+        cell_and_seq: impl Fn(&T) -> (Option<&str>, Seq),
+    ) -> Result<(), StoreError> {
+        // This is read after the items were read, so it is never older than they are.
+        let executions = self.store.latest_executions(&self.session).await?;
+        items.retain(|item| {
+            let (cell, seq) = cell_and_seq(item);
+            cell.is_none_or(|cell| executions.get(cell).is_some_and(|first| *first <= seq))
         });
         Ok(())
     }
 }
 
-/// What an event tells of, for those who see only what is shown. That cells come, change and go tells nothing of what they show.
-fn told_of(event: &Arc<EventRow>) -> (Option<&str>, Seq) {
-    (event.cell.as_deref().filter(|_| event.kind != "notebook.changed"), event.seq)
+/// The cell and the number of an event for [`ShareFilter`]. Changes of the notebook say nothing about outputs, so they count as events
+/// without a cell.
+fn cell_and_seq(event: &Arc<EventRow>) -> (Option<&str>, Seq) {
+    (event.cell.as_deref().filter(|_| event.kind != EventKind::NotebookChanged), event.seq)
 }
 
-/// Streams for as long as the token is valid that it was asked for with.
-fn sse(reader: Reader, api: &Api, Caller(identity, shown): &Caller) -> Result<Response, Problem> {
-    let open = guard::open_stream(api, identity)?;
-    let (tokens, shown) = (api.tokens.clone(), *shown);
+/// An SSE response. It ends when the token of the request becomes invalid.
+fn sse(reader: EventReader, api: &Api, caller: &Caller) -> Result<Response, Problem> {
+    let open = guard::open_stream(api, &caller.identity)?;
+    let (tokens, token) = (api.tokens.clone(), caller.token);
     let invalid = Box::pin(async move {
         let _open = open;
-        tokens.until_invalid(shown).await;
+        tokens.until_invalid(token).await;
     });
     let stream = as_stream(reader).take_until(invalid);
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("still here");
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE_INTERVAL).text("still here");
     let mut response = Sse::new(stream).keep_alive(keep_alive).into_response();
-    // Else nginx holds events back.
+    // Without this header, nginx buffers the events.
     response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
     Ok(response)
 }
 
-fn as_stream(reader: Reader) -> impl Stream<Item = Result<Event, Infallible>> {
+fn as_stream(reader: EventReader) -> impl Stream<Item = Result<Event, Infallible>> {
     stream::unfold(reader, async |mut reader| {
         let (seq, json) = reader.next().await?;
         Some((Ok(Event::default().id(seq.0.to_string()).data(json)), reader))

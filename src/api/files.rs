@@ -1,4 +1,4 @@
-//! A session's workspace: bytes in and out, listings as JSON.
+//! Requests about the workspace of a session: upload, download, list, delete.
 
 use axum::Json;
 use axum::body::Body;
@@ -10,10 +10,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::Problem;
-use super::{Api, Caller, InPath, Query, User, path_field};
+use super::{Api, Caller, Query, SessionInPath, User, path_field};
 use crate::manager::{FileError, MAX_FILE};
 
-/// The file in the path.
+/// The path of the file in the URL.
 pub(super) struct FileInPath(String);
 
 impl<S: Send + Sync> FromRequestParts<S> for FileInPath {
@@ -34,54 +34,54 @@ pub(super) struct Folder {
 pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     Query(Folder { path }): Query<Folder>,
 ) -> Result<Json<Value>, Problem> {
-    let (entries, truncated) = api.keeper.list_files((&id, caller.sees()), &path).await?;
+    let (entries, truncated) = api.sessions.list_files(&id, &caller.access(), &path).await?;
     Ok(Json(json!({"path": path, "entries": entries, "truncated": truncated})))
 }
 
 pub(super) async fn get(
     State(api): State<Api>,
     caller: Caller,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     FileInPath(path): FileInPath,
 ) -> Result<Response, Problem> {
-    let (size, pieces) = api.keeper.read_file((&id, caller.sees()), &path).await?;
-    // What a sandbox wrote is never shown in place.
+    let (size, chunks) = api.sessions.read_file(&id, &caller.access(), &path).await?;
+    // A browser must never display a file from a sandbox.
     let headers = [
         (header::CONTENT_LENGTH, HeaderValue::from(size)),
         (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
         (header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment")),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     ];
-    Ok((headers, Body::from_stream(pieces)).into_response())
+    Ok((headers, Body::from_stream(chunks)).into_response())
 }
 
 pub(super) async fn put(
     State(api): State<Api>,
     User(caller): User,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     FileInPath(path): FileInPath,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Problem> {
-    let said =
+    let length =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()).and_then(|length| length.parse().ok());
-    // Before a byte of it is taken.
-    if said.is_some_and(|length: u64| length > MAX_FILE as u64) {
+    // Refuses the upload before its body is read.
+    if length.is_some_and(|length: u64| length > MAX_FILE as u64) {
         return Err(FileError::TooLarge.into());
     }
-    api.keeper.write_file((&id, caller.sees()), &path, body.into_data_stream()).await?;
+    api.sessions.write_file(&id, &caller.access(), &path, body.into_data_stream()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn delete(
     State(api): State<Api>,
     User(caller): User,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     FileInPath(path): FileInPath,
 ) -> Result<StatusCode, Problem> {
-    api.keeper.remove_file((&id, caller.sees()), &path).await?;
+    api.sessions.remove_file(&id, &caller.access(), &path).await?;
     Ok(StatusCode::NO_CONTENT)
 }

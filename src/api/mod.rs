@@ -1,21 +1,22 @@
-//! The native HTTP face, `/v1`: translates, owns no state. JSON in and out, errors as problems, events by SSE and WebSocket.
+//! The HTTP API under `/v1`. It translates between HTTP and the manager, and owns no session state. JSON in and out, errors as
+//! `application/problem+json`, events over SSE and WebSocket.
 
 mod cells;
 mod chat;
 mod docs;
 mod error;
 mod events;
+mod extract;
 mod files;
-mod given;
 mod guard;
-mod large;
 mod notebooks;
-mod pace;
+mod output_text;
+mod rate_limit;
+mod response_spool;
 mod runs;
 mod sessions;
 mod shares;
 mod socket;
-mod text;
 mod trace;
 mod view;
 
@@ -33,52 +34,46 @@ use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
-use crate::auth::{Identity, Scope, Shown, Tokens};
+use crate::auth::{Identity, Scope, TokenHash, Tokens};
 use crate::chat::Chats;
-use crate::ids::SessionId;
-use crate::manager::Keeper;
+use crate::ids::{Access, SessionId};
+use crate::manager::{SessionReader, SessionService};
 use crate::telemetry;
 use error::Problem;
-use given::{Body, Query};
+use extract::{Body, Query};
 pub use guard::Guard;
-pub use large::Large;
-pub use pace::Pace;
+pub use rate_limit::RateLimits;
+pub use response_spool::ResponseSpool;
 
-/// Bytes of a request's body, files aside.
+/// The largest request body in bytes, except for files.
 const MAX_BODY: usize = 32 << 20;
 
-/// How long a client may leave us waiting for the next piece of a body.
-const BODY_PAUSE: Duration = Duration::from_secs(60);
+/// How long a client may pause between two parts of a request body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the handlers share.
+/// The state that handlers share.
 #[derive(Clone)]
 pub struct Api {
-    /// The sessions.
-    pub keeper: Keeper,
-    /// Conversations with the model.
+    pub sessions: SessionService,
+    pub reader: SessionReader,
     pub chats: Chats,
-    /// Who may do what.
     pub tokens: Arc<Tokens>,
-    /// Which hosts and origins are ours.
     pub guard: Arc<Guard>,
-    /// How many requests are taken.
-    pub pace: Arc<Pace>,
-    /// Where large answers are made, and wait.
-    pub large: Arc<Large>,
+    pub rate_limits: Arc<RateLimits>,
+    pub spool: Arc<ResponseSpool>,
 }
 
-/// A connection counts as open for as long as one of these lives, also when it has become a WebSocket.
+/// The permit of a connection. A connection that has become a WebSocket keeps it.
 #[derive(Clone, Debug)]
 pub struct OpenConnection(#[expect(dead_code, reason = "held")] Arc<OwnedSemaphorePermit>);
 
 impl OpenConnection {
-    /// One that was let in by this permit.
     pub fn new(permit: OwnedSemaphorePermit) -> Self {
         Self(Arc::new(permit))
     }
 }
 
-/// All routes.
+/// All routes of the API.
 pub fn router(api: Api) -> Router {
     let one = Router::new()
         .route("/", get(sessions::get_one).patch(sessions::patch).delete(sessions::delete))
@@ -104,7 +99,7 @@ pub fn router(api: Api) -> Router {
         .route("/cells", get(cells::list).post(cells::add))
         .route("/cells/{cell}", get(cells::get_one))
         .route("/cells/{cell}/run", post(cells::run))
-        .route("/cells/{cell}/outputs/{output}/text", get(text::get))
+        .route("/cells/{cell}/outputs/{output}/text", get(output_text::get))
         .route("/notebook", get(notebooks::get))
         .route("/notebook/run", post(notebooks::run))
         .route("/files/", get(files::list));
@@ -119,46 +114,46 @@ pub fn router(api: Api) -> Router {
         .route("/kernels", get(list_kernels))
         .route("/model", get(chat::model))
         .route("/token", get(shares::token))
-        .layer(middleware::from_fn(given::no_query));
+        .layer(middleware::from_fn(extract::no_query));
     let v1 = by_path
         .nest("/sessions/{session}", one_by_query)
         .route("/runs", post(runs::create))
         .route("/runs/{session}/events", get(runs::stream))
         .route("/runs/{session}/notebook", get(notebooks::get))
-        .layer(middleware::from_fn_with_state(api.clone(), large::put_aside))
-        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
-        .layer(middleware::from_fn(trace::tell))
-        .layer(middleware::from_fn_with_state(api.clone(), guard::identify))
+        .layer(middleware::from_fn_with_state(api.clone(), response_spool::spool_large))
+        .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
+        .layer(middleware::from_fn(trace::record_span))
+        .layer(middleware::from_fn_with_state(api.clone(), guard::authenticate))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     Router::new()
         .nest("/v1", v1)
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(async || "ready\n"))
-        .route("/metrics", get(figures))
+        .route("/metrics", get(metrics))
         .route("/openapi.json", get(docs::openapi))
         .route("/docs", get(docs::page))
         .route("/docs.js", get(docs::script))
         .route("/docs.css", get(docs::style))
-        .fallback(async || Problem::not_found("no_such_path", "there is nothing at this path; /v1/sessions is one"))
+        .fallback(async || Problem::not_found("no_such_path", "this path does not exist; /v1/sessions does, for example"))
         .method_not_allowed_fallback(async || {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not support this method")
         })
-        .layer(guard::sharing(api.guard.clone()))
+        .layer(guard::cors_layer(api.guard.clone()))
         .layer(middleware::from_fn_with_state(api.clone(), guard::check_host))
-        .layer(middleware::from_fn(trace::name))
+        .layer(middleware::from_fn(trace::assign_request_id))
         .with_state(api)
 }
 
-async fn figures(State(api): State<Api>) -> Result<String, Problem> {
-    api.keeper.measure().await?;
-    metrics::gauge!(telemetry::STREAMS).set(api.pace.streams() as f64);
+async fn metrics(State(api): State<Api>) -> Result<String, Problem> {
+    api.sessions.update_gauges().await?;
+    metrics::gauge!(telemetry::STREAMS).set(api.rate_limits.open_streams() as f64);
     Ok(telemetry::install().map(metrics_exporter_prometheus::PrometheusHandle::render).unwrap_or_default())
 }
 
 async fn list_kernels(State(api): State<Api>) -> impl IntoResponse {
-    let pool = api.keeper.pool_sizes();
+    let pool = api.sessions.pool_sizes();
     let mut all = Vec::new();
-    for (kernel, sandboxes) in api.keeper.kernels().await {
+    for (kernel, sandboxes) in api.sessions.kernels().await {
         all.push(json!({
             "name": kernel.name, "language": kernel.language, "display_name": kernel.display_name,
             "ready": !sandboxes.is_empty(), "sandboxes": sandboxes,
@@ -168,10 +163,10 @@ async fn list_kernels(State(api): State<Api>) -> impl IntoResponse {
     axum::Json(json!({"kernels": all}))
 }
 
-/// The session in the path.
-struct InPath(SessionId);
+/// The id of the session in the path.
+struct SessionInPath(SessionId);
 
-impl<S: Send + Sync> FromRequestParts<S> for InPath {
+impl<S: Send + Sync> FromRequestParts<S> for SessionInPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
@@ -183,7 +178,7 @@ impl<S: Send + Sync> FromRequestParts<S> for InPath {
     }
 }
 
-/// Another name in the path.
+/// A named part of the path.
 async fn path_field<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<String, Problem> {
     let Path(mut fields) = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, state)
         .await
@@ -191,7 +186,7 @@ async fn path_field<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) ->
     Ok(fields.remove(name).unwrap_or_default())
 }
 
-/// The cell in the path.
+/// The id of the cell in the path.
 struct CellInPath(String);
 
 impl<S: Send + Sync> FromRequestParts<S> for CellInPath {
@@ -202,12 +197,15 @@ impl<S: Send + Sync> FromRequestParts<S> for CellInPath {
     }
 }
 
-/// Who asks, and by which token, put there by the guard.
-struct Caller(Identity, Shown);
+/// The identity and the token of a request. The guard has authenticated them.
+struct Caller {
+    identity: Identity,
+    token: TokenHash,
+}
 
 impl Caller {
-    fn sees(&self) -> Option<&str> {
-        self.0.sees()
+    fn access(&self) -> Access {
+        self.identity.access()
     }
 }
 
@@ -215,14 +213,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let found = parts.extensions.get::<Identity>().cloned().zip(parts.extensions.get::<Shown>().copied());
-        found
-            .map(|(identity, shown)| Self(identity, shown))
-            .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "no_token", "a token is needed"))
+        let identity = parts.extensions.get::<Identity>().cloned();
+        let caller = identity.zip(parts.extensions.get::<TokenHash>().copied());
+        caller
+            .map(|(identity, token)| Self { identity, token })
+            .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "no_token", "a token is required"))
     }
 }
 
-/// Who asks, and may change things.
+/// A caller whose scope allows changes.
 struct User(Caller);
 
 impl<S: Send + Sync> FromRequestParts<S> for User {
@@ -230,8 +229,8 @@ impl<S: Send + Sync> FromRequestParts<S> for User {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        if caller.0.scope < Scope::Use {
-            let detail = "this token may only look; one of scope `use` is needed";
+        if caller.identity.scope < Scope::Use {
+            let detail = "this token can only read; a token with the scope `use` is required";
             return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
         }
         Ok(Self(caller))

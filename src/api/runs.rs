@@ -1,4 +1,4 @@
-//! Notebooks as jobs: each runs on a session of its own, which ends with it. What it has made stays readable.
+//! Notebook jobs (`/v1/runs`). Each runs in a session of its own, which ends with the job. Its results can be read afterwards.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,19 +12,19 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::error::Problem;
-use super::given::{self, Wrong};
-use super::notebooks::{self, Outcome, Wait};
+use super::extract::{self, InvalidInput};
+use super::notebooks::{self, RunOutcome, WaitQuery};
 use super::sessions::{self, Create, DEFAULT_TIMEOUT, check_timeout};
-use super::{Api, Body, Caller, InPath, Query, User, events, guard, view};
+use super::{Api, Body, Caller, Query, SessionInPath, User, events, guard, view};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
-use crate::manager::{KeptRun, KeptSpec, NotebookRun, SessionRow};
+use crate::manager::{JobConfig, NotebookRun, SessionConfig, SessionRow};
 use crate::policy::Limits;
 
-/// A notebook to be run.
+/// The body of a request that starts a job.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Job {
+struct JobRequest {
     notebook: Option<Box<RawValue>>,
     parameters: Option<Box<RawValue>>,
     allow_errors: bool,
@@ -36,58 +36,61 @@ struct Job {
     #[serde(deserialize_with = "sessions::limits")]
     limits: Limits,
     network: Option<String>,
-    /// Seconds that each cell may take.
+    /// The timeout of each cell in seconds.
     timeout_seconds: Option<f64>,
-    /// The same, as the command line calls it.
+    /// An alias of `timeout_seconds`, named like the option of the command line.
     timeout: Option<f64>,
     ttl_seconds: Option<u64>,
     labels: HashMap<String, String>,
 }
 
-impl Job {
-    /// From a form: `notebook` is the file, the rest are texts; those that are JSON here are JSON there.
+impl JobRequest {
+    /// Reads a multipart form. `notebook` is the file. The other fields are JSON, except for a few that are plain text.
     async fn from_form(mut form: Multipart) -> Result<(Self, Option<Bytes>), Problem> {
-        let unreadable =
+        let bad_form =
             |error: axum::extract::multipart::MultipartError| Problem::new(error.status(), "bad_form", error.body_text());
         let (mut fields, mut notebook) = (BTreeMap::new(), None);
-        while let Some(field) = form.next_field().await.map_err(unreadable)? {
+        while let Some(field) = form.next_field().await.map_err(bad_form)? {
             let name = field.name().unwrap_or_default().to_owned();
             if name == "notebook" {
-                notebook = Some(field.bytes().await.map_err(unreadable)?);
+                notebook = Some(field.bytes().await.map_err(bad_form)?);
                 continue;
             }
-            let text = field.text().await.map_err(unreadable)?;
-            let is_text = matches!(name.as_str(), "kernel" | "name" | "network");
-            let value = if is_text { Value::from(text).to_string() } else { text };
+            let text = field.text().await.map_err(bad_form)?;
+            let is_plain_text = matches!(name.as_str(), "kernel" | "name" | "network");
+            let value = if is_plain_text { Value::from(text).to_string() } else { text };
             let value = RawValue::from_string(value).map_err(|_| {
-                let detail = format!("{name} is not JSON; a text would stand in quotes here");
+                let detail = format!("{name} is not JSON; texts need quotes here");
                 Problem::unprocessable("bad_field", detail).named(Some(name.clone()))
             })?;
             if fields.insert(name.clone(), value).is_some() {
-                return Err(Problem::bad_request("bad_form", format!("the form has {name:?} twice")));
+                return Err(Problem::bad_request("bad_form", format!("the form has the field {name:?} twice")));
             }
         }
         let fields = serde_json::to_vec(&fields).map_err(|error| Problem::bad_request("bad_form", error.to_string()))?;
-        let job = given::read_object(&fields).map_err(Wrong::in_body)?;
+        let job = extract::read_object(&fields).map_err(InvalidInput::in_body)?;
         Ok((job, notebook))
     }
 }
 
-async fn read(request: Request) -> Result<(Job, Bytes), Problem> {
-    let request = given::check_length(request)?;
+async fn read(request: Request) -> Result<(JobRequest, Bytes), Problem> {
+    let request = extract::check_length(request)?;
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     let (job, file) = if kind.eq_ignore_ascii_case("multipart/form-data") {
         let form = Multipart::from_request(request, &()).await;
-        Job::from_form(form.map_err(|rejection| Problem::bad_request("bad_form", rejection.body_text()))?).await?
+        JobRequest::from_form(form.map_err(|rejection| Problem::bad_request("bad_form", rejection.body_text()))?).await?
     } else {
-        let Body(job) = Body::<Job>::from_request(request, &()).await?;
+        let Body(job) = Body::<JobRequest>::from_request(request, &()).await?;
         (job, None)
     };
     let inline = job.notebook.as_ref().map(|notebook| Bytes::copy_from_slice(notebook.get().as_bytes()));
     let notebook = file.or(inline).ok_or_else(|| {
-        Problem::unprocessable("missing_field", "notebook is missing: the notebook's JSON, or a file of that name in a form")
-            .field("notebook")
+        Problem::unprocessable(
+            "missing_field",
+            "notebook is missing; send the JSON of the notebook, or a form with a file of that name",
+        )
+        .field("notebook")
     })?;
     Ok((job, notebook))
 }
@@ -95,11 +98,11 @@ async fn read(request: Request) -> Result<(Job, Bytes), Problem> {
 pub(super) async fn create(
     State(api): State<Api>,
     User(caller): User,
-    Query(wait): Query<Wait>,
+    Query(query): Query<WaitQuery>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let wait = wait.time()?;
-    let _place = guard::place_to_wait(&api, &caller.0, wait)?;
+    let wait = query.duration()?;
+    let _slot = guard::acquire_wait_slot(&api, &caller.identity, wait)?;
     let (job, bytes) = read(request).await?;
     let notebook = notebooks::parse(bytes).await?;
     let kernel = match &job.kernel {
@@ -126,10 +129,10 @@ pub(super) async fn create(
         idle_timeout_seconds: None,
         labels: job.labels,
     };
-    let id = api.keeper.start_run(&caller.0.principal, session.check()?, &notebook, run).await?;
+    let id = api.sessions.start_job(&caller.identity.principal, session.validate()?, &notebook, run).await?;
     if let Some(wait) = wait {
-        let (_, run) = find(&api, &id, &caller).await?;
-        let ended = notebooks::until_ended(&api, &id, &caller, Seq::default(), &run.cells);
+        let (_, job) = find(&api, &id, &caller).await?;
+        let ended = notebooks::until_ended(&api, &id, &caller, Seq::default(), &job.cells);
         if let Ok(ended) = tokio::time::timeout(wait, ended).await {
             ended?;
         }
@@ -138,74 +141,82 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, location, Json(show(&api, &id, &caller).await?)).into_response())
 }
 
-/// A run's session. One that was made otherwise is none.
-async fn find(api: &Api, id: &SessionId, caller: &Caller) -> Result<(SessionRow, KeptRun), Problem> {
+/// The session of a job, and its configuration. A session without a job is not found.
+async fn find(api: &Api, id: &SessionId, caller: &Caller) -> Result<(SessionRow, JobConfig), Problem> {
     let none = || Problem::not_found("no_run", format!("there is no run {id}"));
-    let row = api.keeper.row(id, caller.sees()).await.map_err(|_| none())?;
-    let run = run_of(&row).ok_or_else(none)?;
-    Ok((row, run))
-}
-
-fn run_of(row: &SessionRow) -> Option<KeptRun> {
-    serde_json::from_str::<KeptSpec>(&row.spec).ok()?.run
+    let row = api.reader.row(id, &caller.access()).await.map_err(|_| none())?;
+    let job = SessionConfig::of_row(&row).job.ok_or_else(none)?;
+    Ok((row, job))
 }
 
 async fn show(api: &Api, id: &SessionId, caller: &Caller) -> Result<Value, Problem> {
-    let (row, run) = find(api, id, caller).await?;
-    describe(api, &row, &run, caller).await
+    let (row, job) = find(api, id, caller).await?;
+    describe(api, &row, &job, caller).await
 }
 
-async fn describe(api: &Api, row: &SessionRow, run: &KeptRun, caller: &Caller) -> Result<Value, Problem> {
-    let mut told = Outcome::of(api, &row.id, caller, &run.cells).await?.json();
-    told["id"] = row.id.as_str().into();
-    told["session"] = row.id.as_str().into();
-    told["name"] = row.name.clone().into();
-    told["kernel"] = row.kernel.clone().into();
-    told["created_at"] = view::time(row.created_at).into();
-    Ok(told)
+async fn describe(api: &Api, row: &SessionRow, job: &JobConfig, caller: &Caller) -> Result<Value, Problem> {
+    let mut json = RunOutcome::read(api, &row.id, caller, &job.cells).await?.to_json();
+    json["id"] = row.id.as_str().into();
+    json["session"] = row.id.as_str().into();
+    json["name"] = row.name.clone().into();
+    json["kernel"] = row.kernel.clone().into();
+    json["created_at"] = view::time(row.created_at).into();
+    Ok(json)
 }
 
 pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<Value>, Problem> {
     let mut runs = Vec::new();
-    for row in api.keeper.rows(caller.sees()).await? {
-        let Some(run) = run_of(&row) else { continue };
-        // One that is deleted meanwhile is left out.
-        if let Ok(told) = describe(&api, &row, &run, &caller).await {
-            runs.push(told);
+    for row in api.reader.rows(&caller.access()).await? {
+        let Some(job) = SessionConfig::of_row(&row).job else { continue };
+        // A job that is deleted meanwhile is left out.
+        if let Ok(json) = describe(&api, &row, &job, &caller).await {
+            runs.push(json);
         }
     }
     Ok(Json(json!({"runs": runs})))
 }
 
-pub(super) async fn get_one(State(api): State<Api>, caller: Caller, InPath(id): InPath) -> Result<Json<Value>, Problem> {
+pub(super) async fn get_one(
+    State(api): State<Api>,
+    caller: Caller,
+    SessionInPath(id): SessionInPath,
+) -> Result<Json<Value>, Problem> {
     show(&api, &id, &caller).await.map(Json)
 }
 
-pub(super) async fn cancel(State(api): State<Api>, User(caller): User, InPath(id): InPath) -> Result<Response, Problem> {
-    let (_, run) = find(&api, &id, &caller).await?;
-    let handle = api.keeper.handle(&id, caller.sees())?;
-    // The cells behind one that is interrupted are cancelled with it. Where none runs at this moment, they are one by one.
+pub(super) async fn cancel(
+    State(api): State<Api>,
+    User(caller): User,
+    SessionInPath(id): SessionInPath,
+) -> Result<Response, Problem> {
+    let (_, job) = find(&api, &id, &caller).await?;
+    let handle = api.sessions.handle(&id, &caller.access())?;
+    // An interrupted cell cancels the cells after it. If no cell runs at this moment, each cell must be cancelled.
     let _ = handle.interrupt().await;
-    for cell in &run.cells {
+    for cell in &job.cells {
         let _ = handle.cancel_cell(cell).await;
     }
     Ok((StatusCode::ACCEPTED, Json(show(&api, &id, &caller).await?)).into_response())
 }
 
-pub(super) async fn delete(State(api): State<Api>, User(caller): User, InPath(id): InPath) -> Result<StatusCode, Problem> {
+pub(super) async fn delete(
+    State(api): State<Api>,
+    User(caller): User,
+    SessionInPath(id): SessionInPath,
+) -> Result<StatusCode, Problem> {
     find(&api, &id, &caller).await?;
-    api.keeper.delete(&id, caller.sees()).await?;
+    api.sessions.delete(&id, &caller.access()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The events of its session, to the run's end.
+/// The events of the job's session until it ends.
 pub(super) async fn stream(
     State(api): State<Api>,
     caller: Caller,
-    InPath(id): InPath,
-    Query(query): Query<events::After>,
+    SessionInPath(id): SessionInPath,
+    Query(query): Query<events::EventsQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     find(&api, &id, &caller).await?;
-    events::of_session(&api, id, &caller, &query, &headers, true)
+    events::stream_session(&api, id, &caller, &query, &headers, true)
 }

@@ -1,4 +1,4 @@
-//! Links by which others may read one session and change nothing.
+//! Shares: tokens that can read one session and change nothing.
 
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
@@ -9,16 +9,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::Problem;
-use super::{Api, Body, Caller, InPath, User, path_field, view};
+use super::{Api, Body, Caller, SessionInPath, User, path_field, view};
 use crate::auth::{self, Scope};
 use crate::manager::{now_ms, seconds_in_ms};
 
-/// Days that a link is good for, where nobody says, and at most.
-const DAYS: u32 = 7;
+/// The default and the largest lifetime of a share in days.
+const DEFAULT_DAYS: u32 = 7;
 const MAX_DAYS: u32 = 365;
-/// Links to one session.
-const MOST: usize = 100;
-/// Characters of a link's name.
+/// The largest number of shares of a session.
+const MAX_SHARES: usize = 100;
+/// The largest number of characters in a name.
 const MAX_NAME: usize = 200;
 
 #[derive(Debug, Deserialize)]
@@ -28,7 +28,7 @@ pub(super) struct Create {
     days: Option<u32>,
 }
 
-/// The link in the path.
+/// The id of the share in the path.
 pub(super) struct ShareInPath(String);
 
 impl<S: Send + Sync> FromRequestParts<S> for ShareInPath {
@@ -42,39 +42,43 @@ impl<S: Send + Sync> FromRequestParts<S> for ShareInPath {
 pub(super) async fn create(
     State(api): State<Api>,
     User(caller): User,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     Body(create): Body<Create>,
 ) -> Result<Response, Problem> {
-    api.keeper.look(&id, caller.sees())?;
-    let days = create.days.unwrap_or(DAYS);
+    api.reader.check_visible(&id, &caller.access())?;
+    let days = create.days.unwrap_or(DEFAULT_DAYS);
     if !(1..=MAX_DAYS).contains(&days) {
-        return Err(Problem::unprocessable("bad_days", format!("days is 1 to {MAX_DAYS}")).field("days"));
+        return Err(Problem::unprocessable("bad_days", format!("days must be 1 to {MAX_DAYS}")).field("days"));
     }
     if create.name.as_ref().is_some_and(|name| name.chars().count() > MAX_NAME) {
         let detail = format!("a name has at most {MAX_NAME} characters");
         return Err(Problem::unprocessable("bad_name", detail).field("name"));
     }
-    let store = api.keeper.store();
+    let store = api.reader.store();
     let now = now_ms();
-    if store.shares(Some(&id)).await?.iter().filter(|(share, _)| share.expires_at > now).count() >= MOST {
-        let detail = format!("this session has {MOST} links already; revoke some");
+    if store.shares(Some(&id)).await?.iter().filter(|(share, _)| share.expires_at > now).count() >= MAX_SHARES {
+        let detail = format!("this session has {MAX_SHARES} shares already, which is the limit; revoke some");
         return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", detail));
     }
     let secret = auth::new_secret();
     let expires_at = now_ms().saturating_add(seconds_in_ms(u64::from(days) * 86_400));
     let share = auth::store_share(store, &secret, &id, create.name.clone(), expires_at).await?;
     api.tokens.load(store).await?;
-    let made = json!({
+    let created = json!({
         "id": share, "name": create.name, "session": id, "created_at": view::time(now_ms()),
         "expires_at": view::time(expires_at), "token": secret, "path": format!("/#token={secret}&session={id}"),
     });
-    Ok((StatusCode::CREATED, Json(made)).into_response())
+    Ok((StatusCode::CREATED, Json(created)).into_response())
 }
 
-pub(super) async fn list(State(api): State<Api>, User(caller): User, InPath(id): InPath) -> Result<Json<Value>, Problem> {
-    api.keeper.look(&id, caller.sees())?;
+pub(super) async fn list(
+    State(api): State<Api>,
+    User(caller): User,
+    SessionInPath(id): SessionInPath,
+) -> Result<Json<Value>, Problem> {
+    api.reader.check_visible(&id, &caller.access())?;
     let now = now_ms();
-    let shares = api.keeper.store().shares(Some(&id)).await?.into_iter().filter(|(share, _)| share.expires_at > now);
+    let shares = api.reader.store().shares(Some(&id)).await?.into_iter().filter(|(share, _)| share.expires_at > now);
     let shares = shares.map(|(share, _)| {
         json!({
             "id": share.id, "name": share.name, "session": id, "created_at": view::time(share.created_at),
@@ -87,22 +91,22 @@ pub(super) async fn list(State(api): State<Api>, User(caller): User, InPath(id):
 pub(super) async fn delete(
     State(api): State<Api>,
     User(caller): User,
-    InPath(id): InPath,
+    SessionInPath(id): SessionInPath,
     ShareInPath(share): ShareInPath,
 ) -> Result<StatusCode, Problem> {
-    api.keeper.look(&id, caller.sees())?;
-    if !api.keeper.store().delete_share(&id, &share).await? {
-        return Err(Problem::not_found("no_share", format!("there is no link {share:?} to this session")));
+    api.reader.check_visible(&id, &caller.access())?;
+    if !api.reader.store().delete_share(&id, &share).await? {
+        return Err(Problem::not_found("no_share", format!("this session has no share {share:?}")));
     }
-    // Whoever reads by it is cut off now.
-    api.tokens.load(api.keeper.store()).await?;
+    // This ends the streams of the share.
+    api.tokens.load(api.reader.store()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What the token that asks may do: the page shows no more than that.
+/// What the token of the request can do. The page adapts to it.
 pub(super) async fn token(State(api): State<Api>, caller: Caller) -> Json<Value> {
-    let identity = &caller.0;
-    // By a link, nobody learns whose session it is.
+    let identity = &caller.identity;
+    // A share does not reveal the owner of the session.
     let principal = identity.only.is_none().then_some(&identity.principal);
     let model = api.chats.model().filter(|_| identity.scope >= Scope::Use);
     Json(json!({"scope": identity.scope.name(), "session": identity.only, "principal": principal, "model": model}))

@@ -1,4 +1,4 @@
-//! Events over a WebSocket, as JSON text; and commands the other way.
+//! The WebSocket of a session: events to the client, commands from the client, both as JSON text.
 
 use axum::Extension;
 use axum::extract::State;
@@ -12,70 +12,73 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::error::Problem;
-use super::events::{After, Reader};
-use super::pace::OpenStream;
-use super::{Api, Caller, InPath, OpenConnection, Query, cells, given, guard};
+use super::events::{EventReader, EventsQuery};
+use super::rate_limit::OpenStream;
+use super::{Api, Caller, OpenConnection, Query, SessionInPath, cells, extract, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
 use crate::session::{NewCell, SessionHandle};
 use crate::telemetry::traces;
 use crate::wire::json as wire_json;
 
-/// Bytes of one command.
+/// The largest command in bytes.
 const MAX_COMMAND: usize = 32 << 20;
 
 pub(super) async fn open(
     State(api): State<Api>,
     caller: Caller,
-    InPath(id): InPath,
-    Query(query): Query<After>,
+    SessionInPath(id): SessionInPath,
+    Query(query): Query<EventsQuery>,
     connection: Option<Extension<OpenConnection>>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
-    // Who only looks keeps no session from its idle end.
-    let handle = match caller.0.scope {
-        Scope::Read => api.keeper.look(&id, caller.sees())?,
-        _ => api.keeper.handle(&id, caller.sees())?,
+    // A socket that can only read does not count as a use of the session.
+    let handle = match caller.identity.scope {
+        Scope::Read => api.sessions.peek(&id, &caller.access())?,
+        _ => api.sessions.handle(&id, &caller.access())?,
     };
     let upgrade = upgrade.map_err(|rejection| {
-        Problem::bad_request("bad_upgrade", format!("this path takes WebSockets alone: {}", rejection.body_text()))
+        Problem::bad_request(
+            "bad_upgrade",
+            format!("this path accepts WebSocket connections only: {}", rejection.body_text()),
+        )
     })?;
-    let follower = api.keeper.follow(&id, caller.sees(), query.seq())?;
-    let reader = Reader::new(&api, &caller, id.clone(), follower, query.form()?);
-    let open = guard::open_stream(&api, &caller.0)?;
-    let trace = headers.get("traceparent").and_then(|parent| traces::current_below(parent.to_str().ok()?));
-    let commander = Commander { _open: (open, connection), api, id, caller, handle, trace };
+    let subscription = api.reader.subscribe(&id, &caller.access(), query.seq())?;
+    let reader = EventReader::new(&api, &caller, id.clone(), subscription, query.form()?);
+    let open = guard::open_stream(&api, &caller.identity)?;
+    let trace = headers.get("traceparent").and_then(|parent| traces::current_in(parent.to_str().ok()?));
+    let client = Client { _open: (open, connection), api, id, caller, handle, trace };
     let upgrade = upgrade.max_message_size(MAX_COMMAND).max_frame_size(MAX_COMMAND);
-    Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, commander)))
+    Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, client)))
 }
 
-/// Who gives commands, and to which session.
-struct Commander {
+/// The client of a socket, and its session.
+struct Client {
     api: Api,
     id: SessionId,
     caller: Caller,
     handle: SessionHandle,
-    /// What runs are children of that do not say so themselves: the request of this socket, if it is part of something larger.
-    /// Else they have nothing in common but a socket that may be open for days.
+    /// The default parent of executions: the request that opened the socket, if that was part of a trace. Otherwise executions have no
+    /// common parent, because a socket may stay open for days.
     trace: Option<String>,
     _open: (OpenStream, Option<Extension<OpenConnection>>),
 }
 
-async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
+async fn serve(socket: WebSocket, mut reader: EventReader, client: Client) {
     let (mut sender, mut receiver) = socket.split();
-    let (tokens, shown) = (commander.api.tokens.clone(), commander.caller.1);
-    let invalid = tokens.until_invalid(shown);
+    let tokens = client.api.tokens.clone();
+    let invalid = tokens.until_invalid(client.caller.token);
     tokio::pin!(invalid);
     loop {
         let sent = tokio::select! {
             () = &mut invalid => {
-                let frame = CloseFrame { code: 1008, reason: "the token is not valid any more".into() };
+                let frame = CloseFrame { code: 1008, reason: "the token has been revoked or has expired".into() };
                 let _ = sender.send(Message::Close(Some(frame))).await;
                 return;
             }
             event = reader.next() => match event {
-                // What came together goes out together.
+                // Events that are available together are sent together.
                 Some((_, json)) if reader.has_more() => sender.feed(Message::text(json)).await,
                 Some((_, json)) => sender.send(Message::text(json)).await,
                 None => {
@@ -86,11 +89,11 @@ async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
             },
             message = receiver.next() => match message {
                 Some(Ok(Message::Text(text))) => {
-                    let reply = obey(text.as_str(), &commander).await;
+                    let reply = handle_command(text.as_str(), &client).await;
                     sender.send(Message::text(reply.to_string())).await
                 }
                 Some(Ok(Message::Binary(_))) => {
-                    let problem = Problem::bad_request("not_text", "commands are JSON text");
+                    let problem = Problem::bad_request("not_text", "commands must be JSON text");
                     sender.send(Message::text(failed(Value::Null, &problem).to_string())).await
                 }
                 Some(Ok(_)) => Ok(()),
@@ -103,7 +106,7 @@ async fn serve(socket: WebSocket, mut reader: Reader, commander: Commander) {
     }
 }
 
-/// A command. `id` is the client's, and comes back with the reply.
+/// A command. `id` is chosen by the client and repeated in the reply.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Command {
@@ -122,49 +125,49 @@ fn failed(id: Value, problem: &Problem) -> Value {
     json!({"type": "reply", "id": id, "ok": false, "error": problem.body()})
 }
 
-/// The client's own name for its command, read by our own parser: serde's would give a meaning to some keys.
-fn echoed(id: Option<&RawValue>) -> Value {
+/// The id of a command. It is arbitrary JSON, so our own parser reads it: serde's would interpret some keys.
+fn parse_id(id: Option<&RawValue>) -> Value {
     id.and_then(|id| wire_json::parse_lenient(id.get().as_bytes()).ok()).unwrap_or(Value::Null)
 }
 
-async fn obey(text: &str, commander: &Commander) -> Value {
-    let command: Command = match given::read_object(text.as_bytes()) {
+async fn handle_command(text: &str, client: &Client) -> Value {
+    let command: Command = match extract::read_object(text.as_bytes()) {
         Ok(command) => command,
-        Err(wrong) => {
+        Err(invalid) => {
             let id =
                 wire_json::parse_lenient(text.as_bytes()).ok().and_then(|mut command| Some(command.get_mut("id")?.take()));
-            return failed(id.unwrap_or_default(), &wrong.in_command());
+            return failed(id.unwrap_or_default(), &invalid.in_command());
         }
     };
-    let id = echoed(command.id.as_deref());
-    if commander.caller.0.scope < Scope::Use {
+    let id = parse_id(command.id.as_deref());
+    if client.caller.identity.scope < Scope::Use {
         let status = axum::http::StatusCode::FORBIDDEN;
-        return failed(id, &Problem::new(status, "scope_too_narrow", "this token may only look"));
+        return failed(id, &Problem::new(status, "scope_too_narrow", "this token can only read"));
     }
-    if let Err(after) = commander.api.pace.count(&commander.caller.0.counted_as()) {
-        return failed(id, &guard::too_fast("of yours", after));
+    if let Err(after) = client.api.rate_limits.check_request(&client.caller.identity.rate_key()) {
+        return failed(id, &guard::too_fast("of this principal", after));
     }
-    match act(command, commander).await {
+    match execute(command, client).await {
         Ok(cell) => json!({"type": "reply", "id": id, "ok": true, "cell": cell}),
         Err(problem) => failed(id, &problem),
     }
 }
 
-async fn act(command: Command, commander: &Commander) -> Result<Option<String>, Problem> {
-    let Commander { api, id, caller, handle, .. } = commander;
+async fn execute(command: Command, client: &Client) -> Result<Option<String>, Problem> {
+    let Client { api, id, caller, handle, .. } = client;
     let missing = |field: &'static str| Problem::unprocessable("missing_field", format!("{field} is missing")).field(field);
     match command.op.as_str() {
         "run" => {
-            let trace = command.traceparent.as_deref().and_then(traces::of_others).or_else(|| commander.trace.clone());
-            let handle = api.keeper.handle_for_work(id, caller.sees())?.traced(trace);
+            let trace = command.traceparent.as_deref().and_then(traces::parse_foreign).or_else(|| client.trace.clone());
+            let handle = api.sessions.handle_for_write(id, &caller.access())?.traced(trace);
             let (timeout, allow_stdin) = (command.timeout_seconds, command.allow_stdin);
-            let says_how = timeout.is_some() || allow_stdin.is_some();
+            let has_options = timeout.is_some() || allow_stdin.is_some();
             let options = cells::run_options(api, id, caller, timeout, allow_stdin)?;
             let cell = match (command.source, command.cell) {
                 (Some(source), id) => {
                     handle.add_cell(NewCell { id, source, options, run: true, ..NewCell::default() }).await?
                 }
-                (None, Some(cell)) => handle.run_cell(&cell, says_how.then_some(options)).await?,
+                (None, Some(cell)) => handle.run_cell(&cell, has_options.then_some(options)).await?,
                 (None, None) => return Err(missing("source")),
             };
             return Ok(Some(cell.id));
@@ -174,7 +177,7 @@ async fn act(command: Command, commander: &Commander) -> Result<Option<String>, 
         "restart" => handle.restart().await?,
         "input" => handle.input(&command.value.ok_or_else(|| missing("value"))?).await?,
         other => {
-            let detail = format!("{other:?} is no command; run, cancel, interrupt, restart and input are");
+            let detail = format!("{other:?} is not a command; use run, cancel, interrupt, restart or input");
             return Err(Problem::unprocessable("bad_op", detail).field("op"));
         }
     }

@@ -1,40 +1,42 @@
-//! How sessions, cells and events look on the wire.
+//! The JSON representations of sessions, cells, artifacts and events.
 
 use serde_json::{Map, Value, json};
 
 use super::error::Problem;
 use crate::artifacts::Blobs;
-use crate::ids::SessionId;
-use crate::manager::KeptSpec;
-use crate::manager::{ArtifactRow, EventRow, SessionRow, from_ms, inline_artifacts, names_artifacts, outputs_of, read_body};
+use crate::ids::{SessionId, SessionPhase};
+use crate::manager::{
+    ArtifactRow, EventRow, SessionConfig, SessionRow, from_ms, inline_artifacts, may_reference_artifacts,
+    outputs_from_events, parse_body,
+};
 use crate::session::{Cell, CellPhase, metrics};
 use crate::wire::content::iso8601;
 
-/// Milliseconds since 1970 as the contract writes times.
+/// A time in milliseconds since 1970 as ISO 8601.
 pub(super) fn time(ms: i64) -> String {
     iso8601(from_ms(ms))
 }
 
-/// A session, without what only its sandbox knows. `idle_timeout`: of one that says nothing of it.
+/// A session without the usage of its sandbox. `idle_timeout` is the default of the server in seconds.
 pub(super) fn session(
     row: &SessionRow,
-    state: &str,
+    phase: SessionPhase,
     isolation: Option<Value>,
     (cells, queued): (usize, usize),
     idle_timeout: u64,
 ) -> Value {
-    let spec: KeptSpec = serde_json::from_str(&row.spec).unwrap_or_default();
+    let config = SessionConfig::of_row(row);
     json!({
-        "id": row.id, "name": row.name, "kernel": row.kernel, "language": row.language, "state": state, "why": row.why,
-        "isolation": isolation, "network": if spec.open_network { "open" } else { "none" },
+        "id": row.id, "name": row.name, "kernel": row.kernel, "language": row.language, "state": phase.as_str(), "why": row.why,
+        "isolation": isolation, "network": if config.open_network { "open" } else { "none" },
         "created_at": time(row.created_at), "last_active_at": time(row.last_active_at),
-        "expires_at": row.expires_at.map(time), "limits": spec.limits, "timeout_seconds": spec.timeout_seconds,
-        "ttl_seconds": spec.ttl_seconds, "idle_timeout_seconds": spec.idle_timeout_seconds.unwrap_or(idle_timeout), "labels": spec.labels,
+        "expires_at": row.expires_at.map(time), "limits": config.limits, "timeout_seconds": config.timeout_seconds,
+        "ttl_seconds": config.ttl_seconds, "idle_timeout_seconds": config.idle_timeout_seconds.unwrap_or(idle_timeout), "labels": config.labels,
         "cells": cells, "queue_length": queued, "last_seq": row.last_seq,
     })
 }
 
-/// A cell with the outputs given.
+/// A cell, with outputs if they are given.
 pub(super) fn cell(cell: &Cell, outputs: Option<Vec<Value>>) -> Value {
     let result = cell.run.result.as_ref();
     let mut view = json!({
@@ -61,7 +63,6 @@ pub(super) fn cell(cell: &Cell, outputs: Option<Vec<Value>>) -> Value {
     view
 }
 
-/// An artifact.
 pub(super) fn artifact(row: &ArtifactRow) -> Value {
     json!({
         "sha256": row.sha256, "mime": row.mime, "bytes": row.bytes, "cell": row.cell, "name": row.name,
@@ -69,7 +70,7 @@ pub(super) fn artifact(row: &ArtifactRow) -> Value {
     })
 }
 
-/// An event as JSON text: our own fields, then the event's.
+/// An event as JSON text: the common fields, then the body. With `refs`, large binary data stays a reference.
 pub(super) async fn event(row: &EventRow, session: &SessionId, blobs: &Blobs, refs: bool) -> Result<String, Problem> {
     let mut fields = Map::new();
     fields.insert("seq".to_owned(), row.seq.0.into());
@@ -82,10 +83,10 @@ pub(super) async fn event(row: &EventRow, session: &SessionId, blobs: &Blobs, re
         fields.insert("cell".to_owned(), cell.as_str().into());
     }
     fields.insert("type".to_owned(), row.kind.as_str().into());
-    if refs || !names_artifacts(row) {
-        return Ok(joined(&Value::Object(fields).to_string(), &row.body));
+    if refs || !may_reference_artifacts(row) {
+        return Ok(join_objects(&Value::Object(fields).to_string(), &row.body));
     }
-    let mut body = read_body(row);
+    let mut body = parse_body(row);
     if let Some(output) = body.get_mut("output") {
         inline_artifacts(output, blobs).await?;
     }
@@ -93,21 +94,21 @@ pub(super) async fn event(row: &EventRow, session: &SessionId, blobs: &Blobs, re
     Ok(Value::Object(fields).to_string())
 }
 
-/// Two objects' texts as one object's. Neither is empty of fields but for the second.
-fn joined(first: &str, second: &str) -> String {
+/// The text of an object with the fields of both. The first object has at least one field.
+fn join_objects(first: &str, second: &str) -> String {
     match (first.strip_suffix('}'), second.strip_prefix('{')) {
         (Some(first), Some(second)) if second != "}" => format!("{first},{second}"),
         _ => first.to_owned(),
     }
 }
 
-/// The outputs of a cell, from its events.
+/// The outputs of a cell after these events.
 pub(super) async fn outputs<'a>(
     events: impl IntoIterator<Item = &'a EventRow>,
     blobs: &Blobs,
     refs: bool,
 ) -> Result<Vec<Value>, Problem> {
-    let mut outputs = outputs_of(events);
+    let mut outputs = outputs_from_events(events);
     if !refs {
         for output in &mut outputs {
             inline_artifacts(output, blobs).await?;

@@ -1,23 +1,23 @@
-//! A conversation with a model, in a session's own cells: what a person says and what the model answers are markdown cells, what the
-//! model runs are code cells, so that the whole thread is one notebook.
+//! A conversation with a model in the cells of a session. Messages of the person and of the model are markdown cells, and code that the
+//! model runs is in code cells, so the whole conversation is one notebook.
 //!
 //! ```text
-//! person's cell ──▶ thread (pure): cells → messages ──▶ endpoint ──▶ stream (pure): events → text and calls
-//!                     ▲                                                    │ text: a cell that grows
-//!                     └── content (pure): outputs → text and pictures ◀────┘ calls: cells that run
+//! person's cell ──▶ thread (pure): cells → messages ──▶ endpoint ──▶ stream (pure): events → text and tool calls
+//!                     ▲                                                    │ text: a growing markdown cell
+//!                     └── content (pure): outputs → text and images ◀──────┘ tool calls: code cells that run
 //! ```
 //!
-//! It happens in the server, and outlives whoever asked. A server that is killed over it does not ask again: the next one marks what
-//! is there as interrupted. All that an endpoint sends is foreign input, with caps.
+//! The conversation happens in the server and outlives the client's connection. A killed server does not repeat a request: the next
+//! server marks the unfinished answer as interrupted. Everything that an endpoint sends is untrusted input with size limits.
 
+mod agent_loop;
 mod content;
 mod endpoint;
 mod error;
-mod flood;
+mod output_tail;
+mod registry;
 mod stream;
-mod table;
 mod thread;
-mod turn;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,46 +25,44 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
-pub use endpoint::{Key, ModelSettings};
+pub use endpoint::{ApiKey, ModelSettings};
 
-use crate::ids::{self, SessionId};
-use crate::manager::{Keeper, KeeperError, StoreError};
+use crate::ids::{self, Access, SessionId};
+use crate::manager::{ServiceError, SessionReader, SessionService, StoreError};
 use crate::session::{Cell, CellType, NewCell};
 use crate::telemetry::traces;
+use agent_loop::AgentLoop;
 use endpoint::Endpoint;
 use error::ChatError;
-use table::{MOST_OF_ONE, MOST_TURNS, Place, Table};
-use thread::{KEY, Mark, Role};
-use turn::Turn;
+use registry::{MAX_TURNS, MAX_TURNS_PER_PRINCIPAL, TurnGuard, TurnRegistry};
+use thread::{ChatMetadata, KEY, MessageState, Role};
 
-/// Bytes of one message of a person.
+/// The largest message of a person in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
 
-/// Why the model is not asked.
+/// Why a message is not accepted.
 #[derive(Debug, Error)]
 pub enum AskError {
-    /// No model was configured.
     #[error(
-        "this server has no model: start it with --model-url http://HOST/v1 --model NAME, or set [model] in cellkeep.toml"
+        "this server has no model; start it with --model-url http://HOST/v1 --model NAME, or set [model] in cellkeep.toml"
     )]
     NoModel,
-    /// It answers already.
-    #[error("the model answers in this session already; wait, or stop it")]
-    Answering,
-    /// Others are being answered.
+    #[error("the model is answering in this session already; wait, or stop it")]
+    TurnInProgress,
     #[error(
-        "{MOST_TURNS} answers, or {MOST_OF_ONE} of this session's owner, are on their way already; ask again in a moment"
+        "{MAX_TURNS} answers, or {MAX_TURNS_PER_PRINCIPAL} for this session's owner, are in progress, which is the limit; \
+         retry in a moment"
     )]
-    Busy,
-    /// The session cannot be used.
+    TooManyTurns,
     #[error(transparent)]
-    Keeper(#[from] KeeperError),
+    Service(#[from] ServiceError),
 }
 
 struct Inner {
-    keeper: Keeper,
+    sessions: SessionService,
+    reader: SessionReader,
     endpoint: Option<Arc<Endpoint>>,
-    answering: Table,
+    turns: TurnRegistry,
 }
 
 /// The conversations of all sessions. Clones share them.
@@ -72,154 +70,148 @@ struct Inner {
 pub struct Chats(Arc<Inner>);
 
 impl Chats {
-    /// Conversations with this model; with none, nobody can be asked.
-    ///
-    /// # Errors
-    /// In words, when the model's address makes no sense.
-    pub fn new(keeper: Keeper, model: Option<ModelSettings>) -> Result<Self, String> {
+    /// Without a model, all messages are refused. An error says why the address of the model is invalid.
+    pub fn new(sessions: SessionService, model: Option<ModelSettings>) -> Result<Self, String> {
         let endpoint = model.map(Endpoint::new).transpose()?.map(Arc::new);
-        Ok(Self(Arc::new(Inner { keeper, endpoint, answering: Table::default() })))
+        let reader = sessions.reader().clone();
+        Ok(Self(Arc::new(Inner { sessions, reader, endpoint, turns: TurnRegistry::default() })))
     }
 
-    /// The model's name, where there is one.
+    /// The name of the model, if one is configured.
     pub fn model(&self) -> Option<&str> {
         self.0.endpoint.as_deref().map(Endpoint::name)
     }
 
-    /// The cell that is being answered in a session.
+    /// The cell with the message that is being answered in a session.
     pub fn answered_cell(&self, id: &SessionId) -> Option<String> {
-        self.0.answering.cell(id)
+        self.0.turns.cell(id)
     }
 
-    /// Puts a person's message into the session and begins to answer it. Gives the message's cell.
-    ///
-    /// # Errors
-    /// [`AskError`].
-    pub async fn ask(&self, id: &SessionId, principal: Option<&str>, text: String) -> Result<Cell, AskError> {
+    /// Adds the message of a person to the session, and starts to answer it. Returns the cell of the message.
+    pub async fn ask(&self, id: &SessionId, access: &Access, text: String) -> Result<Cell, AskError> {
         let endpoint = self.0.endpoint.clone().ok_or(AskError::NoModel)?;
-        self.0.keeper.handle_for_work(id, principal)?;
-        // Whoever asks may go away meanwhile.
+        self.0.sessions.handle_for_write(id, access)?;
+        // In a task of its own: the client may disconnect meanwhile.
         let (chats, id) = (self.clone(), id.clone());
-        let asking = tokio::spawn(traces::carry(async move { chats.begin(id, endpoint, text).await }));
-        asking.await.map_err(|error| KeeperError::from(StoreError::Failed(error.to_string())))?
+        let asking = tokio::spawn(traces::in_current_context(async move { chats.begin(id, endpoint, text).await }));
+        asking.await.map_err(|error| ServiceError::from(StoreError::Failed(error.to_string())))?
     }
 
     async fn begin(&self, id: SessionId, endpoint: Arc<Endpoint>, text: String) -> Result<Cell, AskError> {
         let cell: String = ids::random_uuid().chars().take(8).collect();
-        let principal = self.0.keeper.row(&id, None).await?.principal;
-        let place = self.0.answering.admit(&id, &principal, &cell)?;
-        let made = match self.put_message(&id, &cell, text).await {
-            Ok(made) => made,
+        let principal = self.0.reader.row(&id, &Access::All).await?.principal;
+        let guard = self.0.turns.start(&id, &principal, &cell)?;
+        let message = match self.put_message(&id, &cell, text).await {
+            Ok(message) => message,
             Err(error) => {
-                self.forget(&id, &cell).await;
+                self.delete_turn(&id, &cell).await;
                 return Err(error.into());
             }
         };
-        tokio::spawn(traces::carry(self.clone().answer(id, cell, endpoint, place)));
-        Ok(made)
+        tokio::spawn(traces::in_current_context(self.clone().answer(id, cell, endpoint, guard)));
+        Ok(message)
     }
 
-    async fn answer(self, id: SessionId, cell: String, endpoint: Arc<Endpoint>, place: Place) {
-        let mut turn = Turn {
-            keeper: self.0.keeper.clone(),
+    async fn answer(self, id: SessionId, cell: String, endpoint: Arc<Endpoint>, guard: TurnGuard) {
+        let mut agent_loop = AgentLoop {
+            sessions: self.0.sessions.clone(),
+            reader: self.0.reader.clone(),
             endpoint,
             id: id.clone(),
             cell: cell.clone(),
-            stop: place.stop.clone(),
-            without_pictures: false,
-            seen: HashMap::new(),
+            stop: guard.stop.clone(),
+            omit_images: false,
+            summaries: HashMap::new(),
         };
-        // In a task of its own: a fault of ours is told as such, and the message is not answered for ever.
-        let outcome = match tokio::spawn(traces::carry(async move { turn.run().await })).await {
+        // In a task of its own: a panic ends the turn with an error, and the message does not stay unanswered for ever.
+        let outcome = match tokio::spawn(traces::in_current_context(async move { agent_loop.run().await })).await {
             Ok(outcome) => outcome,
-            // The server ends: the next one finds it.
+            // The server is stopping. The next one finds the turn in the store.
             Err(error) if error.is_cancelled() => return,
-            Err(_) => Err(ChatError::Fault),
+            Err(_) => Err(ChatError::InternalError),
         };
-        if self.conclude(&id, &cell, outcome).await {
-            self.forget(&id, &cell).await;
+        if self.record_outcome(&id, &cell, outcome).await {
+            self.delete_turn(&id, &cell).await;
         }
-        drop(place);
+        drop(guard);
     }
 
-    /// That an answer is on its way is written down before it is begun: a server that finds it so has an interrupted one.
-    async fn put_message(&self, id: &SessionId, cell: &str, text: String) -> Result<Cell, KeeperError> {
-        self.0.keeper.store().put_turn(id, cell).await?;
-        let mark = json!({"role": "user", "state": "answering"});
+    /// Records the turn and adds the message. The turn is committed first: a server that finds it after a crash marks it as interrupted.
+    async fn put_message(&self, id: &SessionId, cell: &str, text: String) -> Result<Cell, ServiceError> {
+        self.0.reader.store().put_turn(id, cell).await?;
+        let metadata = json!({"role": "user", "state": MessageState::Answering.as_str()});
         let new = NewCell {
             id: Some(cell.to_owned()),
             cell_type: Some(CellType::Markdown),
             source: text,
-            metadata: Map::from_iter([(KEY.to_owned(), mark)]),
+            metadata: Map::from_iter([(KEY.to_owned(), metadata)]),
             ..NewCell::default()
         };
-        Ok(self.0.keeper.handle_for_work(id, None)?.add_cell(new).await?)
+        Ok(self.0.sessions.handle_for_write(id, &Access::All)?.add_cell(new).await?)
     }
 
-    /// Writes down how it ended; `false` when that cannot be written, and is left to the next server.
-    async fn conclude(&self, id: &SessionId, cell: &str, outcome: Result<(), ChatError>) -> bool {
-        let concluded = match &outcome {
-            Ok(()) => self.mark(id, cell, "done", Value::Null).await,
-            Err(ChatError::Stopped) => self.break_off(id, cell, "stopped", Value::Null).await,
+    /// Records how a turn ended. Returns `false` if that failed; the next server marks the turn then.
+    async fn record_outcome(&self, id: &SessionId, cell: &str, outcome: Result<(), ChatError>) -> bool {
+        let recorded = match &outcome {
+            Ok(()) => self.set_state(id, cell, MessageState::Done, Value::Null).await,
+            Err(ChatError::Stopped) => self.abort(id, cell, MessageState::Stopped, Value::Null).await,
             Err(error) => {
-                tracing::info!(session = %id, code = error.code(), "an answer failed");
-                self.break_off(id, cell, "failed", json!({"code": error.code(), "detail": error.to_string()})).await
+                tracing::info!(session = %id, code = error.code(), "a turn failed");
+                let error = json!({"code": error.code(), "detail": error.to_string()});
+                self.abort(id, cell, MessageState::Failed, error).await
             }
         };
-        // A session that was deleted has nobody to tell.
-        if let Err(error) = &concluded {
-            tracing::debug!(session = %id, %error, "an answer's end cannot be written down");
+        // This is normal if the session was deleted.
+        if let Err(error) = &recorded {
+            tracing::debug!(session = %id, %error, "cannot record the end of a turn");
         }
-        concluded.is_ok()
+        recorded.is_ok()
     }
 
-    /// Marks an answer that did not come to its end: what has come of it, and the message that it was to.
-    async fn break_off(&self, id: &SessionId, cell: &str, state: &str, error: Value) -> Result<(), ChatError> {
-        for part in self.0.keeper.cells(id, None).await? {
-            let mark = Mark::of(&part.metadata);
-            let grew = part.metadata.get(KEY).and_then(|mark| mark.get("state")).is_some_and(|state| state == "streaming");
-            if mark.role == Role::Assistant && mark.turn == cell && grew {
-                self.mark(id, &part.id, state, Value::Null).await?;
+    /// Sets the state of a message whose turn did not complete, and of the unfinished answer.
+    async fn abort(&self, id: &SessionId, cell: &str, state: MessageState, error: Value) -> Result<(), ChatError> {
+        for part in self.0.reader.cells(id, &Access::All).await? {
+            let metadata = ChatMetadata::parse(&part.metadata);
+            let is_streaming = metadata.state == Some(MessageState::Streaming);
+            if metadata.role == Role::Assistant && metadata.turn == cell && is_streaming {
+                self.set_state(id, &part.id, state, Value::Null).await?;
             }
         }
-        self.mark(id, cell, state, error).await
+        self.set_state(id, cell, state, error).await
     }
 
-    async fn mark(&self, id: &SessionId, cell: &str, state: &str, error: Value) -> Result<(), ChatError> {
-        let mut fields = Map::from_iter([("state".to_owned(), state.into())]);
+    async fn set_state(&self, id: &SessionId, cell: &str, state: MessageState, error: Value) -> Result<(), ChatError> {
+        let mut fields = Map::from_iter([("state".to_owned(), state.as_str().into())]);
         if !error.is_null() {
             fields.insert("error".to_owned(), error);
         }
-        turn::mark(&self.0.keeper, id, cell, fields).await
+        agent_loop::update_metadata(&self.0.sessions, id, cell, fields).await
     }
 
-    async fn forget(&self, id: &SessionId, cell: &str) {
-        if let Err(error) = self.0.keeper.store().delete_turn(id, cell).await {
-            tracing::warn!(session = %id, %error, "an answer's end cannot be written down");
+    async fn delete_turn(&self, id: &SessionId, cell: &str) {
+        if let Err(error) = self.0.reader.store().delete_turn(id, cell).await {
+            tracing::warn!(session = %id, %error, "cannot record the end of a turn");
         }
     }
 
-    /// Stops the answer of a session, and the cell that it runs; `false` when there is none.
+    /// Stops the turn of a session, and the cell that it runs. Returns `false` if there is no turn.
     pub fn stop(&self, id: &SessionId) -> bool {
-        self.0.answering.stop(id)
+        self.0.turns.stop(id)
     }
 
-    /// Waits until the model does not answer in this session.
+    /// Waits until no turn is in progress in this session.
     pub async fn until_answered(&self, id: &SessionId) {
-        self.0.answering.until_free(id).await;
+        self.0.turns.until_finished(id).await;
     }
 
-    /// Marks what an earlier server was killed over. Nothing is asked or run again.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Marks the turns that a killed server left behind as interrupted. Nothing is requested or executed again.
     pub async fn recover(&self) -> Result<(), StoreError> {
-        for (id, cell) in self.0.keeper.store().turns().await? {
-            let detail = "the server was stopped while the model answered; what had come is kept";
+        for (id, cell) in self.0.reader.store().turns().await? {
+            let detail = "the server was stopped while the model was answering; the part that had arrived is kept";
             let error = json!({"code": "interrupted", "detail": detail});
-            match self.break_off(&id, &cell, "interrupted", error).await {
-                Ok(()) => self.0.keeper.store().delete_turn(&id, &cell).await?,
-                Err(error) => tracing::warn!(session = %id, %error, "an answer's end cannot be written down"),
+            match self.abort(&id, &cell, MessageState::Interrupted, error).await {
+                Ok(()) => self.0.reader.store().delete_turn(&id, &cell).await?,
+                Err(error) => tracing::warn!(session = %id, %error, "cannot record the end of a turn"),
             }
         }
         Ok(())

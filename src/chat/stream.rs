@@ -1,37 +1,37 @@
-//! What a model's endpoint sends: server-sent events cut anywhere, and in them an answer by pieces. Pure, and bounded in all that it
-//! keeps: an endpoint is not trusted more than a kernel.
+//! Decodes the response of a model's endpoint: server-sent events that may be split anywhere, with the reply in parts. Pure. All state is
+//! bounded, because an endpoint is as untrusted as a kernel.
 
 use serde_json::Value;
 
 use super::error::ChatError;
 use crate::wire::json as wire_json;
 
-/// Bytes of one event.
+/// The largest event in bytes.
 const MAX_EVENT: usize = 1 << 20;
-/// Bytes of one answer's text.
+/// The largest text of a reply in bytes.
 const MAX_TEXT: usize = 256 << 10;
-/// Bytes of what one call is given.
+/// The largest arguments of a tool call in bytes.
 const MAX_ARGUMENTS: usize = 256 << 10;
-/// Calls in one answer.
+/// The largest number of tool calls in a reply.
 const MAX_CALLS: usize = 8;
-/// Bytes of a name or an id.
+/// The largest name or id in bytes.
 const MAX_NAME: usize = 256;
 
-/// Puts server-sent events together from pieces of any size.
+/// A decoder of server-sent events for chunks of any size.
 #[derive(Debug, Default)]
-pub(super) struct Frames {
+pub(super) struct SseDecoder {
     line: Vec<u8>,
     data: String,
     has_data: bool,
-    /// The last byte was a carriage return: a line feed that follows belongs to it.
+    /// The last byte was a carriage return, so a following line feed belongs to it.
     after_return: bool,
 }
 
-impl Frames {
-    /// The data of the events that are whole now.
-    pub fn push(&mut self, piece: &[u8]) -> Result<Vec<String>, ChatError> {
+impl SseDecoder {
+    /// Adds a chunk. Returns the data of the events that are complete now.
+    pub fn push(&mut self, chunk: &[u8]) -> Result<Vec<String>, ChatError> {
         let mut events = Vec::new();
-        for &byte in piece {
+        for &byte in chunk {
             let ends_line = matches!(byte, b'\n' | b'\r');
             let is_second = byte == b'\n' && self.after_return;
             self.after_return = byte == b'\r';
@@ -40,18 +40,18 @@ impl Frames {
             }
             if ends_line {
                 let line = std::mem::take(&mut self.line);
-                events.extend(self.line_ends(&line));
+                events.extend(self.end_line(&line));
             } else {
                 self.line.push(byte);
             }
             if self.line.len() + self.data.len() > MAX_EVENT {
-                return Err(ChatError::BadStream(format!("one event has more than {} MB", MAX_EVENT >> 20)));
+                return Err(ChatError::BadStream(format!("an event exceeds {} MB", MAX_EVENT >> 20)));
             }
         }
         Ok(events)
     }
 
-    fn line_ends(&mut self, line: &[u8]) -> Option<String> {
+    fn end_line(&mut self, line: &[u8]) -> Option<String> {
         if line.is_empty() {
             let data = std::mem::take(&mut self.data);
             return std::mem::take(&mut self.has_data).then_some(data);
@@ -65,110 +65,110 @@ impl Frames {
         None
     }
 
-    /// The event that the stream's end has cut: some endpoints leave out the last empty line.
+    /// The last event, if the stream ended without the empty line that ends it. Some endpoints leave that out.
     pub fn finish(mut self) -> Option<String> {
         let line = std::mem::take(&mut self.line);
-        self.line_ends(&line).or_else(|| self.has_data.then_some(self.data))
+        self.end_line(&line).or_else(|| self.has_data.then_some(self.data))
     }
 }
 
-/// What the model wants done.
+/// A tool call of the model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Call {
+pub(super) struct ToolCall {
     pub id: String,
     pub name: String,
-    /// JSON, as the model wrote it.
+    /// JSON text from the model, not validated.
     pub arguments: String,
 }
 
-/// An answer, as far as it has come.
+/// A reply of the model, as far as it has arrived.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct ModelReply {
     pub text: String,
-    pub calls: Vec<Call>,
-    /// Why the model stopped, in its own words.
+    pub calls: Vec<ToolCall>,
+    /// The `finish_reason` of the protocol.
     pub finish: Option<String>,
-    /// Whether the endpoint said that this is all.
+    /// Whether the endpoint has marked the end of the stream.
     pub done: bool,
 }
 
-impl Answer {
-    /// Takes in one event of a stream.
-    pub fn take(&mut self, event: &str) -> Result<(), ChatError> {
+impl ModelReply {
+    /// Adds an event of a stream.
+    pub fn push_event(&mut self, event: &str) -> Result<(), ChatError> {
         if event.trim() == "[DONE]" {
             self.done = true;
             return Ok(());
         }
         let value = wire_json::parse_lenient(event.as_bytes())
             .map_err(|error| ChatError::BadStream(format!("an event is not JSON: {error}")))?;
-        self.take_value(&value, "delta")
+        self.add_value(&value, "delta")
     }
 
-    /// Takes in a whole answer, from an endpoint that does not stream.
-    pub fn take_whole(&mut self, body: &[u8]) -> Result<(), ChatError> {
+    /// Parses a whole reply, from an endpoint that does not stream.
+    pub fn parse_whole(&mut self, body: &[u8]) -> Result<(), ChatError> {
         let value = wire_json::parse_lenient(body)
-            .map_err(|error| ChatError::BadStream(format!("the answer is neither a stream nor JSON: {error}")))?;
-        self.take_value(&value, "message")?;
+            .map_err(|error| ChatError::BadStream(format!("the response is neither a stream nor JSON: {error}")))?;
+        self.add_value(&value, "message")?;
         self.done = true;
         Ok(())
     }
 
-    fn take_value(&mut self, value: &Value, part: &str) -> Result<(), ChatError> {
+    fn add_value(&mut self, value: &Value, part: &str) -> Result<(), ChatError> {
         if let Some(error) = value.get("error").filter(|error| !error.is_null()) {
-            return Err(ChatError::Endpoint { status: 200, detail: message_of(error) });
+            return Err(ChatError::Endpoint { status: 200, detail: error_message(error) });
         }
-        // The last event may tell of usage alone.
+        // The last event may have the usage only.
         let Some(choice) = value.get("choices").and_then(|choices| choices.get(0)) else { return Ok(()) };
         if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
             self.finish = Some(reason.chars().take(MAX_NAME).collect());
         }
         let Some(delta) = choice.get(part) else { return Ok(()) };
         if let Some(text) = delta.get("content").and_then(Value::as_str) {
-            append(&mut self.text, text, MAX_TEXT, "its text")?;
+            append(&mut self.text, text, MAX_TEXT, "the text of a reply")?;
         }
         for call in delta.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
-            self.take_call(call)?;
+            self.add_call(call)?;
         }
         Ok(())
     }
 
-    fn take_call(&mut self, delta: &Value) -> Result<(), ChatError> {
+    fn add_call(&mut self, delta: &Value) -> Result<(), ChatError> {
         let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let id = text(delta, "id");
-        let begins = self.calls.last().is_none_or(|last| !id.is_empty() && last.id != id);
-        // Some endpoints do not number calls: an id that is new begins one.
+        let is_new = self.calls.last().is_none_or(|last| !id.is_empty() && last.id != id);
+        // Some endpoints do not number calls. Then a new id starts a new call.
         let at = match delta.get("index").and_then(Value::as_u64) {
             Some(index) => usize::try_from(index).unwrap_or(usize::MAX),
-            None => self.calls.len() - usize::from(!begins),
+            None => self.calls.len() - usize::from(!is_new),
         };
         if at >= MAX_CALLS {
-            return Err(ChatError::BadStream(format!("it calls for more than {MAX_CALLS} runs at once")));
+            return Err(ChatError::BadStream(format!("a reply has more than {MAX_CALLS} tool calls")));
         }
         if at >= self.calls.len() {
-            self.calls.resize(at + 1, Call::default());
+            self.calls.resize(at + 1, ToolCall::default());
         }
         let call = &mut self.calls[at];
         if call.id.is_empty() {
-            append(&mut call.id, &id, MAX_NAME, "a call's id")?;
+            append(&mut call.id, &id, MAX_NAME, "the id of a tool call")?;
         }
         let Some(function) = delta.get("function") else { return Ok(()) };
-        append(&mut call.name, &text(function, "name"), MAX_NAME, "a call's name")?;
+        append(&mut call.name, &text(function, "name"), MAX_NAME, "the name of a tool call")?;
         match function.get("arguments") {
-            Some(Value::String(piece)) => append(&mut call.arguments, piece, MAX_ARGUMENTS, "a call's code"),
-            // Not as the protocol has it, and clear all the same.
+            Some(Value::String(piece)) => append(&mut call.arguments, piece, MAX_ARGUMENTS, "the code of a tool call"),
+            // The protocol requires a string. Some endpoints send an object.
             Some(object @ Value::Object(_)) => {
-                append(&mut call.arguments, &object.to_string(), MAX_ARGUMENTS, "a call's code")
+                append(&mut call.arguments, &object.to_string(), MAX_ARGUMENTS, "the code of a tool call")
             }
             _ => Ok(()),
         }
     }
 
-    /// Checks that it is whole, and gives names to calls that have none.
+    /// Checks that the reply is complete, and adds ids to tool calls without one.
     pub fn finish(mut self, step: usize) -> Result<Self, ChatError> {
         if !self.done && self.finish.is_none() {
-            return Err(ChatError::BadStream("it was cut off before its end".to_owned()));
+            return Err(ChatError::BadStream("it was cut off".to_owned()));
         }
-        self.calls.retain(|call| *call != Call::default());
+        self.calls.retain(|call| *call != ToolCall::default());
         for (number, call) in self.calls.iter_mut().enumerate().filter(|(_, call)| call.id.is_empty()) {
             call.id = format!("call_{step}_{number}");
         }
@@ -176,29 +176,29 @@ impl Answer {
     }
 }
 
-fn append(text: &mut String, more: &str, most: usize, what: &str) -> Result<(), ChatError> {
-    if text.len() + more.len() > most {
-        return Err(ChatError::BadStream(format!("{what} is longer than {} kB", most.div_ceil(1024))));
+fn append(text: &mut String, more: &str, max: usize, what: &str) -> Result<(), ChatError> {
+    if text.len() + more.len() > max {
+        return Err(ChatError::BadStream(format!("{what} exceeds {} kB", max.div_ceil(1024))));
     }
     text.push_str(more);
     Ok(())
 }
 
-/// What an endpoint says of an error, as one line of text that can be shown.
-pub(super) fn message_of(error: &Value) -> String {
+/// The message in an endpoint's error, as one line of text.
+pub(super) fn error_message(error: &Value) -> String {
     let text = match error {
         Value::String(text) => text.clone(),
         other => match other.get("message").or_else(|| other.get("error")).or_else(|| other.get("detail")) {
-            Some(inner) => return message_of(inner),
+            Some(inner) => return error_message(inner),
             None => other.to_string(),
         },
     };
-    let shown: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
-    shown.trim().to_owned()
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+    line.trim().to_owned()
 }
 
-/// The code that a call is given.
-pub(super) fn code_of(call: &Call) -> Result<String, String> {
+/// The code of a tool call. The error is a message to the model.
+pub(super) fn parse_code(call: &ToolCall) -> Result<String, String> {
     if call.name != "run_code" {
         return Err(format!("there is no tool {:?}; run_code is the only one", call.name));
     }
@@ -218,25 +218,25 @@ mod tests {
 
     use super::*;
 
-    fn collect(pieces: &[&[u8]]) -> Vec<String> {
-        let mut frames = Frames::default();
-        let mut events: Vec<String> = pieces.iter().flat_map(|piece| frames.push(piece).unwrap()).collect();
-        events.extend(frames.finish());
+    fn collect(chunks: &[&[u8]]) -> Vec<String> {
+        let mut decoder = SseDecoder::default();
+        let mut events: Vec<String> = chunks.iter().flat_map(|chunk| decoder.push(chunk).unwrap()).collect();
+        events.extend(decoder.finish());
         events
     }
 
     #[test]
-    fn events_are_put_together_however_lines_end() {
+    fn events_are_decoded_with_any_line_ends() {
         let text = b": hello\r\ndata: a\r\n\r\nid: 7\ndata:b\ndata: c\n\ndata: d\r\rdata: e";
         assert_eq!(collect(&[text]), ["a", "b\nc", "d", "e"]);
         assert_eq!(collect(&[b"\n\n: nothing\n\n"]), [""; 0]);
-        let mut frames = Frames::default();
-        assert!(frames.push(&vec![b'x'; MAX_EVENT + 1]).is_err());
+        let mut decoder = SseDecoder::default();
+        assert!(decoder.push(&vec![b'x'; MAX_EVENT + 1]).is_err());
     }
 
     proptest! {
         #[test]
-        fn where_a_stream_is_cut_makes_no_difference(
+        fn chunk_bounds_do_not_matter(
             text in "(data: [aä{}\r]{0,5}|: x|\n|\r\n){0,12}", cuts in prop::collection::vec(0usize..80, 0..6)
         ) {
             let bytes = text.as_bytes();
@@ -252,19 +252,19 @@ mod tests {
         }
 
         #[test]
-        fn no_event_makes_it_panic(event in ".{0,200}", index in any::<u64>(), name in ".{0,8}") {
-            let mut answer = Answer::default();
-            let _ = answer.take(&event);
+        fn arbitrary_events_do_not_panic(event in ".{0,200}", index in any::<u64>(), name in ".{0,8}") {
+            let mut answer = ModelReply::default();
+            let _ = answer.push_event(&event);
             let call = json!({"choices": [{"delta": {"tool_calls": [{"index": index, "function": {"name": name}}, {}]}}]});
-            let _ = answer.take(&call.to_string());
+            let _ = answer.push_event(&call.to_string());
             prop_assert!(answer.calls.len() <= MAX_CALLS);
         }
     }
 
-    fn answer(events: &[Value]) -> Result<Answer, ChatError> {
-        let mut answer = Answer::default();
+    fn answer(events: &[Value]) -> Result<ModelReply, ChatError> {
+        let mut answer = ModelReply::default();
         for event in events {
-            answer.take(&event.to_string())?;
+            answer.push_event(&event.to_string())?;
         }
         answer.finish(3)
     }
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_comes_by_pieces() {
+    fn reply_is_assembled_from_parts() {
         let call = |index: u64, id: Option<&str>, name: Option<&str>, arguments: &str| {
             delta(json!({"tool_calls": [{"index": index, "id": id, "function": {"name": name, "arguments": arguments}}]}))
         };
@@ -292,34 +292,34 @@ mod tests {
         .unwrap();
         assert_eq!((whole.text.as_str(), whole.finish.as_deref()), ("Let me look.", Some("tool_calls")));
         assert_eq!(whole.calls.iter().map(|call| call.id.as_str()).collect::<Vec<_>>(), ["a", "call_3_1"]);
-        assert_eq!(code_of(&whole.calls[0]).unwrap(), "1+1");
-        assert!(code_of(&whole.calls[1]).unwrap_err().contains("no code"));
+        assert_eq!(parse_code(&whole.calls[0]).unwrap(), "1+1");
+        assert!(parse_code(&whole.calls[1]).unwrap_err().contains("no code"));
     }
 
     #[test]
-    fn calls_without_numbers_are_told_apart_by_their_ids() {
+    fn calls_without_index_are_separated_by_id() {
         let call = |id: &str, arguments: Value| {
             delta(json!({"tool_calls": [{"id": id, "function": {"name": "run_code", "arguments": arguments}}]}))
         };
         let mut events = vec![call("a", json!("{\"code\": \"1\"}")), call("b", json!({"code": "2"}))];
         events.push(json!({"choices": [{"delta": {}, "finish_reason": "stop"}]}));
         let whole = answer(&events).unwrap();
-        assert_eq!(whole.calls.iter().map(|call| code_of(call).unwrap()).collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(whole.calls.iter().map(|call| parse_code(call).unwrap()).collect::<Vec<_>>(), ["1", "2"]);
     }
 
     #[test]
-    fn what_is_no_answer_is_told() {
+    fn invalid_replies_are_reported() {
         let cut = answer(&[delta(json!({"content": "Let"}))]).unwrap_err();
         assert!(cut.to_string().contains("cut off"), "{cut}");
-        let told = answer(&[json!({"error": {"message": "out of\nmemory"}})]).unwrap_err();
-        assert!(told.to_string().contains("out of memory"), "{told}");
-        let mut many = Answer::default();
+        let failed = answer(&[json!({"error": {"message": "out of\nmemory"}})]).unwrap_err();
+        assert!(failed.to_string().contains("out of memory"), "{failed}");
+        let mut many = ModelReply::default();
         let long = delta(json!({"content": "x".repeat(MAX_TEXT / 2 + 1)})).to_string();
-        many.take(&long).unwrap();
-        assert!(many.take(&long).is_err());
-        assert!(Answer::default().take("{").is_err());
-        let mut whole = Answer::default();
-        whole.take_whole(br#"{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}"#).unwrap();
+        many.push_event(&long).unwrap();
+        assert!(many.push_event(&long).is_err());
+        assert!(ModelReply::default().push_event("{").is_err());
+        let mut whole = ModelReply::default();
+        whole.parse_whole(br#"{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}"#).unwrap();
         assert_eq!(whole.finish(1).unwrap().text, "hi");
     }
 }

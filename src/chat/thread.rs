@@ -1,122 +1,161 @@
-//! A session's cells as the messages of a conversation, in the form that OpenAI's chat completions have. Pure.
+//! Converts the cells of a session into the messages of a conversation, in the format of OpenAI's chat completions. Pure.
 //!
-//! The cells are all there is: what a person ran by hand is told to the model as well, and a server that was killed goes on from them.
+//! The cells are the only state of a conversation. So the model sees cells that a person ran by hand, and a restarted server continues
+//! from the cells.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
-use super::content::{MAX_PICTURES, Picture, Shown, head_and_tail};
-use super::stream::Call;
+use super::content::{Image, MAX_IMAGES, OutputSummary, head_and_tail};
+use super::stream::ToolCall;
 
-/// Our key in a cell's metadata.
+/// The key of chat metadata in the metadata of a cell.
 pub(super) const KEY: &str = "cellkeep";
-/// Bytes of all messages' texts, pictures aside.
+/// The largest total text of all messages in bytes, without images.
 const MAX_THREAD: usize = 160 << 10;
-/// Bytes of one cell's source.
+/// The largest source of one cell in bytes.
 const MAX_SOURCE: usize = 24 << 10;
 
-/// A cell, as the thread has it.
+/// A cell in the form for the thread.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Told {
+pub(super) struct ThreadCell {
     pub is_code: bool,
     pub source: String,
-    pub mark: Mark,
-    /// How its last run ended, or where it stands. `None`: never run.
+    pub metadata: ChatMetadata,
+    /// The status of its latest execution. `None` if it was never executed.
     pub status: Option<String>,
-    pub shown: Shown,
+    pub outputs: OutputSummary,
 }
 
-/// What has been gathered for a thread, cell by cell from the latest one back, so that what does not fit is not even read.
+/// Collects cells for a thread from the latest one backwards, so that the outputs of older cells need not be read once it is full.
 #[derive(Default)]
-pub(super) struct Gathered {
-    latest_first: Vec<Told>,
+pub(super) struct CellCollector {
+    latest_first: Vec<ThreadCell>,
     bytes: usize,
-    pictures: usize,
+    images: usize,
 }
 
-impl Gathered {
-    /// Whether earlier cells would be left out in any case. Some of what is told is shorter than what was gathered.
+impl CellCollector {
+    /// Whether earlier cells would be left out in any case. The factor is needed because messages can be shorter than their cells.
     pub fn is_full(&self) -> bool {
         self.bytes > 2 * MAX_THREAD
     }
 
-    /// Takes in the cell before the last one that was taken in. Pictures that would not be sent are let go.
-    pub fn add(&mut self, mut cell: Told) {
-        let fits = (MAX_PICTURES - self.pictures).min(cell.shown.pictures.len());
-        cell.shown.pictures.drain(..cell.shown.pictures.len() - fits);
-        self.pictures += fits;
-        cell.source = shortened(&cell.source);
-        self.bytes += cell.source.len() + cell.shown.text.len();
+    /// Adds the cell before the one that was added last. Images above the limit are dropped.
+    pub fn add(&mut self, mut cell: ThreadCell) {
+        let fits = (MAX_IMAGES - self.images).min(cell.outputs.images.len());
+        cell.outputs.images.drain(..cell.outputs.images.len() - fits);
+        self.images += fits;
+        cell.source = shorten(&cell.source);
+        self.bytes += cell.source.len() + cell.outputs.text.len();
         self.latest_first.push(cell);
     }
 
-    /// The cells in order.
-    pub fn into_cells(self) -> Vec<Told> {
+    /// The cells in the order of the notebook.
+    pub fn into_cells(self) -> Vec<ThreadCell> {
         self.latest_first.into_iter().rev().collect()
     }
 }
 
-/// What a cell's metadata say of its part in a conversation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub role: Role,
-    /// The cell of the person's message that it answers.
-    pub turn: String,
-    /// Which of the model's messages it belongs to.
-    pub step: u64,
-    /// The call that made it.
-    pub call: Option<String>,
+/// The state of a message, in its chat metadata. The names are part of the HTTP API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MessageState {
+    /// A person's message is being answered.
+    Answering,
+    /// A reply is arriving.
+    Streaming,
+    Done,
+    /// A person stopped the turn.
+    Stopped,
+    Failed,
+    /// The server was killed during the turn.
+    Interrupted,
 }
 
-/// Who made a cell.
+impl MessageState {
+    const ALL: [Self; 6] = [Self::Answering, Self::Streaming, Self::Done, Self::Stopped, Self::Failed, Self::Interrupted];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answering => "answering",
+            Self::Streaming => "streaming",
+            Self::Done => "done",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+}
+
+/// The role of a cell in the conversation, from its metadata.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ChatMetadata {
+    pub role: Role,
+    /// The cell of the message that this cell belongs to the answer of.
+    pub turn: String,
+    /// The number of the reply within the turn.
+    pub step: u64,
+    /// The id of the tool call that created the cell.
+    pub call: Option<String>,
+    pub state: Option<MessageState>,
+}
+
+/// The author of a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Role {
-    /// A person, beside any conversation.
+    /// A person, outside of the conversation.
     #[default]
-    Nobody,
-    /// A person, for the model.
+    None,
+    /// A person, as a message to the model.
     User,
     Assistant,
 }
 
-impl Mark {
-    /// Reads it from a cell's metadata, which anybody can write.
-    pub fn of(metadata: &Map<String, Value>) -> Self {
-        let Some(mark) = metadata.get(KEY) else { return Self::default() };
-        let text = |key: &str| mark.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+impl ChatMetadata {
+    /// Clients can write any metadata, so invalid values are ignored.
+    pub fn parse(metadata: &Map<String, Value>) -> Self {
+        let Some(own) = metadata.get(KEY) else { return Self::default() };
+        let text = |key: &str| own.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let role = match text("role").as_str() {
             "user" => Role::User,
             "assistant" => Role::Assistant,
-            _ => Role::Nobody,
+            _ => Role::None,
         };
         let call = Some(text("call")).filter(|call| !call.is_empty());
-        Self { role, turn: text("turn"), step: mark.get("step").and_then(Value::as_u64).unwrap_or(0), call }
+        let state = MessageState::parse(&text("state"));
+        Self { role, turn: text("turn"), step: own.get("step").and_then(Value::as_u64).unwrap_or(0), call, state }
     }
 
-    fn is_of(&self, other: &Self) -> bool {
+    fn is_same_reply(&self, other: &Self) -> bool {
         (self.role, &self.turn, self.step) == (other.role, &other.turn, other.step)
     }
 }
 
-/// A message. Pictures follow its text.
+/// A message. Its images follow its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Message {
     role: &'static str,
     pub text: String,
-    pub pictures: Vec<Picture>,
-    /// It says nothing but what its pictures show.
-    pub only_pictures: bool,
-    calls: Vec<Call>,
-    answers: Option<String>,
+    pub images: Vec<Image>,
+    /// The text only announces the images, so the message is dropped if it has none.
+    pub has_only_images: bool,
+    calls: Vec<ToolCall>,
+    /// For the result of a tool call: the id of the call.
+    result_of: Option<String>,
 }
 
 impl Message {
     fn new(role: &'static str, text: String) -> Self {
-        Self { role, text, pictures: Vec::new(), only_pictures: false, calls: Vec::new(), answers: None }
+        let (images, calls) = (Vec::new(), Vec::new());
+        Self { role, text, images, has_only_images: false, calls, result_of: None }
     }
 
-    /// Something that is said to the model and stands in no cell.
+    /// A message to the model that is not in a cell.
     pub fn user(text: String) -> Self {
         Self::new("user", text)
     }
@@ -125,16 +164,16 @@ impl Message {
         self.text.len() + self.calls.iter().map(|call| call.arguments.len()).sum::<usize>() + 64
     }
 
-    /// As the protocol has it. `urls`: the pictures, as data addresses.
-    pub fn json(&self, urls: &[String]) -> Value {
+    /// The message in the format of the protocol. `urls` are data URLs of the images.
+    pub fn to_json(&self, urls: &[String]) -> Value {
         let mut message = json!({"role": self.role});
         message["content"] = match urls {
             [] if self.text.is_empty() && !self.calls.is_empty() => Value::Null,
             [] => self.text.as_str().into(),
             urls => {
-                let pictures = urls.iter().map(|url| json!({"type": "image_url", "image_url": {"url": url}}));
+                let images = urls.iter().map(|url| json!({"type": "image_url", "image_url": {"url": url}}));
                 let text = json!({"type": "text", "text": self.text});
-                std::iter::once(text).chain(pictures).collect()
+                std::iter::once(text).chain(images).collect()
             }
         };
         if !self.calls.is_empty() {
@@ -144,16 +183,16 @@ impl Message {
             });
             message["tool_calls"] = calls.collect();
         }
-        if let Some(call) = &self.answers {
+        if let Some(call) = &self.result_of {
             message["tool_call_id"] = call.as_str().into();
         }
         message
     }
 }
 
-/// The conversation's latest messages that fit, and how many cells are left out before them. What belongs together stays together:
-/// a model's message, the runs that it called for, and what they showed.
-pub(super) fn messages(cells: &[Told], language: &str) -> (Vec<Message>, usize) {
+/// The latest messages that fit into the limits, and the number of cells before them that are left out. A reply stays together with its
+/// tool calls and their results.
+pub(super) fn messages(cells: &[ThreadCell], language: &str) -> (Vec<Message>, usize) {
     let units = units(cells, language);
     let mut bytes = 0;
     let mut from = units.len();
@@ -166,104 +205,105 @@ pub(super) fn messages(cells: &[Told], language: &str) -> (Vec<Message>, usize) 
     }
     let left_out = units[..from].iter().map(|(_, cells)| cells).sum();
     let mut all: Vec<Message> = units.into_iter().skip(from).flat_map(|(messages, _)| messages).collect();
-    let mut pictures = 0;
+    let mut images = 0;
     for message in all.iter_mut().rev() {
-        let fits = MAX_PICTURES.saturating_sub(pictures).min(message.pictures.len());
-        message.pictures.drain(..message.pictures.len() - fits);
-        pictures += fits;
+        let fits = MAX_IMAGES.saturating_sub(images).min(message.images.len());
+        message.images.drain(..message.images.len() - fits);
+        images += fits;
     }
-    all.retain(|message| !message.only_pictures || !message.pictures.is_empty());
+    all.retain(|message| !message.has_only_images || !message.images.is_empty());
     (all, left_out)
 }
 
-/// Messages that belong together, and of how many cells.
-fn units(cells: &[Told], language: &str) -> Vec<(Vec<Message>, usize)> {
+/// Groups of messages that belong together, each with its number of cells.
+fn units(cells: &[ThreadCell], language: &str) -> Vec<(Vec<Message>, usize)> {
     let mut units = Vec::new();
     let mut done = HashSet::new();
-    // The runs of each of the model's messages, wherever they stand now.
+    // The tool calls of each reply, wherever their cells are now.
     let mut runs: HashMap<(&str, u64), Vec<usize>> = HashMap::new();
     for (at, cell) in cells.iter().enumerate() {
-        if cell.is_code && cell.mark.role == Role::Assistant && cell.mark.call.is_some() {
-            runs.entry((&cell.mark.turn, cell.mark.step)).or_default().push(at);
+        if cell.is_code && cell.metadata.role == Role::Assistant && cell.metadata.call.is_some() {
+            runs.entry((&cell.metadata.turn, cell.metadata.step)).or_default().push(at);
         }
     }
     for (at, cell) in cells.iter().enumerate() {
         if !done.insert(at) {
             continue;
         }
-        // A message that was copied finds its runs told already.
-        let own: Vec<usize> = match cell.mark.role {
-            Role::Assistant => runs.get(&(cell.mark.turn.as_str(), cell.mark.step)).cloned().unwrap_or_default(),
+        // If a person copied the cell of a reply, the tool calls belong to the first copy.
+        let own: Vec<usize> = match cell.metadata.role {
+            Role::Assistant => runs.get(&(cell.metadata.turn.as_str(), cell.metadata.step)).cloned().unwrap_or_default(),
             _ => Vec::new(),
         };
         let own: Vec<usize> = own.into_iter().filter(|run| *run == at || !done.contains(run)).collect();
-        if own.is_empty() || (cell.is_code && cell.mark.call.is_none()) {
-            if let Some(message) = alone(cell, language) {
+        if own.is_empty() || (cell.is_code && cell.metadata.call.is_none()) {
+            if let Some(message) = single_message(cell, language) {
                 units.push((vec![message], 1));
             }
             continue;
         }
-        debug_assert!(own.iter().all(|run| cells[*run].mark.is_of(&cell.mark)));
+        debug_assert!(own.iter().all(|run| cells[*run].metadata.is_same_reply(&cell.metadata)));
         done.extend(own.iter().copied());
-        let text = if cell.is_code { String::new() } else { shortened(&cell.source) };
+        let text = if cell.is_code { String::new() } else { shorten(&cell.source) };
         let count = own.len() + usize::from(!cell.is_code);
-        units.push((with_runs(text, own.iter().map(|run| &cells[*run])), count));
+        units.push((with_tool_calls(text, own.iter().map(|run| &cells[*run])), count));
     }
     units
 }
 
-/// A cell of a person, or a message of the model without runs.
-fn alone(cell: &Told, language: &str) -> Option<Message> {
-    let source = shortened(&cell.source);
+/// The message of a person's cell, or of a reply without tool calls.
+fn single_message(cell: &ThreadCell, language: &str) -> Option<Message> {
+    let source = shorten(&cell.source);
     if source.trim().is_empty() {
         return None;
     }
     if cell.is_code {
         let text = format!("I ran this cell myself:\n```{language}\n{source}\n```\n{}", result(cell));
-        return Some(Message { pictures: cell.shown.pictures.clone(), ..Message::new("user", text) });
+        return Some(Message { images: cell.outputs.images.clone(), ..Message::new("user", text) });
     }
-    match cell.mark.role {
+    match cell.metadata.role {
         Role::Assistant => Some(Message::new("assistant", source)),
         Role::User => Some(Message::new("user", source)),
-        Role::Nobody => Some(Message::new("user", format!("A note in the notebook:\n{source}"))),
+        Role::None => Some(Message::new("user", format!("A note in the notebook:\n{source}"))),
     }
 }
 
-fn with_runs<'a>(text: String, runs: impl Iterator<Item = &'a Told>) -> Vec<Message> {
-    let mut asks = Message::new("assistant", text);
-    let (mut answers, mut pictures) = (Vec::new(), Vec::new());
+/// A reply with its tool calls, their results, and their images.
+fn with_tool_calls<'a>(text: String, runs: impl Iterator<Item = &'a ThreadCell>) -> Vec<Message> {
+    let mut reply = Message::new("assistant", text);
+    let (mut results, mut images) = (Vec::new(), Vec::new());
     for (number, run) in runs.enumerate() {
-        // Ids repeat where a cell was copied; a conversation in which they do is refused.
-        let id = format!("{}-{number}", run.mark.call.as_deref().unwrap_or("call"));
-        let arguments = json!({"code": shortened(&run.source)}).to_string();
-        asks.calls.push(Call { id: id.clone(), name: "run_code".to_owned(), arguments });
-        answers.push(Message { answers: Some(id), ..Message::new("tool", result(run)) });
-        pictures.extend(run.shown.pictures.iter().cloned());
+        // Copied cells have equal call ids, and endpoints refuse conversations with equal ids.
+        let id = format!("{}-{number}", run.metadata.call.as_deref().unwrap_or("call"));
+        let arguments = json!({"code": shorten(&run.source)}).to_string();
+        reply.calls.push(ToolCall { id: id.clone(), name: "run_code".to_owned(), arguments });
+        results.push(Message { result_of: Some(id), ..Message::new("tool", result(run)) });
+        images.extend(run.outputs.images.iter().cloned());
     }
-    let mut all = vec![asks];
-    all.extend(answers);
-    if !pictures.is_empty() {
-        // Answers of tools are text by the protocol.
+    let mut all = vec![reply];
+    all.extend(results);
+    if !images.is_empty() {
+        // The protocol allows only text in tool results.
         let text = "The pictures that this showed, in order:".to_owned();
-        all.push(Message { pictures, only_pictures: true, ..Message::new("user", text) });
+        all.push(Message { images, has_only_images: true, ..Message::new("user", text) });
     }
     all
 }
 
-fn shortened(source: &str) -> String {
+fn shorten(source: &str) -> String {
     head_and_tail(source, MAX_SOURCE)
 }
 
-fn result(cell: &Told) -> String {
+fn result(cell: &ThreadCell) -> String {
     let status = cell.status.as_deref().unwrap_or("not run");
-    if cell.shown.text.is_empty() {
+    if cell.outputs.text.is_empty() {
         format!("{status}; it showed nothing")
     } else {
-        format!("{status}\n{}", cell.shown.text)
+        format!("{status}\n{}", cell.outputs.text)
     }
 }
 
-/// What the model is told first.
+/// The system prompt.
 pub(super) fn system(language: &str, left_out: usize) -> String {
     let mut text = format!(
         "You work with a person in a notebook. Call run_code to run {language} code on its kernel: names, imports and files stay \
@@ -278,7 +318,7 @@ pub(super) fn system(language: &str, left_out: usize) -> String {
     text
 }
 
-/// The tools that a model may call.
+/// The tools that the model may call.
 pub(super) fn tools(language: &str) -> Value {
     json!([{"type": "function", "function": {
         "name": "run_code",
@@ -297,9 +337,15 @@ mod tests {
 
     use super::*;
 
-    fn told(is_code: bool, source: &str, role: Role, step: u64, call: Option<&str>) -> Told {
-        let mark = Mark { role, turn: "t".to_owned(), step, call: call.map(str::to_owned) };
-        Told { is_code, source: source.to_owned(), mark, status: is_code.then(|| "ok".to_owned()), ..Told::default() }
+    fn cell(is_code: bool, source: &str, role: Role, step: u64, call: Option<&str>) -> ThreadCell {
+        let (turn, call) = ("t".to_owned(), call.map(str::to_owned));
+        ThreadCell {
+            is_code,
+            source: source.to_owned(),
+            metadata: ChatMetadata { role, turn, step, call, state: None },
+            status: is_code.then(|| "ok".to_owned()),
+            ..ThreadCell::default()
+        }
     }
 
     fn shape(messages: &[Message]) -> Vec<(&'static str, usize)> {
@@ -307,22 +353,22 @@ mod tests {
     }
 
     #[test]
-    fn a_notebook_is_a_conversation() {
-        let picture = Picture::Inline { mime: "image/png", base64: "aGk=".to_owned() };
-        let plot = Told {
-            shown: Shown { text: "[a picture, image/png]".to_owned(), pictures: vec![picture] },
-            ..told(true, "plot()", Role::Assistant, 1, Some("a"))
+    fn notebook_becomes_conversation() {
+        let image = Image::Inline { mime: "image/png", base64: "aGk=".to_owned() };
+        let plot = ThreadCell {
+            outputs: OutputSummary { text: "[a picture, image/png]".to_owned(), images: vec![image] },
+            ..cell(true, "plot()", Role::Assistant, 1, Some("a"))
         };
         let cells = [
-            told(true, "x = 1", Role::Nobody, 0, None),
-            told(false, "Plot x", Role::User, 0, None),
-            told(false, "I will.", Role::Assistant, 1, None),
+            cell(true, "x = 1", Role::None, 0, None),
+            cell(false, "Plot x", Role::User, 0, None),
+            cell(false, "I will.", Role::Assistant, 1, None),
             plot,
-            told(true, "by hand", Role::Nobody, 0, None),
-            told(true, "2", Role::Assistant, 1, Some("a")),
-            told(true, "3", Role::Assistant, 2, Some("b")),
-            told(false, "Done.", Role::Assistant, 3, None),
-            told(false, "  ", Role::User, 0, None),
+            cell(true, "by hand", Role::None, 0, None),
+            cell(true, "2", Role::Assistant, 1, Some("a")),
+            cell(true, "3", Role::Assistant, 2, Some("b")),
+            cell(false, "Done.", Role::Assistant, 3, None),
+            cell(false, "  ", Role::User, 0, None),
         ];
         let (messages, left_out) = messages(&cells, "python");
         assert_eq!(left_out, 0);
@@ -342,81 +388,81 @@ mod tests {
             ]
         );
         assert!(messages[0].text.contains("```python\nx = 1\n```\nok"), "{}", messages[0].text);
-        let asks = messages[2].json(&[]);
-        assert_eq!(asks["tool_calls"][0]["function"]["arguments"], "{\"code\":\"plot()\"}");
-        let ids: Vec<&Value> = asks["tool_calls"].as_array().unwrap().iter().map(|call| &call["id"]).collect();
+        let reply = messages[2].to_json(&[]);
+        assert_eq!(reply["tool_calls"][0]["function"]["arguments"], "{\"code\":\"plot()\"}");
+        let ids: Vec<&Value> = reply["tool_calls"].as_array().unwrap().iter().map(|call| &call["id"]).collect();
         assert_eq!(ids, ["a-0", "a-1"]);
-        assert_eq!(messages[3].json(&[])["tool_call_id"], "a-0");
-        let seen = messages[5].json(&["data:image/png;base64,aGk=".to_owned()]);
-        assert_eq!(seen["content"][1]["image_url"]["url"], "data:image/png;base64,aGk=");
-        assert_eq!(messages[7].json(&[])["content"], Value::Null);
+        assert_eq!(messages[3].to_json(&[])["tool_call_id"], "a-0");
+        let with_image = messages[5].to_json(&["data:image/png;base64,aGk=".to_owned()]);
+        assert_eq!(with_image["content"][1]["image_url"]["url"], "data:image/png;base64,aGk=");
+        assert_eq!(messages[7].to_json(&[])["content"], Value::Null);
     }
 
     #[test]
-    fn metadata_of_strangers_are_no_marks() {
+    fn malformed_metadata_is_ignored() {
         for metadata in [json!({}), json!({"cellkeep": 7}), json!({"cellkeep": {"role": ["user"], "step": -1, "call": ""}})]
         {
-            assert_eq!(Mark::of(metadata.as_object().unwrap()), Mark::default());
+            assert_eq!(ChatMetadata::parse(metadata.as_object().unwrap()), ChatMetadata::default());
         }
     }
 
     #[test]
-    fn no_more_is_gathered_than_fits() {
-        let plot = |number: usize| Told {
-            shown: Shown {
+    fn collector_stops_when_full() {
+        let plot = |number: usize| ThreadCell {
+            outputs: OutputSummary {
                 text: "x".repeat(1000),
-                pictures: vec![Picture::Artifact { mime: "image/png", sha256: number.to_string() }; 2],
+                images: vec![Image::Artifact { mime: "image/png", sha256: number.to_string() }; 2],
             },
-            ..told(true, &"y".repeat(10 * MAX_SOURCE), Role::Nobody, 0, None)
+            ..cell(true, &"y".repeat(10 * MAX_SOURCE), Role::None, 0, None)
         };
-        let mut gathered = Gathered::default();
+        let mut collector = CellCollector::default();
         let mut read = 0;
-        while !gathered.is_full() {
-            gathered.add(plot(read));
+        while !collector.is_full() {
+            collector.add(plot(read));
             read += 1;
         }
         assert!(read < 2 * MAX_THREAD / MAX_SOURCE + 2, "{read} cells");
-        let cells = gathered.into_cells();
-        let pictures: usize = cells.iter().map(|cell| cell.shown.pictures.len()).sum();
-        assert_eq!((pictures, cells[read - 1].shown.pictures.len(), cells[0].shown.pictures.len()), (MAX_PICTURES, 2, 0));
+        let cells = collector.into_cells();
+        let images: usize = cells.iter().map(|cell| cell.outputs.images.len()).sum();
+        assert_eq!((images, cells[read - 1].outputs.images.len(), cells[0].outputs.images.len()), (MAX_IMAGES, 2, 0));
         assert!(cells.iter().all(|cell| cell.source.len() <= MAX_SOURCE + 60));
         let (_, left_out) = messages(&cells, "python");
-        assert!(left_out > 0, "what was not read would not have fit");
+        assert!(left_out > 0, "cells that were not read would not have fit");
     }
 
     #[test]
-    fn only_the_latest_pictures_are_sent() {
-        let plot = |number: u64| Told {
-            shown: Shown {
+    fn only_latest_images_are_sent() {
+        let plot = |number: u64| ThreadCell {
+            outputs: OutputSummary {
                 text: "[a picture, image/png]".to_owned(),
-                pictures: vec![Picture::Artifact { mime: "image/png", sha256: number.to_string() }],
+                images: vec![Image::Artifact { mime: "image/png", sha256: number.to_string() }],
             },
-            ..told(true, "plot()", Role::Assistant, number, Some("a"))
+            ..cell(true, "plot()", Role::Assistant, number, Some("a"))
         };
-        let cells: Vec<Told> = (0..9).map(plot).collect();
+        let cells: Vec<ThreadCell> = (0..9).map(plot).collect();
         let (messages, _) = messages(&cells, "python");
-        let shown: Vec<_> = messages.iter().flat_map(|message| &message.pictures).collect();
-        assert_eq!(shown.len(), MAX_PICTURES);
-        assert_eq!(shown.last(), Some(&&Picture::Artifact { mime: "image/png", sha256: "8".to_owned() }));
-        assert_eq!(messages.len(), 9 * 2 + MAX_PICTURES, "nothing is said of pictures that are not there");
+        let shown: Vec<_> = messages.iter().flat_map(|message| &message.images).collect();
+        assert_eq!(shown.len(), MAX_IMAGES);
+        assert_eq!(shown.last(), Some(&&Image::Artifact { mime: "image/png", sha256: "8".to_owned() }));
+        assert_eq!(messages.len(), 9 * 2 + MAX_IMAGES, "dropped images are not announced");
     }
 
     proptest! {
-        /// By the protocol, each call is answered right behind the message that makes it, and no answer stands alone.
+        /// The protocol requires the result of each call directly after the message with the call, and no other results.
         #[test]
-        fn each_call_is_answered_in_place(
+        fn each_call_has_its_result_in_place(
             cells in prop::collection::vec((any::<bool>(), 0u8..3, 0u64..4, any::<bool>(), 0usize..40_000), 0..40)
         ) {
-            let cells: Vec<Told> = cells.into_iter().map(|(is_code, role, step, has_call, size)| {
-                let role = [Role::Nobody, Role::User, Role::Assistant][usize::from(role)];
-                told(is_code, &"x".repeat(size), role, step, has_call.then_some("c"))
+            let cells: Vec<ThreadCell> = cells.into_iter().map(|(is_code, role, step, has_call, size)| {
+                let role = [Role::None, Role::User, Role::Assistant][usize::from(role)];
+                cell(is_code, &"x".repeat(size), role, step, has_call.then_some("c"))
             }).collect();
             let (messages, left_out) = messages(&cells, "r");
             prop_assert!(left_out <= cells.len());
             let mut open: Vec<String> = Vec::new();
             for message in &messages {
                 match message.role {
-                    "tool" => prop_assert_eq!(Some(open.remove(0)), message.answers.clone()),
+                    "tool" => prop_assert_eq!(Some(open.remove(0)), message.result_of.clone()),
                     _ => prop_assert!(open.is_empty()),
                 }
                 open.extend(message.calls.iter().map(|call| call.id.clone()));
@@ -426,9 +472,9 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_left_out_and_the_last_never() {
-        let mut cells: Vec<Told> = (0..50).map(|_| told(false, &"x".repeat(20_000), Role::Nobody, 0, None)).collect();
-        cells.push(told(false, "and now?", Role::User, 0, None));
+    fn oldest_cells_are_left_out_first() {
+        let mut cells: Vec<ThreadCell> = (0..50).map(|_| cell(false, &"x".repeat(20_000), Role::None, 0, None)).collect();
+        cells.push(cell(false, "and now?", Role::User, 0, None));
         let (some, left_out) = messages(&cells, "python");
         assert!(some.len() < 12 && left_out + some.len() == 51, "{} and {left_out}", some.len());
         assert_eq!(some.last().unwrap().text, "and now?");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::Args;
 
-use crate::chat::{Key, ModelSettings};
+use crate::chat::{ApiKey, ModelSettings};
 use crate::config::ModelConfig;
 
 #[derive(Args)]
@@ -40,7 +40,7 @@ impl ModelArgs {
             (None, Some(_)) => return Err(anyhow!("the model needs an endpoint: set --model-url")),
         };
         let from_env = std::env::var("CELLKEEP_MODEL_KEY").ok();
-        let key = Key::read(from_env.as_deref(), config.key_file.as_deref()).map_err(|error| anyhow!(error))?;
+        let key = ApiKey::read(from_env.as_deref(), config.key_file.as_deref()).map_err(|error| anyhow!(error))?;
         Ok(Some(ModelSettings { url, name, key }))
     }
 }

@@ -15,7 +15,7 @@ use super::{Exit, Failure};
 use crate::chat::ModelSettings;
 use crate::config::{ConfigFile, Paths, ServeConfig};
 use crate::kernels;
-use crate::manager::KeeperSettings;
+use crate::manager::ServiceSettings;
 use crate::server::{self, ServerSettings, Welcome};
 
 /// Serve persistent sessions over HTTP.
@@ -98,7 +98,7 @@ fn check_pool(kernel: &str, count: usize) -> Result<(String, usize), String> {
 impl ServeArgs {
     /// Merges with the configuration file and the defaults; flags and environment win over the file.
     fn merged_over(&self, file: ServeConfig) -> ServeConfig {
-        let defaults = KeeperSettings::default();
+        let defaults = ServiceSettings::default();
         let sandbox = self.sandbox.and_then(|option| option.to_possible_value()).map(|value| value.get_name().to_owned());
         let pool = self.pool.as_ref().map(|pool| pool.iter().cloned().collect());
         ServeConfig {
@@ -137,7 +137,7 @@ fn settings(
     end_sessions: bool,
     model: Option<ModelSettings>,
 ) -> anyhow::Result<ServerSettings> {
-    let defaults = KeeperSettings::default();
+    let defaults = ServiceSettings::default();
     let sandbox = config.sandbox.unwrap_or_default();
     let sandbox = SandboxOption::from_str(&sandbox, true)
         .map_err(|_| anyhow!("{sandbox:?} is not a sandbox; use auto, docker or process"))?;
@@ -156,7 +156,7 @@ fn settings(
         rate_limit: config.rate_limit.unwrap_or(DEFAULT_RATE_LIMIT),
         end_sessions,
         model,
-        keeper: KeeperSettings {
+        service: ServiceSettings {
             sandbox: sandbox.choice(),
             max_sessions: config.max_sessions.unwrap_or(defaults.max_sessions),
             idle_timeout_seconds: config.idle_timeout.unwrap_or(defaults.idle_timeout_seconds),

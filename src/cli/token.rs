@@ -43,7 +43,7 @@ pub(super) async fn run(paths: &Paths, command: TokenCommand) -> Result<Exit, Fa
     match command {
         TokenCommand::Create { name, principal, scope, days } => {
             let scope = Scope::parse(&scope).unwrap_or(Scope::Use);
-            let identity = Identity { principal: principal.unwrap_or_else(|| name.clone()), scope, only: None };
+            let identity = Identity { principal: principal.unwrap_or_else(|| name.clone()).into(), scope, only: None };
             let expires_at = days.map(|days| now_ms().saturating_add(i64::from(days) * 86_400_000));
             let secret = auth::new_secret();
             let id = auth::store_token(&store, &secret, &name, &identity, expires_at).await.map_err(Failure::usage)?;

@@ -1,45 +1,42 @@
-//! A kept session's workspace. Files move through the agent, which alone resolves names inside the sandbox: nothing here
-//! ever opens a file that a sandbox can write.
+//! The workspace of a session. Files are transferred by the agent, which alone resolves paths inside the sandbox: this process never
+//! opens a file that a sandbox can write.
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream, StreamExt};
 use thiserror::Error;
 
-use super::{Keeper, KeeperError};
+use super::{ServiceError, SessionService};
 use crate::agent_protocol::{AnswerBody, FILE_CHUNK, RefusalCause, Refused, Request};
-use crate::ids::SessionId;
+use crate::ids::{Access, SessionId};
 use crate::link::LinkError;
 use crate::session::{SessionError, SessionHandle, Upload};
 
 pub use crate::agent_protocol::FileEntry;
 
-/// The largest file that is moved, bytes.
+/// The largest file that is transferred, in bytes.
 pub const MAX_FILE: usize = 1 << 30;
 
-/// Why a file cannot be had or put.
+/// Why a file cannot be read or written.
 #[derive(Debug, Error)]
 pub enum FileError {
-    /// There is none of that name.
     #[error("{0}")]
     Missing(String),
-    /// The name or the file is not one that can be used so.
+    /// The path is not allowed, or the file is of a kind that does not support the operation.
     #[error("{0}")]
     Refused(String),
-    /// The workspace has no room for it.
+    /// The workspace has no room for the file.
     #[error("{0}; remove files, or make sessions with more limits.disk_mb")]
     Full(String),
-    /// Too many are on their way.
+    /// Too many transfers are in progress.
     #[error("{0}")]
     Busy(String),
-    /// It is larger than is moved.
     #[error("the file is larger than {} MB", MAX_FILE >> 20)]
     TooLarge,
-    /// The sender went away in the middle, or the file was replaced or got shorter while it was read.
-    #[error("the file was cut off")]
+    /// The sender disconnected, or the file was replaced or truncated while it was read.
+    #[error("the transfer of the file was interrupted")]
     Cut,
-    /// The session cannot be asked.
     #[error(transparent)]
-    Keeper(#[from] KeeperError),
+    Service(#[from] ServiceError),
 }
 
 impl From<SessionError> for FileError {
@@ -52,23 +49,23 @@ impl From<SessionError> for FileError {
                 RefusalCause::Interrupted => Self::Cut,
                 RefusalCause::Invalid => Self::Refused(reason),
             },
-            error => Self::Keeper(error.into()),
+            error => Self::Service(error.into()),
         }
     }
 }
 
-/// A file that is being read.
-struct Reading {
+/// The state of a file stream.
+struct FileRead {
     handle: SessionHandle,
     path: String,
     size: u64,
     inode: u64,
     offset: u64,
-    /// A piece that is there already.
+    /// A chunk that was read already.
     next: Option<Bytes>,
 }
 
-impl Reading {
+impl FileRead {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, FileError> {
         let left = self.size - self.offset;
         if left == 0 {
@@ -77,116 +74,107 @@ impl Reading {
         let mut bytes = match self.next.take() {
             Some(bytes) => bytes,
             None => {
-                let piece = piece(&self.handle, &self.path, self.offset).await?;
-                if piece.inode != self.inode {
+                let chunk = read_chunk(&self.handle, &self.path, self.offset).await?;
+                if chunk.inode != self.inode {
                     return Err(FileError::Cut);
                 }
-                piece.bytes
+                chunk.bytes
             }
         };
         if bytes.is_empty() {
             return Err(FileError::Cut);
         }
-        // It may have grown meanwhile: what was promised is told.
+        // The file may have grown. The stream ends at the size that was announced.
         bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         self.offset += bytes.len() as u64;
         Ok(Some((bytes, self)))
     }
 }
 
-/// Bytes of a file, and which file of which size it was then.
-struct FilePiece {
+/// Bytes of a file, with the identity and size of the file at that time.
+struct FileChunk {
     size: u64,
     inode: u64,
     bytes: Bytes,
 }
 
-/// A file's bytes from an offset on.
-async fn piece(handle: &SessionHandle, path: &str, offset: u64) -> Result<FilePiece, FileError> {
+async fn read_chunk(handle: &SessionHandle, path: &str, offset: u64) -> Result<FileChunk, FileError> {
     match handle.ask_agent(Request::FileGet { path: path.to_owned(), offset }, Bytes::new()).await? {
-        (AnswerBody::File { size, inode }, bytes) => Ok(FilePiece { size, inode, bytes }),
+        (AnswerBody::File { size, inode }, bytes) => Ok(FileChunk { size, inode, bytes }),
         _ => Err(SessionError::Link(LinkError::Unexpected).into()),
     }
 }
 
-impl Keeper {
-    async fn ask_about_files(
+impl SessionService {
+    async fn file_request(
         &self,
-        (id, principal): (&SessionId, Option<&str>),
+        id: &SessionId,
+        access: &Access,
         request: Request,
-        data: Bytes,
     ) -> Result<(AnswerBody, Bytes), FileError> {
-        Ok(self.handle(id, principal)?.ask_agent(request, data).await?)
+        Ok(self.handle(id, access)?.ask_agent(request, Bytes::new()).await?)
     }
 
-    /// The entries of a folder (empty: the workspace itself), and whether there are more than one answer holds.
-    ///
-    /// # Errors
-    /// [`FileError`].
+    /// The entries of a folder, and whether the list was truncated. An empty path is the workspace itself.
     pub async fn list_files(
         &self,
-        session: (&SessionId, Option<&str>),
+        id: &SessionId,
+        access: &Access,
         path: &str,
     ) -> Result<(Vec<FileEntry>, bool), FileError> {
-        match self.ask_about_files(session, Request::FileList { path: path.to_owned() }, Bytes::new()).await? {
+        match self.file_request(id, access, Request::FileList { path: path.to_owned() }).await? {
             (AnswerBody::Listing { entries, truncated }, _) => Ok((entries, truncated)),
             _ => Err(SessionError::Link(LinkError::Unexpected).into()),
         }
     }
 
-    /// A file's size, and its bytes piece by piece: no more than a piece of it is ever in memory.
-    ///
-    /// # Errors
-    /// [`FileError`], and of the stream where the file is replaced or gets shorter while it is read.
+    /// The size of a file, and a stream of its bytes that holds one chunk in memory at a time. The stream fails if the file is
+    /// replaced or truncated while it is read.
     pub async fn read_file(
         &self,
-        session: (&SessionId, Option<&str>),
+        id: &SessionId,
+        access: &Access,
         path: &str,
     ) -> Result<(u64, impl Stream<Item = Result<Bytes, FileError>> + use<>), FileError> {
-        let handle = self.handle(session.0, session.1)?;
-        let FilePiece { size, inode, bytes } = piece(&handle, path, 0).await?;
+        let handle = self.handle(id, access)?;
+        let FileChunk { size, inode, bytes } = read_chunk(&handle, path, 0).await?;
         if size > MAX_FILE as u64 {
             return Err(FileError::TooLarge);
         }
-        let reading = Reading { handle, path: path.to_owned(), size, inode, offset: 0, next: Some(bytes) };
-        Ok((size, stream::try_unfold(reading, Reading::next)))
+        let read = FileRead { handle, path: path.to_owned(), size, inode, offset: 0, next: Some(bytes) };
+        Ok((size, stream::try_unfold(read, FileRead::next)))
     }
 
-    /// Writes a file, with the folders that it needs, from pieces of any size. With the last of them it is there as a whole; until then
-    /// what was there stays, so that the workspace needs room for both.
-    ///
-    /// # Errors
-    /// [`FileError`]; then what was there stays.
+    /// Writes a file and creates its folders. The file appears as a whole with its last chunk. Until then, and after an error, an
+    /// existing file stays unchanged; the workspace needs room for both.
     pub async fn write_file<E>(
         &self,
-        session: (&SessionId, Option<&str>),
+        id: &SessionId,
+        access: &Access,
         path: &str,
-        pieces: impl Stream<Item = Result<Bytes, E>>,
+        chunks: impl Stream<Item = Result<Bytes, E>>,
     ) -> Result<(), FileError> {
-        let mut pieces = std::pin::pin!(pieces);
-        // Each piece is a use of the session: a slow file does not come to one that nobody uses.
-        let used = || self.handle(session.0, session.1);
-        let mut upload = Upload::new(used()?, path);
-        let mut waiting = BytesMut::new();
-        while let Some(piece) = pieces.next().await.transpose().map_err(|_| FileError::Cut)? {
-            waiting.extend_from_slice(&piece);
-            if upload.length() + waiting.len() as u64 > MAX_FILE as u64 {
+        let mut chunks = std::pin::pin!(chunks);
+        // Each chunk counts as a use, so that the session does not become idle during a slow upload.
+        let touch = || self.handle(id, access);
+        let mut upload = Upload::new(touch()?, path);
+        let mut buffer = BytesMut::new();
+        while let Some(chunk) = chunks.next().await.transpose().map_err(|_| FileError::Cut)? {
+            buffer.extend_from_slice(&chunk);
+            if upload.length() + buffer.len() as u64 > MAX_FILE as u64 {
                 return Err(FileError::TooLarge);
             }
-            // What is left may be the last piece.
-            while waiting.len() > FILE_CHUNK {
-                upload.push(waiting.split_to(FILE_CHUNK).freeze()).await?;
+            // A full chunk stays in the buffer, because it may be the last one.
+            while buffer.len() > FILE_CHUNK {
+                upload.push(buffer.split_to(FILE_CHUNK).freeze()).await?;
             }
-            used()?;
+            touch()?;
         }
-        Ok(upload.finish(waiting.freeze()).await?)
+        Ok(upload.finish(buffer.freeze()).await?)
     }
 
     /// Removes a file or an empty folder.
-    ///
-    /// # Errors
-    /// [`FileError`].
-    pub async fn remove_file(&self, session: (&SessionId, Option<&str>), path: &str) -> Result<(), FileError> {
-        self.ask_about_files(session, Request::FileRemove { path: path.to_owned() }, Bytes::new()).await.map(drop)
+    pub async fn remove_file(&self, id: &SessionId, access: &Access, path: &str) -> Result<(), FileError> {
+        self.file_request(id, access, Request::FileRemove { path: path.to_owned() }).await.map(drop)
     }
 }

@@ -1,166 +1,39 @@
-//! A session's journal in the store, and those who follow it: the backlog from the store, then live.
+//! The journal of a session in the store: transactions of the session machine become rows.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
-use tokio::sync::watch;
 
-use super::executions::Executions;
+use super::event_feed::EventFeed;
+use super::execution_traces::ExecutionTraces;
 use crate::artifacts::Blobs;
-use crate::ids::{CellNumber, Seq, SessionId};
+use crate::ids::{CellNumber, SessionId, SessionPhase};
 use crate::mime;
 use crate::output::{ArtifactOptions, artifacts_of};
 use crate::session::{
     self, Cell, CellChange, CellRun, EventBody, Journal, JournalError, RunOptions, SessionEvent, SessionState, Transaction,
 };
 use crate::store::{
-    self, ArtifactRow, CellRow, CellState, Commit, EventRow, SessionChange, Store, StoreError, from_ms, to_ms,
+    self, ArtifactRow, CellRow, CellState, Commit, EventKind, EventRow, SessionChange, Store, from_ms, to_ms,
 };
 use crate::telemetry;
 
-/// Binary data of more bytes than this is kept as a blob and named by its hash.
-const INLINE: usize = 4096;
-/// Bytes of the latest events that are held for those who follow live.
-const RECENT: usize = 128 << 10;
-/// Events and bytes that a follower gets at once.
-const PAGE: (usize, usize) = (500, 1 << 20);
+/// Binary data above this size is stored as an artifact and referenced by its hash.
+const MAX_INLINE_BYTES: usize = 4096;
 
-/// The latest events of a session, and its last number.
-#[derive(Debug)]
-pub(super) struct Live {
-    recent: Mutex<Recent>,
-    last: watch::Sender<Last>,
-}
-
-/// How far a session has come.
-#[derive(Clone, Copy, Debug)]
-struct Last {
-    seq: Seq,
-    /// Whether it has been deleted: nothing more will come.
-    deleted: bool,
-}
-
-#[derive(Debug, Default)]
-struct Recent {
-    events: VecDeque<Arc<EventRow>>,
-    bytes: usize,
-}
-
-impl Live {
-    pub fn new(last: Seq) -> Arc<Self> {
-        let last = Last { seq: last, deleted: false };
-        Arc::new(Self { recent: Mutex::default(), last: watch::channel(last).0 })
-    }
-
-    fn push(&self, events: Vec<EventRow>) {
-        let Some(last) = events.last().map(|event| event.seq) else { return };
-        {
-            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            for event in events {
-                recent.bytes += event.body.len();
-                recent.events.push_back(Arc::new(event));
-            }
-            while recent.bytes > RECENT
-                && let Some(old) = recent.events.pop_front()
-            {
-                recent.bytes -= old.body.len();
-            }
-        }
-        self.last.send_modify(|known| known.seq = last);
-    }
-
-    /// Tells followers that the session is no more.
-    pub fn close(&self) {
-        self.last.send_modify(|last| last.deleted = true);
-    }
-
-    pub fn last(&self) -> Seq {
-        self.last.borrow().seq
-    }
-
-    /// The events after a number, if all of them are held.
-    pub fn after(&self, seq: Seq) -> Option<Vec<Arc<EventRow>>> {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = recent.events.front()?.seq;
-        let from = recent.events.partition_point(|event| event.seq <= seq);
-        (first <= seq.next()).then(|| recent.events.range(from..).cloned().collect())
-    }
-}
-
-/// Reads a session's events from a number on, for as long as the session is there.
-pub struct Follower {
-    pub(super) store: Store,
-    pub(super) session: SessionId,
-    pub(super) live: Arc<Live>,
-    pub(super) after: Seq,
-}
-
-impl Follower {
-    /// Whether there is nothing that the reader has not seen.
-    pub fn has_all(&self) -> bool {
-        self.live.last() <= self.after
-    }
-
-    /// The next events, at least one: waits for it. A slow reader reads from the store, and holds up nobody. `None` when the
-    /// session has been deleted.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn next(&mut self) -> Result<Option<Vec<Arc<EventRow>>>, StoreError> {
-        let mut last = self.live.last.subscribe();
-        loop {
-            let events = self.now().await?;
-            if !events.is_empty() {
-                return Ok(Some(events));
-            }
-            let after = self.after;
-            match last.wait_for(|last| last.deleted || last.seq > after).await {
-                Ok(last) if !last.deleted => {}
-                _ => return Ok(None),
-            }
-        }
-    }
-
-    /// What there is already; empty if nothing is new.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn now(&mut self) -> Result<Vec<Arc<EventRow>>, StoreError> {
-        if self.live.last() <= self.after {
-            return Ok(Vec::new());
-        }
-        let events = match self.live.after(self.after) {
-            Some(events) => events,
-            None => {
-                let page = self.store.events_after(&self.session, self.after, PAGE.0, PAGE.1).await?;
-                page.into_iter().map(|event| Arc::new(as_seen_after(self.after, event))).collect()
-            }
-        };
-        if let Some(last) = events.last() {
-            self.after = last.seq;
-        }
-        Ok(events)
-    }
-}
-
-/// Events were merged of which the reader has seen some: for this one the text does not grow, some of it is told again.
-fn as_seen_after(after: Seq, event: EventRow) -> EventRow {
-    if event.first <= after { EventRow { kind: "output.update".to_owned(), ..event } } else { event }
-}
-
-/// Writes transactions into the store, and tells followers of them once they are there.
+/// Commits transactions of a session to the store, and then publishes their events.
 pub(super) struct StoreJournal {
     pub store: Store,
     pub blobs: Blobs,
     pub session: SessionId,
-    pub live: Arc<Live>,
-    /// Numbers of cells by their ids, for the names of artifacts.
-    pub numbers: std::collections::HashMap<String, CellNumber>,
-    /// Its runs for who collects traces, if anybody does.
-    pub executions: Option<Executions>,
+    pub feed: Arc<EventFeed>,
+    /// The numbers of cells by their ids, for the names of artifacts.
+    pub cell_numbers: HashMap<String, CellNumber>,
+    /// Makes the spans of executions. `None` if no trace collector is configured.
+    pub traces: Option<ExecutionTraces>,
 }
 
 #[async_trait]
@@ -174,20 +47,20 @@ impl Journal for StoreJournal {
         let began = Instant::now();
         self.store.commit(&self.session, commit).await.map_err(|error| JournalError(error.to_string()))?;
         metrics::histogram!(telemetry::COMMIT_SECONDS).record(began.elapsed());
-        count(transaction, &events);
-        if let Some(executions) = &mut self.executions {
-            executions.follow(transaction, &self.numbers);
+        update_metrics(transaction, &events);
+        if let Some(traces) = &mut self.traces {
+            traces.follow(transaction, &self.cell_numbers);
         }
         if let Some(first) = transaction.events.first() {
-            // The clock may have been set back meanwhile.
+            // The clock may have been set back meanwhile, which makes the elapsed time an error.
             metrics::histogram!(telemetry::LAG_SECONDS).record(first.time.elapsed().unwrap_or_default());
         }
-        self.live.push(events);
+        self.feed.publish(events);
         Ok(())
     }
 }
 
-fn count(transaction: &Transaction, events: &[EventRow]) {
+fn update_metrics(transaction: &Transaction, events: &[EventRow]) {
     metrics::counter!(telemetry::EVENTS).increment(events.len() as u64);
     metrics::counter!(telemetry::EVENT_BYTES).increment(events.iter().map(|event| event.body.len() as u64).sum());
     for event in &transaction.events {
@@ -201,13 +74,13 @@ impl StoreJournal {
     async fn commit_of(&mut self, transaction: &Transaction) -> std::io::Result<Commit> {
         for change in &transaction.cells {
             if let CellChange::Put(cell) = change {
-                self.numbers.insert(cell.id.clone(), cell.number);
+                self.cell_numbers.insert(cell.id.clone(), cell.number);
             }
         }
         let mut commit = Commit {
             cells: transaction.cells.iter().map(change_row).collect(),
             session: SessionChange {
-                state: transaction.state.as_ref().map(state_row),
+                phase: transaction.state.as_ref().map(phase_row),
                 position: transaction.position.map(|position| (position.epoch, position.seq)),
                 last_seq: transaction.events.last().map(|event| event.seq),
                 resume: transaction.resume.clone(),
@@ -221,7 +94,7 @@ impl StoreJournal {
         for event in &transaction.events {
             let body = match &event.body {
                 EventBody::Append { index, output } | EventBody::Update { index, output } => {
-                    let output = self.keep_artifacts(event, *index, output, &mut commit.artifacts).await?;
+                    let output = self.store_artifacts(event, *index, output, &mut commit.artifacts).await?;
                     json!({"index": index, "output": output})
                 }
                 body => body_of(body),
@@ -231,15 +104,15 @@ impl StoreJournal {
                 first: event.seq,
                 time: to_ms(event.time),
                 cell: event.cell.clone(),
-                kind: kind_of(&event.body).to_owned(),
+                kind: kind_of(&event.body),
                 body: body.to_string(),
             });
         }
         Ok(commit)
     }
 
-    /// Keeps the files in an output as blobs; gives the output with its large binary data named by hash.
-    async fn keep_artifacts(
+    /// Stores the artifacts in an output as blobs. Returns the output, in which large binary data is replaced by its hash.
+    async fn store_artifacts(
         &self,
         event: &SessionEvent,
         index: usize,
@@ -247,16 +120,16 @@ impl StoreJournal {
         rows: &mut Vec<ArtifactRow>,
     ) -> std::io::Result<Value> {
         let cell = event.cell.clone().unwrap_or_default();
-        let number = self.numbers.get(&cell).copied().unwrap_or_default();
+        let number = self.cell_numbers.get(&cell).copied().unwrap_or_default();
         let mut output = output.clone();
-        disarm(&mut output);
+        escape_artifact_references(&mut output);
         for artifact in artifacts_of(&output, index, number.0 as usize, ArtifactOptions::default()) {
-            // What cannot be decoded stays as the kernel sent it.
+            // Data that cannot be decoded stays in the output as the kernel sent it.
             let Ok(bytes) = artifact.content else { continue };
             let sha256 = self.blobs.put(&bytes).await?;
-            let (width, height) = size_of_image(&output, &artifact.mime);
+            let (width, height) = image_size(&output, &artifact.mime);
             if mime::is_binary(&artifact.mime)
-                && bytes.len() > INLINE
+                && bytes.len() > MAX_INLINE_BYTES
                 && let Some(value) = output.get_mut("data").and_then(|data| data.get_mut(&artifact.mime))
             {
                 *value = json!({"artifact": sha256});
@@ -268,36 +141,36 @@ impl StoreJournal {
     }
 }
 
-/// Names of blobs are ours to write. What a kernel or a file sends in their form would be filled in with anybody's bytes, as often
-/// as it is named: it becomes text, and shows as a broken picture.
-fn disarm(output: &mut Value) {
+/// Turns artifact references that came from a kernel or a file into text, which shows as a broken image. Only the journal may write
+/// references: otherwise an output could include the bytes of any artifact of any session, any number of times.
+fn escape_artifact_references(output: &mut Value) {
     let Some(Value::Object(data)) = output.get_mut("data") else { return };
     for (_, value) in data.iter_mut().filter(|(mime, value)| mime::is_binary(mime) && value.get("artifact").is_some()) {
         *value = value.to_string().into();
     }
 }
 
-/// Width and height as the kernel told them beside the image.
-fn size_of_image(output: &Value, mime: &str) -> (Option<i64>, Option<i64>) {
+/// The width and height that the kernel sent in the metadata of an image.
+fn image_size(output: &Value, mime: &str) -> (Option<i64>, Option<i64>) {
     let metadata = output.get("metadata").and_then(|metadata| metadata.get(mime));
     let number = |key| metadata.and_then(|metadata| metadata.get(key)).and_then(Value::as_i64);
     (number("width"), number("height"))
 }
 
-fn kind_of(body: &EventBody) -> &'static str {
+fn kind_of(body: &EventBody) -> EventKind {
     match body {
-        EventBody::State { .. } => "session.state",
-        EventBody::Queued => "cell.queued",
-        EventBody::Started => "cell.started",
-        EventBody::Append { .. } | EventBody::Stream { grows: true, .. } => "output.append",
-        EventBody::Update { .. } | EventBody::Stream { grows: false, .. } => "output.update",
-        EventBody::Clear => "output.clear",
-        EventBody::Input { .. } => "input.requested",
-        EventBody::Finished(_) => "cell.finished",
-        EventBody::Comm { .. } => "comm",
-        EventBody::Lost { .. } => "lost",
-        EventBody::Notebook(_) => "notebook.changed",
-        EventBody::Message { .. } => "message",
+        EventBody::State { .. } => EventKind::SessionState,
+        EventBody::Queued => EventKind::CellQueued,
+        EventBody::Started => EventKind::CellStarted,
+        EventBody::Append { .. } | EventBody::Stream { grows: true, .. } => EventKind::OutputAppend,
+        EventBody::Update { .. } | EventBody::Stream { grows: false, .. } => EventKind::OutputUpdate,
+        EventBody::Clear => EventKind::OutputClear,
+        EventBody::Input { .. } => EventKind::InputRequested,
+        EventBody::Finished(_) => EventKind::CellFinished,
+        EventBody::Comm { .. } => EventKind::Comm,
+        EventBody::Lost { .. } => EventKind::Lost,
+        EventBody::Notebook(_) => EventKind::NotebookChanged,
+        EventBody::Message { .. } => EventKind::Message,
     }
 }
 
@@ -333,12 +206,12 @@ fn body_of(body: &EventBody) -> Value {
     }
 }
 
-fn state_row(state: &SessionState) -> (String, Option<String>) {
+fn phase_row(state: &SessionState) -> (SessionPhase, Option<String>) {
     let why = match state {
         SessionState::Gone { why } => Some(why.clone()),
         _ => None,
     };
-    (state.name().to_owned(), why)
+    (state.phase(), why)
 }
 
 fn change_row(change: &CellChange) -> store::CellChange {
@@ -382,7 +255,7 @@ fn run_row(run: &CellRun) -> CellState {
     }
 }
 
-/// A cell as it was stored, for a driver that goes on.
+/// Reads a stored cell. `None` if its cell type is unknown.
 pub(super) fn restore_cell(row: CellRow) -> Option<Cell> {
     let metadata = match crate::wire::json::parse_lenient(row.metadata.as_bytes()) {
         Ok(Value::Object(metadata)) => metadata,

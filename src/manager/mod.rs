@@ -1,20 +1,38 @@
-//! The façade that the command line and all protocols see: it chooses a sandbox, makes sessions, and ends them. [`Keeper`] has
-//! those that outlive this process.
+//! Creates, finds and ends sessions. The command line and the HTTP API use them through this module.
+//!
+//! [`Manager`] creates one-shot sessions, which end with this process. The others outlive it:
+//!
+//! ```text
+//! SessionService   creates, claims, configures, recovers and removes sessions
+//!   ├ SessionRegistry   the sessions in memory, and the ownership check
+//!   ├ SessionReader     rows, cells, events and artifacts from the store
+//!   ├ Pool              sessions that are started ahead
+//!   └ Quota             refuses new work above the data limit
+//! Reaper           ends sessions whose lifetime is over
+//! Retention        keeps the stored data small
+//! ```
 
-mod care;
+mod cell_outputs;
 mod compaction;
-mod executions;
+mod event_feed;
+mod execution_traces;
 mod files;
 mod journal;
-mod keeper;
-mod kept;
 mod notebooks;
-mod outputs;
+mod packages;
 mod pool;
-pub mod record;
+mod quota;
+mod reader;
+mod reaper;
 mod recovery;
+mod registry;
 mod removal;
-mod room;
+mod retention;
+pub mod run_record;
+pub mod seed;
+mod service;
+mod session_config;
+mod silent_execution;
 mod variables;
 
 use std::sync::Arc;
@@ -32,78 +50,70 @@ use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
 use crate::session::{self, MemoryJournal, OutputMode, SessionError, SessionEvents, SessionHandle, SessionParts};
 
 pub use crate::sandbox::SandboxRecord;
-pub use crate::store::{ArtifactRow, EventRow, SessionRow, Store, StoreError, TooHeavy, from_ms, now_ms, seconds_in_ms};
+pub use crate::store::{
+    ArtifactRow, EventKind, EventRow, OverByteLimit, SessionRow, Store, StoreError, from_ms, now_ms, seconds_in_ms,
+};
+pub use cell_outputs::{
+    OutputEvent, apply_edit, fold_outputs, inline_artifacts, may_reference_artifacts, outputs_from_events, parse_body,
+};
+pub use event_feed::EventSubscription;
 pub use files::{FileEntry, FileError, MAX_FILE};
-pub use journal::Follower;
-pub use keeper::{Facts, Keeper};
-pub use kept::{KeeperError, KeeperSettings, KeptRun, KeptSpec, NewSession};
-pub use notebooks::{NotebookRun, failure_of};
-pub use outputs::{OutputEvent, edited, inline_artifacts, names_artifacts, outputs_of, outputs_told, read_body};
+pub use notebooks::{NotebookRun, first_failure};
+pub use reader::SessionReader;
+pub use reaper::Reaper;
+pub use retention::Retention;
+pub use service::{SessionProperties, SessionService};
+pub use session_config::{JobConfig, NewSession, ServiceError, ServiceSettings, SessionConfig};
 pub use variables::{Variable, VariablesError};
 
-/// How long after its manager's end a sandbox of a one-shot run ends itself.
-const ORPHAN: Duration = Duration::from_secs(20);
+/// The sandbox of a one-shot session ends itself this long after the end of its manager.
+const ORPHAN_LIFETIME: Duration = Duration::from_secs(20);
 
-/// Which sandbox a session is to have.
+/// The kind of sandbox that a session gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SandboxChoice {
-    /// The process sandbox, else Docker.
+    /// The process sandbox if it works on this machine, else Docker.
     #[default]
     Auto,
-    /// This one and no other.
+    /// This kind, or an error.
     Only(SandboxKind),
 }
 
 impl SandboxChoice {
-    /// Whether a session may get a sandbox of this kind.
     pub fn allows(self, kind: SandboxKind) -> bool {
         self == Self::Auto || self == Self::Only(kind)
     }
 }
 
-/// What a session is to be.
+/// The configuration of a new session.
 #[derive(Clone, Debug)]
 pub struct SessionSpec {
-    /// Its kernel.
     pub kernel: Kernel,
-    /// Its sandbox.
     pub sandbox: SandboxChoice,
-    /// Its limits.
     pub limits: Limits,
-    /// Its network.
     pub network: Network,
-    /// Variables for the kernel.
+    /// Environment variables of the kernel.
     pub env: Vec<(String, String)>,
 }
 
-/// Why there is no session.
+/// Why a session cannot be created.
 #[derive(Debug, Error)]
 pub enum ManagerError {
-    /// The limits make no sense.
     #[error(transparent)]
     Limits(BadLimit),
-    /// No sandbox could be had.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// None of the kinds works for this kernel.
+    /// Neither kind of sandbox works for this kernel.
     #[error(
-        "no sandbox is ready for the {kernel} kernel, and nothing runs without one:\n- {process}\n- {docker}\n`cellkeep doctor` shows what is usable"
+        "no sandbox works for the {kernel} kernel, and nothing runs without one:\n- {process}\n- {docker}\n`cellkeep doctor` shows what is usable"
     )]
-    NoSandbox {
-        /// Which kernel.
-        kernel: String,
-        /// What keeps the process sandbox.
-        process: SandboxError,
-        /// What keeps Docker.
-        docker: SandboxError,
-    },
-    /// The kernel did not start in it.
+    NoSandbox { kernel: String, process: SandboxError, docker: SandboxError },
     #[error("the kernel did not start: {0}")]
     Start(#[from] SessionError),
 }
 
 impl ManagerError {
-    /// Whether there is no room on the disk for what it needs.
+    /// Whether the cause is a full disk.
     pub fn is_of_a_full_disk(&self) -> bool {
         match self {
             Self::Sandbox(error) => error.is_of_a_full_disk(),
@@ -113,39 +123,34 @@ impl ManagerError {
     }
 }
 
-/// Makes and ends sessions.
+/// Creates sandboxes and one-shot sessions.
 pub struct Manager {
     paths: Paths,
 }
 
-/// A living session with its sandbox.
+/// A one-shot session with its sandbox.
 pub struct Session {
-    /// For its runs.
     pub handle: SessionHandle,
-    /// What it tells, as the kernel's messages.
+    /// The messages of the kernel.
     pub events: SessionEvents,
-    /// What it lives in.
     pub record: SandboxRecord,
     sandbox: Arc<dyn Sandbox>,
 }
 
 impl Manager {
-    /// A manager of this data folder.
     pub fn new(paths: Paths) -> Self {
         Self { paths }
     }
 
-    /// Makes a session and waits until its kernel is ready. What an earlier, killed run left behind is cleared away meanwhile.
-    ///
-    /// # Errors
-    /// [`ManagerError`]; nothing is left behind.
+    /// Creates a session and waits until its kernel is ready. Meanwhile, sandboxes that killed runs left behind are removed. After an
+    /// error, nothing is left behind.
     pub async fn create(&self, spec: SessionSpec) -> Result<Session, ManagerError> {
         spec.limits.validate().map_err(ManagerError::Limits)?;
-        let (sandbox, record) = self.sandbox_for(&spec, &SessionId::random(), Some(ORPHAN)).await?;
+        let (sandbox, record) = self.create_sandbox(&spec, &SessionId::random(), Some(ORPHAN_LIFETIME)).await?;
         let (sweeper, paths) = (sandbox.clone(), self.paths.clone());
         tokio::spawn(async move {
             if let Err(error) = sandbox::sweep(&*sweeper, &paths).await {
-                tracing::warn!(%error, "cannot look for sandboxes that were left behind");
+                tracing::warn!(%error, "cannot look for leftover sandboxes");
             }
         });
         let (journal, events) = MemoryJournal::new();
@@ -164,19 +169,19 @@ impl Manager {
             Ok(()) => Ok(session),
             Err(error) => {
                 if let Err(remains) = session.destroy().await {
-                    tracing::warn!(%remains, "a sandbox whose kernel did not start is left behind");
+                    tracing::warn!(%remains, "cannot remove a sandbox whose kernel did not start");
                 }
                 Err(error.into())
             }
         }
     }
 
-    /// Makes a sandbox; one with `orphan` ends itself so long after its manager's end, others live on.
-    async fn sandbox_for(
+    /// Creates a sandbox. With `orphan_lifetime`, the sandbox ends itself that long after the end of this process; without, it lives on.
+    async fn create_sandbox(
         &self,
         spec: &SessionSpec,
         session: &SessionId,
-        orphan: Option<Duration>,
+        orphan_lifetime: Option<Duration>,
     ) -> Result<(Arc<dyn Sandbox>, SandboxRecord), ManagerError> {
         let sandbox_spec = SandboxSpec {
             session: session.clone(),
@@ -184,19 +189,19 @@ impl Manager {
             limits: spec.limits.clone(),
             network: spec.network,
             env: spec.env.clone(),
-            orphan_seconds: orphan.map(|after| after.as_secs()),
+            orphan_seconds: orphan_lifetime.map(|lifetime| lifetime.as_secs()),
         };
         match spec.sandbox {
             SandboxChoice::Only(kind) => Ok(self.create_in(kind, &sandbox_spec).await?),
             SandboxChoice::Auto => {
                 let process = match self.create_in(SandboxKind::Process, &sandbox_spec).await {
-                    Ok(made) => return Ok(made),
+                    Ok(created) => return Ok(created),
                     Err(error) => error,
                 };
                 match self.create_in(SandboxKind::Docker, &sandbox_spec).await {
-                    Ok(made) => {
-                        tracing::warn!("using the docker sandbox, since {process}");
-                        Ok(made)
+                    Ok(created) => {
+                        tracing::warn!("using the docker sandbox, because {process}");
+                        Ok(created)
                     }
                     Err(docker) => Err(ManagerError::NoSandbox { kernel: spec.kernel.name.clone(), process, docker }),
                 }
@@ -214,10 +219,10 @@ impl Manager {
         Ok((sandbox, record))
     }
 
-    /// The sandboxes of one kind.
+    /// The engine of one kind of sandbox.
     ///
     /// # Errors
-    /// [`SandboxError::Unavailable`] when they do not work here.
+    /// [`SandboxError::Unavailable`] if the kind does not work on this machine.
     pub async fn sandbox(&self, kind: SandboxKind) -> Result<Arc<dyn Sandbox>, SandboxError> {
         match kind {
             SandboxKind::Process => Ok(Arc::new(ProcessSandbox::new(self.paths.clone()))),
@@ -227,10 +232,7 @@ impl Manager {
 }
 
 impl Session {
-    /// Ends the session: its kernel, its sandbox and all that is in it.
-    ///
-    /// # Errors
-    /// [`SandboxError`] when something could not be ended or removed.
+    /// Ends the session: its kernel, its sandbox and the files in it.
     pub async fn destroy(self) -> Result<(), SandboxError> {
         self.sandbox.destroy(&self.record).await
     }

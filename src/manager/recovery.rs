@@ -1,130 +1,131 @@
-//! What an earlier server has left: sessions whose sandboxes live go on, others end in the journal, and what belongs to no
-//! session is removed.
+//! Recovery after a restart. Sessions whose sandboxes live continue, the others end in the journal, and sandboxes without a session
+//! are removed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::ManagerError;
 use super::journal::restore_cell;
-use super::keeper::{CREATING, Found, Keeper, Kept, spec_of};
-use super::kept::KeeperError;
-use super::removal::DELETING;
-use super::{ManagerError, pool};
-use crate::ids::SessionId;
+use super::pool::POOL_OWNER;
+use super::registry::{SandboxInstance, SessionEntry};
+use super::service::SessionService;
+use super::session_config::{ServiceError, SessionConfig};
+use crate::ids::{Access, SessionId, SessionPhase};
 use crate::link::Position;
 use crate::output::OutputTarget;
 use crate::sandbox::{self, SandboxKind, SandboxRecord, SandboxState};
 use crate::session::{self, Stored};
 use crate::store::{SessionRow, StoreError};
 
-/// How long an engine may take until it can be asked, and the time between two tries.
+/// How long an engine may take until it answers, and the time between two attempts.
 const ENGINE_DEADLINE: Duration = Duration::from_secs(30);
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+const ENGINE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-impl Keeper {
-    /// Takes up what an earlier server has left: sessions whose sandboxes live go on, others are ended in the journal, and
-    /// sandboxes that no session has are removed. Returns when each session is in a true state, or on its way to one.
-    ///
-    /// # Errors
-    /// [`KeeperError::Store`].
-    pub async fn recover(&self) -> Result<(), KeeperError> {
-        let rows = self.0.store.sessions(None).await?;
-        let mut sandboxes = self.all_sandboxes(&rows).await;
+impl SessionService {
+    /// Continues or ends the sessions that an earlier server has left, and removes sandboxes without a session. Returns when the
+    /// state of every session is true, or on its way to be.
+    pub async fn recover(&self) -> Result<(), ServiceError> {
+        let rows = self.0.store.sessions(&Access::All).await?;
+        let mut sandboxes = self.list_all_sandboxes(&rows).await;
         for row in rows {
-            let found = sandboxes.remove(&row.id);
-            if let Err(error) = self.recover_one(&row, found).await {
-                tracing::error!(session = %row.id, %error, "cannot take up a session");
+            let sandbox = sandboxes.remove(&row.id);
+            if let Err(error) = self.recover_session(&row, sandbox).await {
+                tracing::error!(session = %row.id, %error, "cannot recover a session");
             }
         }
-        for (id, (sandbox, record)) in sandboxes {
-            // One-shot runs are their owners' business.
-            if record.keep {
-                tracing::info!(session = %id, "removing a sandbox that no session has");
-                if let Err(error) = sandbox.destroy(&record).await {
-                    tracing::warn!(session = %id, %error, "cannot remove it");
+        for (id, sandbox) in sandboxes {
+            // Sandboxes of one-shot runs belong to the processes that run them.
+            if sandbox.record.keep {
+                tracing::info!(session = %id, "removing a sandbox without a session");
+                if let Err(error) = sandbox.destroy().await {
+                    tracing::warn!(session = %id, %error, "cannot remove a sandbox without a session");
                 }
             }
         }
-        // The sessions that were taken up are writing already.
+        // The recovered sessions write already, so the artifact folder must be locked.
         let _removing = self.0.blobs.removing().await;
         let hashes: HashSet<String> = self.0.store.artifact_hashes().await?.into_iter().collect();
         if let Err(error) = self.0.blobs.keep_only(&hashes).await {
-            tracing::warn!(%error, "cannot clear out artifacts that nobody has");
+            tracing::warn!(%error, "cannot remove artifacts that no session uses");
         }
         Ok(())
     }
 
-    async fn all_sandboxes(&self, rows: &[SessionRow]) -> HashMap<SessionId, Found> {
+    async fn list_all_sandboxes(&self, rows: &[SessionRow]) -> HashMap<SessionId, SandboxInstance> {
         let mut all = HashMap::new();
         for kind in [SandboxKind::Process, SandboxKind::Docker] {
-            let kind_of = |row: &SessionRow| record_of(row).map(|record| record.kind);
-            // Asking a daemon takes longer than all the rest of a start. A row without a record was not made to its end.
+            let kind_of = |row: &SessionRow| sandbox_record(row).map(|record| record.kind);
+            // Asking the Docker daemon takes longer than the rest of a start, so it is asked only if needed. A row without a
+            // record belongs to an unfinished creation: its sandbox may be of any kind.
             if self.0.settings.sandbox.allows(kind) || rows.iter().any(|row| kind_of(row).is_none_or(|its| its == kind)) {
-                let needed = rows.iter().any(|row| row.state != "gone" && kind_of(row) == Some(kind));
-                all.extend(self.sandboxes(kind, needed).await);
+                let has_sessions = rows.iter().any(|row| row.phase != SessionPhase::Gone && kind_of(row) == Some(kind));
+                all.extend(self.list_sandboxes_with_retry(kind, has_sessions).await);
             }
         }
         all
     }
 
-    /// The sandboxes of one kind. What cannot be asked is asked again for a while if sessions are known to be in it: after a
-    /// boot the engine may come up later than we do, and who is not found is ended.
-    async fn sandboxes(&self, kind: SandboxKind, needed: bool) -> Vec<(SessionId, Found)> {
-        let deadline = Instant::now() + if needed { ENGINE_DEADLINE } else { Duration::ZERO };
+    /// The sandboxes of one kind. If sessions are known to be in such sandboxes, an engine that does not answer is retried for
+    /// [`ENGINE_DEADLINE`]: after a boot it may come up later than this server, and a session whose sandbox is not found ends.
+    async fn list_sandboxes_with_retry(&self, kind: SandboxKind, has_sessions: bool) -> Vec<(SessionId, SandboxInstance)> {
+        let deadline = Instant::now() + if has_sessions { ENGINE_DEADLINE } else { Duration::ZERO };
         loop {
             match self.list_sandboxes(kind).await {
-                Ok(found) => return found,
-                // A kind that does not work here has none.
-                Err(_) if !needed => return Vec::new(),
+                Ok(sandboxes) => return sandboxes,
+                // A kind that does not work on this machine has no sandboxes.
+                Err(_) if !has_sessions => return Vec::new(),
                 Err(error) if Instant::now() > deadline => {
-                    tracing::error!(%kind, %error, "cannot list sandboxes; the sessions in them are ended");
+                    tracing::error!(%kind, %error, "cannot list sandboxes; their sessions end");
                     return Vec::new();
                 }
                 Err(error) => {
-                    tracing::warn!(%kind, %error, "cannot list sandboxes; trying again");
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    tracing::warn!(%kind, %error, "cannot list sandboxes; retrying");
+                    tokio::time::sleep(ENGINE_RETRY_DELAY).await;
                 }
             }
         }
     }
 
-    async fn list_sandboxes(&self, kind: SandboxKind) -> Result<Vec<(SessionId, Found)>, ManagerError> {
-        let sandbox = self.0.manager.sandbox(kind).await?;
-        if let Err(error) = sandbox::sweep(&*sandbox, &self.0.paths).await {
-            tracing::warn!(%kind, %error, "cannot look for sandboxes that were left behind");
+    async fn list_sandboxes(&self, kind: SandboxKind) -> Result<Vec<(SessionId, SandboxInstance)>, ManagerError> {
+        let engine = self.0.manager.sandbox(kind).await?;
+        if let Err(error) = sandbox::sweep(&*engine, &self.0.paths).await {
+            tracing::warn!(%kind, %error, "cannot look for leftover sandboxes");
         }
-        let records = sandbox.list().await?;
-        Ok(records.into_iter().map(|record| (record.session.clone(), (sandbox.clone(), record))).collect())
+        let records = engine.list().await?.into_iter();
+        Ok(records.map(|record| (record.session.clone(), SandboxInstance { engine: engine.clone(), record })).collect())
     }
 
-    async fn recover_one(&self, row: &SessionRow, found: Option<Found>) -> Result<(), KeeperError> {
-        if matches!(row.state.as_str(), CREATING | DELETING) || row.principal == pool::NOBODY {
-            // Whoever asked for it has had no answer; and the pool is filled anew.
-            self.remove_all_of(&row.id, found).await;
+    async fn recover_session(&self, row: &SessionRow, sandbox: Option<SandboxInstance>) -> Result<(), ServiceError> {
+        if matches!(row.phase, SessionPhase::Creating | SessionPhase::Deleting) || row.principal.as_str() == POOL_OWNER {
+            // The client that asked for it got no answer, and the pool is filled anew.
+            self.remove_or_defer(&row.id, sandbox.map(Arc::new)).await;
             return Ok(());
         }
-        let spec = spec_of(row);
-        let stored = self.stored(row).await?;
-        let living = match &found {
-            Some((sandbox, record)) if row.state != "gone" => {
-                // Of one that cannot be asked now, its driver finds out.
-                !matches!(sandbox.inspect(record).await, Ok(SandboxState::Ended { .. }))
+        let stored = self.load_state(row).await?;
+        let is_alive = match &sandbox {
+            // If the sandbox cannot be inspected now, the driver finds out later.
+            Some(sandbox) if row.phase != SessionPhase::Gone => {
+                !matches!(sandbox.engine.inspect(&sandbox.record).await, Ok(SandboxState::Ended { .. }))
             }
             _ => false,
         };
-        let kept = match found {
-            Some(found) if living => self.start(&row.principal, &spec, found, Some(stored)),
-            // What is left of a sandbox goes as that of any session that has ended.
-            found => self.end_in_journal(row, stored, found).await,
+        let entry = match sandbox {
+            Some(sandbox) if is_alive => {
+                self.start_driver(&row.principal, &SessionConfig::of_row(row), sandbox, Some(stored))
+            }
+            // The reaper removes the sandbox of an ended session.
+            sandbox => self.end_in_journal(row, stored, sandbox).await,
         };
-        self.sessions(|sessions| sessions.insert(row.id.clone(), kept));
+        self.0.registry.insert(row.id.clone(), Arc::new(entry));
         Ok(())
     }
 
-    async fn stored(&self, row: &SessionRow) -> Result<Stored, StoreError> {
+    async fn load_state(&self, row: &SessionRow) -> Result<Stored, StoreError> {
         let cells = self.0.store.cells(&row.id).await?;
-        let whole = self.0.store.session(&row.id).await?;
-        let (resume, kernel_info) = whole.map_or((None, None), |row| (row.resume, row.kernel_info));
+        // Lists of rows leave out the long columns.
+        let full_row = self.0.store.session(&row.id).await?;
+        let (resume, kernel_info) = full_row.map_or((None, None), |row| (row.resume, row.kernel_info));
         let (epoch, seq) = row.position;
         let folds = self.0.store.folds(&row.id).await?;
         Ok(Stored {
@@ -137,24 +138,16 @@ impl Keeper {
         })
     }
 
-    /// A session whose sandbox is gone: what ran in it ends in the journal, and it can be read.
-    async fn end_in_journal(&self, row: &SessionRow, stored: Stored, sandbox: Option<Found>) -> Kept {
-        let (live, journal) = self.journal(&row.id, &row.kernel, Some(&stored));
+    /// Ends a session whose sandbox is gone: its unfinished executions end in the journal, which can be read.
+    async fn end_in_journal(&self, row: &SessionRow, stored: Stored, sandbox: Option<SandboxInstance>) -> SessionEntry {
+        let (feed, journal) = self.open_journal(&row.id, &row.kernel, Some(&stored));
         let why = row.why.clone().unwrap_or_else(|| "its sandbox ended while the server was away".to_owned());
-        let handle = session::end_stored(stored, row.state == "gone", &why, journal).await;
-        Kept {
-            principal: row.principal.clone(),
-            handle,
-            live,
-            last_used: Arc::default(),
-            cell_timeout: Arc::default(),
-            removing: Arc::default(),
-            sandbox,
-        }
+        let handle = session::end_stored(stored, row.phase == SessionPhase::Gone, &why, journal).await;
+        SessionEntry::new(row.principal.clone(), handle, feed, None, sandbox)
     }
 }
 
-/// The record of a session's sandbox, if it was written.
-fn record_of(row: &SessionRow) -> Option<SandboxRecord> {
+/// The record of a session's sandbox, if it was stored.
+fn sandbox_record(row: &SessionRow) -> Option<SandboxRecord> {
     row.sandbox.as_deref().and_then(|record| serde_json::from_str(record).ok())
 }

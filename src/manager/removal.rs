@@ -1,103 +1,117 @@
-//! The end of sessions, with all that is theirs. Once it is written down that one is to go, nobody sees it any more, and what
-//! cannot be removed at once is tried again until it can: by this server, else by the next.
+//! The removal of sessions with all their data. The phase `deleting` is committed first; from then on nobody sees the session.
+//! What cannot be removed at once is retried, by this server or by the next one.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::stream::{self, StreamExt as _};
 
-use super::keeper::{Found, Keeper, Kept};
-use super::kept::KeeperError;
-use crate::ids::SessionId;
+use super::registry::{SandboxInstance, SessionEntry};
+use super::service::SessionService;
+use super::session_config::ServiceError;
+use crate::ids::{Access, SessionId, SessionPhase};
 use crate::sandbox;
 use crate::store::{Commit, SessionChange, StoreError};
 
-/// Sessions that are removed at once when all are.
-const AT_ONCE: usize = 8;
-/// The state of a session that is to be removed: a server that is killed over it goes on with it.
-pub(super) const DELETING: &str = "deleting";
+/// The number of sessions that are removed at once when all of them are.
+const CONCURRENT_REMOVALS: usize = 8;
 
-impl Keeper {
-    /// Ends a session and removes all that is its own. Of one that is being removed, there is nothing left to do.
-    ///
-    /// # Errors
-    /// [`KeeperError`]; then the session is as it was.
-    pub async fn delete(&self, id: &SessionId, principal: Option<&str>) -> Result<(), KeeperError> {
-        self.kept(id, principal)?;
-        let Some(kept) = self.sessions(|sessions| sessions.remove(id)) else { return Ok(()) };
-        // Whoever asked may go away meanwhile.
-        let (keeper, id) = (self.clone(), id.clone());
+/// Sessions that nobody sees any more and that could not be removed completely, with the sandboxes that are left.
+#[derive(Default)]
+pub(super) struct RemovalBacklog(Mutex<HashMap<SessionId, Option<Arc<SandboxInstance>>>>);
+
+impl RemovalBacklog {
+    fn with<T>(&self, work: impl FnOnce(&mut HashMap<SessionId, Option<Arc<SandboxInstance>>>) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn add(&self, id: SessionId, sandbox: Option<Arc<SandboxInstance>>) {
+        self.with(|backlog| backlog.insert(id, sandbox));
+    }
+
+    pub fn ids(&self) -> Vec<SessionId> {
+        self.with(|backlog| backlog.keys().cloned().collect())
+    }
+
+    fn get(&self, id: &SessionId) -> Option<Option<Arc<SandboxInstance>>> {
+        self.with(|backlog| backlog.get(id).cloned())
+    }
+
+    fn remove(&self, id: &SessionId) {
+        self.with(|backlog| backlog.remove(id));
+    }
+}
+
+impl SessionService {
+    /// Ends a session and removes all its data. A session whose removal has begun already needs nothing more. After an error,
+    /// the session is unchanged.
+    pub async fn delete(&self, id: &SessionId, access: &Access) -> Result<(), ServiceError> {
+        self.0.registry.find_visible(id, access)?;
+        let Some(entry) = self.0.registry.remove(id) else { return Ok(()) };
+        // In a task of its own: the client may disconnect meanwhile.
+        let (service, id) = (self.clone(), id.clone());
         let removing = tokio::spawn(async move {
-            if let Err(error) = keeper.condemn(&id).await {
-                keeper.sessions(|sessions| sessions.insert(id, kept));
+            if let Err(error) = service.commit_deletion(&id).await {
+                service.0.registry.insert(id, entry);
                 return Err(error);
             }
-            keeper.clear_away(&id, Some(kept)).await;
+            service.end_and_remove(&id, Some(entry)).await;
             Ok(())
         });
         Ok(removing.await.map_err(|error| StoreError::Failed(error.to_string()))??)
     }
 
-    /// Removes a session that nobody sees: one that did not come up, or of the pool.
-    pub(super) async fn remove(&self, id: &SessionId, kept: Option<Kept>) {
-        // Its row tells the next server to remove it even so.
-        if let Err(error) = self.condemn(id).await {
-            tracing::warn!(session = %id, %error, "cannot write down that a session goes");
+    /// Removes a session that is not in the registry: it failed to start, or it belongs to the pool.
+    pub(super) async fn remove_unlisted(&self, id: &SessionId, entry: Option<SessionEntry>) {
+        // The next server removes rows in the phases `creating` and of the pool as well, so a failure here is harmless.
+        if let Err(error) = self.commit_deletion(id).await {
+            tracing::warn!(session = %id, %error, "cannot commit the deletion of a session");
         }
-        self.clear_away(id, kept).await;
+        self.end_and_remove(id, entry.map(Arc::new)).await;
     }
 
-    /// Writes down that a session is to go.
-    async fn condemn(&self, id: &SessionId) -> Result<(), StoreError> {
-        let session = SessionChange { state: Some((DELETING.to_owned(), None)), ..SessionChange::default() };
+    /// Commits the phase `deleting`.
+    async fn commit_deletion(&self, id: &SessionId) -> Result<(), StoreError> {
+        let session = SessionChange { phase: Some((SessionPhase::Deleting, None)), ..SessionChange::default() };
         self.0.store.commit(id, Commit { session, ..Commit::default() }).await
     }
 
-    async fn clear_away(&self, id: &SessionId, kept: Option<Kept>) {
-        let Some(kept) = kept else { return self.remove_all_of(id, None).await };
-        kept.live.close();
-        // It may have ended before.
-        let _ = kept.handle.end("it was deleted").await;
-        let _removing = kept.removing.lock().await;
-        self.remove_all_of(id, kept.sandbox).await;
+    async fn end_and_remove(&self, id: &SessionId, entry: Option<Arc<SessionEntry>>) {
+        let Some(entry) = entry else { return self.remove_or_defer(id, None).await };
+        entry.feed.close();
+        // Fails if the session has ended before, which is fine.
+        let _ = entry.handle.end("it was deleted").await;
+        let _removal = entry.removal.lock().await;
+        self.remove_or_defer(id, entry.sandbox()).await;
     }
 
-    /// Removes a session's sandbox and its rows; else notes that they are to be removed.
-    pub(super) async fn remove_all_of(&self, id: &SessionId, sandbox: Option<Found>) {
-        if let Err(error) = self.try_to_remove(id, sandbox.as_ref()).await {
-            tracing::warn!(session = %id, %error, "cannot remove all that is a session's; trying again");
-            self.with_leftovers(|leftovers| leftovers.insert(id.clone(), sandbox));
+    /// Removes the sandbox and the rows of a session. On failure, the session goes into the removal backlog.
+    pub(super) async fn remove_or_defer(&self, id: &SessionId, sandbox: Option<Arc<SandboxInstance>>) {
+        if let Err(error) = self.try_remove(id, sandbox.as_deref()).await {
+            tracing::warn!(session = %id, %error, "cannot remove all data of a session; retrying");
+            self.0.removal_backlog.add(id.clone(), sandbox);
         }
     }
 
-    /// Sessions of which something could not be removed.
-    pub(super) fn leftovers(&self) -> Vec<SessionId> {
-        self.with_leftovers(|leftovers| leftovers.keys().cloned().collect())
-    }
-
-    /// Tries once more to remove what could not be removed.
-    pub(super) async fn remove_leftover(&self, id: &SessionId) {
-        let Some(sandbox) = self.with_leftovers(|leftovers| leftovers.get(id).cloned()) else { return };
-        match self.try_to_remove(id, sandbox.as_ref()).await {
-            Ok(()) => drop(self.with_leftovers(|leftovers| leftovers.remove(id))),
-            Err(error) => tracing::debug!(session = %id, %error, "cannot remove it yet"),
+    /// Retries the removal of a session in the backlog.
+    pub(super) async fn retry_removal(&self, id: &SessionId) {
+        let Some(sandbox) = self.0.removal_backlog.get(id) else { return };
+        match self.try_remove(id, sandbox.as_deref()).await {
+            Ok(()) => self.0.removal_backlog.remove(id),
+            Err(error) => tracing::debug!(session = %id, %error, "cannot remove the data of a session yet"),
         }
     }
 
-    fn with_leftovers<T>(&self, work: impl FnOnce(&mut HashMap<SessionId, Option<Found>>) -> T) -> T {
-        work(&mut self.0.leftovers.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    async fn try_to_remove(&self, id: &SessionId, found: Option<&Found>) -> Result<(), KeeperError> {
-        match found {
-            Some((sandbox, record)) => sandbox.destroy(record).await?,
+    async fn try_remove(&self, id: &SessionId, sandbox: Option<&SandboxInstance>) -> Result<(), ServiceError> {
+        match sandbox {
+            Some(sandbox) => sandbox.destroy().await?,
             None => sandbox::remove_unfinished(&self.0.paths, id)?,
         }
-        self.forget(id).await
+        self.remove_rows(id).await
     }
 
-    /// Removes what is written of a session.
-    async fn forget(&self, id: &SessionId) -> Result<(), KeeperError> {
+    /// Removes the rows of a session, and the artifacts that no other session uses.
+    async fn remove_rows(&self, id: &SessionId) -> Result<(), ServiceError> {
         let _removing = self.0.blobs.removing().await;
         for hash in self.0.store.delete_session(id).await? {
             if let Err(error) = self.0.blobs.remove(&hash).await {
@@ -107,21 +121,20 @@ impl Keeper {
         Ok(())
     }
 
-    /// Ends all sessions and removes all that is theirs.
+    /// Ends all sessions and removes all their data.
     pub async fn delete_all(&self) {
-        let ids: Vec<SessionId> = self.sessions(|sessions| sessions.keys().cloned().collect());
         let delete = async |id: SessionId| {
-            if let Err(error) = self.delete(&id, None).await {
+            if let Err(error) = self.delete(&id, &Access::All).await {
                 tracing::warn!(session = %id, %error, "cannot remove a session; it lives on");
             }
         };
-        stream::iter(ids).for_each_concurrent(AT_ONCE, delete).await;
+        stream::iter(self.0.registry.ids()).for_each_concurrent(CONCURRENT_REMOVALS, delete).await;
     }
 
-    /// Ends the sessions of the pool, which nobody has.
+    /// Ends and removes the sessions of the pool.
     pub async fn drain_pool(&self) {
-        for (id, kept) in self.pool().drain() {
-            self.remove(&id, Some(kept)).await;
+        for (id, entry) in self.pool().drain() {
+            self.remove_unlisted(&id, Some(entry)).await;
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What a kernel's namespace holds, asked for between two cells by code that nobody sees: nothing is counted, no name is left behind, and
-//! no code of the values' own is run.
+//! The variables in a kernel's namespace. Silent code lists them between two cells: it is not counted, defines no name, and runs no code
+//! of the values themselves (such as `__repr__` methods).
 
 use std::time::Duration;
 
@@ -7,127 +7,112 @@ use futures_util::StreamExt as _;
 use serde_json::Value;
 use thiserror::Error;
 
-use super::{FileError, Keeper, KeeperError};
-use crate::ids::{self, SessionId};
+use super::{FileError, ServiceError, SessionService};
+use crate::ids::{self, Access, SessionId, SessionPhase};
 use crate::session::SessionState;
 
-/// Variables of one answer, and bytes of the file that the kernel leaves them in.
-const MOST: usize = 500;
+/// The largest number of variables in one answer, and the largest size of the file that the kernel writes them to.
+const MAX_VARIABLES: usize = 500;
 const MAX_FILE: u64 = 1 << 20;
-/// Characters of each field.
+/// The largest number of characters in a field.
 const MAX_FIELD: usize = 300;
 /// How long the kernel may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(10);
 
 const PYTHON: &str = include_str!("variables/python.py");
 const R: &str = include_str!("variables/r.R");
 const BASH: &str = include_str!("variables/bash.sh");
 
-/// A variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variable {
-    /// Its name.
     pub name: String,
-    /// Its type, as its language calls it.
+    /// The type, in the words of its language.
     pub kind: String,
-    /// A short look at its value.
+    /// The value, shortened.
     pub summary: String,
 }
 
-/// Why variables cannot be told.
+/// Why the variables cannot be listed.
 #[derive(Debug, Error)]
 pub enum VariablesError {
-    /// This kernel cannot be asked.
-    #[error("the names of a {language} kernel cannot be listed; those of Python, R and bash can")]
-    Unknown {
-        /// Its language.
-        language: String,
-    },
-    /// It runs a cell, or is not ready.
-    #[error("the kernel is {state}; its variables are told when it is idle")]
-    Busy {
-        /// What it does.
-        state: &'static str,
-    },
-    /// It did not do what it was asked.
-    #[error("the kernel cannot tell its variables: {0}")]
+    #[error("variables of {language} kernels cannot be listed; Python, R and bash are supported")]
+    UnsupportedLanguage { language: String },
+    #[error("the kernel is {state}; its variables can be listed while it is idle")]
+    Busy { state: &'static str },
+    #[error("the kernel cannot list its variables: {0}")]
     Failed(String),
-    /// The session cannot be asked.
     #[error(transparent)]
-    Keeper(#[from] KeeperError),
+    Service(#[from] ServiceError),
 }
 
-impl Keeper {
-    /// The variables of a session's kernel, and whether there may be more.
-    ///
-    /// # Errors
-    /// [`VariablesError`].
-    pub async fn variables(&self, id: &SessionId, principal: Option<&str>) -> Result<(Vec<Variable>, bool), VariablesError> {
-        let handle = self.handle(id, principal)?;
-        let language = self.row(id, principal).await?.language;
+impl SessionService {
+    /// The variables of a session's kernel, and whether the list was truncated.
+    pub async fn variables(&self, id: &SessionId, access: &Access) -> Result<(Vec<Variable>, bool), VariablesError> {
+        let handle = self.handle(id, access)?;
+        let language = self.reader().row(id, access).await?.language;
         let file = format!(".cellkeep-variables-{}", ids::random_uuid());
-        let code = code(&language, &format!("/work/{file}")).ok_or(VariablesError::Unknown { language })?;
+        let code =
+            listing_code(&language, &format!("/work/{file}")).ok_or(VariablesError::UnsupportedLanguage { language })?;
         match handle.state() {
-            // The session itself says why it is over.
+            // For a session that has ended, the session returns the error with its reason.
             SessionState::Idle | SessionState::Gone { .. } => {}
             state => return Err(VariablesError::Busy { state: state.name() }),
         }
-        // The file goes also when nobody waits for what is in it any more.
-        let (keeper, id, principal) = (self.clone(), id.clone(), principal.map(str::to_owned));
-        let asking = tokio::spawn(async move {
+        // In a task of its own, so that the file is removed even if the client disconnects.
+        let (service, id, access) = (self.clone(), id.clone(), access.clone());
+        let listing = tokio::spawn(async move {
             let reply = handle.run_silently(&code).await;
-            let session = (&id, principal.as_deref());
-            let read = keeper.read_whole(session, &file).await;
-            let _ = keeper.remove_file(session, &file).await;
-            (reply, read)
+            let text = service.read_small_file(&id, &access, &file).await;
+            let _ = service.remove_file(&id, &access, &file).await;
+            (reply, text)
         });
-        let busy = |_| VariablesError::Busy { state: "busy" };
-        let told = tokio::time::timeout(PATIENCE, asking).await.map_err(busy)?;
-        let (reply, read) = told.map_err(|error| VariablesError::Failed(error.to_string()))?;
-        let reply = reply.map_err(KeeperError::from)?;
+        let busy = |_| VariablesError::Busy { state: SessionPhase::Busy.as_str() };
+        let listed = tokio::time::timeout(DEADLINE, listing).await.map_err(busy)?;
+        let (reply, text) = listed.map_err(|error| VariablesError::Failed(error.to_string()))?;
+        let reply = reply.map_err(ServiceError::from)?;
         if reply["status"] == "error" {
-            let text = |key: &str| reply.get(key).and_then(Value::as_str).unwrap_or_default().chars().take(MAX_FIELD);
-            let told: String = text("ename").chain(": ".chars()).chain(text("evalue")).collect();
-            return Err(VariablesError::Failed(told));
+            let part = |key: &str| reply.get(key).and_then(Value::as_str).unwrap_or_default().chars().take(MAX_FIELD);
+            let message: String = part("ename").chain(": ".chars()).chain(part("evalue")).collect();
+            return Err(VariablesError::Failed(message));
         }
-        let variables = parse(&read.map_err(|error| VariablesError::Failed(error.to_string()))?);
-        let may_be_more = variables.len() >= MOST;
-        Ok((variables, may_be_more))
+        let variables = parse(&text.map_err(|error| VariablesError::Failed(error.to_string()))?);
+        let is_truncated = variables.len() >= MAX_VARIABLES;
+        Ok((variables, is_truncated))
     }
 
-    async fn read_whole(&self, session: (&SessionId, Option<&str>), path: &str) -> Result<String, FileError> {
-        let (size, pieces) = self.read_file(session, path).await?;
+    async fn read_small_file(&self, id: &SessionId, access: &Access, path: &str) -> Result<String, FileError> {
+        let (size, chunks) = self.read_file(id, access, path).await?;
         if size > MAX_FILE {
             return Err(FileError::TooLarge);
         }
-        let mut pieces = std::pin::pin!(pieces);
+        let mut chunks = std::pin::pin!(chunks);
         let mut bytes = Vec::new();
-        while let Some(piece) = pieces.next().await {
-            bytes.extend_from_slice(&piece?);
+        while let Some(chunk) = chunks.next().await {
+            bytes.extend_from_slice(&chunk?);
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
-/// Code that writes a line for each variable: name, type and summary, with tabs between them.
-fn code(language: &str, path: &str) -> Option<String> {
+/// Code that writes a line for each variable: name, type and summary, separated by tabs.
+fn listing_code(language: &str, path: &str) -> Option<String> {
     let quoted = Value::from(path).to_string();
     Some(match language {
-        // A text of JSON is one of Python.
+        // Every JSON string is a Python string.
         "python" => format!(
-            "exec(compile({}, '<variables>', 'exec'), {{'ns': globals(), 'path': {quoted}, 'most': {MOST}}})",
+            "exec(compile({}, '<variables>', 'exec'), {{'ns': globals(), 'path': {quoted}, 'most': {MAX_VARIABLES}}})",
             Value::from(PYTHON)
         ),
-        "R" => R.replace("MOST", &MOST.to_string()).replace("PATH", &quoted),
-        "bash" => BASH.replace("MOST", &MOST.to_string()).replace("> PATH", &format!("> {path}")),
+        "R" => R.replace("MOST", &MAX_VARIABLES.to_string()).replace("PATH", &quoted),
+        "bash" => BASH.replace("MOST", &MAX_VARIABLES.to_string()).replace("> PATH", &format!("> {path}")),
         _ => return None,
     })
 }
 
-/// What the kernel wrote is the user's: anything may stand there.
+/// Parses the kernel's file. User code can write anything into it.
 fn parse(text: &str) -> Vec<Variable> {
     let field = |text: Option<&str>| text.unwrap_or_default().chars().filter(|c| !c.is_control()).take(MAX_FIELD).collect();
-    let lines = text.lines().filter(|line| !line.trim().is_empty()).take(MOST);
+    let lines = text.lines().filter(|line| !line.trim().is_empty()).take(MAX_VARIABLES);
     let mut variables: Vec<Variable> = lines
         .map(|line| {
             let mut fields = line.splitn(3, '\t');
@@ -143,20 +128,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_variables_whatever_stands_in_them() {
+    fn malformed_lines_are_still_variables() {
         let variables = parse("b\tint\t7\n\nA\tstr\t'x\ty\u{1b}[0m'\nlone\n");
         let names: Vec<&str> = variables.iter().map(|variable| variable.name.as_str()).collect();
         assert_eq!(names, ["A", "b", "lone"]);
         assert_eq!((variables[0].summary.as_str(), variables[2].kind.as_str()), ("'xy[0m'", ""));
-        assert_eq!(parse(&"x\n".repeat(MOST + 1)).len(), MOST);
+        assert_eq!(parse(&"x\n".repeat(MAX_VARIABLES + 1)).len(), MAX_VARIABLES);
     }
 
     #[test]
-    fn paths_are_put_into_code_whole() {
+    fn code_contains_the_whole_path() {
         for (language, holds) in [("python", "'path': \"/work/x\""), ("R", "\"/work/x\""), ("bash", "> /work/x")] {
-            let code = code(language, "/work/x").unwrap();
+            let code = listing_code(language, "/work/x").unwrap();
             assert!(code.contains(holds) && !code.contains("MOST"), "{code}");
         }
-        assert_eq!(code("typescript", "/work/x"), None);
+        assert_eq!(listing_code("typescript", "/work/x"), None);
     }
 }

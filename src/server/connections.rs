@@ -1,5 +1,5 @@
-//! Takes connections in: so many at once, and none that says nothing for long. axum's own loop bounds neither, so that a client
-//! that opens connections and leaves them open could take all descriptors of the process.
+//! The accept loop. It bounds the number of connections and closes idle ones. axum's own loop does neither, so a client that opens
+//! connections and leaves them open could use up all file descriptors of the process.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,44 +20,44 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_io_timeout::TimeoutStream;
 
-use super::pace::{PATIENCE, Paced};
+use super::slow_reader::{STALL_BUDGET, SlowReaderLimit};
 use crate::api::OpenConnection;
 
-/// Connections that are open at once, where the process may have as many descriptors.
-const MOST: usize = 10_000;
-/// Descriptors for all else: two for each session, the journal, kernels that start.
-const RESERVED: usize = 1_000;
-/// How long a connection may take to send a request's head, and how long it may rest between two requests.
-const HEAD: Duration = Duration::from_secs(60);
-/// How long a client may take no byte of what is sent to it. Whoever follows events goes on by number.
-const UNREAD: Duration = Duration::from_secs(120);
-/// Bytes of a request's head, and of what is read ahead of its body.
-const BUFFER: usize = 64 << 10;
-/// How long requests may take to end once the server is to stop. Event streams never end by themselves.
-const DRAIN: Duration = Duration::from_secs(3);
-/// After an accept that failed for want of something that others will give back.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The largest number of open connections, if the process may have as many file descriptors.
+const MAX_CONNECTIONS: usize = 10_000;
+/// File descriptors for everything else: two for each session, the journal, starting kernels.
+const RESERVED_DESCRIPTORS: usize = 1_000;
+/// How long the head of a request may take, and how long a connection may be idle between two requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may read nothing. A subscriber that is disconnected reconnects and continues by event number.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
+/// The largest head of a request, and the read buffer of its body. Bytes.
+const READ_BUFFER: usize = 64 << 10;
+/// How long a stopping server waits for requests. Event streams never end by themselves.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// The pause after an accept that failed for want of a resource, such as file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The answer where there are too many, sent without looking at the request.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+/// The response when there are too many connections. It is sent without reading the request.
+const OVERLOADED: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// Serves until `stop` is done, and then for a moment what has begun.
+/// Serves until `stop` completes, and then waits briefly for requests that have begun.
 pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
-    serve_with(PATIENCE, listener, router, stop).await;
+    serve_with(STALL_BUDGET, listener, router, stop).await;
 }
 
-/// The same, waiting for readers for so long.
-async fn serve_with(patience: Duration, listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
-    let room = Arc::new(Semaphore::new(most()));
+/// Like [`serve`], with a stall budget for slow readers.
+async fn serve_with(stall_budget: Duration, listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+    let permits = Arc::new(Semaphore::new(max_connections()));
     let (stopping, stopped) = watch::channel(false);
     let mut open = JoinSet::new();
-    let mut resting = Resting::default();
+    let mut connections = Connections::default();
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
             () = &mut stop => break,
             accepted = listener.accept() => accepted,
-            // What has ended is forgotten.
             Some(_) = open.join_next() => continue,
         };
         let stream = match accepted {
@@ -67,94 +67,95 @@ async fn serve_with(patience: Duration, listener: TcpListener, router: Router, s
                 continue;
             }
         };
-        let Some(permit) = resting.make_room(&room).await else {
-            let _ = stream.try_write(FULL);
+        let Some(permit) = connections.acquire_permit(&permits).await else {
+            let _ = stream.try_write(OVERLOADED);
             continue;
         };
-        let busy = Arc::new(AtomicBool::new(false));
+        let is_busy = Arc::new(AtomicBool::new(false));
         let connection = OpenConnection::new(permit);
-        let task = open.spawn(one(stream, patience, router.clone(), connection, busy.clone(), stopped.clone()));
-        resting.0.push_back((task, busy));
+        let task =
+            open.spawn(serve_connection(stream, stall_budget, router.clone(), connection, is_busy.clone(), stopped.clone()));
+        connections.0.push_back((task, is_busy));
     }
     drop(listener);
     stopping.send_replace(true);
     let drained = async { while open.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(DRAIN, drained).await;
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
 }
 
-/// Connections in the order of their coming, and whether a request is being answered on each.
+/// The open connections, oldest first, and whether each of them is processing a request.
 #[derive(Default)]
-struct Resting(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
+struct Connections(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
 
-impl Resting {
-    /// Room for another connection. If there is none, the oldest of those on which nothing is going on gives way.
-    async fn make_room(&mut self, room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-        if self.0.len() > 2 * MOST {
+impl Connections {
+    /// A permit for a new connection. If there is none, the oldest idle connection is closed. `None` if all connections are busy.
+    async fn acquire_permit(&mut self, permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        if self.0.len() > 2 * MAX_CONNECTIONS {
             self.0.retain(|(task, _)| !task.is_finished());
         }
-        if let Ok(permit) = room.clone().try_acquire_owned() {
+        if let Ok(permit) = permits.clone().try_acquire_owned() {
             return Some(permit);
         }
         self.0.retain(|(task, _)| !task.is_finished());
-        let rests = self.0.iter().position(|(_, busy)| !busy.load(Ordering::Relaxed))?;
-        let (task, _) = self.0.remove(rests)?;
+        let idle = self.0.iter().position(|(_, is_busy)| !is_busy.load(Ordering::Relaxed))?;
+        let (task, _) = self.0.remove(idle)?;
         task.abort();
-        room.clone().acquire_owned().await.ok()
+        permits.clone().acquire_owned().await.ok()
     }
 }
 
-/// As many as the process can hold, after raising its limit as far as it may.
-fn most() -> usize {
+/// The number of connections that the process can hold. Raises the limit of file descriptors if possible.
+fn max_connections() -> usize {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = (MOST + RESERVED) as u64;
+    let wanted = (MAX_CONNECTIONS + RESERVED_DESCRIPTORS) as u64;
     let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)).max(limit.current.unwrap_or(0));
-    let has = match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
+    let descriptors = match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
         Ok(()) => raised,
         Err(_) => limit.current.unwrap_or(wanted),
     };
-    room_in(usize::try_from(has).unwrap_or(usize::MAX))
+    connections_for(usize::try_from(descriptors).unwrap_or(usize::MAX))
 }
 
-/// Connections that so many descriptors leave room for.
-fn room_in(descriptors: usize) -> usize {
-    descriptors.saturating_sub(RESERVED).max(descriptors / 2).min(MOST)
+/// The number of connections for a number of file descriptors.
+fn connections_for(descriptors: usize) -> usize {
+    descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 2).min(MAX_CONNECTIONS)
 }
 
-async fn one(
+async fn serve_connection(
     stream: TcpStream,
-    patience: Duration,
+    stall_budget: Duration,
     router: Router,
     open: OpenConnection,
-    busy: Arc<AtomicBool>,
+    is_busy: Arc<AtomicBool>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    // Small answers must not wait for the other side's delayed acknowledgements, which costs 40 ms each.
+    // Small responses must not wait for delayed acknowledgements of the client, which cost 40 ms each.
     if stream.set_nodelay(true).is_err() {
         return;
     }
     let mut protocol = http1::Builder::new();
-    // Who has said all it has to say may close its half and still wait for the answer. Who is gone altogether is noticed by what is
-    // sent, of which a stream has some every few seconds.
-    protocol.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER).half_close(true);
+    // A client may close its sending half and still wait for the response. A client that is gone is noticed by writes, and streams write
+    // every few seconds.
+    protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(READ_BUFFER).half_close(true);
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        busy.store(true, Ordering::Relaxed);
+        is_busy.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(open.clone());
-        let (answer, busy) = (router.call(request), busy.clone());
+        let (response, is_busy) = (router.call(request), is_busy.clone());
         async move {
-            let answer = answer.await;
-            // A stream goes on for as long as its connection; what is whole is as good as sent.
-            let is_whole = answer.as_ref().is_ok_and(|answer| answer.body().size_hint().exact().is_some());
-            busy.store(!is_whole, Ordering::Relaxed);
-            answer
+            let response = response.await;
+            // A stream lasts as long as its connection. A response of known size counts as sent.
+            let is_whole = response.as_ref().is_ok_and(|response| response.body().size_hint().exact().is_some());
+            is_busy.store(!is_whole, Ordering::Relaxed);
+            response
         }
     });
     let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(UNREAD));
-    let stream = Paced::new(Box::pin(stream), patience);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let stream = SlowReaderLimit::new(Box::pin(stream), stall_budget);
     let connection = protocol.serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::pin!(connection);
-    // What it gives must not live on over the next wait.
+    // The guard that `wait_for` returns must not live across the next await.
     let stop = async { drop(stopped.wait_for(|stopped| *stopped).await) };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -164,25 +165,25 @@ async fn one(
         }
     };
     if let Err(error) = ended {
-        match cause(&error).filter(|error| error.kind() == io::ErrorKind::TimedOut) {
-            Some(slow) => tracing::warn!(%slow, "a connection was ended"),
-            None => tracing::debug!(%error, "a connection broke off"),
+        match io_cause(&error).filter(|error| error.kind() == io::ErrorKind::TimedOut) {
+            Some(slow) => tracing::warn!(%slow, "closed the connection of a slow reader"),
+            None => tracing::debug!(%error, "a connection failed"),
         }
     }
 }
 
-/// What went wrong below HTTP.
-fn cause(error: &hyper::Error) -> Option<&io::Error> {
+/// The I/O error below an HTTP error.
+fn io_cause(error: &hyper::Error) -> Option<&io::Error> {
     std::error::Error::source(error).and_then(|source| source.downcast_ref())
 }
 
 async fn pause_after(error: &io::Error) {
-    // A connection that was gone before we took it is nothing to wait for.
+    // The client disconnected before the accept, so there is nothing to wait for.
     if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
         return;
     }
-    tracing::warn!(%error, "cannot take connections in");
-    tokio::time::sleep(PAUSE).await;
+    tracing::warn!(%error, "cannot accept connections");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 #[cfg(test)]
@@ -200,7 +201,7 @@ mod tests {
 
     use super::*;
 
-    /// Tells when an answer is no longer being sent.
+    /// Signals when a response is no longer being sent.
     struct Sending {
         name: String,
         ended: tokio::sync::mpsc::UnboundedSender<String>,
@@ -212,22 +213,22 @@ mod tests {
         }
     }
 
-    /// Bytes without end.
-    async fn flood(Path(name): Path<String>, State(ended): State<tokio::sync::mpsc::UnboundedSender<String>>) -> Body {
+    /// A response without end.
+    async fn endless(Path(name): Path<String>, State(ended): State<tokio::sync::mpsc::UnboundedSender<String>>) -> Body {
         let sending = Sending { name, ended };
-        let pieces = stream::repeat(Bytes::from(vec![7; 64 << 10]));
-        Body::from_stream(futures_util::StreamExt::map(pieces, move |piece| {
+        let chunks = stream::repeat(Bytes::from(vec![7; 64 << 10]));
+        Body::from_stream(futures_util::StreamExt::map(chunks, move |chunk| {
             let _ = &sending;
-            Ok::<_, Infallible>(piece)
+            Ok::<_, Infallible>(chunk)
         }))
     }
 
-    /// Who takes nothing is let go when it has kept us waiting for long enough. Who takes little at a time, and keeps us waiting for
-    /// longer than that in all, is not.
+    /// A client that reads nothing is disconnected when its stall budget is used up. A client that reads steadily, and makes the server
+    /// wait for longer than that in total, is not.
     #[tokio::test]
-    async fn readers_are_let_go_for_their_pace_and_not_for_the_time_they_take() {
-        const WAITS: Duration = Duration::from_secs(3);
-        // What waits on the way, taken by nobody, is little.
+    async fn slow_readers_are_disconnected_and_steady_ones_are_not() {
+        const BUDGET: Duration = Duration::from_secs(3);
+        // Small socket buffers, so that little data is on the way.
         let socket = || {
             let socket = TcpSocket::new_v4().unwrap();
             socket.set_send_buffer_size(64 << 10).unwrap();
@@ -238,33 +239,34 @@ mod tests {
         listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = listening.listen(8).unwrap();
         let address = listener.local_addr().unwrap();
-        let (ended, mut told) = tokio::sync::mpsc::unbounded_channel();
-        let router = Router::new().route("/{name}", get(flood)).with_state(ended);
-        let server = tokio::spawn(serve_with(WAITS, listener, router, std::future::pending()));
+        let (ended, mut endings) = tokio::sync::mpsc::unbounded_channel();
+        let router = Router::new().route("/{name}", get(endless)).with_state(ended);
+        let server = tokio::spawn(serve_with(BUDGET, listener, router, std::future::pending()));
         let ask = async |name: &str| {
             let mut stream = socket().connect(address).await.unwrap();
             stream.write_all(format!("GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
             stream
         };
         let (silent, mut steady) = (ask("silent").await, ask("steady").await);
-        // Ten times as fast as the least pace, and a hundredth of what could be sent.
+        // Ten times the required rate, and a hundredth of the possible one.
         let began = Instant::now();
-        let mut taken = vec![0; 64 << 10];
-        while began.elapsed() < 2 * WAITS {
-            steady.read_exact(&mut taken).await.expect("who reads steadily is served");
+        let mut buffer = vec![0; 64 << 10];
+        while began.elapsed() < 2 * BUDGET {
+            steady.read_exact(&mut buffer).await.expect("a steady reader is served");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        // It would have been let go for taking no byte at all much later.
-        let first = tokio::time::timeout(UNREAD / 2, told.recv()).await.expect("the silent one is let go");
+        // The write timeout would disconnect it much later.
+        let first =
+            tokio::time::timeout(WRITE_TIMEOUT / 2, endings.recv()).await.expect("the silent reader is disconnected");
         assert_eq!(first.as_deref(), Some("silent"));
-        assert!(told.try_recv().is_err(), "and nobody else");
+        assert!(endings.try_recv().is_err(), "no other reader is disconnected");
         drop((silent, steady));
         server.abort();
     }
 
     #[test]
-    fn any_limit_leaves_room() {
-        let rooms = [0, 256, 1_400, 11_000, 65_536, usize::MAX].map(room_in);
-        assert_eq!(rooms, [0, 128, 700, 10_000, 10_000, 10_000]);
+    fn any_descriptor_limit_leaves_connections() {
+        let connections = [0, 256, 1_400, 11_000, 65_536, usize::MAX].map(connections_for);
+        assert_eq!(connections, [0, 128, 700, 10_000, 10_000, 10_000]);
     }
 }

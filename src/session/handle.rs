@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::machine::{Cell, CellEdit, Denied, NewCell, Query, QueuedExecution, RunOptions};
 use crate::agent_protocol::{AnswerBody, Request, UsageReading};
+use crate::ids::SessionPhase;
 use crate::link::LinkError;
 use crate::wire::requests::KernelRequest;
 
@@ -38,15 +39,20 @@ pub enum SessionState {
 }
 
 impl SessionState {
-    pub fn name(&self) -> &'static str {
+    /// The state without its details.
+    pub fn phase(&self) -> SessionPhase {
         match self {
-            Self::Starting => "starting",
-            Self::Idle => "idle",
-            Self::Busy => "busy",
-            Self::Interrupting => "interrupting",
-            Self::Restarting => "restarting",
-            Self::Gone { .. } => "gone",
+            Self::Starting => SessionPhase::Starting,
+            Self::Idle => SessionPhase::Idle,
+            Self::Busy => SessionPhase::Busy,
+            Self::Interrupting => SessionPhase::Interrupting,
+            Self::Restarting => SessionPhase::Restarting,
+            Self::Gone { .. } => SessionPhase::Gone,
         }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.phase().as_str()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Cells: what they are (set once or edited) and how their last run stands.
+//! Cells: their content, and the state of their latest execution.
 
 use std::collections::HashMap;
 
@@ -9,45 +9,42 @@ use super::sessions::{signed, unsigned};
 use super::{Store, StoreError};
 use crate::ids::{Seq, SessionId};
 
-/// A cell as stored. JSON columns are opaque to the store.
+/// A stored cell. The store does not read JSON columns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CellRow {
-    /// Its number in the session, in the order of making.
+    /// The number in the session, in the order of creation.
     pub number: u32,
-    /// Its nbformat id.
+    /// The nbformat id.
     pub id: String,
-    /// Its place in the notebook: cells are ordered by it.
+    /// The position in the notebook. Cells are ordered by it.
     pub place: f64,
     /// `code`, `markdown` or `raw`.
     pub cell_type: String,
-    /// The source.
     pub source: String,
-    /// Its metadata, as a JSON object.
+    /// A JSON object.
     pub metadata: String,
-    /// How it is to be run (timeout and the like), as a JSON object.
+    /// Execution options (timeout and others), as a JSON object.
     pub options: String,
-    /// How its last run stands.
     pub run: CellState,
 }
 
-/// How a cell's last run stands.
+/// The state of a cell's latest execution. Times are milliseconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CellState {
     /// `queued`, `running` or `finished`.
     pub state: String,
-    /// When it was queued.
     pub queued_at: Option<i64>,
-    /// What asked for it, as a `traceparent`, where traces are kept.
+    /// The `traceparent` of the request that queued the execution, if traces are enabled.
     pub trace: Option<String>,
-    /// The id of the run: the `msg_id` of its request.
+    /// The id of the execution: the `msg_id` of its `execute_request`.
     pub run: Option<String>,
-    /// When the kernel was given it.
+    /// When the request was sent to the kernel.
     pub started_at: Option<i64>,
-    /// How it ended, as JSON.
+    /// The result as JSON. `None` until the execution has ended.
     pub result: Option<String>,
-    /// Its outputs are told by its events from here on.
+    /// The first event of the execution. The outputs are the result of the cell's events from here on.
     pub first_seq: Seq,
-    /// Its last event.
+    /// The last event of the cell.
     pub last_seq: Seq,
 }
 
@@ -79,7 +76,7 @@ fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<usize> {
     Ok(usize::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
 }
 
-/// Writes a whole cell, new or edited.
+/// Inserts or replaces a cell.
 pub(super) fn put(connection: &Connection, session: &SessionId, cell: &CellRow) -> rusqlite::Result<()> {
     let put = "INSERT INTO cells (session, number, id, place, cell_type, source, metadata, options, state, first_seq, last_seq) \
                VALUES (:session, :number, :id, :place, :cell_type, :source, :metadata, :options, '', 0, 0) \
@@ -92,14 +89,13 @@ pub(super) fn put(connection: &Connection, session: &SessionId, cell: &CellRow) 
     set_state(connection, session, cell.number, &cell.run)
 }
 
-/// Writes how a cell is to be run.
 pub(super) fn set_options(connection: &Connection, session: &SessionId, number: u32, options: &str) -> rusqlite::Result<()> {
     let update = "UPDATE cells SET options = ?3 WHERE session = ?1 AND number = ?2";
     connection.prepare_cached(update)?.execute(params![session.as_str(), number, options])?;
     Ok(())
 }
 
-/// Writes what later output of a cell goes on from.
+/// Writes the fold state of a cell: what later output continues from. `None` removes it.
 pub(super) fn put_fold(
     connection: &Connection,
     session: &SessionId,
@@ -115,7 +111,7 @@ pub(super) fn put_fold(
     connection.prepare_cached(put)?.execute(params![session.as_str(), number, json]).map(drop)
 }
 
-/// Writes how a cell's run stands, and leaves the source alone, which may be long.
+/// Writes the state of a cell's execution without its source, which may be long.
 pub(super) fn set_state(connection: &Connection, session: &SessionId, number: u32, run: &CellState) -> rusqlite::Result<()> {
     let update = "UPDATE cells SET state = :state, run = :run, started_at = :started_at, result = :result, \
                   first_seq = :first_seq, last_seq = :last_seq, queued_at = :queued_at, trace = :trace WHERE session = :session AND number = :number";
@@ -127,7 +123,7 @@ pub(super) fn set_state(connection: &Connection, session: &SessionId, number: u3
     Ok(())
 }
 
-/// Removes a cell. Its events stay: they have been told.
+/// Removes a cell. Its events stay, because subscribers have seen them.
 pub(super) fn delete(connection: &Connection, session: &SessionId, number: u32) -> rusqlite::Result<()> {
     let delete = "DELETE FROM cells WHERE session = ?1 AND number = ?2";
     connection.prepare_cached(delete)?.execute(params![session.as_str(), number])?;
@@ -144,9 +140,8 @@ fn all_of(connection: &Connection, session: &SessionId) -> rusqlite::Result<Vec<
     connection.prepare_cached(&select)?.query_map([session.as_str()], read)?.collect()
 }
 
-/// The bytes of the events that tell of all cells' outputs, and of the artifacts in them as base64. SQLite knows the lengths
-/// without reading the texts.
-fn weigh(connection: &Connection, session: &SessionId) -> rusqlite::Result<u64> {
+/// The bytes of the events of all outputs, and of their artifacts as base64. SQLite knows the lengths without reading the texts.
+fn output_bytes(connection: &Connection, session: &SessionId) -> rusqlite::Result<u64> {
     let select = "SELECT (SELECT ifnull(sum(octet_length(e.body)), 0) FROM cells c CROSS JOIN events e INDEXED BY events_by_cell \
                           ON e.session = c.session AND e.cell = c.id AND e.seq >= c.first_seq WHERE c.session = ?1) \
                        + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1)";
@@ -154,8 +149,8 @@ fn weigh(connection: &Connection, session: &SessionId) -> rusqlite::Result<u64> 
     Ok(bytes.max(0).cast_unsigned())
 }
 
-/// The same of one cell. It is asked for each cell that is run: found by the index, however many there are.
-fn weigh_cell(connection: &Connection, session: &SessionId, cell: &CellRow) -> rusqlite::Result<u64> {
+/// The same for one cell. This runs once per execution, so the index is used, which makes the cost independent of the other cells.
+fn output_bytes_of_cell(connection: &Connection, session: &SessionId, cell: &CellRow) -> rusqlite::Result<u64> {
     let select = format!(
         "SELECT (SELECT ifnull(sum(octet_length(body)), 0) FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq >= ?3) \
               + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1 AND cell = ?2)"
@@ -165,27 +160,21 @@ fn weigh_cell(connection: &Connection, session: &SessionId, cell: &CellRow) -> r
     Ok(bytes.max(0).cast_unsigned())
 }
 
-/// A cell's events are more than somebody wants to read at once.
+/// The events of a cell exceed the limit of the reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooHeavy {
-    /// Their bytes, with the artifacts in them as base64.
+pub struct OverByteLimit {
+    /// The size of the events, with their artifacts as base64.
     pub bytes: u64,
 }
 
 impl Store {
-    /// A session's cells in the order of the notebook.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The cells in the order of the notebook.
     pub async fn cells(&self, session: &SessionId) -> Result<Vec<CellRow>, StoreError> {
         let id = session.clone();
         self.read(move |connection| all_of(connection, &id)).await
     }
 
-    /// What later output of a session's cells goes on from, by their numbers.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The fold states of cells by their numbers.
     pub async fn folds(&self, session: &SessionId) -> Result<Vec<(u32, String)>, StoreError> {
         let id = session.clone();
         self.read(move |connection| {
@@ -195,10 +184,7 @@ impl Store {
         .await
     }
 
-    /// How many cells a session has, and how many of them are queued.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The number of cells in a session, and how many of them are queued.
     pub async fn count_cells(&self, session: &SessionId) -> Result<(usize, usize), StoreError> {
         let id = session.clone();
         self.read(move |connection| {
@@ -210,9 +196,6 @@ impl Store {
     }
 
     /// The same for all sessions that have cells, by their ids.
-    ///
-    /// # Errors
-    /// [`StoreError`].
     pub async fn count_all_cells(&self) -> Result<HashMap<String, (usize, usize)>, StoreError> {
         self.read(|connection| {
             let select = "SELECT session, count(*), count(*) FILTER (WHERE state = 'queued') FROM cells GROUP BY session";
@@ -222,10 +205,7 @@ impl Store {
         .await
     }
 
-    /// How many cells of all sessions are queued.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The number of queued cells in all sessions.
     pub async fn count_queued(&self) -> Result<usize, StoreError> {
         self.read(|connection| {
             let select = "SELECT count(*) FROM cells WHERE state = 'queued'";
@@ -234,42 +214,32 @@ impl Store {
         .await
     }
 
-    /// One cell by its id.
-    ///
-    /// # Errors
-    /// [`StoreError`].
     pub async fn cell(&self, session: &SessionId, cell: &str) -> Result<Option<CellRow>, StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.read(move |connection| find(connection, &id, &cell)).await
     }
 
-    /// One cell by its id, with the events of its latest run if they and its artifacts are of no more bytes than `most`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// One cell with the events of its latest execution. The events are not read if they and their artifacts exceed `max_bytes`.
     pub async fn cell_and_events(
         &self,
         session: &SessionId,
         cell: &str,
-        most: u64,
-    ) -> Result<Option<(CellRow, Result<Vec<EventRow>, TooHeavy>)>, StoreError> {
+        max_bytes: u64,
+    ) -> Result<Option<(CellRow, Result<Vec<EventRow>, OverByteLimit>)>, StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.read(move |connection| {
             let Some(row) = find(connection, &id, &cell)? else { return Ok(None) };
-            let bytes = if most == u64::MAX { 0 } else { weigh_cell(connection, &id, &row)? };
-            let events = match bytes <= most {
+            let bytes = if max_bytes == u64::MAX { 0 } else { output_bytes_of_cell(connection, &id, &row)? };
+            let events = match bytes <= max_bytes {
                 true => Ok(events::of_cell(connection, &id, &cell, row.run.first_seq)?),
-                false => Err(TooHeavy { bytes }),
+                false => Err(OverByteLimit { bytes }),
             };
             Ok(Some((row, events)))
         })
         .await
     }
 
-    /// A session's cells in the order of the notebook, each with the events of its latest run.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The cells in the order of the notebook, each with the events of its latest execution.
     pub async fn cells_and_events(&self, session: &SessionId) -> Result<Vec<(CellRow, Vec<EventRow>)>, StoreError> {
         let id = session.clone();
         self.read(move |connection| {
@@ -283,11 +253,8 @@ impl Store {
         .await
     }
 
-    /// Where the events of each code cell's latest run begin, by the cells' ids.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn latest_runs(&self, session: &SessionId) -> Result<HashMap<String, Seq>, StoreError> {
+    /// The first event of each code cell's latest execution, by cell id.
+    pub async fn latest_executions(&self, session: &SessionId) -> Result<HashMap<String, Seq>, StoreError> {
         let id = session.clone();
         self.read(move |connection| {
             let select = "SELECT id, first_seq FROM cells WHERE session = ?1 AND cell_type = 'code'";
@@ -297,12 +264,9 @@ impl Store {
         .await
     }
 
-    /// The bytes of a session's events and artifacts that its cells show, about.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn weight(&self, session: &SessionId) -> Result<u64, StoreError> {
+    /// The approximate size of all outputs of a session in bytes, with artifacts as base64.
+    pub async fn output_bytes(&self, session: &SessionId) -> Result<u64, StoreError> {
         let id = session.clone();
-        self.read(move |connection| weigh(connection, &id)).await
+        self.read(move |connection| output_bytes(connection, &id)).await
     }
 }

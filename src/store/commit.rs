@@ -1,4 +1,4 @@
-//! What a session's driver writes down in one piece: events, and the state that follows from them.
+//! The transactions of sessions: events, and the state that results from them.
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
@@ -6,107 +6,97 @@ use super::cells::{self, CellRow, CellState};
 use super::events::{self, EventRow};
 use super::sessions::{self, signed, unsigned};
 use super::{Store, StoreError};
-use crate::ids::{Epoch, Seq, SessionId};
+use crate::ids::{Access, Epoch, Seq, SessionId, SessionPhase};
 
-/// What a row weighs beside its texts: bytes that take as long to write.
-const ROW: usize = 1 << 10;
+/// The cost of writing a row without its texts, in bytes that take as long to write.
+const ROW_COST: usize = 1 << 10;
 
-/// One piece of a session's journal. All of it is stored, or nothing.
+/// One transaction of a session. It is stored as a whole or not at all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Commit {
     /// New events, in order.
     pub events: Vec<EventRow>,
-    /// Changed cells.
     pub cells: Vec<CellChange>,
     /// New artifacts. Their bytes are in the artifact folder already.
     pub artifacts: Vec<ArtifactRow>,
-    /// The session's own state.
     pub session: SessionChange,
-    /// What later output of cells goes on from, by their numbers, as JSON; nothing any more for none.
+    /// Changed fold states of cells by their numbers, as JSON. `None` removes a state.
     pub folds: Vec<(u32, Option<String>)>,
-    /// What a notebook file says beside its cells and outputs, if one has been taken in.
+    /// An imported notebook file without its cells.
     pub notebook: Option<String>,
 }
 
-/// How a session's row changes. What is `None` stays as it is.
+/// Changes of a session's row. Fields that are `None` stay unchanged.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SessionChange {
-    /// Its state, and why it ended, if it has.
-    pub state: Option<(String, Option<String>)>,
-    /// The last event of the agent that is in this piece or before.
+    /// The phase, and why the session ended.
+    pub phase: Option<(SessionPhase, Option<String>)>,
+    /// The epoch of the agent and its last event that the store has after this transaction.
     pub position: Option<(Epoch, Seq)>,
-    /// The last of its own events.
+    /// The last event of the session.
     pub last_seq: Option<Seq>,
-    /// What its driver needs to go on.
+    /// The state that the driver needs to resume, as JSON.
     pub resume: Option<String>,
-    /// What its kernel says of itself.
+    /// The content of the kernel's `kernel_info_reply`, as JSON.
     pub kernel_info: Option<String>,
-    /// When it was last used.
+    /// In milliseconds since 1970.
     pub last_active_at: Option<i64>,
 }
 
-/// How one cell changes.
+/// A change of one cell. Cells are named by their numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CellChange {
-    /// It is new, or edited.
+    /// Inserts or replaces the cell.
     Put(Box<CellRow>),
-    /// It is run otherwise from now on.
+    /// Sets the execution options, a JSON object.
     Options {
-        /// Which cell.
         number: u32,
-        /// How, as a JSON object.
         options: String,
     },
-    /// Its run stands otherwise.
+    /// Sets the state of the execution.
     State {
-        /// Which cell.
         number: u32,
-        /// How.
         run: CellState,
     },
-    /// It is gone.
     Delete {
-        /// Which cell.
         number: u32,
     },
 }
 
-/// A plot or file that a cell produced.
+/// An artifact: an image or file that a cell produced. Its bytes are in the artifact folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArtifactRow {
-    /// The hash of its bytes, by which it is found.
     pub sha256: String,
-    /// The cell that made it.
+    /// The id of the cell that produced it.
     pub cell: String,
     /// A file name.
     pub name: String,
-    /// Its MIME type.
     pub mime: String,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: i64,
-    /// Pixels, where the kernel told.
+    /// Width in pixels, if the kernel sent it.
     pub width: Option<i64>,
-    /// Pixels, where the kernel told.
+    /// Height in pixels, if the kernel sent it.
     pub height: Option<i64>,
-    /// The event that holds it.
+    /// The event of the output that contains it.
     pub seq: Seq,
 }
 
-/// Bytes that a piece writes, roughly.
-fn weight(commit: &Commit) -> usize {
-    let events = commit.events.iter().map(|event| ROW + event.body.len());
+/// The approximate number of bytes that a transaction writes.
+fn write_cost(commit: &Commit) -> usize {
+    let events = commit.events.iter().map(|event| ROW_COST + event.body.len());
     let cells = commit.cells.iter().map(|change| match change {
-        CellChange::Put(cell) => ROW + cell.source.len() + cell.metadata.len() + weight_of_run(&cell.run),
-        CellChange::State { run, .. } => ROW + weight_of_run(run),
-        CellChange::Options { .. } | CellChange::Delete { .. } => ROW,
+        CellChange::Put(cell) => ROW_COST + cell.source.len() + cell.metadata.len() + cost_of_state(&cell.run),
+        CellChange::State { run, .. } => ROW_COST + cost_of_state(run),
+        CellChange::Options { .. } | CellChange::Delete { .. } => ROW_COST,
     });
     let long = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    let folds = commit.folds.iter().map(|(_, json)| ROW + long(json));
+    let folds = commit.folds.iter().map(|(_, json)| ROW_COST + long(json));
     let texts = long(&commit.notebook) + long(&commit.session.resume) + long(&commit.session.kernel_info);
-    events.chain(cells).chain(folds).sum::<usize>() + ROW * commit.artifacts.len() + texts
+    events.chain(cells).chain(folds).sum::<usize>() + ROW_COST * commit.artifacts.len() + texts
 }
 
-fn weight_of_run(run: &CellState) -> usize {
+fn cost_of_state(run: &CellState) -> usize {
     run.result.as_ref().map_or(0, String::len)
 }
 
@@ -133,13 +123,13 @@ fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusql
         connection.prepare_cached(put)?.execute(params![session.as_str(), json])?;
     }
     let change = &commit.session;
-    let (state, why) = change.state.clone().unzip();
-    // A session that is being deleted stays so, whatever its driver has still to say.
-    let update = "UPDATE sessions SET state = iif(state = 'deleting', state, ifnull(:state, state)), why = ifnull(:why, why), epoch = ifnull(:epoch, epoch), \
+    let (phase, why) = change.phase.clone().unzip();
+    // The phase `deleting` is final: later transactions of the driver do not change it.
+    let update = "UPDATE sessions SET state = iif(state = :deleting, state, ifnull(:state, state)), why = ifnull(:why, why), epoch = ifnull(:epoch, epoch), \
                   seq = ifnull(:seq, seq), last_seq = ifnull(:last_seq, last_seq), \
                   last_active_at = max(last_active_at, ifnull(:active, 0)) WHERE id = :id";
     connection.prepare_cached(update)?.execute(named_params! {
-        ":state": state, ":why": why.flatten(),
+        ":deleting": SessionPhase::Deleting, ":state": phase, ":why": why.flatten(),
         ":epoch": change.position.map(|(epoch, _)| signed(epoch.0)), ":seq": change.position.map(|(_, seq)| signed(seq.0)),
         ":last_seq": change.last_seq.map(|seq| signed(seq.0)),
         ":active": change.last_active_at, ":id": session.as_str(),
@@ -183,19 +173,13 @@ fn read_artifact(row: &Row<'_>) -> rusqlite::Result<ArtifactRow> {
 }
 
 impl Store {
-    /// Writes a piece of a session's journal down, whole or not at all.
-    ///
-    /// # Errors
-    /// [`StoreError`]; nothing was written then, and the same piece can be tried again.
+    /// Commits a transaction of a session. After an error nothing was written, and the same transaction can be retried.
     pub async fn commit(&self, session: &SessionId, commit: Commit) -> Result<(), StoreError> {
         let id = session.clone();
-        self.writer.write_sized(weight(&commit), move |connection| write(connection, &id, &commit)).await
+        self.writer.write_sized(write_cost(&commit), move |connection| write(connection, &id, &commit)).await
     }
 
-    /// A session's artifacts, in the order of their making.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The artifacts of a session in the order of their events.
     pub async fn artifacts(&self, session: &SessionId) -> Result<Vec<ArtifactRow>, StoreError> {
         let id = session.clone();
         self.read(move |connection| {
@@ -206,12 +190,9 @@ impl Store {
         .await
     }
 
-    /// The MIME type of an artifact, if a session of this principal (or of anybody, for none) has it.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn artifact_mime(&self, sha256: &str, principal: Option<String>) -> Result<Option<String>, StoreError> {
-        let sha256 = sha256.to_owned();
+    /// The MIME type of an artifact, if a visible session has it.
+    pub async fn artifact_mime(&self, sha256: &str, access: &Access) -> Result<Option<String>, StoreError> {
+        let (sha256, principal) = (sha256.to_owned(), access.principal().cloned());
         self.read(move |connection| {
             let select = "SELECT mime FROM artifacts JOIN sessions ON sessions.id = artifacts.session \
                           WHERE sha256 = ?1 AND (?2 IS NULL OR principal = ?2) LIMIT 1";
@@ -220,10 +201,7 @@ impl Store {
         .await
     }
 
-    /// The hashes of all artifacts that some session has.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The hashes of all artifacts that a session uses.
     pub async fn artifact_hashes(&self) -> Result<Vec<String>, StoreError> {
         self.read(|connection| {
             connection.prepare_cached("SELECT DISTINCT sha256 FROM artifacts")?.query_map([], |row| row.get(0))?.collect()

@@ -1,4 +1,4 @@
-//! Merging the events of text that is finished, and measuring what all of it takes.
+//! Compaction: replaces events by merged ones, returns free pages to the disk, and measures the size of the data.
 
 use std::collections::HashMap;
 
@@ -7,23 +7,22 @@ use rusqlite::{Connection, Row, params};
 use super::events::{self, EventRow};
 use super::sessions::{session_id, signed, unsigned};
 use super::{Store, StoreError};
-use crate::ids::{Seq, SessionId};
+use crate::ids::{PrincipalId, Seq, SessionId};
 
-/// Pages that the file keeps although nothing stands in them, for what comes next; and how many are given back in one commit.
-const SPARE: (i64, i64) = (1024, 512);
+/// The number of free pages that the file keeps for later writes.
+const SPARE_PAGES: i64 = 1024;
+/// The number of free pages that one commit returns to the disk.
+const RELEASED_PER_COMMIT: i64 = 512;
 
-/// A cell that has ended, some of whose events may be merged.
+/// A finished cell whose events may be merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compactable {
-    /// Its session.
     pub session: SessionId,
-    /// Its number there.
     pub number: u32,
-    /// Its id.
     pub id: String,
-    /// The first event that has not been looked at.
+    /// The first event that was not examined yet.
     pub from: Seq,
-    /// Its last event.
+    /// The last event of the cell.
     pub to: Seq,
 }
 
@@ -58,26 +57,20 @@ fn merge(connection: &Connection, cell: &Compactable, merged: &[EventRow], done:
 }
 
 impl Store {
-    /// Cells that have many events, the last of them from before `before` (milliseconds since 1970), and that have not been
-    /// merged: at most `most`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn compactable(&self, before: i64, most: usize) -> Result<Vec<Compactable>, StoreError> {
+    /// Finished cells with many events that were not merged yet. Their last event is older than `before` (milliseconds since 1970).
+    /// Returns at most `max_cells`.
+    pub async fn compactable(&self, before: i64, max_cells: usize) -> Result<Vec<Compactable>, StoreError> {
         self.read(move |connection| {
             let select = "SELECT c.session, c.number, c.id, max(c.first_seq, c.compacted + 1), c.last_seq FROM cells AS c \
                           JOIN events AS e ON e.session = c.session AND e.seq = c.last_seq \
                           WHERE c.state = 'finished' AND c.last_seq - c.first_seq > 16 AND c.last_seq > c.compacted \
                           AND e.time <= ?1 LIMIT ?2";
-            connection.prepare_cached(select)?.query_map(params![before, most as i64], read)?.collect()
+            connection.prepare_cached(select)?.query_map(params![before, max_cells as i64], read)?.collect()
         })
         .await
     }
 
-    /// The cell's events that are still to be looked at: at most `max_events`, and no more after `max_bytes` of bodies.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// A page of the cell's events that were not examined yet. It ends like a page of [`Self::events_after`].
     pub async fn events_to_compact(
         &self,
         cell: &Compactable,
@@ -91,67 +84,55 @@ impl Store {
         .await
     }
 
-    /// Puts each merged event in the place of those that it stands for, and notes that the cell's events have been looked at
-    /// up to `done`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Replaces events by merged ones, and records that the cell's events up to `done` were examined.
     pub async fn merge_events(&self, cell: &Compactable, merged: Vec<EventRow>, done: Seq) -> Result<(), StoreError> {
         let cell = cell.clone();
         self.writer.write_long(move |connection| merge(connection, &cell, &merged, done)).await
     }
 
-    /// Bytes of events and artifacts by the principals whose sessions have them. It looks at all of them.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn bytes_by_principal(&self) -> Result<HashMap<String, u64>, StoreError> {
+    /// The size of events and artifacts by principal, in bytes. This reads the lengths of all events.
+    pub async fn bytes_by_principal(&self) -> Result<HashMap<PrincipalId, u64>, StoreError> {
         self.read(|connection| {
             let select = "SELECT principal, sum(bytes) FROM (\
                             SELECT s.principal, octet_length(e.body) AS bytes FROM sessions s JOIN events e ON e.session = s.id \
                             UNION ALL \
                             SELECT s.principal, a.bytes FROM sessions s JOIN artifacts a ON a.session = s.id) GROUP BY principal";
-            let share = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.max(0).cast_unsigned()));
-            connection.prepare_cached(select)?.query_map([], share)?.collect()
+            let usage = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.max(0).cast_unsigned()));
+            connection.prepare_cached(select)?.query_map([], usage)?.collect()
         })
         .await
     }
 
-    /// Gives a stretch of the file that nothing stands in any more back to the disk, in a commit of its own: others write between two
-    /// of them. Whether there is more.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn give_back(&self) -> Result<bool, StoreError> {
-        let to_spare = |connection: &Connection| {
+    /// Returns some free pages of the file to the disk, in a small commit, so that other writers get their turn. Returns whether more
+    /// pages can be released.
+    pub async fn release_free_pages(&self) -> Result<bool, StoreError> {
+        let excess = |connection: &Connection| {
             let free = connection.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0))?;
-            Ok::<_, rusqlite::Error>(free - SPARE.0)
+            Ok::<_, rusqlite::Error>(free - SPARE_PAGES)
         };
-        if self.read(to_spare).await? <= 0 {
+        if self.read(excess).await? <= 0 {
             return Ok(false);
         }
         self.writer
             .write_long(move |connection| {
-                let spare = to_spare(connection)?;
-                if spare <= 0 {
-                    // Asked for none, SQLite would give back all.
+                let pages = excess(connection)?;
+                if pages <= 0 {
+                    // `incremental_vacuum(0)` would release all free pages.
                     return Ok(false);
                 }
-                // Each step gives back one page.
-                let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({})", spare.min(SPARE.1)))?;
+                // Each step releases one page.
+                let mut vacuum =
+                    connection.prepare(&format!("PRAGMA incremental_vacuum({})", pages.min(RELEASED_PER_COMMIT)))?;
                 let mut steps = vacuum.query(())?;
                 while steps.next()?.is_some() {}
-                // In a file that somebody else has made, it may be that nothing can be given back.
-                let left = to_spare(connection)?;
-                Ok(left > 0 && left < spare)
+                // A file that was not created by this program may be unable to release pages.
+                let left = excess(connection)?;
+                Ok(left > 0 && left < pages)
             })
             .await
     }
 
-    /// Bytes that all of it takes: the journal's used pages, and the artifacts.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The size of the data in bytes: the used pages of the journal, and the artifacts.
     pub async fn bytes(&self) -> Result<u64, StoreError> {
         self.read(|connection| {
             let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));

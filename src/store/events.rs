@@ -1,25 +1,91 @@
-//! The numbered events: what a client sees is "the log after N, then follow".
+//! The numbered events of sessions. A client reads the events after a number, and then subscribes to new ones.
 
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, params};
 
 use super::sessions::{signed, unsigned};
 use super::{Store, StoreError};
 use crate::ids::{Seq, SessionId};
 
-/// An event as stored.
+/// The kinds of events. The names are part of the HTTP API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventKind {
+    SessionState,
+    CellQueued,
+    CellStarted,
+    CellFinished,
+    OutputAppend,
+    OutputUpdate,
+    OutputClear,
+    InputRequested,
+    Comm,
+    /// Events of the agent were lost, because its buffer was full.
+    Lost,
+    NotebookChanged,
+    /// A message of the kernel, for one-shot sessions.
+    Message,
+}
+
+impl EventKind {
+    const ALL: [Self; 12] = [
+        Self::SessionState,
+        Self::CellQueued,
+        Self::CellStarted,
+        Self::CellFinished,
+        Self::OutputAppend,
+        Self::OutputUpdate,
+        Self::OutputClear,
+        Self::InputRequested,
+        Self::Comm,
+        Self::Lost,
+        Self::NotebookChanged,
+        Self::Message,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SessionState => "session.state",
+            Self::CellQueued => "cell.queued",
+            Self::CellStarted => "cell.started",
+            Self::CellFinished => "cell.finished",
+            Self::OutputAppend => "output.append",
+            Self::OutputUpdate => "output.update",
+            Self::OutputClear => "output.clear",
+            Self::InputRequested => "input.requested",
+            Self::Comm => "comm",
+            Self::Lost => "lost",
+            Self::NotebookChanged => "notebook.changed",
+            Self::Message => "message",
+        }
+    }
+}
+
+impl ToSql for EventKind {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.as_str().into())
+    }
+}
+
+impl FromSql for EventKind {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let name = value.as_str()?;
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name).ok_or(FromSqlError::InvalidType)
+    }
+}
+
+/// A stored event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventRow {
-    /// Its number in the session, from 1, without gaps as it is written.
+    /// The number in the session, from 1, without gaps.
     pub seq: Seq,
-    /// The first of the numbers that it stands for: its own, but where finished text was merged.
+    /// The first number that the event stands for. It differs from `seq` if events of finished text were merged.
     pub first: Seq,
-    /// When it was taken in, milliseconds since 1970.
+    /// The time at which the event was received, in milliseconds since 1970.
     pub time: i64,
-    /// The cell that it is about.
+    /// The cell that the event belongs to.
     pub cell: Option<String>,
-    /// Its type, by the contract.
-    pub kind: String,
-    /// Its own fields, a JSON object.
+    pub kind: EventKind,
+    /// The fields of this kind of event, as a JSON object.
     pub body: String,
 }
 
@@ -49,8 +115,8 @@ pub(super) fn append(connection: &Connection, session: &SessionId, event: &Event
     Ok(())
 }
 
-/// Takes rows until there are none, or until more than so many bytes were taken.
-fn take(rows: impl Iterator<Item = rusqlite::Result<EventRow>>, max_bytes: usize) -> rusqlite::Result<Vec<EventRow>> {
+/// Collects rows until their bodies exceed `max_bytes`. The row that exceeds it is included.
+fn take_page(rows: impl Iterator<Item = rusqlite::Result<EventRow>>, max_bytes: usize) -> rusqlite::Result<Vec<EventRow>> {
     let (mut events, mut bytes) = (Vec::new(), 0);
     for event in rows {
         let event = event?;
@@ -63,7 +129,7 @@ fn take(rows: impl Iterator<Item = rusqlite::Result<EventRow>>, max_bytes: usize
     Ok(events)
 }
 
-/// Events, to be found by their cell. SQLite would take the key for it, and read all that came after in the session.
+/// The events table with the index by cell. Without the hint, SQLite uses the primary key and reads all later events of the session.
 pub(super) const BY_CELL: &str = "events INDEXED BY events_by_cell";
 
 pub(super) fn of_cell(
@@ -77,7 +143,7 @@ pub(super) fn of_cell(
     select.query_map(params![session.as_str(), cell, signed(from.0)], read)?.collect()
 }
 
-/// The first events of a cell in a stretch, its ends included.
+/// The first events of a cell in a range of numbers, both ends included.
 pub(super) fn page_of_cell(
     connection: &Connection,
     session: &SessionId,
@@ -91,15 +157,12 @@ pub(super) fn page_of_cell(
     );
     let mut select = connection.prepare_cached(&select)?;
     let values = params![session.as_str(), cell, signed(from.0), signed(to.0), max_events as i64];
-    take(select.query_map(values, read)?, max_bytes)
+    take_page(select.query_map(values, read)?, max_bytes)
 }
 
 impl Store {
-    /// The events after a number, in order: at most `max_events`, and no more after `max_bytes` of bodies. At least one, if
-    /// there is one.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The events after a number, in order. A page ends at `max_events`, or with the event whose body exceeds `max_bytes` in
+    /// total, so it has at least one event if there are any.
     pub async fn events_after(
         &self,
         session: &SessionId,
@@ -112,19 +175,16 @@ impl Store {
             let select = format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3");
             let mut select = connection.prepare_cached(&select)?;
             let rows = select.query_map(params![id.as_str(), signed(after.0), max_events as i64], read)?;
-            take(rows, max_bytes)
+            take_page(rows, max_bytes)
         })
         .await
     }
 
-    /// The same for events of one type alone.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn events_of_type_after(
+    /// Like [`Self::events_after`], for events of one kind.
+    pub async fn events_of_kind_after(
         &self,
         session: &SessionId,
-        kind: &'static str,
+        kind: EventKind,
         after: Seq,
         max_events: usize,
         max_bytes: usize,
@@ -135,16 +195,13 @@ impl Store {
                 format!("SELECT {COLUMNS} FROM events WHERE session = ?1 AND seq > ?2 AND type = ?3 ORDER BY seq LIMIT ?4");
             let mut select = connection.prepare_cached(&select)?;
             let rows = select.query_map(params![id.as_str(), signed(after.0), kind, max_events as i64], read)?;
-            take(rows, max_bytes)
+            take_page(rows, max_bytes)
         })
         .await
     }
 
-    /// One cell's events from a number on, in order: all of them, or the first and the last ones, each no more after `max_bytes` of
-    /// bodies. The last are none if nothing is left out.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The events of a cell from a number on: the first and the last ones, each list ending as a page of `max_bytes` does. If the
+    /// two lists meet, the first one has all events, and the second one is empty.
     pub async fn ends_of_cell(
         &self,
         session: &SessionId,
@@ -156,19 +213,20 @@ impl Store {
         self.read(move |connection| {
             let most = i64::MAX.unsigned_abs();
             let first = page_of_cell(connection, &id, &cell, (from, Seq(most)), usize::MAX >> 1, max_bytes)?;
-            let Some(seen) = first.last().map(|event| event.seq) else { return Ok((first, Vec::new())) };
+            let Some(end_of_first) = first.last().map(|event| event.seq) else { return Ok((first, Vec::new())) };
             let select =
                 format!("SELECT {COLUMNS} FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq > ?3 ORDER BY seq DESC");
             let mut select = connection.prepare_cached(&select)?;
-            let mut last = take(select.query_map(params![id.as_str(), cell, signed(seen.0)], read)?, max_bytes)?;
+            let mut last =
+                take_page(select.query_map(params![id.as_str(), cell, signed(end_of_first.0)], read)?, max_bytes)?;
             last.reverse();
             let mut all = first;
-            let between = format!(
+            let has_gap = format!(
                 "SELECT EXISTS (SELECT 1 FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq > ?3 AND seq < ?4)"
             );
-            let from = last.first().map_or(seen, |event| event.seq);
-            let values = params![id.as_str(), cell, signed(seen.0), signed(from.0)];
-            if !connection.prepare_cached(&between)?.query_row(values, |row| row.get::<_, bool>(0))? {
+            let from = last.first().map_or(end_of_first, |event| event.seq);
+            let values = params![id.as_str(), cell, signed(end_of_first.0), signed(from.0)];
+            if !connection.prepare_cached(&has_gap)?.query_row(values, |row| row.get::<_, bool>(0))? {
                 all.append(&mut last);
             }
             Ok((all, last))
@@ -176,10 +234,7 @@ impl Store {
         .await
     }
 
-    /// One cell's events from a number on, in order.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The events of a cell from a number on, in order.
     pub async fn cell_events(&self, session: &SessionId, cell: &str, from: Seq) -> Result<Vec<EventRow>, StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.read(move |connection| of_cell(connection, &id, &cell, from)).await

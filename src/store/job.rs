@@ -1,68 +1,69 @@
-//! Pieces of work that are committed together, each of which can fail alone.
+//! Group commit: jobs share a transaction, and each of them can fail alone.
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::StoreError;
 
-/// Told after the commit whether it held.
+/// Reports the result to the caller. Called after the commit, with the error of the commit if it failed.
 type Finish = Box<dyn FnOnce(Option<&StoreError>) + Send>;
-/// Does its work, or hears why no transaction could begin.
-type Act = Box<dyn FnOnce(Result<&Connection, &StoreError>, Company) -> Done + Send>;
+/// Does the work of a job. The argument is an error if no transaction could begin.
+type Run = Box<dyn FnOnce(Result<&Connection, &StoreError>, Isolation) -> Done + Send>;
 
-/// Whether others are in the same transaction.
+/// How a failing job is undone.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Company {
-    /// None: where it fails, the transaction is taken back. A savepoint would copy each page that it changes, and of a score of pages
-    /// into a file.
-    Alone,
-    /// Some, which its failure must not undo.
-    WithOthers,
+enum Isolation {
+    /// The job is alone in its transaction, which is rolled back. A savepoint would copy each changed page, and from some twenty pages
+    /// on into a file.
+    Transaction,
+    /// Other jobs are in the transaction, so the job has a savepoint.
+    Savepoint,
 }
 
-/// A job's work is done, or has failed.
+/// A job whose work is done or has failed.
 struct Done {
     failed: bool,
     finish: Finish,
 }
 
-/// What is done in a commit, alone or with others'.
+/// The work of a job within a transaction.
 pub(super) trait Work<T>: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static {}
 impl<T, W: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static> Work<T> for W {}
 
-/// Work that waits for its commit, and for somebody to be told of it.
+/// Work that waits for its transaction.
 pub(super) struct Job {
-    act: Act,
-    /// What it writes, roughly.
+    run: Run,
+    /// The approximate number of bytes that the job writes.
     pub bytes: usize,
 }
 
 impl Job {
     pub fn new<T: Send + 'static>(bytes: usize, work: impl Work<T>) -> (Self, oneshot::Receiver<Result<T, StoreError>>) {
         let (reply, answer) = oneshot::channel();
-        let act = move |connection: Result<&Connection, &StoreError>, company| {
-            let result = connection.map_err(Clone::clone).and_then(|connection| match company {
-                Company::Alone => work(connection).map_err(StoreError::from),
-                Company::WithOthers => in_savepoint(connection, work),
+        let run = move |connection: Result<&Connection, &StoreError>, isolation| {
+            let result = connection.map_err(Clone::clone).and_then(|connection| match isolation {
+                Isolation::Transaction => work(connection).map_err(StoreError::from),
+                Isolation::Savepoint => in_savepoint(connection, work),
             });
             let failed = result.is_err();
-            let finish: Finish = Box::new(move |undone| {
-                // Its own failure says more than what became of the commit.
-                let result = result.and_then(|value| undone.map_or(Ok(value), |error| Err(error.clone())));
-                // The caller may have gone; the work is done all the same.
+            let finish: Finish = Box::new(move |commit_error| {
+                // The error of the job says more than the error of the commit.
+                let result = result.and_then(|value| commit_error.map_or(Ok(value), |error| Err(error.clone())));
+                // Fails if the caller was cancelled. The work is done nevertheless.
                 let _ = reply.send(result);
             });
             Done { failed, finish }
         };
-        (Self { act: Box::new(act), bytes }, answer)
+        (Self { run: Box::new(run), bytes }, answer)
     }
 }
 
-/// Commits jobs in order, together but where one makes SQLite give up the whole transaction: those after it get another.
+/// Commits jobs in order and in one transaction. If a job makes SQLite roll back the whole transaction, the jobs after it get another
+/// one.
 pub(super) fn commit(connection: &Connection, begun: rusqlite::Result<()>, mut jobs: Vec<Job>) {
-    commit_some(connection, begun, &mut jobs);
+    commit_batch(connection, begun, &mut jobs);
     while !jobs.is_empty() {
-        commit_some(connection, begin(connection), &mut jobs);
+        commit_batch(connection, begin(connection), &mut jobs);
     }
 }
 
@@ -74,30 +75,32 @@ pub(super) fn begin(connection: &Connection) -> rusqlite::Result<()> {
     execute(connection, "BEGIN IMMEDIATE")
 }
 
-/// Commits jobs together, in order, until there are no more, or until one makes SQLite give up the whole transaction.
-fn commit_some(connection: &Connection, begun: rusqlite::Result<()>, jobs: &mut Vec<Job>) {
+/// Commits jobs in one transaction, up to the first one that makes SQLite roll back the whole transaction.
+fn commit_batch(connection: &Connection, begun: rusqlite::Result<()>, jobs: &mut Vec<Job>) {
     let mut done = Vec::new();
     let outcome = match begun.map_err(StoreError::from) {
         Ok(()) => {
-            let company = if jobs.len() == 1 { Company::Alone } else { Company::WithOthers };
-            let mut left = std::mem::take(jobs).into_iter();
-            for job in left.by_ref() {
-                done.push((job.act)(Ok(connection), company));
+            let isolation = if jobs.len() == 1 { Isolation::Transaction } else { Isolation::Savepoint };
+            let mut remaining = std::mem::take(jobs).into_iter();
+            for job in remaining.by_ref() {
+                done.push((job.run)(Ok(connection), isolation));
                 if connection.is_autocommit() {
                     break;
                 }
             }
-            *jobs = left.collect();
+            *jobs = remaining.collect();
             match connection.is_autocommit() {
-                false if company == Company::Alone && done.iter().any(|done| done.failed) => {
+                false if isolation == Isolation::Transaction && done.iter().any(|done| done.failed) => {
                     execute(connection, "ROLLBACK").map_err(StoreError::from)
                 }
                 false => execute(connection, "COMMIT").map_err(StoreError::from),
-                true => Err(StoreError::Failed("SQLite gave up the whole commit for one piece of it".to_owned())),
+                true => Err(StoreError::Failed(
+                    "SQLite rolled back the whole transaction because one job in it failed".to_owned(),
+                )),
             }
         }
         Err(error) => {
-            done.extend(jobs.drain(..).map(|job| (job.act)(Err(&error), Company::Alone)));
+            done.extend(jobs.drain(..).map(|job| (job.run)(Err(&error), Isolation::Transaction)));
             Err(error)
         }
     };
@@ -107,7 +110,7 @@ fn commit_some(connection: &Connection, begun: rusqlite::Result<()>, jobs: &mut 
     done.into_iter().for_each(|done| (done.finish)(outcome.as_ref().err()));
 }
 
-/// One job's failure must not undo the others'.
+/// Runs work in a savepoint, so that its failure does not undo other jobs in the transaction.
 fn in_savepoint<T>(connection: &Connection, work: impl Work<T>) -> Result<T, StoreError> {
     execute(connection, "SAVEPOINT job")?;
     match work(connection) {

@@ -1,7 +1,7 @@
-//! The journal on disk: sessions, their cells and their numbered events, artifacts, tokens. One SQLite file.
+//! The database: sessions, their cells and numbered events, artifacts, tokens. One SQLite file.
 //!
-//! One connection writes ([`writer`]). Whoever wrote is told after the commit; what was told is there after a `kill -9`.
-//! Readers have connections of their own and never wait for the writer (write-ahead log).
+//! One connection writes ([`writer`]). A write is reported after its commit, so reported writes survive a `kill -9`. Readers have
+//! connections of their own and never wait for the writer (write-ahead log).
 
 mod cells;
 mod commit;
@@ -24,38 +24,27 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
 
-pub use cells::{CellRow, CellState, TooHeavy};
+pub use cells::{CellRow, CellState, OverByteLimit};
 pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
 pub use compact::Compactable;
-pub use events::EventRow;
+pub use events::{EventKind, EventRow};
 pub use sessions::SessionRow;
 pub use shares::ShareRow;
 pub use tokens::TokenRow;
-use writer::{BUSY, Writer};
+use writer::{BUSY_TIMEOUT, Writer};
 
-/// Read connections that are kept open.
+/// The number of unused read connections that are kept open.
 const IDLE_READERS: usize = 4;
 
-/// Why the store did not do it. Nothing of the job was done then.
+/// Why an operation failed. A failed operation has no effect.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum StoreError {
-    /// The disk is full.
-    #[error("the disk with the journal is full")]
+    #[error("the journal is not writable: the disk is full; free some space")]
     Full,
-    /// The file was written by a later version.
-    #[error("{} was written by a later cellkeep (format {found}; this one knows {known}); use that one, or another --data folder", path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        found: i64,
-        /// The newest that this program knows.
-        known: i64,
-    },
-    /// SQLite or the file system failed.
-    #[error("the journal: {0}")]
+    #[error("{} was written by a later cellkeep (format {found}; this version reads up to {known}); use that version, or another --data folder", path.display())]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("the journal failed: {0}")]
     Failed(String),
-    /// The store has been closed.
     #[error("the journal is closed")]
     Closed,
 }
@@ -69,7 +58,7 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// The store. Clones share it; the last one closes it.
+/// The store. Clones share it, and dropping the last one closes it.
 #[derive(Clone)]
 pub struct Store {
     writer: Arc<Writer>,
@@ -82,21 +71,15 @@ struct Readers {
 }
 
 impl Store {
-    /// Opens the store, makes it where there is none, and brings an older one up to date.
-    ///
-    /// # Errors
-    /// [`StoreError::Newer`], [`StoreError::Failed`] when the file cannot be opened or is no database of ours.
+    /// Opens the database file. Creates it if it does not exist, and migrates older formats.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let (connection, checkpoints) = (open_writer(path)?, writer::for_checkpoints(path)?);
+        let (connection, checkpoints) = (open_writer(path)?, writer::open_for_checkpoints(path)?);
         let writer = Writer::start(connection, checkpoints).map_err(|error| StoreError::Failed(error.to_string()))?;
         Ok(Self { writer: Arc::new(writer), readers: Arc::new(Readers { path: path.to_owned(), idle: Mutex::default() }) })
     }
 
-    /// Merges the log into the file, so that the file holds all there is until something is written again. Gives up after a while,
-    /// and for readers that do not end: then the log stays, in which nothing is lost. Whether it was merged.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Merges the write-ahead log into the file, so that the file alone is complete until the next write. Returns `false` if long reads
+    /// prevent that for the time `within`; the log stays then, and nothing is lost.
     pub async fn merge_log(&self, within: Duration) -> Result<bool, StoreError> {
         let merging = self.writer.merge_log(within);
         tokio::time::timeout(within * 2, merging).await.unwrap_or(Ok(false))
@@ -110,7 +93,7 @@ impl Store {
         let reading = tokio::task::spawn_blocking(move || {
             let connection = readers.take()?;
             let result = work(&connection);
-            readers.give_back(connection);
+            readers.put_back(connection);
             Ok(result?)
         });
         reading.await.map_err(|error| StoreError::Failed(error.to_string()))?
@@ -124,11 +107,11 @@ impl Readers {
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.path, flags)?;
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         Ok(connection)
     }
 
-    fn give_back(&self, connection: Connection) {
+    fn put_back(&self, connection: Connection) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_READERS {
             idle.push(connection);
@@ -136,44 +119,42 @@ impl Readers {
     }
 }
 
-/// What people's code printed is for nobody else on this machine; SQLite gives its log the same mode.
+/// Creates the file with a mode that denies access to other users. SQLite creates its log with the same mode.
 ///
-/// The file is closed again before SQLite opens it: to close any descriptor of a file takes away all locks that the process has on
-/// it, and another program that then closes the journal would take itself for the last and remove the log that we write.
-fn make_private(path: &Path) -> std::io::Result<()> {
+/// The file is closed before SQLite opens it. POSIX locks belong to the process, and closing any descriptor of a file releases them
+/// all. Another program that closes the database would then consider itself the last user, and remove the log.
+fn create_private(path: &Path) -> std::io::Result<()> {
     let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     file.set_permissions(fs::Permissions::from_mode(0o600))
 }
 
 fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     let io = |error: std::io::Error| StoreError::Failed(format!("cannot open {}: {error}", path.display()));
-    make_private(path).map_err(io)?;
+    create_private(path).map_err(io)?;
     let connection = Connection::open(path)?;
-    connection.busy_timeout(BUSY)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     schema::prepare(&connection, path)?;
-    // Who commits in place waits for nobody; another connection makes the checkpoints.
+    // A caller that commits inline must not wait, and another connection makes the checkpoints.
     connection.busy_timeout(Duration::ZERO)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     Ok(connection)
 }
 
-/// Milliseconds since 1970, as all times in the store.
+/// The current time in milliseconds since 1970, the format of all stored times.
 pub fn now_ms() -> i64 {
     to_ms(SystemTime::now())
 }
 
-/// A span as the store counts time.
 pub fn seconds_in_ms(seconds: u64) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000)
 }
 
-/// A time as the store has it.
+/// A time in milliseconds since 1970.
 pub fn to_ms(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// The other way: what the store has, as a time.
 pub fn from_ms(ms: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0).cast_unsigned())
 }

@@ -1,4 +1,4 @@
-//! The tables, and how an older file becomes a newer one.
+//! The tables, and the migrations from older formats.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::StoreError;
 
-/// Each entry brings a file from the format of its index to the next. Entries are never changed once released.
+/// The migration at index N brings a file from format N to format N + 1. The statements of a released migration never change.
 const MIGRATIONS: &[&str] = &[
     include_str!("schema_1.sql"),
     include_str!("schema_2.sql"),
@@ -16,13 +16,13 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema_6.sql"),
 ];
 
-/// Sets the connection up and brings the file up to date.
+/// Configures the connection and migrates the file.
 pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    // Before the first table: freed pages can be given back without rewriting the file.
+    // This must precede the first table. It lets free pages be returned to the disk without rewriting the file.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // A commit is in the log before anybody is told; the log reaches the disk at checkpoints. So a killed server loses
-    // nothing, and a machine that loses its power, whose sandboxes are gone with it, at most the last moments.
+    // A commit is in the write-ahead log before its result is reported, and the log reaches the disk at checkpoints. So a killed
+    // server loses nothing. A power loss, which ends the sandboxes as well, can lose the commits since the last checkpoint.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;

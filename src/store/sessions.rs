@@ -1,56 +1,50 @@
-//! The sessions' own rows.
+//! The rows of sessions.
 
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::{Store, StoreError};
-use crate::ids::{Epoch, Seq, SessionId};
+use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 
-/// A session as stored. JSON columns are opaque to the store.
+/// A stored session. The store does not read JSON columns. Times are milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SessionRow {
-    /// Its id.
     pub id: SessionId,
-    /// Who made it.
-    pub principal: String,
-    /// What its maker calls it.
+    pub principal: PrincipalId,
+    /// The display name, chosen by the owner.
     pub name: Option<String>,
-    /// Its kernel's name.
     pub kernel: String,
-    /// The language.
     pub language: String,
-    /// Limits, network, labels and lifetimes, as JSON.
+    /// The configuration (limits, network, labels, lifetimes) as JSON.
     pub spec: String,
-    /// Where it stands.
-    pub state: String,
-    /// Why it ended.
+    pub phase: SessionPhase,
+    /// Why the session ended.
     pub why: Option<String>,
-    /// The sandbox's record, as JSON; before there is one, none.
+    /// The record of the sandbox as JSON. `None` until the sandbox exists.
     pub sandbox: Option<String>,
-    /// The agent's life, and the last of its events that is in the store.
+    /// The epoch of the agent, and its last event that is in the store.
     pub position: (Epoch, Seq),
-    /// The last of the session's own events.
+    /// The last event of the session.
     pub last_seq: Seq,
-    /// What its driver needs to go on, as JSON.
+    /// The state that the driver needs to resume, as JSON.
     pub resume: Option<String>,
-    /// What its kernel says of itself, as JSON.
+    /// The content of the kernel's `kernel_info_reply`, as JSON.
     pub kernel_info: Option<String>,
-    /// When it was made.
     pub created_at: i64,
-    /// When somebody last used it.
     pub last_active_at: i64,
-    /// When it is to end, whatever happens.
+    /// The end of the session's lifetime.
     pub expires_at: Option<i64>,
 }
 
 const COLUMNS: &str = "id, principal, name, kernel, language, spec, state, why, epoch, seq, last_seq, created_at, \
                        last_active_at, expires_at";
 
-/// The long texts of a session.
+/// Documents of a session: long texts in a table of their own.
 const SANDBOX: &str = "sandbox";
 pub(super) const RESUME: &str = "resume";
 pub(super) const KERNEL_INFO: &str = "kernel_info";
 
-/// The columns of [`read`], with these texts.
+/// The columns that [`read`] expects, with documents of these kinds. Other documents are read as null.
 fn columns_with(kinds: &[&str]) -> String {
     let text = |kind| match kinds.contains(&kind) {
         true => format!("(SELECT json FROM documents WHERE session = sessions.id AND kind = '{kind}')"),
@@ -65,7 +59,7 @@ pub(super) fn put_document(connection: &Connection, session: &SessionId, kind: &
     connection.prepare_cached(put)?.execute(params![session.as_str(), kind, json]).map(drop)
 }
 
-/// Numbers of 64 bits go in and out bit by bit: SQLite's are signed.
+/// SQLite's integers are signed, so the bits of an unsigned number are stored as a signed one.
 pub(super) fn signed(number: u64) -> i64 {
     number.cast_signed()
 }
@@ -77,9 +71,33 @@ pub(super) fn unsigned(number: i64) -> u64 {
 pub(super) fn session_id(row: &Row<'_>, column: usize) -> rusqlite::Result<SessionId> {
     let text: String = row.get(column)?;
     SessionId::parse(&text).ok_or_else(|| {
-        let problem = format!("{text:?} is no session id").into();
+        let problem = format!("{text:?} is not a session id").into();
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, problem)
     })
+}
+
+impl ToSql for SessionPhase {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.as_str().into())
+    }
+}
+
+impl FromSql for SessionPhase {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Self::parse(value.as_str()?).ok_or(FromSqlError::InvalidType)
+    }
+}
+
+impl ToSql for PrincipalId {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.as_str().into())
+    }
+}
+
+impl FromSql for PrincipalId {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Ok(value.as_str()?.into())
+    }
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
@@ -90,7 +108,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
         kernel: row.get(3)?,
         language: row.get(4)?,
         spec: row.get(5)?,
-        state: row.get(6)?,
+        phase: row.get(6)?,
         why: row.get(7)?,
         position: (Epoch(unsigned(row.get(8)?)), Seq(unsigned(row.get(9)?))),
         last_seq: Seq(unsigned(row.get(10)?)),
@@ -112,7 +130,7 @@ fn insert(connection: &Connection, session: &SessionRow) -> rusqlite::Result<()>
         named_params! {
             ":id": session.id.as_str(), ":principal": session.principal, ":name": session.name,
             ":kernel": session.kernel, ":language": session.language, ":spec": session.spec,
-            ":state": session.state, ":why": session.why,
+            ":state": session.phase, ":why": session.why,
             ":epoch": signed(session.position.0.0), ":seq": signed(session.position.1.0),
             ":last_seq": signed(session.last_seq.0),
             ":created_at": session.created_at, ":last_active_at": session.last_active_at,
@@ -128,18 +146,12 @@ fn insert(connection: &Connection, session: &SessionRow) -> rusqlite::Result<()>
 }
 
 impl Store {
-    /// Writes a new session down, before anything is made for it.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Inserts a session. This happens before its sandbox is created, so that a later server finds what a killed one left behind.
     pub async fn insert_session(&self, session: SessionRow) -> Result<(), StoreError> {
         self.writer.write(move |connection| insert(connection, &session)).await
     }
 
-    /// Gives a session that was made ahead to its owner.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Gives a pooled session to its owner.
     pub async fn claim_session(&self, row: SessionRow) -> Result<(), StoreError> {
         self.writer.write(move |connection| {
             let update = "UPDATE sessions SET principal = ?2, name = ?3, spec = ?4, created_at = ?5, last_active_at = ?6, \
@@ -153,19 +165,14 @@ impl Store {
         .await
     }
 
-    /// Notes the sandbox that a session is to have.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Stores the record of a session's sandbox.
     pub async fn set_sandbox(&self, session: &SessionId, record: String) -> Result<(), StoreError> {
         let id = session.clone();
         self.writer.write(move |connection| put_document(connection, &id, SANDBOX, &record)).await
     }
 
-    /// Changes what its owner may change of a session, its name, its spec and its end, in one piece. `false`: there is none.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Changes the name, the configuration and the lifetime of a session in one transaction. Returns `false` if there is no such
+    /// session.
     pub async fn change_session(
         &self,
         session: &SessionId,
@@ -186,10 +193,7 @@ impl Store {
             .await
     }
 
-    /// What the session's notebook file said, if there was one.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The imported notebook file of a session without its cells, as JSON.
     pub async fn notebook(&self, session: &SessionId) -> Result<Option<String>, StoreError> {
         let id = session.clone();
         self.read(move |connection| {
@@ -199,10 +203,7 @@ impl Store {
         .await
     }
 
-    /// Removes a session with all that is its own. Gives the hashes of artifacts that no other session has.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Removes a session with everything that refers to it. Returns the hashes of artifacts that no other session uses.
     pub async fn delete_session(&self, session: &SessionId) -> Result<Vec<String>, StoreError> {
         let id = session.clone();
         self.writer
@@ -219,10 +220,7 @@ impl Store {
             .await
     }
 
-    /// One session.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// One session with its documents.
     pub async fn session(&self, session: &SessionId) -> Result<Option<SessionRow>, StoreError> {
         let id = session.clone();
         self.read(move |connection| {
@@ -233,11 +231,9 @@ impl Store {
         .await
     }
 
-    /// All sessions, the oldest first; of one principal, if named. Without what their drivers need, which may be long.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn sessions(&self, principal: Option<String>) -> Result<Vec<SessionRow>, StoreError> {
+    /// The visible sessions, oldest first. `resume` and `kernel_info` are left out, because they may be long.
+    pub async fn sessions(&self, access: &Access) -> Result<Vec<SessionRow>, StoreError> {
+        let principal = access.principal().cloned();
         self.read(move |connection| {
             let columns = columns_with(&[SANDBOX]);
             let select =

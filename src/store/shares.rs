@@ -1,29 +1,26 @@
-//! Links by which others may read one session, by the hash of their secret.
+//! Shares: tokens that grant read access to one session. Only the hash of a token is stored.
 
 use rusqlite::{Row, params};
 
 use super::{Store, StoreError};
-use crate::ids::SessionId;
+use crate::ids::{PrincipalId, SessionId};
 
-/// A link as stored: enough to know it again, not enough to use it.
+/// A stored share. Times are milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareRow {
-    /// Its public id, for lists and for revoking it.
+    /// The public id, for listing and revoking.
     pub id: String,
-    /// The session that it shows.
     pub session: SessionId,
-    /// What its maker calls it.
+    /// The display name.
     pub name: Option<String>,
-    /// SHA-256 of the secret.
+    /// SHA-256 of the token.
     pub hash: Vec<u8>,
-    /// When it was made, milliseconds since 1970.
     pub created_at: i64,
-    /// When it ends.
     pub expires_at: i64,
 }
 
-/// A link, and whose session it shows.
-fn read(row: &Row<'_>) -> rusqlite::Result<Option<(ShareRow, String)>> {
+/// A share, and the owner of its session.
+fn read(row: &Row<'_>) -> rusqlite::Result<Option<(ShareRow, PrincipalId)>> {
     let session: String = row.get(1)?;
     let Some(session) = SessionId::parse(&session) else { return Ok(None) };
     let share = ShareRow {
@@ -38,10 +35,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Option<(ShareRow, String)>> {
 }
 
 impl Store {
-    /// Stores a link; those that have ended go at the same time.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Stores a share, and removes expired ones.
     pub async fn put_share(&self, share: ShareRow) -> Result<(), StoreError> {
         self.writer
             .write(move |connection| {
@@ -55,13 +49,10 @@ impl Store {
             .await
     }
 
-    /// The links to one session, or to all, the oldest first, each with the session's principal.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn shares(&self, session: Option<&SessionId>) -> Result<Vec<(ShareRow, String)>, StoreError> {
+    /// The shares of one session or of all sessions, oldest first, each with the owner of its session.
+    pub async fn shares(&self, session: Option<&SessionId>) -> Result<Vec<(ShareRow, PrincipalId)>, StoreError> {
         let id = session.map(|id| id.as_str().to_owned());
-        let rows: Vec<Option<(ShareRow, String)>> = self
+        let rows: Vec<Option<(ShareRow, PrincipalId)>> = self
             .read(move |connection| {
                 let select = "SELECT shares.id, session, shares.name, hash, shares.created_at, shares.expires_at, principal \
                               FROM shares JOIN sessions ON sessions.id = session \
@@ -72,10 +63,7 @@ impl Store {
         Ok(rows.into_iter().flatten().collect())
     }
 
-    /// Removes a link to a session; `false` when there is none.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Removes a share of a session. Returns `false` if there is none with this id.
     pub async fn delete_share(&self, session: &SessionId, id: &str) -> Result<bool, StoreError> {
         let (session, id) = (session.clone(), id.to_owned());
         self.writer

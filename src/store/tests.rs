@@ -1,5 +1,5 @@
 use super::*;
-use crate::ids::{Epoch, Seq, SessionId};
+use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 
 struct Folder(PathBuf);
 
@@ -24,12 +24,12 @@ impl Drop for Folder {
 fn session(principal: &str) -> SessionRow {
     SessionRow {
         id: SessionId::random(),
-        principal: principal.to_owned(),
+        principal: principal.into(),
         name: None,
         kernel: "python".to_owned(),
         language: "python".to_owned(),
         spec: "{}".to_owned(),
-        state: "starting".to_owned(),
+        phase: SessionPhase::Starting,
         why: None,
         sandbox: None,
         position: (Epoch(0), Seq(0)),
@@ -43,7 +43,7 @@ fn session(principal: &str) -> SessionRow {
 }
 
 fn event(seq: u64, body: &str) -> EventRow {
-    let (cell, kind) = (Some("c1".to_owned()), "output.append".to_owned());
+    let (cell, kind) = (Some("c1".to_owned()), EventKind::OutputAppend);
     EventRow { seq: Seq(seq), first: Seq(seq), time: 7, cell, kind, body: body.to_owned() }
 }
 
@@ -61,7 +61,7 @@ fn cell(number: u32, id: &str, place: f64) -> CellRow {
 }
 
 #[tokio::test]
-async fn what_was_committed_is_there_for_the_next_server() {
+async fn committed_data_survives_reopening() {
     let folder = Folder::new();
     let row = session("a");
     let epoch = Epoch(u64::MAX - 3);
@@ -78,7 +78,7 @@ async fn what_was_committed_is_there_for_the_next_server() {
             ],
             artifacts: Vec::new(),
             session: SessionChange {
-                state: Some(("busy".to_owned(), None)),
+                phase: Some((SessionPhase::Busy, None)),
                 position: Some((epoch, Seq(9))),
                 last_seq: Some(Seq(2)),
                 ..SessionChange::default()
@@ -92,7 +92,7 @@ async fn what_was_committed_is_there_for_the_next_server() {
     }
     let store = Store::open(&folder.file()).unwrap();
     let stored = store.session(&row.id).await.unwrap().unwrap();
-    assert_eq!((stored.state.as_str(), stored.position, stored.last_seq), ("busy", (epoch, Seq(9)), Seq(2)));
+    assert_eq!((stored.phase, stored.position, stored.last_seq), (SessionPhase::Busy, (epoch, Seq(9)), Seq(2)));
     assert_eq!(store.notebook(&row.id).await.unwrap().as_deref(), Some("{}"));
     let ids: Vec<String> = store.cells(&row.id).await.unwrap().into_iter().map(|cell| cell.id).collect();
     assert_eq!(ids, ["c2", "c1"], "by place");
@@ -106,7 +106,7 @@ async fn what_was_committed_is_there_for_the_next_server() {
 }
 
 #[tokio::test]
-async fn a_failing_piece_is_undone_alone() {
+async fn failing_transaction_does_not_undo_others() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let (good, bad) = (session("a"), session("a"));
@@ -122,18 +122,18 @@ async fn a_failing_piece_is_undone_alone() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_named_and_nothing_is_corrupt_when_there_is_room_again() {
+async fn full_disk_is_reported_and_corrupts_nothing() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let row = session("a");
     store.insert_session(row.clone()).await.unwrap();
-    // SQLite's own limit stands in for the disk's: it fails at the same place, with the same code.
+    // SQLite's page limit simulates a full disk: it fails at the same place, with the same code.
     let pages: i64 = store.writer.write(|c| c.pragma_query_value(None, "page_count", |row| row.get(0))).await.unwrap();
     let limit = move |pages: i64| move |c: &Connection| c.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()));
     store.writer.write(limit(pages + 4)).await.unwrap();
     let large = Commit { events: vec![event(1, &"x".repeat(200_000))], ..Commit::default() };
     let small = Commit { events: vec![event(1, "{}")], ..Commit::default() };
-    let (refused, _) = tokio::join!(store.commit(&row.id, large.clone()), store.sessions(None));
+    let (refused, _) = tokio::join!(store.commit(&row.id, large.clone()), store.sessions(&Access::All));
     assert_eq!(refused, Err(StoreError::Full));
     store.commit(&row.id, small).await.unwrap();
     store.writer.write(limit(1_000_000)).await.unwrap();
@@ -145,7 +145,7 @@ async fn a_full_disk_is_named_and_nothing_is_corrupt_when_there_is_room_again() 
 }
 
 #[tokio::test]
-async fn the_file_shrinks_when_a_session_is_gone() {
+async fn file_shrinks_after_session_is_deleted() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let (gone, stays) = (session("a"), session("a"));
@@ -163,10 +163,10 @@ async fn the_file_shrinks_when_a_session_is_gone() {
     };
     let before = size().await;
     assert!(before > 40_000_000, "{before}");
-    assert!(store.give_back().await.unwrap(), "not all of it at once");
-    while store.give_back().await.unwrap() {}
+    assert!(store.release_free_pages().await.unwrap(), "one call releases some pages only");
+    while store.release_free_pages().await.unwrap() {}
     let after = size().await;
-    // What stays, and four megabytes for what comes next.
+    // The remaining session, and four megabytes of spare pages.
     assert!((20_000_000..26_000_000).contains(&after), "{after}");
     assert_eq!(store.events_after(&stays.id, Seq(0), 100, usize::MAX).await.unwrap().len(), 40);
     let check: String = store.read(|c| c.pragma_query_value(None, "integrity_check", |row| row.get(0))).await.unwrap();
@@ -174,7 +174,7 @@ async fn the_file_shrinks_when_a_session_is_gone() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_shrink_is_left_at_that() {
+async fn file_without_auto_vacuum_is_left_alone() {
     let folder = Folder::new();
     let connection = Connection::open(folder.file()).unwrap();
     connection.execute_batch("PRAGMA auto_vacuum = NONE; CREATE TABLE ballast (bytes BLOB); ").unwrap();
@@ -182,11 +182,11 @@ async fn a_file_that_cannot_shrink_is_left_at_that() {
     connection.execute("DROP TABLE ballast", ()).unwrap();
     drop(connection);
     let store = Store::open(&folder.file()).unwrap();
-    assert!(!store.give_back().await.unwrap());
+    assert!(!store.release_free_pages().await.unwrap());
 }
 
 #[tokio::test]
-async fn deleting_a_session_takes_all_with_it_but_what_others_share() {
+async fn deleting_session_keeps_artifacts_of_other_sessions() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let (one, two) = (session("a"), session("b"));
@@ -206,8 +206,12 @@ async fn deleting_a_session_takes_all_with_it_but_what_others_share() {
         let cells = vec![CellChange::Put(Box::new(cell(1, "c1", 1.0)))];
         store.commit(&row.id, Commit { events: vec![event(1, "{}")], cells, artifacts, ..Commit::default() }).await.unwrap();
     }
-    assert_eq!(store.artifact_mime("mine", Some("b".to_owned())).await.unwrap(), None, "another's artifact");
-    assert_eq!(store.artifact_mime("mine", Some("a".to_owned())).await.unwrap().as_deref(), Some("image/png"));
+    assert_eq!(
+        store.artifact_mime("mine", &Access::Principal("b".into())).await.unwrap(),
+        None,
+        "an artifact of another principal"
+    );
+    assert_eq!(store.artifact_mime("mine", &Access::Principal("a".into())).await.unwrap().as_deref(), Some("image/png"));
     assert_eq!(store.delete_session(&one.id).await.unwrap(), ["mine"]);
     assert!(store.session(&one.id).await.unwrap().is_none());
     let left: i64 = store
@@ -218,13 +222,13 @@ async fn deleting_a_session_takes_all_with_it_but_what_others_share() {
         })
         .await
         .unwrap();
-    assert_eq!(left, 1 + 1 + 2, "only the other session's");
-    assert_eq!(store.sessions(Some("a".to_owned())).await.unwrap(), []);
-    assert_eq!(store.sessions(None).await.unwrap().len(), 1);
+    assert_eq!(left, 1 + 1 + 2, "only rows of the other session are left");
+    assert_eq!(store.sessions(&Access::Principal("a".into())).await.unwrap(), []);
+    assert_eq!(store.sessions(&Access::All).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_later_file_is_refused_and_left_alone() {
+async fn newer_format_is_refused() {
     let folder = Folder::new();
     drop(Store::open(&folder.file()).unwrap());
     let connection = Connection::open(folder.file()).unwrap();
@@ -239,13 +243,13 @@ async fn a_later_file_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn tokens_are_kept_by_hash() {
+async fn tokens_are_stored_by_hash() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let token = TokenRow {
         id: "t1".to_owned(),
         name: "laptop".to_owned(),
-        principal: "admin".to_owned(),
+        principal: "admin".into(),
         scope: "admin".to_owned(),
         hash: vec![1; 32],
         created_at: 5,
@@ -258,7 +262,7 @@ async fn tokens_are_kept_by_hash() {
 }
 
 #[tokio::test]
-async fn a_file_of_the_first_format_is_brought_up_to_date() {
+async fn first_format_is_migrated() {
     let folder = Folder::new();
     let connection = Connection::open(folder.file()).unwrap();
     connection.execute_batch(include_str!("schema_1.sql")).unwrap();
@@ -272,12 +276,12 @@ async fn a_file_of_the_first_format_is_brought_up_to_date() {
     drop(connection);
     let store = Store::open(&folder.file()).unwrap();
     let stored = store.session(&row.id).await.unwrap().unwrap();
-    assert_eq!((stored.state.as_str(), stored.kernel_info, stored.last_active_at), ("idle", None, 2));
+    assert_eq!((stored.phase, stored.kernel_info, stored.last_active_at), (SessionPhase::Idle, None, 2));
     assert_eq!(store.events_after(&row.id, Seq(0), 10, 1000).await.unwrap(), [event(1, "{}")]);
 }
 
 #[tokio::test]
-async fn who_asked_for_a_run_is_beside_it_also_where_that_was_among_the_options() {
+async fn traceparent_moves_from_options_to_its_column() {
     let folder = Folder::new();
     let connection = Connection::open(folder.file()).unwrap();
     for migration in [
@@ -304,24 +308,24 @@ async fn who_asked_for_a_run_is_beside_it_also_where_that_was_among_the_options(
     connection.pragma_update(None, "user_version", 4).unwrap();
     drop(connection);
     let store = Store::open(&folder.file()).unwrap();
-    let told = async || {
+    let stored = async || {
         let cells = store.cells(&row.id).await.unwrap();
         cells.into_iter().map(|cell| (cell.options, cell.run.trace, cell.run.queued_at)).collect::<Vec<_>>()
     };
-    let before = told().await;
+    let before = stored().await;
     assert_eq!(before.iter().map(|cell| cell.1.as_deref()).collect::<Vec<_>>(), [Some("00-aa"), None, None]);
-    // Options and runs are written each on their own.
+    // Options and execution states are written independently.
     let options = r#"{"allow_stdin":true}"#.to_owned();
     let run = CellState { queued_at: Some(7), trace: Some("00-cc".to_owned()), ..CellState::default() };
     let cells = vec![CellChange::Options { number: 1, options: options.clone() }, CellChange::State { number: 2, run }];
     store.commit(&row.id, Commit { cells, ..Commit::default() }).await.unwrap();
-    let after = told().await;
+    let after = stored().await;
     assert_eq!(after[0], (options, Some("00-aa".to_owned()), None));
     assert_eq!(after[1], (before[1].0.clone(), Some("00-cc".to_owned()), Some(7)));
 }
 
 #[tokio::test]
-async fn merged_events_stand_where_the_last_of_them_stood() {
+async fn merged_event_has_number_of_last_event() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let row = session("a");
@@ -333,11 +337,11 @@ async fn merged_events_stand_where_the_last_of_them_stood() {
     let cells = vec![CellChange::Put(Box::new(finished))];
     store.commit(&row.id, Commit { events, cells, ..Commit::default() }).await.unwrap();
     assert!(store.compactable(6, 9).await.unwrap().is_empty(), "too early");
-    let found = store.compactable(7, 9).await.unwrap();
-    assert_eq!((found.len(), found[0].from, found[0].to), (1, Seq(1), Seq(20)));
-    assert_eq!(store.events_to_compact(&found[0], 5, 1000).await.unwrap().len(), 5);
+    let cells = store.compactable(7, 9).await.unwrap();
+    assert_eq!((cells.len(), cells[0].from, cells[0].to), (1, Seq(1), Seq(20)));
+    assert_eq!(store.events_to_compact(&cells[0], 5, 1000).await.unwrap().len(), 5);
     let merged = EventRow { first: Seq(3), ..event(18, "merged") };
-    store.merge_events(&found[0], vec![merged.clone()], Seq(20)).await.unwrap();
+    store.merge_events(&cells[0], vec![merged.clone()], Seq(20)).await.unwrap();
     let left = store.events_after(&row.id, Seq(0), 100, 1000).await.unwrap();
     assert_eq!(left.iter().map(|event| event.seq.0).collect::<Vec<_>>(), [1, 2, 18, 19, 20]);
     assert_eq!(left[2], merged);
@@ -346,9 +350,9 @@ async fn merged_events_stand_where_the_last_of_them_stood() {
 }
 
 #[tokio::test]
-async fn what_is_on_its_way_and_who_has_a_link_end_with_their_session() {
+async fn turns_and_shares_are_deleted_with_their_session() {
     let folder = Folder::new();
-    // As it was before there were conversations and links.
+    // A format without conversations and shares.
     let connection = Connection::open(folder.file()).unwrap();
     connection.execute_batch(include_str!("schema_1.sql")).unwrap();
     connection.execute_batch(include_str!("schema_2.sql")).unwrap();
@@ -360,7 +364,7 @@ async fn what_is_on_its_way_and_who_has_a_link_end_with_their_session() {
         store.insert_session(row.clone()).await.unwrap();
         store.put_turn(&row.id, "c1").await.unwrap();
     }
-    assert!(store.put_turn(&one.id, "c1").await.is_err(), "it is on its way already");
+    assert!(store.put_turn(&one.id, "c1").await.is_err(), "a turn exists already");
     let share = |id: &str, row: &SessionRow, expires_at| ShareRow {
         id: id.to_owned(),
         session: row.id.clone(),
@@ -372,10 +376,10 @@ async fn what_is_on_its_way_and_who_has_a_link_end_with_their_session() {
     for share in [share("old", &one, 9), share("mine", &one, 99), share("its", &other, 99)] {
         store.put_share(share).await.unwrap();
     }
-    let ids = |shares: Vec<(ShareRow, String)>| shares.into_iter().map(|(row, of)| (row.id, of)).collect::<Vec<_>>();
-    let mine = [("mine".to_owned(), "a".to_owned())];
-    assert_eq!(ids(store.shares(Some(&one.id)).await.unwrap()), mine, "what has ended goes with the next that is made");
-    assert!(!store.delete_share(&other.id, "mine").await.unwrap(), "it is another session's");
+    let ids = |shares: Vec<(ShareRow, PrincipalId)>| shares.into_iter().map(|(row, of)| (row.id, of)).collect::<Vec<_>>();
+    let mine = [("mine".to_owned(), "a".into())];
+    assert_eq!(ids(store.shares(Some(&one.id)).await.unwrap()), mine, "creating a share removes expired ones");
+    assert!(!store.delete_share(&other.id, "mine").await.unwrap(), "a share of another session");
     store.delete_session(&other.id).await.unwrap();
     assert_eq!(ids(store.shares(None).await.unwrap()), mine);
     assert_eq!(store.turns().await.unwrap(), [(one.id.clone(), "c1".to_owned())]);
@@ -385,7 +389,7 @@ async fn what_is_on_its_way_and_who_has_a_link_end_with_their_session() {
 }
 
 #[tokio::test]
-async fn a_flood_is_read_from_both_ends() {
+async fn long_output_is_read_from_both_ends() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let row = session("a");
@@ -398,22 +402,22 @@ async fn a_flood_is_read_from_both_ends() {
         (numbers(first), numbers(last))
     };
     assert_eq!(ends(1, 30).await, (vec![1, 2, 3], vec![98, 99, 100]));
-    assert_eq!(ends(95, 30).await, ((95..=100).collect(), vec![]), "nothing is between them");
+    assert_eq!(ends(95, 30).await, ((95..=100).collect(), vec![]), "the two lists meet");
     assert_eq!(ends(1, 1 << 20).await, ((1..=100).collect(), vec![]));
     assert_eq!(ends(101, 30).await, (vec![], vec![]));
 }
 
 #[tokio::test]
-async fn the_log_is_merged_into_the_file_and_a_reader_holds_that_up_only_for_a_while() {
+async fn merging_the_log_waits_briefly_for_readers() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let log = || fs::metadata(folder.file().with_extension("db-wal")).unwrap().len();
     let row = session("ann");
     store.insert_session(row.clone()).await.unwrap();
     assert!(log() > 0);
-    assert!(store.merge_log(BUSY).await.unwrap());
+    assert!(store.merge_log(BUSY_TIMEOUT).await.unwrap());
     assert_eq!(log(), 0);
-    // The file alone has all of it now.
+    // The file alone is complete now.
     let copy = folder.file().with_extension("copy");
     fs::copy(folder.file(), &copy).unwrap();
     assert_eq!(Store::open(&copy).unwrap().session(&row.id).await.unwrap(), Some(row.clone()));
@@ -422,19 +426,19 @@ async fn the_log_is_merged_into_the_file_and_a_reader_holds_that_up_only_for_a_w
     reader.execute_batch("BEGIN; SELECT count(*) FROM sessions").unwrap();
     store.insert_session(session("bob")).await.unwrap();
     let began = std::time::Instant::now();
-    assert!(!store.merge_log(Duration::from_millis(50)).await.unwrap(), "somebody reads what was before");
-    assert!(began.elapsed() < BUSY);
-    // The store goes on, with its own patience.
+    assert!(!store.merge_log(Duration::from_millis(50)).await.unwrap(), "a reader uses an older snapshot");
+    assert!(began.elapsed() < BUSY_TIMEOUT);
+    // The store continues, with its own busy timeout.
     store.insert_session(session("cyd")).await.unwrap();
     drop(reader);
-    assert!(store.merge_log(BUSY).await.unwrap());
+    assert!(store.merge_log(BUSY_TIMEOUT).await.unwrap());
     assert_eq!(log(), 0);
     drop(store);
-    assert_eq!(Store::open(&folder.file()).unwrap().sessions(None).await.unwrap().len(), 3);
+    assert_eq!(Store::open(&folder.file()).unwrap().sessions(&Access::All).await.unwrap().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn everybody_who_writes_at_once_is_served_also_beside_another_program() {
+async fn concurrent_writers_all_commit_beside_another_program() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let rows: Vec<SessionRow> = (0..16).map(|_| session("a")).collect();
@@ -442,7 +446,7 @@ async fn everybody_who_writes_at_once_is_served_also_beside_another_program() {
         store.insert_session(row.clone()).await.unwrap();
     }
     let another = Connection::open(folder.file()).unwrap();
-    another.busy_timeout(BUSY).unwrap();
+    another.busy_timeout(BUSY_TIMEOUT).unwrap();
     let (begun, wait) = std::sync::mpsc::channel();
     let another = std::thread::spawn(move || {
         for _ in 0..20 {
@@ -457,7 +461,7 @@ async fn everybody_who_writes_at_once_is_served_also_beside_another_program() {
         let (store, id) = (store.clone(), row.id.clone());
         tokio::spawn(async move {
             for seq in 1..=200 {
-                // Now and then one that is long.
+                // Some jobs are large.
                 let body = if seq % 50 == 0 { format!("\"{}\"", "x".repeat(300_000)) } else { "{}".to_owned() };
                 let commit = Commit { events: vec![event(seq, &body)], ..Commit::default() };
                 store.commit(&id, commit).await.unwrap();
@@ -465,7 +469,7 @@ async fn everybody_who_writes_at_once_is_served_also_beside_another_program() {
         })
     });
     for written in writing.collect::<Vec<_>>() {
-        tokio::time::timeout(Duration::from_secs(60), written).await.expect("nobody is forgotten").unwrap();
+        tokio::time::timeout(Duration::from_secs(60), written).await.expect("every write is committed").unwrap();
     }
     another.join().unwrap();
     for row in &rows {
@@ -474,7 +478,7 @@ async fn everybody_who_writes_at_once_is_served_also_beside_another_program() {
 }
 
 #[tokio::test]
-async fn the_log_is_merged_as_it_grows() {
+async fn log_is_checkpointed_as_it_grows() {
     let folder = Folder::new();
     let store = Store::open(&folder.file()).unwrap();
     let row = session("a");
@@ -484,10 +488,10 @@ async fn the_log_is_merged_as_it_grows() {
     let began = std::time::Instant::now();
     for seq in 1.. {
         store.commit(&row.id, Commit { events: vec![event(seq, &body)], ..Commit::default() }).await.unwrap();
-        // Each adds more than two pages: a log that never began anew would be longer than all of them.
+        // Each commit adds more than two pages, so a log that never restarted would be longer than this.
         if seq > 2000 && fs::metadata(&log).unwrap().len() < seq * 4096 {
             return;
         }
-        assert!(began.elapsed() < Duration::from_secs(60), "{seq} commits, and the log has never begun anew");
+        assert!(began.elapsed() < Duration::from_secs(60), "{seq} commits, and the log has never restarted");
     }
 }

@@ -1,25 +1,22 @@
-//! Tokens, by the hash of their secret.
+//! API tokens. Only the hash of a token is stored.
 
 use rusqlite::{Row, params};
 
 use super::{Store, StoreError};
+use crate::ids::PrincipalId;
 
-/// A token as stored: enough to know it again, not enough to use it.
+/// A stored token. Times are milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRow {
-    /// Its public id, for lists and for revoking it.
+    /// The public id, for listing and revoking.
     pub id: String,
-    /// What its maker calls it.
+    /// The display name.
     pub name: String,
-    /// Whose it is.
-    pub principal: String,
-    /// What it allows.
+    pub principal: PrincipalId,
     pub scope: String,
-    /// SHA-256 of the secret.
+    /// SHA-256 of the token.
     pub hash: Vec<u8>,
-    /// When it was made, milliseconds since 1970.
     pub created_at: i64,
-    /// When it ends.
     pub expires_at: Option<i64>,
 }
 
@@ -36,10 +33,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
 }
 
 impl Store {
-    /// Stores a token; one with the same secret is replaced.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Stores a token. A token with the same hash is replaced.
     pub async fn put_token(&self, token: TokenRow) -> Result<(), StoreError> {
         self.writer
             .write(move |connection| {
@@ -63,10 +57,7 @@ impl Store {
             .await
     }
 
-    /// All tokens, the oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// All tokens, oldest first.
     pub async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
         self.read(|connection| {
             let select =
@@ -76,10 +67,7 @@ impl Store {
         .await
     }
 
-    /// Removes a token by its id; `false` when there is none.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Removes a token. Returns `false` if there is none with this id.
     pub async fn delete_token(&self, id: &str) -> Result<bool, StoreError> {
         let id = id.to_owned();
         self.writer.write(move |connection| Ok(connection.execute("DELETE FROM tokens WHERE id = ?1", [id])? > 0)).await

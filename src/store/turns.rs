@@ -1,13 +1,10 @@
-//! Answers of a model that are on their way: what a killed server has left of them is found by the next.
+//! Unfinished answers of the chat model (turns). A server that starts finds the turns that a killed server left behind.
 
 use super::{Store, StoreError};
 use crate::ids::SessionId;
 
 impl Store {
-    /// An answer to the message in this cell begins.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Records that the message in this cell is being answered.
     pub async fn put_turn(&self, session: &SessionId, cell: &str) -> Result<(), StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.writer
@@ -17,10 +14,7 @@ impl Store {
             .await
     }
 
-    /// It has ended.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Records that the answer has ended.
     pub async fn delete_turn(&self, session: &SessionId, cell: &str) -> Result<(), StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.writer
@@ -30,10 +24,8 @@ impl Store {
             .await
     }
 
-    /// Replaces a cell's metadata in a session that has ended: its driver takes no edits any more, and nobody follows its events.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Replaces the metadata of a cell in an ended session, whose driver accepts no edits. There is no event for the change, and nobody
+    /// subscribes to an ended session.
     pub async fn put_metadata(&self, session: &SessionId, cell: &str, metadata: String) -> Result<(), StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.writer
@@ -44,10 +36,7 @@ impl Store {
             .await
     }
 
-    /// All that have begun and not ended.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// All unfinished turns: session and cell of the message.
     pub async fn turns(&self) -> Result<Vec<(SessionId, String)>, StoreError> {
         let rows: Vec<(String, String)> = self
             .read(|connection| {

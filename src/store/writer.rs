@@ -1,8 +1,8 @@
-//! The one connection that writes, and who may use it.
+//! One writer with group commit.
 //!
-//! What waits for it is committed together, so that a hundred sessions share one commit. Whoever finds the connection free commits
-//! in place: to wake a thread for it, and to be woken by that, costs more than the commit of a cell. What is long, what must wait
-//! for another process or for the disk, and what has come meanwhile is left to a thread. A second one makes the checkpoints.
+//! Jobs that wait for the connection are committed together, so a hundred sessions share one commit. A caller that finds the
+//! connection free commits inline: waking a thread, and being woken by it, costs more than the commit of a cell. Large jobs, contended
+//! writes, and jobs that must wait for another process or for the disk go to the journal thread. Another thread makes checkpoints.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -15,116 +15,117 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 use super::job::{self, Job, Work};
+use crate::counters::UseCounter;
 
-/// Most jobs in one commit: the first of them waits for all.
-const BATCH: usize = 256;
-/// Bytes that are written in well under a millisecond. More is not committed in place.
-const SHORT: usize = 128 << 10;
-/// What a commit adds to the log beside what is in it: some six pages.
-const PAGES: usize = 24 << 10;
-/// What a job adds of which it is not known.
-const UNKNOWN: usize = 1 << 20;
-/// Bytes of the log between two checkpoints.
-const CHECKPOINT: usize = 4 << 20;
-/// Pages of a log that must not grow further, 8 MB.
-const LONG: i64 = 2000;
-/// How long a statement waits for another process (a backup, a person with `sqlite3`).
-pub(super) const BUSY: Duration = Duration::from_secs(10);
+/// The largest number of jobs in one commit. It bounds how long the first of them waits.
+const MAX_BATCH: usize = 256;
+/// The largest job that is committed inline, in bytes. Writing as much takes well under a millisecond.
+const MAX_INLINE: usize = 128 << 10;
+/// The bytes that a commit adds to the log beside its data: about six pages.
+const COMMIT_OVERHEAD: usize = 24 << 10;
+/// The assumed size of a job of unknown size, in bytes.
+const UNKNOWN_SIZE: usize = 1 << 20;
+/// The bytes of the log between two checkpoints.
+const CHECKPOINT_INTERVAL: usize = 4 << 20;
+/// The number of pages (8 MB) at which writers wait for a checkpoint, so that the log does not grow further.
+const MAX_LOG_PAGES: i64 = 2000;
+/// How long a statement waits for another process, such as a backup or a person with `sqlite3`.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Writes. The threads end, and with them the connections, when this is dropped.
+/// The writer. Dropping it ends its threads and closes their connections.
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    errands: mpsc::Sender<Errand>,
-    care: mpsc::Sender<Care>,
+    tasks: mpsc::Sender<WriterTask>,
+    log_tasks: mpsc::Sender<LogTask>,
 }
 
 struct Shared {
     waiting: Mutex<VecDeque<Job>>,
     connection: Mutex<Connection>,
-    /// How many threads want the connection: who commits in place would take it again and again before one of them is awake.
-    wanted: AtomicUsize,
-    /// Bytes that were logged since the last checkpoint, roughly.
+    /// The threads that want the connection alone. Without it, inline commits would take the connection again and again before a
+    /// thread wakes up.
+    wanting: Arc<UseCounter>,
+    /// The approximate number of bytes that were logged since the last checkpoint.
     logged: AtomicUsize,
-    /// Whether the next commit begins the log anew, for which SQLite waits for the disk.
-    begins_anew: AtomicBool,
+    /// Whether the next commit restarts the log, for which SQLite waits for the disk.
+    restarts_log: AtomicBool,
 }
 
-/// What is left to the thread that writes.
-enum Errand {
-    /// What waits.
-    Rest,
-    /// This, which is long.
-    Long(Job),
+/// Work for the journal thread.
+enum WriterTask {
+    /// Commit the waiting jobs.
+    CommitWaiting,
+    /// Commit this large job.
+    Commit(Job),
 }
 
-/// What is left to the thread that looks after the log.
-enum Care {
-    /// To bring it into the file.
+/// Work for the checkpoint thread.
+enum LogTask {
     Checkpoint,
-    /// The same, all of it and leaving no log, waiting no longer than this for readers.
+    /// Merge the whole log and truncate it. The duration bounds how long to wait for readers.
     Merge(Duration, oneshot::Sender<Result<bool, StoreError>>),
 }
 
 impl Writer {
-    /// Takes over a connection. `checkpoints` is another one to the same file.
+    /// `checkpoints` is a second connection to the same file.
     pub fn start(connection: Connection, checkpoints: Connection) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             waiting: Mutex::default(),
             connection: Mutex::new(connection),
-            wanted: AtomicUsize::new(0),
+            wanting: Arc::default(),
             logged: AtomicUsize::new(0),
-            begins_anew: AtomicBool::new(false),
+            restarts_log: AtomicBool::new(false),
         });
-        let ((errands, errand_queue), (care, care_queue)) = (mpsc::channel(), mpsc::channel());
+        let ((tasks, task_queue), (log_tasks, log_queue)) = (mpsc::channel(), mpsc::channel());
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let (writing, caring, cared) = (shared.clone(), shared.clone(), care.clone());
-        thread("journal").spawn(move || writing.run_errands(&errand_queue, &cared))?;
-        thread("journal-log").spawn(move || caring.look_after_log(&care_queue, &checkpoints))?;
-        Ok(Self { shared, errands, care })
+        let (writing, checkpointing, requests) = (shared.clone(), shared.clone(), log_tasks.clone());
+        thread("journal").spawn(move || writing.run_tasks(&task_queue, &requests))?;
+        thread("journal-log").spawn(move || checkpointing.run_log_tasks(&log_queue, &checkpoints))?;
+        Ok(Self { shared, tasks, log_tasks })
     }
 
-    /// Does `work` in the next commit; returns when that is on its way to the disk and survives this process.
+    /// Does `work` in the next commit. Returns after the commit, which survives the end of this process.
     pub async fn write<T: Send + 'static>(&self, work: impl Work<T>) -> Result<T, StoreError> {
         self.write_sized(0, work).await
     }
 
-    /// The same for what writes about so many bytes.
+    /// Like [`Self::write`], for work that writes about `bytes` bytes.
     pub async fn write_sized<T: Send + 'static>(&self, bytes: usize, work: impl Work<T>) -> Result<T, StoreError> {
         let (job, answer) = Job::new(bytes, work);
-        if bytes <= SHORT {
+        if bytes <= MAX_INLINE {
             self.shared.waiting().push_back(job);
-            self.commit_here();
+            self.commit_inline();
         } else {
-            self.errands.send(Errand::Long(job)).map_err(|_| StoreError::Closed)?;
+            self.tasks.send(WriterTask::Commit(job)).map_err(|_| StoreError::Closed)?;
         }
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// The same for what may take longer than others should wait for on this thread.
+    /// Like [`Self::write`], for work that may take too long for an inline commit.
     pub async fn write_long<T: Send + 'static>(&self, work: impl Work<T>) -> Result<T, StoreError> {
-        self.write_sized(UNKNOWN, work).await
+        self.write_sized(UNKNOWN_SIZE, work).await
     }
 
-    /// Leaves no log, unless somebody reads for longer what stood before. Whether it is gone.
+    /// Merges the log and truncates it. Returns `false` if a reader of an older snapshot prevents that for the time `within`.
     pub async fn merge_log(&self, within: Duration) -> Result<bool, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.care.send(Care::Merge(within, reply)).map_err(|_| StoreError::Closed)?;
+        self.log_tasks.send(LogTask::Merge(within, reply)).map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Commits what waits, if nobody else has the connection or wants it; else that one sees to it.
-    fn commit_here(&self) {
-        if self.shared.wanted.load(Ordering::SeqCst) > 0 {
+    /// Commits the waiting jobs, unless another thread has or wants the connection: that thread commits them then.
+    fn commit_inline(&self) {
+        if self.shared.wanting.total() > 0 {
             return;
         }
-        if !self.shared.begins_anew.load(Ordering::Relaxed) && self.shared.try_commit().is_none() {
+        if !self.shared.restarts_log.load(Ordering::Relaxed) && self.shared.try_commit().is_none() {
             return;
         }
-        // Who came meanwhile has not found the connection free.
+        // Jobs that came meanwhile did not find the connection free.
         if !self.shared.waiting().is_empty() {
-            let _ = self.errands.send(Errand::Rest);
+            let _ = self.tasks.send(WriterTask::CommitWaiting);
         }
-        self.shared.ask_for_checkpoint(&self.care);
+        self.shared.request_checkpoint(&self.log_tasks);
     }
 }
 
@@ -133,12 +134,12 @@ impl Shared {
         lock(&self.waiting)
     }
 
-    /// What is committed together: at least one, if any waits, and not much more than so many bytes.
-    fn take(&self, bytes: usize) -> Vec<Job> {
+    /// Takes the next batch: at least one job, if any waits, and not much more than `max_bytes`.
+    fn take(&self, max_bytes: usize) -> Vec<Job> {
         let mut waiting = self.waiting();
         let (mut jobs, mut sum) = (Vec::new(), 0);
-        while jobs.len() < BATCH
-            && sum < bytes
+        while jobs.len() < MAX_BATCH
+            && sum < max_bytes
             && let Some(job) = waiting.pop_front()
         {
             sum += job.bytes.max(1);
@@ -147,7 +148,7 @@ impl Shared {
         jobs
     }
 
-    /// Commits what waits, unless somebody else has the connection (`None`) or another process is in the way.
+    /// Commits a batch, unless another process has locked the file. `None` if another thread has the connection.
     fn try_commit(&self) -> Option<()> {
         let connection = match self.connection.try_lock() {
             Ok(connection) => connection,
@@ -157,7 +158,7 @@ impl Shared {
         if !self.waiting().is_empty() {
             match job::begin(&connection) {
                 Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {}
-                begun => self.commit(&connection, begun, self.take(SHORT)),
+                begun => self.commit(&connection, begun, self.take(MAX_INLINE)),
             }
         }
         Some(())
@@ -166,107 +167,101 @@ impl Shared {
     fn commit(&self, connection: &Connection, begun: rusqlite::Result<()>, jobs: Vec<Job>) {
         let bytes = jobs.iter().map(|job| job.bytes).sum::<usize>();
         job::commit(connection, begun, jobs);
-        self.logged.fetch_add(PAGES + bytes, Ordering::Relaxed);
+        self.logged.fetch_add(COMMIT_OVERHEAD + bytes, Ordering::Relaxed);
     }
 
-    // ---- the thread that writes -------------------------------------------------------------------------------------
+    // ---- journal thread ---------------------------------------------------------------------------------------------
 
-    fn run_errands(&self, errands: &mpsc::Receiver<Errand>, care: &mpsc::Sender<Care>) {
-        while let Ok(errand) = errands.recv() {
-            match errand {
-                Errand::Rest => {}
-                Errand::Long(job) => self.commit_with_patience(|_| vec![job]),
+    fn run_tasks(&self, tasks: &mpsc::Receiver<WriterTask>, log_tasks: &mpsc::Sender<LogTask>) {
+        while let Ok(task) = tasks.recv() {
+            match task {
+                WriterTask::CommitWaiting => {}
+                WriterTask::Commit(job) => self.commit_waiting_for_lock(|_| vec![job]),
             }
-            self.commit_rest();
-            self.ask_for_checkpoint(care);
+            self.commit_waiting();
+            self.request_checkpoint(log_tasks);
         }
-        // The log is merged into the file by closing the last connection.
+        // Closing the last connection merges the log into the file.
     }
 
-    /// Commits what waits until nothing does. For whoever had the connection alone.
-    fn commit_rest(&self) {
+    /// Commits until no job waits. A thread that had the connection alone must call this afterwards.
+    fn commit_waiting(&self) {
         while !self.waiting().is_empty() {
-            self.commit_with_patience(|shared| shared.take(UNKNOWN));
+            self.commit_waiting_for_lock(|shared| shared.take(UNKNOWN_SIZE));
         }
     }
 
-    fn commit_with_patience(&self, take: impl FnOnce(&Self) -> Vec<Job>) {
-        self.alone(|connection| {
-            // It fails for a time that cannot be expressed, which this is not.
-            let _ = connection.busy_timeout(BUSY);
+    /// Commits a batch, waiting for locks of other processes.
+    fn commit_waiting_for_lock(&self, take: impl FnOnce(&Self) -> Vec<Job>) {
+        self.with_exclusive_connection(|connection| {
+            // Fails only for durations that SQLite cannot represent.
+            let _ = connection.busy_timeout(BUSY_TIMEOUT);
             self.commit(connection, job::begin(connection), take(self));
             let _ = connection.busy_timeout(Duration::ZERO);
-            self.begins_anew.store(false, Ordering::Relaxed);
+            self.restarts_log.store(false, Ordering::Relaxed);
         });
     }
 
-    /// Does something while nobody else writes. What comes meanwhile waits for the look that is to be taken after this.
-    fn alone<T>(&self, act: impl FnOnce(&Connection) -> T) -> T {
-        struct Wanted<'a>(&'a AtomicUsize);
-        impl Drop for Wanted<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::SeqCst);
-            }
-        }
-        self.wanted.fetch_add(1, Ordering::SeqCst);
-        let _wanted = Wanted(&self.wanted);
-        act(&lock(&self.connection))
+    /// Does `work` while no other thread writes. Jobs that come meanwhile wait until the next [`Self::commit_waiting`].
+    fn with_exclusive_connection<T>(&self, work: impl FnOnce(&Connection) -> T) -> T {
+        let _wanting = self.wanting.count();
+        work(&lock(&self.connection))
     }
 
-    // ---- the thread that looks after the log ------------------------------------------------------------------------
+    // ---- checkpoint thread ------------------------------------------------------------------------------------------
 
-    fn ask_for_checkpoint(&self, care: &mpsc::Sender<Care>) {
-        if self.logged.load(Ordering::Relaxed) >= CHECKPOINT {
+    fn request_checkpoint(&self, log_tasks: &mpsc::Sender<LogTask>) {
+        if self.logged.load(Ordering::Relaxed) >= CHECKPOINT_INTERVAL {
             self.logged.store(0, Ordering::Relaxed);
-            let _ = care.send(Care::Checkpoint);
+            let _ = log_tasks.send(LogTask::Checkpoint);
         }
     }
 
-    fn look_after_log(&self, care: &mpsc::Receiver<Care>, connection: &Connection) {
-        while let Ok(care) = care.recv() {
-            match care {
-                Care::Checkpoint => {
+    fn run_log_tasks(&self, tasks: &mpsc::Receiver<LogTask>, connection: &Connection) {
+        while let Ok(task) = tasks.recv() {
+            match task {
+                LogTask::Checkpoint => {
                     if let Err(error) = self.checkpoint(connection) {
-                        tracing::warn!(%error, "cannot merge the journal's log into its file; trying again later");
+                        tracing::warn!(%error, "cannot checkpoint the journal; retrying later");
                     }
                 }
-                Care::Merge(within, reply) => {
-                    let merged = self.alone(|_| merge_all(connection, within));
-                    // Whoever asked may have given up.
+                LogTask::Merge(within, reply) => {
+                    let merged = self.with_exclusive_connection(|_| merge_all(connection, within));
+                    // Fails if the caller gave up.
                     let _ = reply.send(merged.map_err(StoreError::from));
                 }
             }
-            self.commit_rest();
+            self.commit_waiting();
         }
     }
 
-    /// Brings the log into the file while others go on writing. A log begins anew only when all of it is in the file: where it has
-    /// become long since it never was, writers wait for the little that they have added meanwhile.
+    /// Copies the log into the file while others continue to write. SQLite restarts the log only when all of it is in the file. If the
+    /// log has become long because that never happened, writers wait while the remaining pages are copied.
     fn checkpoint(&self, connection: &Connection) -> rusqlite::Result<()> {
         let merge = || connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| Ok((row.get(1)?, row.get(2)?)));
         let (mut pages, mut merged): (i64, i64) = merge()?;
-        if pages > LONG {
-            (pages, merged) = self.alone(|_| merge())?;
+        if pages > MAX_LOG_PAGES {
+            (pages, merged) = self.with_exclusive_connection(|_| merge())?;
         }
         if pages == merged {
-            self.begins_anew.store(true, Ordering::Relaxed);
+            self.restarts_log.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 }
 
-/// Opens a second connection with nothing but what a checkpoint needs.
-pub(super) fn for_checkpoints(path: &Path) -> rusqlite::Result<Connection> {
+/// Opens the connection for checkpoints.
+pub(super) fn open_for_checkpoints(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
-    connection.busy_timeout(BUSY)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
 }
 
-/// On a connection that is open: nothing of the file is opened or closed for it (see `make_private`).
+/// Merges the whole log. Uses an open connection, because closing a descriptor would release locks (see `create_private`).
 fn merge_all(connection: &Connection, within: Duration) -> rusqlite::Result<bool> {
     connection.busy_timeout(within)?;
     let is_busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, bool>(0));
-    connection.busy_timeout(BUSY)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(!is_busy?)
 }
 

@@ -1,5 +1,5 @@
-//! The collector that traces go to: OTLP over HTTP as protobuf, by the variables that OpenTelemetry names. What it does not take in
-//! time is dropped and counted; nothing waits for it, and no more than a queue of it is held.
+//! The export of traces: OTLP over HTTP with protobuf, configured by the environment variables of OpenTelemetry. Spans wait in a bounded
+//! queue. Spans that do not fit are dropped and counted, and nothing waits for the collector.
 
 use std::env;
 use std::sync::Arc;
@@ -23,63 +23,64 @@ use tokio::runtime::Handle;
 use super::SPANS;
 use crate::http_client::HttpClient;
 
-/// Spans that wait at most, where `OTEL_BSP_MAX_QUEUE_SIZE` says nothing: 2 MB or so.
-const QUEUE: usize = 2048;
-/// How long one try to send may take; the exporter gives up for good by `OTEL_EXPORTER_OTLP_TIMEOUT`, else after 10 s.
-const SENDING: Duration = Duration::from_secs(10);
-/// Bytes of a collector's answer.
+/// The size of the queue in spans, unless `OTEL_BSP_MAX_QUEUE_SIZE` is set. About 2 MB.
+const DEFAULT_QUEUE: usize = 2048;
+/// How long one attempt to send may take. The exporter gives up after `OTEL_EXPORTER_OTLP_TIMEOUT`, by default 10 s.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest response of a collector, in bytes.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// A variable that says something.
+/// An environment variable, if it is set and not blank.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
-/// What the environment asks for. `None`: no traces.
+/// The provider that the environment configures. `None` if it configures no collector.
 pub(super) fn from_environment() -> Result<Option<SdkTracerProvider>, String> {
-    let off = |name, value: &str| variable(name).is_some_and(|said| said.eq_ignore_ascii_case(value));
+    let is_set_to = |name, value: &str| variable(name).is_some_and(|actual| actual.eq_ignore_ascii_case(value));
     let endpoint = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
     let Some(endpoint) = endpoint else { return Ok(None) };
-    if off("OTEL_SDK_DISABLED", "true") || off("OTEL_TRACES_EXPORTER", "none") {
+    if is_set_to("OTEL_SDK_DISABLED", "true") || is_set_to("OTEL_TRACES_EXPORTER", "none") {
         return Ok(None);
     }
     let protocol = variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| variable("OTEL_EXPORTER_OTLP_PROTOCOL"));
     if let Some(protocol) = protocol.filter(|protocol| protocol != "http/protobuf") {
-        tracing::warn!(%protocol, "traces are sent as http/protobuf all the same, for nothing else is spoken here");
+        tracing::warn!(%protocol, "this protocol is not supported; traces are sent as http/protobuf");
     }
     let http = client_for(&endpoint)?;
     let sender = Sender { http, runtime: Handle::current() };
     let exporter = OtlpExporter::builder().with_http().with_http_client(sender).build();
     let exporter = exporter.map_err(|error| error.to_string())?;
-    let most = variable("OTEL_BSP_MAX_QUEUE_SIZE").and_then(|text| text.parse().ok()).filter(|most| *most > 0);
-    let processor = Bounded::new(exporter, most.unwrap_or(QUEUE));
+    let capacity = variable("OTEL_BSP_MAX_QUEUE_SIZE").and_then(|text| text.parse().ok()).filter(|capacity| *capacity > 0);
+    let processor = BoundedProcessor::new(exporter, capacity.unwrap_or(DEFAULT_QUEUE));
     let provider = SdkTracerProvider::builder().with_resource(resource()).with_span_processor(processor);
-    // By default a caller's `traceparent` could take its requests out of the traces.
-    let is_chosen = variable("OTEL_TRACES_SAMPLER").is_some();
-    let provider = if is_chosen { provider } else { provider.with_sampler(Sampler::AlwaysOn) };
+    // With the default sampler, the `traceparent` of a client could exclude its requests from the traces.
+    let has_sampler = variable("OTEL_TRACES_SAMPLER").is_some();
+    let provider = if has_sampler { provider } else { provider.with_sampler(Sampler::AlwaysOn) };
     Ok(Some(provider.build()))
 }
 
-/// The client for a collector's address. Of one that cannot be used, no more is told than where it leads: the rest may be secret.
+/// The client for the address of a collector. An error names the scheme and host only, because the rest may be secret.
 fn client_for(endpoint: &str) -> Result<HttpClient, String> {
-    let unusable = |place: String, error: &str| format!("the collector's address{place} cannot be used: {error}");
-    let uri: Uri = endpoint.parse().map_err(|_| unusable(String::new(), "it is no URL"))?;
-    let place = format!(" ({}://{})", uri.scheme_str().unwrap_or("no scheme"), uri.host().unwrap_or("no host"));
-    HttpClient::to(&uri).map_err(|error| unusable(place, &error.to_string()))
+    let unusable = |host: String, error: &str| format!("the collector's address{host} cannot be used: {error}");
+    let uri: Uri = endpoint.parse().map_err(|_| unusable(String::new(), "it is not a URL"))?;
+    let host = format!(" ({}://{})", uri.scheme_str().unwrap_or("no scheme"), uri.host().unwrap_or("no host"));
+    HttpClient::for_uri(&uri).map_err(|error| unusable(host, &error.to_string()))
 }
 
-/// Who we are, as the environment says, else by our name.
+/// The resource attributes from the environment, with our own name as the default.
 fn resource() -> Resource {
-    let said = Resource::builder().build();
+    let detected = Resource::builder().build();
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-    let is_named =
-        said.get(&Key::from_static_str("service.name")).is_some_and(|name| !name.as_str().starts_with("unknown_service"));
+    let is_named = detected
+        .get(&Key::from_static_str("service.name"))
+        .is_some_and(|name| !name.as_str().starts_with("unknown_service"));
     let builder = Resource::builder();
     let builder = if is_named { builder } else { builder.with_service_name("cellkeep") };
     builder.with_attribute(version).build()
 }
 
-/// Sends for the exporter, whose thread is none of the runtime's, by the client that we have anyway.
+/// The HTTP client of the exporter. The exporter calls it on a thread outside of the runtime.
 #[derive(Clone, Debug)]
 struct Sender {
     http: HttpClient,
@@ -96,37 +97,38 @@ impl opentelemetry_http::HttpClient for Sender {
             let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(head, body))
         };
-        // A timer, too, is to be made within the runtime.
-        self.runtime.spawn(async move { tokio::time::timeout(SENDING, sending).await }).await??
+        // The timer must be created within the runtime as well.
+        self.runtime.spawn(async move { tokio::time::timeout(SEND_TIMEOUT, sending).await }).await??
     }
 }
 
-/// The library's own processor with a count of what it holds, so that what is dropped is known.
+/// The batch processor of the SDK with a bound of its own, so that dropped spans are counted.
 #[derive(Debug)]
-struct Bounded {
+struct BoundedProcessor {
     inner: BatchSpanProcessor,
-    held: Arc<AtomicUsize>,
-    most: usize,
+    /// The number of spans in the queue and in the batch that is being sent.
+    queued: Arc<AtomicUsize>,
+    capacity: usize,
 }
 
-impl Bounded {
-    fn new(exporter: impl SpanExporter + 'static, most: usize) -> Self {
-        let held = Arc::<AtomicUsize>::default();
-        let counted = Counted { exporter, held: held.clone(), fails: AtomicBool::new(false) };
-        let config = BatchConfigBuilder::default().with_max_queue_size(most).build();
+impl BoundedProcessor {
+    fn new(exporter: impl SpanExporter + 'static, capacity: usize) -> Self {
+        let queued = Arc::<AtomicUsize>::default();
+        let counted = CountingExporter { exporter, queued: queued.clone(), is_failing: AtomicBool::new(false) };
+        let config = BatchConfigBuilder::default().with_max_queue_size(capacity).build();
         let inner = BatchSpanProcessor::builder(counted).with_batch_config(config).build();
-        Self { inner, held, most }
+        Self { inner, queued, capacity }
     }
 }
 
-impl SpanProcessor for Bounded {
+impl SpanProcessor for BoundedProcessor {
     fn on_start(&self, span: &mut Span, context: &Context) {
         self.inner.on_start(span, context);
     }
 
     fn on_end(&self, span: SpanData) {
-        let one_more = |held| (held < self.most).then_some(held + 1);
-        match self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+        let add_one = |queued| (queued < self.capacity).then_some(queued + 1);
+        match self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_one) {
             Ok(_) => self.inner.on_end(span),
             Err(_) => metrics::counter!(SPANS, "result" => "dropped").increment(1),
         }
@@ -145,28 +147,28 @@ impl SpanProcessor for Bounded {
     }
 }
 
-/// The exporter with a count of what became of its spans.
+/// The exporter, with metrics of sent and failed spans.
 #[derive(Debug)]
-struct Counted<E> {
+struct CountingExporter<E> {
     exporter: E,
-    held: Arc<AtomicUsize>,
-    /// Its last try has failed: that is told once.
-    fails: AtomicBool,
+    queued: Arc<AtomicUsize>,
+    /// Whether the last attempt failed. Failures in a row are logged once.
+    is_failing: AtomicBool,
 }
 
-impl<E: SpanExporter> SpanExporter for Counted<E> {
+impl<E: SpanExporter> SpanExporter for CountingExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let count = batch.len();
         let result = self.exporter.export(batch).await;
-        self.held.fetch_sub(count, Ordering::Relaxed);
-        let failed = self.fails.swap(result.is_err(), Ordering::Relaxed);
+        self.queued.fetch_sub(count, Ordering::Relaxed);
+        let was_failing = self.is_failing.swap(result.is_err(), Ordering::Relaxed);
         match &result {
-            Ok(()) if failed => tracing::warn!("traces are taken again"),
-            Err(error) if !failed => tracing::warn!(%error, "traces cannot be sent, and are dropped"),
+            Ok(()) if was_failing => tracing::warn!("the trace collector accepts traces again"),
+            Err(error) if !was_failing => tracing::warn!(%error, "cannot send traces; they are dropped"),
             _ => {}
         }
-        let what = if result.is_ok() { "sent" } else { "failed" };
-        metrics::counter!(SPANS, "result" => what).increment(count as u64);
+        let outcome = if result.is_ok() { "sent" } else { "failed" };
+        metrics::counter!(SPANS, "result" => outcome).increment(count as u64);
         result
     }
 
@@ -193,48 +195,51 @@ mod tests {
 
     use super::*;
 
-    /// A collector that takes nothing until it is let.
+    /// An exporter that waits for permits.
     #[derive(Clone, Debug)]
-    struct Stuck(Arc<Semaphore>, Arc<Mutex<usize>>);
+    struct StuckExporter(Arc<Semaphore>, Arc<Mutex<usize>>);
 
-    impl SpanExporter for Stuck {
+    impl SpanExporter for StuckExporter {
         async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-            let _let = self.0.acquire().await;
+            let _permit = self.0.acquire().await;
             *self.1.lock().unwrap() += batch.len();
             Ok(())
         }
     }
 
     #[test]
-    fn an_address_that_cannot_be_used_is_told_without_what_may_be_secret() {
-        for (address, told) in [
+    fn errors_about_addresses_reveal_no_secrets() {
+        for (address, expected) in [
             ("grpc://ann:pass@there:4317/key?token=key", "grpc://there"),
-            ("http://ann:pass@there:x y/", "no URL"),
+            ("http://ann:pass@there:x y/", "not a URL"),
             ("ftp://pass@there", "ftp://there"),
         ] {
             let error = client_for(address).unwrap_err();
-            assert!(error.contains(told) && !error.contains("pass") && !error.contains("key"), "{error}");
+            assert!(error.contains(expected) && !error.contains("pass") && !error.contains("key"), "{error}");
         }
     }
 
     #[test]
-    fn a_collector_that_hangs_holds_up_nobody_and_fills_nothing() {
-        let stuck = Stuck(Arc::new(Semaphore::new(0)), Arc::default());
-        let processor = Bounded::new(stuck.clone(), 600);
-        let held = processor.held.clone();
+    fn hanging_collector_blocks_nothing_and_queue_is_bounded() {
+        let stuck = StuckExporter(Arc::new(Semaphore::new(0)), Arc::default());
+        let processor = BoundedProcessor::new(stuck.clone(), 600);
+        let queued = processor.queued.clone();
         let provider = SdkTracerProvider::builder().with_span_processor(processor).build();
         let tracer = provider.tracer("t");
         let began = Instant::now();
         for _ in 0..20_000 {
             drop(tracer.start("x"));
-            assert!(held.load(Ordering::Relaxed) <= 600);
+            assert!(queued.load(Ordering::Relaxed) <= 600);
         }
         assert!(began.elapsed() < Duration::from_secs(20));
-        assert!(provider.shutdown_with_timeout(Duration::from_millis(50)).is_err(), "it hangs; who stops does not wait");
+        assert!(
+            provider.shutdown_with_timeout(Duration::from_millis(50)).is_err(),
+            "shutdown does not wait for the hanging collector"
+        );
         stuck.0.add_permits(1000);
-        while held.load(Ordering::Relaxed) > 0 {
+        while queued.load(Ordering::Relaxed) > 0 {
             std::thread::yield_now();
         }
-        assert_eq!(*stuck.1.lock().unwrap(), 600, "what was held was sent, once");
+        assert_eq!(*stuck.1.lock().unwrap(), 600, "queued spans are sent once");
     }
 }

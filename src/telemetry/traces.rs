@@ -1,8 +1,8 @@
-//! Traces by OpenTelemetry: one span for each request, one for each run of a cell with its waiting and its running below it. They
-//! say who, when, how long and how it ended; never code, output, variables or tokens, for which there is no attribute here.
+//! OpenTelemetry traces: one span per request, and one per execution with children for queueing and running. Spans have ids, times
+//! and results. They never have code, output, variables or tokens: there is no attribute for them.
 //!
-//! Spans are made by hand, and not of what is logged (`tracing-opentelemetry`): a run begins in a request, ends long after it, maybe
-//! in another process, and is told when its end is in the journal.
+//! Spans are created by hand and not from log spans (`tracing-opentelemetry`). An execution begins in a request and ends long after it,
+//! possibly in another process, and its span is recorded when its end is committed.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -19,17 +19,15 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use super::collector;
 
-/// How long a stopping server waits for its collector.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// The name under which a context is written down.
+/// How long a stopping server waits for the collector.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+/// The header that carries a context.
 const TRACEPARENT: &str = "traceparent";
 
 static TRACES: OnceLock<(SdkTracerProvider, SdkTracer)> = OnceLock::new();
 
-/// Begins to trace if the environment names a collector, as OpenTelemetry says. Once for the process, within its runtime.
-///
-/// # Errors
-/// In words, when it names one that cannot be used. Nothing is traced then.
+/// Enables traces if the environment configures a collector. Must be called once, within the runtime. An error means that the
+/// configuration is not usable, and that traces stay disabled.
 pub fn install() -> Result<(), String> {
     if let Some(provider) = collector::from_environment()? {
         let tracer = provider.tracer("cellkeep");
@@ -38,28 +36,28 @@ pub fn install() -> Result<(), String> {
     Ok(())
 }
 
-/// Whether anybody collects traces.
-pub fn are_kept() -> bool {
+/// Whether a collector is configured.
+pub fn is_enabled() -> bool {
     TRACES.get().is_some()
 }
 
-/// Sends what has not been sent yet, for a moment. Nothing is traced afterwards.
-pub async fn end() {
+/// Sends the queued spans, with a timeout. Disables traces.
+pub async fn shut_down() {
     if let Some((provider, _)) = TRACES.get() {
-        let ended = tokio::task::spawn_blocking(|| provider.shutdown_with_timeout(FAREWELL)).await;
+        let ended = tokio::task::spawn_blocking(|| provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT)).await;
         if !matches!(ended, Ok(Ok(()))) {
             tracing::warn!("the last traces could not be sent");
         }
     }
 }
 
-/// A request that is being answered.
-pub struct Answering(Context);
+/// The span of a request.
+pub struct RequestSpan(Context);
 
-impl Answering {
-    /// Begins the span of a request, a child of the one that its `traceparent` names. `route`: the pattern of its path, for paths
-    /// hold names of files. `None` where nobody collects.
-    pub fn begin(
+impl RequestSpan {
+    /// Starts a span below the one in the `traceparent` header. `route` is the pattern of the path, because paths contain names of
+    /// files. `None` if traces are disabled.
+    pub fn start(
         headers: &HeaderMap,
         method: &Method,
         route: Option<&str>,
@@ -68,7 +66,7 @@ impl Answering {
     ) -> Option<Self> {
         let (_, tracer) = TRACES.get()?;
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
-        // Methods are made up by who asks; a trace's names are to be few.
+        // Clients can invent methods, but span names must have a low cardinality.
         let method = if is_known(method) { method.as_str() } else { "_OTHER" };
         let mut attributes = vec![
             KeyValue::new("http.request.method", method.to_owned()),
@@ -81,13 +79,13 @@ impl Answering {
         Some(Self(parent.with_span(span.start_with_context(tracer, &parent))))
     }
 
-    /// What is done for it.
-    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+    /// Runs work with this span as the current one.
+    pub async fn scope<T>(&self, work: impl Future<Output = T>) -> T {
         work.with_context(self.0.clone()).await
     }
 
-    /// Its answer has begun. One that is dropped before has none: who asked went away.
-    pub fn answered(self, status: StatusCode) {
+    /// Ends the span with the status of the response. A span that is dropped without a status belongs to a client that disconnected.
+    pub fn end(self, status: StatusCode) {
         let span = self.0.span();
         span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
         if status.is_server_error() {
@@ -101,97 +99,91 @@ fn is_known(method: &Method) -> bool {
     [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD, Method::OPTIONS].contains(method)
 }
 
-/// What is being done now, as a `traceparent`: what is asked of others can name it.
+/// The current span as a `traceparent`, for executions that this request starts.
 pub fn current() -> Option<String> {
     TRACES.get()?;
-    told(&Context::current())
+    format_context(&Context::current())
 }
 
-/// The same, where what is being done belongs to something that was asked for under this `traceparent`.
-pub fn current_below(traceparent: &str) -> Option<String> {
-    let (parent, current) = (read(traceparent), current()?);
+/// The current span as a `traceparent`, if the request carried a valid `traceparent`.
+pub fn current_in(traceparent: &str) -> Option<String> {
+    let (parent, current) = (parse(traceparent), current()?);
     parent.span().span_context().is_valid().then_some(current)
 }
 
-/// What somebody else does, by the `traceparent` that they sent. One that is not valid names nothing, as the standard says.
-pub fn of_others(traceparent: &str) -> Option<String> {
+/// Normalizes a `traceparent` from a client. `None` if it is invalid, which the standard says to ignore.
+pub fn parse_foreign(traceparent: &str) -> Option<String> {
     TRACES.get()?;
-    told(&read(traceparent))
+    format_context(&parse(traceparent))
 }
 
-fn told(context: &Context) -> Option<String> {
+fn format_context(context: &Context) -> Option<String> {
     let mut headers = HashMap::new();
     TraceContextPropagator::new().inject_context(context, &mut headers);
     headers.remove(TRACEPARENT)
 }
 
-fn read(traceparent: &str) -> Context {
+fn parse(traceparent: &str) -> Context {
     let headers = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
     TraceContextPropagator::new().extract_with_context(&Context::new(), &headers)
 }
 
-/// Goes on with what is being done now in another task.
-pub fn carry<T: Future>(work: T) -> impl Future<Output = T::Output> {
+/// Runs a future of another task with the current span.
+pub fn in_current_context<T: Future>(work: T) -> impl Future<Output = T::Output> {
     work.with_current_context()
 }
 
-/// A run that has ended.
+/// A finished execution.
 #[derive(Debug)]
-pub struct Run<'a> {
-    /// What asked for it, as a `traceparent`.
+pub struct ExecutionSpan<'a> {
+    /// The `traceparent` of the request that queued it.
     pub parent: Option<&'a str>,
-    /// Its session.
     pub session: &'a str,
-    /// Its kernel.
     pub kernel: &'a str,
-    /// Its cell.
     pub cell: &'a str,
-    /// When it was queued, if that is known.
     pub queued_at: Option<SystemTime>,
-    /// When the kernel was given it; `None` for never.
+    /// `None` if it was never sent to the kernel.
     pub started_at: Option<SystemTime>,
-    /// When it ended.
     pub ended_at: SystemTime,
-    /// How it ended, by the contract's name.
+    /// The name of the status in the HTTP API.
     pub status: &'static str,
-    /// Whether that is a failure.
     pub failed: bool,
-    /// Milliseconds of CPU time, and the bytes that its session needed at most.
+    /// CPU time in milliseconds, and the peak memory of the session in bytes.
     pub used: Option<(f64, u64)>,
 }
 
-/// Tells of a run that has ended: its whole, and below that how long it waited and how long it ran.
-pub fn tell(run: &Run<'_>) {
+/// Records the span of an execution, with child spans for the time in the queue and in the kernel.
+pub fn record_execution(execution: &ExecutionSpan<'_>) {
     let Some((_, tracer)) = TRACES.get() else { return };
-    let parent = run.parent.map_or_else(Context::new, read);
+    let parent = execution.parent.map_or_else(Context::new, parse);
     let mut attributes = vec![
-        KeyValue::new("cellkeep.session.id", run.session.to_owned()),
-        KeyValue::new("cellkeep.cell.id", run.cell.to_owned()),
-        KeyValue::new("cellkeep.kernel", run.kernel.to_owned()),
-        KeyValue::new("cellkeep.status", run.status),
+        KeyValue::new("cellkeep.session.id", execution.session.to_owned()),
+        KeyValue::new("cellkeep.cell.id", execution.cell.to_owned()),
+        KeyValue::new("cellkeep.kernel", execution.kernel.to_owned()),
+        KeyValue::new("cellkeep.status", execution.status),
     ];
-    if let Some((cpu_ms, peak_memory_bytes)) = run.used {
+    if let Some((cpu_ms, peak_memory_bytes)) = execution.used {
         attributes.push(KeyValue::new("cellkeep.cpu_ms", cpu_ms));
         attributes.push(KeyValue::new("cellkeep.peak_memory_bytes", i64::try_from(peak_memory_bytes).unwrap_or(i64::MAX)));
     }
-    let begin = run.queued_at.or(run.started_at).unwrap_or(run.ended_at);
+    let begin = execution.queued_at.or(execution.started_at).unwrap_or(execution.ended_at);
     let whole = tracer.span_builder("cell").with_kind(SpanKind::Internal).with_start_time(begin).with_attributes(attributes);
     let mut whole = whole.start_with_context(tracer, &parent);
-    if run.failed {
-        whole.set_status(Status::error(run.status));
+    if execution.failed {
+        whole.set_status(Status::error(execution.status));
     }
-    let inside = Context::new().with_remote_span_context(whole.span_context().clone());
-    let part = |name: &'static str, from: Option<SystemTime>, to: SystemTime| {
+    let below = Context::new().with_remote_span_context(whole.span_context().clone());
+    let child = |name: &'static str, from: Option<SystemTime>, to: SystemTime| {
         if let Some(from) = from {
-            let part = tracer.span_builder(name).with_start_time(from).start_with_context(tracer, &inside);
-            ended(part, to.max(from));
+            let span = tracer.span_builder(name).with_start_time(from).start_with_context(tracer, &below);
+            end_span(span, to.max(from));
         }
     };
-    part("cell queued", run.queued_at, run.started_at.unwrap_or(run.ended_at));
-    part("cell run", run.started_at, run.ended_at);
-    ended(whole, run.ended_at.max(begin));
+    child("cell queued", execution.queued_at, execution.started_at.unwrap_or(execution.ended_at));
+    child("cell run", execution.started_at, execution.ended_at);
+    end_span(whole, execution.ended_at.max(begin));
 }
 
-fn ended(mut span: opentelemetry_sdk::trace::Span, at: SystemTime) {
+fn end_span(mut span: opentelemetry_sdk::trace::Span, at: SystemTime) {
     span.end_with_timestamp(at);
 }

@@ -470,7 +470,7 @@ async fn principals_are_invisible_to_each_other() {
     assert!(revoked.status.success());
     ann.until("/v1/sessions", |reply| reply.status == 401).await.problem(401, "bad_token");
     let store = cellkeep::store::Store::open(&server.paths().journal()).unwrap();
-    let identity = cellkeep::auth::Identity { principal: "ann".to_owned(), scope: cellkeep::auth::Scope::Use, only: None };
+    let identity = cellkeep::auth::Identity { principal: "ann".into(), scope: cellkeep::auth::Scope::Use, only: None };
     let soon = cellkeep::store::now_ms() + 6000;
     cellkeep::auth::store_token(&store, "ck_short", "short", &identity, Some(soon)).await.unwrap();
     let short = Client { token: Some("ck_short".to_owned()), ..admin.clone() };

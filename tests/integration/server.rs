@@ -10,6 +10,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use cellkeep::config::Paths;
+use cellkeep::ids::Access;
 use cellkeep::manager::Manager;
 use cellkeep::sandbox::SandboxKind;
 use cellkeep::store::Store;
@@ -200,7 +201,7 @@ impl Server {
             }
         }
         let store = Store::open(&self.paths().journal()).unwrap();
-        assert_eq!(store.sessions(None).await.unwrap(), Vec::new(), "rows");
+        assert_eq!(store.sessions(&Access::All).await.unwrap(), Vec::new(), "rows");
         assert_eq!(store.artifact_hashes().await.unwrap(), Vec::<String>::new(), "rows of artifacts");
         for id in ids {
             let id = cellkeep::ids::SessionId::parse(id).unwrap();

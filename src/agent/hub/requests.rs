@@ -55,7 +55,7 @@ impl Hub {
     fn trim_memory(&mut self) {
         let mut buffer = self.buffer.borrow_mut();
         if buffer.is_empty() && !self.executions.is_running() && buffer.take_stored(TRIM_AFTER).is_some() {
-            memory::give_back();
+            memory::release_free_memory();
         }
     }
 

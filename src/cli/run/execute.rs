@@ -6,7 +6,7 @@ use super::progress::NotebookProgress;
 use super::start::StartedKernel;
 use crate::cli::signals::SignalForwarder;
 use crate::manager::Session;
-use crate::manager::record::Surroundings;
+use crate::manager::run_record::EnvironmentRecord;
 use crate::notebook::Notebook;
 use crate::notebook::parameters::Parameters;
 use crate::runner::{Progress, RunError, RunOptions, RunReport, run_notebook};
@@ -16,7 +16,7 @@ use crate::wire::content::now_iso8601;
 pub(super) struct ExecutedNotebook {
     pub notebook: Notebook,
     pub parameters: Parameters,
-    pub environment: Option<Surroundings>,
+    pub environment: Option<EnvironmentRecord>,
     /// Still alive; the write stage destroys it.
     pub session: Session,
     /// ISO 8601, UTC.

@@ -7,7 +7,7 @@ use super::plan::Job;
 use super::progress::NotebookProgress;
 use crate::cli::notebook_file::read_notebook;
 use crate::kernels::{self, KernelSpec};
-use crate::manager::record;
+use crate::manager::run_record;
 use crate::notebook::Notebook;
 use crate::output::StreamStyle;
 
@@ -32,7 +32,7 @@ impl LoadedNotebook {
             // The executed notebook opens with the kernel that made its outputs.
             notebook.set_kernelspec(kernel.kernelspec_name(), &kernel.display_name, &kernel.language);
         }
-        let earlier_record = record::of(&notebook).cloned();
+        let earlier_record = run_record::record_in(&notebook).cloned();
         Ok(Self { notebook, kernel, earlier_record })
     }
 }

@@ -7,7 +7,7 @@ use super::papermill;
 use super::pipeline::Settings;
 use super::plan::Job;
 use crate::manager::Session;
-use crate::manager::record;
+use crate::manager::run_record;
 use crate::notebook::Notebook;
 use crate::runner::{RunError, RunReport};
 use crate::wire::content::now_iso8601;
@@ -23,7 +23,7 @@ impl RecordedNotebook {
     pub fn record(mut executed: ExecutedNotebook, settings: &Settings, job: &Job) -> Self {
         if !settings.no_record {
             let record = run_record(&executed, settings, job);
-            executed.notebook.metadata_mut().insert(record::KEY.to_owned(), record);
+            executed.notebook.metadata_mut().insert(run_record::KEY.to_owned(), record);
         }
         let ExecutedNotebook { mut notebook, session, result, .. } = executed;
         if let (true, Ok(report)) = (settings.error_marker, &result) {

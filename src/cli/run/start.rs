@@ -12,13 +12,14 @@ use crate::cli::Failure;
 use crate::cli::signals::{ForwardingGuard, SignalForwarder};
 use crate::kernels::KernelSpec;
 use crate::manager::Session;
-use crate::manager::record::{self, Surroundings};
+use crate::manager::run_record::EnvironmentRecord;
+use crate::manager::seed;
 
 /// A kernel that waits for the first cell.
 pub(super) struct StartedKernel {
     pub session: Session,
     /// What `metadata.cellkeep` records of the kernel. Taken before the first cell, so that it names what every cell began with.
-    pub environment: Option<Surroundings>,
+    pub environment: Option<EnvironmentRecord>,
     pub ready_after: Duration,
     /// The session receives signals as long as this lives.
     pub forwarding: ForwardingGuard,
@@ -54,7 +55,7 @@ impl StartedKernel {
 }
 
 async fn create_session(settings: &Settings, kernel: &KernelSpec, signals: &SignalForwarder) -> Result<Session, Failure> {
-    let env = settings.seed.map(|seed| record::seed_env(kernel, seed)).unwrap_or_default();
+    let env = settings.seed.map(|seed| seed::seed_env(kernel, seed)).unwrap_or_default();
     let timed_out = AtomicBool::new(false);
     let stopped = async {
         let Some(limit) = settings.start_timeout else { return signals.stop_requested().await };
@@ -78,7 +79,7 @@ async fn prepare_kernel(
     parameterized: &ParameterizedNotebook,
     session: &Session,
     progress: &NotebookProgress,
-) -> Result<Option<Surroundings>, Failure> {
+) -> Result<Option<EnvironmentRecord>, Failure> {
     let kernel = parameterized.kernel;
     let environment = query_environment(settings, kernel, session, progress).await?;
     if let (true, Some(expected), Some(current)) = (settings.frozen, &parameterized.earlier_record, &environment) {
@@ -91,7 +92,7 @@ async fn prepare_kernel(
         }
     }
     if let Some(seed) = settings.seed {
-        match record::seed(&session.handle, kernel, seed).await {
+        match seed::seed(&session.handle, kernel, seed).await {
             Ok(true) => {}
             Ok(false) => progress
                 .notice(&format!("--seed has no effect: {} has no random numbers that can be seeded", kernel.display_name)),
@@ -106,11 +107,11 @@ async fn query_environment(
     kernel: &KernelSpec,
     session: &Session,
     progress: &NotebookProgress,
-) -> Result<Option<Surroundings>, Failure> {
+) -> Result<Option<EnvironmentRecord>, Failure> {
     if settings.no_record && !settings.frozen {
         return Ok(None);
     }
-    match Surroundings::ask(&settings.paths, kernel, &session.handle, session.record.kind).await {
+    match EnvironmentRecord::collect(&settings.paths, kernel, &session.handle, session.record.kind).await {
         Ok(environment) => Ok(Some(environment)),
         Err(why) if settings.frozen => {
             Err(Failure::usage(anyhow!("--frozen: the packages of the kernel cannot be listed: {why}")))

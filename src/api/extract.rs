@@ -1,5 +1,5 @@
-//! What clients give: bodies, queries, commands. All of it is read strictly: what we do not know is no wish that we heed, so it is
-//! refused. What is wrong is named by its field, in JSON's words and not in Rust's.
+//! Extractors for bodies, queries and commands. Unknown fields are refused, because ignoring them would ignore what the client asked
+//! for. Errors name the invalid field, in the terms of JSON and not of Rust.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -19,26 +19,26 @@ use serde::{Deserialize, Deserializer};
 use super::MAX_BODY;
 use super::error::Problem;
 
-/// How long the rest of a body is taken that is refused.
-const LINGER: Duration = Duration::from_secs(5);
-/// Bytes of a client's own words that an error repeats.
-const REPEATED: usize = 200;
+/// How long the rest of a refused body is read.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest part of a client's text at each end that an error repeats, in bytes.
+const MAX_REPEATED: usize = 200;
 
-/// A JSON body. An empty one is `{}`.
+/// A JSON body. An empty body means `{}`.
 pub(super) struct Body<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let bytes = whole(request).await?;
+        let bytes = read_body(request).await?;
         let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
-        read_object(text).map(Self).map_err(Wrong::in_body)
+        read_object(text).map(Self).map_err(InvalidInput::in_body)
     }
 }
 
-/// All bytes of a body. One that says itself that it is too large is not waited for.
-pub(super) async fn whole(request: Request) -> Result<Bytes, Problem> {
+/// Reads a whole body. A body whose `Content-Length` is too large is refused at once.
+pub(super) async fn read_body(request: Request) -> Result<Bytes, Problem> {
     let request = check_length(request)?;
     Bytes::from_request(request, &()).await.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => too_large(),
@@ -46,14 +46,14 @@ pub(super) async fn whole(request: Request) -> Result<Bytes, Problem> {
     })
 }
 
-/// Refuses a body of more bytes than are taken by the length that it says.
+/// Refuses a body whose `Content-Length` exceeds the limit.
 pub(super) fn check_length(request: Request) -> Result<Request, Problem> {
-    let said = request.headers().get(header::CONTENT_LENGTH);
-    if said.and_then(|length| length.to_str().ok()?.parse().ok()).is_none_or(|length: u64| length <= MAX_BODY as u64) {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    if length.and_then(|length| length.to_str().ok()?.parse().ok()).is_none_or(|length: u64| length <= MAX_BODY as u64) {
         return Ok(request);
     }
-    // Closed with bytes unread, the connection would be reset, and a client that still sends would never see why.
-    tokio::spawn(tokio::time::timeout(LINGER, async move {
+    // Closing a connection with unread bytes resets it, and a client that is still sending would not see the response.
+    tokio::spawn(tokio::time::timeout(DRAIN_TIMEOUT, async move {
         let (mut body, mut read) = (request.into_body().into_data_stream(), 0);
         while read < 2 * MAX_BODY
             && let Some(Ok(bytes)) = body.next().await
@@ -69,19 +69,19 @@ fn too_large() -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
 }
 
-/// Whether a client says that it takes this media type, by name.
-pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
+/// Whether the `Accept` header names this media type explicitly.
+pub(super) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
     let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     ranges.flat_map(|value| value.split(',')).any(|range| {
         let mut parts = range.split(';').map(str::trim);
-        let is_named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(wanted));
+        let is_named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(media_type));
         let quality = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
-        // A quality of 0 means: not this.
+        // A quality of 0 excludes the type.
         is_named && quality.is_none_or(|(_, quality)| quality.trim().parse() != Ok(0.0))
     })
 }
 
-/// The query's fields.
+/// The fields of the query.
 pub(super) struct Query<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
@@ -90,41 +90,41 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match axum::extract::Query::<T>::from_request_parts(parts, state).await {
             Ok(axum::extract::Query(query)) => Ok(Self(query)),
-            Err(rejection) => Err(in_query(&rejection.body_text())),
+            Err(rejection) => Err(query_problem(&rejection.body_text())),
         }
     }
 }
 
-/// Refuses any field where there is nothing to ask by one.
+/// Middleware for paths without query fields: refuses any query.
 pub(super) async fn no_query(request: Request, next: Next) -> Result<Response, Problem> {
     let Some(query) = request.uri().query().filter(|query| !query.is_empty()) else { return Ok(next.run(request).await) };
     let name = query.split(['=', '&']).next().unwrap_or_default();
-    let field = shortened(&percent_encoding::percent_decode_str(name).decode_utf8_lossy());
-    let detail = format!("unknown field `{field}`: this call takes none in its query");
+    let field = shorten(&percent_encoding::percent_decode_str(name).decode_utf8_lossy());
+    let detail = format!("unknown field `{field}`: this request has no query fields");
     Err(Problem::bad_request("bad_query", detail).named(Some(field)))
 }
 
-/// What axum says of a query, with the field that it says it of: `Failed to deserialize query string: FIELD: MESSAGE`.
-fn in_query(told: &str) -> Problem {
-    let told = told.strip_prefix("Failed to deserialize query string: ").unwrap_or(told);
-    let (path, message) = told.split_once(": ").unwrap_or(("", told));
-    let wrong = Wrong::new(path, message, false);
-    Problem::bad_request("bad_query", wrong.detail()).named(wrong.field)
+/// Parses axum's error, which has the form `Failed to deserialize query string: FIELD: MESSAGE`.
+fn query_problem(error: &str) -> Problem {
+    let error = error.strip_prefix("Failed to deserialize query string: ").unwrap_or(error);
+    let (path, message) = error.split_once(": ").unwrap_or(("", error));
+    let invalid = InvalidInput::new(path, message, false);
+    Problem::bad_request("bad_query", invalid.detail()).named(invalid.field)
 }
 
-/// Why something is not the object that it should be.
+/// Why a JSON text is not the expected object.
 #[derive(Debug)]
-pub(super) struct Wrong {
+pub(super) struct InvalidInput {
     field: Option<String>,
     message: String,
-    /// Whether it is no JSON at all.
+    /// Whether the text is not JSON at all.
     is_syntax: bool,
 }
 
-impl Wrong {
+impl InvalidInput {
     fn new(path: &str, message: &str, is_syntax: bool) -> Self {
         let path = if path == "." { "" } else { path };
-        // Of these, the path leads to what they are missing from, or twice in.
+        // For these errors, the path names the object and the message names the field.
         let missing = ["missing field `", "duplicate field `"].iter().find_map(|start| message.strip_prefix(start));
         let missing = missing.and_then(|rest| rest.split('`').next());
         let field = match (path, missing) {
@@ -132,9 +132,9 @@ impl Wrong {
             ("", Some(name)) => Some(name.to_owned()),
             (path, Some(name)) => Some(format!("{path}.{name}")),
             ("", None) => None,
-            (path, None) => Some(shortened(path)),
+            (path, None) => Some(shorten(path)),
         };
-        Self { field, message: plain(&shortened(message)), is_syntax }
+        Self { field, message: in_json_terms(&shorten(message)), is_syntax }
     }
 
     fn detail(&self) -> String {
@@ -144,7 +144,7 @@ impl Wrong {
         }
     }
 
-    /// The problem, where it stands in a request's body.
+    /// The problem of a request body.
     pub fn in_body(self) -> Problem {
         if self.is_syntax {
             return Problem::bad_request("bad_json", format!("the body is not JSON: {}", self.message));
@@ -152,25 +152,25 @@ impl Wrong {
         Problem::unprocessable("bad_field", self.detail()).named(self.field)
     }
 
-    /// The problem, where it stands in a socket's command.
+    /// The problem of a socket command.
     pub fn in_command(self) -> Problem {
         let code = if self.is_syntax { "bad_json" } else { "bad_field" };
         Problem::bad_request(code, self.detail()).named(self.field)
     }
 }
 
-/// Reads an object. An array is none, also where all its elements would fit.
-pub(super) fn read_object<T: DeserializeOwned>(text: &[u8]) -> Result<T, Wrong> {
+/// Parses an object. serde would also accept an array with the values of the fields.
+pub(super) fn read_object<T: DeserializeOwned>(text: &[u8]) -> Result<T, InvalidInput> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let mut track = serde_path_to_error::Track::new();
     let read = object(serde_path_to_error::Deserializer::new(&mut json, &mut track));
-    let wrong = |path: &str, error: &serde_json::Error| Wrong::new(path, &error.to_string(), !error.is_data());
-    let value = read.map_err(|error| wrong(&track.path().to_string(), &error))?;
-    json.end().map_err(|error| wrong("", &error))?;
+    let invalid = |path: &str, error: &serde_json::Error| InvalidInput::new(path, &error.to_string(), !error.is_data());
+    let value = read.map_err(|error| invalid(&track.path().to_string(), &error))?;
+    json.end().map_err(|error| invalid("", &error))?;
     Ok(value)
 }
 
-/// Reads a nested object: derived readers take an array of a struct's fields as well.
+/// Deserializes a nested object, and refuses arrays, like [`read_object`].
 pub(super) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     struct OnlyMaps<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for OnlyMaps<T> {
@@ -187,8 +187,8 @@ pub(super) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserialize
     deserializer.deserialize_map(OnlyMaps(PhantomData))
 }
 
-/// A message of serde's without the names of Rust's types.
-fn plain(message: &str) -> String {
+/// Replaces the names of Rust types in a message of serde.
+fn in_json_terms(message: &str) -> String {
     const WORDS: &[(&str, &str)] = &[
         ("expected usize", "expected a whole number from 0 on"),
         ("expected u64", "expected a whole number from 0 on"),
@@ -208,13 +208,13 @@ fn plain(message: &str) -> String {
     WORDS.iter().fold(message.to_owned(), |text, (rust, json)| text.replace(rust, json))
 }
 
-/// The two ends of what may hold megabytes of a client's own words.
-fn shortened(text: &str) -> String {
-    if text.len() <= 2 * REPEATED {
+/// Keeps the two ends of a text from a client, which may have megabytes.
+fn shorten(text: &str) -> String {
+    if text.len() <= 2 * MAX_REPEATED {
         return text.to_owned();
     }
-    let head = &text[..text.floor_char_boundary(REPEATED)];
-    let tail = &text[text.ceil_char_boundary(text.len() - REPEATED)..];
+    let head = &text[..text.floor_char_boundary(MAX_REPEATED)];
+    let tail = &text[text.ceil_char_boundary(text.len() - MAX_REPEATED)..];
     format!("{head}…{tail}")
 }
 
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_is_read() {
+    fn valid_objects_are_parsed() {
         let text = r#"{"name": "n", "seed": 4294967295, "inner": {"size": 5, "share": 1}, "env": {"a": "b"}, "raw": {"$x": [1e999]}} "#;
         let read: Outer = read_object(text.as_bytes()).unwrap();
         assert_eq!((read.name.as_str(), read.seed, read.inner.size, read.inner.share), ("n", Some(u32::MAX), 5, 1.0));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_by_its_field_and_without_rust() {
+    fn errors_name_the_field_without_rust_types() {
         let cases = [
             (r#"{}"#, "name", "missing field `name`"),
             (r#"{"name": 5}"#, "name", "name: invalid type: integer `5`, expected a string"),
@@ -285,10 +285,10 @@ mod tests {
             (r#"5"#, "", "invalid type: integer `5`, expected an object"),
         ];
         for (text, field, detail) in cases {
-            let told = problem(text);
-            assert!(told.0 == field && told.1.contains(detail), "{text}: {told:?}");
+            let actual = problem(text);
+            assert!(actual.0 == field && actual.1.contains(detail), "{text}: {actual:?}");
             for rust in ["struct", "usize", "u64", "u32", "f64", "map", "sequence", "Option"] {
-                assert!(!told.1.contains(rust), "{text}: {told:?}");
+                assert!(!actual.1.contains(rust), "{text}: {actual:?}");
             }
         }
         for text in ["{", "", r#"{"name": "n"} x"#, "{\"name\": \"\u{1}\"}", r#"{"inner": {"share": 1e999}}"#] {
@@ -296,11 +296,11 @@ mod tests {
             assert_eq!((&body["code"], body.get("field")), (&"bad_json".into(), None), "{text}");
         }
         let long = problem(&format!(r#"{{"name": "n", "{}": 1}}"#, "ä".repeat(1 << 20)));
-        assert!(long.0.len() < 1000 && long.1.len() < 2000, "not all of it is repeated");
+        assert!(long.0.len() < 1000 && long.1.len() < 2000, "long texts are shortened");
     }
 
     #[test]
-    fn media_types_are_named_in_any_case_and_with_a_quality() {
+    fn accept_header_is_matched_with_case_and_quality() {
         let wants = |accept: &'static str| {
             let headers = HeaderMap::from_iter([(header::ACCEPT, header::HeaderValue::from_static(accept))]);
             accepts(&headers, "text/event-stream")
@@ -318,12 +318,12 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_named_by_their_fields() {
-        for (told, field, detail) in [
+    fn query_errors_name_the_field() {
+        for (error, field, detail) in [
             ("Failed to deserialize query string: wait: invalid float literal", "wait", "wait: a number is expected"),
             ("Failed to deserialize query string: waitt: unknown field `waitt`, expected `wait`", "waitt", "unknown field"),
         ] {
-            let body = in_query(told).body();
+            let body = query_problem(error).body();
             assert_eq!(body["field"], field);
             assert!(body["detail"].as_str().unwrap().contains(detail), "{body}");
         }

@@ -1,0 +1,139 @@
+//! A range of a stream's text, for clients that show the beginning and the end of a long text and load the rest on demand.
+
+use axum::Json;
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::Problem;
+use super::notebooks::run_blocking;
+use super::response_spool::MAX_SMALL;
+use super::{Api, Caller, CellInPath, Query, SessionInPath};
+use crate::manager::{EventRow, OutputEvent, OverByteLimit, apply_edit};
+
+/// The largest range of one response in bytes.
+const MAX_RANGE: usize = 1 << 20;
+
+/// A range of bytes. Both ends are optional.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Range {
+    from: Option<u64>,
+    to: Option<u64>,
+}
+
+/// The index of the output in the path, as events have it.
+pub(super) struct OutputInPath(u64);
+
+impl<S: Send + Sync> FromRequestParts<S> for OutputInPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let name = super::path_field(parts, state, "output").await?;
+        name.parse()
+            .map(Self)
+            .map_err(|_| Problem::not_found("no_output", format!("{name:?} is not the index of an output")))
+    }
+}
+
+pub(super) async fn get(
+    State(api): State<Api>,
+    caller: Caller,
+    SessionInPath(id): SessionInPath,
+    CellInPath(cell): CellInPath,
+    OutputInPath(output): OutputInPath,
+    Query(range): Query<Range>,
+) -> Result<Json<Value>, Problem> {
+    let read = async |max_bytes| {
+        let found = api.reader.cell_and_events(&id, &caller.access(), &cell, max_bytes).await?;
+        found.ok_or_else(|| Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session")))
+    };
+    // A range is computed from the whole text, so it needs the same permit.
+    let (events, _permit) = match read(MAX_SMALL).await?.1 {
+        Ok(events) => (events, None),
+        Err(OverByteLimit { bytes }) => {
+            let permit = api.spool.acquire(bytes).await?;
+            (read(u64::MAX).await?.1.unwrap_or_default(), permit)
+        }
+    };
+    run_blocking(move || {
+        let text = stream_text(&events, output).ok_or_else(|| {
+            Problem::not_found("no_output", format!("there is no stream at index {output} among this cell's outputs"))
+        })?;
+        let (from, to) = char_range(&text, range.from, range.to)?;
+        Ok(Json(json!({"from": from, "to": to, "total": text.len(), "text": &text[from..to]})))
+    })
+    .await?
+}
+
+/// The text of a stream after these events.
+fn stream_text(events: &[EventRow], index: u64) -> Option<String> {
+    let mut text: Option<String> = None;
+    for event in events.iter().filter_map(OutputEvent::parse) {
+        match event {
+            OutputEvent::Clear => text = None,
+            OutputEvent::Set { index: at, keep, output } if at == index => {
+                let whole_text = || Some(output.get("text")?.as_str()?.to_owned());
+                text = text.take().and_then(|text| apply_edit(text, keep, &output)).or_else(whole_text);
+            }
+            OutputEvent::Set { .. } => {}
+        }
+    }
+    text
+}
+
+/// The requested range, limited to one response and to whole characters.
+fn char_range(text: &str, from: Option<u64>, to: Option<u64>) -> Result<(usize, usize), Problem> {
+    let (from, to) = (from.unwrap_or(0), to.unwrap_or(u64::MAX));
+    if from > to {
+        return Err(Problem::bad_request("bad_range", format!("from ({from}) is greater than to ({to})")).field("from"));
+    }
+    let within = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+    let from = text.floor_char_boundary(within(from));
+    let to = text.floor_char_boundary(within(to).min(from + MAX_RANGE));
+    Ok((from, to.max(from)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Seq;
+    use crate::manager::EventKind;
+
+    fn event(kind: EventKind, body: &Value) -> EventRow {
+        EventRow { seq: Seq(1), first: Seq(1), time: 0, cell: None, kind, body: body.to_string() }
+    }
+
+    fn stream(index: u64, keep: u64, text: &str) -> EventRow {
+        let output = json!({"output_type": "stream", "name": "stdout", "text": text});
+        event(EventKind::OutputAppend, &json!({"index": index, "keep": keep, "output": output}))
+    }
+
+    #[test]
+    fn stream_text_is_folded_from_events() {
+        let events = [stream(0, 0, "ab"), stream(1, 0, "other"), stream(0, 2, "cd"), stream(0, 3, "é")];
+        assert_eq!(stream_text(&events, 0).as_deref(), Some("abcé"));
+        assert_eq!(stream_text(&events, 1).as_deref(), Some("other"));
+        assert_eq!(stream_text(&events, 2), None);
+        let cleared = [stream(0, 0, "ab"), event(EventKind::OutputClear, &json!({})), stream(0, 0, "new")];
+        assert_eq!(stream_text(&cleared, 0).as_deref(), Some("new"));
+        let plot = json!({"index": 0, "output": {"output_type": "display_data", "data": {"text/plain": "x"}}});
+        assert_eq!(stream_text(&[event(EventKind::OutputAppend, &plot)], 0), None, "a plot is not a stream");
+    }
+
+    #[test]
+    fn ranges_have_whole_characters_and_a_limit() {
+        let text = "aé€😀".repeat(200_000);
+        assert_eq!(char_range(&text, None, None).unwrap_or_default(), (0, text.floor_char_boundary(MAX_RANGE)));
+        for from in 0..20 {
+            for to in from..20 {
+                let (from, to) = char_range(&text, Some(from), Some(to)).unwrap_or_default();
+                assert!(from <= to && text.get(from..to).is_some());
+            }
+        }
+        assert_eq!(char_range("abc", Some(9), None).unwrap_or_default(), (3, 3));
+        assert_eq!(char_range("abc", Some(1), Some(u64::MAX)).unwrap_or_default(), (1, 3));
+        assert!(char_range("abc", Some(2), Some(1)).is_err());
+    }
+}

@@ -1,0 +1,147 @@
+//! The sessions of this server in memory: living ones, and ended ones that can still be read.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use dashmap::DashMap;
+
+use super::event_feed::EventFeed;
+use super::session_config::ServiceError;
+use crate::ids::{Access, PrincipalId, SessionId};
+use crate::sandbox::{Sandbox, SandboxError, SandboxRecord};
+use crate::session::SessionHandle;
+use crate::store::now_ms;
+
+/// A sandbox with the engine that created it.
+#[derive(Clone)]
+pub(super) struct SandboxInstance {
+    pub engine: Arc<dyn Sandbox>,
+    pub record: SandboxRecord,
+}
+
+impl SandboxInstance {
+    /// Ends the sandbox and removes what is left of it. Idempotent.
+    pub async fn destroy(&self) -> Result<(), SandboxError> {
+        self.engine.destroy(&self.record).await
+    }
+}
+
+/// One session.
+pub(super) struct SessionEntry {
+    pub principal: PrincipalId,
+    pub handle: SessionHandle,
+    pub feed: Arc<EventFeed>,
+    /// The time of the last request that the journal does not show (files, completions), in milliseconds since 1970.
+    last_used_ms: AtomicI64,
+    /// The default timeout of a cell in seconds. The row has it as well; reading the row would cost a store access per cell.
+    cell_timeout: Mutex<Option<f64>>,
+    /// Held while the sandbox is removed: a second removal waits, and then finds no sandbox.
+    pub removal: tokio::sync::Mutex<()>,
+    /// `None` once the session has ended and its sandbox is removed. The journal can still be read.
+    sandbox: ArcSwapOption<SandboxInstance>,
+}
+
+impl SessionEntry {
+    pub fn new(
+        principal: PrincipalId,
+        handle: SessionHandle,
+        feed: Arc<EventFeed>,
+        cell_timeout: Option<f64>,
+        sandbox: Option<SandboxInstance>,
+    ) -> Self {
+        Self {
+            principal,
+            handle,
+            feed,
+            last_used_ms: AtomicI64::new(0),
+            cell_timeout: Mutex::new(cell_timeout),
+            removal: tokio::sync::Mutex::default(),
+            sandbox: ArcSwapOption::from_pointee(sandbox),
+        }
+    }
+
+    /// The same session with another owner, for a session that leaves the pool.
+    pub fn claimed_by(self, principal: PrincipalId, cell_timeout: Option<f64>) -> Self {
+        Self { principal, cell_timeout: Mutex::new(cell_timeout), ..self }
+    }
+
+    /// Notes a use, so that the session does not count as idle.
+    pub fn touch(&self) {
+        self.last_used_ms.store(now_ms(), Ordering::Relaxed);
+    }
+
+    pub fn last_used_ms(&self) -> i64 {
+        self.last_used_ms.load(Ordering::Relaxed)
+    }
+
+    pub fn cell_timeout(&self) -> Option<f64> {
+        *self.cell_timeout.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_cell_timeout(&self, seconds: Option<f64>) {
+        *self.cell_timeout.lock().unwrap_or_else(PoisonError::into_inner) = seconds;
+    }
+
+    pub fn sandbox(&self) -> Option<Arc<SandboxInstance>> {
+        self.sandbox.load_full()
+    }
+
+    pub fn has_sandbox(&self) -> bool {
+        self.sandbox.load().is_some()
+    }
+
+    pub fn clear_sandbox(&self) {
+        self.sandbox.store(None);
+    }
+}
+
+/// All sessions by id. The guards of the map are never held across an await: methods return clones of the `Arc`s.
+#[derive(Default)]
+pub struct SessionRegistry {
+    sessions: DashMap<SessionId, Arc<SessionEntry>>,
+}
+
+impl SessionRegistry {
+    pub(super) fn find(&self, id: &SessionId) -> Option<Arc<SessionEntry>> {
+        self.sessions.get(id).map(|entry| entry.value().clone())
+    }
+
+    /// The session, if the caller may see it. This is the ownership check of all session requests.
+    pub(super) fn find_visible(&self, id: &SessionId, access: &Access) -> Result<Arc<SessionEntry>, ServiceError> {
+        let entry = self.find(id).filter(|entry| access.includes(&entry.principal));
+        entry.ok_or_else(|| ServiceError::not_found(id))
+    }
+
+    /// The session like [`Self::find_visible`], noting that it is used.
+    pub(super) fn find_and_touch(&self, id: &SessionId, access: &Access) -> Result<Arc<SessionEntry>, ServiceError> {
+        let entry = self.find_visible(id, access)?;
+        entry.touch();
+        Ok(entry)
+    }
+
+    pub(super) fn insert(&self, id: SessionId, entry: Arc<SessionEntry>) {
+        self.sessions.insert(id, entry);
+    }
+
+    pub(super) fn remove(&self, id: &SessionId) -> Option<Arc<SessionEntry>> {
+        self.sessions.remove(id).map(|(_, entry)| entry)
+    }
+
+    pub(super) fn contains(&self, id: &SessionId) -> bool {
+        self.sessions.contains_key(id)
+    }
+
+    pub(super) fn ids(&self) -> Vec<SessionId> {
+        self.sessions.iter().map(|entry| entry.key().clone()).collect()
+    }
+
+    pub(super) fn entries(&self) -> Vec<Arc<SessionEntry>> {
+        self.sessions.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    /// The number of sessions that have a sandbox.
+    pub fn live_count(&self) -> usize {
+        self.sessions.iter().filter(|entry| entry.has_sandbox()).count()
+    }
+}

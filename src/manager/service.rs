@@ -1,0 +1,389 @@
+//! Sessions that outlive this process: created, claimed from the pool, configured and used, for `cellkeep serve`.
+//!
+//! Everything that a later server needs is in the store before a request is answered. Other files add to the service: `recovery`
+//! (after a restart), `removal`, `notebooks`, `files` and `variables`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use super::event_feed::EventFeed;
+use super::execution_traces::ExecutionTraces;
+use super::journal::StoreJournal;
+use super::pool::{self, POOL_OWNER, Pool, Pooled};
+use super::quota::Quota;
+use super::reader::SessionReader;
+use super::registry::{SandboxInstance, SessionEntry, SessionRegistry};
+use super::removal::RemovalBacklog;
+use super::run_record::EnvironmentRecord;
+use super::session_config::{NewSession, ServiceError, ServiceSettings, SessionConfig};
+use super::{Manager, ManagerError, SessionSpec};
+use crate::artifacts::Blobs;
+use crate::config::Paths;
+use crate::counters::UseCounter;
+use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
+use crate::kernels::{self, Kernel, Status};
+use crate::policy::{Limits, Network};
+use crate::sandbox::SandboxKind;
+use crate::sandbox::docker::Images;
+use crate::session::{self, OutputMode, SessionHandle, SessionParts, Stored};
+use crate::store::{SessionRow, Store, StoreError, now_ms, seconds_in_ms};
+use crate::telemetry::{self, traces};
+
+/// The number of requests that may wait per session that is being created.
+const MAX_PENDING_PER_START: usize = 32;
+
+/// The fields of a session that its owner may change.
+#[derive(Clone, Debug)]
+pub struct SessionProperties {
+    pub name: Option<String>,
+    pub config: SessionConfig,
+    /// The end of the session's lifetime, in milliseconds since 1970.
+    pub expires_at: Option<i64>,
+}
+
+/// Creates, configures and ends sessions. Clones share it.
+#[derive(Clone)]
+pub struct SessionService(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub paths: Paths,
+    pub manager: Manager,
+    pub store: Store,
+    pub blobs: Blobs,
+    pub settings: ServiceSettings,
+    pub registry: Arc<SessionRegistry>,
+    pub quota: Quota,
+    pub removal_backlog: RemovalBacklog,
+    /// The environments of kernels. An environment is the same in every session that uses it.
+    pub environments: Mutex<HashMap<String, EnvironmentRecord>>,
+    reader: SessionReader,
+    pool: Pool,
+    /// Limits how many kernels start at once.
+    starting: Semaphore,
+    /// Requests whose sessions are being created.
+    pending: Arc<UseCounter>,
+}
+
+impl SessionService {
+    /// A service for the sessions in this store. [`Self::recover`] continues those of an earlier server.
+    pub fn new(paths: &Paths, store: Store, settings: ServiceSettings) -> Self {
+        let blobs = Blobs::new(&paths.blobs());
+        let registry = Arc::<SessionRegistry>::default();
+        Self(Arc::new(Inner {
+            paths: paths.clone(),
+            manager: Manager::new(paths.clone()),
+            reader: SessionReader::new(registry.clone(), store.clone(), blobs.clone()),
+            blobs,
+            store,
+            registry,
+            quota: Quota::new(settings.max_data_mb),
+            removal_backlog: RemovalBacklog::default(),
+            environments: Mutex::default(),
+            pool: Pool::default(),
+            starting: Semaphore::new(settings.max_starting),
+            pending: Arc::default(),
+            settings,
+        }))
+    }
+
+    pub fn reader(&self) -> &SessionReader {
+        &self.0.reader
+    }
+
+    /// The idle timeout of sessions that have none of their own, in seconds.
+    pub fn idle_timeout(&self) -> u64 {
+        self.0.settings.idle_timeout_seconds
+    }
+
+    /// All kernels, each with the kinds of sandbox in which it can run on this machine.
+    pub async fn kernels(&self) -> Vec<(&'static Kernel, Vec<SandboxKind>)> {
+        let choice = self.0.settings.sandbox;
+        let images = if choice.allows(SandboxKind::Docker) { Images::connect().await.ok() } else { None };
+        let mut all = Vec::new();
+        for kernel in kernels::all() {
+            let mut kinds = Vec::new();
+            if choice.allows(SandboxKind::Process) && kernels::status(&self.0.paths, kernel) != Status::Missing {
+                kinds.push(SandboxKind::Process);
+            }
+            if let Some(images) = &images
+                && images.status(kernel).await.is_ok_and(|image| image.status != Status::Missing)
+            {
+                kinds.push(SandboxKind::Docker);
+            }
+            all.push((kernel, kinds));
+        }
+        all
+    }
+
+    // ---- use ----------------------------------------------------------------------------------------------------------
+
+    /// The handle of a session, for reading its state. Does not count as a use of the session.
+    pub fn peek(&self, id: &SessionId, access: &Access) -> Result<SessionHandle, ServiceError> {
+        Ok(self.0.registry.find_visible(id, access)?.handle.clone())
+    }
+
+    /// The handle of a session, for using it. The session is not idle then.
+    pub fn handle(&self, id: &SessionId, access: &Access) -> Result<SessionHandle, ServiceError> {
+        Ok(self.0.registry.find_and_touch(id, access)?.handle.clone())
+    }
+
+    /// The handle of a session, for work that writes to the journal. Fails if the quota of the owner is exceeded.
+    pub fn handle_for_write(&self, id: &SessionId, access: &Access) -> Result<SessionHandle, ServiceError> {
+        let entry = self.0.registry.find_and_touch(id, access)?;
+        self.0.quota.check(&entry.principal)?;
+        Ok(entry.handle.clone().traced(traces::current()))
+    }
+
+    /// The default timeout of a session's cells in seconds.
+    pub fn cell_timeout(&self, id: &SessionId, access: &Access) -> Result<Option<f64>, ServiceError> {
+        Ok(self.0.registry.find_visible(id, access)?.cell_timeout())
+    }
+
+    /// Changes properties of a session in one transaction: concurrent changes are not lost.
+    pub async fn update(
+        &self,
+        id: &SessionId,
+        access: &Access,
+        change: impl FnOnce(&mut SessionProperties) + Send + 'static,
+    ) -> Result<(), ServiceError> {
+        let entry = self.0.registry.find_visible(id, access)?;
+        let changed = self.0.store.change_session(id, move |row| {
+            let config = SessionConfig::of_row(row);
+            let mut properties = SessionProperties { name: row.name.take(), config, expires_at: row.expires_at };
+            change(&mut properties);
+            row.spec = properties.config.to_json();
+            (row.name, row.expires_at) = (properties.name, properties.expires_at);
+            // Within the transaction, so that the timeouts in memory follow the order of the commits.
+            entry.set_cell_timeout(properties.config.timeout_seconds);
+        });
+        if changed.await? { Ok(()) } else { Err(ServiceError::not_found(id)) }
+    }
+
+    /// Sets the gauges that are computed on request: sessions by phase, pool sizes, queued cells.
+    pub async fn update_gauges(&self) -> Result<(), StoreError> {
+        let mut phases: HashMap<SessionPhase, usize> = SessionPhase::VISIBLE.map(|phase| (phase, 0)).into();
+        for entry in self.0.registry.entries() {
+            *phases.entry(entry.handle.state().phase()).or_default() += 1;
+        }
+        for (phase, count) in phases {
+            metrics::gauge!(telemetry::SESSIONS, "state" => phase.as_str()).set(count as f64);
+        }
+        for (kernel, count) in self.pool_sizes() {
+            metrics::gauge!(telemetry::POOL, "kernel" => kernel).set(count as f64);
+        }
+        metrics::gauge!(telemetry::QUEUED).set(self.0.store.count_queued().await? as f64);
+        Ok(())
+    }
+
+    // ---- creation -----------------------------------------------------------------------------------------------------
+
+    /// Creates a session, and waits until its kernel is ready. After an error, nothing is left behind.
+    pub async fn create(&self, principal: &PrincipalId, new: NewSession) -> Result<SessionId, ServiceError> {
+        let kernel = kernels::find(&new.kernel)?.clone();
+        new.config.limits.validate().map_err(ManagerError::Limits)?;
+        self.0.quota.check(principal)?;
+        let turn = self.0.pending.count();
+        let pending = usize::try_from(turn.before).unwrap_or(usize::MAX);
+        let limit = self.0.settings.max_sessions;
+        // Sessions that are being created count as well: they will live in a moment.
+        if self.0.registry.live_count() + pending >= limit {
+            return Err(ServiceError::SessionLimit { limit });
+        }
+        if pending >= MAX_PENDING_PER_START * self.0.settings.max_starting {
+            return Err(ServiceError::TooManyPending { pending });
+        }
+        // In a task of its own: the client may disconnect, and what has begun must be finished or undone.
+        let (service, principal) = (self.clone(), principal.clone());
+        let creating = tokio::spawn(async move {
+            let _turn = turn;
+            service.claim_or_create(principal, kernel, new).await
+        });
+        creating.await.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    async fn claim_or_create(
+        &self,
+        principal: PrincipalId,
+        kernel: Kernel,
+        new: NewSession,
+    ) -> Result<SessionId, ServiceError> {
+        let began = Instant::now();
+        let record_start = |source: &'static str| {
+            metrics::counter!(telemetry::SESSIONS_CREATED).increment(1);
+            metrics::histogram!(telemetry::START_SECONDS, "source" => source).record(began.elapsed());
+        };
+        if let Some(id) = self.claim(&principal, &kernel, &new).await? {
+            record_start("pool");
+            return Ok(id);
+        }
+        let (id, entry) = self.start_new(&principal, &kernel, &new).await?;
+        record_start("new");
+        self.0.registry.insert(id.clone(), Arc::new(entry));
+        Ok(id)
+    }
+
+    /// Takes a session from the pool, if pooled sessions fit the request.
+    async fn claim(
+        &self,
+        principal: &PrincipalId,
+        kernel: &Kernel,
+        new: &NewSession,
+    ) -> Result<Option<SessionId>, ServiceError> {
+        if !new.env.is_empty() || new.config.open_network || new.config.limits != Limits::default() {
+            return Ok(None);
+        }
+        let (pooled, dead) = self.0.pool.take(&kernel.name);
+        for (id, entry) in dead {
+            let service = self.clone();
+            tokio::spawn(async move { service.remove_unlisted(&id, Some(entry)).await });
+        }
+        let Some((id, entry)) = pooled else { return Ok(None) };
+        if let Err(error) = self.0.store.claim_session(new_row(&id, principal, kernel, new)).await {
+            self.0.pool.put(&kernel.name, (id, entry));
+            return Err(error.into());
+        }
+        let entry = entry.claimed_by(principal.clone(), new.config.timeout_seconds);
+        self.0.registry.insert(id.clone(), Arc::new(entry));
+        Ok(Some(id))
+    }
+
+    pub(super) fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    /// The number of sessions that are ready in the pool, by kernel.
+    pub fn pool_sizes(&self) -> HashMap<String, usize> {
+        self.0.pool.sizes()
+    }
+
+    /// Keeps the pool filled. Runs for ever.
+    pub async fn fill_pool(&self) {
+        pool::fill(self.clone(), self.0.settings.pool.clone()).await;
+    }
+
+    /// Whether clients wait for sessions that are being created.
+    pub(super) fn has_pending_requests(&self) -> bool {
+        self.0.pending.total() > 0
+    }
+
+    pub(super) async fn create_for_pool(&self, new: NewSession) -> Result<Pooled, ServiceError> {
+        let kernel = kernels::find(&new.kernel)?.clone();
+        self.start_new(&POOL_OWNER.into(), &kernel, &new).await
+    }
+
+    async fn start_new(
+        &self,
+        principal: &PrincipalId,
+        kernel: &Kernel,
+        new: &NewSession,
+    ) -> Result<(SessionId, SessionEntry), ServiceError> {
+        let _permit = self.0.starting.acquire().await.map_err(|_| StoreError::Closed)?;
+        let id = SessionId::random();
+        self.0.store.insert_session(new_row(&id, principal, kernel, new)).await?;
+        match self.start_in_sandbox(&id, principal, kernel, new).await {
+            Ok(entry) => Ok((id, entry)),
+            Err((error, entry)) => {
+                self.remove_unlisted(&id, entry).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Creates the sandbox and waits for the kernel. A session whose kernel did not start is returned with the error.
+    async fn start_in_sandbox(
+        &self,
+        id: &SessionId,
+        principal: &PrincipalId,
+        kernel: &Kernel,
+        new: &NewSession,
+    ) -> Result<SessionEntry, (ServiceError, Option<SessionEntry>)> {
+        let spec = SessionSpec {
+            kernel: kernel.clone(),
+            sandbox: self.0.settings.sandbox,
+            limits: new.config.limits.clone(),
+            network: if new.config.open_network { Network::Open } else { Network::None },
+            env: new.env.clone(),
+        };
+        let created = self.0.manager.create_sandbox(&spec, id, None).await;
+        let (engine, record) = created.map_err(|error| (error.into(), None))?;
+        let recorded = self.0.store.set_sandbox(id, serde_json::to_string(&record).unwrap_or_default()).await;
+        let entry = self.start_driver(principal, &new.config, SandboxInstance { engine, record }, None);
+        let ready = match recorded {
+            Ok(()) => entry.handle.ready().await.map_err(|error| ManagerError::Start(error).into()),
+            Err(error) => Err(error.into()),
+        };
+        match ready {
+            Ok(()) => Ok(entry),
+            Err(error) => Err((error, Some(entry))),
+        }
+    }
+
+    /// Starts the driver of a session. `stored` holds the state that an earlier server wrote.
+    pub(super) fn start_driver(
+        &self,
+        principal: &PrincipalId,
+        config: &SessionConfig,
+        sandbox: SandboxInstance,
+        stored: Option<Stored>,
+    ) -> SessionEntry {
+        let record = &sandbox.record;
+        let (feed, journal) = self.open_journal(&record.session, &record.kernel, stored.as_ref());
+        let handle = session::start(SessionParts {
+            sandbox: sandbox.engine.clone(),
+            record: record.clone(),
+            limits: config.limits.clone(),
+            late_output: kernels::find(&record.kernel).map_or(Duration::ZERO, |kernel| kernel.late_output),
+            output_mode: OutputMode::Changes,
+            journal,
+            durable: true,
+            stored,
+        });
+        SessionEntry::new(principal.clone(), handle, feed, config.timeout_seconds, Some(sandbox))
+    }
+
+    /// The journal of a session, and the feed of its committed events.
+    pub(super) fn open_journal(
+        &self,
+        id: &SessionId,
+        kernel: &str,
+        stored: Option<&Stored>,
+    ) -> (Arc<EventFeed>, Box<StoreJournal>) {
+        let feed = EventFeed::new(stored.map_or(Seq::default(), |stored| stored.last_seq));
+        let cells = stored.map_or(&[][..], |stored| &stored.cells);
+        let journal = StoreJournal {
+            store: self.0.store.clone(),
+            blobs: self.0.blobs.clone(),
+            session: id.clone(),
+            feed: feed.clone(),
+            cell_numbers: cells.iter().map(|cell| (cell.id.clone(), cell.number)).collect(),
+            traces: ExecutionTraces::new(id, kernel, cells),
+        };
+        (feed, Box::new(journal))
+    }
+}
+
+/// The row of a session that is about to be created.
+pub(super) fn new_row(id: &SessionId, principal: &PrincipalId, kernel: &Kernel, new: &NewSession) -> SessionRow {
+    let now = now_ms();
+    SessionRow {
+        id: id.clone(),
+        principal: principal.clone(),
+        name: new.name.clone(),
+        kernel: kernel.name.clone(),
+        language: kernel.language.clone(),
+        spec: new.config.to_json(),
+        phase: SessionPhase::Creating,
+        why: None,
+        sandbox: None,
+        position: (Epoch::default(), Seq::default()),
+        last_seq: Seq::default(),
+        resume: None,
+        kernel_info: None,
+        created_at: now,
+        last_active_at: now,
+        expires_at: new.config.ttl_seconds.map(|seconds| now.saturating_add(seconds_in_ms(seconds))),
+    }
+}

@@ -1,0 +1,161 @@
+//! Settings of the service, the configuration of one session, and the errors of both.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{ManagerError, SandboxChoice};
+use crate::ids::SessionId;
+use crate::kernels;
+use crate::notebook::parameters::ParameterError;
+use crate::policy::Limits;
+use crate::sandbox::SandboxError;
+use crate::session::SessionError;
+use crate::store::{SessionRow, StoreError};
+
+/// Settings that apply to all sessions of a server.
+#[derive(Clone, Debug)]
+pub struct ServiceSettings {
+    pub sandbox: SandboxChoice,
+    /// The number of sessions that may live at once.
+    pub max_sessions: usize,
+    /// The number of kernels that may start at once. Further starts wait.
+    pub max_starting: usize,
+    /// Seconds without use after which a session ends, unless the session has a value of its own.
+    pub idle_timeout_seconds: u64,
+    /// Seconds for which an ended session can still be read.
+    pub keep_ended_seconds: u64,
+    /// Seconds after the end of a cell before neighbouring events of its text are merged.
+    pub compact_after_seconds: u64,
+    /// The limit of journal and artifacts in megabytes. Above it, the sessions that ended first are removed first.
+    pub max_data_mb: u64,
+    /// Kernels, and how many sessions of each the warm pool holds.
+    pub pool: Vec<(String, usize)>,
+}
+
+impl Default for ServiceSettings {
+    fn default() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self {
+            sandbox: SandboxChoice::Auto,
+            max_sessions: 100,
+            max_starting: cpus.max(2),
+            idle_timeout_seconds: 3600,
+            keep_ended_seconds: 24 * 3600,
+            compact_after_seconds: 3600,
+            max_data_mb: 20 << 10,
+            pool: Vec::new(),
+        }
+    }
+}
+
+/// A request for a session.
+#[derive(Clone, Debug, Default)]
+pub struct NewSession {
+    /// The name of a kernel, one of its aliases, or its language.
+    pub kernel: String,
+    /// The display name, chosen by the owner.
+    pub name: Option<String>,
+    /// Environment variables of the kernel. They are not stored: they exist in the sandbox only.
+    pub env: Vec<(String, String)>,
+    pub config: SessionConfig,
+}
+
+/// The stored configuration of a session.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionConfig {
+    pub limits: Limits,
+    /// Whether the sandbox has network access.
+    pub open_network: bool,
+    /// The default timeout of a cell in seconds.
+    pub timeout_seconds: Option<f64>,
+    /// The lifetime of the session in seconds.
+    pub ttl_seconds: Option<u64>,
+    /// Seconds without use after which the session ends.
+    pub idle_timeout_seconds: Option<u64>,
+    /// Labels, chosen by the owner.
+    pub labels: HashMap<String, String>,
+    /// The notebook job that the session was created for. The session ends with the job.
+    #[serde(rename = "run", skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobConfig>,
+}
+
+impl SessionConfig {
+    /// The configuration in a stored row.
+    pub fn of_row(row: &SessionRow) -> Self {
+        serde_json::from_str(&row.spec).unwrap_or_default()
+    }
+
+    /// The JSON text that the store holds.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// A notebook that runs as a job in a session of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobConfig {
+    /// The ids of the cells to execute, in order.
+    pub cells: Vec<String>,
+    /// What is known about the run before its first cell, for the metadata of the notebook. JSON text.
+    pub record: String,
+}
+
+/// Why a session cannot be created, found or used.
+#[derive(Debug, Error)]
+pub enum ServiceError {
+    /// No session has this id, or the caller cannot see it. The two cases look alike, so that ids cannot be probed.
+    #[error("there is no session {id}")]
+    SessionNotFound { id: String },
+    #[error(transparent)]
+    UnknownKernel(#[from] kernels::KernelError),
+    #[error("the server has {limit} sessions already, which is its limit; end a session, or raise --max-sessions")]
+    SessionLimit { limit: usize },
+    #[error(
+        "the data of all sessions exceeds {limit_mb} MB, and yours exceeds your share of it, so nothing new can start; \
+         delete sessions, or raise --max-data-mb"
+    )]
+    QuotaExceeded { limit_mb: u64 },
+    /// Another session would only delay those that are being created.
+    #[error("{pending} sessions are being created already; retry in a moment")]
+    TooManyPending { pending: usize },
+    #[error(transparent)]
+    Manager(Box<ManagerError>),
+    #[error(transparent)]
+    Sandbox(Box<SandboxError>),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
+    /// A frozen run was requested, and the environment differs from that of the recorded run.
+    #[error("the environment differs from that of the recorded run: {}", differences.join("; "))]
+    RecordMismatch { differences: Vec<String> },
+    /// Recording packages or seeding failed before the first cell.
+    #[error("the kernel cannot be prepared for the run: {0}")]
+    KernelPreparation(String),
+    #[error("an artifact cannot be read: {0}")]
+    Artifacts(#[source] std::io::Error),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+impl ServiceError {
+    pub(super) fn not_found(id: &SessionId) -> Self {
+        Self::SessionNotFound { id: id.to_string() }
+    }
+}
+
+impl From<ManagerError> for ServiceError {
+    fn from(error: ManagerError) -> Self {
+        Self::Manager(Box::new(error))
+    }
+}
+
+impl From<SandboxError> for ServiceError {
+    fn from(error: SandboxError) -> Self {
+        Self::Sandbox(Box::new(error))
+    }
+}
