@@ -1,6 +1,6 @@
 //! Holds the import table of ARCHITECTURE.md, which the compiler cannot inside one crate, and keeps the dependencies tidy.
 
-#![expect(clippy::unwrap_used, reason = "in a test, a panic is how a failure is told")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -9,16 +9,20 @@ use crate::sandbox::process::{self, Controllers, Probe};
 
 /// Exits with 0 if at least one sandbox works, else with 3.
 pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
-    tell!("data folder       {}", paths.data().display());
-    tell!("running as        uid {}", rustix::process::geteuid().as_raw());
+    print_line!("data folder       {}", paths.data().display());
+    print_line!("running as        uid {}", rustix::process::geteuid().as_raw());
     let process = process_sandbox();
     let docker = docker_sandbox().await;
     let images = if docker { Images::connect().await.ok() } else { None };
     for kernel in kernels::all() {
         let environment = kernels::status(paths, kernel);
-        tell!("kernel {:<10} process sandbox: {}", kernel.name, with_remedy(environment, &process::how_to_install(kernel)));
+        print_line!(
+            "kernel {:<10} process sandbox: {}",
+            kernel.name,
+            with_remedy(environment, &process::how_to_install(kernel))
+        );
         if let Some(image) = image_status(images.as_ref(), kernel).await {
-            tell!(
+            print_line!(
                 "{:<17} docker sandbox: {}",
                 "",
                 with_remedy(image, &format!("run: cellkeep images build {}", kernel.name))
@@ -28,7 +32,7 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
     if process || docker {
         return Ok(Exit::Ok);
     }
-    tell!("\nNo sandbox works, and cellkeep never runs code without one.");
+    print_line!("\nNo sandbox works, and cellkeep never runs code without one.");
     Ok(Exit::NoSandbox)
 }
 
@@ -41,31 +45,33 @@ fn with_remedy(status: Status, remedy: &str) -> String {
 fn process_sandbox() -> bool {
     let works = match process::probe() {
         Probe::Works { version, unmasked } => {
-            tell!("process sandbox   usable ({version}, user namespaces)");
-            tell!("                  with --network open: {}", process::OPEN_NETWORK);
+            print_line!("process sandbox   usable ({version}, user namespaces)");
+            print_line!("                  with --network open: {}", process::OPEN_NETWORK);
             if let Some(why) = unmasked {
-                tell!("                  parts of /proc that describe the host cannot be hidden: {why}");
+                print_line!("                  parts of /proc that describe the host cannot be hidden: {why}");
             }
             true
         }
         Probe::Fails { reason } => {
-            tell!("process sandbox   NOT usable: {reason}");
+            print_line!("process sandbox   NOT usable: {reason}");
             false
         }
     };
     let controllers = process::controllers();
     let enforced = |enforced: bool| if enforced { "enforced" } else { "NOT enforced" };
     let Controllers { version, memory, cpu, pids, why_not, .. } = &controllers;
-    tell!(
+    print_line!(
         "cgroups           version {version}: memory {}, cpus {}, processes {}",
         enforced(*memory),
         enforced(*cpu),
         enforced(*pids)
     );
     if let Some(why) = why_not {
-        tell!("                  {why}");
-        tell!("                  without them: the agent watches memory, rlimits cap processes, and cpus are not limited.");
-        tell!("                  to fix: run as root");
+        print_line!("                  {why}");
+        print_line!(
+            "                  without them: the agent watches memory, rlimits cap processes, and cpus are not limited."
+        );
+        print_line!("                  to fix: run as root");
     }
     works
 }
@@ -73,15 +79,15 @@ fn process_sandbox() -> bool {
 async fn docker_sandbox() -> bool {
     match docker::engine().await {
         Engine::Usable { description, warnings } => {
-            tell!("docker sandbox    usable ({description})");
+            print_line!("docker sandbox    usable ({description})");
             for warning in warnings {
-                tell!("                  {warning}");
+                print_line!("                  {warning}");
             }
             true
         }
         Engine::Unusable { reason, remedy } => {
-            tell!("docker sandbox    NOT usable: {reason}");
-            tell!("                  {remedy}");
+            print_line!("docker sandbox    NOT usable: {reason}");
+            print_line!("                  {remedy}");
             false
         }
     }

@@ -94,7 +94,7 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
         None => Vec::new(),
     };
     if args.json {
-        tell!("{}", report(&outputs, &result, &files));
+        print_line!("{}", report(&outputs, &result, &files));
     } else {
         print_summary(&outputs, &result, &files, args.artifacts.is_some());
     }
@@ -155,7 +155,7 @@ async fn run_to_end(
             EventBody::Finished(result) => return Ok((outputs.finish(CELL), *result)),
             body => {
                 if let Some(notice) = body.notice() {
-                    say!("cellkeep: {notice}");
+                    eprint_line!("cellkeep: {notice}");
                 }
             }
         }
@@ -196,7 +196,7 @@ fn answer_from_terminal(runtime: &Runtime, session: &SessionHandle, InputRequest
     let _ = match std::io::stdin().read_line(&mut line) {
         Ok(1..) => runtime.block_on(session.input(line.trim_end_matches(['\n', '\r']))),
         _ => {
-            say!("cellkeep: the code requests input, but standard input has ended; interrupting it");
+            eprint_line!("cellkeep: the code requests input, but standard input has ended; interrupting it");
             runtime.block_on(session.interrupt())
         }
     };
@@ -204,15 +204,15 @@ fn answer_from_terminal(runtime: &Runtime, session: &SessionHandle, InputRequest
 
 fn print_summary(outputs: &[Value], result: &RunResult, files: &[PathBuf], are_written: bool) {
     for file in files {
-        say!("wrote {}", file.display());
+        eprint_line!("wrote {}", file.display());
     }
     let pictures = artifacts(outputs, 1, ArtifactOptions::default()).len();
     if pictures > 0 && !are_written {
-        say!("cellkeep: {pictures} plot file(s) were not written; use --artifacts DIR to keep them");
+        eprint_line!("cellkeep: {pictures} plot file(s) were not written; use --artifacts DIR to keep them");
     }
     // Ordinary errors were printed as outputs.
     if let Some(error) = result.error.as_ref().filter(|_| !matches!(result.status, RunStatus::Ok | RunStatus::Error)) {
-        say!("cellkeep: {}", error.evalue);
+        eprint_line!("cellkeep: {}", error.evalue);
     }
 }
 

@@ -119,7 +119,7 @@ pub(super) async fn run(args: ExportArgs) -> Result<Exit, Failure> {
             if args.notebooks.len() == 1 {
                 return Err(Failure::usage(error));
             }
-            say!("error: {}", explain(&error));
+            eprint_line!("error: {}", explain(&error));
             failed = true;
         }
     }
@@ -151,7 +151,7 @@ fn check_arguments(args: &ExportArgs) -> anyhow::Result<()> {
 async fn export_one(args: &ExportArgs, path: &Path, to_stdout: bool) -> anyhow::Result<()> {
     let notebook = read_notebook(path)?;
     for warning in notebook.warnings() {
-        say!("warning: {}: {warning}", path.display());
+        eprint_line!("warning: {}: {warning}", path.display());
     }
     let from_stdin = path == Path::new("-");
     // Standard input is exported to standard output, unless a target is given.
@@ -170,7 +170,7 @@ async fn export_one(args: &ExportArgs, path: &Path, to_stdout: bool) -> anyhow::
             bail!("{} is the notebook itself; name another file with -o", out.display());
         }
         let files = write(&out, document)?;
-        say!(
+        eprint_line!(
             "wrote {}{}",
             out.display(),
             match files.len() {
@@ -221,7 +221,7 @@ async fn render(notebook: &Notebook, target: Target, options: ExportOptions) -> 
     let Exported { body, extension, files, notes, .. } =
         export(notebook, format, &ExportOptions { eager: is_pdf, ..options });
     for note in notes {
-        say!("note: {note}");
+        eprint_line!("note: {note}");
     }
     Ok(match browser {
         Some(browser) => Document { bytes: chromium::print(&browser, &body).await?, extension: "pdf", files },

@@ -61,10 +61,10 @@ async fn list(images: &Images, as_json: bool) -> anyhow::Result<()> {
         all.push((kernel, images.status(kernel).await?));
     }
     if as_json {
-        tell!("{}", all.iter().map(|(kernel, image)| as_value(kernel, image)).collect::<serde_json::Value>());
+        print_line!("{}", all.iter().map(|(kernel, image)| as_value(kernel, image)).collect::<serde_json::Value>());
         return Ok(());
     }
-    tell!("{:<8} {:<26} {:>8}  STATE", "NAME", "IMAGE", "SIZE");
+    print_line!("{:<8} {:<26} {:>8}  STATE", "NAME", "IMAGE", "SIZE");
     for (kernel, Image { reference, status, size_bytes, .. }) in all {
         let size = size_bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{:.0} MB", bytes as f64 / 1e6));
         let state = match status {
@@ -72,7 +72,7 @@ async fn list(images: &Images, as_json: bool) -> anyhow::Result<()> {
             Status::Stale => format!("built by another version; run: cellkeep images build {}", kernel.name),
             Status::Missing => format!("not built; run: cellkeep images build {}", kernel.name),
         };
-        tell!("{:<8} {reference:<26} {size:>8}  {state}", kernel.name);
+        print_line!("{:<8} {reference:<26} {size:>8}  {state}", kernel.name);
     }
     Ok(())
 }
@@ -86,11 +86,11 @@ fn as_value(kernel: &KernelSpec, image: &Image) -> serde_json::Value {
 /// Builds one after the other; one that fails does not keep the rest from being built.
 async fn build_all(images: &Images, kernels: &[&KernelSpec], options: BuildOptions) -> Result<Exit, Failure> {
     let names: Vec<_> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
-    say!("building {}", names.join(", "));
+    eprint_line!("building {}", names.join(", "));
     let mut failed = Vec::new();
     for kernel in kernels {
         if let Err(error) = build(images, kernel, options).await {
-            say!("{} failed: {error}", kernel.name);
+            eprint_line!("{} failed: {error}", kernel.name);
             failed.push(kernel.name.as_str());
         }
     }
@@ -102,7 +102,7 @@ async fn build_all(images: &Images, kernels: &[&KernelSpec], options: BuildOptio
 
 async fn build(images: &Images, kernel: &KernelSpec, options: BuildOptions) -> Result<(), BuildError> {
     if !options.no_cache && images.status(kernel).await?.status == Status::Ready {
-        say!("{} is up to date", kernel.name);
+        eprint_line!("{} is up to date", kernel.name);
         return Ok(());
     }
     let started = Instant::now();
@@ -111,7 +111,7 @@ async fn build(images: &Images, kernel: &KernelSpec, options: BuildOptions) -> R
         .build(kernel, options, &mut |line| match &spinner {
             Some(spinner) => spinner.set_message(line.to_owned()),
             // A log needs only the steps: the output of a failed step is in the error.
-            None if line.starts_with("Step ") || line.starts_with("STEP ") => say!("{}: {line}", kernel.name),
+            None if line.starts_with("Step ") || line.starts_with("STEP ") => eprint_line!("{}: {line}", kernel.name),
             None => {}
         })
         .await;
@@ -120,6 +120,6 @@ async fn build(images: &Images, kernel: &KernelSpec, options: BuildOptions) -> R
     }
     result?;
     let image = images.status(kernel).await?;
-    say!("{} is built: {} ({:.0} s)", kernel.name, image.reference, started.elapsed().as_secs_f64());
+    eprint_line!("{} is built: {} ({:.0} s)", kernel.name, image.reference, started.elapsed().as_secs_f64());
     Ok(())
 }

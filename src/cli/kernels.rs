@@ -101,15 +101,15 @@ async fn list(paths: &Paths, as_json: bool) {
                 "process": state_name(*process), "docker": docker.map(state_name),
             })
         };
-        tell!("{}", rows.iter().map(as_value).collect::<serde_json::Value>());
+        print_line!("{}", rows.iter().map(as_value).collect::<serde_json::Value>());
         return;
     }
-    tell!("{:<8} {:<24} {:<10} {:<8} {:<8} UPDATE WITH", "NAME", "KERNEL", "LANGUAGE", "PROCESS", "DOCKER");
+    print_line!("{:<8} {:<24} {:<10} {:<8} {:<8} UPDATE WITH", "NAME", "KERNEL", "LANGUAGE", "PROCESS", "DOCKER");
     for row in rows {
         let KernelSpec { name, display_name, language, .. } = row.kernel;
         let (process, docker) = (state_name(row.process), row.docker.map_or("-", state_name));
         let line = format!("{name:<8} {display_name:<24} {language:<10} {process:<8} {docker:<8} {}", row.update_commands());
-        tell!("{}", line.trim_end());
+        print_line!("{}", line.trim_end());
     }
 }
 
@@ -127,10 +127,10 @@ async fn remove_unused(paths: &Paths, kernel: &KernelSpec) {
         Err(_) => true,
     };
     if used {
-        return say!("{}: sessions may still use old versions; the next installation removes them", kernel.name);
+        return eprint_line!("{}: sessions may still use old versions; the next installation removes them", kernel.name);
     }
     if let Err(error) = kernels::remove_old_versions(paths, kernel) {
-        say!("warning: {error}");
+        eprint_line!("warning: {error}");
     }
 }
 
@@ -148,19 +148,19 @@ pub(super) fn spinner(name: &str) -> Option<ProgressBar> {
 
 fn install(paths: &Paths, kernel: &KernelSpec) -> Result<(), kernels::InstallError> {
     if kernels::status(paths, kernel) == Status::Ready {
-        say!("{} is up to date", kernel.name);
+        eprint_line!("{} is up to date", kernel.name);
         return Ok(());
     }
     let started = Instant::now();
     let spinner = spinner(&kernel.name);
     let result = kernels::install(paths, kernel, &mut |line| match &spinner {
         Some(spinner) => spinner.set_message(line.to_owned()),
-        None => say!("{}: {line}", kernel.name),
+        None => eprint_line!("{}: {line}", kernel.name),
     });
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
     let path = result?;
-    say!("{} is installed in {} ({:.0} s)", kernel.name, path.display(), started.elapsed().as_secs_f64());
+    eprint_line!("{} is installed in {} ({:.0} s)", kernel.name, path.display(), started.elapsed().as_secs_f64());
     Ok(())
 }

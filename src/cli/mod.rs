@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            say!("error: cannot start: {error}");
+            eprint_line!("error: cannot start: {error}");
             return ExitCode::from(Exit::Usage.code());
         }
     };
@@ -128,12 +128,12 @@ pub fn main() -> ExitCode {
     runtime.shutdown_background();
     match result {
         Ok(Exit::Ok) if let Some(failure) = print::write_error() => {
-            say!("error: {failure}");
+            eprint_line!("error: {failure}");
             ExitCode::from(Exit::CellFailed.code())
         }
         Ok(exit) => ExitCode::from(exit.code()),
         Err(failure) => {
-            say!("error: {}", print::explain(&failure.error));
+            eprint_line!("error: {}", print::explain(&failure.error));
             ExitCode::from(failure.exit.code())
         }
     }

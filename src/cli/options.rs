@@ -144,7 +144,7 @@ fn warn_if_stale(paths: &Paths, kernel: &KernelSpec, kind: SandboxKind) {
         };
         if status == Some(Status::Stale) {
             let name = &kernel.name;
-            say!(
+            eprint_line!(
                 "cellkeep: the {name} kernel was built by another version of cellkeep; to update it, run: cellkeep {command} {name}"
             );
         }
@@ -210,7 +210,7 @@ pub(super) fn write_artifacts(folder: &Path, artifacts: Vec<Artifact>) -> anyhow
         let bytes = match artifact.content {
             Ok(bytes) => bytes,
             Err(error) => {
-                say!("warning: {} of output {} is left out: {error}", artifact.mime, artifact.output_index + 1);
+                eprint_line!("warning: {} of output {} is left out: {error}", artifact.mime, artifact.output_index + 1);
                 continue;
             }
         };

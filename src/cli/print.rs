@@ -15,7 +15,7 @@ use crate::wire::Message;
 static WRITE_ERROR: OnceLock<String> = OnceLock::new();
 
 /// Prints a line to standard error; a failure is ignored.
-macro_rules! say {
+macro_rules! eprint_line {
     ($($text:tt)*) => {{
         use std::io::Write as _;
         let _ = writeln!(std::io::stderr(), $($text)*);
@@ -23,7 +23,7 @@ macro_rules! say {
 }
 
 /// Prints a line to standard output.
-macro_rules! tell {
+macro_rules! print_line {
     ($($text:tt)*) => {
         $crate::cli::print::to_stdout(&format!("{}\n", format_args!($($text)*)))
     };

@@ -175,7 +175,7 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
     let config = args.merged_over(file.serve);
     let model = args.model.merged_over(file.model);
     if args.print_config {
-        tell!("{}", ConfigFile { serve: config, model }.print().trim_end());
+        print_line!("{}", ConfigFile { serve: config, model }.print().trim_end());
         return Ok(Exit::Ok);
     }
     if args.token.as_deref().is_some_and(|token| token.trim().is_empty()) {
@@ -189,9 +189,9 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
     let stop = async move {
         signals.any().await;
         if end_sessions {
-            say!("stopping and ending all sessions");
+            eprint_line!("stopping and ending all sessions");
         } else {
-            say!("stopping; sessions stay alive, and the next `cellkeep serve` continues them");
+            eprint_line!("stopping; sessions stay alive, and the next `cellkeep serve` continues them");
         }
     };
     server::serve(&paths, settings, print_address, stop).await.map_err(Failure::usage)?;
@@ -201,8 +201,8 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
 fn print_address(Welcome { address, new_token }: Welcome) {
     match new_token {
         Some(token) => {
-            tell!("cellkeep serves http://{address}/#token={token}\nThe token is {token}; it cannot be shown again.")
+            print_line!("cellkeep serves http://{address}/#token={token}\nThe token is {token}; it cannot be shown again.")
         }
-        None => tell!("cellkeep serves http://{address}"),
+        None => print_line!("cellkeep serves http://{address}"),
     }
 }

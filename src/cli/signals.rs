@@ -98,7 +98,7 @@ impl Signals {
                     if std::mem::replace(&mut warned, true) {
                         std::process::exit(Exit::Interrupted.code().into());
                     }
-                    say!("\nfinishing; press Ctrl-C again to quit without waiting");
+                    eprint_line!("\nfinishing; press Ctrl-C again to quit without waiting");
                     continue;
                 }
                 let first = !interrupt.is_requested();
@@ -108,9 +108,9 @@ impl Signals {
                 let sessions: Vec<SessionHandle> = lock(&sessions).iter().map(|(_, session)| session.clone()).collect();
                 match (sessions.is_empty(), first) {
                     // No session: one is being created, or results are being written.
-                    (true, true) => say!("\nfinishing; press Ctrl-C again to quit without waiting"),
+                    (true, true) => eprint_line!("\nfinishing; press Ctrl-C again to quit without waiting"),
                     (true, false) => std::process::exit(Exit::Interrupted.code().into()),
-                    (false, _) if is_interrupt => say!("\ninterrupting the kernel; press Ctrl-C again to stop"),
+                    (false, _) if is_interrupt => eprint_line!("\ninterrupting the kernel; press Ctrl-C again to stop"),
                     (false, _) => {}
                 }
                 for session in sessions {

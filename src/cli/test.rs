@@ -133,7 +133,7 @@ pub(super) async fn test(paths: Paths, args: TestArgs) -> Result<Exit, Failure> 
     args.reports.write(&outcomes, many).map_err(Failure::usage)?;
     match &outcomes[..] {
         [one] if !many && one.failure.is_some() => {
-            say!("error: {}", one.failure.as_deref().unwrap_or_default());
+            eprint_line!("error: {}", one.failure.as_deref().unwrap_or_default());
         }
         all => print_table(all, started.elapsed()),
     }
@@ -197,7 +197,7 @@ fn update(outcome: &mut Outcome, mut stored: Notebook, executed: &Notebook, cell
     if let Some(cell) = cells.iter().find(is_incomplete) {
         let index = cell.index + 1;
         outcome.differences.push((cell.index, format!("did not run to its end ({})", cell.status.name())));
-        say!("{}: cell {index} did not run to its end, so nothing is stored", outcome.source.display());
+        eprint_line!("{}: cell {index} did not run to its end, so nothing is stored", outcome.source.display());
         return Ok(());
     }
     for run in cells {

@@ -47,15 +47,15 @@ pub(super) async fn run(paths: &Paths, command: TokenCommand) -> Result<Exit, Fa
             let expires_at = days.map(|days| now_ms().saturating_add(i64::from(days) * 86_400_000));
             let secret = auth::new_secret();
             let id = auth::store_token(&store, &secret, &name, &identity, expires_at).await.map_err(Failure::usage)?;
-            say!("token {id} of {}, scope {}; it cannot be shown again:", identity.principal, scope.name());
-            tell!("{secret}");
+            eprint_line!("token {id} of {}, scope {}; it cannot be shown again:", identity.principal, scope.name());
+            print_line!("{secret}");
         }
         TokenCommand::List { json } => list(&store, json).await?,
         TokenCommand::Revoke { id } => {
             if !store.delete_token(&id).await.map_err(Failure::usage)? {
                 return Err(Failure::usage(anyhow::anyhow!("there is no token {id:?}; `cellkeep token list` lists all")));
             }
-            say!("token {id} is revoked");
+            eprint_line!("token {id} is revoked");
         }
     }
     Ok(Exit::Ok)
@@ -80,12 +80,12 @@ async fn list(store: &Store, as_json: bool) -> Result<(), Failure> {
                 "created_at": token.created_at, "expires_at": token.expires_at,
             })
         });
-        tell!("{}", values.collect::<serde_json::Value>());
+        print_line!("{}", values.collect::<serde_json::Value>());
         return Ok(());
     }
-    tell!("{:<10} {:<6} {:<20} NAME", "ID", "SCOPE", "PRINCIPAL");
+    print_line!("{:<10} {:<6} {:<20} NAME", "ID", "SCOPE", "PRINCIPAL");
     for token in tokens {
-        tell!("{:<10} {:<6} {:<20} {}", token.id, token.scope, token.principal, token.name);
+        print_line!("{:<10} {:<6} {:<20} {}", token.id, token.scope, token.principal, token.name);
     }
     Ok(())
 }

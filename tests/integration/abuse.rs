@@ -1,6 +1,6 @@
-//! What hostile code tries. Each attempt ends within its limit, in a clear way, and the sandbox holds.
+//! Attacks by hostile code. Each is stopped within its limit, with a clear status, and the sandbox holds.
 //!
-//! Every test here fails when the limit or lock it is about is taken away.
+//! Every test fails if the limit or restriction that it covers is removed.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use cellkeep::policy::{Limits, hidden_paths};
 use cellkeep::sandbox::SandboxKind;
 use cellkeep::session::RunStatus;
 
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 in_every_sandbox!(
-    fork_bomb,
-    thread_bomb,
-    disk_bomb,
-    descriptors,
-    network,
-    kernel_surface,
-    other_processes,
-    host_secrets,
-    machine_facts,
-    forged_messages,
-    garbage_on_the_sockets,
-    agent_socket,
-    zombies_and_daemons,
-    ignored_interrupt,
+    fork_bomb_is_limited,
+    thread_bomb_is_limited,
+    disk_use_is_limited,
+    descriptors_are_limited,
+    network_is_unreachable,
+    dangerous_system_calls_are_denied,
+    other_processes_are_unreachable,
+    host_secrets_are_invisible,
+    host_details_are_invisible,
+    forged_messages_do_not_end_execution,
+    garbage_on_sockets_is_survived,
+    agent_socket_is_unreachable,
+    zombies_are_reaped_daemons_end_with_kernel,
+    ignored_interrupt_escalates_to_kill,
 );
 
-async fn fork_bomb(place: Place) {
+async fn fork_bomb_is_limited(place: TestSandbox) {
     let living = place.session_with("python", Limits { pids: 64, ..Limits::default() }).await;
     let code = "import os, time\nfailed = 0\nwhile not failed:\n    try:\n        if os.fork() == 0:\n            time.sleep(600)\n    except BlockingIOError:\n        failed = 1\nprint('refused')";
     assert!(living.ok(code).await.contains("refused"));
@@ -41,15 +41,15 @@ async fn fork_bomb(place: Place) {
     living.end().await;
 }
 
-async fn thread_bomb(place: Place) {
+async fn thread_bomb_is_limited(place: TestSandbox) {
     let living = place.session_with("python", Limits { pids: 64, ..Limits::default() }).await;
     let code = "import threading\nstop = threading.Event()\ntry:\n    for i in range(10000):\n        threading.Thread(target=stop.wait).start()\nexcept RuntimeError as error:\n    print(error)\nstop.set()";
     assert!(living.ok(code).await.contains("can't start new thread"));
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }
 
-async fn disk_bomb(place: Place) {
+async fn disk_use_is_limited(place: TestSandbox) {
     let limits = Limits { disk_mb: 32, memory_mb: 512, ..Limits::default() };
     let living = place.session_with("python", limits).await;
     let code = "import os, errno
@@ -74,23 +74,23 @@ for folder in ['/', '/usr', '/etc', '/dev', '/opt/kernel', '/proc', '/run', '/ru
     let text = living.ok(code).await;
     for folder in ["/work", "/tmp", "/dev/shm", "/run/kernel"] {
         let refused = [format!("{folder} ENOSPC"), format!("{folder} EFBIG")];
-        // A short write is how a full tmpfs says no to an unbuffered write.
+        // An unbuffered write to a full tmpfs ends with a short write.
         assert!(refused.iter().any(|line| text.contains(line)), "{text}");
     }
     assert!(!text.contains("writable"), "{text}");
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }
 
-async fn descriptors(place: Place) {
+async fn descriptors_are_limited(place: TestSandbox) {
     let living = place.session("python").await;
     let code = "import os, errno\nkept = []\ntry:\n    while True:\n        kept.append(os.open('/dev/null', os.O_RDONLY))\nexcept OSError as error:\n    print(errno.errorcode[error.errno])\nfor fd in kept: os.close(fd)";
     assert!(living.ok(code).await.contains("EMFILE"));
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }
 
-async fn network(place: Place) {
+async fn network_is_unreachable(place: TestSandbox) {
     let living = place.session("python").await;
     let code = "import socket, time
 began = time.time()
@@ -116,7 +116,7 @@ print('quick', time.time() - began < 20)";
     for harmless in
         text.split("interfaces").nth(1).unwrap_or_default().lines().next().unwrap_or_default().split('\'').skip(1).step_by(2)
     {
-        // Tunnel stubs that the kernel makes in every namespace, down and without addresses.
+        // Tunnel interfaces that the system creates in every namespace, down and without addresses.
         assert!(
             ["lo", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"]
                 .contains(&harmless),
@@ -126,7 +126,7 @@ print('quick', time.time() - began < 20)";
     living.end().await;
 }
 
-async fn kernel_surface(place: Place) {
+async fn dangerous_system_calls_are_denied(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import ctypes, os, errno, socket
@@ -178,13 +178,13 @@ print([line for line in status.splitlines() if line.split(':')[0] in ('CapEff', 
     for absent in ["future ENOSYS", "x32 ENOSYS", "clone3 ENOSYS"] {
         assert!(text.contains(absent), "{absent}: {text}");
     }
-    for held in ["CapEff:\\t0000000000000000", "CapPrm:\\t0000000000000000", "NoNewPrivs:\\t1", "Seccomp:\\t2"] {
-        assert!(text.contains(held), "{held}: {text}");
+    for expected in ["CapEff:\\t0000000000000000", "CapPrm:\\t0000000000000000", "NoNewPrivs:\\t1", "Seccomp:\\t2"] {
+        assert!(text.contains(expected), "{expected}: {text}");
     }
     living.end().await;
 }
 
-async fn other_processes(place: Place) {
+async fn other_processes_are_unreachable(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import os, signal
@@ -203,18 +203,18 @@ print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit())[:3], len([p for
     let text = living.ok(code).await;
     assert!(!text.contains("read /proc") && !text.contains("agent files"), "{text}");
     assert!(text.contains("[1, ") && text.contains("True"), "the sandbox sees its own processes only: {text}");
-    // kill(-1) spares its caller and PID 1; what else there is ends.
+    // kill(-1) kills everything except its caller and PID 1.
     living.run("import os, signal\nos.kill(-1, signal.SIGKILL)").await;
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }
 
-async fn host_secrets(place: Place) {
-    // A descriptor that the manager's own parent left open must not be seen inside.
+async fn host_secrets_are_invisible(place: TestSandbox) {
+    // A descriptor inherited from the manager's parent must not be visible inside.
     let (left_open, _other_end) = std::io::pipe().unwrap();
     let number = rustix::io::fcntl_dupfd_cloexec(&left_open, 700).unwrap();
     rustix::io::fcntl_setfd(&number, rustix::io::FdFlags::empty()).unwrap();
-    // The canary is in the environment of the process that starts the sandbox; see tests/integration/cli.rs for the CLI's.
+    // tests/integration/cli.rs looks for a canary in the environment of the command.
     let living = place.session("python").await;
     let code = r"
 import os, glob
@@ -238,7 +238,7 @@ for path in ['/var/run/docker.sock', '/run/docker.sock', '/root', '/home', '/var
     living.end().await;
 }
 
-async fn machine_facts(place: Place) {
+async fn host_details_are_invisible(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import os
@@ -252,7 +252,7 @@ for path in cellkeep_readonly:
     for inner in ([path] if not os.path.isdir(path) else [path + '/x'] + [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names][:2000]):
         try:
             with open(inner, 'ab') as file:
-                # What is masked is /dev/null.
+                # Hidden files are /dev/null.
                 if os.fstat(file.fileno()).st_rdev != os.makedev(1, 3): print('opened', inner)
         except OSError: pass
     print(path, 'ro' if not os.path.exists(path) or os.statvfs(path).f_flag & os.ST_RDONLY else 'writable')
@@ -268,7 +268,10 @@ for line in open('/proc/self/mountinfo'):
     assert!(text.contains("release True"), "programs read some of /proc/sys: {text}");
     if place.kind == SandboxKind::Process {
         let accounts: Vec<&str> = text.lines().filter(|line| line.starts_with("account")).collect();
-        assert!(accounts.len() == 3 && accounts.iter().all(|line| line.contains("bindfile")), "no host path: {text}");
+        assert!(
+            accounts.len() == 3 && accounts.iter().all(|line| line.contains("bindfile")),
+            "no host path is visible: {text}"
+        );
         let code = format!(
             "import os\nprint([os.listdir(path) for path in {:?} if os.path.exists(path)])",
             hidden_paths::HOST_FOLDERS
@@ -279,7 +282,7 @@ for line in open('/proc/self/mountinfo'):
     living.end().await;
 }
 
-async fn forged_messages(place: Place) {
+async fn forged_messages_do_not_end_execution(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r#"
 from ipykernel.kernelapp import IPKernelApp
@@ -303,13 +306,13 @@ print("said after the forged idle")
     assert_eq!(ran.status(), RunStatus::Ok, "{}", ran.error());
     assert!(ran.text().contains("said after the forged idle"), "{}", ran.text());
     assert!(!ran.text().contains("for someone else"), "{}", ran.text());
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }
 
-async fn garbage_on_the_sockets(place: Place) {
+async fn garbage_on_sockets_is_survived(place: TestSandbox) {
     let living = place.session("python").await;
-    // First as a stranger who connects to the kernel's sockets; the kernel shrugs.
+    // First as another client of the kernel's sockets; the kernel ignores it.
     let knock = r"
 import glob, os, socket
 for path in glob.glob('/run/kernel/*'):
@@ -322,8 +325,8 @@ for path in glob.glob('/run/kernel/*'):
 print('knocked')
 ";
     assert!(living.ok(knock).await.contains("knocked"));
-    living.still_works().await;
-    // Then into the very streams that the agent reads: a frame that claims 2^46 bytes.
+    living.assert_works().await;
+    // Then into the streams that the agent reads: a frame that claims 2^46 bytes.
     let flood = r"
 import os, stat, time
 for fd in range(3, 200):
@@ -338,7 +341,7 @@ time.sleep(60)
     living.end().await;
 }
 
-async fn agent_socket(place: Place) {
+async fn agent_socket_is_unreachable(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import glob, os, socket
@@ -362,11 +365,11 @@ print('tried')
 ";
     let text = living.ok(code).await;
     assert_eq!(text.trim(), "tried");
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }
 
-async fn zombies_and_daemons(place: Place) {
+async fn zombies_are_reaped_daemons_end_with_kernel(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import os, time
@@ -392,25 +395,25 @@ while not os.path.exists('/work/daemon'): time.sleep(0.01)
     assert!(living.ok(code).await.contains("left True"));
     living.session.handle.restart().await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    living.still_works().await;
+    living.assert_works().await;
     let text = living.ok("import os\nprint('daemon lives', os.path.exists('/proc/' + open('/work/daemon').read()))").await;
-    // The workspace stays, the daemon does not. (Its number may have been given to another process only after thousands more.)
+    // The workspace stays, the daemon does not. (PIDs are reused only after thousands of processes.)
     assert!(text.contains("daemon lives False"), "{text}");
     living.end().await;
 }
 
-async fn ignored_interrupt(place: Place) {
+async fn ignored_interrupt_escalates_to_kill(place: TestSandbox) {
     let living = place.session("python").await;
     let code = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\nwhile True: pass";
     let ran = living.run_for(code, Duration::from_secs(1)).await;
     assert_eq!(ran.status(), RunStatus::Timeout);
-    assert!(ran.text().contains("deaf"), "what came before is kept");
-    assert!(ran.notices.iter().any(|notice| notice.contains("killing")), "each step is told: {:?}", ran.notices);
-    living.still_works().await;
+    assert!(ran.text().contains("deaf"), "the output until then is kept");
+    assert!(ran.notices.iter().any(|notice| notice.contains("killing")), "each step is reported: {:?}", ran.notices);
+    living.assert_works().await;
     let ran = living
         .run_for("while True:\n    try:\n        while True: pass\n    except BaseException: pass", Duration::from_secs(1))
         .await;
     assert_eq!(ran.status(), RunStatus::Timeout);
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }

@@ -1,4 +1,4 @@
-//! The GitHub action: its file is YAML, and what its shell runs does what the action says, with this build and without GitHub.
+//! The GitHub action: its file is valid, and its shell script works with this build, without GitHub.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -13,20 +13,19 @@ fn action() -> Value {
     serde_yaml_ng::from_str(&text).unwrap()
 }
 
-/// The step that has this id.
 fn step<'a>(action: &'a Value, id: &str) -> &'a Value {
     action["runs"]["steps"].as_array().unwrap().iter().find(|step| step["id"] == id).unwrap()
 }
 
 #[test]
-fn the_action_is_whole() {
+fn action_file_is_valid() {
     let action = action();
     assert_eq!(action["runs"]["using"], "composite");
     let inputs = action["inputs"].as_object().unwrap();
     assert!(inputs.values().all(|input| input["description"].is_string()), "{inputs:?}");
     for step in action["runs"]["steps"].as_array().unwrap() {
         assert!(step["uses"].is_string() || (step["run"].is_string() && step["shell"] == "bash"), "{step}");
-        // No input is put into the shell's text, where it could become code.
+        // No input is expanded in the script text, where it could become code.
         assert!(!step["run"].as_str().unwrap_or_default().contains("${{"), "{step}");
         for (_, value) in step["env"].as_object().into_iter().flatten() {
             let name = value.as_str().unwrap().trim_start_matches("${{ inputs.").trim_end_matches(" }}");
@@ -36,21 +35,21 @@ fn the_action_is_whole() {
 }
 
 #[test]
-fn what_its_shell_runs_works() {
+fn action_script_runs_and_tests_notebooks() {
     let folder = scratch("action");
     let cell = json!({"cell_type": "code", "id": "a", "metadata": {}, "execution_count": 1, "outputs": [], "source": "echo $((x + 1))"});
     let metadata = json!({"kernelspec": {"name": "bash", "display_name": "Bash", "language": "bash"}});
     let notebook = json!({"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": [cell]});
     std::fs::create_dir_all(folder.join("in")).unwrap();
     std::fs::write(folder.join("in/nb.ipynb"), notebook.to_string()).unwrap();
-    // As on a runner: sudo there asks for nothing.
+    // As on a runner, where sudo needs no password.
     let sudo = folder.join("sudo");
     std::fs::write(&sudo, "#!/bin/sh\nshift\nexec \"$@\"\n").unwrap();
     std::fs::set_permissions(&sudo, std::fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
     let action = action();
     for (mode, args, code) in [("run", "-p x 41", 0), ("test", "", 1)] {
-        let given = [
+        let inputs = [
             ("binary", env!("CARGO_BIN_EXE_cellkeep")),
             ("notebooks", "in"),
             ("mode", mode),
@@ -61,17 +60,17 @@ fn what_its_shell_runs_works() {
         let temporary = folder.join(mode);
         std::fs::create_dir_all(&temporary).unwrap();
         let mut command = Command::new("bash");
-        // Just as a runner starts it.
+        // The command line of a runner.
         command.args(["--noprofile", "--norc", "-eo", "pipefail", "-c"]).arg(step(&action, "run")["run"].as_str().unwrap());
         command.current_dir(&folder).env("PATH", &path).env("RUNNER_TEMP", &temporary);
         command.env("GITHUB_OUTPUT", temporary.join("output")).env("CELLKEEP_SANDBOX", "process");
         for (name, value) in step(&action, "run")["env"].as_object().unwrap() {
             let input = value.as_str().unwrap().trim_start_matches("${{ inputs.").trim_end_matches(" }}");
-            command.env(name, given.iter().find(|(name, _)| *name == input).unwrap().1);
+            command.env(name, inputs.iter().find(|(name, _)| *name == input).unwrap().1);
         }
         let done = command.output().unwrap();
-        let told = String::from_utf8_lossy(&done.stderr);
-        assert_eq!(done.status.code(), Some(code), "{mode}: {told}");
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(code), "{mode}: {stderr}");
         let results = temporary.join("cellkeep-results");
         let output = std::fs::read_to_string(temporary.join("output")).unwrap();
         assert_eq!(output.trim(), format!("results={}", results.display()));

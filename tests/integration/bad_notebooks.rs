@@ -1,4 +1,4 @@
-//! Notebooks as they come: what can be mended is mended and told, everything else is refused in a sentence that says where.
+//! Invalid notebooks: repairable ones are repaired with a warning, all others are refused with the position of the error.
 
 use std::path::Path;
 
@@ -22,11 +22,11 @@ fn run(folder: &Path, bytes: &[u8]) -> Done {
 }
 
 #[test]
-fn what_is_no_notebook_is_refused_with_its_place() {
+fn invalid_file_is_refused_with_position() {
     let folder = scratch("no-notebooks");
     let future = json!({"nbformat": 5, "nbformat_minor": 0, "metadata": {}, "cells": []}).to_string();
     let deep = "[".repeat(100_000);
-    for (text, told) in [
+    for (text, reason) in [
         ("", "the file is empty"),
         ("hello", "not JSON at line 1 column 1"),
         ("[]", "not a notebook"),
@@ -37,8 +37,8 @@ fn what_is_no_notebook_is_refused_with_its_place() {
         (&deep, "nested deeper than"),
     ] {
         let ran = run(&folder, text.as_bytes());
-        assert_eq!(ran.code, 2, "{told}: {}", ran.stderr);
-        assert!(ran.stderr.starts_with("error: cannot read") && ran.stderr.contains(told), "{told}: {}", ran.stderr);
+        assert_eq!(ran.code, 2, "{reason}: {}", ran.stderr);
+        assert!(ran.stderr.starts_with("error: cannot read") && ran.stderr.contains(reason), "{reason}: {}", ran.stderr);
         assert!(!folder.join("out.ipynb").exists());
     }
     let unknown = json!({"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": {"name": "cobol"}}, "cells": []});
@@ -47,7 +47,7 @@ fn what_is_no_notebook_is_refused_with_its_place() {
 }
 
 #[test]
-fn what_can_be_mended_is_mended_told_and_run() {
+fn repairable_notebook_is_repaired_and_run() {
     let folder = scratch("mended-notebooks");
     let text = |value: Value| value.to_string().into_bytes();
     let good = || notebook(&json!([cell("a", "echo ran")]));
@@ -81,20 +81,20 @@ fn what_can_be_mended_is_mended_told_and_run() {
         (raw("echo ran", "echo ran # \\ud800"), "lone surrogates became U+FFFD"),
         ([b"\xef\xbb\xbf", good().to_string().as_bytes()].concat(), "byte-order mark"),
     ];
-    for (bytes, told) in cases {
+    for (bytes, warning) in cases {
         let ran = run(&folder, &bytes);
-        assert_eq!(ran.code, 0, "{told}: {}", ran.stderr);
-        assert!(ran.stderr.contains(told), "{told}: {}", ran.stderr);
+        assert_eq!(ran.code, 0, "{warning}: {}", ran.stderr);
+        assert!(ran.stderr.contains(warning), "{warning}: {}", ran.stderr);
         let done: Value = serde_json::from_slice(&std::fs::read(folder.join("out.ipynb")).unwrap()).unwrap();
         let cells = done["cells"].as_array().unwrap();
-        assert!(cells.iter().all(|cell| cell["outputs"][0]["text"] == json!(["ran\n"])), "{told}: {done}");
+        assert!(cells.iter().all(|cell| cell["outputs"][0]["text"] == json!(["ran\n"])), "{warning}: {done}");
         let ids: std::collections::BTreeSet<&str> = cells.iter().filter_map(|cell| cell["id"].as_str()).collect();
-        assert!(done["nbformat_minor"].as_u64() < Some(5) || ids.len() == cells.len(), "{told}: {done}");
+        assert!(done["nbformat_minor"].as_u64() < Some(5) || ids.len() == cells.len(), "{warning}: {done}");
     }
 }
 
 #[test]
-fn large_notebooks_are_run() {
+fn large_notebooks_run() {
     let folder = scratch("large-notebooks");
     let many: Vec<Value> = (0..2000).map(|index| cell(&format!("c{index}"), &format!("echo {index}"))).collect();
     let ran = run(&folder, notebook(&json!(many)).to_string().as_bytes());
@@ -103,7 +103,7 @@ fn large_notebooks_are_run() {
     for (index, cell) in done["cells"].as_array().unwrap().iter().enumerate() {
         assert_eq!(cell["outputs"][0]["text"], json!([format!("{index}\n")]));
     }
-    // 100 MB, most of it an attachment that must come out as it went in.
+    // 100 MB, mostly an attachment, which must stay unchanged.
     let attachment = "QUJD".repeat(25 << 20);
     let picture = json!({"cell_type": "markdown", "id": "m", "metadata": {}, "source": "![x](attachment:x.png)", "attachments": {"x.png": {"image/png": attachment}}});
     let ran = run(&folder, notebook(&json!([picture, cell("a", "echo ran")])).to_string().as_bytes());

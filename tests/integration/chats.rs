@@ -3,13 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::server::{Client, Held, Server};
-use crate::support::Place;
+use crate::support::TestSandbox;
 use crate::support::model::{Model, Say};
 
 const PLOT: &str = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\nprint('\\x1b[31mdrawn\\x1b[0m')";
 
 async fn serve(name: &str, model: &Model) -> Server {
-    Server::start(name, Place::process(), &["--model-url", &model.url(), "--model", "tiny"]).await
+    Server::start(name, TestSandbox::process(), &["--model-url", &model.url(), "--model", "tiny"]).await
 }
 
 /// Says something and waits for the whole answer; gives the person's cell as it is then.
@@ -290,7 +290,7 @@ async fn a_killed_server_leaves_what_there_was() {
 /// Without a model there is none, and settings that make no sense end the server before it serves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_a_model_says_so() {
-    let server = Server::start("chat-none", Place::process(), &[]).await;
+    let server = Server::start("chat-none", TestSandbox::process(), &[]).await;
     let client = server.client();
     let problem = client.get("/v1/model").await.problem(404, "no_model");
     assert!(problem["detail"].as_str().unwrap().contains("--model-url"));

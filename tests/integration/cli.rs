@@ -1,4 +1,4 @@
-//! The command line as a person or a script uses it: exit codes, pipes, bad input, interrupts.
+//! The command line for people and scripts: exit codes, pipes, invalid input, signals.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::skip;
 
-/// A call of the built program.
+/// A call of the `cellkeep` binary.
 pub struct Cli {
     command: Command,
     input: Vec<u8>,
@@ -45,7 +45,7 @@ impl Cli {
         self
     }
 
-    /// Runs it as another user, where one is given.
+    /// Runs as another user; `None` is the current one.
     pub fn uid(mut self, uid: Option<u32>) -> Self {
         if let Some(uid) = uid {
             self.command.uid(uid).gid(uid);
@@ -100,14 +100,14 @@ fn read_json(path: &Path) -> Value {
 }
 
 #[test]
-fn exec_prints_what_the_code_prints() {
+fn exec_prints_output_of_the_code() {
     let ran = Cli::new(&["exec", "-c", "import sys\nprint('out')\nprint('err', file=sys.stderr)\n6*7"]).run();
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "out\n42\n"), "{}", ran.stderr);
     assert_eq!(ran.stderr, "err\n");
 }
 
 #[test]
-fn output_that_cannot_be_written_is_a_failure() {
+fn failed_write_to_stdout_is_an_error() {
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     for arguments in [&["exec", "-c", "print(1)"][..], &["exec", "--json", "-c", "1"], &["kernels", "list"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_cellkeep")).args(arguments).stdout(full()).output().unwrap();
@@ -115,7 +115,7 @@ fn output_that_cannot_be_written_is_a_failure() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
         assert!(stderr.contains("No space left"), "{stderr}");
     }
-    // Whoever has read enough is no failure.
+    // A closed pipe is not an error.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let arguments = ["exec", "-c", "print(1)"];
@@ -124,7 +124,7 @@ fn output_that_cannot_be_written_is_a_failure() {
 }
 
 #[test]
-fn exec_takes_code_from_pipes_and_files_and_answers_from_pipes() {
+fn exec_reads_code_and_answers_from_pipes() {
     let ran = Cli::new(&["exec", "-"]).input(b"print('piped')").run();
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "piped\n"), "{}", ran.stderr);
     let folder = scratch("exec-file");
@@ -141,8 +141,8 @@ fn exec_takes_code_from_pipes_and_files_and_answers_from_pipes() {
 }
 
 #[test]
-fn forged_questions_are_asked_one_at_a_time() {
-    // Many questions, as no kernel asks them; nobody answers. They are the user's own affair, and cost no thread each.
+fn forged_input_requests_need_few_threads() {
+    // More input requests than any real kernel sends, and nobody answers. They must not start a thread each.
     let code = "k = get_ipython().kernel
 ident, parent = k._shell_parent_ident.get(), k.get_parent()
 for i in range(2000):
@@ -177,7 +177,7 @@ fn exec_writes_plots_and_reports() {
 }
 
 #[test]
-fn exit_codes_tell_what_happened() {
+fn exit_codes_distinguish_failures() {
     for (arguments, code) in [
         (vec!["-c", "1/0"], 1),
         (vec!["-c", "import os; os._exit(1)"], 138),
@@ -199,7 +199,7 @@ fn exit_codes_tell_what_happened() {
 }
 
 #[test]
-fn a_sandbox_that_is_not_there_is_never_done_without() {
+fn code_never_runs_without_sandbox() {
     let folder = scratch("no-sandbox");
     let ran =
         Cli::new(&["exec", "-c", "print('ran')"]).env("PATH", "/nowhere").env("DOCKER_HOST", "unix:///nowhere.sock").run();
@@ -213,7 +213,7 @@ fn a_sandbox_that_is_not_there_is_never_done_without() {
 }
 
 #[test]
-fn run_keeps_what_it_does_not_know_and_writes_also_on_failure() {
+fn failed_run_is_written_with_unknown_metadata() {
     let folder = scratch("run-failure");
     let cells = [
         code_cell("print('one')", &[]),
@@ -245,7 +245,7 @@ fn run_keeps_what_it_does_not_know_and_writes_also_on_failure() {
 }
 
 #[test]
-fn parameters_reach_the_kernel_as_they_were_meant() {
+fn parameters_reach_the_kernel_typed() {
     let folder = scratch("run-parameters");
     let cells = [code_cell("a = b = c = d = 0", &["parameters"]), code_cell("print(repr((a, b, c, d)))", &[])];
     let notebook = write_notebook(&folder, &cells);
@@ -263,12 +263,12 @@ fn parameters_reach_the_kernel_as_they_were_meant() {
 }
 
 #[test]
-fn a_link_to_the_result_stays_a_link() {
+fn symlink_to_the_result_is_followed() {
     let folder = scratch("run-link");
     let notebook = write_notebook(&folder, &[code_cell("print('linked')", &[])]);
     std::fs::create_dir(folder.join("elsewhere")).unwrap();
     let link = folder.join("result.ipynb");
-    // First to a file that is yet to be made, then to one that is there.
+    // First to a file that does not exist, then to one that does.
     std::os::unix::fs::symlink("elsewhere/real.ipynb", &link).unwrap();
     for _ in 0..2 {
         let ran = Cli::new(&["run", "--sandbox", "process", "-o"]).path(&link).path(&notebook).run();
@@ -276,12 +276,12 @@ fn a_link_to_the_result_stays_a_link() {
         assert!(link.is_symlink());
         let executed = read_json(&folder.join("elsewhere/real.ipynb"));
         assert_eq!(executed["cells"][0]["outputs"][0]["text"], json!(["linked\n"]));
-        assert_eq!(std::fs::read_dir(folder.join("elsewhere")).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(std::fs::read_dir(folder.join("elsewhere")).unwrap().count(), 1, "no temporary file is left");
     }
 }
 
 #[test]
-fn run_through_pipes() {
+fn run_reads_stdin_and_writes_stdout() {
     let folder = scratch("run-pipes");
     let notebook = write_notebook(&folder, &[code_cell("print('piped')", &[])]);
     let ran = Cli::new(&["run", "-"]).input(&std::fs::read(notebook).unwrap()).run();
@@ -291,7 +291,7 @@ fn run_through_pipes() {
 }
 
 #[test]
-fn a_display_id_reaches_back_to_earlier_cells() {
+fn display_update_changes_earlier_cell() {
     let folder = scratch("run-display-id");
     let cells = [
         code_cell("from IPython.display import display\nh = display('one', display_id=True)", &[]),
@@ -304,7 +304,7 @@ fn a_display_id_reaches_back_to_earlier_cells() {
 }
 
 #[test]
-fn deaths_and_timeouts_are_in_the_notebook() {
+fn deaths_and_timeouts_are_recorded_as_errors() {
     let folder = scratch("run-deaths");
     for (source, code, ename) in [
         ("print('before', flush=True)\nimport os, time; time.sleep(0.3); os._exit(1)", 138, "KernelDied"),
@@ -323,7 +323,7 @@ fn deaths_and_timeouts_are_in_the_notebook() {
 }
 
 #[test]
-fn bad_notebooks_are_refused_with_a_reason() {
+fn invalid_notebooks_are_refused_with_reason() {
     let folder = scratch("run-bad");
     let whole = std::fs::read(write_notebook(&folder, &[code_cell("1", &[])])).unwrap();
     for (bytes, reason) in [
@@ -354,7 +354,7 @@ fn bad_notebooks_are_refused_with_a_reason() {
 }
 
 #[test]
-fn old_and_future_notebooks_and_huge_ones_run() {
+fn old_newer_and_huge_notebooks_run() {
     let folder = scratch("run-versions");
     for fixture in ["v3.ipynb", "v4.99.ipynb"] {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/notebooks").join(fixture);
@@ -376,7 +376,7 @@ fn old_and_future_notebooks_and_huge_ones_run() {
 }
 
 #[test]
-fn a_secret_of_the_manager_is_nowhere_inside() {
+fn manager_secrets_are_invisible_in_sandbox() {
     let canary = format!("canary-{}", cellkeep::ids::random_uuid());
     let code = r"
 import glob, os
@@ -398,7 +398,7 @@ if any(needle in name + value for name, value in os.environ.items()): hits.appen
 # This very code is in the memory of the kernel; only places that others wrote count.
 print('hits', [hit for hit in hits])
 ";
-    // The code itself must not contain the canary in one piece.
+    // The code must not contain the canary in one piece.
     let parts: Vec<String> = canary.split('-').skip(1).map(|part| format!("'{part}'")).collect();
     let code = code.replace("PARTS", &format!("[{}]", parts.join(", ")));
     for sandbox in ["process", "docker"] {
@@ -412,7 +412,7 @@ print('hits', [hit for hit in hits])
     }
 }
 
-/// Waits for a line of the child's output that contains `text`.
+/// Reads the child's stdout until it contains `text`.
 fn wait_for(child: &mut Child, text: &str) {
     read_until(child.stdout.as_mut().unwrap(), text);
 }
@@ -426,7 +426,7 @@ fn read_until(stream: &mut impl std::io::Read, text: &str) {
     while !seen.contains(text) && stream.read(&mut byte).unwrap() == 1 {
         seen.push(byte[0] as char);
     }
-    assert!(seen.contains(text), "it ended with {seen:?}");
+    assert!(seen.contains(text), "the stream ended with {seen:?}");
 }
 
 pub fn signal(child: &Child, signal: rustix::process::Signal) {
@@ -434,8 +434,8 @@ pub fn signal(child: &Child, signal: rustix::process::Signal) {
 }
 
 #[test]
-fn ctrl_c_interrupts_and_a_second_one_stops() {
-    // Told inside the try: an interrupt that comes at once must not meet the code before it.
+fn second_ctrl_c_kills_the_kernel() {
+    // Printed inside the try: an interrupt that arrives at once must not hit the code before it.
     let code = "import time\ntry:\n    print('started', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('heeded', flush=True)";
     let mut child = Cli::new(&["exec", "-c", code]).start();
     wait_for(&mut child, "started");
@@ -453,29 +453,29 @@ fn ctrl_c_interrupts_and_a_second_one_stops() {
 }
 
 #[test]
-fn a_signal_is_heard_to_the_last() {
+fn signals_work_while_writing_results() {
     let folder = scratch("run-late-signal");
     let notebook = write_notebook(&folder, &[code_cell("print('piped')", &[])]);
     let fifo = folder.join("fifo.ipynb");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    // The cells have run when it waits for somebody to read the result.
+    // The command has run the cells and blocks on the FIFO until somebody reads it.
     let mut child = Cli::new(&["run", "--sandbox", "process", "-o"]).path(&fifo).path(&notebook).start();
     wait_for_stderr(&mut child, "ok");
     std::thread::sleep(Duration::from_millis(300));
     signal(&child, rustix::process::Signal::TERM);
     std::thread::sleep(Duration::from_millis(100));
-    assert!(child.try_wait().unwrap().is_none(), "what was produced is still to be written");
+    assert!(child.try_wait().unwrap().is_none(), "the results are not written yet");
     signal(&child, rustix::process::Signal::TERM);
-    let begun = Instant::now();
-    while child.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(10) {
+    let started = Instant::now();
+    while child.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(10) {
         std::thread::sleep(Duration::from_millis(10));
     }
     let _ = child.kill();
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
-/// The folders of sandboxes that belong to a process.
+/// The folders of the sandboxes that a process owns.
 pub fn sandboxes_of(pid: u32) -> Vec<PathBuf> {
     let records = std::fs::read_dir(Paths::from_environment().sandboxes()).into_iter().flatten().flatten();
     let belongs = |folder: &PathBuf| {
@@ -486,7 +486,7 @@ pub fn sandboxes_of(pid: u32) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_killed_run_leaves_nothing_for_long() {
+fn sandbox_of_killed_command_is_swept() {
     let mut child =
         Cli::new(&["exec", "--sandbox", "process", "-c", "print('started', flush=True)\nimport time; time.sleep(600)"])
             .start();
@@ -496,17 +496,17 @@ fn a_killed_run_leaves_nothing_for_long() {
     signal(&child, rustix::process::Signal::KILL);
     let pid = child.id();
     child.wait().unwrap();
-    assert_eq!(sandboxes_of(pid), folders, "its sandbox outlives it for the moment");
-    // The next run sweeps it away, whether its agent has given up waiting by then or not.
+    assert_eq!(sandboxes_of(pid), folders, "the sandbox outlives the command at first");
+    // The next command sweeps it away, whether or not its agent has exited by then.
     let deadline = Instant::now() + Duration::from_secs(60);
     while !sandboxes_of(pid).is_empty() {
-        assert!(Instant::now() < deadline, "it is never swept away");
+        assert!(Instant::now() < deadline, "the sandbox is never swept away");
         assert_eq!(Cli::new(&["exec", "--sandbox", "process", "-c", "import time; time.sleep(0.5)"]).run().code, 0);
     }
 }
 
 #[test]
-fn doctor_and_lists_answer() {
+fn doctor_lists_and_help_work() {
     let ran = Cli::new(&["doctor"]).run();
     assert!(
         ran.code == 0 && ran.stdout.contains("process sandbox") && ran.stdout.contains("docker sandbox"),
@@ -514,9 +514,9 @@ fn doctor_and_lists_answer() {
         ran.stdout
     );
     assert!(ran.stdout.contains("with --network open: the machine's own network"), "{}", ran.stdout);
-    for told in [ran.stdout, Cli::new(&["kernels", "list"]).run().stdout] {
-        assert!(told.contains("cellkeep images build julia"), "it exists for docker only: {told}");
-        assert!(!told.contains("kernels install julia"), "{told}");
+    for text in [ran.stdout, Cli::new(&["kernels", "list"]).run().stdout] {
+        assert!(text.contains("cellkeep images build julia"), "julia exists only for docker: {text}");
+        assert!(!text.contains("kernels install julia"), "{text}");
     }
     assert!(Cli::new(&["exec", "--help"]).run().stdout.contains("including its localhost"));
     let ran = Cli::new(&["kernels", "list", "--json"]).run();

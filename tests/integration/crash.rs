@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::server::{Client, Held, PACE, Server, base64_bytes, printed, text_of};
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
 in_every_sandbox!(
     no_byte_is_lost_and_no_cell_runs_twice,
@@ -446,7 +446,7 @@ impl Work {
     }
 }
 
-async fn no_byte_is_lost_and_no_cell_runs_twice(place: Place) {
+async fn no_byte_is_lost_and_no_cell_runs_twice(place: TestSandbox) {
     let kills = std::env::var("CELLKEEP_CRASHES").ok().and_then(|count| count.parse().ok()).unwrap_or(40);
     let seed = u64::from_le_bytes(cellkeep::ids::random_bytes());
     eprintln!("seed {seed}");
@@ -517,7 +517,7 @@ fn kill_sandbox(server: &Server, id: &str, kind: SandboxKind) {
     }
 }
 
-async fn a_sandbox_that_dies_while_the_server_is_away(place: Place) {
+async fn a_sandbox_that_dies_while_the_server_is_away(place: TestSandbox) {
     let mut server = Server::start("dies", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     let other = server.client().create(json!({"kernel": "python"})).await;
@@ -562,7 +562,7 @@ async fn a_sandbox_that_dies_while_the_server_is_away(place: Place) {
     server.end().await;
 }
 
-async fn a_graceful_stop_leaves_sessions_running(place: Place) {
+async fn a_graceful_stop_leaves_sessions_running(place: TestSandbox) {
     let mut server = Server::start("stop", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     held.ok("kept = 'kept'").await;
@@ -583,7 +583,7 @@ async fn a_graceful_stop_leaves_sessions_running(place: Place) {
     server.end().await;
 }
 
-async fn a_question_and_its_answer_outlive_the_server(place: Place) {
+async fn a_question_and_its_answer_outlive_the_server(place: TestSandbox) {
     let mut server = Server::start("asks", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     for round in 0..4 {
@@ -615,7 +615,7 @@ async fn a_question_and_its_answer_outlive_the_server(place: Place) {
     server.end().await;
 }
 
-async fn killed_while_sessions_are_made_and_deleted(place: Place) {
+async fn killed_while_sessions_are_made_and_deleted(place: TestSandbox) {
     let mut server = Server::start("made", place, &[]).await;
     let client = server.client();
     let mut dice = Dice(u64::from_le_bytes(cellkeep::ids::random_bytes()) | 1);
@@ -659,7 +659,7 @@ async fn killed_while_sessions_are_made_and_deleted(place: Place) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_journal_of_a_later_version_is_refused_and_not_touched() {
-    let mut server = Server::start("later", Place::process(), &[]).await;
+    let mut server = Server::start("later", TestSandbox::process(), &[]).await;
     server.stop().await;
     let path = server.paths().journal();
     let set =
@@ -708,7 +708,7 @@ async fn a_token_that_was_never_shown_is_not_the_first_one() {
 /// After a boot the engine may come up later than the server does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_comes_up_later_than_the_server() {
-    let Some(place) = Place::docker().await else { return };
+    let Some(place) = TestSandbox::docker().await else { return };
     let mut server = Server::start("engine", place, &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     held.ok("x=kept").await;

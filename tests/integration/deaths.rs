@@ -1,16 +1,22 @@
-//! Kernels that die under a cell: the run ends at once, says how, and keeps what came before.
+//! Kernels that die during an execution: it ends at once, reports the cause, and keeps the outputs until then.
 
 use cellkeep::policy::Limits;
 use cellkeep::session::{EventBody, RunStatus};
 
-use crate::support::{Place, cell};
+use crate::support::{TestSandbox, cell};
 
-in_every_sandbox!(every_way_to_die, out_of_memory, child_out_of_memory, restart_keeps_the_workspace, stdin_without_anyone);
+in_every_sandbox!(
+    kernel_death_is_reported_and_kernel_restarts,
+    kernel_over_memory_limit_is_killed,
+    killed_child_process_is_reported,
+    restart_keeps_workspace,
+    input_fails_unless_stdin_is_allowed
+);
 
-async fn every_way_to_die(place: Place) {
+async fn kernel_death_is_reported_and_kernel_restarts(place: TestSandbox) {
     let living = place.session("python").await;
-    // The pause is for the kernel's own ZeroMQ thread: what it had not sent when the process ended was never said.
-    for (code, how) in [
+    // The pause is for the kernel's ZeroMQ thread: messages that it has not sent when the process ends are lost.
+    for (code, cause) in [
         ("import os\nos._exit(0)", "exit code 0"),
         ("import os\nos._exit(3)", "exit code 3"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
@@ -18,34 +24,34 @@ async fn every_way_to_die(place: Place) {
     ] {
         let ran = living.run(&format!("print('before', flush=True)\nimport time; time.sleep(0.3)\n{code}")).await;
         assert_eq!(ran.status(), RunStatus::KernelDied, "{code}: {}", ran.error());
-        assert!(ran.error().contains(how), "{code}: {}", ran.error());
+        assert!(ran.error().contains(cause), "{code}: {}", ran.error());
         assert!(ran.text().contains("before"), "{code}: {}", ran.text());
-        // It comes back by itself, empty but for the workspace.
-        living.still_works().await;
+        // The kernel restarts by itself.
+        living.assert_works().await;
     }
     living.end().await;
 }
 
-async fn out_of_memory(place: Place) {
+async fn kernel_over_memory_limit_is_killed(place: TestSandbox) {
     let living = place.session_with("python", Limits { memory_mb: 256, ..Limits::default() }).await;
     let ran = living.run("print('before', flush=True)\nkept = []\nwhile True: kept.append(bytearray(8 << 20))").await;
     assert_eq!(ran.status(), RunStatus::MemoryExceeded, "{}", ran.error());
     assert!(ran.error().contains("256 MB") && ran.text().contains("before"), "{} {}", ran.error(), ran.text());
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }
 
-async fn child_out_of_memory(place: Place) {
+async fn killed_child_process_is_reported(place: TestSandbox) {
     let living = place.session_with("python", Limits { memory_mb: 256, ..Limits::default() }).await;
     let ran = living.run("import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', 'x = [bytearray(8 << 20) for _ in range(1000)]']).returncode)").await;
     assert_eq!(ran.status(), RunStatus::Ok, "{}", ran.error());
     assert!(ran.text().contains("-9"), "{}", ran.text());
     assert!(ran.notices.iter().any(|notice| notice.contains("memory")), "{:?}", ran.notices);
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }
 
-async fn restart_keeps_the_workspace(place: Place) {
+async fn restart_keeps_workspace(place: TestSandbox) {
     let living = place.session("python").await;
     living.ok("x = 1\nopen('kept', 'w').write('kept')").await;
     living.session.handle.restart().await.unwrap();
@@ -55,12 +61,12 @@ async fn restart_keeps_the_workspace(place: Place) {
     living.end().await;
 }
 
-async fn stdin_without_anyone(place: Place) {
+async fn input_fails_unless_stdin_is_allowed(place: TestSandbox) {
     let living = place.session("python").await;
     let ran = living.run("input('who? ')").await;
     assert_eq!(ran.status(), RunStatus::Error);
     assert!(ran.error().contains("StdinNotImplemented"), "{}", ran.error());
-    // And with somebody who answers.
+    // With stdin allowed, an answer arrives.
     let handle = living.session.handle.clone();
     let mut events = living.events.lock().await;
     let mut asking = cell("print('hello', input('who? '))", None);
@@ -84,7 +90,7 @@ async fn stdin_without_anyone(place: Place) {
         }
     }
     drop(events);
-    assert!(handle.input("nobody asked").await.is_err());
+    assert!(handle.input("not requested").await.is_err());
     assert_eq!(text.trim(), "hello you");
     living.end().await;
 }

@@ -12,7 +12,7 @@ use crate::package;
 use crate::pages::first_words;
 use crate::server::{Server, TOKEN};
 use crate::support::browser::Browser;
-use crate::support::{Place, skip};
+use crate::support::{TestSandbox, skip};
 
 /// Serves one of the guide's files, whatever is asked for.
 async fn serve_example(name: &str) -> SocketAddr {
@@ -48,7 +48,7 @@ async fn start(name: &str, origin: &str) -> Option<(Server, Browser)> {
         skip("there is no chromium");
         return None;
     };
-    let server = Server::start(name, Place::process(), &["--allow-origin", origin]).await;
+    let server = Server::start(name, TestSandbox::process(), &["--allow-origin", origin]).await;
     if server.client().anonymous().get("/-/assets/cellkeep-cell.js").await.status != 200 {
         skip("this build has no page (make web)");
         return None;

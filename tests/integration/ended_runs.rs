@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::cli::{Cli, sandboxes_of, scratch, signal, wait_for_stderr};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 fn write(path: &Path, sources: &[&str]) -> PathBuf {
     let cell = |(index, source): (usize, &&str)| json!({"cell_type": "code", "id": format!("c{index}"), "metadata": {}, "execution_count": null, "outputs": [], "source": source});
@@ -78,7 +78,7 @@ fn a_kernel_that_starts_too_slowly_is_given_up() {
 
 #[tokio::test]
 async fn a_notebook_frozen_to_an_image_is_refused_on_another() {
-    if Place::docker().await.is_none() {
+    if TestSandbox::docker().await.is_none() {
         return;
     }
     let folder = scratch("frozen-image");

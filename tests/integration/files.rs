@@ -3,21 +3,21 @@
 use bytes::Bytes;
 use cellkeep::agent_protocol::{AnswerBody, Request};
 
-use crate::support::{Living, Place};
+use crate::support::{TestSandbox, TestSession};
 
 in_every_sandbox!(in_and_out, tricks);
 
-async fn get(living: &Living, path: &str) -> Result<Bytes, String> {
+async fn get(living: &TestSession, path: &str) -> Result<Bytes, String> {
     let request = Request::FileGet { path: path.to_owned(), offset: 0 };
     living.session.handle.ask_agent(request, Bytes::new()).await.map(|(_, data)| data).map_err(|error| error.to_string())
 }
 
-async fn put(living: &Living, path: &str, data: &'static [u8]) -> Result<(), String> {
+async fn put(living: &TestSession, path: &str, data: &'static [u8]) -> Result<(), String> {
     let request = Request::FilePut { upload: 1, path: path.to_owned(), offset: 0, last: true };
     living.session.handle.ask_agent(request, Bytes::from_static(data)).await.map(drop).map_err(|error| error.to_string())
 }
 
-async fn in_and_out(place: Place) {
+async fn in_and_out(place: TestSandbox) {
     let living = place.session("python").await;
     put(&living, "data/in.bin", b"\x00\xffin").await.unwrap();
     living.ok("open('out.bin', 'wb').write(open('data/in.bin', 'rb').read() + b'out')").await;
@@ -37,7 +37,7 @@ async fn in_and_out(place: Place) {
     living.end().await;
 }
 
-async fn tricks(place: Place) {
+async fn tricks(place: TestSandbox) {
     let living = place.session("python").await;
     living.ok("import os\nos.symlink('/etc/passwd', 'link')\nos.symlink('/', 'root')\nos.mkfifo('fifo')\nos.symlink('/dev/zero', 'zero')\nos.symlink('/proc/1/environ', 'agent')").await;
     for path in ["link", "root/etc/passwd", "fifo", "zero", "agent", "../etc/passwd", "/etc/passwd", "no-such", "a\0b", ""] {
@@ -57,6 +57,6 @@ async fn tricks(place: Place) {
         }
     };
     tokio::join!(swapping, reading);
-    living.still_works().await;
+    living.assert_works().await;
     living.end().await;
 }

@@ -1,4 +1,4 @@
-//! Interrupts at every moment of a cell's life: it ends as interrupted or as what it was, and costs nothing else.
+//! Interrupts at any moment of an execution: it ends as interrupted or normally, and the kernel keeps its state.
 
 use std::time::{Duration, Instant};
 
@@ -8,18 +8,23 @@ use cellkeep::session::RunStatus;
 
 use serde_json::{Value, json};
 
-use crate::support::{Living, Place, Ran, cell};
+use crate::support::{Execution, TestSandbox, TestSession, cell};
 
-in_every_sandbox!(at_any_moment, in_every_kind_of_code, after_the_end, when_a_cell_has_said_too_much);
+in_every_sandbox!(
+    interrupt_at_any_moment_keeps_kernel,
+    every_kind_of_code_is_interrupted,
+    interrupt_between_executions_is_ignored,
+    output_limit_keeps_the_kernel
+);
 
-/// Different in each run and the same in none; printed when a test fails.
+/// A number that differs between test runs; failures print it.
 fn random_below(limit: u128) -> u64 {
     let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
     u64::try_from(nanos / 1000 * 2_654_435_761 % limit).unwrap()
 }
 
-/// Runs code and interrupts it so long after its start.
-async fn interrupted_after(living: &Living, code: &str, wait: Duration) -> (Ran, Duration) {
+/// Executes code and interrupts it after `wait`.
+async fn interrupted_after(living: &TestSession, code: &str, wait: Duration) -> (Execution, Duration) {
     let handle = living.session.handle.clone();
     let begun = Instant::now();
     let interrupting = async {
@@ -27,16 +32,16 @@ async fn interrupted_after(living: &Living, code: &str, wait: Duration) -> (Ran,
         handle.interrupt().await.unwrap();
     };
     let (ran, ()) = tokio::join!(living.run_with(cell(code, None)), interrupting);
-    assert!(!ran.result.kernel_gone, "it cost the kernel: {wait:?}, {}", ran.error());
+    assert!(!ran.result.kernel_gone, "the kernel was lost: {wait:?}, {}", ran.error());
     (ran, begun.elapsed())
 }
 
-async fn at_any_moment(place: Place) {
+async fn interrupt_at_any_moment_keeps_kernel(place: TestSandbox) {
     let living = place.session("python").await;
     living.ok("kept = 0").await;
     let (mut done, mut interrupted) = (0, 0);
     for round in 0..50 {
-        // Over before, while or after the interrupt comes.
+        // Ends before, during or after the interrupt.
         let code = ["kept += 1", "kept += 1\nimport time; time.sleep(0.01)", "kept += 1\nwhile True: pass"][round % 3];
         let wait = Duration::from_micros(random_below(30_000));
         let (ran, took) = interrupted_after(&living, code, wait).await;
@@ -45,7 +50,7 @@ async fn at_any_moment(place: Place) {
             RunStatus::Interrupted => {
                 assert!(
                     took < Duration::from_millis(1900),
-                    "round {round}: only the second one was heeded: {wait:?}, {took:?}"
+                    "round {round}: only the second interrupt had an effect: {wait:?}, {took:?}"
                 );
                 interrupted += 1;
             }
@@ -63,9 +68,9 @@ async fn at_any_moment(place: Place) {
     living.end().await;
 }
 
-async fn in_every_kind_of_code(place: Place) {
+async fn every_kind_of_code_is_interrupted(place: TestSandbox) {
     let living = place.session("python").await;
-    // IPython loads its magics when they are first used; one that is interrupted in its import stays broken, as any module.
+    // IPython imports its magics on first use; an import that is interrupted stays broken, as for any module.
     living.ok("kept = 'kept'\nimport asyncio, subprocess, threading, time\n%time pass").await;
     for code in [
         "time.sleep(600)",
@@ -82,18 +87,18 @@ async fn in_every_kind_of_code(place: Place) {
         "class Slow:\n    def __repr__(self): time.sleep(600)\nSlow()",
         "get_ipython().events.register('post_execute', f := lambda: (get_ipython().events.unregister('post_execute', f), time.sleep(600)))",
     ] {
-        // Twice: what an interrupt leaves behind must not touch the next.
+        // Twice: the first interrupt must not affect the second.
         for wait in [0, 300] {
             let (ran, took) = interrupted_after(&living, code, Duration::from_millis(wait)).await;
             assert_eq!(ran.status(), RunStatus::Interrupted, "{code}: {}", ran.text());
             assert!(!ran.text().contains("cellkeep_interrupts"), "{}", ran.text());
-            // One in hundreds meets CPython between its last look for signals and a system call that waits, and only the
-            // second one wakes it.
+            // One in hundreds arrives between CPython's last check for signals and a blocking system call; only the second interrupt
+            // wakes that.
             assert!(took < Duration::from_millis(3900), "{code}: {took:?}");
             assert_eq!(living.ok("print(kept)").await.trim(), "kept", "{code}");
         }
     }
-    // What the code does with it is its own affair, and the next one is raised again.
+    // Code may catch an interrupt; the next one is raised again.
     let code = "caught = 0\nwhile caught < 1:\n    try: time.sleep(600)\n    except KeyboardInterrupt: caught += 1\nprint('went on')";
     let (ran, _) = interrupted_after(&living, code, Duration::from_millis(300)).await;
     assert_eq!(ran.status(), RunStatus::Interrupted);
@@ -101,17 +106,17 @@ async fn in_every_kind_of_code(place: Place) {
     living.end().await;
 }
 
-async fn after_the_end(place: Place) {
+async fn interrupt_between_executions_is_ignored(place: TestSandbox) {
     let living = place.session("python").await;
     living.ok("kept = 'kept'").await;
     for _ in 0..10 {
-        // From inside, where no agent holds it back: between two requests there is nobody to take it.
+        // Sent from inside, where the agent cannot defer it; between two requests nothing must receive it.
         living
             .ok("import os, signal, threading\nthreading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()")
             .await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(living.ok("print(kept)").await.trim(), "kept");
-        // A handler that a cell leaves behind is gone with it.
+        // A handler that a cell installs is removed at its end.
         living.ok("signal.signal(signal.SIGINT, signal.default_int_handler)\nthreading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()").await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(living.ok("print(kept)").await.trim(), "kept");
@@ -119,11 +124,11 @@ async fn after_the_end(place: Place) {
     living.end().await;
 }
 
-async fn when_a_cell_has_said_too_much(place: Place) {
+async fn output_limit_keeps_the_kernel(place: TestSandbox) {
     let limits = cellkeep::policy::Limits { output_mb: 1, ..Default::default() };
     let living = place.session_with("python", limits).await;
     for _ in 0..5 {
-        // It is over by the time that it is stopped.
+        // The code has ended by the time it is stopped.
         let ran = living.run("kept = 'kept'\nprint('x' * 2_000_000)").await;
         assert_eq!(ran.status(), RunStatus::OutputExceeded, "{}", ran.error());
         assert!(!ran.result.kernel_gone);
@@ -133,16 +138,16 @@ async fn when_a_cell_has_said_too_much(place: Place) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn between_two_cells_the_wish_is_remembered() {
+async fn interrupt_between_two_cells_stops_notebook() {
     let cells: Vec<Value> = ["'one'", "import time; time.sleep(60)", "'three'"]
         .iter()
         .enumerate()
         .map(|(id, source)| json!({"cell_type": "code", "id": format!("c{id}"), "metadata": {}, "execution_count": null, "outputs": [], "source": source}))
         .collect();
     let json = json!({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}).to_string();
-    // At the end of the first cell, and when the second has been announced but not yet given to the session.
+    // At the end of the first cell, and when the second is announced but not yet queued.
     for announced in [false, true] {
-        let living = Place::process().session("python").await;
+        let living = TestSandbox::process().session("python").await;
         let mut events = living.events.lock().await;
         let mut notebook = Notebook::parse(json.as_bytes()).unwrap();
         let options = RunOptions::default();

@@ -7,13 +7,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::server::{Server, printed};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 const TEXT: usize = 20_000_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_of_large_answers_who_never_read_cost_no_memory() {
-    let server = Server::start("large", Place::process(), &[]).await;
+    let server = Server::start("large", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "python", "timeout_seconds": 240})).await;
     held.begin("big", &format!("for i in range({TEXT} // 1000): print('x' * 999)")).await;
     held.finished("big").await;
@@ -50,7 +50,7 @@ async fn readers_of_large_answers_who_never_read_cost_no_memory() {
 /// A kernel may say what it likes in the place of a picture, but it names nobody's blobs.
 #[tokio::test]
 async fn blobs_are_filled_in_where_the_server_put_their_names() {
-    let server = Server::start("forged", Place::process(), &[]).await;
+    let server = Server::start("forged", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     let source = "import base64, os\nfrom IPython.display import display\n\
                   data = base64.b64encode(b'\\x89PNG' + os.urandom(200_000)).decode()\ndisplay({'image/png': data}, raw=True)";

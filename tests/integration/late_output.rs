@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::server::{Held, Server, printed};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 in_every_sandbox!(threads_print_into_the_cell_that_started_them);
 
@@ -53,7 +53,7 @@ async fn shows(session: &Held, cell: &str, wanted: &str) -> Value {
     session.cell_until(cell, |cell| printed(cell) == wanted).await
 }
 
-async fn threads_print_into_the_cell_that_started_them(place: Place) {
+async fn threads_print_into_the_cell_that_started_them(place: TestSandbox) {
     let mut server = Server::start("late-output", place, &["--compact-after", "1"]).await;
     let session = server.client().create(json!({"kernel": "python"})).await;
     let run = async |id: String, source: String| {

@@ -1,4 +1,4 @@
-//! The link alone: a manager that dies in mid-cell, a second manager that takes over.
+//! The link without a session: a manager that dies during an execution, and another that takes over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +14,16 @@ use cellkeep::sandbox::{Sandbox, SandboxRecord, SandboxSpec, SandboxState};
 use cellkeep::wire::{Channel, Message};
 use serde_json::json;
 
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
-in_every_sandbox!(a_killed_manager_loses_nothing, the_newest_manager_wins, submitting_twice_runs_once, overflow_is_named);
+in_every_sandbox!(
+    new_manager_replays_events_of_killed_one,
+    newest_manager_replaces_older_one,
+    repeated_submission_runs_once,
+    buffer_overflow_is_reported_as_gap
+);
 
-async fn sandbox(place: Place, limits: Limits, orphan_seconds: Option<u64>) -> (Arc<dyn Sandbox>, SandboxRecord) {
+async fn sandbox(place: TestSandbox, limits: Limits, orphan_seconds: Option<u64>) -> (Arc<dyn Sandbox>, SandboxRecord) {
     let sandbox = Manager::new(Paths::from_environment()).sandbox(place.kind).await.unwrap();
     let spec = SandboxSpec {
         session: SessionId::random(),
@@ -48,7 +53,7 @@ async fn until_ready(events: &mut LinkEvents) -> Seq {
     }
 }
 
-/// The text that stream events carry, in order, until the reply to `id`; and the numbers of all events.
+/// Reads events until the reply to `id`, or `at_most` bytes of text. Returns the text, the event numbers, and whether the reply came.
 async fn read_run(events: &mut LinkEvents, id: &str, at_most: usize) -> (String, Vec<u64>, bool) {
     let (mut text, mut numbers, mut replied) = (String::new(), Vec::new(), false);
     while !replied && text.len() < at_most {
@@ -70,7 +75,7 @@ fn lines(count: usize) -> String {
     (0..count).map(|i| format!("line {i}\n")).collect()
 }
 
-async fn a_killed_manager_loses_nothing(place: Place) {
+async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
     let (first, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     until_ready(&mut events).await;
@@ -78,15 +83,15 @@ async fn a_killed_manager_loses_nothing(place: Place) {
     assert_eq!(first.submit(Channel::Shell, None, execute("run", code)).await, Ok(false));
     let (seen, _, replied) = read_run(&mut events, "run", 2000).await;
     assert!(!replied && lines(3000).starts_with(&seen));
-    // Dropped without a word or an ack, as kill -9 does it. Meanwhile the cell goes on.
+    // Dropped without an acknowledgement, as after kill -9. Meanwhile the execution continues.
     drop((first, events));
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (second, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     let (all, numbers, replied) = read_run(&mut events, "run", usize::MAX).await;
     assert!(replied);
-    assert_eq!(all, lines(3000), "everything, once, in order");
+    assert_eq!(all, lines(3000), "every line once, in order");
     assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "numbered without gaps");
-    // A third one that had stored half of it gets the other half.
+    // A third manager that has committed half of the events receives the other half.
     let LinkEvent::Attached(hello) = ({
         drop((second, events));
         let (_, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
@@ -99,15 +104,15 @@ async fn a_killed_manager_loses_nothing(place: Place) {
     next(&mut events).await;
     let LinkEvent::Event { seq, .. } = next(&mut events).await else { panic!("no event") };
     assert_eq!(seq, half.next());
-    // What was acked is not replayed to anyone.
+    // Acknowledged events are not replayed.
     third.ack(Seq(numbers.len() as u64));
-    // The answer comes behind the events, which somebody must take.
+    // The answer arrives behind the events, which must be received first.
     let draining = async { while events.recv().await.is_some() {} };
     let repeated = tokio::select! {
         repeated = third.submit(Channel::Shell, None, execute("run", code)) => repeated,
         () = draining => panic!("the link ended"),
     };
-    assert_eq!(repeated, Ok(true), "submitting it again runs nothing");
+    assert_eq!(repeated, Ok(true), "a repeated submission does not run");
     drop((third, events));
     let (_fourth, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
@@ -115,7 +120,7 @@ async fn a_killed_manager_loses_nothing(place: Place) {
     sandbox.destroy(&record).await.unwrap();
 }
 
-async fn the_newest_manager_wins(place: Place) {
+async fn newest_manager_replaces_older_one(place: TestSandbox) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
     let (first, mut first_events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     until_ready(&mut first_events).await;
@@ -130,10 +135,10 @@ async fn the_newest_manager_wins(place: Place) {
     assert_eq!(second.submit(Channel::Shell, None, execute("run", "print('hi')")).await, Ok(false));
     sandbox.destroy(&record).await.unwrap();
     assert!(matches!(sandbox.inspect(&record).await.unwrap(), SandboxState::Ended { .. }));
-    sandbox.destroy(&record).await.expect("destroying what is gone is fine");
+    sandbox.destroy(&record).await.expect("destroy is idempotent");
 }
 
-async fn submitting_twice_runs_once(place: Place) {
+async fn repeated_submission_runs_once(place: TestSandbox) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
     let (link, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     until_ready(&mut events).await;
@@ -145,13 +150,13 @@ async fn submitting_twice_runs_once(place: Place) {
     sandbox.destroy(&record).await.unwrap();
 }
 
-async fn overflow_is_named(place: Place) {
-    // The buffer holds one run's output and 32 MB more; nobody takes anything of several runs.
+async fn buffer_overflow_is_reported_as_gap(place: TestSandbox) {
+    // The buffer holds the output limit and 32 MB more; nothing of several executions is acknowledged.
     let (sandbox, record) = sandbox(place, Limits { output_mb: 20, ..Limits::default() }, None).await;
     let (first, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     until_ready(&mut events).await;
     for run in 0..5 {
-        // Together: the answer may come behind more events than wait without a reader.
+        // Concurrently: the answer may arrive behind more events than the queue holds.
         let name = format!("run-{run}");
         let submitted = first.submit(Channel::Shell, None, execute(&name, "print('x' * 18_000_000)"));
         let (submitted, (_, _, replied)) = tokio::join!(submitted, read_run(&mut events, &name, usize::MAX));
@@ -161,11 +166,11 @@ async fn overflow_is_named(place: Place) {
     let (_second, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
     let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
     assert!(hello.first_seq > Seq::FIRST, "{hello:?}");
-    let LinkEvent::Lost { from, to } = next(&mut events).await else { panic!("the gap is not named") };
-    // The last run's output may still have come in after the hello, and pushed more out.
+    let LinkEvent::Lost { from, to } = next(&mut events).await else { panic!("the gap is not reported") };
+    // The last execution's output may have arrived after the hello and displaced more events.
     assert!(from == Seq::FIRST && to.next() >= hello.first_seq, "{from:?} to {to:?} {hello:?}");
     let (_, numbers, replied) = read_run(&mut events, "run-4", usize::MAX).await;
-    assert!(replied, "the end is kept");
+    assert!(replied, "the newest events are kept");
     assert_eq!(numbers.first(), Some(&to.next().0));
     sandbox.destroy(&record).await.unwrap();
 }

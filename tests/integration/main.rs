@@ -1,6 +1,6 @@
-//! Drives real kernels in every sandbox that this machine has. One binary, since linking it is most of its cost.
+//! Tests with real kernels in every sandbox of this machine. One binary, since linking takes most of the build time.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "in a test, a panic is how a failure is told")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[macro_use]
 mod support;

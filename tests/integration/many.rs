@@ -1,4 +1,4 @@
-//! Many notebooks at once, their reports and records, and `cellkeep test`.
+//! Several notebooks at once, reports, run records, and `cellkeep test`.
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,7 @@ fn run(arguments: &[&str]) -> Cli {
 }
 
 #[test]
-fn one_failing_notebook_does_not_stop_the_others() {
+fn failed_notebook_does_not_stop_others() {
     let folder = scratch("many");
     write(&folder.join("in/a.ipynb"), &[("print('a')", &[], &[])]);
     write(&folder.join("in/sub/bad.ipynb"), &[("1/0", &[], &[]), ("print('never')", &[], &[])]);
@@ -50,7 +50,7 @@ fn one_failing_notebook_does_not_stop_the_others() {
         .path(&report)
         .path(&folder.join("in"))
         .run();
-    assert_eq!(ran.code, 2, "what could not be read weighs more than a cell: {}", ran.stderr);
+    assert_eq!(ran.code, 2, "an unreadable notebook outranks a failed cell: {}", ran.stderr);
     assert!(ran.stderr.contains("2 of 4 notebooks ok"), "{}", ran.stderr);
     assert_eq!(read(&folder.join("out/a.ipynb"))["cells"][0]["outputs"][0]["text"], json!(["a\n"]));
     assert_eq!(read(&folder.join("out/sub/z.ipynb"))["cells"][0]["outputs"][0]["text"], json!(["z\n"]));
@@ -67,7 +67,7 @@ fn one_failing_notebook_does_not_stop_the_others() {
 }
 
 #[test]
-fn a_run_can_be_repeated_or_is_refused() {
+fn frozen_run_is_reproducible_or_refused() {
     let folder = scratch("record");
     let code = "import random, numpy\nprint(random.random(), numpy.random.rand(), hash('text'))";
     let notebook = write(&folder.join("nb.ipynb"), &[(code, &[], &[])]);
@@ -87,7 +87,7 @@ fn a_run_can_be_repeated_or_is_refused() {
         (&json!(7), &json!(5), &json!("ok"))
     );
     assert!(record["packages"]["numpy"].is_string() && record["environment"]["fingerprint"].is_string(), "{record}");
-    assert_eq!(read(&first)["cells"][1]["execution_count"], 2, "what is asked silently is not counted");
+    assert_eq!(read(&first)["cells"][1]["execution_count"], 2, "silent executions are not counted");
     let (ran, second) = again(&first, "second.ipynb");
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(read(&first)["cells"][1]["outputs"], read(&second)["cells"][1]["outputs"]);
@@ -102,7 +102,7 @@ fn a_run_can_be_repeated_or_is_refused() {
 }
 
 #[test]
-fn paths_reports_and_marks() {
+fn papermill_options_are_supported() {
     let folder = scratch("papermill");
     let notebook = write(&folder.join("nb.ipynb"), &[("year = 1  # which", &["parameters"], &[]), ("1/0", &[], &[])]);
     let target = format!("{}/out/{{year}}-{{pm.run_uuid}}.ipynb", folder.display());
@@ -132,7 +132,7 @@ fn paths_reports_and_marks() {
     assert_eq!(cells[2]["metadata"]["jupyter"]["source_hidden"], true);
     let source: String = cells[2]["source"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
     assert!(source.contains("year = 2026") && source.contains("PAPERMILL_OUTPUT_PATH"), "{source}");
-    // The marks go with the next run, and the injected cell is replaced.
+    // The next run removes the markers and replaces the injected cell.
     let ran = run(&["-p", "year", "1", "--allow-errors", "-o"]).path(&folder.join("again.ipynb")).path(&written).run();
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(read(&folder.join("again.ipynb"))["cells"].as_array().unwrap().len(), 3);
@@ -140,11 +140,11 @@ fn paths_reports_and_marks() {
     assert!(ran.code == 2 && ran.stderr.contains("no parameter month"), "{}", ran.stderr);
     let ran = run(&["-p", "year", "3", "--inspect"]).path(&notebook).run();
     assert!(ran.stdout.contains("year = 1    which") && ran.stdout.contains("year = 3"), "{} {}", ran.stdout, ran.stderr);
-    assert!(!folder.join("nb.out.ipynb").exists(), "nothing was run");
+    assert!(!folder.join("nb.out.ipynb").exists(), "nothing ran");
 }
 
 #[test]
-fn stored_outputs_are_compared_with_fresh_ones() {
+fn stored_outputs_are_compared_as_in_nbval() {
     let folder = scratch("nbval");
     let cells: &[(&str, &[&str], &[Value])] = &[
         ("print('same')", &[], &[stdout("same\n")]),
@@ -170,22 +170,22 @@ fn stored_outputs_are_compared_with_fresh_ones() {
         let cells = report["differences"].as_array().unwrap().iter().map(|one| one["cell"].as_u64().unwrap());
         (cells.collect::<Vec<u64>>(), ran.stderr)
     };
-    let (cells, told) = differing(&[]);
+    let (cells, stderr) = differing(&[]);
     assert_eq!(cells, [1, 5, 6]);
-    assert!(told.contains("-old") && told.contains("+new") && told.contains("NameError"), "{told}");
+    assert!(stderr.contains("-old") && stderr.contains("+new") && stderr.contains("NameError"), "{stderr}");
     assert_eq!(differing(&["--sanitize", rules.to_str().unwrap()]).0, [1, 6]);
     assert_eq!(differing(&["--lax"]).0, [5, 6]);
     let before = read(&notebook);
     test(&["--update"]);
     let after = read(&notebook);
     assert_eq!(after["cells"][1]["outputs"][0]["text"], json!(["new\n"]));
-    assert_eq!(after["cells"][3]["outputs"][0]["text"], json!(["kept\n"]), "what was not run stays");
+    assert_eq!(after["cells"][3]["outputs"][0]["text"], json!(["kept\n"]), "outputs of skipped cells stay");
     assert_eq!(after["metadata"], before["metadata"]);
-    assert_eq!(differing(&[]).0, [6], "only what raises is left");
+    assert_eq!(differing(&[]).0, [6], "only the failing cell differs");
 }
 
 #[test]
-fn documents_are_written_beside_the_executed_notebook() {
+fn documents_are_exported_beside_notebook() {
     let folder = scratch("run-to");
     let out = folder.join("done.ipynb");
     let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("notebooks/quickstart.ipynb");
@@ -198,9 +198,9 @@ fn documents_are_written_beside_the_executed_notebook() {
     for (name, part) in [("done.html", "<img"), ("done.md", "]("), ("done.py", "import")] {
         let text = std::fs::read_to_string(folder.join(name)).unwrap();
         assert!(text.contains(part), "{name}: {text}");
-        assert!(ran.stderr.contains(name), "it is told: {}", ran.stderr);
+        assert!(ran.stderr.contains(name), "{name} is listed: {}", ran.stderr);
     }
-    assert!(folder.join("done_files").is_dir(), "markdown's pictures");
+    assert!(folder.join("done_files").is_dir(), "the images of the markdown");
     let refused =
         Cli::new(&["run"]).path(&quickstart).args(&["--sandbox", "process", "--to", "ipynb", "-o"]).path(&out).run();
     assert_eq!(refused.code, 2, "{}", refused.stderr);

@@ -1,5 +1,5 @@
-//! The acceptance matrix: what each kind of output of each kernel must show, in a real browser. The rows are data, in
-//! `tests/fixtures/matrix`; each is a cell of its own, shown by an element of its own, all of a kernel in one session.
+//! The acceptance matrix: what each kind of output of each kernel must show in a real browser. The rows are data in
+//! `tests/fixtures/matrix`. Each row is a cell, shown by its own element; all rows of a kernel share a session.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,31 +9,31 @@ use serde_json::{Value, json};
 
 use crate::support::mounted::{Mounted, about};
 
-/// No matrix takes longer, however many of its rows wait for each other.
-const DEADLINE: Duration = Duration::from_secs(150);
+/// The timeout of one kernel's rows.
+const TIMEOUT: Duration = Duration::from_secs(150);
 
-/// A cell, and what of it must become true.
+/// A cell, and the conditions that its element must meet (JavaScript; see [`about`]).
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
     name: String,
     source: String,
-    /// How it ends.
+    /// The final status.
     #[serde(default = "ok")]
     status: String,
-    /// Of its outputs, in the page.
+    /// Condition on its outputs in the page.
     shows: String,
-    /// In one of the frames.
+    /// Condition in one of the frames.
     frame: Option<String>,
-    /// What a person does then, and what becomes true of it.
+    /// An action that follows, and the condition `then` on its effect.
     act: Option<String>,
     then: Option<String>,
-    /// What a person answers.
+    /// Answers to input requests.
     #[serde(default)]
     answers: Vec<String>,
-    /// What browsers say of what it tries, and policies forbid.
+    /// The browser's message about an action that a policy blocks.
     complaint: Option<String>,
-    /// Whether a person stops it once it shows something.
+    /// Whether to stop the execution once it has output.
     #[serde(default)]
     stop: bool,
     #[serde(skip)]
@@ -44,11 +44,10 @@ fn ok() -> String {
     "ok".to_owned()
 }
 
-/// How far a row is.
 #[derive(Debug, Default, PartialEq)]
 enum State {
     #[default]
-    Runs,
+    Running,
     Acted,
     Shown,
 }
@@ -72,22 +71,22 @@ impl Matrix {
         Some(Self { page, kernel, rows })
     }
 
-    /// Runs all rows, one behind the other, in one page.
+    /// Runs all rows, one after the other, in one page.
     async fn run(&mut self) {
         let ids: Vec<_> = self.rows.iter().map(|row| format!("row-{}", row.name)).collect();
         self.page.mount(&ids).await;
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let (mut started, mut turn) = (0, 0);
-        while self.rows.iter().any(|row| row.state != State::Shown) && begun.elapsed() < DEADLINE {
+        while self.rows.iter().any(|row| row.state != State::Shown) && started_at.elapsed() < TIMEOUT {
             started = self.start_rows(started).await;
-            self.look(turn).await;
+            self.check(turn).await;
             turn += 1;
         }
-        self.all_are_shown().await;
-        eprintln!("{}: {} rows in {:.1?}", self.kernel, self.rows.len(), begun.elapsed());
+        self.assert_all_shown().await;
+        eprintln!("{}: {} rows in {:.1?}", self.kernel, self.rows.len(), started_at.elapsed());
     }
 
-    /// Queues rows from here on. Those that end their kernel wait until all before them are done, and those behind wait for them.
+    /// Queues rows from `from` on. A row that ends its kernel waits for all rows before it, and the rows after it wait for it.
     async fn start_rows(&self, from: usize) -> usize {
         for (at, row) in self.rows.iter().enumerate().skip(from) {
             let ends_kernel = |row: &Row| ["kernel_died", "memory_exceeded"].contains(&row.status.as_str());
@@ -100,9 +99,9 @@ impl Matrix {
         self.rows.len()
     }
 
-    /// One look at each row that is not done, and what a person would do there.
-    async fn look(&mut self, turn: usize) {
-        // Frames begin when they come into view: rows that are not done are looked at in turn.
+    /// Checks each unfinished row once, and performs its actions.
+    async fn check(&mut self, turn: usize) {
+        // Frames load when they come into view, so unfinished rows are scrolled to in turn.
         let waiting: Vec<_> = self.rows.iter().filter(|row| row.state != State::Shown).map(|row| row.name.clone()).collect();
         let scroll = format!("document.getElementById('row-{}').scrollIntoView()", waiting[turn % waiting.len()]);
         self.page.browser.evaluate(&scroll).await;
@@ -112,8 +111,8 @@ impl Matrix {
             let (name, status) = (row.name.clone(), row.status.clone());
             match row.state {
                 State::Shown => {}
-                State::Runs => {
-                    self.take_part(at).await;
+                State::Running => {
+                    self.interact(at).await;
                     let shows = format!("phase === '{status}' && ({})", self.rows[at].shows);
                     if self.page.look(&format!("row-{name}"), &shows).await != true || !self.is_framed(at).await {
                         continue;
@@ -134,8 +133,8 @@ impl Matrix {
         }
     }
 
-    /// Answers what the cell asks; stops it if it never ends.
-    async fn take_part(&mut self, at: usize) {
+    /// Answers an input request, or stops an endless execution.
+    async fn interact(&mut self, at: usize) {
         let row = &mut self.rows[at];
         let name = row.name.clone();
         if row.stop {
@@ -148,7 +147,7 @@ impl Matrix {
             );
             if self.page.look(&format!("row-{name}"), &answering).await == true {
                 self.rows[at].answers.remove(0);
-                // The question stands until the server has taken the answer.
+                // The prompt stays until the server has accepted the answer.
                 let asks =
                     about(&format!("row-{name}"), "JSON.stringify(root.querySelector('.question input')?.value ?? '')");
                 self.page.browser.until("0", &asks, |value| value == "").await;
@@ -162,7 +161,7 @@ impl Matrix {
         self.page.browser.evaluate_in_frames(&look).await.contains(&json!(true))
     }
 
-    async fn all_are_shown(&mut self) {
+    async fn assert_all_shown(&mut self) {
         let mut missing = Vec::new();
         for at in 0..self.rows.len() {
             let row = &self.rows[at];
@@ -183,8 +182,8 @@ impl Matrix {
         assert!(missing.is_empty(), "rows of {} that do not show what they must:\n{}", self.kernel, missing.join("\n"));
     }
 
-    /// What holds for every row.
-    async fn is_safe(&mut self) {
+    /// Security conditions of every row.
+    async fn assert_safe(&mut self) {
         let flags = "[...new Set([...document.querySelectorAll('cellkeep-cell')].flatMap(cell => [...cell.renderRoot.querySelectorAll('cellkeep-output')])
             .flatMap(output => [...output.renderRoot.querySelectorAll('cellkeep-frame')]).map(frame => frame.renderRoot.querySelector('iframe')?.getAttribute('sandbox')).filter(flags => flags))].join()";
         let flags = self.page.browser.evaluate(flags).await;
@@ -193,7 +192,7 @@ impl Matrix {
         assert_eq!(self.page.browser.evaluate(touched).await, json!([null, null, 0]));
     }
 
-    /// Pictures of all of it, in light and in dark.
+    /// Screenshots of the whole page, light and dark.
     async fn pictures(&mut self) {
         for scheme in ["light", "dark"] {
             self.page.browser.media(&[("prefers-color-scheme", scheme)]).await;
@@ -210,7 +209,7 @@ impl Matrix {
         let complaints = self.page.end().await;
         let expected =
             |text: &String| self.rows.iter().filter_map(|row| row.complaint.as_ref()).any(|one| text.contains(one));
-        // Hints about drawing are for machines without a graphics card, and for the makers of what draws.
+        // Rendering hints concern machines without a graphics card, and authors of plotting libraries.
         let is_hint = |text: &String| text.contains("\"source\":\"rendering\"");
         let odd: Vec<_> = complaints.iter().filter(|text| !expected(text) && !is_hint(text)).collect();
         assert_eq!(odd, [""; 0]);
@@ -220,33 +219,33 @@ impl Matrix {
 async fn all_rows_of(kernel: &'static str, limits: Value) {
     let Some(mut matrix) = Matrix::start(kernel, limits).await else { return };
     matrix.run().await;
-    matrix.is_safe().await;
+    matrix.assert_safe().await;
     matrix.pictures().await;
     matrix.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn python() {
+async fn python_rows_are_shown() {
     all_rows_of("python", json!({"memory_mb": 900, "cpus": 2})).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn r() {
+async fn r_rows_are_shown() {
     all_rows_of("r", json!({})).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deno() {
+async fn deno_rows_are_shown() {
     all_rows_of("deno", json!({})).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bash() {
+async fn bash_rows_are_shown() {
     all_rows_of("bash", json!({})).await;
 }
 
-/// Row 41 is Julia's, which our machines cannot fetch.
+/// Row 41 needs Julia, whose base image our machines cannot fetch.
 #[test]
-fn julia() {
+fn julia_row_is_skipped() {
     eprintln!("skipped: row 41 (julia): its image is written but never built here");
 }

@@ -1,17 +1,17 @@
-//! The notebooks in `notebooks/` run in both sandboxes, with equal outputs.
+//! The notebooks in `notebooks/` produce equal outputs in both sandboxes.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::cli::{Cli, scratch};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 fn notebook(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("notebooks").join(format!("{name}.ipynb"))
 }
 
-/// Runs a notebook through the command line and gives its cells' outputs.
+/// Runs a notebook with `cellkeep run` and returns the outputs of its code cells.
 fn outputs(name: &str, sandbox: &str) -> Vec<Value> {
     let folder = scratch(&format!("notebook-{name}-{sandbox}"));
     let out = folder.join("out.ipynb");
@@ -29,44 +29,44 @@ fn outputs(name: &str, sandbox: &str) -> Vec<Value> {
     outputs
 }
 
-async fn runs_alike(name: &str) {
+async fn assert_equal_in_both_sandboxes(name: &str) {
     let process = outputs(name, "process");
-    if Place::docker().await.is_some() {
+    if TestSandbox::docker().await.is_some() {
         let docker = outputs(name, "docker");
-        for (cell, (ours, theirs)) in process.iter().zip(&docker).enumerate() {
-            assert_eq!(ours, theirs, "code cell {cell} of {name}");
+        for (cell, (process, docker)) in process.iter().zip(&docker).enumerate() {
+            assert_eq!(process, docker, "code cell {cell} of {name}");
         }
     }
 }
 
 #[tokio::test]
-async fn quickstart() {
-    runs_alike("quickstart").await;
+async fn quickstart_outputs_are_equal() {
+    assert_equal_in_both_sandboxes("quickstart").await;
 }
 
 #[tokio::test]
-async fn python() {
-    runs_alike("python").await;
+async fn python_outputs_are_equal() {
+    assert_equal_in_both_sandboxes("python").await;
 }
 
 #[tokio::test]
-async fn r() {
-    runs_alike("r").await;
+async fn r_outputs_are_equal() {
+    assert_equal_in_both_sandboxes("r").await;
 }
 
 #[tokio::test]
-async fn deno() {
-    runs_alike("deno").await;
+async fn deno_outputs_are_equal() {
+    assert_equal_in_both_sandboxes("deno").await;
 }
 
 #[tokio::test]
-async fn bash() {
-    runs_alike("bash").await;
+async fn bash_outputs_are_equal() {
+    assert_equal_in_both_sandboxes("bash").await;
 }
 
 #[tokio::test]
-async fn julia() {
-    // Its base image is on no registry that this machine reaches, so it runs only where somebody has built it.
+async fn julia_notebook_runs_if_image_exists() {
+    // Runs only where the image was built: its base image is on no registry that this machine can reach.
     let ran = Cli::new(&["run"]).path(&notebook("julia")).args(&["--sandbox", "docker", "-o", "/dev/null"]).run();
     match ran.code {
         0 => {}

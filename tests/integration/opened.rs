@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::server::{Server, TOKEN};
 use crate::support::browser::Browser;
-use crate::support::{Place, skip};
+use crate::support::{TestSandbox, skip};
 
 /// What every look needs.
 pub const TOOLS: &str = "const page = document.querySelector('cellkeep-page')?.renderRoot, cells = [...(page?.querySelectorAll('cellkeep-cell') ?? [])];
@@ -32,7 +32,7 @@ impl Opened {
             skip("there is no chromium");
             return None;
         };
-        let server = Server::start(name, Place::process(), options).await;
+        let server = Server::start(name, TestSandbox::process(), options).await;
         if !server.client().anonymous().get("/").await.text().contains("<cellkeep-page>") {
             skip("this build has no page (make web)");
             return None;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::server::{Held, Server};
-use crate::support::{Place, skip};
+use crate::support::{TestSandbox, skip};
 
 /// What each output of a cell shows: its text, or the plain text of a display.
 fn shown(outputs: &Value) -> Vec<String> {
@@ -31,7 +31,7 @@ async fn output_widgets_show_what_they_catch() {
     let Some(wheel) = entries.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "whl")) else {
         return skip("no ipywidgets here: run scripts/setup-test.sh");
     };
-    let mut server = Server::start("output-widgets", Place::process(), &[]).await;
+    let mut server = Server::start("output-widgets", TestSandbox::process(), &[]).await;
     let session = server.client().create(json!({"kernel": "python"})).await;
     server.client().put(&session.path("/files/widgets.whl"), std::fs::read(wheel).unwrap()).await.is(204);
     let make = "import sys\nsys.path.insert(0, '/work/widgets.whl')\nfrom ipywidgets import Output\nout = Output()\nout";

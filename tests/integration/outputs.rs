@@ -2,11 +2,11 @@
 
 use cellkeep::session::{EventBody, RunStatus};
 
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 in_every_sandbox!(every_language, writes_past_the_protocol, output_of_no_run, displays);
 
-async fn every_language(place: Place) {
+async fn every_language(place: TestSandbox) {
     for (kernel, assign, show, fail) in [
         ("python", "x = 20", "print(x + 1); x * 2", "1/0"),
         ("r", "x <- 20", "cat(x + 1, '\\n'); x * 2", "stop('no')"),
@@ -24,7 +24,7 @@ async fn every_language(place: Place) {
     }
 }
 
-async fn writes_past_the_protocol(place: Place) {
+async fn writes_past_the_protocol(place: TestSandbox) {
     let living = place.session("python").await;
     let text =
         living.ok("import os, subprocess\nos.write(1, b'from fd 1\\n')\nsubprocess.run(['echo', 'from a child'])").await;
@@ -37,7 +37,7 @@ async fn writes_past_the_protocol(place: Place) {
     living.end().await;
 }
 
-async fn output_of_no_run(place: Place) {
+async fn output_of_no_run(place: TestSandbox) {
     let living = place.session("python").await;
     // ipykernel takes over descriptors 1 and 2; this is what it has kept of the process's own stdout.
     let own = "import os, threading\nown = sys.stdout._original_stdstream_copy\n";
@@ -58,7 +58,7 @@ async fn output_of_no_run(place: Place) {
     living.end().await;
 }
 
-async fn displays(place: Place) {
+async fn displays(place: TestSandbox) {
     let living = place.session("python").await;
     let ran = living
         .run("from IPython.display import display, HTML, clear_output\nimport matplotlib.pyplot as plt\nprint('gone')\nclear_output()\nh = display('one', display_id=True)\nplt.plot([1, 2]); plt.show()\nh.update('two')\nfor i in range(3): print(i, end='\\r')\nHTML('<b>x</b>')")

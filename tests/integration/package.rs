@@ -1,4 +1,4 @@
-//! The element as an npm package: packed, compiled into a page by its types, and used from another origin than the server's.
+//! The npm package of the element: packed, compiled with its types into a page, and used from another origin than the server's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::server::{Server, TOKEN};
 use crate::support::browser::Browser;
-use crate::support::{Place, skip};
+use crate::support::{TestSandbox, skip};
 
 const CONSUMER: &str = r#"
 import { CellkeepCell, type NotebookCell } from "cellkeep-cell";
@@ -32,15 +32,15 @@ pub fn web() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("web")
 }
 
-/// Runs a program of npm's, which must succeed; gives what it says.
+/// Runs a program that must succeed, and returns its stdout.
 pub fn run(folder: &Path, program: &str, arguments: &[&str]) -> String {
     let ran = Command::new(program).args(arguments).current_dir(folder).output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-    assert!(ran.status.success(), "{program} {arguments:?}: {said}");
+    let output = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{program} {arguments:?}: {output}");
     String::from_utf8_lossy(&ran.stdout).into_owned()
 }
 
-/// Packs the package, installs it into a folder, and compiles a page that uses it.
+/// Packs and installs the package, and compiles a page that uses it.
 fn compile(folder: &Path) {
     fs::create_dir_all(folder.join("node_modules/cellkeep-cell")).unwrap();
     let into = folder.to_str().unwrap();
@@ -71,7 +71,7 @@ fn compile(folder: &Path) {
     fs::write(folder.join("site/index.html"), "<!doctype html><html lang=en><meta charset=utf-8><title>Host</title><body><script type=module src=/page.js></script></html>").unwrap();
 }
 
-/// Serves a folder's files.
+/// Serves the files of a folder over HTTP.
 pub async fn serve(listener: TcpListener, folder: PathBuf) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -95,14 +95,14 @@ pub async fn serve(listener: TcpListener, folder: PathBuf) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_package_works_from_another_origin() {
-    let Some(program) = Browser::program() else { return skip("there is no chromium") };
+async fn package_works_from_another_origin() {
+    let Some(program) = Browser::program() else { return skip("chromium is not installed") };
     if !web().join("npm/package.json").exists() {
-        return skip("there is no package (make web)");
+        return skip("the package is not built (make web)");
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = format!("http://{}", listener.local_addr().unwrap());
-    let server = Server::start("package", Place::process(), &["--allow-origin", &host]).await;
+    let server = Server::start("package", TestSandbox::process(), &["--allow-origin", &host]).await;
     let folder = server.data().join("consumer");
     let compiling = folder.clone();
     tokio::task::spawn_blocking(move || compile(&compiling)).await.unwrap();
@@ -118,7 +118,7 @@ async fn the_package_works_from_another_origin() {
     let frame = format!("{origin}/-/frame");
     let shown = json!(["told\n", ["", "html", "plotly"], frame, "49,968 lines folded · show more"]);
     browser.until("0", look, |seen| *seen == shown).await;
-    // An edit goes to the server, from here too; what the host takes over does not.
+    // Edits go to the server; a run event that the host cancels does not.
     browser.evaluate("document.getElementById('live').run(), 0").await;
     assert_eq!(held.cell("a").await["execution_count"], 1);
     let complaints = browser.end(&[&origin, &host]).await;

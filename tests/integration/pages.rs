@@ -6,12 +6,12 @@ use tokio::io::AsyncReadExt;
 
 use crate::opened::{Opened, TOOLS};
 use crate::server::Server;
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 /// Files with policies, of which none needs a token and none holds anything of anybody.
 #[tokio::test]
 async fn what_is_served_without_a_token_is_strict() {
-    let server = Server::start("page-files", Place::process(), &[]).await;
+    let server = Server::start("page-files", TestSandbox::process(), &[]).await;
     let anyone = server.client().anonymous();
     let page = anyone.get("/").await;
     page.is(200);

@@ -1,10 +1,10 @@
-//! Parameters keep their type and every character on their way into a real kernel, and no value becomes code.
+//! Parameters reach real kernels with their type and every character, and no value becomes code.
 
 use serde_json::{Value, json};
 
 use crate::cli::{Cli, scratch};
 
-/// Runs a notebook of one cell with parameters from YAML; gives what it prints.
+/// Runs a notebook of one cell with parameters from YAML, and returns its output.
 fn printed(name: &str, kernel: &str, defaults: &str, code: &str, yaml: &str) -> String {
     let folder = scratch(&format!("parameters-{name}"));
     let cell = |id: &str, source: &str, tags: &[&str]| json!({"cell_type": "code", "id": id, "metadata": {"tags": tags}, "execution_count": null, "outputs": [], "source": source});
@@ -25,16 +25,16 @@ fn printed(name: &str, kernel: &str, defaults: &str, code: &str, yaml: &str) -> 
     cellkeep::output::text_of(done["cells"][2]["outputs"].as_array().unwrap())
 }
 
-/// A text with what each language treats in a way of its own.
+/// A text with the special characters of each language.
 const TEXT: &str = "a\"b'c\\d$e${f}`g`#{h}%i\n\r\tj\u{1}\u{7f}k é 𝄞 \u{2028}!l";
 
 fn yaml(values: &[(&str, &str)]) -> String {
-    // YAML takes these only as escapes.
+    // YAML accepts these characters only as escapes.
     let own = format!("text: {}\n", json!(TEXT)).replace('\u{7f}', "\\x7f").replace('\u{2028}', "\\u2028");
     values.iter().fold(own, |all, (name, value)| format!("{all}{name}: {value}\n"))
 }
 
-/// The characters of a text as numbers, as the kernels print them.
+/// The code points of [`TEXT`], as the kernels print them.
 fn codes() -> String {
     TEXT.chars().map(|symbol| u32::from(symbol).to_string()).collect::<Vec<_>>().join(" ")
 }
@@ -52,42 +52,42 @@ const VALUES: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn python() {
+fn python_values_keep_type_and_text() {
     let defaults = "text = i = f = big = yes = none = nan = inf = list = map = 0\ntext = ''\ni=f=0\nf=big=yes=none=nan=inf=0\nbig=0\nyes=0\nnone=0\nnan=0\ninf=0\nlist=0\nmap=0";
     let code = "print(*map_(ord, text)); print(repr([i, f, big, yes, none, nan, inf, list, map]))";
     let code = format!("import builtins; map_ = builtins.map; {code}");
-    let told = printed("python", "python3", defaults, &code, &yaml(VALUES));
+    let output = printed("python", "python3", defaults, &code, &yaml(VALUES));
     let values = "[-7, 2.0, 123456789012345678901234567890, True, None, nan, -inf, [1, 'x', [2.5]], {'k': {'a b': 1}, '__proto__': 2}]";
-    assert_eq!(told, format!("{}\n{values}\n", codes()));
+    assert_eq!(output, format!("{}\n{values}\n", codes()));
 }
 
 #[test]
-fn r() {
+fn r_values_keep_type_and_text() {
     let defaults = "text <- ''\ni <- 0\nf <- 0\nyes <- 0\nnone <- 0\nnan <- 0\ninf <- 0\nlist <- 0\nmap <- 0\nbig <- 0";
     let code = "cat(utf8ToInt(text), '\\n'); cat(i, f, is.double(f), yes, is.null(none), is.nan(nan), inf, big == 123456789012345678901234567890, length(list), list[[2]], list[[3]][[1]], map$k$`a b`, '\\n')";
-    let told = printed("r", "ir", defaults, code, &yaml(VALUES));
-    assert_eq!(told, format!("{} \n-7 2 TRUE TRUE TRUE TRUE -Inf TRUE 3 x 2.5 1 \n", codes()));
+    let output = printed("r", "ir", defaults, code, &yaml(VALUES));
+    assert_eq!(output, format!("{} \n-7 2 TRUE TRUE TRUE TRUE -Inf TRUE 3 x 2.5 1 \n", codes()));
 }
 
 #[test]
-fn typescript() {
+fn typescript_values_keep_type_and_text() {
     let defaults = "let text = '';\nlet i = 0;\nconst f = 0;\nvar big = 0;\nlet yes = false, none_;\nlet none = 1;\nlet nan = 1;\nlet inf = 1;\nlet list: any = [];\nlet map: any = {};";
     let code = "console.log([...text].map((c) => c.codePointAt(0)).join(' ')); console.log(i, f, String(big), typeof big, yes, none, nan, inf, JSON.stringify([list, map.k, map.__proto__]))";
-    let told = printed("deno", "deno", defaults, code, &yaml(VALUES));
+    let output = printed("deno", "deno", defaults, code, &yaml(VALUES));
     let values = "-7 2 123456789012345678901234567890 bigint true null NaN -Infinity [[1,\"x\",[2.5]],{\"a b\":1},2]";
     assert_eq!(
-        told.replace("\u{1b}[33m", "").replace("\u{1b}[39m", "").replace("\u{1b}[1m", "").replace("\u{1b}[22m", ""),
+        output.replace("\u{1b}[33m", "").replace("\u{1b}[39m", "").replace("\u{1b}[1m", "").replace("\u{1b}[22m", ""),
         format!("{}\n{values}\n", codes())
     );
 }
 
 #[test]
-fn bash() {
+fn bash_values_keep_text() {
     let defaults = "text=\ni=0\nf=0\nyes=0\nnone=x\nlist=";
     let values = [("i", "-7"), ("f", "2.0"), ("yes", "true"), ("none", "null"), ("list", "[1, 'x y', \"it's $HOME\"]")];
     let code =
         "printf '%s' \"$text\" | od -An -tx1 -v | tr -d ' \\n'; echo; echo \"$i $f $yes [$none] ${#list[@]} ${list[2]}\"";
-    let told = printed("bash", "bash", defaults, code, &yaml(&values));
+    let output = printed("bash", "bash", defaults, code, &yaml(&values));
     let bytes: String = TEXT.bytes().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(told, format!("{bytes}\n-7 2.0 true [] 3 it's $HOME\n"));
+    assert_eq!(output, format!("{bytes}\n-7 2.0 true [] 3 it's $HOME\n"));
 }

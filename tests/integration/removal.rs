@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 
 use crate::server::{PACE, Server, printed};
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
 /// Another program that writes the journal, until it is dropped.
 struct Writer(Child);
@@ -41,7 +41,7 @@ impl Drop for Writer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_whose_end_cannot_be_written_down_lives_on() {
-    let server = Server::start("unwritten", Place::process(), &[]).await;
+    let server = Server::start("unwritten", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     let path = format!("/v1/sessions/{}", held.id);
     let writer = Writer::begin(&server.paths().journal());
@@ -59,7 +59,7 @@ async fn what_cannot_be_removed_is_tried_again() {
         println!("skipped: only root can mount what keeps a folder from being removed");
         return;
     }
-    let server = Server::start("kept-folder", Place::process(), &[]).await;
+    let server = Server::start("kept-folder", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     held.ok("echo 1").await;
     let folder = server.paths().sandboxes().join(&held.id);
@@ -83,7 +83,7 @@ async fn what_cannot_be_removed_is_tried_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_program_that_opens_the_journal_takes_nothing_away() {
-    let mut server = Server::start("opened", Place::process(), &[]).await;
+    let mut server = Server::start("opened", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     held.ok("echo before").await;
     // It opens the journal and closes it, as a person does who looks into it with a tool of SQLite's.

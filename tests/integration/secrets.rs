@@ -12,7 +12,7 @@ use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
 
 use crate::cli::{Cli, scratch};
-use crate::support::{Living, Place};
+use crate::support::{TestSandbox, TestSession};
 
 in_every_sandbox!(the_environment_is_the_kernels_alone);
 
@@ -37,13 +37,13 @@ fn found_on_the_host(needle: &str, folder: &Path) -> Vec<String> {
     processes.chain(files).filter(|path| holds(path)).map(|path| path.display().to_string()).collect()
 }
 
-async fn the_environment_is_the_kernels_alone(place: Place) {
+async fn the_environment_is_the_kernels_alone(place: TestSandbox) {
     let canary = format!("canary-{}", cellkeep::ids::random_uuid());
     // Together more than one argument of a program may hold (128 KiB).
     let big = |name: &str| (name.to_owned(), "x".repeat(100 << 10));
     let env = vec![("TOKEN".to_owned(), canary.clone()), big("BIG1"), big("BIG2"), big("BIG3")];
     let session = Manager::new(Paths::from_environment()).create(spec(place.kind, env)).await.unwrap();
-    let living = Living::new(session);
+    let living = TestSession::new(session);
     let record = living.session.record.clone();
     let folder = Paths::from_environment().sandboxes().join(record.session.as_str());
     assert_eq!(found_on_the_host(&canary, &folder), Vec::<String>::new());

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::server::{Client, Held, Server, base64_bytes, printed};
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
 in_every_sandbox!(
     sessions,
@@ -26,10 +26,10 @@ fn python() -> Value {
 }
 
 async fn start(name: &str) -> Server {
-    Server::start(name, Place::process(), &[]).await
+    Server::start(name, TestSandbox::process(), &[]).await
 }
 
-async fn sessions(place: Place) {
+async fn sessions(place: TestSandbox) {
     let server = Server::start("sessions", place, &[]).await;
     let client = server.client();
     let fields = json!({
@@ -301,7 +301,7 @@ async fn a_socket_takes_commands_and_tells_events() {
     server.end().await;
 }
 
-async fn runs_end_in_their_statuses(place: Place) {
+async fn runs_end_in_their_statuses(place: TestSandbox) {
     let server = Server::start("statuses", place, &[]).await;
     let limits = json!({"memory_mb": 200, "output_mb": 1});
     let held = server.client().create(json!({"kernel": "python", "limits": limits})).await;
@@ -374,7 +374,7 @@ async fn plots_are_artifacts() {
     server.end().await;
 }
 
-async fn files_move_in_and_out(place: Place) {
+async fn files_move_in_and_out(place: TestSandbox) {
     let server = Server::start("files", place, &[]).await;
     let held = server.client().create(python()).await;
     let client = held.client.clone();
@@ -481,9 +481,12 @@ async fn principals_are_invisible_to_each_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn foreign_hosts_and_origins_stay_out() {
-    let server =
-        Server::start("hosts", Place::process(), &["--allow-host", "box.lan", "--allow-origin", "https://chat.example"])
-            .await;
+    let server = Server::start(
+        "hosts",
+        TestSandbox::process(),
+        &["--allow-host", "box.lan", "--allow-origin", "https://chat.example"],
+    )
+    .await;
     let client = server.client();
     let ours = client.address().to_string();
     for host in [ours.as_str(), "localhost:1", "box.lan:80"] {
@@ -530,7 +533,7 @@ async fn foreign_hosts_and_origins_stay_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_end_when_their_time_is_up() {
-    let server = Server::start("times", Place::process(), &["--keep-ended", "3"]).await;
+    let server = Server::start("times", TestSandbox::process(), &["--keep-ended", "3"]).await;
     let client = server.client();
     let ttl = client.create(json!({"ttl_seconds": 1})).await;
     let idle = client.create(json!({"idle_timeout_seconds": 1})).await;
@@ -550,7 +553,7 @@ async fn sessions_end_when_their_time_is_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_sessions_than_there_may_be() {
-    let server = Server::start("full", Place::process(), &["--max-sessions", "2"]).await;
+    let server = Server::start("full", TestSandbox::process(), &["--max-sessions", "2"]).await;
     let client = server.client();
     let asking = (0..6).map(|_| client.post("/v1/sessions", json!({})));
     let replies = futures_util::future::join_all(asking).await;
@@ -649,7 +652,7 @@ async fn flood(server: &Server, held: &Held, id: &str) -> u64 {
     server.peak_memory()
 }
 
-async fn each_cell_has_its_own_figures(place: Place) {
+async fn each_cell_has_its_own_figures(place: TestSandbox) {
     let server = Server::start("usage", place, &[]).await;
     let held = server.client().create(python()).await;
     let peak = |cell: &Value| cell["metrics"]["peak_memory_bytes"].as_f64().unwrap() / f64::from(1 << 20);
@@ -664,7 +667,7 @@ async fn each_cell_has_its_own_figures(place: Place) {
     server.end().await;
 }
 
-async fn a_reader_who_never_reads(place: Place) {
+async fn a_reader_who_never_reads(place: TestSandbox) {
     let server = Server::start("slow", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python", "timeout_seconds": 240})).await;
     // The first pays for what every flood costs.
@@ -736,7 +739,7 @@ async fn bad_connections_cost_nothing() {
 
 #[tokio::test]
 async fn requests_have_ids_and_a_pace() {
-    let server = Server::start("pace", Place::process(), &["--rate-limit", "10"]).await;
+    let server = Server::start("pace", TestSandbox::process(), &["--rate-limit", "10"]).await;
     let client = server.client();
     let named = client.with("x-request-id", "mine-1").get("/v1/sessions").await;
     assert_eq!(named.header("x-request-id"), "mine-1");
@@ -898,7 +901,7 @@ async fn a_full_house_makes_room_for_who_speaks() {
 
 #[tokio::test]
 async fn figures_for_prometheus() {
-    let server = Server::start("figures", Place::process(), &["--pool", "bash=1"]).await;
+    let server = Server::start("figures", TestSandbox::process(), &["--pool", "bash=1"]).await;
     let client = server.client();
     let held = client.create(json!({"kernel": "bash"})).await;
     held.ok("echo hi").await;

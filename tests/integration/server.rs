@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
 /// The token of the tests' servers; it may do everything.
 pub const TOKEN: &str = "ck_of-the-tests";
@@ -48,7 +48,7 @@ pub struct Server {
 
 impl Server {
     /// Starts one on a port that it chooses.
-    pub async fn start(name: &str, place: Place, arguments: &[&str]) -> Self {
+    pub async fn start(name: &str, place: TestSandbox, arguments: &[&str]) -> Self {
         let name = format!("ck-{name}-{}-{}", place.kind, std::process::id());
         let data = std::env::temp_dir().join(name);
         fs::create_dir(&data).unwrap();

@@ -7,12 +7,12 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::serve::{hear, socket};
 use crate::server::{Client, Held, Server};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 /// Who has a link sees one session and nothing else, changes nothing, and is cut off when it is revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_shows_one_session() {
-    let server = Server::start("shares", Place::process(), &[]).await;
+    let server = Server::start("shares", TestSandbox::process(), &[]).await;
     let (_, ann) = server.client_with(&["ann"]).await;
     let (_, bob) = server.client_with(&["bob"]).await;
     let held = ann.create(json!({"kernel": "bash"})).await;
@@ -72,7 +72,7 @@ async fn a_link_shows_one_session() {
 /// What a session has drawn is shown by its link, and by no other's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_shows_its_own_plots_only() {
-    let server = Server::start("shares-plots", Place::process(), &[]).await;
+    let server = Server::start("shares-plots", TestSandbox::process(), &[]).await;
     let client = server.client();
     let draw = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()";
     let (held, other) = (client.create(json!({})).await, client.create(json!({})).await);
@@ -100,7 +100,7 @@ async fn told_to(client: &Client, path: &str, is_last: impl Fn(&Value) -> bool) 
 /// A link shows what the page shows now: not what deleted cells and earlier runs have shown, nowhere, also when the session has ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_shows_nothing_that_was_taken_away() {
-    let server = Server::start("shares-now", Place::process(), &[]).await;
+    let server = Server::start("shares-now", TestSandbox::process(), &[]).await;
     let client = server.client();
     let held = client.create(json!({})).await;
     let draw = |points: &str, word: &str| {
@@ -174,7 +174,7 @@ async fn a_link_shows_nothing_that_was_taken_away() {
 /// Variables are told without being touched: nothing is counted, no name is left, and no code of theirs is run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn variables_are_told() {
-    let server = Server::start("variables", Place::process(), &[]).await;
+    let server = Server::start("variables", TestSandbox::process(), &[]).await;
     let client = server.client();
     let told = async |path: String| {
         let told = client.post(&path, json!({})).await.is(200);

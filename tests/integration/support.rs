@@ -1,4 +1,4 @@
-//! What the tests share: sessions, runs, and the proof that nothing is left behind.
+//! Shared by the tests: sessions, executions, and checks that nothing is left behind.
 
 pub mod browser;
 pub mod model;
@@ -17,22 +17,22 @@ use cellkeep::sandbox::docker::{Engine, engine};
 use cellkeep::session::{EventBody, MemoryJournal, NewCell, RunOptions, RunResult, RunStatus, SessionEvents};
 use serde_json::Value;
 
-/// No test waits longer for one run: a hang is a failure, not a lost CI.
+/// The timeout of one execution, so that a hang fails the test instead of blocking CI.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Writes each test once and runs it in both sandboxes. The body is an async function of a [`Place`].
+/// Runs each test in both sandboxes. A test is an async function of a [`TestSandbox`].
 macro_rules! in_every_sandbox {
     ($($name:ident),* $(,)?) => {
         mod process {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name(crate::support::Place::process()).await;
+                super::$name(crate::support::TestSandbox::process()).await;
             })*
         }
         mod docker {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                if let Some(place) = crate::support::Place::docker().await {
+                if let Some(place) = crate::support::TestSandbox::docker().await {
                     super::$name(place).await;
                 }
             })*
@@ -40,26 +40,26 @@ macro_rules! in_every_sandbox {
     };
 }
 
-/// Leaves a test out for want of something. Not under CI and not in `make test`, which installs everything: what was not run
-/// there must not look as if it had passed.
+/// Skips a test because something is missing on this machine. Fails under CI and in `make test`, where everything is installed: a skipped test
+/// must not look as if it had passed.
 pub fn skip(reason: &str) {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0" && value != "false");
-    assert!(!set("CI") && !set("CELLKEEP_TEST_ALL"), "cannot be left out here: {reason}");
+    assert!(!set("CI") && !set("CELLKEEP_TEST_ALL"), "this test must not be skipped here: {reason}");
     eprintln!("skipped: {reason}");
 }
 
-/// A kind of sandbox to run a test in.
+/// The sandbox in which a test runs.
 #[derive(Clone, Copy)]
-pub struct Place {
+pub struct TestSandbox {
     pub kind: SandboxKind,
 }
 
-impl Place {
+impl TestSandbox {
     pub fn process() -> Self {
         Self { kind: SandboxKind::Process }
     }
 
-    /// `None`, with the reason printed, where no engine answers and none must ([`skip`]).
+    /// `None`, with the reason printed, if there is no engine; see [`skip`].
     pub async fn docker() -> Option<Self> {
         match engine().await {
             Engine::Usable { .. } => Some(Self { kind: SandboxKind::Docker }),
@@ -70,11 +70,11 @@ impl Place {
         }
     }
 
-    pub async fn session(self, kernel: &str) -> Living {
+    pub async fn session(self, kernel: &str) -> TestSession {
         self.session_with(kernel, Limits::default()).await
     }
 
-    pub async fn session_with(self, kernel: &str, limits: Limits) -> Living {
+    pub async fn session_with(self, kernel: &str, limits: Limits) -> TestSession {
         let spec = SessionSpec {
             kernel: kernels::find(kernel).unwrap().clone(),
             sandbox: SandboxChoice::Only(self.kind),
@@ -83,19 +83,19 @@ impl Place {
             env: vec![("GIVEN".to_owned(), "to the kernel".to_owned())],
         };
         let session = Manager::new(Paths::from_environment()).create(spec).await;
-        Living::new(session.unwrap_or_else(|error| panic!("no session: {error}")))
+        TestSession::new(session.unwrap_or_else(|error| panic!("no session: {error}")))
     }
 }
 
-/// What a run gave.
+/// The result of an execution.
 #[derive(Debug)]
-pub struct Ran {
+pub struct Execution {
     pub result: RunResult,
     pub outputs: Vec<Value>,
     pub notices: Vec<String>,
 }
 
-impl Ran {
+impl Execution {
     pub fn text(&self) -> String {
         text_of(&self.outputs)
     }
@@ -110,73 +110,75 @@ impl Ran {
 }
 
 /// A session under test.
-pub struct Living {
+pub struct TestSession {
     pub session: Session,
-    /// What it tells.
     pub events: tokio::sync::Mutex<SessionEvents>,
 }
 
-/// A code cell that is run at once.
+/// A code cell that is executed at once.
 pub fn cell(source: &str, timeout: Option<Duration>) -> NewCell {
     let options = RunOptions { timeout_seconds: timeout.map(|limit| limit.as_secs_f64()), ..RunOptions::default() };
     NewCell { source: source.to_owned(), options, run: true, ..NewCell::default() }
 }
 
-impl Living {
+impl TestSession {
     pub fn new(mut session: Session) -> Self {
         let events = std::mem::replace(&mut session.events, MemoryJournal::new().1);
         Self { session, events: events.into() }
     }
 
-    pub async fn run(&self, code: &str) -> Ran {
+    pub async fn run(&self, code: &str) -> Execution {
         self.run_with(cell(code, Some(Duration::from_secs(120)))).await
     }
 
-    pub async fn run_for(&self, code: &str, timeout: Duration) -> Ran {
+    pub async fn run_for(&self, code: &str, timeout: Duration) -> Execution {
         self.run_with(cell(code, Some(timeout))).await
     }
 
-    pub async fn run_with(&self, cell: NewCell) -> Ran {
+    pub async fn run_with(&self, cell: NewCell) -> Execution {
         let mut events = self.events.lock().await;
-        let cell = self.session.handle.add_cell(cell).await.expect("a living session takes a cell");
+        let cell = self.session.handle.add_cell(cell).await.expect("a live session accepts a cell");
         let mut outputs = Outputs::new(StreamStyle::Terminal);
         let mut notices = Vec::new();
         outputs.start(OutputTarget::cell(0));
         let all = async {
             loop {
-                let event = events.recv().await.expect("a run ends with Finished");
-                let is_its = event.cell.as_ref() == Some(&cell.id);
+                let event = events.recv().await.expect("an execution ends with Finished");
+                let is_own = event.cell.as_ref() == Some(&cell.id);
                 match event.body {
-                    EventBody::Message { msg_type, message } if is_its => {
+                    EventBody::Message { msg_type, message } if is_own => {
                         outputs.apply(OutputTarget::cell(0), &msg_type, &message.content);
                     }
-                    EventBody::Finished(result) if is_its => return *result,
+                    EventBody::Finished(result) if is_own => return *result,
                     body => notices.extend(body.notice()),
                 }
             }
         };
-        let result = tokio::time::timeout(PATIENCE, all).await.expect("the run ends");
-        Ran { result, outputs: outputs.finish(OutputTarget::cell(0)), notices }
+        let result = tokio::time::timeout(PATIENCE, all).await.expect("the execution ends");
+        Execution { result, outputs: outputs.finish(OutputTarget::cell(0)), notices }
     }
 
-    /// Runs code that must succeed; gives its text.
+    /// Executes code that must succeed, and returns its text.
     pub async fn ok(&self, code: &str) -> String {
         let ran = self.run(code).await;
         assert_eq!(ran.status(), RunStatus::Ok, "{}\n{}", ran.error(), ran.text());
         ran.text()
     }
 
-    /// The session still does its work.
-    pub async fn still_works(&self) {
-        tokio::time::timeout(PATIENCE, self.session.handle.ready()).await.expect("it becomes ready").expect("it lives");
+    /// Asserts that the session still works.
+    pub async fn assert_works(&self) {
+        tokio::time::timeout(PATIENCE, self.session.handle.ready())
+            .await
+            .expect("the kernel becomes ready")
+            .expect("the session is alive");
         let text = self.ok("print(6*7)").await;
         assert!(text.contains("42"), "{text}");
     }
 
-    /// Ends the session and proves that nothing of it is left.
+    /// Ends the session, and asserts that nothing of it is left.
     pub async fn end(self) {
         let record = self.session.record.clone();
-        self.session.destroy().await.expect("it can be destroyed");
+        self.session.destroy().await.expect("the session can be destroyed");
         let id = record.session.as_str();
         assert!(!Paths::from_environment().sandboxes().join(id).exists(), "its folder is left");
         for hierarchy in ["", "memory", "cpu", "pids", "cpuacct"] {
@@ -184,7 +186,7 @@ impl Living {
             assert!(!group.exists(), "its cgroup is left: {}", group.display());
         }
         if let Some(agent) = record.agent {
-            assert!(!agent.is_alive(), "its agent runs on");
+            assert!(!agent.is_alive(), "its agent is still running");
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         assert!(!mounts.contains(id), "a mount is left");

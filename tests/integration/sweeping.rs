@@ -1,4 +1,4 @@
-//! What dead managers left behind: all of it goes, and nothing that lives.
+//! The sweep removes everything that dead managers left behind, and nothing that is alive.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -14,19 +14,19 @@ use cellkeep::sandbox::{ProcessStamp, Sandbox, SandboxKind, SandboxRecord, sweep
 
 use crate::cli::scratch;
 
-/// A data folder of its own, and a process that has nothing to do with it.
-struct Ground {
+/// A data folder, and an unrelated process, which the sweep must not kill.
+struct TestFolder {
     paths: Paths,
     bystander: Child,
 }
 
-impl Ground {
+impl TestFolder {
     fn new(name: &str) -> Self {
         let bystander = Command::new("sleep").arg("600").spawn().unwrap();
         Self { paths: Paths::new(&scratch(name)), bystander }
     }
 
-    /// The bystander as a stamp from elsewhere would have it.
+    /// The bystander's stamp, with another boot or namespace.
     fn stamp(&self, boot: u64, namespace: u64) -> ProcessStamp {
         let own = ProcessStamp::of(self.bystander.id().cast_signed()).unwrap();
         ProcessStamp { boot: own.boot ^ boot, namespace: own.namespace + namespace, ..own }
@@ -55,7 +55,7 @@ impl Ground {
     }
 
     /// A folder without a record.
-    fn half_made(&self) -> PathBuf {
+    fn folder_without_record(&self) -> PathBuf {
         let folder = self.paths.sandboxes().join(SessionId::random().as_str());
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("record.tmp"), "{").unwrap();
@@ -67,7 +67,7 @@ impl Ground {
     }
 
     fn end(mut self) {
-        assert!(self.bystander.try_wait().unwrap().is_none(), "a process that is not ours was ended");
+        assert!(self.bystander.try_wait().unwrap().is_none(), "an unrelated process was killed");
         self.bystander.kill().unwrap();
         self.bystander.wait().unwrap();
         fs::remove_dir_all(self.paths.data()).unwrap();
@@ -80,104 +80,104 @@ fn make_old(path: &Path) {
 }
 
 #[tokio::test]
-async fn a_number_of_another_boot_or_namespace_is_nobody_here() {
-    let ground = Ground::new("foreign");
+async fn foreign_pids_are_never_killed() {
+    let data = TestFolder::new("foreign");
     let binary = Path::new("/nowhere");
-    let other_boot = ground.record(ground.stamp(1, 0), binary);
-    let [young, old, listening] = [(); 3].map(|()| ground.record(ground.stamp(0, 1), binary));
+    let other_boot = data.record(data.stamp(1, 0), binary);
+    let [young, old, listening] = [(); 3].map(|()| data.record(data.stamp(0, 1), binary));
     let socket = UnixListener::bind(listening.join("agent.sock")).unwrap();
-    for left_alone in [&old, &listening] {
-        make_old(left_alone);
+    for aged in [&old, &listening] {
+        make_old(aged);
     }
-    assert_eq!(ground.sweep().await, 2);
-    assert!(!other_boot.exists() && !old.exists(), "nothing of theirs can be left");
-    assert!(young.exists() && listening.exists(), "theirs may live");
+    assert_eq!(data.sweep().await, 2);
+    assert!(!other_boot.exists() && !old.exists(), "these sandboxes cannot be alive");
+    assert!(young.exists() && listening.exists(), "these sandboxes may be alive");
     drop(socket);
-    assert_eq!(ground.sweep().await, 1);
-    ground.end();
+    assert_eq!(data.sweep().await, 1);
+    data.end();
 }
 
 #[tokio::test]
-async fn ones_own_dead_are_ended_and_the_living_are_not() {
-    let ground = Ground::new("own");
-    let living = ground.record(ground.stamp(0, 0), Path::new("/nowhere"));
-    assert_eq!(ground.sweep().await, 0);
+async fn only_sandboxes_of_dead_owners_are_destroyed() {
+    let data = TestFolder::new("own");
+    let living = data.record(data.stamp(0, 0), Path::new("/nowhere"));
+    assert_eq!(data.sweep().await, 0);
     assert!(living.exists());
-    let gone = ProcessStamp { started: 1, ..ground.stamp(0, 0) };
-    let dead = ground.record(gone, Path::new("/nowhere"));
-    assert_eq!(ground.sweep().await, 1);
+    let gone = ProcessStamp { started: 1, ..data.stamp(0, 0) };
+    let dead = data.record(gone, Path::new("/nowhere"));
+    assert_eq!(data.sweep().await, 1);
     assert!(living.exists() && !dead.exists());
-    ground.end();
+    data.end();
 }
 
 #[tokio::test]
-async fn folders_without_a_record_go_when_nobody_can_want_them() {
-    let ground = Ground::new("half-made");
-    let [young, old, listening] = [(); 3].map(|()| ground.half_made());
+async fn old_folders_without_record_are_removed() {
+    let data = TestFolder::new("half-made");
+    let [young, old, listening] = [(); 3].map(|()| data.folder_without_record());
     let _socket = UnixListener::bind(listening.join("agent.sock")).unwrap();
-    for left_alone in [&old, &listening] {
-        make_old(left_alone);
+    for aged in [&old, &listening] {
+        make_old(aged);
     }
-    ground.sweep().await;
-    assert!(young.exists(), "it may be in the making");
-    assert!(listening.exists(), "it may be another version's");
+    data.sweep().await;
+    assert!(young.exists(), "it may be about to get its record");
+    assert!(listening.exists(), "it may belong to another version");
     assert!(!old.exists());
-    ground.end();
+    data.end();
 }
 
 #[tokio::test]
-async fn agents_that_no_sandbox_uses_go() {
-    let ground = Ground::new("agents");
-    let folder = ground.paths.agent();
+async fn unused_agent_binaries_are_removed() {
+    let data = TestFolder::new("agents");
+    let folder = data.paths.agent();
     fs::create_dir_all(&folder).unwrap();
     let [used, unused, young] = ["cellkeep-agent-1", "cellkeep-agent-2", "cellkeep-agent-3"].map(|name| folder.join(name));
     for path in [&used, &unused, &young] {
         fs::write(path, "").unwrap();
     }
-    for left_alone in [&used, &unused] {
-        make_old(left_alone);
+    for aged in [&used, &unused] {
+        make_old(aged);
     }
-    let living = ground.record(ground.stamp(0, 0), &used);
-    ground.sweep().await;
+    let living = data.record(data.stamp(0, 0), &used);
+    data.sweep().await;
     assert!(used.exists() && young.exists() && living.exists());
     assert!(!unused.exists());
-    ground.end();
+    data.end();
 }
 
 #[tokio::test]
-async fn cgroups_without_a_sandbox_go() {
+async fn empty_cgroups_are_removed() {
     let controllers = cellkeep::sandbox::process::controllers();
     let hierarchy = match controllers.version {
         2 if controllers.memory => "",
         1 if controllers.memory => "memory",
-        _ => return eprintln!("skipped: no cgroups can be made here"),
+        _ => return eprintln!("skipped: this user cannot create cgroups"),
     };
-    let ground = Ground::new("cgroups");
-    let ours = Path::new("/sys/fs/cgroup").join(hierarchy).join("cellkeep");
-    let [young, old, lived_in] = [(); 3].map(|()| ours.join(SessionId::random().as_str()));
-    for group in [&young, &old, &lived_in] {
+    let data = TestFolder::new("cgroups");
+    let parent = Path::new("/sys/fs/cgroup").join(hierarchy).join("cellkeep");
+    let [young, old, occupied] = [(); 3].map(|()| parent.join(SessionId::random().as_str()));
+    for group in [&young, &old, &occupied] {
         fs::create_dir(group).unwrap();
     }
-    fs::write(lived_in.join("cgroup.procs"), ground.bystander.id().to_string()).unwrap();
-    for left_alone in [&old, &lived_in] {
-        make_old(left_alone);
+    fs::write(occupied.join("cgroup.procs"), data.bystander.id().to_string()).unwrap();
+    for aged in [&old, &occupied] {
+        make_old(aged);
     }
-    ground.sweep().await;
-    assert!(young.exists() && lived_in.exists() && !old.exists());
-    ground.end();
-    for group in [&young, &lived_in] {
+    data.sweep().await;
+    assert!(young.exists() && occupied.exists() && !old.exists());
+    data.end();
+    for group in [&young, &occupied] {
         fs::remove_dir(group).unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_controllers_of_a_sandbox_are_in_its_record() {
-    let living = crate::support::Place::process().session("bash").await;
+async fn record_contains_cgroup_controllers() {
+    let living = crate::support::TestSandbox::process().session("bash").await;
     let record = living.session.record.clone();
     let sandbox = ProcessSandbox::new(Paths::from_environment());
-    let held = record.controllers.clone().unwrap();
-    assert_eq!(held, cellkeep::sandbox::process::controllers());
-    if held.memory {
+    let recorded = record.controllers.clone().unwrap();
+    assert_eq!(recorded, cellkeep::sandbox::process::controllers());
+    if recorded.memory {
         assert!(sandbox.stats(&record).await.unwrap().memory_bytes > 0);
     }
     living.end().await;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::server::{Held, Server, printed};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 /// All events that a reader gets who has seen those up to `after`, to the session's last.
 async fn backlog(held: &Held, after: u64) -> Vec<Value> {
@@ -27,7 +27,7 @@ fn text_after(mut text: String, events: &[Value]) -> String {
 
 #[tokio::test]
 async fn events_of_finished_text_are_merged() {
-    let server = Server::start("merged", Place::process(), &["--compact-after", "1"]).await;
+    let server = Server::start("merged", TestSandbox::process(), &["--compact-after", "1"]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     let source = "import time\nfor i in range(100):\n print(f'\\r{i}%', end='', flush=True)\n time.sleep(0.02)\n\
                   for i in range(100):\n print(i, flush=True)\n time.sleep(0.02)";
@@ -69,7 +69,7 @@ async fn events_of_finished_text_are_merged() {
 #[tokio::test]
 async fn the_data_stays_within_its_limit() {
     let arguments = ["--compact-after", "1", "--max-data-mb", "2"];
-    let server = Server::start("limit", Place::process(), &arguments).await;
+    let server = Server::start("limit", TestSandbox::process(), &arguments).await;
     let client = server.client();
     let ended = client.create(json!({"kernel": "bash", "ttl_seconds": 2})).await;
     let held = client.create(json!({"kernel": "python"})).await;

@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::Message as Text;
 use crate::serve::{Socket, hear, socket};
 use crate::server::{Held, Server, TOKEN};
 use crate::support::model::{Model, Say};
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
 /// Heads and bodies of requests.
 type Taken = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
@@ -125,7 +125,7 @@ async fn take_all(mut stream: TcpStream, taken: Taken) -> Option<()> {
 }
 
 async fn traced(name: &str, env: &[(&'static str, String)], arguments: &[&str]) -> Server {
-    let mut server = Server::start(name, Place::process(), arguments).await;
+    let mut server = Server::start(name, TestSandbox::process(), arguments).await;
     server.stop().await;
     server.env.extend(env.iter().cloned());
     server.env.push(("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()));

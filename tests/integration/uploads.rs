@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::server::{Held, Server};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 in_every_sandbox!(the_old_file_or_the_new_one);
 
@@ -42,7 +42,7 @@ async fn until_used(held: &Held, fits: impl Fn(u64) -> bool) {
     tokio::time::timeout(crate::support::PATIENCE, looking).await.expect("the workspace takes as much as it should");
 }
 
-async fn the_old_file_or_the_new_one(place: Place) {
+async fn the_old_file_or_the_new_one(place: TestSandbox) {
     let mut server = Server::start("uploads", place, &[]).await;
     let held = server.client().create(bash()).await;
     let client = held.client.clone();
@@ -95,7 +95,7 @@ async fn the_old_file_or_the_new_one(place: Place) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_gets_nothing_of_two_files() {
     const SIZE: usize = 40 << 20;
-    let server = Server::start("two-files", Place::process(), &[]).await;
+    let server = Server::start("two-files", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash", "limits": {"disk_mb": 100}})).await;
     let path = held.path("/files/large");
     held.client.put(&path, vec![b'o'; SIZE]).await.is(204);

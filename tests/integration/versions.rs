@@ -1,4 +1,4 @@
-//! A kernel that is installed anew while a session runs on the version before.
+//! A kernel that is installed again while a session uses the old version.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +11,7 @@ use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
 
 use crate::cli::Cli;
-use crate::support::Living;
+use crate::support::TestSession;
 
 fn install(data: &Path) -> String {
     let ran = Cli::new(&["kernels", "install", "r", "--data"]).path(data).run();
@@ -19,7 +19,7 @@ fn install(data: &Path) -> String {
     ran.stderr
 }
 
-/// Makes the installed version look as if another cellkeep had made it.
+/// Makes the installed version look as if another version of cellkeep had installed it.
 fn make_old(kernels: &Path) {
     let current = fs::canonicalize(kernels.join("r")).unwrap();
     let old = kernels.join(".r-0000");
@@ -30,8 +30,8 @@ fn make_old(kernels: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_installation_takes_nothing_from_a_running_session() {
-    // Where a sandbox's own uid can reach it, and with a path that is short enough for a socket.
+async fn new_installation_keeps_version_of_running_session() {
+    // A folder that a sandbox's uid can enter, with a path short enough for a socket.
     let data = std::env::temp_dir().join(format!("ck-versions-{}", std::process::id()));
     let paths = Paths::new(&data);
     let kernel = kernels::find("r").unwrap();
@@ -50,14 +50,14 @@ async fn a_new_installation_takes_nothing_from_a_running_session() {
         network: Network::None,
         env: Vec::new(),
     };
-    let living = Living::new(Manager::new(paths.clone()).create(spec).await.unwrap());
+    let living = TestSession::new(Manager::new(paths.clone()).create(spec).await.unwrap());
     assert!(install(&data).contains("sessions may still use old versions"));
     assert_eq!(kernels::status(&paths, kernel), Status::Ready);
     let code = "cat(readLines('/opt/kernel/fingerprint', warn = FALSE), file.exists('/opt/kernel/launcher.R'))";
-    assert_eq!(living.ok(code).await.trim(), "0000 TRUE", "its own version is whole");
+    assert_eq!(living.ok(code).await.trim(), "0000 TRUE", "the old version is complete");
     living.session.destroy().await.unwrap();
     install(&data);
-    assert!(!paths.kernels().join(".r-0000").exists(), "nobody uses it any more");
+    assert!(!paths.kernels().join(".r-0000").exists(), "no session uses it any more");
     assert_eq!(kernels::status(&paths, kernel), Status::Ready);
     fs::remove_dir_all(data).unwrap();
 }

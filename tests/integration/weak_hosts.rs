@@ -1,4 +1,4 @@
-//! Machines that allow less: what cannot be had is said, and what can be had still holds.
+//! Machines with fewer permissions: missing protection is reported, and the rest is still enforced.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,9 +11,9 @@ use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
 
 use crate::cli::{Cli, scratch};
-use crate::support::Living;
+use crate::support::TestSession;
 
-/// A folder with a `bwrap` that refuses to hide anything in `/proc`, as in some containers, and is the real one otherwise.
+/// A folder with a `bwrap` that cannot hide files in `/proc`, as in some containers, and otherwise calls the real one.
 fn refusing_bwrap(folder: &Path) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap();
     let real = std::env::split_paths(&path).map(|folder| folder.join("bwrap")).find(|path| path.is_file()).unwrap();
@@ -34,7 +34,7 @@ exec {} \"$@\"
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_proc_cannot_be_hidden_it_is_said() {
+async fn unmasked_proc_is_reported() {
     let folder = refusing_bwrap(&scratch("refusing"));
     let path =
         std::env::join_paths([folder.clone()].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())));
@@ -45,7 +45,7 @@ async fn where_proc_cannot_be_hidden_it_is_said() {
         "{}",
         doctor.stdout
     );
-    // SAFETY: nextest gives each test a process of its own, and nothing in this one reads the environment meanwhile.
+    // SAFETY: nextest runs each test in its own process, and nothing else in this one reads the environment meanwhile.
     #[expect(unsafe_code, reason = "the manager looks bubblewrap up in the environment")]
     unsafe {
         std::env::set_var("PATH", path);
@@ -58,18 +58,18 @@ async fn where_proc_cannot_be_hidden_it_is_said() {
         env: Vec::new(),
     };
     let session = Manager::new(Paths::from_environment()).create(spec).await.unwrap();
-    let living = Living::new(session);
+    let living = TestSession::new(session);
     let not_enforced = living.session.record.isolation.not_enforced.join("\n");
-    assert!(not_enforced.contains("/proc: tells about the machine"), "{not_enforced}");
-    living.still_works().await;
+    assert!(not_enforced.contains("/proc: describes the machine"), "{not_enforced}");
+    living.assert_works().await;
     living.end().await;
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// A data folder of a user who may make no cgroups, and that user: ourselves, or a stranger where we are root.
+/// A data folder and its user, who cannot create cgroups: another user if we are root, else the current one.
 fn ordinary_user(name: &str) -> (PathBuf, Option<u32>) {
     let uid = rustix::process::geteuid().is_root().then_some(64_999);
-    // Not beneath the target folder: it may be where only root comes.
+    // Not in the target folder, which only root may be able to enter.
     let folder = std::env::temp_dir().join(format!("cellkeep-{name}-{}", std::process::id()));
     fs::create_dir(&folder).unwrap();
     std::os::unix::fs::symlink(Paths::from_environment().kernels(), folder.join("kernels")).unwrap();
@@ -80,7 +80,7 @@ fn ordinary_user(name: &str) -> (PathBuf, Option<u32>) {
 }
 
 #[test]
-fn memory_that_no_process_has_mapped_is_watched_too() {
+fn unmapped_memory_counts_towards_limit() {
     let (data, uid) = ordinary_user("watch");
     let hold = |name: &str, how: &str| {
         let code = format!("import os, time\n{how}\nprint('held', flush=True)\ntime.sleep(3)\nprint('alive')");
@@ -103,9 +103,9 @@ fn memory_that_no_process_has_mapped_is_watched_too() {
 }
 
 #[test]
-fn what_is_both_in_a_file_and_mapped_counts_once() {
+fn mapped_shared_memory_counts_once() {
     let (data, uid) = ordinary_user("once");
-    // 100 MB, mapped by three processes: in all ways of counting but the right one more than 192 MB together with Python.
+    // 100 MB, mapped by three processes: counted more than once, it exceeds 192 MB together with Python.
     let code = "import mmap, os, time
 memfd = os.memfd_create('shared')
 os.ftruncate(memfd, 60 << 20)

@@ -27,12 +27,12 @@ pub(super) fn inspect(settings: &Settings, jobs: &[Job], display: &ProgressDispl
                 "parameters": declared.iter().map(declared_json).collect::<Vec<_>>(),
             }));
         } else {
-            tell!("{}\n{}", job.source.display(), lines(&declared, cell.as_deref()));
+            print_line!("{}\n{}", job.source.display(), lines(&declared, cell.as_deref()));
         }
     }
     if as_json {
         let json = if let (false, [one]) = (display.many, &all[..]) { one.clone() } else { json!({"notebooks": all}) };
-        tell!("{json}");
+        print_line!("{json}");
     }
     Ok(Exit::Ok)
 }

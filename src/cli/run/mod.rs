@@ -167,7 +167,7 @@ impl ReportArgs {
             write_durably(path, junit(outcomes).as_bytes())?;
         }
         if self.json {
-            tell!("{json}");
+            print_line!("{json}");
         }
         Ok(())
     }

@@ -57,8 +57,8 @@ impl ProgressDisplay {
     /// Prints a line above the bars.
     pub fn line(&self, text: &str) {
         match &self.bars {
-            Some(bars) => bars.suspend(|| say!("{text}")),
-            None => say!("{text}"),
+            Some(bars) => bars.suspend(|| eprint_line!("{text}")),
+            None => eprint_line!("{text}"),
         }
     }
 

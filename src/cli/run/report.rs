@@ -15,18 +15,18 @@ impl Outcome {
     pub fn print_summary(&self) {
         let Some(report) = &self.report else { return };
         if report.interrupted {
-            say!("interrupted between two cells");
+            eprint_line!("interrupted between two cells");
         }
         if let Some(cell) = report.failure() {
-            say!("cell {} ({}): {}", cell.index + 1, cell.id, cell.status.name());
+            eprint_line!("cell {} ({}): {}", cell.index + 1, cell.id, cell.status.name());
             if let Some(error) = &cell.error {
-                say!("  {}: {}", error.ename, strip_ansi(&error.evalue));
+                eprint_line!("  {}: {}", error.ename, strip_ansi(&error.evalue));
             }
         }
         for path in self.target.iter().filter(|path| *path != Path::new("-")).chain(&self.files) {
-            say!("wrote {}", path.display());
+            eprint_line!("wrote {}", path.display());
         }
-        say!(
+        eprint_line!(
             "{} of {} cells in {:.2} s; kernel ready after {:.2} s, {:.2} s in total",
             report.cells.len(),
             report.total,
@@ -105,14 +105,14 @@ pub(in crate::cli) fn json_of(outcomes: &[Outcome], many: bool) -> Value {
 pub(in crate::cli) fn print_table(outcomes: &[Outcome], wall: Duration) {
     let width =
         outcomes.iter().map(|outcome| outcome.source.display().to_string().chars().count()).max().unwrap_or(0).min(60);
-    say!("");
+    eprint_line!("");
     for outcome in outcomes {
         let cells = outcome.report.as_ref().map_or(0, |report| report.cells.len());
         let (path, status, why) = (outcome.source.display().to_string(), outcome.status(), outcome.cause());
-        say!("{status:<16} {path:<width$} {cells:>5} cells {:>8.2} s  {why}", outcome.total_time.as_secs_f64());
+        eprint_line!("{status:<16} {path:<width$} {cells:>5} cells {:>8.2} s  {why}", outcome.total_time.as_secs_f64());
     }
     let ok = outcomes.iter().filter(|outcome| outcome.exit == Exit::Ok).count();
-    say!("{ok} of {} notebooks ok in {:.2} s", outcomes.len(), wall.as_secs_f64());
+    eprint_line!("{ok} of {} notebooks ok in {:.2} s", outcomes.len(), wall.as_secs_f64());
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A headless Chromium, told what to do over its DevTools protocol.
+//! A headless Chromium, controlled over the DevTools protocol.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -12,21 +12,21 @@ use tokio::process::{Child, Command};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-const DEADLINE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A browser with one page, and what happened in it and in its frames.
+/// A browser with one page. Records the events of the page and its frames.
 pub struct Browser {
     child: Child,
     socket: WebSocketStream<TcpStream>,
     session: String,
     next: u64,
     events: VecDeque<Value>,
-    /// Documents of frames, by the session of their process and their number in it. Those without our origin have another process.
+    /// Execution contexts of frames: DevTools session and context id. Frames of other origins have their own process and session.
     frames: Vec<(String, u64)>,
 }
 
 impl Browser {
-    /// The machine's Chromium.
+    /// The installed Chromium.
     pub fn program() -> Option<PathBuf> {
         let path = std::env::var_os("PATH")?;
         let names = ["chromium", "chromium-browser", "google-chrome"];
@@ -58,7 +58,7 @@ impl Browser {
     }
 
     async fn blank_page(&mut self) -> String {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             let targets = self.call("Target.getTargets", json!({})).await;
             let page = targets["targetInfos"]
@@ -69,7 +69,7 @@ impl Browser {
             if let Some(page) = page {
                 return page["targetId"].as_str().unwrap().to_owned();
             }
-            assert!(begun.elapsed() < DEADLINE, "no page: {targets}");
+            assert!(started.elapsed() < TIMEOUT, "no page: {targets}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -85,14 +85,14 @@ impl Browser {
         answer["result"]["value"].clone()
     }
 
-    /// Evaluates an expression in each frame that is there.
+    /// Evaluates an expression in every frame.
     pub async fn evaluate_in_frames(&mut self, expression: &str) -> Vec<Value> {
-        // Which there are is told before this is answered.
+        // Pending events about frames arrive before this answer.
         self.evaluate("1").await;
         let mut values = Vec::new();
         for (process, document) in self.frames.clone() {
             let parameters = json!({"expression": expression, "returnByValue": true, "contextId": document});
-            // A frame may be gone by now.
+            // A frame may have been removed meanwhile.
             if let Ok(answer) = self.call_in(&process, "Runtime.evaluate", parameters).await {
                 values.push(answer["result"]["value"].clone());
             }
@@ -100,12 +100,12 @@ impl Browser {
         values
     }
 
-    /// Types where the focus is.
+    /// Types text into the focused element.
     pub async fn insert(&mut self, text: &str) {
         self.call("Input.insertText", json!({"text": text})).await;
     }
 
-    /// What the system of a person says to styles, such as light or dark.
+    /// Emulates media features, such as the preferred colour scheme.
     pub async fn media(&mut self, features: &[(&str, &str)]) {
         let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         self.call("Emulation.setEmulatedMedia", json!({"features": features})).await;
@@ -116,29 +116,29 @@ impl Browser {
         self.call("Emulation.setDeviceMetricsOverride", size).await;
     }
 
-    /// Leaves a picture of what is in view for people, in the folder that `CELLKEEP_SCREENSHOTS` names.
+    /// Saves a screenshot into the folder of `CELLKEEP_SCREENSHOTS`, if it is set.
     pub async fn screenshot(&mut self, name: &str) {
         let Some(folder) = std::env::var_os("CELLKEEP_SCREENSHOTS") else { return };
         let taken = self.call("Page.captureScreenshot", json!({"format": "png"})).await;
         std::fs::write(Path::new(&folder).join(format!("{name}.png")), crate::server::base64_bytes(&taken["data"])).unwrap();
     }
 
-    /// Does something and looks, again and again, until what is seen (JSON as text) will do.
-    pub async fn until(&mut self, act: &str, look: &str, will_do: impl Fn(&Value) -> bool) -> Value {
-        let begun = Instant::now();
+    /// Repeats an action and an expression (which returns JSON text) until its value satisfies `is_done`.
+    pub async fn until(&mut self, act: &str, look: &str, is_done: impl Fn(&Value) -> bool) -> Value {
+        let started = Instant::now();
         loop {
             self.evaluate(act).await;
             let seen = self.evaluate(look).await;
             let seen: Value = serde_json::from_str(seen.as_str().unwrap()).unwrap();
-            if will_do(&seen) {
+            if is_done(&seen) {
                 return seen;
             }
-            assert!(begun.elapsed() < DEADLINE, "still {seen}; {:?}", self.events);
+            assert!(started.elapsed() < TIMEOUT, "still {seen}; {:?}", self.events);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// Ends it. Gives what the page and its frames complained of; nothing may have been asked of others than these origins.
+    /// Closes the browser. Returns errors and warnings of the page and its frames; asserts that all requests went to these origins.
     pub async fn end(self, origins: &[&str]) -> Vec<String> {
         let (complaints, requests) = self.finish().await;
         let is_known =
@@ -148,9 +148,9 @@ impl Browser {
         complaints
     }
 
-    /// Ends it. Gives what the page and its frames complained of, and what they asked the network for.
+    /// Closes the browser. Returns errors and warnings of the page and its frames, and the URLs of all requests.
     pub async fn finish(mut self) -> (Vec<String>, Vec<String>) {
-        // Whatever has happened so far is told before this is answered.
+        // Pending events arrive before this answer.
         self.evaluate("1").await;
         let (mut complaints, mut requests) = (Vec::new(), Vec::new());
         for event in &self.events {
@@ -184,7 +184,7 @@ impl Browser {
     async fn call_in(&mut self, session: &str, method: &str, parameters: Value) -> Result<Value, Value> {
         let id = self.send(method, parameters, session).await;
         loop {
-            let message = tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("no answer").unwrap().unwrap();
+            let message = tokio::time::timeout(TIMEOUT, self.socket.next()).await.expect("no answer").unwrap().unwrap();
             let Message::Text(text) = message else { continue };
             let message: Value = serde_json::from_str(&text).unwrap();
             if message["id"] == id {
@@ -197,9 +197,9 @@ impl Browser {
                 }
                 self.send("Target.setAutoAttach", auto_attach(), &frame).await;
             }
-            self.note_documents(&message);
+            self.track_frames(&message);
             if message["method"] == "Target.detachedFromTarget" && message["params"]["sessionId"] == session {
-                // Who waits for an answer of it waits for nothing.
+                // This session will not answer any more.
                 return Err(message);
             }
             if message.get("method").is_some() {
@@ -208,18 +208,18 @@ impl Browser {
         }
     }
 
-    /// Which documents there are in frames.
-    fn note_documents(&mut self, message: &Value) {
-        let (process, told) = (message["sessionId"].as_str().unwrap_or_default(), &message["params"]);
+    /// Keeps track of the execution contexts of frames.
+    fn track_frames(&mut self, message: &Value) {
+        let (process, parameters) = (message["sessionId"].as_str().unwrap_or_default(), &message["params"]);
         match message["method"].as_str().unwrap_or_default() {
             "Runtime.executionContextCreated" if process != self.session => {
-                self.frames.push((process.to_owned(), told["context"]["id"].as_u64().unwrap()));
+                self.frames.push((process.to_owned(), parameters["context"]["id"].as_u64().unwrap()));
             }
             "Runtime.executionContextDestroyed" => {
-                self.frames.retain(|(of, id)| of != process || told["executionContextId"] != *id);
+                self.frames.retain(|(of, id)| of != process || parameters["executionContextId"] != *id);
             }
             "Runtime.executionContextsCleared" => self.frames.retain(|(of, _)| of != process),
-            "Target.detachedFromTarget" => self.frames.retain(|(of, _)| told["sessionId"] != of.as_str()),
+            "Target.detachedFromTarget" => self.frames.retain(|(of, _)| parameters["sessionId"] != of.as_str()),
             _ => {}
         }
     }
@@ -240,14 +240,14 @@ fn auto_attach() -> Value {
 }
 
 async fn read_when_written(path: &Path) -> String {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         if let Ok(text) = std::fs::read_to_string(path)
             && text.trim_end().contains('\n')
         {
             return text;
         }
-        assert!(begun.elapsed() < DEADLINE, "the browser does not start");
+        assert!(started.elapsed() < TIMEOUT, "the browser did not start");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

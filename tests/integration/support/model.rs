@@ -1,4 +1,4 @@
-//! A model of the tests' own: speaks OpenAI's chat completions over HTTP, streaming and tool calls included, and says what it is told to say.
+//! A fake model: serves OpenAI's chat completions API over HTTP, with streaming and tool calls, and answers by a script.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -10,24 +10,24 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-/// One answer of the model.
+/// One scripted answer.
 #[derive(Clone)]
 pub enum Say {
     /// A text, sent word by word.
     Text(&'static str),
-    /// A text, and code to be run.
+    /// A text, and a call that runs code.
     Run(&'static str, &'static str),
-    /// A call as it stands, and nothing else.
+    /// A tool call with these arguments, without text.
     Call(&'static str, &'static str),
-    /// A text, and then nothing until it is told to go on.
+    /// A text, then a pause until [`Model::go_on`].
     Hold(&'static str),
-    /// A text, and then the connection is cut.
+    /// A text, then the connection is closed.
     Cut(&'static str),
-    /// A status and a body instead of an answer.
+    /// An HTTP error with this status and body.
     Refuse(u16, &'static str),
-    /// A whole answer, not streamed.
+    /// A complete answer without streaming.
     Whole(&'static str),
-    /// Bytes that are no answer.
+    /// An invalid response body.
     Raw(&'static str),
 }
 
@@ -39,7 +39,7 @@ struct State {
     go_on: Notify,
 }
 
-/// The model. It ends with the test.
+/// The fake model; it runs until the test ends.
 #[derive(Clone)]
 pub struct Model {
     address: SocketAddr,
@@ -67,12 +67,12 @@ impl Model {
         format!("http://{}/v1", self.address)
     }
 
-    /// What it says after all that it was told before.
+    /// Appends answers to the script.
     pub fn then(&self, script: impl IntoIterator<Item = Say>) {
         self.state.script.lock().unwrap().extend(script);
     }
 
-    /// What it was asked, in order.
+    /// The request bodies, in order.
     pub fn asked(&self) -> Vec<Value> {
         self.state.asked.lock().unwrap().clone()
     }
@@ -81,7 +81,7 @@ impl Model {
         self.state.keys.lock().unwrap().clone()
     }
 
-    /// Lets an answer that is held go on.
+    /// Continues a paused answer.
     pub fn go_on(&self) {
         self.state.go_on.notify_one();
     }
@@ -114,7 +114,7 @@ fn delta(delta: &Value, finish: Option<&str>) -> String {
     format!("data: {chunk}\n\n")
 }
 
-/// Sends a stream cut where no frame ends.
+/// Sends a stream in pieces that do not end at event boundaries.
 async fn send(stream: &mut TcpStream, text: &str) -> std::io::Result<()> {
     for piece in text.as_bytes().chunks(37) {
         stream.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).await?;

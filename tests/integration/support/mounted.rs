@@ -1,12 +1,12 @@
-//! A page of nothing but cells, each shown by an element of its own, as hosts of others have them.
+//! A page with only cell elements, as in pages that embed them.
 
 use serde_json::{Value, json};
 
 use crate::server::{Held, Server, TOKEN};
 use crate::support::browser::Browser;
-use crate::support::{Place, skip};
+use crate::support::{TestSandbox, skip};
 
-/// What expressions about a cell are about.
+/// Wraps a JavaScript expression about a cell's element, and defines the variables that it may use (`text`, `phase`, `all`, ...).
 pub fn about(cell: &str, expression: &str) -> String {
     format!(
         "(() => {{ const cell = document.getElementById('{cell}'), root = cell?.renderRoot;
@@ -24,7 +24,7 @@ pub fn about(cell: &str, expression: &str) -> String {
     )
 }
 
-/// Puts the elements into the page, in place of what stands there.
+/// Replaces the content of the page with the elements.
 const MOUNT: &str = "(async () => {
     await import('/-/assets/cellkeep-cell.js');
     Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { window.copied = text }, write: async items => { window.copied = items }}});
@@ -33,7 +33,7 @@ const MOUNT: &str = "(async () => {
     document.documentElement.style.height = 'auto';
     window.mounted = true })(); 0";
 
-/// A session, and a browser with its cells.
+/// A session, and a browser that shows its cells.
 pub struct Mounted {
     pub server: Server,
     pub held: Held,
@@ -42,13 +42,13 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// `None` where there is no browser, or no page in this build.
+    /// `None` without a browser, or if this build has no page.
     pub async fn start(name: &str, kernel: &str, limits: Value) -> Option<Self> {
         let Some(program) = Browser::program() else {
-            skip("there is no chromium");
+            skip("chromium is not installed");
             return None;
         };
-        let server = Server::start(name, Place::process(), &[]).await;
+        let server = Server::start(name, TestSandbox::process(), &[]).await;
         if !server.client().anonymous().get("/").await.text().contains("<cellkeep-page>") {
             skip("this build has no page (make web)");
             return None;
@@ -58,12 +58,12 @@ impl Mounted {
         Some(Self { server, held, browser, kernel: kernel.to_owned() })
     }
 
-    /// The server's.
+    /// The server's origin.
     pub fn origin(&self) -> String {
         format!("http://{}", self.server.client().address())
     }
 
-    /// Opens a page with elements for these cells, which need not be there yet.
+    /// Opens a page with elements for these cells, which need not exist yet.
     pub async fn mount(&mut self, ids: &[String]) {
         let mount = MOUNT.replace("IDS", &json!(ids).to_string()).replace("SESSION", &self.held.id);
         let mount = mount.replace("TOKEN", TOKEN).replace("LANGUAGE", &self.kernel);
@@ -79,13 +79,13 @@ impl Mounted {
         self.browser.evaluate(&about(cell, expression)).await
     }
 
-    /// Waits until an expression about a cell has a value.
+    /// Waits until an expression about a cell has this value.
     pub async fn until(&mut self, cell: &str, expression: &str, value: Value) {
         let look = format!("JSON.stringify({}) ?? 'null'", about(cell, expression));
         self.browser.until("0", &look, |seen| *seen == value).await;
     }
 
-    /// Ends all. Gives what the page complained of; nothing may have been asked of others.
+    /// Ends everything. Returns the errors and warnings of the page; asserts that it sent no requests to other origins.
     pub async fn end(self) -> Vec<String> {
         let origin = self.origin();
         let complaints = self.browser.end(&[&origin]).await;
