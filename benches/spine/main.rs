@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use cellkeep::config::Paths;
-use cellkeep::kernels::{self, Kernel};
+use cellkeep::kernels::{self, KernelSpec};
 use cellkeep::manager::{Manager, SandboxChoice, Session, SessionSpec};
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
@@ -36,7 +36,7 @@ use self::table::Table;
 struct Lab {
     paths: Paths,
     manager: Manager,
-    kernel: &'static Kernel,
+    kernel: &'static KernelSpec,
     /// The kernel's environment on this machine, which sandboxes see as `/opt/kernel`.
     environment: PathBuf,
     /// A Python that has the peers.

@@ -7,6 +7,5 @@ mod catalog;
 mod install;
 mod versions;
 
-pub use catalog::KernelSpec as Kernel;
 pub use catalog::{KernelError, KernelSpec, all, context, find, for_notebook};
 pub use install::{InstallError, Progress, Status, environment, has_old_versions, install, remove_old_versions, status};

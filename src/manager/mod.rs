@@ -42,7 +42,7 @@ use thiserror::Error;
 
 use crate::config::Paths;
 use crate::ids::SessionId;
-use crate::kernels::Kernel;
+use crate::kernels::KernelSpec;
 use crate::policy::{BadLimit, Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
@@ -88,7 +88,7 @@ impl SandboxChoice {
 /// The configuration of a new session.
 #[derive(Clone, Debug)]
 pub struct SessionSpec {
-    pub kernel: Kernel,
+    pub kernel: KernelSpec,
     pub sandbox: SandboxChoice,
     pub limits: Limits,
     pub network: Network,

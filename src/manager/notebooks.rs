@@ -16,7 +16,7 @@ use super::seed;
 use super::service::SessionService;
 use super::session_config::{JobConfig, NewSession, ServiceError, SessionConfig};
 use crate::ids::{self, Access, PrincipalId, Seq, SessionId};
-use crate::kernels::{self, Kernel};
+use crate::kernels::{self, KernelSpec};
 use crate::notebook::parameters::{self, Literal, Parameters};
 use crate::notebook::{self, Notebook};
 use crate::output::{StreamStyle, Widgets};
@@ -195,7 +195,7 @@ impl SessionService {
     /// `refresh` ignores the cache, because somebody may have changed the environment by hand.
     async fn environment_record(
         &self,
-        kernel: &Kernel,
+        kernel: &KernelSpec,
         handle: &SessionHandle,
         kind: SandboxKind,
         refresh: bool,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::packages::list_packages;
 use super::silent_execution::plain_text;
 use crate::config::Paths;
-use crate::kernels::{self, Kernel};
+use crate::kernels::{self, KernelSpec};
 use crate::notebook::Notebook;
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
@@ -31,7 +31,7 @@ impl EnvironmentRecord {
     /// Collects the record from the kernel and from the files of its environment.
     pub async fn collect(
         paths: &Paths,
-        kernel: &Kernel,
+        kernel: &KernelSpec,
         session: &SessionHandle,
         kind: SandboxKind,
     ) -> Result<Self, String> {
@@ -89,7 +89,7 @@ pub fn record_in(notebook: &Notebook) -> Option<&Value> {
 }
 
 /// Identifies the environment or image that the sandboxes of a kernel use.
-pub(super) async fn environment_id(paths: &Paths, kernel: &Kernel, kind: SandboxKind) -> Value {
+pub(super) async fn environment_id(paths: &Paths, kernel: &KernelSpec, kind: SandboxKind) -> Value {
     match kind {
         SandboxKind::Process => {
             let folder = kernels::environment(paths, kernel).ok();

@@ -1,17 +1,17 @@
 //! Seeds for reproducible runs.
 
 use super::silent_execution::run_silently;
-use crate::kernels::Kernel;
+use crate::kernels::KernelSpec;
 use crate::session::SessionHandle;
 
 /// The environment variables that a seed needs before the kernel starts.
-pub fn seed_env(kernel: &Kernel, seed: u32) -> Vec<(String, String)> {
+pub fn seed_env(kernel: &KernelSpec, seed: u32) -> Vec<(String, String)> {
     let hash = ("PYTHONHASHSEED".to_owned(), seed.to_string());
     if kernel.language == "python" { vec![hash] } else { Vec::new() }
 }
 
 /// Seeds the random number generators before the first cell. Returns `false` if this kernel has none that can be seeded.
-pub async fn seed(session: &SessionHandle, kernel: &Kernel, seed: u32) -> Result<bool, String> {
+pub async fn seed(session: &SessionHandle, kernel: &KernelSpec, seed: u32) -> Result<bool, String> {
     let code = match kernel.language.as_str() {
         "python" => format!(
             "exec('''import random\nrandom.seed({seed})\ntry:\n    import numpy\nexcept ImportError:\n    pass\nelse:\n    numpy.random.seed({seed})''', {{}})"

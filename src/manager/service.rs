@@ -24,7 +24,7 @@ use crate::artifacts::Blobs;
 use crate::config::Paths;
 use crate::counters::UseCounter;
 use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
-use crate::kernels::{self, Kernel, Status};
+use crate::kernels::{self, KernelSpec, Status};
 use crate::policy::{Limits, Network};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
@@ -99,7 +99,7 @@ impl SessionService {
     }
 
     /// All kernels, each with the kinds of sandbox in which it can run on this machine.
-    pub async fn kernels(&self) -> Vec<(&'static Kernel, Vec<SandboxKind>)> {
+    pub async fn kernels(&self) -> Vec<(&'static KernelSpec, Vec<SandboxKind>)> {
         let choice = self.0.settings.sandbox;
         let images = if choice.allows(SandboxKind::Docker) { Images::connect().await.ok() } else { None };
         let mut all = Vec::new();
@@ -207,7 +207,7 @@ impl SessionService {
     async fn claim_or_create(
         &self,
         principal: PrincipalId,
-        kernel: Kernel,
+        kernel: KernelSpec,
         new: NewSession,
     ) -> Result<SessionId, ServiceError> {
         let began = Instant::now();
@@ -229,7 +229,7 @@ impl SessionService {
     async fn claim(
         &self,
         principal: &PrincipalId,
-        kernel: &Kernel,
+        kernel: &KernelSpec,
         new: &NewSession,
     ) -> Result<Option<SessionId>, ServiceError> {
         if !new.env.is_empty() || new.config.open_network || new.config.limits != Limits::default() {
@@ -277,7 +277,7 @@ impl SessionService {
     async fn start_new(
         &self,
         principal: &PrincipalId,
-        kernel: &Kernel,
+        kernel: &KernelSpec,
         new: &NewSession,
     ) -> Result<(SessionId, SessionEntry), ServiceError> {
         let _permit = self.0.starting.acquire().await.map_err(|_| StoreError::Closed)?;
@@ -297,7 +297,7 @@ impl SessionService {
         &self,
         id: &SessionId,
         principal: &PrincipalId,
-        kernel: &Kernel,
+        kernel: &KernelSpec,
         new: &NewSession,
     ) -> Result<SessionEntry, (ServiceError, Option<SessionEntry>)> {
         let spec = SessionSpec {
@@ -366,7 +366,7 @@ impl SessionService {
 }
 
 /// The row of a session that is about to be created.
-pub(super) fn new_row(id: &SessionId, principal: &PrincipalId, kernel: &Kernel, new: &NewSession) -> SessionRow {
+pub(super) fn new_row(id: &SessionId, principal: &PrincipalId, kernel: &KernelSpec, new: &NewSession) -> SessionRow {
     let now = now_ms();
     SessionRow {
         id: id.clone(),
