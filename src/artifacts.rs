@@ -29,8 +29,8 @@ impl Blobs {
         Self { folder: folder.to_owned(), in_use: Arc::default() }
     }
 
-    /// Prevents removal while the guard lives. It must be held from storing a blob, which may exist already, until the commit of the row
-    /// that references it.
+    /// Prevents removal while the guard lives. It must be held from storing a blob, which may exist already, until the
+    /// commit of the row that references it.
     pub async fn putting(&self) -> OwnedRwLockReadGuard<()> {
         self.in_use.clone().read_owned().await
     }

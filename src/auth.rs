@@ -1,7 +1,7 @@
 //! Authentication: tokens, their principals and their scopes.
 //!
-//! A token has 256 random bits, so its SHA-256 identifies it and does not reveal it. Only hashes are stored. Looking up a hash need
-//! not take constant time, because its timing reveals nothing about the token.
+//! A token has 256 random bits, so its SHA-256 identifies it and does not reveal it. Only hashes are stored. Looking up a
+//! hash need not take constant time, because its timing reveals nothing about the token.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -7,8 +7,9 @@ const LARGE_BLOCK: libc::c_int = 1 << 20;
 #[cfg(feature = "host")]
 const MAX_HEAPS: libc::c_int = 4;
 
-/// Limits the free memory that the allocator keeps. Otherwise glibc raises its thresholds to 32 MB and more after the first large
-/// blocks, and keeps free memory at the end of heaps: 30 MB for each large response, on each thread that ever produced one.
+/// Limits the free memory that the allocator keeps. Otherwise glibc raises its thresholds to 32 MB and more after the first
+/// large blocks, and keeps free memory at the end of heaps: 30 MB for each large response, on each thread that ever produced
+/// one.
 #[cfg(feature = "host")]
 pub(crate) fn limit_free_memory() {
     // SAFETY: `mallopt` takes numbers, and may be called at any time.

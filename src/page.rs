@@ -1,4 +1,5 @@
-//! The page for people at `/`: embedded files with strict policies. It holds nothing of anybody: all it shows comes from `/v1`, with a token.
+//! The page for people at `/`: embedded files with strict policies. It holds nothing of anybody: all it shows comes from
+//! `/v1`, with a token.
 
 use axum::Router;
 use axum::extract::Path;
@@ -12,14 +13,15 @@ use crate::web::{self, Asset};
 const PAGE_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media-src blob:; object-src 'none'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The document around an output's frame, which only hands over what it is given. By this policy that frame goes nowhere else, whatever
-/// page is around it.
+/// The document around an output's frame, which only hands over what it is given. By this policy that frame goes nowhere
+/// else, whatever page is around it.
 const HOLDER_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer-lock; default-src 'none'; script-src 'self'; \
     style-src 'self'; frame-src 'self'; form-action 'none'; base-uri 'none'; require-trusted-types-for 'script'; \
     trusted-types 'none'";
 
-/// What shows an output has an origin of its own, even if somebody opens it as a page, and may ask no network. It may do what it likes with
-/// itself: nothing is there. Text that becomes elements passes its own script, which leaves no document in it that has not passed.
+/// What shows an output has an origin of its own, even if somebody opens it as a page, and may ask no network. It may do
+/// what it likes with itself: nothing is there. Text that becomes elements passes its own script, which leaves no document
+/// in it that has not passed.
 const FRAME_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer-lock; default-src 'none'; \
     script-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; style-src 'self' 'unsafe-inline'; img-src data: blob:; \
     font-src data:; media-src data: blob:; worker-src blob:; frame-src 'self'; connect-src 'none'; form-action 'none'; \
@@ -59,7 +61,8 @@ fn document(found: Option<Asset>, headers: &HeaderMap, policy: &'static str) -> 
     response
 }
 
-/// Scripts, styles and plotting libraries. Frames have no origin and pages of others embed the element, so anyone may load them.
+/// Scripts, styles and plotting libraries. Frames have no origin and pages of others embed the element, so anyone may load
+/// them.
 async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
     // Libraries for plots stand beside the page, documents are not assets.
     let found =

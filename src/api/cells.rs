@@ -133,7 +133,8 @@ struct Reply {
     wait: Option<Duration>,
 }
 
-/// Responds with the events of the cell as SSE, if the client accepts that, or with the cell: at once, or when its execution has ended.
+/// Responds with the events of the cell as SSE, if the client accepts that, or with the cell: at once, or when its execution
+/// has ended.
 async fn respond(
     api: &Api,
     (id, handle): (&SessionId, &SessionHandle),
@@ -148,8 +149,8 @@ async fn respond(
     }
     let mut cached = None;
     if let Some(wait) = wait.filter(|_| cell.run.phase != CellPhase::Finished) {
-        // A timeout is not an error: the response has the current state of the cell. If the session or the cell is gone, the store has
-        // that state.
+        // A timeout is not an error: the response has the current state of the cell. If the session or the cell is gone, the
+        // store has that state.
         if let Ok(Ok(ended)) = tokio::time::timeout(wait, handle.ended(&cell)).await {
             cached = view_from_cache(api, id, caller, &ended, form).await?;
         }
@@ -193,8 +194,8 @@ async fn view_stored(
     Ok((view_with_outputs(api, &cell, &events, form).await?, permit))
 }
 
-/// A cell that has just ended, from cached events, which saves reading the store. `None` if the cache does not have all of its events,
-/// or if they are large.
+/// A cell that has just ended, from cached events, which saves reading the store. `None` if the cache does not have all of
+/// its events, or if they are large.
 async fn view_from_cache(
     api: &Api,
     id: &SessionId,
@@ -217,8 +218,8 @@ async fn view_from_cache(
     Ok(Some(view_with_outputs(api, cell, events, form).await?))
 }
 
-/// Like [`view_stored`], after a request had its effect. The client must not retry the request because the server is busy, so the cell is
-/// returned without outputs then.
+/// Like [`view_stored`], after a request had its effect. The client must not retry the request because the server is busy,
+/// so the cell is returned without outputs then.
 async fn view_after_effect(
     api: &Api,
     id: &SessionId,

@@ -220,8 +220,9 @@ impl EventReader {
     }
 }
 
-/// Limits a share to the current notebook: events without a cell, and the latest executions of existing cells. Events of deleted cells
-/// and of earlier executions are left out. Outputs that an execution has cleared or replaced are part of its events, and stay.
+/// Limits a share to the current notebook: events without a cell, and the latest executions of existing cells. Events of
+/// deleted cells and of earlier executions are left out. Outputs that an execution has cleared or replaced are part of its
+/// events, and stay.
 pub(super) struct ShareFilter {
     store: Store,
     session: SessionId,
@@ -233,8 +234,8 @@ impl ShareFilter {
         caller.identity.only.as_ref().map(|_| Self { store: api.reader.store().clone(), session: session.clone() })
     }
 
-    /// Removes items that the share must not see. `cell_and_seq` returns the cell and the event number of an item. Items without a cell
-    /// stay.
+    /// Removes items that the share must not see. `cell_and_seq` returns the cell and the event number of an item. Items
+    /// without a cell stay.
     pub async fn retain<T>(
         &self,
         items: &mut Vec<T>,
@@ -250,8 +251,8 @@ impl ShareFilter {
     }
 }
 
-/// The cell and the number of an event for [`ShareFilter`]. Changes of the notebook say nothing about outputs, so they count as events
-/// without a cell.
+/// The cell and the number of an event for [`ShareFilter`]. Changes of the notebook say nothing about outputs, so they count
+/// as events without a cell.
 fn cell_and_seq(event: &Arc<EventRow>) -> (Option<&str>, Seq) {
     (event.cell.as_deref().filter(|_| event.kind != EventKind::NotebookChanged), event.seq)
 }

@@ -1,5 +1,5 @@
-//! Extractors for bodies, queries and commands. Unknown fields are refused, because ignoring them would ignore what the client asked
-//! for. Errors name the invalid field, in the terms of JSON and not of Rust.
+//! Extractors for bodies, queries and commands. Unknown fields are refused, because ignoring them would ignore what the
+//! client asked for. Errors name the invalid field, in the terms of JSON and not of Rust.
 
 use std::fmt;
 use std::marker::PhantomData;

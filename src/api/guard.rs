@@ -24,8 +24,8 @@ const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 /// The hosts and origins that are accepted.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
-    /// Whether the server listens on loopback only. Then only the names of loopback are accepted, which prevents DNS rebinding: a page
-    /// whose DNS name points to this machine.
+    /// Whether the server listens on loopback only. Then only the names of loopback are accepted, which prevents DNS
+    /// rebinding: a page whose DNS name points to this machine.
     pub loopback: bool,
     /// Additional host names, without ports.
     pub hosts: Vec<String>,
@@ -90,8 +90,8 @@ pub(super) async fn check_host(State(api): State<Api>, request: Request, next: N
     Ok(next.run(request).await)
 }
 
-/// The CORS layer: which requests pages of the configured origins may send, and which headers they may read. It answers preflight
-/// requests before authentication, because browsers send no token with them. There are no cookies.
+/// The CORS layer: which requests pages of the configured origins may send, and which headers they may read. It answers
+/// preflight requests before authentication, because browsers send no token with them. There are no cookies.
 pub(super) fn cors_layer(guard: Arc<Guard>) -> CorsLayer {
     let is_allowed =
         move |origin: &HeaderValue, _: &Parts| origin.to_str().is_ok_and(|origin| guard.is_configured_origin(origin));
@@ -106,8 +106,8 @@ pub(super) fn cors_layer(guard: Arc<Guard>) -> CorsLayer {
         .max_age(PREFLIGHT_MAX_AGE)
 }
 
-/// Middleware that authenticates a request and checks its scope and rate. Browsers cannot set headers for sockets and event streams, so
-/// these may pass the token in the query.
+/// Middleware that authenticates a request and checks its scope and rate. Browsers cannot set headers for sockets and event
+/// streams, so these may pass the token in the query.
 pub(super) async fn authenticate(State(api): State<Api>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let from_header = header_text(request.headers(), header::AUTHORIZATION)
         .and_then(|value| value.split_once(' '))
@@ -153,8 +153,8 @@ pub(super) fn open_stream(api: &Api, identity: &Identity) -> Result<OpenStream, 
     })
 }
 
-/// Counts a request with `wait` as an open stream, because a client that disconnects meanwhile is noticed only when the response is
-/// sent.
+/// Counts a request with `wait` as an open stream, because a client that disconnects meanwhile is noticed only when the
+/// response is sent.
 pub(super) fn acquire_wait_slot(
     api: &Api,
     identity: &Identity,
@@ -163,8 +163,8 @@ pub(super) fn acquire_wait_slot(
     wait.map(|_| open_stream(api, identity)).transpose()
 }
 
-/// Whether a share of a session can read this path. Files are excluded: people put data there that is not meant for readers of the
-/// notebook.
+/// Whether a share of a session can read this path. Files are excluded: people put data there that is not meant for readers
+/// of the notebook.
 fn is_in_share(path: &str, session: &SessionId) -> bool {
     if matches!(path, "/v1/token" | "/v1/kernels") || path.starts_with("/v1/artifacts/") {
         return true;

@@ -1,5 +1,5 @@
-//! The HTTP API under `/v1`. It translates between HTTP and the manager, and owns no session state. JSON in and out, errors as
-//! `application/problem+json`, events over SSE and WebSocket.
+//! The HTTP API under `/v1`. It translates between HTTP and the manager, and owns no session state. JSON in and out, errors
+//! as `application/problem+json`, events over SSE and WebSocket.
 
 mod cells;
 mod chat;

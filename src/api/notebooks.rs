@@ -23,8 +23,8 @@ use crate::notebook::Notebook;
 use crate::session::{Cell, CellPhase, RunStatus};
 use crate::wire::json as wire_json;
 
-/// The content security policy of an exported page. Scripts of its plots run in an opaque origin, without access to the storage or the
-/// API of this server, and pages of other sites cannot frame it.
+/// The content security policy of an exported page. Scripts of its plots run in an opaque origin, without access to the
+/// storage or the API of this server, and pages of other sites cannot frame it.
 const EXPORT_POLICY: &str = "sandbox allow-scripts allow-popups allow-downloads; frame-ancestors 'self'";
 
 #[derive(Debug, Deserialize)]

@@ -1,5 +1,5 @@
-//! Rate limits: requests per second of each principal, so that no principal delays the others, requests with invalid tokens in total,
-//! and open streams of each principal, each of which takes memory.
+//! Rate limits: requests per second of each principal, so that no principal delays the others, requests with invalid tokens
+//! in total, and open streams of each principal, each of which takes memory.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

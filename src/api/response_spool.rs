@@ -1,5 +1,5 @@
-//! Large responses. A bounded number of megabytes is produced at once, and slow clients read from spool files. Otherwise a few clients
-//! that request much and read nothing would fill the memory of the server.
+//! Large responses. A bounded number of megabytes is produced at once, and slow clients read from spool files. Otherwise a
+//! few clients that request much and read nothing would fill the memory of the server.
 
 use std::io;
 use std::path::PathBuf;
@@ -26,8 +26,8 @@ use crate::memory;
 
 /// Responses up to this size are produced without a permit, and stay in memory until they are sent. Bytes.
 pub(super) const MAX_SMALL: u64 = 1 << 20;
-/// Megabytes of responses that are produced at once. A larger response is produced alone. Producing one takes about six times its
-/// size in memory.
+/// Megabytes of responses that are produced at once. A larger response is produced alone. Producing one takes about six
+/// times its size in memory.
 const MAX_PRODUCED_MB: u32 = 64;
 /// How long a request waits for its permit.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -66,7 +66,8 @@ impl ResponseSpool {
         permit.ok().and_then(Result::ok).map(|permit| Some(ProducePermit(Arc::new(permit)))).ok_or_else(busy)
     }
 
-    /// Moves a body into a spool file, and returns a body that reads from it. The bytes count until that body is sent or dropped.
+    /// Moves a body into a spool file, and returns a body that reads from it. The bytes count until that body is sent or
+    /// dropped.
     async fn spool(&self, principal: &PrincipalId, body: Body, bytes: u64) -> Result<Body, Problem> {
         // A single response may exceed the limit of a principal, if it is the only one.
         let admits = |used: InUse| {
@@ -120,7 +121,8 @@ pub(super) async fn spool_large(State(api): State<Api>, request: Request, next: 
     let Some(bytes) = response.body().size_hint().exact().filter(|bytes| *bytes > MAX_SMALL) else { return response };
     let (mut head, body) = response.into_parts();
     if has_effect {
-        // The request has had its effect, so its response must not fail for want of room. It keeps its permit until it is sent.
+        // The request has had its effect, so its response must not fail for want of room. It keeps its permit until it is
+        // sent.
         return Response::from_parts(head, holding(body, permit));
     }
     let principal = principal.unwrap_or_else(|| "".into());

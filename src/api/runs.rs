@@ -1,4 +1,5 @@
-//! Notebook jobs (`/v1/runs`). Each runs in a session of its own, which ends with the job. Its results can be read afterwards.
+//! Notebook jobs (`/v1/runs`). Each runs in a session of its own, which ends with the job. Its results can be read
+//! afterwards.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -32,7 +32,8 @@ const USAGE_TIMEOUT: Duration = Duration::from_secs(2);
 const INTROSPECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest number of labels.
 const MAX_LABELS: usize = 50;
-/// The largest size of one environment variable (`MAX_ARG_STRLEN` of Linux) and of all of them, in bytes. Linux accepts 2 MB in all.
+/// The largest size of one environment variable (`MAX_ARG_STRLEN` of Linux) and of all of them, in bytes. Linux accepts 2 MB
+/// in all.
 const MAX_VARIABLE: usize = 131_072;
 const MAX_ENV: usize = 1 << 20;
 /// The largest duration in seconds: ten years.

@@ -59,8 +59,8 @@ struct Client {
     id: SessionId,
     caller: Caller,
     handle: SessionHandle,
-    /// The default parent of executions: the request that opened the socket, if that was part of a trace. Otherwise executions have no
-    /// common parent, because a socket may stay open for days.
+    /// The default parent of executions: the request that opened the socket, if that was part of a trace. Otherwise
+    /// executions have no common parent, because a socket may stay open for days.
     trace: Option<String>,
     _open: (OpenStream, Option<Extension<OpenConnection>>),
 }

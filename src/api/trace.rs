@@ -1,5 +1,5 @@
-//! Request ids and request spans. Each request has an id, from the client or generated. The response, the log lines and the span have
-//! it as well.
+//! Request ids and request spans. Each request has an id, from the client or generated. The response, the log lines and the
+//! span have it as well.
 
 use std::time::Instant;
 
@@ -35,8 +35,8 @@ pub(super) async fn assign_request_id(mut request: Request, next: Next) -> Respo
 #[derive(Clone)]
 struct RequestId(HeaderValue);
 
-/// Middleware that records the span of an authenticated request. Unauthenticated requests have no span: they could fill the queue, and
-/// add spans to traces of other people with a forged `traceparent`.
+/// Middleware that records the span of an authenticated request. Unauthenticated requests have no span: they could fill the
+/// queue, and add spans to traces of other people with a forged `traceparent`.
 pub(super) async fn record_span(request: Request, next: Next) -> Response {
     let Some(span) = start_span(&request) else { return next.run(request).await };
     let response = span.scope(next.run(request)).await;

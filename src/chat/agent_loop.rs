@@ -1,5 +1,5 @@
-//! The agent loop of one turn: request a reply, write it into a cell as it arrives, execute its tool calls, and repeat until a reply has
-//! no tool calls.
+//! The agent loop of one turn: request a reply, write it into a cell as it arrives, execute its tool calls, and repeat until
+//! a reply has no tool calls.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -109,8 +109,8 @@ impl AgentLoop {
             () = stopped(&mut stop) => return Err(ChatError::Stopped),
         };
         if let Some(refusal) = refusal {
-            // Images are omitted for this turn. Other turns send them, unless the endpoint says that it accepts none: a single bad image
-            // is no reason to omit all images for ever.
+            // Images are omitted for this turn. Other turns send them, unless the endpoint says that it accepts none: a
+            // single bad image is no reason to omit all images for ever.
             self.omit_images = true;
             if refusal.says_no_images() {
                 self.endpoint.disable_images();

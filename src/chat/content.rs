@@ -1,5 +1,5 @@
-//! Summaries of outputs for the model: the beginning and the end of texts without colours, tables as plain text, short errors, images.
-//! Pure.
+//! Summaries of outputs for the model: the beginning and the end of texts without colours, tables as plain text, short
+//! errors, images. Pure.
 
 use std::collections::HashMap;
 
@@ -102,8 +102,8 @@ enum Inline {
     Broken,
 }
 
-/// Reads an inline image. A kernel can send any text, of any size: data that is not valid base64 does not become an artifact and stays
-/// inline.
+/// Reads an inline image. A kernel can send any text, of any size: data that is not valid base64 does not become an artifact
+/// and stays inline.
 fn parse_inline(value: &Value) -> Inline {
     let pieces: Vec<&str> = match value {
         Value::String(text) => vec![text],
@@ -138,8 +138,8 @@ fn error(output: &Value) -> String {
     if last.is_empty() { head } else { format!("{head}\n{}", tail(&last, MAX_TRACEBACK)) }
 }
 
-/// The beginning and the end of a text without escape sequences, with a note of how many bytes are left out. `max` bounds the result,
-/// except for the note.
+/// The beginning and the end of a text without escape sequences, with a note of how many bytes are left out. `max` bounds
+/// the result, except for the note.
 pub(super) fn head_and_tail(text: &str, max: usize) -> String {
     // A much longer text is cut before escape sequences are removed, to save time. They count for this first limit.
     let roughly = 8 * max;

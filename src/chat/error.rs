@@ -63,8 +63,8 @@ impl ChatError {
 }
 
 impl ChatError {
-    /// Whether the request may succeed without images. Models without image support refuse the whole request, and so do models that
-    /// cannot read one of the images. Their messages differ.
+    /// Whether the request may succeed without images. Models without image support refuse the whole request, and so do
+    /// models that cannot read one of the images. Their messages differ.
     pub fn may_concern_images(&self) -> bool {
         matches!(self, Self::Endpoint { .. } | Self::NotFound { .. })
     }

@@ -1,5 +1,5 @@
-//! A conversation with a model in the cells of a session. Messages of the person and of the model are markdown cells, and code that the
-//! model runs is in code cells, so the whole conversation is one notebook.
+//! A conversation with a model in the cells of a session. Messages of the person and of the model are markdown cells, and
+//! code that the model runs is in code cells, so the whole conversation is one notebook.
 //!
 //! ```text
 //! person's cell ──▶ thread (pure): cells → messages ──▶ endpoint ──▶ stream (pure): events → text and tool calls
@@ -7,8 +7,9 @@
 //!                     └── content (pure): outputs → text and images ◀──────┘ tool calls: code cells that run
 //! ```
 //!
-//! The conversation happens in the server and outlives the client's connection. A killed server does not repeat a request: the next
-//! server marks the unfinished answer as interrupted. Everything that an endpoint sends is untrusted input with size limits.
+//! The conversation happens in the server and outlives the client's connection. A killed server does not repeat a request:
+//! the next server marks the unfinished answer as interrupted. Everything that an endpoint sends is untrusted input with
+//! size limits.
 
 mod agent_loop;
 mod content;
@@ -136,7 +137,8 @@ impl Chats {
         drop(guard);
     }
 
-    /// Records the turn and adds the message. The turn is committed first: a server that finds it after a crash marks it as interrupted.
+    /// Records the turn and adds the message. The turn is committed first: a server that finds it after a crash marks it as
+    /// interrupted.
     async fn put_message(&self, id: &SessionId, cell: &str, text: String) -> Result<Cell, ServiceError> {
         self.0.reader.store().put_turn(id, cell).await?;
         let metadata = json!({"role": "user", "state": MessageState::Answering.as_str()});

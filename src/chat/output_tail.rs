@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use crate::manager::{EventRow, OutputEvent, fold_outputs};
 
-/// The outputs after the last events of a cell. `keep` of an edit counts from the beginning of the whole text. The known text begins at
-/// the first of these edits, so offsets are rebased to that.
+/// The outputs after the last events of a cell. `keep` of an edit counts from the beginning of the whole text. The known
+/// text begins at the first of these edits, so offsets are rebased to that.
 pub(super) fn fold_tail(events: &[EventRow]) -> Vec<Value> {
     let mut starts = HashMap::new();
     fold_outputs(events.iter().filter_map(OutputEvent::parse).map(|event| rebase(event, &mut starts)))

@@ -1,5 +1,5 @@
-//! Decodes the response of a model's endpoint: server-sent events that may be split anywhere, with the reply in parts. Pure. All state is
-//! bounded, because an endpoint is as untrusted as a kernel.
+//! Decodes the response of a model's endpoint: server-sent events that may be split anywhere, with the reply in parts. Pure.
+//! All state is bounded, because an endpoint is as untrusted as a kernel.
 
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
 //! Converts the cells of a session into the messages of a conversation, in the format of OpenAI's chat completions. Pure.
 //!
-//! The cells are the only state of a conversation. So the model sees cells that a person ran by hand, and a restarted server continues
-//! from the cells.
+//! The cells are the only state of a conversation. So the model sees cells that a person ran by hand, and a restarted server
+//! continues from the cells.
 
 use std::collections::{HashMap, HashSet};
 
@@ -28,7 +28,8 @@ pub(super) struct ThreadCell {
     pub outputs: OutputSummary,
 }
 
-/// Collects cells for a thread from the latest one backwards, so that the outputs of older cells need not be read once it is full.
+/// Collects cells for a thread from the latest one backwards, so that the outputs of older cells need not be read once it is
+/// full.
 #[derive(Default)]
 pub(super) struct CellCollector {
     latest_first: Vec<ThreadCell>,
@@ -37,7 +38,8 @@ pub(super) struct CellCollector {
 }
 
 impl CellCollector {
-    /// Whether earlier cells would be left out in any case. The factor is needed because messages can be shorter than their cells.
+    /// Whether earlier cells would be left out in any case. The factor is needed because messages can be shorter than their
+    /// cells.
     pub fn is_full(&self) -> bool {
         self.bytes > 2 * MAX_THREAD
     }
@@ -190,8 +192,8 @@ impl Message {
     }
 }
 
-/// The latest messages that fit into the limits, and the number of cells before them that are left out. A reply stays together with its
-/// tool calls and their results.
+/// The latest messages that fit into the limits, and the number of cells before them that are left out. A reply stays
+/// together with its tool calls and their results.
 pub(super) fn messages(cells: &[ThreadCell], language: &str) -> (Vec<Message>, usize) {
     let units = units(cells, language);
     let mut bytes = 0;

@@ -1,9 +1,9 @@
-//! Merges the events of finished text. A progress bar makes thousands of edits of one line, of which only the last matters once the
-//! cell has ended; many prints make as many appends.
+//! Merges the events of finished text. A progress bar makes thousands of edits of one line, of which only the last matters
+//! once the cell has ended; many prints make as many appends.
 //!
-//! Neighbouring edits of one stream become one event. It has the number of the last edit, and `first_seq` names the first number that
-//! it stands for, so numbers have no gaps for subscribers. Its `keep` is the length of the text that all merged edits left alone, so
-//! the event is correct for a subscriber that has seen any part of them.
+//! Neighbouring edits of one stream become one event. It has the number of the last edit, and `first_seq` names the first
+//! number that it stands for, so numbers have no gaps for subscribers. Its `keep` is the length of the text that all merged
+//! edits left alone, so the event is correct for a subscriber that has seen any part of them.
 
 use serde_json::{Map, Value, json};
 

@@ -131,8 +131,8 @@ impl EventSubscription {
     }
 }
 
-/// A merged event as a subscriber at `cursor` must see it. If the subscriber has seen some of the merged events, part of the text
-/// repeats, so the event is an update and not an append.
+/// A merged event as a subscriber at `cursor` must see it. If the subscriber has seen some of the merged events, part of the
+/// text repeats, so the event is an update and not an append.
 fn seen_from(cursor: Seq, event: EventRow) -> EventRow {
     if event.first <= cursor { EventRow { kind: EventKind::OutputUpdate, ..event } } else { event }
 }

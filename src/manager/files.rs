@@ -1,5 +1,5 @@
-//! The workspace of a session. Files are transferred by the agent, which alone resolves paths inside the sandbox: this process never
-//! opens a file that a sandbox can write.
+//! The workspace of a session. Files are transferred by the agent, which alone resolves paths inside the sandbox: this
+//! process never opens a file that a sandbox can write.
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, Stream, StreamExt};
@@ -128,8 +128,8 @@ impl SessionService {
         }
     }
 
-    /// The size of a file, and a stream of its bytes that holds one chunk in memory at a time. The stream fails if the file is
-    /// replaced or truncated while it is read.
+    /// The size of a file, and a stream of its bytes that holds one chunk in memory at a time. The stream fails if the file
+    /// is replaced or truncated while it is read.
     pub async fn read_file(
         &self,
         id: &SessionId,
@@ -145,8 +145,8 @@ impl SessionService {
         Ok((size, stream::try_unfold(read, FileRead::next)))
     }
 
-    /// Writes a file and creates its folders. The file appears as a whole with its last chunk. Until then, and after an error, an
-    /// existing file stays unchanged; the workspace needs room for both.
+    /// Writes a file and creates its folders. The file appears as a whole with its last chunk. Until then, and after an
+    /// error, an existing file stays unchanged; the workspace needs room for both.
     pub async fn write_file<E>(
         &self,
         id: &SessionId,

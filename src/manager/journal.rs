@@ -141,8 +141,8 @@ impl StoreJournal {
     }
 }
 
-/// Turns artifact references that came from a kernel or a file into text, which shows as a broken image. Only the journal may write
-/// references: otherwise an output could include the bytes of any artifact of any session, any number of times.
+/// Turns artifact references that came from a kernel or a file into text, which shows as a broken image. Only the journal
+/// may write references: otherwise an output could include the bytes of any artifact of any session, any number of times.
 fn escape_artifact_references(output: &mut Value) {
     let Some(Value::Object(data)) = output.get_mut("data") else { return };
     for (_, value) in data.iter_mut().filter(|(mime, value)| mime::is_binary(mime) && value.get("artifact").is_some()) {

@@ -142,8 +142,8 @@ impl Manager {
         Self { paths }
     }
 
-    /// Creates a session and waits until its kernel is ready. Meanwhile, sandboxes that killed runs left behind are removed. After an
-    /// error, nothing is left behind.
+    /// Creates a session and waits until its kernel is ready. Meanwhile, sandboxes that killed runs left behind are removed.
+    /// After an error, nothing is left behind.
     pub async fn create(&self, spec: SessionSpec) -> Result<Session, ManagerError> {
         spec.limits.validate().map_err(ManagerError::Limits)?;
         let (sandbox, record) = self.create_sandbox(&spec, &SessionId::random(), Some(ORPHAN_LIFETIME)).await?;
@@ -176,7 +176,8 @@ impl Manager {
         }
     }
 
-    /// Creates a sandbox. With `orphan_lifetime`, the sandbox ends itself that long after the end of this process; without, it lives on.
+    /// Creates a sandbox. With `orphan_lifetime`, the sandbox ends itself that long after the end of this process; without,
+    /// it lives on.
     async fn create_sandbox(
         &self,
         spec: &SessionSpec,

@@ -1,7 +1,7 @@
 //! The notebook of a session as a file: import, execution, export.
 //!
-//! Cells and outputs are those of the session. The rest of an imported file (metadata of the notebook, attachments, unknown fields)
-//! is stored beside them unchanged, and is part of the exported file.
+//! Cells and outputs are those of the session. The rest of an imported file (metadata of the notebook, attachments, unknown
+//! fields) is stored beside them unchanged, and is part of the exported file.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
@@ -51,8 +51,8 @@ pub struct NotebookRun {
 }
 
 impl SessionService {
-    /// Replaces the notebook of the session by that of a file, including outputs. Executes nothing. Fails while a cell is queued or
-    /// running.
+    /// Replaces the notebook of the session by that of a file, including outputs. Executes nothing. Fails while a cell is
+    /// queued or running.
     pub async fn import_notebook(&self, id: &SessionId, access: &Access, notebook: &Notebook) -> Result<(), ServiceError> {
         let handle = self.handle_for_write(id, access)?;
         let cells = notebook.cells().map(|cell| as_new_cell(&cell)).collect();
@@ -61,8 +61,8 @@ impl SessionService {
         Ok(handle.replace_cells(cells, file).await?)
     }
 
-    /// Queues the code cells of the notebook in order, or none of them. A cell that fails cancels the cells after it. Returns the ids
-    /// of the queued cells.
+    /// Queues the code cells of the notebook in order, or none of them. A cell that fails cancels the cells after it.
+    /// Returns the ids of the queued cells.
     pub async fn run_notebook(
         &self,
         id: &SessionId,
@@ -99,8 +99,8 @@ impl SessionService {
         Ok(ids)
     }
 
-    /// Starts a notebook as a job, in a session of its own that ends with it. Returns once all cells are queued and committed. After
-    /// an error, nothing is left behind.
+    /// Starts a notebook as a job, in a session of its own that ends with it. Returns once all cells are queued and
+    /// committed. After an error, nothing is left behind.
     pub async fn start_job(
         &self,
         principal: &PrincipalId,

@@ -1,4 +1,5 @@
-//! The warm pool: sessions whose kernels are ready before anybody asks for them. Claiming one changes a row, and starts nothing.
+//! The warm pool: sessions whose kernels are ready before anybody asks for them. Claiming one changes a row, and starts
+//! nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -12,8 +13,8 @@ use super::session_config::NewSession;
 use crate::ids::SessionId;
 use crate::session::SessionState;
 
-/// The owner of pooled sessions. No token has this name. A starting server removes pooled sessions of an earlier one and creates
-/// new ones.
+/// The owner of pooled sessions. No token has this name. A starting server removes pooled sessions of an earlier one and
+/// creates new ones.
 pub(super) const POOL_OWNER: &str = "";
 /// The time between two attempts to start a kernel that failed to start.
 const RETRY_DELAY: Duration = Duration::from_secs(10);
@@ -35,8 +36,8 @@ impl Pool {
         work(&mut self.ready.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes a session whose kernel is idle. The second value holds dead sessions that were found before it; the caller removes
-    /// them.
+    /// Takes a session whose kernel is idle. The second value holds dead sessions that were found before it; the caller
+    /// removes them.
     pub fn take(&self, kernel: &str) -> (Option<Pooled>, Vec<Pooled>) {
         let mut dead = Vec::new();
         let taken = self.with_ready(|ready| {

@@ -1,5 +1,5 @@
-//! The limit of the data. Above it, new work is refused for the principals that use more than their share: one principal cannot
-//! use up what belongs to the others.
+//! The limit of the data. Above it, new work is refused for the principals that use more than their share: one principal
+//! cannot use up what belongs to the others.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -25,8 +25,8 @@ pub(super) enum QuotaState {
 }
 
 impl QuotaState {
-    /// The state when the data is above its limit. Nobody may write above twice the limit, for then the disk of the machine is
-    /// at risk.
+    /// The state when the data is above its limit. Nobody may write above twice the limit, for then the disk of the machine
+    /// is at risk.
     pub fn over_limit(limit: u64, bytes: u64, by_principal: HashMap<PrincipalId, u64>) -> Self {
         let share = fair_share(limit, &by_principal);
         if bytes > limit.saturating_mul(2) {
@@ -34,7 +34,8 @@ impl QuotaState {
         }
         let over_share: HashSet<PrincipalId> =
             by_principal.into_iter().filter(|(_, bytes)| *bytes > share).map(|(principal, _)| principal).collect();
-        // The journal is larger than the data in it, so it can exceed the limit although every principal is within the share.
+        // The journal is larger than the data in it, so it can exceed the limit although every principal is within the
+        // share.
         if over_share.is_empty() { Self::Exhausted } else { Self::ExceededBy(over_share) }
     }
 

@@ -1,4 +1,5 @@
-//! Reads sessions from the store: rows, cells, events, artifacts. It needs no session driver, so ended sessions are read the same way.
+//! Reads sessions from the store: rows, cells, events, artifacts. It needs no session driver, so ended sessions are read the
+//! same way.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Ends sessions whose lifetime is over, removes the sandboxes of ended sessions, deletes sessions that ended long ago, and retries
-//! removals that failed.
+//! Ends sessions whose lifetime is over, removes the sandboxes of ended sessions, deletes sessions that ended long ago, and
+//! retries removals that failed.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,13 +19,14 @@ use crate::store::{SessionRow, now_ms, seconds_in_ms};
 const ROUND_INTERVAL: Duration = Duration::from_secs(1);
 /// The number of sessions that are worked on at once.
 const CONCURRENCY: usize = 32;
-/// Work that takes longer than this stops counting for [`CONCURRENCY`]: sandboxes whose engine hangs must not delay the others.
+/// Work that takes longer than this stops counting for [`CONCURRENCY`]: sandboxes whose engine hangs must not delay the
+/// others.
 const SLOW_WORK: Duration = Duration::from_secs(1);
 /// Why the session of a notebook job ends.
 const JOB_FINISHED: &str = "its notebook has been run";
 
-/// Work on sessions in rounds. A session has at most one piece of work at a time, however long that takes: later rounds leave the
-/// session out meanwhile, and other sessions are not delayed.
+/// Work on sessions in rounds. A session has at most one piece of work at a time, however long that takes: later rounds
+/// leave the session out meanwhile, and other sessions are not delayed.
 #[derive(Default)]
 struct Rounds<'a> {
     busy: HashSet<SessionId>,
@@ -118,8 +119,8 @@ impl Reaper {
         if self.end_reason(row, &entry, &state, now).await.is_none() {
             return;
         }
-        // The row was read before the state: meanwhile a cell may have ended, or the owner may have extended the lifetime. A row
-        // that is read after the state shows that.
+        // The row was read before the state: meanwhile a cell may have ended, or the owner may have extended the lifetime. A
+        // row that is read after the state shows that.
         let Ok(Some(row)) = self.service.0.store.session(&row.id).await else { return };
         if let Some(why) = self.end_reason(&row, &entry, &state, now).await {
             tracing::info!(session = %row.id, why, "ending a session");

@@ -1,5 +1,5 @@
-//! Recovery after a restart. Sessions whose sandboxes live continue, the others end in the journal, and sandboxes without a session
-//! are removed.
+//! Recovery after a restart. Sessions whose sandboxes live continue, the others end in the journal, and sandboxes without a
+//! session are removed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,8 +23,8 @@ const ENGINE_DEADLINE: Duration = Duration::from_secs(30);
 const ENGINE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl SessionService {
-    /// Continues or ends the sessions that an earlier server has left, and removes sandboxes without a session. Returns when the
-    /// state of every session is true, or on its way to be.
+    /// Continues or ends the sessions that an earlier server has left, and removes sandboxes without a session. Returns when
+    /// the state of every session is true, or on its way to be.
     pub async fn recover(&self) -> Result<(), ServiceError> {
         let rows = self.0.store.sessions(&Access::All).await?;
         let mut sandboxes = self.list_all_sandboxes(&rows).await;
@@ -66,8 +66,9 @@ impl SessionService {
         all
     }
 
-    /// The sandboxes of one kind. If sessions are known to be in such sandboxes, an engine that does not answer is retried for
-    /// [`ENGINE_DEADLINE`]: after a boot it may come up later than this server, and a session whose sandbox is not found ends.
+    /// The sandboxes of one kind. If sessions are known to be in such sandboxes, an engine that does not answer is retried
+    /// for [`ENGINE_DEADLINE`]: after a boot it may come up later than this server, and a session whose sandbox is not found
+    /// ends.
     async fn list_sandboxes_with_retry(&self, kind: SandboxKind, has_sessions: bool) -> Vec<(SessionId, SandboxInstance)> {
         let deadline = Instant::now() + if has_sessions { ENGINE_DEADLINE } else { Duration::ZERO };
         loop {

@@ -1,5 +1,5 @@
-//! The removal of sessions with all their data. The phase `deleting` is committed first; from then on nobody sees the session.
-//! What cannot be removed at once is retried, by this server or by the next one.
+//! The removal of sessions with all their data. The phase `deleting` is committed first; from then on nobody sees the
+//! session. What cannot be removed at once is retried, by this server or by the next one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,8 +43,8 @@ impl RemovalBacklog {
 }
 
 impl SessionService {
-    /// Ends a session and removes all its data. A session whose removal has begun already needs nothing more. After an error,
-    /// the session is unchanged.
+    /// Ends a session and removes all its data. A session whose removal has begun already needs nothing more. After an
+    /// error, the session is unchanged.
     pub async fn delete(&self, id: &SessionId, access: &Access) -> Result<(), ServiceError> {
         self.0.registry.find_visible(id, access)?;
         let Some(entry) = self.0.registry.remove(id) else { return Ok(()) };

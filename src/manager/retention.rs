@@ -1,5 +1,5 @@
-//! Keeps the stored data small: merges the events of finished text, shrinks the journal after deletions, deletes ended sessions when
-//! the data is above its limit, and keeps the state of the quota.
+//! Keeps the stored data small: merges the events of finished text, shrinks the journal after deletions, deletes ended
+//! sessions when the data is above its limit, and keeps the state of the quota.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -109,7 +109,8 @@ impl Retention {
         Ok(())
     }
 
-    /// Ended sessions in the order of their deletion: those of principals above their share first, then by the time of their end.
+    /// Ended sessions in the order of their deletion: those of principals above their share first, then by the time of their
+    /// end.
     async fn ended_sessions(&self, limit: u64, usage: &HashMap<PrincipalId, u64>) -> Result<Vec<SessionRow>, StoreError> {
         let mut ended = self.service.0.store.sessions(&Access::All).await?;
         ended.retain(|row| row.phase == SessionPhase::Gone);

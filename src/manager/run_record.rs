@@ -1,7 +1,8 @@
-//! The record of a run in the metadata of an executed notebook (`metadata.cellkeep`), and its comparison with a later environment.
+//! The record of a run in the metadata of an executed notebook (`metadata.cellkeep`), and its comparison with a later
+//! environment.
 //!
-//! Values that are the same in every run with the same environment are at the top level; values of one run (times, its id) are in
-//! `run`.
+//! Values that are the same in every run with the same environment are at the top level; values of one run (times, its id)
+//! are in `run`.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Sessions that outlive this process: created, claimed from the pool, configured and used, for `cellkeep serve`.
 //!
-//! Everything that a later server needs is in the store before a request is answered. Other files add to the service: `recovery`
-//! (after a restart), `removal`, `notebooks`, `files` and `variables`.
+//! Everything that a later server needs is in the store before a request is answered. Other files add to the service:
+//! `recovery` (after a restart), `removal`, `notebooks`, `files` and `variables`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,5 @@
-//! The variables in a kernel's namespace. Silent code lists them between two cells: it is not counted, defines no name, and runs no code
-//! of the values themselves (such as `__repr__` methods).
+//! The variables in a kernel's namespace. Silent code lists them between two cells: it is not counted, defines no name, and
+//! runs no code of the values themselves (such as `__repr__` methods).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The accept loop. It bounds the number of connections and closes idle ones. axum's own loop does neither, so a client that opens
-//! connections and leaves them open could use up all file descriptors of the process.
+//! The accept loop. It bounds the number of connections and closes idle ones. axum's own loop does neither, so a client that
+//! opens connections and leaves them open could use up all file descriptors of the process.
 
 use std::collections::VecDeque;
 use std::io;
@@ -88,7 +88,8 @@ async fn serve_with(stall_budget: Duration, listener: TcpListener, router: Route
 struct Connections(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
 
 impl Connections {
-    /// A permit for a new connection. If there is none, the oldest idle connection is closed. `None` if all connections are busy.
+    /// A permit for a new connection. If there is none, the oldest idle connection is closed. `None` if all connections are
+    /// busy.
     async fn acquire_permit(&mut self, permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
         if self.0.len() > 2 * MAX_CONNECTIONS {
             self.0.retain(|(task, _)| !task.is_finished());
@@ -134,8 +135,8 @@ async fn serve_connection(
         return;
     }
     let mut protocol = http1::Builder::new();
-    // A client may close its sending half and still wait for the response. A client that is gone is noticed by writes, and streams write
-    // every few seconds.
+    // A client may close its sending half and still wait for the response. A client that is gone is noticed by writes, and
+    // streams write every few seconds.
     protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(READ_BUFFER).half_close(true);
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -223,8 +224,8 @@ mod tests {
         }))
     }
 
-    /// A client that reads nothing is disconnected when its stall budget is used up. A client that reads steadily, and makes the server
-    /// wait for longer than that in total, is not.
+    /// A client that reads nothing is disconnected when its stall budget is used up. A client that reads steadily, and makes
+    /// the server wait for longer than that in total, is not.
     #[tokio::test]
     async fn slow_readers_are_disconnected_and_steady_ones_are_not() {
         const BUDGET: Duration = Duration::from_secs(3);

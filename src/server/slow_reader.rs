@@ -1,5 +1,5 @@
-//! Disconnects slow readers. Each connection has a stall budget of 10 minutes; every 64 KB read restores one second of it. Without it, a
-//! client that reads a byte now and then would occupy memory, a spool file and a connection for days.
+//! Disconnects slow readers. Each connection has a stall budget of 10 minutes; every 64 KB read restores one second of it.
+//! Without it, a client that reads a byte now and then would occupy memory, a spool file and a connection for days.
 
 use std::io;
 use std::pin::Pin;

@@ -140,7 +140,8 @@ fn all_of(connection: &Connection, session: &SessionId) -> rusqlite::Result<Vec<
     connection.prepare_cached(&select)?.query_map([session.as_str()], read)?.collect()
 }
 
-/// The bytes of the events of all outputs, and of their artifacts as base64. SQLite knows the lengths without reading the texts.
+/// The bytes of the events of all outputs, and of their artifacts as base64. SQLite knows the lengths without reading the
+/// texts.
 fn output_bytes(connection: &Connection, session: &SessionId) -> rusqlite::Result<u64> {
     let select = "SELECT (SELECT ifnull(sum(octet_length(e.body)), 0) FROM cells c CROSS JOIN events e INDEXED BY events_by_cell \
                           ON e.session = c.session AND e.cell = c.id AND e.seq >= c.first_seq WHERE c.session = ?1) \
@@ -149,7 +150,8 @@ fn output_bytes(connection: &Connection, session: &SessionId) -> rusqlite::Resul
     Ok(bytes.max(0).cast_unsigned())
 }
 
-/// The same for one cell. This runs once per execution, so the index is used, which makes the cost independent of the other cells.
+/// The same for one cell. This runs once per execution, so the index is used, which makes the cost independent of the other
+/// cells.
 fn output_bytes_of_cell(connection: &Connection, session: &SessionId, cell: &CellRow) -> rusqlite::Result<u64> {
     let select = format!(
         "SELECT (SELECT ifnull(sum(octet_length(body)), 0) FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq >= ?3) \
@@ -219,7 +221,8 @@ impl Store {
         self.read(move |connection| find(connection, &id, &cell)).await
     }
 
-    /// One cell with the events of its latest execution. The events are not read if they and their artifacts exceed `max_bytes`.
+    /// One cell with the events of its latest execution. The events are not read if they and their artifacts exceed
+    /// `max_bytes`.
     pub async fn cell_and_events(
         &self,
         session: &SessionId,

@@ -57,8 +57,8 @@ fn merge(connection: &Connection, cell: &Compactable, merged: &[EventRow], done:
 }
 
 impl Store {
-    /// Finished cells with many events that were not merged yet. Their last event is older than `before` (milliseconds since 1970).
-    /// Returns at most `max_cells`.
+    /// Finished cells with many events that were not merged yet. Their last event is older than `before` (milliseconds since
+    /// 1970). Returns at most `max_cells`.
     pub async fn compactable(&self, before: i64, max_cells: usize) -> Result<Vec<Compactable>, StoreError> {
         self.read(move |connection| {
             let select = "SELECT c.session, c.number, c.id, max(c.first_seq, c.compacted + 1), c.last_seq FROM cells AS c \
@@ -103,8 +103,8 @@ impl Store {
         .await
     }
 
-    /// Returns some free pages of the file to the disk, in a small commit, so that other writers get their turn. Returns whether more
-    /// pages can be released.
+    /// Returns some free pages of the file to the disk, in a small commit, so that other writers get their turn. Returns
+    /// whether more pages can be released.
     pub async fn release_free_pages(&self) -> Result<bool, StoreError> {
         let excess = |connection: &Connection| {
             let free = connection.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0))?;

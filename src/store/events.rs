@@ -129,7 +129,8 @@ fn take_page(rows: impl Iterator<Item = rusqlite::Result<EventRow>>, max_bytes: 
     Ok(events)
 }
 
-/// The events table with the index by cell. Without the hint, SQLite uses the primary key and reads all later events of the session.
+/// The events table with the index by cell. Without the hint, SQLite uses the primary key and reads all later events of the
+/// session.
 pub(super) const BY_CELL: &str = "events INDEXED BY events_by_cell";
 
 pub(super) fn of_cell(
@@ -200,8 +201,8 @@ impl Store {
         .await
     }
 
-    /// The events of a cell from a number on: the first and the last ones, each list ending as a page of `max_bytes` does. If the
-    /// two lists meet, the first one has all events, and the second one is empty.
+    /// The events of a cell from a number on: the first and the last ones, each list ending as a page of `max_bytes` does.
+    /// If the two lists meet, the first one has all events, and the second one is empty.
     pub async fn ends_of_cell(
         &self,
         session: &SessionId,

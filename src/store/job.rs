@@ -13,8 +13,8 @@ type Run = Box<dyn FnOnce(Result<&Connection, &StoreError>, Isolation) -> Done +
 /// How a failing job is undone.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Isolation {
-    /// The job is alone in its transaction, which is rolled back. A savepoint would copy each changed page, and from some twenty pages
-    /// on into a file.
+    /// The job is alone in its transaction, which is rolled back. A savepoint would copy each changed page, and from some
+    /// twenty pages on into a file.
     Transaction,
     /// Other jobs are in the transaction, so the job has a savepoint.
     Savepoint,
@@ -58,8 +58,8 @@ impl Job {
     }
 }
 
-/// Commits jobs in order and in one transaction. If a job makes SQLite roll back the whole transaction, the jobs after it get another
-/// one.
+/// Commits jobs in order and in one transaction. If a job makes SQLite roll back the whole transaction, the jobs after it
+/// get another one.
 pub(super) fn commit(connection: &Connection, begun: rusqlite::Result<()>, mut jobs: Vec<Job>) {
     commit_batch(connection, begun, &mut jobs);
     while !jobs.is_empty() {

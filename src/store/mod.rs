@@ -1,7 +1,7 @@
 //! The database: sessions, their cells and numbered events, artifacts, tokens. One SQLite file.
 //!
-//! One connection writes ([`writer`]). A write is reported after its commit, so reported writes survive a `kill -9`. Readers have
-//! connections of their own and never wait for the writer (write-ahead log).
+//! One connection writes ([`writer`]). A write is reported after its commit, so reported writes survive a `kill -9`. Readers
+//! have connections of their own and never wait for the writer (write-ahead log).
 
 mod cells;
 mod commit;
@@ -78,8 +78,8 @@ impl Store {
         Ok(Self { writer: Arc::new(writer), readers: Arc::new(Readers { path: path.to_owned(), idle: Mutex::default() }) })
     }
 
-    /// Merges the write-ahead log into the file, so that the file alone is complete until the next write. Returns `false` if long reads
-    /// prevent that for the time `within`; the log stays then, and nothing is lost.
+    /// Merges the write-ahead log into the file, so that the file alone is complete until the next write. Returns `false` if
+    /// long reads prevent that for the time `within`; the log stays then, and nothing is lost.
     pub async fn merge_log(&self, within: Duration) -> Result<bool, StoreError> {
         let merging = self.writer.merge_log(within);
         tokio::time::timeout(within * 2, merging).await.unwrap_or(Ok(false))
@@ -121,8 +121,8 @@ impl Readers {
 
 /// Creates the file with a mode that denies access to other users. SQLite creates its log with the same mode.
 ///
-/// The file is closed before SQLite opens it. POSIX locks belong to the process, and closing any descriptor of a file releases them
-/// all. Another program that closes the database would then consider itself the last user, and remove the log.
+/// The file is closed before SQLite opens it. POSIX locks belong to the process, and closing any descriptor of a file
+/// releases them all. Another program that closes the database would then consider itself the last user, and remove the log.
 fn create_private(path: &Path) -> std::io::Result<()> {
     let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     file.set_permissions(fs::Permissions::from_mode(0o600))

@@ -6,7 +6,8 @@ use rusqlite::Connection;
 
 use super::StoreError;
 
-/// The migration at index N brings a file from format N to format N + 1. The statements of a released migration never change.
+/// The migration at index N brings a file from format N to format N + 1. The statements of a released migration never
+/// change.
 const MIGRATIONS: &[&str] = &[
     include_str!("schema_1.sql"),
     include_str!("schema_2.sql"),
@@ -21,8 +22,9 @@ pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<(), StoreE
     // This must precede the first table. It lets free pages be returned to the disk without rewriting the file.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // A commit is in the write-ahead log before its result is reported, and the log reaches the disk at checkpoints. So a killed
-    // server loses nothing. A power loss, which ends the sandboxes as well, can lose the commits since the last checkpoint.
+    // A commit is in the write-ahead log before its result is reported, and the log reaches the disk at checkpoints. So a
+    // killed server loses nothing. A power loss, which ends the sandboxes as well, can lose the commits since the last
+    // checkpoint.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;

@@ -146,7 +146,8 @@ fn insert(connection: &Connection, session: &SessionRow) -> rusqlite::Result<()>
 }
 
 impl Store {
-    /// Inserts a session. This happens before its sandbox is created, so that a later server finds what a killed one left behind.
+    /// Inserts a session. This happens before its sandbox is created, so that a later server finds what a killed one left
+    /// behind.
     pub async fn insert_session(&self, session: SessionRow) -> Result<(), StoreError> {
         self.writer.write(move |connection| insert(connection, &session)).await
     }
@@ -171,8 +172,8 @@ impl Store {
         self.writer.write(move |connection| put_document(connection, &id, SANDBOX, &record)).await
     }
 
-    /// Changes the name, the configuration and the lifetime of a session in one transaction. Returns `false` if there is no such
-    /// session.
+    /// Changes the name, the configuration and the lifetime of a session in one transaction. Returns `false` if there is no
+    /// such session.
     pub async fn change_session(
         &self,
         session: &SessionId,

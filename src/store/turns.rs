@@ -24,8 +24,8 @@ impl Store {
             .await
     }
 
-    /// Replaces the metadata of a cell in an ended session, whose driver accepts no edits. There is no event for the change, and nobody
-    /// subscribes to an ended session.
+    /// Replaces the metadata of a cell in an ended session, whose driver accepts no edits. There is no event for the change,
+    /// and nobody subscribes to an ended session.
     pub async fn put_metadata(&self, session: &SessionId, cell: &str, metadata: String) -> Result<(), StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.writer

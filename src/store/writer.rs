@@ -1,8 +1,9 @@
 //! One writer with group commit.
 //!
 //! Jobs that wait for the connection are committed together, so a hundred sessions share one commit. A caller that finds the
-//! connection free commits inline: waking a thread, and being woken by it, costs more than the commit of a cell. Large jobs, contended
-//! writes, and jobs that must wait for another process or for the disk go to the journal thread. Another thread makes checkpoints.
+//! connection free commits inline: waking a thread, and being woken by it, costs more than the commit of a cell. Large jobs,
+//! contended writes, and jobs that must wait for another process or for the disk go to the journal thread. Another thread
+//! makes checkpoints.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -42,8 +43,8 @@ pub(super) struct Writer {
 struct Shared {
     waiting: Mutex<VecDeque<Job>>,
     connection: Mutex<Connection>,
-    /// The threads that want the connection alone. Without it, inline commits would take the connection again and again before a
-    /// thread wakes up.
+    /// The threads that want the connection alone. Without it, inline commits would take the connection again and again
+    /// before a thread wakes up.
     wanting: Arc<UseCounter>,
     /// The approximate number of bytes that were logged since the last checkpoint.
     logged: AtomicUsize,
@@ -106,7 +107,8 @@ impl Writer {
         self.write_sized(UNKNOWN_SIZE, work).await
     }
 
-    /// Merges the log and truncates it. Returns `false` if a reader of an older snapshot prevents that for the time `within`.
+    /// Merges the log and truncates it. Returns `false` if a reader of an older snapshot prevents that for the time
+    /// `within`.
     pub async fn merge_log(&self, within: Duration) -> Result<bool, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.log_tasks.send(LogTask::Merge(within, reply)).map_err(|_| StoreError::Closed)?;
@@ -235,8 +237,8 @@ impl Shared {
         }
     }
 
-    /// Copies the log into the file while others continue to write. SQLite restarts the log only when all of it is in the file. If the
-    /// log has become long because that never happened, writers wait while the remaining pages are copied.
+    /// Copies the log into the file while others continue to write. SQLite restarts the log only when all of it is in the
+    /// file. If the log has become long because that never happened, writers wait while the remaining pages are copied.
     fn checkpoint(&self, connection: &Connection) -> rusqlite::Result<()> {
         let merge = || connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| Ok((row.get(1)?, row.get(2)?)));
         let (mut pages, mut merged): (i64, i64) = merge()?;

@@ -1,5 +1,5 @@
-//! The export of traces: OTLP over HTTP with protobuf, configured by the environment variables of OpenTelemetry. Spans wait in a bounded
-//! queue. Spans that do not fit are dropped and counted, and nothing waits for the collector.
+//! The export of traces: OTLP over HTTP with protobuf, configured by the environment variables of OpenTelemetry. Spans wait
+//! in a bounded queue. Spans that do not fit are dropped and counted, and nothing waits for the collector.
 
 use std::env;
 use std::sync::Arc;

@@ -36,8 +36,8 @@ pub const QUEUED: &str = "cellkeep_queued_cells";
 /// Trace spans by result: `sent`, `failed` (by the collector), or `dropped` (the queue was full).
 pub const SPANS: &str = "cellkeep_trace_spans_total";
 
-/// Installs the metrics recorder once per process, and returns the handle that renders the metrics. `None` if another recorder is
-/// installed.
+/// Installs the metrics recorder once per process, and returns the handle that renders the metrics. `None` if another
+/// recorder is installed.
 pub fn install() -> Option<&'static PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     let install = || {

@@ -1,8 +1,8 @@
-//! OpenTelemetry traces: one span per request, and one per execution with children for queueing and running. Spans have ids, times
-//! and results. They never have code, output, variables or tokens: there is no attribute for them.
+//! OpenTelemetry traces: one span per request, and one per execution with children for queueing and running. Spans have ids,
+//! times and results. They never have code, output, variables or tokens: there is no attribute for them.
 //!
-//! Spans are created by hand and not from log spans (`tracing-opentelemetry`). An execution begins in a request and ends long after it,
-//! possibly in another process, and its span is recorded when its end is committed.
+//! Spans are created by hand and not from log spans (`tracing-opentelemetry`). An execution begins in a request and ends
+//! long after it, possibly in another process, and its span is recorded when its end is committed.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -26,8 +26,8 @@ const TRACEPARENT: &str = "traceparent";
 
 static TRACES: OnceLock<(SdkTracerProvider, SdkTracer)> = OnceLock::new();
 
-/// Enables traces if the environment configures a collector. Must be called once, within the runtime. An error means that the
-/// configuration is not usable, and that traces stay disabled.
+/// Enables traces if the environment configures a collector. Must be called once, within the runtime. An error means that
+/// the configuration is not usable, and that traces stay disabled.
 pub fn install() -> Result<(), String> {
     if let Some(provider) = collector::from_environment()? {
         let tracer = provider.tracer("cellkeep");
@@ -55,8 +55,8 @@ pub async fn shut_down() {
 pub struct RequestSpan(Context);
 
 impl RequestSpan {
-    /// Starts a span below the one in the `traceparent` header. `route` is the pattern of the path, because paths contain names of
-    /// files. `None` if traces are disabled.
+    /// Starts a span below the one in the `traceparent` header. `route` is the pattern of the path, because paths contain
+    /// names of files. `None` if traces are disabled.
     pub fn start(
         headers: &HeaderMap,
         method: &Method,
@@ -84,7 +84,8 @@ impl RequestSpan {
         work.with_context(self.0.clone()).await
     }
 
-    /// Ends the span with the status of the response. A span that is dropped without a status belongs to a client that disconnected.
+    /// Ends the span with the status of the response. A span that is dropped without a status belongs to a client that
+    /// disconnected.
     pub fn end(self, status: StatusCode) {
         let span = self.0.span();
         span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));

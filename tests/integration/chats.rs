@@ -1,4 +1,4 @@
-//! A person talks to a model: the conversation is the session's cells, whatever the endpoint, the server or the person do in between.
+//! Conversations with a model in the cells of a session, with failing endpoints, killed servers and interfering people.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ async fn serve(name: &str, model: &Model) -> Server {
     Server::start(name, TestSandbox::process(), &["--model-url", &model.url(), "--model", "tiny"]).await
 }
 
-/// Says something and waits for the whole answer; gives the person's cell as it is then.
+/// Sends a message and waits for the whole answer. Returns the cell of the message.
 async fn say(held: &Held, text: &str) -> Value {
     let said = held.client.post(&held.path("/chat?wait=120"), json!({"text": text})).await.is(202);
     assert_eq!(said["state"], "idle", "{said}");
@@ -39,9 +39,9 @@ async fn session(client: &Client) -> Held {
     client.create(json!({"kernel": "python"})).await
 }
 
-/// It runs code, sees what came of it with the plot as a picture, and the whole thread is one notebook.
+/// The model runs code and sees its output and its plot as an image, and the whole conversation is one notebook.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_model_answers_and_runs_cells() {
+async fn model_answers_and_runs_cells() {
     let model = Model::start([Say::Run("I draw it.", PLOT), Say::Text("It rises **steadily**.")]).await;
     let server = serve("chat", &model).await;
     let client = server.client();
@@ -73,7 +73,7 @@ async fn a_model_answers_and_runs_cells() {
     );
     let picture = second[5]["content"][1]["image_url"]["url"].as_str().unwrap();
     assert!(picture.starts_with("data:image/png;base64,iVBOR"), "{}", &picture[..40]);
-    // It goes on where it was, and a notebook holds all of it.
+    // The conversation continues, and an exported notebook has all of it.
     model.then([Say::Whole("You are welcome.")]);
     held.run("for n in range(300_000): print('line', n)").await;
     say(&held, "Thanks").await;
@@ -82,7 +82,7 @@ async fn a_model_answers_and_runs_cells() {
         third.contains("line 0\\n") && third.contains("line 299999") && third.contains("left out"),
         "both ends of a flood"
     );
-    // Its end came by many events, and is told by more than the last of them.
+    // The output came with many events, and the model sees more than the last of them.
     assert!(third.contains("line 299850\\nline 299851\\n"), "the end of a flood is whole");
     assert!(third.len() < 400_000, "{} bytes", third.len());
     let notebook = client.get(&held.path("/notebook?to=markdown")).await;
@@ -94,9 +94,9 @@ async fn a_model_answers_and_runs_cells() {
     server.end().await;
 }
 
-/// Each failure is told where the answer would be, and the next answer is not kept from coming.
+/// Each failure is reported in place of the answer, and the next message can be answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failures_of_an_endpoint_are_told() {
+async fn endpoint_failures_are_reported() {
     let model = Model::start([]).await;
     let mut server = serve("chat-fails", &model).await;
     server.env.push(("CELLKEEP_MODEL_KEY", "sk-hidden".to_owned()));
@@ -124,17 +124,17 @@ async fn failures_of_an_endpoint_are_told() {
     }
     let cut = cells(&held).await.into_iter().find(|cell| cell.1 == "assistant").unwrap();
     is(&cut, "markdown", "assistant", "failed", "Half a");
-    // A tool that does not exist, and arguments that are none: it is told so, and goes on.
+    // An unknown tool and invalid arguments are reported to the model, which continues.
     model.then([Say::Call("rm_rf", "{}"), Say::Call("run_code", "print(1)"), Say::Text("I see.")]);
     assert_eq!(say(&held, "Again").await["metadata"]["cellkeep"]["state"], "done");
     let asked = model.asked();
     let last = |back: usize| asked[asked.len() - back]["messages"].as_array().unwrap().last().unwrap().to_string();
     assert!(last(2).contains("rm_rf") && last(1).contains("not JSON"), "{} {}", last(2), last(1));
-    // One that never comes to an end.
+    // A turn that never ends by itself.
     model.then((0..20).map(|_| Say::Call("nothing", "{}")));
     let asked = say(&held, "For ever").await;
     assert_eq!(asked["metadata"]["cellkeep"]["error"]["code"], "too_many_steps");
-    // Pictures that are refused are left out of this answer; a model without eyes is shown none ever after.
+    // If images are refused, this turn omits them. A model without image support never gets images again.
     held.run(PLOT).await;
     let shown = |asked: usize| -> Vec<bool> {
         model.asked()[asked..].iter().map(|request| request.to_string().contains("image_url")).collect()
@@ -159,9 +159,9 @@ async fn failures_of_an_endpoint_are_told() {
     server.end().await;
 }
 
-/// An answer is stopped with the cell that it runs, and by nobody's leave but the session's own.
+/// A turn is stopped together with the cell that it runs, and only by principals that can use the session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_is_stopped_with_its_cell() {
+async fn stopping_a_turn_stops_its_cell() {
     let forever = "import time\nprint('on')\ntime.sleep(600)";
     let model = Model::start([Say::Run("I wait.", forever), Say::Hold("Let me think. ")]).await;
     let server = serve("chat-stopped", &model).await;
@@ -180,7 +180,7 @@ async fn an_answer_is_stopped_with_its_cell() {
     is(&all[0], "markdown", "user", "stopped", "Wait");
     is(&all[2], "code", "assistant", "interrupted", forever);
     assert_eq!(model.asked().len(), 1, "it is not asked again");
-    // In the middle of its text, which is there while it comes.
+    // Stopped in the middle of its text, which is visible while it arrives.
     client.post(&held.path("/chat"), json!({"text": "Think"})).await.is(202);
     client.until(&held.path("/cells"), |reply| String::from_utf8_lossy(&reply.body).contains("Let me think.")).await;
     let streaming = cells(&held).await;
@@ -188,17 +188,17 @@ async fn an_answer_is_stopped_with_its_cell() {
     stop().await;
     is(&cells(&held).await[4], "markdown", "assistant", "stopped", "Let me think. ");
     held.ok("print('still here')").await;
-    // A session that is deleted ends its answer.
+    // Deleting the session ends the turn.
     model.then([Say::Hold("Once more. ")]);
     client.post(&held.path("/chat"), json!({"text": "Go"})).await.is(202);
     client.delete(&held.path("")).await.is(204);
     server.end().await;
 }
 
-/// A session whose model thinks for long is not idle, and one that ends in mid-answer is not answered for ever: neither the message
-/// nor the text says so, in this server's life or in the next.
+/// A session with a slow model is not idle. If the session ends during a turn, neither the message nor the reply stays
+/// unfinished, in this server or in the next.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_ends_ends_its_answer() {
+async fn end_of_session_ends_its_turn() {
     let model = Model::start([Say::Hold("This much ")]).await;
     let mut server = serve("chat-gone", &model).await;
     let client = server.client();
@@ -210,7 +210,7 @@ async fn a_session_that_ends_ends_its_answer() {
     assert_ne!(client.get(&answered.path("")).await.is(200)["state"], "gone", "it is answered");
     model.go_on();
     client.until(&answered.path("/chat"), |reply| reply.json()["state"] == "idle").await;
-    // Its time is up in mid-answer.
+    // The lifetime of the session ends during the turn.
     model.then([Say::Hold("Once more ")]);
     let ended = client.create(json!({"kernel": "bash", "ttl_seconds": 10})).await;
     client.post(&ended.path("/chat"), json!({"text": "Go"})).await.is(202);
@@ -229,9 +229,9 @@ async fn a_session_that_ends_ends_its_answer() {
     server.end().await;
 }
 
-/// As many answers as one may have are on their way; a session that is deleted makes room for another.
+/// The limit of turns is reached. Deleting a session frees a turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deleted_session_frees_its_place() {
+async fn deleted_session_frees_its_turn() {
     const MOST: usize = 16;
     let model = Model::start(std::iter::repeat_n(Say::Hold("On "), MOST + 1)).await;
     let server = serve("chat-places", &model).await;
@@ -253,9 +253,9 @@ async fn a_deleted_session_frees_its_place() {
     server.end().await;
 }
 
-/// The server is killed in mid-answer and in mid-run: what was there is kept and marked, and nothing is asked or run again.
+/// The server is killed during a reply and during an execution: existing text is kept and marked, and nothing is repeated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_server_leaves_what_there_was() {
+async fn killed_server_keeps_partial_answers() {
     let count = "open('count', 'a').write('x')\nimport os, time\nwhile not os.path.exists('go'): time.sleep(0.05)\nprint(open('count').read())";
     let model = Model::start([Say::Hold("This much "), Say::Run("I count.", count)]).await;
     let mut server = serve("chat-killed", &model).await;
@@ -269,7 +269,7 @@ async fn a_killed_server_leaves_what_there_was() {
     let all = cells(&held).await;
     is(&all[0], "markdown", "user", "interrupted", "Tell");
     is(&all[1], "markdown", "assistant", "interrupted", "This much ");
-    // In mid-run: the cell goes on, once, and the model is not asked what to do next.
+    // During an execution: the cell continues, once, and the model is not asked for a next step.
     client.post(&held.path("/chat"), json!({"text": "Count"})).await.is(202);
     client.until(&held.path("/files/count"), |reply| reply.status == 200).await;
     server.kill().await;
@@ -287,10 +287,10 @@ async fn a_killed_server_leaves_what_there_was() {
     server.end().await;
 }
 
-/// Without a model there is none, and settings that make no sense end the server before it serves.
+/// Without a model, requests fail clearly. Invalid settings stop the server before it serves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_without_a_model_says_so() {
-    let server = Server::start("chat-none", TestSandbox::process(), &[]).await;
+async fn server_without_model_refuses_messages() {
+    let server = Server::start("chat-none", Place::process(), &[]).await;
     let client = server.client();
     let problem = client.get("/v1/model").await.problem(404, "no_model");
     assert!(problem["detail"].as_str().unwrap().contains("--model-url"));

@@ -1,5 +1,5 @@
-//! The server is killed over running cells, again and again: no byte is lost, none comes twice, no cell runs twice, and
-//! nothing stays behind.
+//! The server is killed while cells run, again and again: no byte is lost or duplicated, no cell runs twice, and nothing
+//! stays behind.
 
 use std::collections::HashMap;
 use std::process::Stdio;
@@ -17,14 +17,14 @@ use crate::server::{Client, Held, PACE, Server, base64_bytes, printed, text_of};
 use crate::support::{PATIENCE, TestSandbox};
 
 in_every_sandbox!(
-    no_byte_is_lost_and_no_cell_runs_twice,
-    a_sandbox_that_dies_while_the_server_is_away,
-    a_graceful_stop_leaves_sessions_running,
+    killed_server_loses_and_repeats_nothing,
+    sandbox_that_died_during_downtime_ends_session,
+    graceful_stop_leaves_sessions_running,
     killed_while_sessions_are_made_and_deleted,
-    a_question_and_its_answer_outlive_the_server,
+    input_request_outlives_the_server,
 );
 
-/// What the cells import. It lives in the workspace, so that it outlives the kernel's restarts; its counter does not.
+/// The module that cells import. It is in the workspace, so it outlives restarts of the kernel; its counter does not.
 const MODULE: &str = r"
 import hashlib, time
 from IPython.display import display
@@ -63,13 +63,13 @@ fn counted(name: &str, to: usize) -> String {
     (0..to).map(|number| format!("{name} {number}\n")).collect()
 }
 
-/// Whether a text is the beginning of an endless count, in whole lines.
+/// Whether a text is a prefix of the endless count, in whole lines.
 fn is_count(name: &str, text: &str) -> bool {
-    // A line that was cut off in the middle by the kernel's death is still in order.
+    // A line that the death of the kernel cut off is allowed.
     counted(name, text.lines().count()).starts_with(text)
 }
 
-/// Numbers that are the same again for the same seed.
+/// Random numbers that are the same for the same seed.
 struct Dice(u64);
 
 impl Dice {
@@ -81,7 +81,7 @@ impl Dice {
     }
 }
 
-/// All events of a session, as a client sees them that comes back after every cut with the last number it has.
+/// All events of a session, read by a client that reconnects after every disconnect with its last number.
 struct Log {
     events: Mutex<Vec<Value>>,
     length: watch::Sender<usize>,
@@ -108,13 +108,14 @@ impl Log {
         log
     }
 
-    /// One connection, to its end. By turns as a browser resumes and as a script does.
+    /// Reads one connection until it ends. Alternates between `Last-Event-ID`, as browsers use it, and the query, as scripts
+    /// do.
     async fn read(&self, held: &Held, turn: usize) {
         let last = *self.length.borrow();
         let opened = if turn.is_multiple_of(2) {
             held.client.stream(&held.path(&format!("/events?after={last}"))).await
         } else {
-            // The header wins over the address.
+            // The header has precedence over the query.
             held.client.with("last-event-id", &last.to_string()).stream(&held.path("/events?after=0")).await
         };
         let Ok(mut stream) = opened else { return };
@@ -129,7 +130,7 @@ impl Log {
         }
     }
 
-    /// Waits until the events have what is looked for.
+    /// Waits until the events satisfy a condition.
     async fn until<T>(&self, what: &str, find: impl Fn(&[Value]) -> Option<T>) -> T {
         let mut length = self.length.subscribe();
         let looking = async {
@@ -159,7 +160,7 @@ impl Log {
     }
 }
 
-/// The outputs of a cell as a client makes them of the events alone.
+/// The outputs of a cell, folded from the events alone.
 fn folded(events: &[Value], cell: &str) -> Vec<Value> {
     let mut outputs = std::collections::BTreeMap::new();
     for event in events.iter().filter(|event| event["cell"] == cell) {
@@ -183,14 +184,14 @@ fn folded(events: &[Value], cell: &str) -> Vec<Value> {
     outputs.into_values().collect()
 }
 
-/// What a cell must have said.
+/// The expected output of a cell.
 #[derive(Clone, Debug)]
 enum Expected {
     Text(String),
-    /// Stopped somewhere in an endless count.
+    /// Stopped somewhere in the endless count.
     Count,
     Plot,
-    /// Taken out of the queue, or stopped in its count.
+    /// Cancelled in the queue, or stopped in its count.
     Cancelled,
 }
 
@@ -200,7 +201,7 @@ struct Work {
     dice: Dice,
     name: usize,
     expected: HashMap<String, Expected>,
-    /// Cells that can be run again, with the number of their runs.
+    /// Cells that can be executed again, with the number of their executions.
     again: Vec<String>,
     runs: HashMap<String, usize>,
 }
@@ -214,7 +215,7 @@ impl Work {
         Self { held, log, dice, name: 0, expected, again, runs }
     }
 
-    /// Adds a cell that runs, exactly once, whatever happens to the server meanwhile.
+    /// Adds a cell that runs exactly once, whatever happens to the server meanwhile.
     async fn add(&mut self, body: &str, expected: Expected) -> String {
         self.name += 1;
         let name = format!("w{}", self.name);
@@ -257,12 +258,12 @@ impl Work {
             .await;
     }
 
-    /// What the cell shows is what it has said, each byte once.
+    /// Checks that the cell shows its output, each byte once.
     async fn check(&self, name: &str) {
         let cell = self.held.cell(name).await;
         let status = cell["status"].as_str().unwrap();
         let text = printed(&cell);
-        // An interrupt that meets IPython while it shows the one before makes it say so on stderr.
+        // If an interrupt arrives while IPython shows the previous one, IPython prints a message on stderr.
         let counted = text_of(&cell, "stdout");
         match &self.expected[name] {
             Expected::Text(expected) => {
@@ -327,7 +328,7 @@ impl Work {
             match tried {
                 Ok(reply) if reply.status == 202 => break,
                 Ok(reply) => {
-                    // One that got no answer may have been taken all the same.
+                    // A request without a response may have had its effect.
                     reply.problem(409, "no_input_wanted");
                     assert!(tries > 1, "it asks, and wants no answer: {}", self.log.tail());
                     break;
@@ -341,7 +342,7 @@ impl Work {
     async fn interrupts(&mut self) {
         let name = self.add("count(NAME, 10 ** 9, 0.002)", Expected::Count).await;
         self.printing(&name).await;
-        // Twice does no harm: nothing else runs.
+        // Repeating this is harmless, because no other cell runs.
         self.post("/interrupt", json!({})).await.is(202);
         self.ended(&name).await;
     }
@@ -372,7 +373,7 @@ impl Work {
                 reply.is(200);
                 break;
             }
-            // It may have been taken all the same: then the cell has gone on.
+            // The answer may have been accepted. Then the cell has continued.
             if self.held.cell(&name).await["last_seq"].as_u64().unwrap() > before {
                 break;
             }
@@ -397,7 +398,7 @@ impl Work {
         self.ended(&last).await;
     }
 
-    /// Proves all that can be proved once the server stays.
+    /// Checks everything once the server stays up.
     async fn prove(&self) {
         assert_eq!(*self.log.broken.lock().unwrap(), None);
         let last = self.held.view().await["last_seq"].as_u64().unwrap() as usize;
@@ -424,7 +425,7 @@ impl Work {
         self.prove_runs().await;
     }
 
-    /// The ledger, which the cells themselves keep, has each run once; and so has the kernel's counter.
+    /// Each execution is in the ledger, which the cells write, exactly once. The kernel's counter agrees.
     async fn prove_runs(&self) {
         let ledger = self.held.client.get(&self.held.path("/files/ledger")).await;
         let ledger = String::from_utf8(ledger.body.to_vec()).unwrap();
@@ -446,7 +447,7 @@ impl Work {
     }
 }
 
-async fn no_byte_is_lost_and_no_cell_runs_twice(place: TestSandbox) {
+async fn killed_server_loses_and_repeats_nothing(place: Place) {
     let kills = std::env::var("CELLKEEP_CRASHES").ok().and_then(|count| count.parse().ok()).unwrap_or(40);
     let seed = u64::from_le_bytes(cellkeep::ids::random_bytes());
     eprintln!("seed {seed}");
@@ -458,7 +459,7 @@ async fn no_byte_is_lost_and_no_cell_runs_twice(place: TestSandbox) {
         let mut dice = Dice(seed.rotate_left(16) | 1);
         let mut slowest = Duration::ZERO;
         for _ in 0..kills {
-            // At random: this is no wait for anything.
+            // A random delay; it does not wait for anything.
             tokio::time::sleep(Duration::from_millis(dice.below(900))).await;
             server.kill().await;
             let begun = Instant::now();
@@ -492,14 +493,14 @@ async fn no_byte_is_lost_and_no_cell_runs_twice(place: TestSandbox) {
     server.end().await;
 }
 
-/// The exit code and the words of a server that must not start. One that serves instead is no hang.
+/// The exit code and the message of a server that must not start. A server that starts instead must not hang the test.
 async fn refused(command: std::process::Command) -> (i32, String) {
     let output = tokio::process::Command::from(command).kill_on_drop(true).stdin(Stdio::null()).output();
     let output = tokio::time::timeout(Duration::from_secs(30), output).await.expect("it serves").unwrap();
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Ends a session's sandbox behind the server's back.
+/// Ends the sandbox of a session without the server.
 fn kill_sandbox(server: &Server, id: &str, kind: SandboxKind) {
     match kind {
         SandboxKind::Docker => {
@@ -517,7 +518,7 @@ fn kill_sandbox(server: &Server, id: &str, kind: SandboxKind) {
     }
 }
 
-async fn a_sandbox_that_dies_while_the_server_is_away(place: TestSandbox) {
+async fn sandbox_that_died_during_downtime_ends_session(place: Place) {
     let mut server = Server::start("dies", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     let other = server.client().create(json!({"kernel": "python"})).await;
@@ -548,13 +549,13 @@ async fn a_sandbox_that_dies_while_the_server_is_away(place: TestSandbox) {
     ] {
         held.client.send(method, &held.path(path), body.to_string()).await.problem(409, "session_gone");
     }
-    // Its numbers have no gap, and its neighbour has noticed nothing.
+    // The numbers have no gap, and the other session is not affected.
     let mut events = held.events(0).await;
     for seq in 1..=view["last_seq"].as_u64().unwrap() {
         assert_eq!(events.next().await.unwrap().unwrap()["seq"], seq);
     }
     assert_eq!(other.ok("print(x + 1)").await, "42\n");
-    // It stays as it is over the next start.
+    // The state stays the same over the next start.
     server.kill().await;
     server.start_again().await;
     let again = held.view().await;
@@ -562,16 +563,16 @@ async fn a_sandbox_that_dies_while_the_server_is_away(place: TestSandbox) {
     server.end().await;
 }
 
-async fn a_graceful_stop_leaves_sessions_running(place: TestSandbox) {
+async fn graceful_stop_leaves_sessions_running(place: Place) {
     let mut server = Server::start("stop", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     held.ok("kept = 'kept'").await;
     held.begin("long", "import time\nfor i in range(100): print(i, flush=True); time.sleep(0.02)").await;
     held.cell_until("long", |cell| !printed(cell).is_empty()).await;
-    // An event stream, which never ends by itself, must not hold the server up.
+    // An event stream never ends by itself, and must not delay the stop of the server.
     let _events = held.events(0).await;
     let (code, told) = refused(server.command()).await;
-    assert!(code == 2 && told.contains("another cellkeep serves the data folder"), "{told}");
+    assert!(code == 2 && told.contains("another cellkeep uses the data folder"), "{told}");
     let begun = Instant::now();
     assert!(server.stop().await.success(), "{}", server.told());
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -583,7 +584,7 @@ async fn a_graceful_stop_leaves_sessions_running(place: TestSandbox) {
     server.end().await;
 }
 
-async fn a_question_and_its_answer_outlive_the_server(place: TestSandbox) {
+async fn input_request_outlives_the_server(place: Place) {
     let mut server = Server::start("asks", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     for round in 0..4 {
@@ -599,13 +600,13 @@ async fn a_question_and_its_answer_outlive_the_server(place: TestSandbox) {
             if round % 2 == 0 {
                 server.kill().await;
                 server.start_again().await;
-                // The session is found again before the server serves; its agent, right after.
+                // The session is recovered before the server serves, and its agent right after.
                 held.client.until(&held.path(""), |reply| reply.json()["state"] == "busy").await;
             }
             let input = held.path("/input");
             held.client.post(&input, json!({"value": answer})).await.is(202);
             if round < 2 {
-                // What was taken is taken, also by a server that ends the moment that it has said so.
+                // What was accepted stays accepted, also if the server ends directly after the response.
                 server.kill().await;
                 server.start_again().await;
             }
@@ -629,7 +630,7 @@ async fn killed_while_sessions_are_made_and_deleted(place: TestSandbox) {
         server.kill().await;
         let _ = making.await;
         server.start_again().await;
-        // Each session that is there is whole, whether or not its maker was told of it.
+        // Each existing session is complete, whether or not its creator got a response.
         for id in client.session_ids().await {
             let held = Held { client: client.clone(), id };
             assert_eq!(held.ok("print(6 * 7)").await, "42\n");
@@ -642,7 +643,7 @@ async fn killed_while_sessions_are_made_and_deleted(place: TestSandbox) {
             let was_told = deleting.await.unwrap();
             server.start_again().await;
             let reply = client.get(&held.path("")).await;
-            // Either it was never asked, or it is gone with everything.
+            // Either the session was never requested, or everything of it is gone.
             if reply.status == 200 {
                 assert!(!was_told && reply.json()["state"] == "idle", "half deleted: {}", reply.text());
                 held.delete().await;
@@ -654,12 +655,12 @@ async fn killed_while_sessions_are_made_and_deleted(place: TestSandbox) {
     }
     eprintln!("{} sessions deleted", all.len());
     assert!(server.stop().await.success());
-    server.nothing_is_left(&all).await;
+    server.assert_nothing_left(&all).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_journal_of_a_later_version_is_refused_and_not_touched() {
-    let mut server = Server::start("later", TestSandbox::process(), &[]).await;
+async fn newer_database_format_is_refused_untouched() {
+    let mut server = Server::start("later", Place::process(), &[]).await;
     server.stop().await;
     let path = server.paths().journal();
     let set =
@@ -672,7 +673,7 @@ async fn a_journal_of_a_later_version_is_refused_and_not_touched() {
     set(known);
     server.start_again().await;
     server.stop().await;
-    // Nor is one that is no journal at all. The log beside it would be merged into it.
+    // The same for a file that is not a database. Opening it would merge the log beside it.
     for log in ["journal.db-wal", "journal.db-shm"] {
         let _ = std::fs::remove_file(path.with_file_name(log));
     }
@@ -683,8 +684,8 @@ async fn a_journal_of_a_later_version_is_refused_and_not_touched() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_that_was_never_shown_is_not_the_first_one() {
-    // The port is taken: the first start fails, and the second one must still print a link.
+async fn first_token_is_created_after_listening() {
+    // The port is in use: the first start fails, and the second one must still print a token.
     let data = std::env::temp_dir().join(format!("ck-port-{}", std::process::id()));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let start = |address: String| {
@@ -705,10 +706,10 @@ async fn a_token_that_was_never_shown_is_not_the_first_one() {
     assert!(line.contains("/#token=ck_"), "{line:?}");
 }
 
-/// After a boot the engine may come up later than the server does.
+/// After a boot, the engine may start later than the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_comes_up_later_than_the_server() {
-    let Some(place) = TestSandbox::docker().await else { return };
+async fn late_engine_is_awaited() {
+    let Some(place) = Place::docker().await else { return };
     let mut server = Server::start("engine", place, &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     held.ok("x=kept").await;
@@ -720,14 +721,14 @@ async fn an_engine_that_comes_up_later_than_the_server() {
         server.start_again().await;
         server
     });
-    // Only once it has asked in vain.
+    // Only after a first attempt has failed.
     let told = socket.with_file_name(format!("ck-engine-docker-{}.log", std::process::id()));
     let tried = async {
-        while !std::fs::read_to_string(&told).unwrap_or_default()[log..].contains("trying again") {
+        while !std::fs::read_to_string(&told).unwrap_or_default()[log..].contains("retrying") {
             tokio::time::sleep(PACE).await;
         }
     };
-    tokio::time::timeout(PATIENCE, tried).await.expect("it asks again");
+    tokio::time::timeout(PATIENCE, tried).await.expect("the server retries");
     std::os::unix::fs::symlink("/var/run/docker.sock", &link).unwrap();
     let server = starting.await.unwrap();
     assert_eq!(held.ok("echo $x").await, "kept\n");

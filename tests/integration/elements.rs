@@ -1,5 +1,5 @@
-//! What a person does with cells in a browser: tables, editing with completion, earlier runs, one line, chips; and that all of it can be
-//! used without seeing it, in light and dark, at two widths.
+//! What a person does with cells in a browser: tables, editing with completion, earlier runs, one line, chips; and that all
+//! of it can be used without seeing it, in light and dark, at two widths.
 
 use serde_json::{Value, json};
 

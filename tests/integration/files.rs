@@ -1,4 +1,4 @@
-//! Files in and out of the workspace, against code that plays tricks with them.
+//! Files in and out of the workspace, against code that tries to trick the server.
 
 use bytes::Bytes;
 use cellkeep::agent_protocol::{AnswerBody, Request};
@@ -46,7 +46,7 @@ async fn tricks(place: TestSandbox) {
     for path in ["link", "root/tmp/x", "fifo", "../x", "/tmp/x", ""] {
         assert!(put(&living, path, b"x").await.is_err(), "{path:?} was written");
     }
-    // Swapped between file and symlink as fast as the kernel can: what is read is the file or nothing, never the target.
+    // The code swaps a file and a symlink as fast as it can. A read returns the file or fails, and never returns the target.
     let swap = "import os, time\nopen('swap', 'w').write('mine')\nend = time.time() + 3\nwhile time.time() < end:\n    os.symlink('/etc/passwd', 's'); os.replace('s', 'swap')\n    open('f', 'w').write('mine'); os.replace('f', 'swap')";
     let swapping = living.run(swap);
     let reading = async {

@@ -37,8 +37,8 @@ async fn in_frames(page: &mut Mounted, expression: &str, value: Value) {
     }
 }
 
-/// Ways to a document without our hand in it. Each tells what it finds of `RTCPeerConnection` there. The first of them are for pages that
-/// let scripts make the policy.
+/// Ways to a document without our hand in it. Each tells what it finds of `RTCPeerConnection` there. The first of them are
+/// for pages that let scripts make the policy.
 const WAYS: &str = r#"<div id=place></div>
 <iframe SrcDoc="<script>parent.postMessage(['initial', typeof RTCPeerConnection], '*')</script>"></iframe>
 <script>

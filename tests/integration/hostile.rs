@@ -1,5 +1,5 @@
-//! Agents that a tenant has taken over: scripted ends of the stream that say what no agent of ours says. Nothing of it may
-//! hurt the manager, and each session ends within its limits in a clear state.
+//! Agents under the control of an attacker: scripts that send what no real agent sends. The manager is not harmed, and each
+//! session ends within its limits in a defined state.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::support::{PATIENCE, cell};
 
-/// What an agent does on each connection, from its preamble on.
+/// The behaviour of an agent on each connection, after the preamble.
 type Script = fn(Agent) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A sandbox whose agent is a script in this process.
@@ -76,7 +76,7 @@ struct Agent {
 
 impl Agent {
     async fn say(&mut self, frame: Vec<Bytes>) {
-        // The manager may have hung up, which the script need not mind.
+        // Fails if the manager has closed the connection, which is fine.
         let _ = write_all_vectored(&mut self.writer, frame).await;
     }
 
@@ -112,7 +112,7 @@ impl Agent {
         self.event(&Event::Message { channel, generation: Generation(1), message }).await;
     }
 
-    /// The next message that is submitted, answered as taken.
+    /// The next submitted message, which is acknowledged as accepted.
     async fn submitted(&mut self) -> Option<Message> {
         loop {
             if let ToAgent::Submit { id, message, .. } = ToAgent::decode(self.reader.next().await.ok()?).unwrap() {
@@ -179,7 +179,7 @@ async fn result(handle: &SessionHandle, events: &mut SessionEvents) -> (RunResul
 }
 
 #[tokio::test]
-async fn forged_numbers_end_the_session() {
+async fn forged_sequence_numbers_end_the_session() {
     let script: Script = |mut agent| {
         Box::pin(async move {
             read_first(&mut agent).await;
@@ -194,7 +194,7 @@ async fn forged_numbers_end_the_session() {
 }
 
 #[tokio::test]
-async fn a_kernel_that_comes_back_from_the_dead_ends_the_session() {
+async fn kernel_that_returns_from_death_ends_the_session() {
     // On each connection: the first kernel says hello, the seventh starts, and the connection is cut.
     let script: Script = |mut agent| {
         Box::pin(async move {
@@ -243,7 +243,7 @@ async fn deep_and_broken_json_end_the_session() {
 }
 
 #[tokio::test]
-async fn a_lost_reply_ends_its_run() {
+async fn lost_reply_ends_its_execution() {
     let script: Script = |mut agent| {
         Box::pin(async move {
             read_first(&mut agent).await;
@@ -274,7 +274,7 @@ async fn read_first(agent: &mut Agent) {
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_count_is_not_listened_to_for_ever() {
+async fn agent_without_counting_is_disconnected() {
     let script: Script = |mut agent| {
         Box::pin(async move {
             read_first(&mut agent).await;
@@ -296,7 +296,7 @@ async fn an_agent_that_does_not_count_is_not_listened_to_for_ever() {
 }
 
 #[tokio::test]
-async fn who_does_not_take_a_runs_events_holds_up_its_agent_and_not_the_memory() {
+async fn slow_subscriber_blocks_agent_instead_of_memory() {
     static WRITTEN: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let script: Script = |mut agent| {
         Box::pin(async move {
@@ -317,7 +317,7 @@ async fn who_does_not_take_a_runs_events_holds_up_its_agent_and_not_the_memory()
     handle.ready().await.unwrap();
     handle.add_cell(cell("1", None)).await.unwrap();
     let mut before = usize::MAX;
-    // It stands still once nothing is written in half a second.
+    // The agent is blocked once nothing was written for half a second.
     while before != WRITTEN.load(std::sync::atomic::Ordering::Relaxed) {
         before = WRITTEN.load(std::sync::atomic::Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -334,7 +334,7 @@ async fn who_does_not_take_a_runs_events_holds_up_its_agent_and_not_the_memory()
     assert_eq!(taken, 90, "and all of it comes once there is one");
 }
 
-/// An agent that is ready, and answers nothing.
+/// An agent that is ready and never responds.
 const SILENT: Script = |mut agent| {
     Box::pin(async move {
         read_first(&mut agent).await;
@@ -344,7 +344,7 @@ const SILENT: Script = |mut agent| {
 };
 
 #[tokio::test]
-async fn a_session_that_ends_while_its_agent_owes_an_answer_leaves_nothing_behind() {
+async fn session_end_drops_pending_agent_requests() {
     let sandbox = Arc::new(Scripted(SILENT));
     let (handle, events) = start_in(sandbox.clone(), Limits::default());
     handle.ready().await.unwrap();
@@ -360,7 +360,7 @@ async fn a_session_that_ends_while_its_agent_owes_an_answer_leaves_nothing_behin
 }
 
 #[tokio::test]
-async fn what_an_agent_does_not_answer_is_bounded() {
+async fn unanswered_agent_requests_are_bounded() {
     let reads: Script = |mut agent| {
         Box::pin(async move {
             read_first(&mut agent).await;
@@ -383,7 +383,7 @@ async fn what_an_agent_does_not_answer_is_bounded() {
         let refused = loop {
             let question = handle.ask_agent(Request::Usage, Bytes::from(vec![0; 1 << 20]));
             match tokio::time::timeout(Duration::from_millis(5), question).await {
-                // Who asked has gone; the question is still there.
+                // The caller is gone; its request is still there.
                 Err(_) => asked += 1,
                 Ok(answer) => break answer.unwrap_err(),
             }
@@ -393,14 +393,14 @@ async fn what_an_agent_does_not_answer_is_bounded() {
         assert!(refused.to_string().contains("too many requests to the sandbox are unanswered"), "{refused}");
         let held = resident().saturating_sub(before) >> 20;
         assert!(held < 100, "{held} MB are held");
-        // What stops it is never refused.
+        // Requests that stop the cell are never refused.
         handle.add_cell(cell("1", None)).await.unwrap();
         handle.interrupt().await.unwrap();
         handle.end("enough").await.unwrap();
     }
 }
 
-/// Bytes of memory of this process.
+/// The memory of this process in bytes.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

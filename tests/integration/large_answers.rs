@@ -1,4 +1,4 @@
-//! Large answers: whoever asks for many and reads none costs no memory, and nobody else their answers.
+//! Large responses: clients that request many and read none cost no memory, and do not block others.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::support::TestSandbox;
 const TEXT: usize = 20_000_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_of_large_answers_who_never_read_cost_no_memory() {
-    let server = Server::start("large", TestSandbox::process(), &[]).await;
+async fn clients_that_never_read_cost_no_memory() {
+    let server = Server::start("large", Place::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "python", "timeout_seconds": 240})).await;
     held.begin("big", &format!("for i in range({TEXT} // 1000): print('x' * 999)")).await;
     held.finished("big").await;
@@ -30,7 +30,7 @@ async fn readers_of_large_answers_who_never_read_cost_no_memory() {
         stream.write_all(head.as_bytes()).await.unwrap();
         lazy.push(stream);
     }
-    // The head of each: the answers have been made.
+    // The head of each response means that the response was produced.
     for stream in &mut lazy {
         let mut head = [0; 15];
         tokio::time::timeout(Duration::from_secs(120), stream.read_exact(&mut head)).await.expect("an answer").unwrap();
@@ -38,7 +38,7 @@ async fn readers_of_large_answers_who_never_read_cost_no_memory() {
     }
     let peak = server.peak_memory();
     eprintln!("one answer of 20 MB: at most {} MB; 15 that nobody reads: {} MB", one >> 20, peak >> 20);
-    // Some are made at once; 15 of them would be 300 MB and, made at once, six times that.
+    // Some responses are produced at once. All 15 would be 300 MB, and six times that if produced at once.
     assert!(peak < one + (220 << 20), "{} MB, and {} MB for one", peak >> 20, one >> 20);
     let now = server.memory();
     assert!(now < one, "what waits is in memory: {} MB", now >> 20);
@@ -47,10 +47,10 @@ async fn readers_of_large_answers_who_never_read_cost_no_memory() {
     server.end().await;
 }
 
-/// A kernel may say what it likes in the place of a picture, but it names nobody's blobs.
+/// A kernel can send any JSON in place of an image, and cannot reference artifacts with it.
 #[tokio::test]
-async fn blobs_are_filled_in_where_the_server_put_their_names() {
-    let server = Server::start("forged", TestSandbox::process(), &[]).await;
+async fn only_the_servers_artifact_references_are_resolved() {
+    let server = Server::start("forged", Place::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     let source = "import base64, os\nfrom IPython.display import display\n\
                   data = base64.b64encode(b'\\x89PNG' + os.urandom(200_000)).decode()\ndisplay({'image/png': data}, raw=True)";

@@ -1,4 +1,5 @@
-//! What a thread prints after its cell's end belongs to the cell that started it, whatever runs meanwhile, whoever is killed.
+//! What a thread prints after its cell's end belongs to the cell that started it, whatever runs meanwhile, whoever is
+//! killed.
 
 use serde_json::{Value, json};
 

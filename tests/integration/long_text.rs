@@ -1,23 +1,23 @@
-//! Text without end, in a browser: what is between its two ends comes from the server, and the page stays responsive.
+//! Very long text in a browser: the page loads the middle from the server on demand, and stays responsive.
 
 use serde_json::json;
 
 use crate::support::mounted::Mounted;
 
-/// Times between frames from here on, until they are read.
+/// Times between frames from now on, until they are read.
 const WATCH: &str = "(() => { let last = performance.now(); window.deltas = []; window.watching = true;
     const tick = now => { window.deltas.push(now - last); last = now; if (window.watching) requestAnimationFrame(tick) }; requestAnimationFrame(tick) })(); 0";
 const WATCHED: &str = "(() => { window.watching = false; const all = window.deltas.sort((a, b) => a - b), at = share => Math.round(10 * all[Math.min(all.length - 1, Math.floor(share * all.length))]) / 10;
     return [all.length, at(0.5), at(0.95), at(1)] })()";
 
-/// No frame of twenty takes longer, on a machine that runs a kernel, a server of a debug build and a browser on two cores.
+/// At most one frame in twenty takes longer, on two cores that run a kernel, a debug build of the server and a browser.
 const MOST_P95: f64 = 250.0;
 
 async fn start(name: &str) -> Option<Mounted> {
     Mounted::start(name, "python", json!({"memory_mb": 900, "cpus": 2, "output_mb": 100})).await
 }
 
-/// Runs a cell with an eye on the frames.
+/// Runs a cell and measures frames.
 async fn watched(page: &mut Mounted, cell: &str, source: &str) {
     page.browser.evaluate(WATCH).await;
     page.held.begin(cell, source).await;
@@ -29,13 +29,13 @@ async fn watched(page: &mut Mounted, cell: &str, source: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_lines_and_long_ones_leave_the_page_responsive() {
+async fn page_stays_responsive_with_long_text() {
     let Some(mut page) = start("long-text").await else { return };
     page.mount(&["lines", "line", "pieces"].map(str::to_owned)).await;
     watched(&mut page, "lines", "for i in range(200000): print(i)").await;
     page.until("lines", "all('.fold')[0].textContent.trim()", json!("199,968 lines folded · show more")).await;
     page.until("lines", "raw.startsWith('0\\n1\\n') && raw.endsWith('199999')", json!(true)).await;
-    // A page is what is held here, the next ones come from the server; none overlaps another.
+    // The page shows what it holds and loads the rest from the server. No two ranges overlap.
     for _ in 0..3 {
         let before = page.look("lines", "all('.fold')[0].textContent").await;
         page.look("lines", "all('.fold')[0].click()").await;
@@ -52,14 +52,14 @@ async fn many_lines_and_long_ones_leave_the_page_responsive() {
         .await;
     watched(&mut page, "line", "print('x' * 10_000_000)").await;
     page.until("line", "all('.fold')[0].textContent.trim()", json!("10.0 MB folded · show more")).await;
-    // The same in pieces.
+    // The same text in small pieces.
     watched(&mut page, "pieces", "import sys, time\nfor i in range(100):\n    sys.stdout.write('y' * 100_000); sys.stdout.flush(); time.sleep(0.01)\nprint('end')").await;
     page.until("pieces", "raw.slice(0, 3) + raw.slice(-4)", json!("yyyyend")).await;
     assert_eq!(page.end().await, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixty_megabytes_in_small_pieces_lose_nothing() {
+async fn sixty_megabytes_in_small_parts_arrive_completely() {
     let Some(mut page) = start("long-text-pieces").await else { return };
     page.mount(&["flood".to_owned()]).await;
     watched(

@@ -1,5 +1,5 @@
-//! The page at `/` in a real browser: what a person does there, what becomes of it when the connection or the server goes away, and
-//! that nothing which code says acts on the page.
+//! The page at `/` in a real browser: what a person does there, what becomes of it when the connection or the server goes
+//! away, and that nothing which code says acts on the page.
 
 use serde_json::json;
 use tokio::io::AsyncReadExt;
@@ -47,7 +47,8 @@ async fn what_is_served_without_a_token_is_strict() {
     server.end().await;
 }
 
-/// One click draws a plot; text is there while its cell runs; a question is answered in place, also after the page was loaded anew.
+/// One click draws a plot; text is there while its cell runs; a question is answered in place, also after the page was
+/// loaded anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_runs_cells() {
     let Some(mut opened) = Opened::start("page-person").await else { return };
@@ -199,7 +200,8 @@ async fn late_answers_are_not_another_sessions() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
-/// The server is killed in mid-cell, and another takes its place: nothing is missing on the page, and nothing is there twice.
+/// The server is killed in mid-cell, and another takes its place: nothing is missing on the page, and nothing is there
+/// twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_outlives_its_server() {
     let Some(mut opened) = Opened::start("page-killed").await else { return };
@@ -319,8 +321,8 @@ async fn nothing_that_code_says_acts_on_the_page() {
         opened.look("[window.__pwned === undefined, document.querySelectorAll('iframe, script:not([src])').length]").await,
         json!([true, 0])
     );
-    // What was tried is complained of by the policies that stopped it, so complaints and tries are not counted: what arrived is. A
-    // browser opens a connection for a page that it then does not ask for, so only what was said over it counts.
+    // What was tried is complained of by the policies that stopped it, so complaints and tries are not counted: what arrived
+    // is. A browser opens a connection for a page that it then does not ask for, so only what was said over it counts.
     let Opened { server, browser } = opened;
     browser.finish().await;
     assert!(!told.is_finished(), "a request left the origin: {:?}", told.await);

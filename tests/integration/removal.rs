@@ -1,4 +1,4 @@
-//! Sessions that cannot be removed when somebody asks for it, and journals that others open: nothing is lost, and nothing is left.
+//! Sessions whose removal fails at first, and databases that other programs open: nothing is lost, and nothing stays behind.
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::server::{PACE, Server, printed};
 use crate::support::{PATIENCE, TestSandbox};
 
-/// Another program that writes the journal, until it is dropped.
+/// Another program that holds the write lock of the database until it is dropped.
 struct Writer(Child);
 
 impl Writer {
@@ -40,8 +40,8 @@ impl Drop for Writer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_whose_end_cannot_be_written_down_lives_on() {
-    let server = Server::start("unwritten", TestSandbox::process(), &[]).await;
+async fn session_lives_if_deletion_cannot_commit() {
+    let server = Server::start("unwritten", Place::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     let path = format!("/v1/sessions/{}", held.id);
     let writer = Writer::begin(&server.paths().journal());
@@ -54,7 +54,7 @@ async fn a_session_whose_end_cannot_be_written_down_lives_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_removed_is_tried_again() {
+async fn failed_removal_is_retried() {
     if !rustix::process::getuid().is_root() {
         println!("skipped: only root can mount what keeps a folder from being removed");
         return;
@@ -82,11 +82,11 @@ async fn what_cannot_be_removed_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_program_that_opens_the_journal_takes_nothing_away() {
-    let mut server = Server::start("opened", TestSandbox::process(), &[]).await;
+async fn other_program_closing_the_database_loses_nothing() {
+    let mut server = Server::start("opened", Place::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     held.ok("echo before").await;
-    // It opens the journal and closes it, as a person does who looks into it with a tool of SQLite's.
+    // The program opens and closes the database, like a person with the sqlite3 tool.
     server.client_with(&["guest"]).await;
     drop(Writer::begin(&server.paths().journal()));
     held.begin("after", "echo after").await;

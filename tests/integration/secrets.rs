@@ -1,4 +1,4 @@
-//! What the user gives a kernel is the user's: the host's other users do not see it. And a start that fails says why.
+//! Environment variables of a kernel are hidden from other users of the host, and a failed start says why.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use cellkeep::sandbox::SandboxKind;
 use crate::cli::{Cli, scratch};
 use crate::support::{TestSandbox, TestSession};
 
-in_every_sandbox!(the_environment_is_the_kernels_alone);
+in_every_sandbox!(environment_is_visible_to_kernel_only);
 
 fn spec(kind: SandboxKind, env: Vec<(String, String)>) -> SessionSpec {
     SessionSpec {
@@ -26,7 +26,7 @@ fn spec(kind: SandboxKind, env: Vec<(String, String)>) -> SessionSpec {
     }
 }
 
-/// The argument lists of all processes, and the files beneath `folder` in which `needle` is.
+/// The arguments of all processes, and the files below `folder` that contain `needle`.
 fn found_on_the_host(needle: &str, folder: &Path) -> Vec<String> {
     let holds = |path: &Path| fs::read(path).is_ok_and(|data| String::from_utf8_lossy(&data).contains(needle));
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path().join("cmdline"));
@@ -37,9 +37,9 @@ fn found_on_the_host(needle: &str, folder: &Path) -> Vec<String> {
     processes.chain(files).filter(|path| holds(path)).map(|path| path.display().to_string()).collect()
 }
 
-async fn the_environment_is_the_kernels_alone(place: TestSandbox) {
+async fn environment_is_visible_to_kernel_only(place: Place) {
     let canary = format!("canary-{}", cellkeep::ids::random_uuid());
-    // Together more than one argument of a program may hold (128 KiB).
+    // Together they exceed the limit of one argument (128 KiB).
     let big = |name: &str| (name.to_owned(), "x".repeat(100 << 10));
     let env = vec![("TOKEN".to_owned(), canary.clone()), big("BIG1"), big("BIG2"), big("BIG3")];
     let session = Manager::new(Paths::from_environment()).create(spec(place.kind, env)).await.unwrap();
@@ -72,7 +72,7 @@ for name in ['cmdline', 'environ']:
 }
 
 #[test]
-fn a_variable_can_be_taken_from_the_callers_environment() {
+fn variable_can_come_from_callers_environment() {
     let ran = Cli::new(&["exec", "--env", "TOKEN", "--sandbox", "process", "-c", "import os; print(os.environ['TOKEN'])"])
         .env("TOKEN", "from the caller")
         .run();
@@ -82,7 +82,7 @@ fn a_variable_can_be_taken_from_the_callers_environment() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_bubblewrap_says_after_the_process_id_is_told() {
+async fn bubblewrap_errors_after_process_id_are_reported() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("skipped: only as root do sandboxes have a uid that can be kept out");
     }

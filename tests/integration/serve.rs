@@ -1,4 +1,4 @@
-//! The HTTP contract, call by call: shapes, statuses, and what a server makes of bad input and bad clients.
+//! The HTTP API, request by request: response bodies, statuses, and the handling of bad input and bad clients.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ in_every_sandbox!(
     each_cell_has_its_own_figures,
     runs_end_in_their_statuses,
     files_move_in_and_out,
-    a_reader_who_never_reads
+    reader_that_never_reads_costs_no_memory
 );
 
 fn python() -> Value {
@@ -76,7 +76,7 @@ async fn sessions(place: TestSandbox) {
     assert!(patched["expires_at"].as_str() > session["expires_at"].as_str(), "{patched}");
     assert_eq!(held.view().await["cells"], 1);
     restarts_and_questions(&held).await;
-    // Whoever follows it is told of its end.
+    // A subscriber learns that the session ended.
     let mut events = held.events(0).await;
     held.delete().await;
     let end = async { while events.next().await.unwrap().is_some() {} };
@@ -104,7 +104,7 @@ async fn restarts_and_questions(held: &Held) {
     assert_eq!((&cell["status"], &cell["error"]["ename"]), (&json!("error"), &json!("NameError")));
     assert_eq!(held.view().await["cells"], 3, "the cells are kept");
     ask("/input", json!({"value": "x"})).await.problem(409, "no_input_wanted");
-    // It answers while it runs a cell.
+    // It responds while the cell runs.
     held.begin("long", "import time\nfresh_name = 1\ntime.sleep(600)").await;
     held.client.until(&held.path(""), |reply| reply.json()["state"] == "busy").await;
     let completed = |reply: &crate::server::Reply| reply.json()["matches"][0] == "fresh_name";
@@ -117,7 +117,7 @@ async fn restarts_and_questions(held: &Held) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cells_are_added_edited_moved_run_and_removed() {
+async fn cells_are_added_edited_moved_and_removed() {
     let server = start("cells").await;
     let held = server.client().create(python()).await;
     let (client, cells) = (held.client.clone(), held.path("/cells"));
@@ -134,7 +134,7 @@ async fn cells_are_added_edited_moved_run_and_removed() {
     assert!(a["metrics"]["wall_ms"].as_f64().unwrap() > 0.0 && a["started_at"].is_string() && a["finished_at"].is_string());
     assert_eq!(a["metadata"], json!({"k": [1]}));
     client.post(&cells, json!({"id": "a", "source": "1"})).await.problem(409, "cell_exists");
-    // One that waits does not run, nor does text.
+    // Neither a queued cell nor a markdown cell runs.
     let b = client.post(&cells, json!({"id": "b", "source": "1/0", "run": false})).await.is(201);
     assert_eq!((&b["state"], b.get("status")), (&json!("finished"), None));
     let text = client.post(&cells, json!({"id": "m", "source": "# T", "cell_type": "markdown", "after": "a"})).await.is(201);
@@ -187,11 +187,11 @@ async fn queue(held: &Held) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_are_told_from_any_number_and_live() {
+async fn events_stream_from_any_number() {
     let server = start("events").await;
     let held = server.client().create(python()).await;
     let mut live = held.events(0).await;
-    // The answer to a request can be its events, to the end of the run.
+    // The response can be the events of the execution until its end.
     let body = json!({"id": "one", "source": "for i in range(3): print(i, flush=True)"});
     let mut own = held.client.post_stream(&held.path("/cells"), body).await;
     let mut kinds = Vec::new();
@@ -243,7 +243,7 @@ pub async fn socket(held: &Held, query: &str) -> Socket {
     tokio_tungstenite::client_async(request, stream).await.unwrap().0
 }
 
-/// The next message of which this holds.
+/// The next message for which the predicate holds.
 pub async fn hear(socket: &mut Socket, mut what: impl FnMut(&Value) -> bool) -> Value {
     let hearing = async {
         loop {
@@ -259,7 +259,7 @@ pub async fn hear(socket: &mut Socket, mut what: impl FnMut(&Value) -> bool) -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_socket_takes_commands_and_tells_events() {
+async fn socket_takes_commands_and_sends_events() {
     let server = start("socket").await;
     let held = server.client().create(python()).await;
     let mut socket = socket(&held, "after=0").await;
@@ -290,7 +290,7 @@ async fn a_socket_takes_commands_and_tells_events() {
     socket.send(Message::binary(vec![1, 2])).await.unwrap();
     let reply = hear(&mut socket, |message| message["type"] == "reply" && message["ok"] == false).await;
     assert_eq!(reply["error"]["code"], "not_text");
-    // What the session's maker said of its cells holds here too.
+    // The session's defaults for cells apply here, too.
     held.client.patch(&held.path(""), json!({"timeout_seconds": 0.3})).await.is(200);
     send(&mut socket, json!({"op": "run", "source": "import time; time.sleep(600)", "cell": "d"})).await;
     let ended = hear(&mut socket, |event| event["type"] == "cell.finished" && event["cell"] == "d").await;
@@ -331,7 +331,7 @@ async fn runs_end_in_their_statuses(place: TestSandbox) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn plots_are_artifacts() {
+async fn plots_become_artifacts() {
     let server = start("plots").await;
     let (_, ann) = server.client_with(&["ann"]).await;
     let (_, bob) = server.client_with(&["bob"]).await;
@@ -365,7 +365,7 @@ async fn plots_are_artifacts() {
     for odd in ["..%2f..%2fetc%2fpasswd", "0", &"0".repeat(64)] {
         ann.get(&format!("/v1/artifacts/{odd}")).await.problem(404, "no_artifact");
     }
-    // The same plot in a second session is kept once, and outlives the first.
+    // The same plot in a second session is stored once, and outlives the first session.
     let other = ann.create(python()).await;
     let code = "import matplotlib.pyplot as plt\nplt.plot(range(99)); plt.show()";
     assert_eq!(base64_bytes(&other.run(code).await["outputs"][0]["data"]["image/png"]), plot);
@@ -451,20 +451,20 @@ async fn principals_are_invisible_to_each_other() {
     assert_eq!((bob.session_ids().await, ann.session_ids().await), (vec![], vec![held.id.clone()]));
     assert_eq!((reader.session_ids().await, admin.session_ids().await), (vec![held.id.clone()], vec![held.id.clone()]));
     assert_eq!(admin.get(&held.path("")).await.is(200)["id"], held.id);
-    // A reader's socket tells, and takes no commands.
+    // A read-only token's socket sends events and accepts no commands.
     let looking = Held { client: reader.clone(), id: held.id.clone() };
     let mut socket = socket(&looking, "after=0").await;
     socket.send(Message::text(r#"{"op": "run", "source": "1"}"#)).await.unwrap();
     let reply = hear(&mut socket, |message| message["type"] == "reply").await;
     assert_eq!(reply["error"]["code"], "scope_too_narrow");
-    // In the query, as browsers must for streams; and badly.
+    // A token in the query, as browsers must pass it for streams, and malformed tokens.
     let token = ann.token.clone().unwrap();
     ann.anonymous().stream(&held.path(&format!("/events?token={token}"))).await.unwrap().next_of("session.state").await;
     ann.anonymous().get(&format!("/v1/sessions?token={token}")).await.problem(401, "no_token");
     for bad in ["Bearer x", "Basic YTpi", &token, "Bearer "] {
         assert_eq!(ann.anonymous().with("authorization", bad).get("/v1/sessions").await.status, 401, "{bad}");
     }
-    // Revoked, it is over within seconds; expired, at once.
+    // A revoked token ends its streams within seconds, an expired one at once.
     let mut revoke = std::process::Command::new(env!("CARGO_BIN_EXE_cellkeep"));
     let revoked = revoke.args(["token", "revoke", &ann_id, "--data"]).arg(server.data()).output().unwrap();
     assert!(revoked.status.success());
@@ -480,13 +480,10 @@ async fn principals_are_invisible_to_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn foreign_hosts_and_origins_stay_out() {
-    let server = Server::start(
-        "hosts",
-        TestSandbox::process(),
-        &["--allow-host", "box.lan", "--allow-origin", "https://chat.example"],
-    )
-    .await;
+async fn foreign_hosts_and_origins_are_refused() {
+    let server =
+        Server::start("hosts", Place::process(), &["--allow-host", "box.lan", "--allow-origin", "https://chat.example"])
+            .await;
     let client = server.client();
     let ours = client.address().to_string();
     for host in [ours.as_str(), "localhost:1", "box.lan:80"] {
@@ -510,7 +507,7 @@ async fn foreign_hosts_and_origins_stay_out() {
         client.with("origin", origin).get("/v1/sessions").await.problem(403, "foreign_origin");
         client.with("origin", origin).post("/v1/sessions", python()).await.problem(403, "foreign_origin");
     }
-    // What a browser asks before a page of another origin may ask: without a token.
+    // A preflight request, which has no token.
     let preflight = client.anonymous().with("origin", "https://chat.example").with("access-control-request-method", "PATCH");
     let told = preflight.send(Method::OPTIONS, "/v1/sessions", "").await;
     assert_eq!(told.status, 200);
@@ -532,8 +529,8 @@ async fn foreign_hosts_and_origins_stay_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_end_when_their_time_is_up() {
-    let server = Server::start("times", TestSandbox::process(), &["--keep-ended", "3"]).await;
+async fn sessions_end_after_their_lifetime() {
+    let server = Server::start("times", Place::process(), &["--keep-ended", "3"]).await;
     let client = server.client();
     let ttl = client.create(json!({"ttl_seconds": 1})).await;
     let idle = client.create(json!({"idle_timeout_seconds": 1})).await;
@@ -552,8 +549,8 @@ async fn sessions_end_when_their_time_is_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_more_sessions_than_there_may_be() {
-    let server = Server::start("full", TestSandbox::process(), &["--max-sessions", "2"]).await;
+async fn session_limit_is_enforced() {
+    let server = Server::start("full", Place::process(), &["--max-sessions", "2"]).await;
     let client = server.client();
     let asking = (0..6).map(|_| client.post("/v1/sessions", json!({})));
     let replies = futures_util::future::join_all(asking).await;
@@ -569,7 +566,7 @@ async fn no_more_sessions_than_there_may_be() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_is_answered_clearly() {
+async fn bad_input_is_reported_clearly() {
     let server = start("bad").await;
     let client = server.client();
     let held = client.create(python()).await;
@@ -634,7 +631,7 @@ async fn bad_input_is_answered_clearly() {
         );
     }
     client.send(Method::PUT, "/v1/sessions", "{}").await.problem(405, "method_not_allowed");
-    // What is odd and right is taken: NUL in a source, an empty one, a large one.
+    // Unusual valid input is accepted: a NUL in a source, an empty source, a large source.
     assert_eq!(held.run("print(len('a\u{0}b'))").await["state"], "finished");
     assert_eq!(held.run("").await["status"], "ok");
     assert_eq!(held.run(&format!("x = '{}'", "y".repeat(8 << 20))).await["status"], "ok");
@@ -642,7 +639,7 @@ async fn bad_input_is_answered_clearly() {
     server.end().await;
 }
 
-/// Prints 50 MB; gives the most memory that the server had meanwhile, bytes.
+/// Prints 50 MB. Returns the peak memory of the server meanwhile, in bytes.
 async fn flood(server: &Server, held: &Held, id: &str) -> u64 {
     server.forget_peak();
     held.begin(id, "for i in range(50_000): print('x' * 999)").await;
@@ -667,10 +664,10 @@ async fn each_cell_has_its_own_figures(place: TestSandbox) {
     server.end().await;
 }
 
-async fn a_reader_who_never_reads(place: TestSandbox) {
+async fn reader_that_never_reads_costs_no_memory(place: Place) {
     let server = Server::start("slow", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python", "timeout_seconds": 240})).await;
-    // The first pays for what every flood costs.
+    // The first run pays for memory that later runs use again.
     flood(&server, &held, "warm").await;
     let alone = flood(&server, &held, "alone").await;
     let mut lazy = Vec::new();
@@ -684,7 +681,7 @@ async fn a_reader_who_never_reads(place: TestSandbox) {
     }
     let watched = flood(&server, &held, "watched").await;
     eprintln!("50 MB without readers: at most {} MB; with 16 that do not read: {} MB", alone >> 20, watched >> 20);
-    // A page of a megabyte each, a few times over on its way through; not what they have missed, 800 MB.
+    // The bound covers pages of a megabyte each, a few times over, and not the 800 MB that the readers have missed.
     assert!(watched < alone + (160 << 20), "{} MB, alone {} MB", watched >> 20, alone >> 20);
     let whole = printed(&held.cell("watched").await);
     assert!(whole.len() == 50_000_000 && whole.lines().all(|line| line.len() == 999), "{} bytes", whole.len());
@@ -712,7 +709,7 @@ async fn bad_connections_cost_nothing() {
         };
         let _ = stream.write_all(request.as_bytes()).await;
     }
-    // Half closed: the question is asked, and the answer is still wanted.
+    // Half closed: the request is complete, and the client still waits for the response.
     let mut stream = TcpStream::connect(address).await.unwrap();
     let body = r#"{"source": "import time; time.sleep(0.5); print(6 * 7)"}"#;
     let head = format!(
@@ -738,8 +735,8 @@ async fn bad_connections_cost_nothing() {
 }
 
 #[tokio::test]
-async fn requests_have_ids_and_a_pace() {
-    let server = Server::start("pace", TestSandbox::process(), &["--rate-limit", "10"]).await;
+async fn requests_have_ids_and_a_rate_limit() {
+    let server = Server::start("pace", Place::process(), &["--rate-limit", "10"]).await;
     let client = server.client();
     let named = client.with("x-request-id", "mine-1").get("/v1/sessions").await;
     assert_eq!(named.header("x-request-id"), "mine-1");
@@ -767,7 +764,7 @@ async fn requests_have_ids_and_a_pace() {
 }
 
 #[tokio::test]
-async fn a_revoked_token_ends_what_it_opened() {
+async fn revoked_token_ends_its_streams() {
     let server = start("revoked").await;
     let (id, friend) = server.client_with(&["friend"]).await;
     let held = friend.create(json!({"kernel": "bash"})).await;
@@ -791,14 +788,14 @@ async fn a_revoked_token_ends_what_it_opened() {
         }
     };
     let why = tokio::time::timeout(PATIENCE, ends).await.expect("both end");
-    assert!(why.contains("not valid any more"), "{why}");
+    assert!(why.contains("has been revoked"), "{why}");
     let mine = Held { client: server.client(), id: held.id };
     mine.delete().await;
     server.end().await;
 }
 
 #[tokio::test]
-async fn the_log_holds_no_code_no_output_and_no_token() {
+async fn log_contains_no_code_output_or_token() {
     let mut server = start("log").await;
     server.stop().await;
     server.env = vec![("CELLKEEP_LOG", "cellkeep=trace,hyper=info".to_owned())];
@@ -823,7 +820,7 @@ async fn the_log_holds_no_code_no_output_and_no_token() {
 }
 
 #[tokio::test]
-async fn a_large_file_moves_without_filling_the_memory() {
+async fn large_file_transfer_uses_little_memory() {
     const SIZE: usize = 150 << 20;
     let server = start("large").await;
     let held = server.client().create(json!({"kernel": "bash", "limits": {"disk_mb": 200, "memory_mb": 1024}})).await;
@@ -843,7 +840,7 @@ async fn a_large_file_moves_without_filling_the_memory() {
 }
 
 #[tokio::test]
-async fn connections_that_say_nothing_take_no_others_place() {
+async fn idle_connections_do_not_block_others() {
     let server = start("silent").await;
     let client = server.client();
     let held = client.create(json!({"kernel": "bash"})).await;
@@ -854,7 +851,7 @@ async fn connections_that_say_nothing_take_no_others_place() {
         silent.push(stream);
     }
     assert_eq!(held.ok("echo others work").await, "others work\n");
-    // Streams are bounded for each principal, and another's are not counted.
+    // Streams are bounded per principal, and those of others do not count.
     let mut streams = Vec::new();
     let refused = loop {
         match client.stream(&held.path("/events?after=0")).await {
@@ -874,8 +871,8 @@ async fn connections_that_say_nothing_take_no_others_place() {
 }
 
 #[tokio::test]
-async fn a_full_house_makes_room_for_who_speaks() {
-    // As few descriptors as make a house of a few hundred.
+async fn idle_connection_is_closed_at_the_limit() {
+    // The smallest number of descriptors that allows a few hundred connections.
     let mut server = start("house").await;
     server.stop().await;
     server.descriptors = Some(1400);
@@ -884,7 +881,7 @@ async fn a_full_house_makes_room_for_who_speaks() {
     let mut silent = Vec::new();
     for number in 0..900 {
         let mut stream = TcpStream::connect(client.address()).await.unwrap();
-        // Some have said something, and rest.
+        // Some connections have sent a request and are idle.
         if number % 2 == 0 {
             stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
             assert!(stream.read(&mut [0; 1]).await.unwrap_or(0) <= 1);
@@ -900,8 +897,8 @@ async fn a_full_house_makes_room_for_who_speaks() {
 }
 
 #[tokio::test]
-async fn figures_for_prometheus() {
-    let server = Server::start("figures", TestSandbox::process(), &["--pool", "bash=1"]).await;
+async fn prometheus_metrics_are_served() {
+    let server = Server::start("figures", Place::process(), &["--pool", "bash=1"]).await;
     let client = server.client();
     let held = client.create(json!({"kernel": "bash"})).await;
     held.ok("echo hi").await;

@@ -1,4 +1,4 @@
-//! Notebooks over HTTP: taken in, run, given out; and as jobs, which a killed server goes on with.
+//! Notebooks over HTTP: import, run, export, and jobs, which continue after a killed server.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::server::{Client, Held, Server, printed};
 use crate::support::{PATIENCE, TestSandbox};
 
-in_every_sandbox!(a_job_outlives_the_server);
+in_every_sandbox!(job_outlives_the_server);
 
 fn code(id: &str, source: &str, tags: &[&str]) -> Value {
     json!({
@@ -31,7 +31,7 @@ async fn start(name: &str) -> (Server, Held) {
 }
 
 #[tokio::test]
-async fn what_was_taken_in_is_given_out_as_it_was() {
+async fn imported_notebook_is_exported_unchanged() {
     let (server, held) = start("roundtrip").await;
     for name in ["v4.5", "v4.4", "v3", "odd", "nan", "v4.99"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/notebooks/{name}.ipynb"));
@@ -59,7 +59,7 @@ async fn what_was_taken_in_is_given_out_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_notebook_is_run_on_its_session() {
+async fn notebook_runs_in_its_session() {
     let (server, held) = start("onsession").await;
     let cells = vec![
         json!({"cell_type": "markdown", "id": "text", "source": "# A heading\n\n$x^2$", "metadata": {}}),
@@ -90,14 +90,14 @@ async fn a_notebook_is_run_on_its_session() {
     assert!(cell("shows")["metadata"]["execution"]["shell.execute_reply"].is_string());
     assert_eq!(cell("injected-parameters")["source"], json!(["# Parameters\n", "year = 2026"]));
     Notebook::parse(out.to_string().as_bytes()).unwrap();
-    // Again, from the middle, with another value and past the error: the injected cell is changed, not doubled.
+    // A second run from the middle, with another value and past the error: the injected cell is changed, not duplicated.
     let run = json!({"parameters": {"year": 1999}, "from": "injected-parameters", "allow_errors": true});
     let told = held.client.post(&held.path("/notebook/run?wait=120"), run).await.is(200);
     assert_eq!(told["status"], "ok", "{told}");
     assert_eq!(printed(&held.cell("shows").await), "1999\n");
     assert_eq!(printed(&held.cell("behind").await), "not run\n");
     assert_eq!(held.view().await["cells"], 8);
-    // Widgets leave their state, also where no front end is there.
+    // Widget state is saved without a front end, too.
     let comm = "from comm import create_comm\nc = create_comm('jupyter.widget', {'state': {'_model_name': 'M', '_model_module': 'm', \
                 '_model_module_version': '1', 'value': 7}}, metadata={'version': '2.1.0'})";
     held.ok(comm).await;
@@ -109,7 +109,7 @@ async fn a_notebook_is_run_on_its_session() {
     held.client.post(&held.path("/notebook/run"), json!({"from": "nowhere"})).await.problem(404, "no_cell");
     held.client.post(&held.path("/notebook/run"), json!({"parameters": [1]})).await.problem(422, "bad_parameters");
     held.client.post(&held.path("/notebook/run"), json!({"parameters": {"a b": 1}})).await.problem(422, "bad_parameters");
-    // Taken in again, it has run nothing: what cells of the same ids have shown before is not theirs.
+    // A second import executes nothing, and outputs of earlier cells with the same ids are not shown.
     held.client.put(&held.path("/notebook"), file.to_string()).await.is(200);
     assert_eq!(held.cell("shows").await["outputs"], json!([]));
     held.begin("long", "import time; time.sleep(600)").await;
@@ -131,7 +131,7 @@ async fn documents(held: &Held) {
     held.client.get(&held.path("/notebook?to=pptx")).await.problem(400, "bad_query");
 }
 
-async fn a_job_outlives_the_server(place: TestSandbox) {
+async fn job_outlives_the_server(place: Place) {
     let mut server = Server::start("job", place, &[]).await;
     let client = server.client();
     let cells = vec![
@@ -180,7 +180,7 @@ async fn a_job_outlives_the_server(place: TestSandbox) {
     server.end().await;
 }
 
-/// What has been run can be run again with the same, and with nothing else.
+/// A recorded run can be repeated in the same environment only.
 async fn again_with_the_same(client: &Client, done: &Value) {
     let cells = vec![code("r", "import random; print(random.random())", &[])];
     let mut file = notebook(cells);
@@ -203,8 +203,8 @@ async fn again_with_the_same(client: &Client, done: &Value) {
 }
 
 #[tokio::test]
-async fn jobs_come_as_forms_and_are_cancelled() {
-    let server = Server::start("forms", TestSandbox::process(), &[]).await;
+async fn jobs_accept_forms_and_can_be_cancelled() {
+    let server = Server::start("forms", Place::process(), &[]).await;
     let client = server.client();
     let cells = vec![code("a", "print(name)", &[]), code("b", "import time; time.sleep(600)", &[]), code("c", "1", &[])];
     let form = format!(

@@ -1,4 +1,4 @@
-//! A `cellkeep serve` of a test's own, which can be killed and started again, and a client that follows it to its new port.
+//! A `cellkeep serve` process per test, which can be killed and restarted, and a client that follows it to its new port.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -26,29 +26,29 @@ use tokio::sync::watch;
 
 use crate::support::{PATIENCE, TestSandbox};
 
-/// The token of the tests' servers; it may do everything.
+/// The token of the test servers, with the scope `admin`.
 pub const TOKEN: &str = "ck_of-the-tests";
-/// Between two tries of what needs a server, while there is none.
+/// The delay between two attempts while no server runs.
 pub const PACE: Duration = Duration::from_millis(10);
 
-/// A server with a data folder of its own.
+/// A server with its own data folder.
 pub struct Server {
     data: PathBuf,
     kind: SandboxKind,
     arguments: Vec<String>,
-    /// Where it listens: a port that it chooses, or one that a browser knows already.
+    /// The address: a port that the server chooses, or one that a browser knows already.
     pub listen: SocketAddr,
-    /// Variables that it is given; by `CELLKEEP_LOG` it logs warnings, unless it is told otherwise.
+    /// Its environment variables. `CELLKEEP_LOG` defaults to warnings.
     pub env: Vec<(&'static str, String)>,
-    /// How many descriptors it may have, if not as many as we.
+    /// Its limit of file descriptors, if different from ours.
     pub descriptors: Option<u64>,
     child: Option<Child>,
     address: watch::Sender<SocketAddr>,
 }
 
 impl Server {
-    /// Starts one on a port that it chooses.
-    pub async fn start(name: &str, place: TestSandbox, arguments: &[&str]) -> Self {
+    /// Starts a server on a port that it chooses.
+    pub async fn start(name: &str, place: Place, arguments: &[&str]) -> Self {
         let name = format!("ck-{name}-{}-{}", place.kind, std::process::id());
         let data = std::env::temp_dir().join(name);
         fs::create_dir(&data).unwrap();
@@ -77,7 +77,7 @@ impl Server {
         command
     }
 
-    /// Starts it on what it has left, and waits until it serves.
+    /// Starts the server on existing data, and waits until it serves.
     pub async fn start_again(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
@@ -98,7 +98,7 @@ impl Server {
         self.data.with_extension("log")
     }
 
-    /// What it has written on its standard error.
+    /// The text on its standard error.
     pub fn told(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
@@ -115,12 +115,12 @@ impl Server {
         self.child.as_ref().unwrap().id()
     }
 
-    /// `kill -9`.
+    /// Kills the server with SIGKILL.
     pub async fn kill(&mut self) {
         self.end_with(Signal::KILL).await;
     }
 
-    /// Asks it to stop.
+    /// Stops the server with a signal.
     pub async fn stop(&mut self) -> ExitStatus {
         self.end_with(Signal::TERM).await
     }
@@ -132,12 +132,12 @@ impl Server {
         tokio::time::timeout(PATIENCE, waiting).await.expect("it ends").unwrap().unwrap()
     }
 
-    /// A client that may do everything.
+    /// A client with the scope `admin`.
     pub fn client(&self) -> Client {
         Client { address: self.address.subscribe(), token: Some(TOKEN.to_owned()), headers: Vec::new() }
     }
 
-    /// Makes a token as a person would; gives its id and a client that has it.
+    /// Creates a token with the command line. Returns its id and a client that uses it.
     pub async fn client_with(&self, arguments: &[&str]) -> (String, Client) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cellkeep"));
         command.args(["token", "create"]).args(arguments).arg("--data").arg(&self.data);
@@ -146,17 +146,17 @@ impl Server {
         let id = String::from_utf8_lossy(&made.stderr).split_whitespace().nth(1).unwrap().to_owned();
         let secret = String::from_utf8(made.stdout).unwrap().trim().to_owned();
         let client = Client { token: Some(secret), ..self.client() };
-        // A running server learns of it within seconds.
+        // A running server reloads tokens within seconds.
         client.until("/v1/sessions", |reply| reply.status != 401).await;
         (id, client)
     }
 
-    /// Resident memory, bytes.
+    /// Resident memory in bytes.
     pub fn memory(&self) -> u64 {
         self.status("VmRSS:")
     }
 
-    /// The most resident memory since [`Self::forget_peak`], bytes.
+    /// Peak resident memory since [`Self::forget_peak`] in bytes.
     pub fn peak_memory(&self) -> u64 {
         self.status("VmHWM:")
     }
@@ -175,7 +175,7 @@ impl Server {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
-    /// Ends all sessions and the server, and proves that nothing of them is left.
+    /// Ends all sessions and the server, and checks that nothing of them is left.
     pub async fn end(mut self) {
         let client = self.client();
         let ids = client.session_ids().await;
@@ -183,13 +183,13 @@ impl Server {
             client.delete(&format!("/v1/sessions/{id}")).await.is(204);
         }
         assert!(self.stop().await.success(), "{}", self.told());
-        self.nothing_is_left(&ids).await;
+        self.assert_nothing_left(&ids).await;
         assert!(!self.told().contains("panicked"), "{}", self.told());
         let _ = fs::remove_file(self.log());
     }
 
-    /// No folder, process, container, cgroup, row or blob. The server must have ended.
-    pub async fn nothing_is_left(&self, ids: &[String]) {
+    /// Checks that no folder, process, container, cgroup, row or blob is left. The server must have ended.
+    pub async fn assert_nothing_left(&self, ids: &[String]) {
         assert_eq!(list(&self.paths().sandboxes()), Vec::<String>::new(), "folders of sandboxes");
         assert_eq!(self.sandboxes().await, 0, "sandboxes");
         assert_eq!(list(&self.paths().blobs()), Vec::<String>::new(), "blobs");
@@ -227,7 +227,7 @@ impl Drop for Server {
         if std::thread::panicking() {
             eprintln!("the server's log:\n{}", self.told());
         }
-        // What a failed test has left must not be in others' way.
+        // The remains of a failed test must not disturb other tests.
         let (paths, kind) = (self.paths(), self.kind);
         let clearing = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -247,7 +247,7 @@ fn list(folder: &Path) -> Vec<String> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path().display().to_string()).collect()
 }
 
-/// Processes in whose arguments or cgroup the session is named.
+/// Processes with the session id in their arguments or their cgroup.
 fn processes_of(id: &str) -> Vec<String> {
     let names = |path: PathBuf| fs::read(path).is_ok_and(|text| String::from_utf8_lossy(&text).contains(id));
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
@@ -255,7 +255,7 @@ fn processes_of(id: &str) -> Vec<String> {
     theirs.map(|path| path.display().to_string()).collect()
 }
 
-/// Talks to a server, wherever it listens now.
+/// A client that finds the current address of its server.
 #[derive(Clone)]
 pub struct Client {
     pub address: watch::Receiver<SocketAddr>,
@@ -263,7 +263,7 @@ pub struct Client {
     pub headers: Vec<(&'static str, String)>,
 }
 
-/// An answer, read to its end.
+/// A response with its whole body.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -284,14 +284,14 @@ impl Reply {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// Its status must be this; gives its JSON.
+    /// Asserts the status. Returns the JSON body.
     #[track_caller]
     pub fn is(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
         self.json()
     }
 
-    /// It must be a problem as the contract has them, with this status and code.
+    /// Asserts that the response is a problem with this status and code.
     #[track_caller]
     pub fn problem(&self, status: u16, code: &str) -> Value {
         let body = self.is(status);
@@ -305,7 +305,7 @@ impl Reply {
     }
 }
 
-/// A client's failure to get an answer.
+/// Why a client got no response.
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 impl Client {
@@ -346,7 +346,7 @@ impl Client {
         Ok(sender.send_request(request).await?)
     }
 
-    /// One try, which fails if the server is killed over it.
+    /// One attempt, which fails if the server is killed meanwhile.
     pub async fn attempt(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, Failed> {
         let whole = async {
             let response = self.open(method, path, body).await?;
@@ -382,7 +382,7 @@ impl Client {
         self.send(Method::DELETE, path, Bytes::new()).await
     }
 
-    /// Asks until a server answers, whatever happens to servers meanwhile. Only for what may be asked twice.
+    /// Retries until a server responds. For idempotent requests only.
     pub async fn surely(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Reply {
         let body = body.into();
         let trying = async {
@@ -396,7 +396,7 @@ impl Client {
         tokio::time::timeout(PATIENCE, trying).await.unwrap_or_else(|_| panic!("{method} {path}: never answered"))
     }
 
-    /// Looks until what is seen is as it should be.
+    /// Polls until the response satisfies the predicate.
     pub async fn until(&self, path: &str, done: impl Fn(&Reply) -> bool) -> Reply {
         let looking = async {
             loop {
@@ -415,13 +415,13 @@ impl Client {
         listed["sessions"].as_array().unwrap().iter().map(|session| session["id"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Makes a session.
+    /// Creates a session.
     pub async fn create(&self, fields: Value) -> Held {
         let made = self.post("/v1/sessions", fields).await.is(201);
         Held { client: self.clone(), id: made["id"].as_str().unwrap().to_owned() }
     }
 
-    /// Opens a stream of events.
+    /// Opens an event stream.
     pub async fn stream(&self, path: &str) -> Result<EventStream, Failed> {
         let response = self.open(Method::GET, path, Bytes::new()).await?;
         if response.status() != 200 {
@@ -430,7 +430,7 @@ impl Client {
         Ok(EventStream { body: response.into_body(), buffer: BytesMut::new() })
     }
 
-    /// Sends a request whose answer is a stream of events.
+    /// Sends a request whose response is an event stream.
     pub async fn post_stream(&self, path: &str, body: Value) -> EventStream {
         let client = self.with("accept", "text/event-stream");
         let response = client.open(Method::POST, path, body.to_string().into()).await.unwrap();
@@ -440,7 +440,7 @@ impl Client {
     }
 }
 
-/// Server-sent events.
+/// A stream of server-sent events.
 pub struct EventStream {
     body: Incoming,
     buffer: BytesMut,
@@ -466,7 +466,7 @@ impl EventStream {
         }
     }
 
-    /// The next event of a type; what comes before it is passed over.
+    /// The next event of a type. Other events are skipped.
     pub async fn next_of(&mut self, kind: &str) -> Value {
         let looking = async {
             loop {
@@ -496,21 +496,21 @@ impl Held {
         self.client.get(&self.path("")).await.is(200)
     }
 
-    /// Runs code and waits for its end; gives the cell.
+    /// Runs code and waits for its end. Returns the cell.
     pub async fn run(&self, source: &str) -> Value {
         let cell = self.client.post(&self.path("/cells?wait=120"), json!({"source": source})).await.is(201);
         assert_eq!(cell["state"], "finished", "{cell}");
         cell
     }
 
-    /// Runs code that must succeed; gives what it printed.
+    /// Runs code that must succeed. Returns its standard output.
     pub async fn ok(&self, source: &str) -> String {
         let cell = self.run(source).await;
         assert_eq!(cell["status"], "ok", "{cell}");
         printed(&cell)
     }
 
-    /// Adds a cell that is run, and does not wait.
+    /// Adds a cell that runs, without waiting.
     pub async fn begin(&self, id: &str, source: &str) {
         let fields = json!({"id": id, "source": source, "allow_stdin": true, "timeout_seconds": 600});
         self.client.post(&self.path("/cells"), fields).await.is(201);
@@ -520,7 +520,7 @@ impl Held {
         self.client.surely(Method::GET, &self.path(&format!("/cells/{id}")), "").await.is(200)
     }
 
-    /// Waits until a cell stands so.
+    /// Waits until a cell has this state.
     pub async fn cell_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
         self.client.until(&self.path(&format!("/cells/{id}")), |reply| done(&reply.json())).await.json()
     }
@@ -538,13 +538,13 @@ impl Held {
     }
 }
 
-/// The text of one of a cell's streams.
+/// The text of one stream of a cell.
 pub fn text_of(cell: &Value, name: &str) -> String {
     let outputs = cell["outputs"].as_array().unwrap();
     outputs.iter().filter(|output| output["name"] == name).filter_map(|output| output["text"].as_str()).collect()
 }
 
-/// The text of a cell's streams.
+/// The text of all streams of a cell.
 pub fn printed(cell: &Value) -> String {
     let outputs = cell["outputs"].as_array().unwrap();
     outputs.iter().filter(|output| output["output_type"] == "stream").filter_map(|output| output["text"].as_str()).collect()

@@ -1,4 +1,4 @@
-//! Links to one session, and what a kernel's namespace holds.
+//! Shares of one session, and the list of variables in a kernel's namespace.
 
 use futures_util::SinkExt as _;
 use hyper::Method;
@@ -9,10 +9,10 @@ use crate::serve::{hear, socket};
 use crate::server::{Client, Held, Server};
 use crate::support::TestSandbox;
 
-/// Who has a link sees one session and nothing else, changes nothing, and is cut off when it is revoked.
+/// A share reads one session and nothing else, changes nothing, and loses its streams when it is revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_shows_one_session() {
-    let server = Server::start("shares", TestSandbox::process(), &[]).await;
+async fn share_reads_one_session() {
+    let server = Server::start("shares", Place::process(), &[]).await;
     let (_, ann) = server.client_with(&["ann"]).await;
     let (_, bob) = server.client_with(&["bob"]).await;
     let held = ann.create(json!({"kernel": "bash"})).await;
@@ -48,13 +48,13 @@ async fn a_link_shows_one_session() {
     ] {
         reader.send(method, &path, "{}").await.problem(403, "scope_too_narrow");
     }
-    // Others than its owner neither share it nor see its links.
+    // Only the owner can share the session or list its shares.
     bob.post(&held.path("/shares"), json!({})).await.problem(404, "no_session");
     bob.get(&held.path("/shares")).await.problem(404, "no_session");
     ann.post(&held.path("/shares"), json!({"days": 0})).await.problem(422, "bad_days");
     let listed = ann.get(&held.path("/shares")).await.is(200);
     assert_eq!((&listed["shares"][0]["name"], &listed["shares"][0]["token"]), (&json!("for Bo"), &Value::Null));
-    // It is revoked under a stream that is open.
+    // The share is revoked while a stream is open.
     let mut stream = reader.stream(&held.path("/events")).await.unwrap();
     assert!(stream.next().await.unwrap().is_some());
     let id = made["id"].as_str().unwrap();
@@ -69,10 +69,10 @@ async fn a_link_shows_one_session() {
     server.end().await;
 }
 
-/// What a session has drawn is shown by its link, and by no other's.
+/// A share reads the artifacts of its session, and no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_shows_its_own_plots_only() {
-    let server = Server::start("shares-plots", TestSandbox::process(), &[]).await;
+async fn share_reads_its_artifacts_only() {
+    let server = Server::start("shares-plots", Place::process(), &[]).await;
     let client = server.client();
     let draw = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()";
     let (held, other) = (client.create(json!({})).await, client.create(json!({})).await);
@@ -87,7 +87,7 @@ async fn a_link_shows_its_own_plots_only() {
     server.end().await;
 }
 
-/// A session's events as they are told to somebody, up to one.
+/// The events of a session up to one, as a client receives them.
 async fn told_to(client: &Client, path: &str, is_last: impl Fn(&Value) -> bool) -> Vec<Value> {
     let mut stream = client.stream(path).await.unwrap();
     let mut told = Vec::new();
@@ -97,10 +97,11 @@ async fn told_to(client: &Client, path: &str, is_last: impl Fn(&Value) -> bool) 
     told
 }
 
-/// A link shows what the page shows now: not what deleted cells and earlier runs have shown, nowhere, also when the session has ended.
+/// A share shows what the page shows now, and not outputs of deleted cells or earlier executions, also after the end of the
+/// session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_shows_nothing_that_was_taken_away() {
-    let server = Server::start("shares-now", TestSandbox::process(), &[]).await;
+async fn share_hides_removed_outputs() {
+    let server = Server::start("shares-now", Place::process(), &[]).await;
     let client = server.client();
     let held = client.create(json!({})).await;
     let draw = |points: &str, word: &str| {
@@ -114,7 +115,7 @@ async fn a_link_shows_nothing_that_was_taken_away() {
     held.finished("noted").await;
     let token = client.post(&held.path("/shares"), json!({})).await.is(201)["token"].as_str().unwrap().to_owned();
     let reader = Client { token: Some(token), ..server.client() };
-    // It is there as long as it is shown, and who reads along is told that it goes.
+    // The output is visible as long as the page shows it, and a subscriber learns of its removal.
     let seen = told_to(&reader, &held.path("/events?after=0"), |event| {
         event["cell"] == "noted" && event["type"] == "cell.finished"
     })
@@ -164,17 +165,17 @@ async fn a_link_shows_nothing_that_was_taken_away() {
             let is_shown = of(&reader).await.iter().any(|one| one["sha256"] == artifact["sha256"]);
             assert_eq!(reader.get(&path).await.status, if is_shown { 200 } else { 404 });
         }
-        // Its owner still has all of it.
+        // The owner still sees everything.
         let told = told_to(&client, &held.path("/events?after=0"), ends).await;
         assert!(format!("{told:?}").contains("first-secret"));
     }
     server.end().await;
 }
 
-/// Variables are told without being touched: nothing is counted, no name is left, and no code of theirs is run.
+/// Listing variables has no side effects: no count, no new names, no code of the values.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn variables_are_told() {
-    let server = Server::start("variables", TestSandbox::process(), &[]).await;
+async fn variables_are_listed_without_side_effects() {
+    let server = Server::start("variables", Place::process(), &[]).await;
     let client = server.client();
     let told = async |path: String| {
         let told = client.post(&path, json!({})).await.is(200);

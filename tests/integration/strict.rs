@@ -1,4 +1,4 @@
-//! What the server makes of requests that are almost right: it says what is wrong, and where, and heeds none of it.
+//! Requests with mistakes: the response names the invalid field, and the request has no effect.
 
 use hyper::Method;
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ async fn start(name: &str) -> (Server, Held) {
     (server, held)
 }
 
-/// No answer speaks of our types.
+/// No response mentions types of Rust.
 fn is_plain(problem: &Value) {
     for rust in ["struct", "usize", "u64", "u32", "f64", "enum"] {
         assert!(!problem["detail"].as_str().unwrap().contains(rust), "{problem}");
@@ -23,7 +23,7 @@ fn is_plain(problem: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wrong_fields_are_named() {
+async fn invalid_fields_are_named() {
     let (server, held) = start("strict-fields").await;
     let client = &held.client;
     let sessions = "/v1/sessions".to_owned();
@@ -89,7 +89,7 @@ async fn wrong_fields_are_named() {
     client.send(Method::PUT, &held.path("/cells"), "").await.problem(405, "method_not_allowed");
     client.send(Method::PUT, &held.path("/cells/a"), "").await.problem(405, "method_not_allowed");
     assert_eq!(server.client().session_ids().await.len(), 1, "none of them was made, and none is gone");
-    // As much as there may be is taken.
+    // The largest allowed values are accepted.
     let most = json!({
         "kernel": "bash", "env": {"A": "x".repeat(131_069)}, "ttl_seconds": 315_360_000,
         "limits": {"memory_mb": 16 << 20, "cpus": 256, "pids": 65_536, "disk_mb": 1 << 20, "output_mb": 16 << 10},
@@ -100,7 +100,7 @@ async fn wrong_fields_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_are_read_as_strictly() {
+async fn commands_are_validated_strictly() {
     let (server, held) = start("strict-commands").await;
     let mut open = socket(&held, "after=0").await;
     for (command, field) in [
@@ -125,7 +125,7 @@ async fn commands_are_read_as_strictly() {
     server.end().await;
 }
 
-/// Sends a request by hand; gives the answer, whose body is a JSON object.
+/// Sends a raw request. Returns the response, whose body is a JSON object.
 async fn by_hand(client: &Client, request: &str) -> String {
     let mut stream = TcpStream::connect(client.address()).await.unwrap();
     let token = client.token.as_deref().unwrap();
@@ -138,15 +138,15 @@ async fn by_hand(client: &Client, request: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_can_never_fit_is_refused_at_once() {
+async fn oversized_requests_are_refused_at_once() {
     let (server, held) = start("strict-sizes").await;
     let (client, cells) = (&held.client, held.path("/cells"));
-    // No byte of the body comes, and still it is answered.
+    // The response comes although no byte of the body is sent.
     for (method, path) in [("POST", cells.clone()), ("PUT", held.path("/notebook")), ("POST", "/v1/runs".to_owned())] {
         let answer = by_hand(client, &format!("{method} {path} HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n")).await;
         assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("body_too_large"), "{answer}");
     }
-    // Who still sends is told as well.
+    // A client that is still sending gets the response as well.
     client.post(&cells, json!({"source": "x".repeat(40 << 20)})).await.problem(413, "body_too_large");
     let large = "x".repeat(20 << 20);
     let problem = client.post(&held.path("/input"), json!({"value": large})).await.problem(413, "too_large");
@@ -155,7 +155,7 @@ async fn what_can_never_fit_is_refused_at_once() {
     assert!(problem["field"] == "source" && problem["detail"].as_str().unwrap().contains("16711680"), "{problem}");
     client.post(&held.path("/complete"), json!({"code": large})).await.problem(413, "too_large");
     assert_eq!(held.view().await["cells"], 0);
-    // One that is not run may be as large, until somebody runs it.
+    // A cell that is not executed may be as large, until somebody executes it.
     client.post(&cells, json!({"id": "big", "source": large, "run": false})).await.is(201);
     client.post(&held.path("/cells/big/run"), json!({})).await.problem(413, "too_large");
     client.post(&held.path("/notebook/run"), json!({})).await.problem(413, "too_large");
@@ -163,7 +163,7 @@ async fn what_can_never_fit_is_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn headers_are_read_as_they_are_meant() {
+async fn headers_are_parsed_by_the_standard() {
     let (server, held) = start("strict-headers").await;
     let (client, socket) = (&held.client, held.path("/socket"));
     client.get(&socket).await.problem(400, "bad_upgrade");
@@ -191,7 +191,7 @@ async fn headers_are_read_as_they_are_meant() {
 }
 
 #[test]
-fn tokens_have_names_and_last() {
+fn tokens_have_names_and_lifetimes() {
     let data = std::env::temp_dir().join(format!("ck-strict-tokens-{}", std::process::id()));
     let create = |arguments: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cellkeep"));

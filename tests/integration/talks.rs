@@ -1,4 +1,4 @@
-//! What a person does on the page beside running cells: talks to a model, lets others read, looks at variables, loses the network.
+//! The page beside cells: conversations, shares, variables, and a lost network.
 
 use hyper::Method;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::server::Client;
 use crate::support::model::{Model, Say};
 use crate::support::skip;
 
-/// Writes into the composer as one of its kinds, and sends it by its button.
+/// Types into the composer in one of its modes, and sends with its button.
 async fn compose(opened: &mut Opened, kind: &str, text: &str) {
     opened.act(&format!("[...page.querySelectorAll('.kinds input')].find(input => input.value === '{kind}').click()")).await;
     opened.until("page.querySelector('#composer').className", &json!(kind)).await;
@@ -18,7 +18,7 @@ async fn compose(opened: &mut Opened, kind: &str, text: &str) {
         .await;
 }
 
-/// Opens one of the panels at the side.
+/// Opens one of the side panels.
 async fn open_panel(opened: &mut Opened, name: &str) {
     opened
         .act(&format!("[...page.querySelectorAll('.tools button')].find(button => button.textContent === '{name}').click()"))
@@ -29,9 +29,9 @@ fn but_network(complaints: Vec<String>, allowed: &[&str]) -> Vec<String> {
     complaints.into_iter().filter(|text| !allowed.iter().any(|words| text.contains(words))).collect()
 }
 
-/// The answer grows while it comes, goes on while nobody looks, runs cells, and fails with words and a way out.
+/// An answer grows as it arrives, continues while no page is open, runs cells, and fails with an explanation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_talks_to_a_model() {
+async fn person_chats_with_model() {
     let plot = "import matplotlib.pyplot as plt\nplt.plot([3, 1, 2])\nplt.show()";
     let model = Model::start([
         Say::Hold("One **moment**. "),
@@ -46,10 +46,10 @@ async fn a_person_talks_to_a_model() {
     compose(&mut opened, "ask", "Are you there?").await;
     opened.until("[cells.length, cells[1] && text(cells[1])]", &json!([2, "One moment."])).await;
     opened.until("page.querySelector('.answers')?.textContent.includes('tiny answers')", &json!(true)).await;
-    // It is called by what was asked first.
+    // The session is named after the first message.
     opened.until("page.querySelector('.bar strong').textContent", &json!("Are you there?")).await;
     assert_eq!(opened.look("within(cells[1])[0].querySelector('strong').textContent").await, "moment");
-    // In mid-answer, the page is loaded anew.
+    // The page is reloaded during an answer.
     opened.browser.evaluate("location.reload()").await;
     opened.until("[cells.length, cells[1] && text(cells[1])]", &json!([2, "One moment."])).await;
     model.go_on();
@@ -66,7 +66,7 @@ async fn a_person_talks_to_a_model() {
     opened.until("[phase(cells[9])]", &json!(["running"])).await;
     opened.act("page.querySelector('.answers button').click()").await;
     opened.until("[phase(cells[9]), page.querySelector('.answers')]", &json!(["interrupted", null])).await;
-    // All of it is one notebook.
+    // The whole conversation is one notebook.
     opened
         .act("window.saved = ''; URL.createObjectURL = blob => { blob.text().then(text => window.saved = text); return 'blob:none' };
               HTMLAnchorElement.prototype.click = () => {};
@@ -85,9 +85,9 @@ async fn a_person_talks_to_a_model() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
-/// The session of a talk ends in mid-answer: an open page says so by itself, and what had come stays.
+/// The session ends during an answer: an open page shows that by itself, and the text so far stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_page_sees_an_answer_end_with_its_session() {
+async fn page_shows_turn_ended_by_session() {
     let model = Model::start([Say::Hold("This much ")]).await;
     let url = model.url();
     let Some(mut opened) = Opened::start_with("talk-gone", &["--model-url", &url, "--model", "tiny"]).await else { return };
@@ -104,9 +104,9 @@ async fn a_page_sees_an_answer_end_with_its_session() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
-/// A link that is made on the page shows the session live, has nothing to change it by, and ends when it is revoked.
+/// A share that was created on the page shows the session live, offers no changes, and ends when it is revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_is_shared() {
+async fn session_is_shared_from_the_page() {
     let Some(mut opened) = Opened::start("share-page").await else { return };
     let client = opened.server.client();
     let held = client.create(json!({"kernel": "bash", "name": "mine"})).await;
@@ -142,12 +142,12 @@ async fn a_session_is_shared() {
     held.ok("echo after").await;
     opened.until("[cells.length, cells[1] && text(cells[1])]", &json!([2, "after"])).await;
     assert_eq!(opened.look("cells[0].renderRoot.querySelector('textarea')").await, Value::Null);
-    // It is revoked: the page is told, and shows nothing new.
+    // The share is revoked: the page says so, and shows nothing new.
     let listed = client.get(&held.path("/shares")).await.is(200);
     let id = listed["shares"][0]["id"].as_str().unwrap();
     client.delete(&held.path(&format!("/shares/{id}"))).await.is(204);
     opened.until("page.querySelector('.notice.bad')?.textContent.includes('not valid')", &json!(true)).await;
-    // A new one, opened in the same tab, takes its place.
+    // A new share in the same tab replaces the old one.
     let renewed = client.post(&held.path("/shares"), json!({"days": 1})).await.is(201);
     let renewed = format!("{}{}", opened.origin(), renewed["path"].as_str().unwrap());
     opened.browser.open("about:blank").await;
@@ -164,9 +164,9 @@ async fn a_session_is_shared() {
     assert_eq!(complaints, [""; 0]);
 }
 
-/// Variables are listed when they are looked at, and again when a cell has changed them.
+/// Variables are listed when the panel is open, and again after a cell has changed them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn variables_are_looked_at() {
+async fn variables_are_listed_on_the_page() {
     let Some(mut opened) = Opened::start("variables-page").await else { return };
     opened.act("page.querySelector('#create').click()").await;
     opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
@@ -179,9 +179,9 @@ async fn variables_are_looked_at() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
-/// The network goes and comes back in mid-cell: the page says so, and has every line once.
+/// The network is lost and comes back while a cell runs: the page says so, and shows each line once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_page_outlives_its_network() {
+async fn page_recovers_from_network_loss() {
     let Some(mut opened) = Opened::start("offline").await else { return };
     opened.act("page.querySelector('#create').click()").await;
     opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
@@ -208,7 +208,7 @@ async fn a_page_outlives_its_network() {
     assert_eq!(complaints, [""; 0]);
 }
 
-/// Holds back the first answer to a request like that, until `release()`.
+/// Holds back the first response to such a request until `release()`.
 fn hold(path: &str) -> String {
     format!(
         "const real = window.fetch; window.release = undefined; window.released = false; window.fetch = (address, ...rest) => {{
@@ -218,9 +218,9 @@ fn hold(path: &str) -> String {
     )
 }
 
-/// Answers about a session that was left come late: they are not shown as those of the one that is looked at.
+/// Late responses about a session that was left are not shown for the current one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn late_answers_of_panels_are_not_another_sessions() {
+async fn late_panel_responses_are_dropped() {
     let Some(mut opened) = Opened::start("panels-late").await else { return };
     let client = opened.server.client();
     for name in ["one", "two"] {
@@ -255,9 +255,9 @@ async fn late_answers_of_panels_are_not_another_sessions() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
-/// Of a session with many plots, the gallery loads those that come into view.
+/// The gallery of a session with many plots loads those that come into view.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn plots_are_loaded_as_they_are_looked_at() {
+async fn gallery_loads_visible_plots() {
     let Some(mut opened) = Opened::start("plots-lazy").await else { return };
     let client = opened.server.client();
     let held = client.create(json!({"kernel": "python"})).await;
@@ -265,7 +265,7 @@ async fn plots_are_loaded_as_they_are_looked_at() {
     opened.open().await;
     opened.until("cells.length", &json!(1)).await;
     opened.act("cells[0].collapsed = true").await;
-    // Loaded anew, so that nothing of the cell's own pictures is at hand.
+    // Reloaded, so that no image of the cell is cached.
     open_panel(&mut opened, "Plots").await;
     let gallery = "page.querySelector('cellkeep-panel')?.renderRoot";
     opened.until(&format!("{gallery}?.querySelectorAll('figure').length"), &json!(120)).await;
@@ -280,9 +280,9 @@ async fn plots_are_loaded_as_they_are_looked_at() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
-/// A long talk, with all that cells show: to be looked at, and to be used without seeing it.
+/// A long conversation with all kinds of output passes the accessibility checks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn axe_finds_nothing_in_a_talk() {
+async fn conversation_passes_accessibility_checks() {
     let Ok(script) = std::fs::read_to_string(axe_file()) else { return skip("axe is not there (make web)") };
     let model = Model::start([
         Say::Run("I load the table and look at its first rows.", "import pandas as pd\ntable = pd.DataFrame({'city': ['Oslo', 'Rome', 'Lima'], 'people': [709037, 2748109, 10092000]})\ntable"),

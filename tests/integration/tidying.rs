@@ -1,11 +1,11 @@
-//! What a server does with what has been told: events of finished text are merged, and the data stays within its limit.
+//! Retention: events of finished text are merged, and the data stays within its limit.
 
 use serde_json::{Value, json};
 
 use crate::server::{Held, Server, printed};
 use crate::support::TestSandbox;
 
-/// All events that a reader gets who has seen those up to `after`, to the session's last.
+/// The events that a client at the cursor `after` receives, up to the last event of the session.
 async fn backlog(held: &Held, after: u64) -> Vec<Value> {
     let last = held.view().await["last_seq"].as_u64().unwrap();
     let mut events = held.events(after).await;
@@ -16,7 +16,7 @@ async fn backlog(held: &Held, after: u64) -> Vec<Value> {
     all
 }
 
-/// A stream's text, by the events of a reader who has this of it.
+/// The text of a stream after the events of a client that has seen a part of it.
 fn text_after(mut text: String, events: &[Value]) -> String {
     for event in events.iter().filter(|event| event["output"]["output_type"] == "stream") {
         text.truncate(event["keep"].as_u64().map_or(0, |keep| usize::try_from(keep).unwrap()));
@@ -39,7 +39,7 @@ async fn events_of_finished_text_are_merged() {
     }
     let cell = held.finished("bar").await;
     assert!(before.len() > 60, "{} events came one after the other", before.len());
-    // The latest events are held in memory as they came: these push them out.
+    // The latest events are cached unmerged. These events push them out of the cache.
     held.ok("print('x' * 200_000)").await;
     let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
     let after = loop {
@@ -58,7 +58,7 @@ async fn events_of_finished_text_are_merged() {
     let of_bar = |events: Vec<Value>| events.into_iter().filter(|event| event["cell"] == "bar").collect::<Vec<_>>();
     assert_eq!(text_after(String::new(), &of_bar(after)), printed(&cell));
     assert_eq!(printed(&held.cell("bar").await), printed(&cell), "the cell is as it was");
-    // A reader who had seen a part goes on from there.
+    // A client that has seen a part continues correctly.
     let seen = before.len() / 2;
     let part = text_after(String::new(), &before[..seen]);
     let rest = backlog(&held, before[seen - 1]["seq"].as_u64().unwrap()).await;
@@ -67,17 +67,17 @@ async fn events_of_finished_text_are_merged() {
 }
 
 #[tokio::test]
-async fn the_data_stays_within_its_limit() {
+async fn data_stays_within_its_limit() {
     let arguments = ["--compact-after", "1", "--max-data-mb", "2"];
     let server = Server::start("limit", TestSandbox::process(), &arguments).await;
     let client = server.client();
     let ended = client.create(json!({"kernel": "bash", "ttl_seconds": 2})).await;
     let held = client.create(json!({"kernel": "python"})).await;
-    // The one that has ended makes room.
+    // The ended session is deleted to make room.
     client.until(&ended.path(""), |reply| reply.json()["state"] == "gone").await;
     held.ok("print('x' * 3_000_000)").await;
     client.until(&ended.path(""), |reply| reply.status == 404).await;
-    // The other one lives, and nothing more is begun.
+    // The other session lives, and refuses new work.
     let full = client.until(&held.path("/cells"), |_| true).await;
     assert_eq!(full.status, 200, "it can be read");
     let refused = loop {
@@ -89,7 +89,7 @@ async fn the_data_stays_within_its_limit() {
     let problem = refused.problem(507, "storage_full");
     assert!(problem["detail"].as_str().unwrap().contains("--max-data-mb"), "{problem}");
     client.post("/v1/sessions", json!({"kernel": "bash"})).await.problem(507, "storage_full");
-    // What one has filled is not taken from others.
+    // Other principals are not affected.
     let (_, modest) = server.client_with(&["modest", "--principal", "modest"]).await;
     let theirs = modest.create(json!({"kernel": "bash"})).await;
     assert_eq!(theirs.ok("echo there is room").await, "there is room\n");

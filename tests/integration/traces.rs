@@ -1,4 +1,5 @@
-//! Traces: what a collector is sent of requests and runs, and what it is never sent. And what a collector that is not there costs.
+//! Traces: what a collector receives about requests and executions, what it never receives, and what a missing collector
+//! costs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -22,10 +23,10 @@ use crate::support::{PATIENCE, TestSandbox};
 
 /// Heads and bodies of requests.
 type Taken = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
-/// A span, with the attributes of its resource.
+/// A span with the attributes of its resource.
 type Told = (Span, HashMap<String, String>);
 
-/// Stands in for a collector: keeps what it is sent.
+/// A fake collector that stores requests.
 #[derive(Clone)]
 struct Collector {
     address: std::net::SocketAddr,
@@ -45,7 +46,7 @@ impl Collector {
         collector
     }
 
-    /// All spans that have come, with the resource's attributes.
+    /// All received spans, with the attributes of their resources.
     fn spans(&self) -> Vec<Told> {
         let taken = self.taken.lock().unwrap();
         let requests = taken.iter().map(|(_, body)| ExportTraceServiceRequest::decode(body.as_slice()).unwrap());
@@ -64,7 +65,7 @@ impl Collector {
         spans.collect()
     }
 
-    /// Waits for a span of this name with this attribute.
+    /// Waits for a span with this name and attribute.
     async fn span(&self, name: &str, attribute: (&str, &str)) -> Told {
         let found = async {
             loop {
@@ -140,7 +141,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_in_them() {
+async fn requests_and_executions_have_spans_without_content() {
     let collector = Collector::start().await;
     let env = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", collector.address)),
@@ -172,13 +173,13 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
         (queued.start_time_unix_nano, run.start_time_unix_nano, cell.end_time_unix_nano)
     );
     assert!(cell.start_time_unix_nano < cell.end_time_unix_nano);
-    // The run belongs to its request, and that to whoever asked.
+    // The execution is a child of its request, and the request is a child of the client's span.
     let (request, _) = collector.span("POST /v1/sessions/{session}/cells", ("http.response.status_code", "201")).await;
     assert_eq!((hex(&request.trace_id).as_str(), hex(&request.parent_span_id).as_str()), (TRACE, "b7ad6b7169203331"));
     assert_eq!((cell.parent_span_id.clone(), request.kind), (request.span_id.clone(), 2));
     assert_eq!(attribute_of(&request, "cellkeep.session.id"), session.id);
 
-    // Whoever has no token leaves no trace; whoever has one cannot ask for none.
+    // A request without a token has no span. A client with a token cannot suppress its spans.
     client
         .anonymous()
         .with("traceparent", &format!("00-{TRACE}-b7ad6b7169203331-01"))
@@ -193,7 +194,7 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
     let of_kernels = collector.spans().into_iter().filter(|(span, _)| span.name == "GET /v1/kernels").count();
     assert_eq!(of_kernels, 1);
 
-    // A run goes on under a later server, and still belongs to who asked.
+    // An execution that continues under a later server keeps its parent.
     asked
         .post(&session.path("/cells"), json!({"source": "input('canary-prompt')", "id": "waits", "allow_stdin": true}))
         .await;
@@ -205,7 +206,7 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
     client.surely(Method::POST, &session.path("/input"), json!({"value": "canary-input"}).to_string()).await;
     let (went_on, _) = collector.span("cell", ("cellkeep.cell.id", "waits")).await;
     assert_eq!((hex(&went_on.trace_id).as_str(), attribute_of(&went_on, "cellkeep.status").as_str()), (TRACE, "ok"));
-    // So does one that was only queued: since when is told, too.
+    // So does an execution that was only queued, with the time of its queueing.
     let (behind, _) = collector.span("cell", ("cellkeep.cell.id", "behind")).await;
     assert_eq!(hex(&behind.trace_id), TRACE);
     for whole in [&went_on, &behind] {
@@ -213,7 +214,7 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
         assert!(queued.start_time_unix_nano < killed_at && run.end_time_unix_nano > killed_at, "{queued:#?} {run:#?}");
         assert_eq!(whole.start_time_unix_nano, queued.start_time_unix_nano);
     }
-    // Another run of the cell is another's, and so is one that nobody traces.
+    // Another execution of the cell has another parent, and an untraced one has none.
     client.post(&session.path("/cells/fails/run?wait=60"), json!({})).await.is(200);
     collector.span("POST /v1/sessions/{session}/cells/{cell}/run", ("http.response.status_code", "200")).await;
     let runs = |spans: Vec<Told>| {
@@ -221,7 +222,7 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
             spans.into_iter().filter(|(span, _)| span.name == "cell" && attribute_of(span, "cellkeep.cell.id") == "fails");
         runs.map(|(span, _)| hex(&span.trace_id)).collect::<Vec<_>>()
     };
-    // What has not been sent when it stops is sent then.
+    // A stopping server sends its queued spans.
     client.post(&session.path("/cells?wait=60"), json!({"source": "1", "id": "last"})).await.is(201);
     assert!(server.stop().await.success());
     collector.span("cell", ("cellkeep.cell.id", "last")).await;
@@ -241,7 +242,7 @@ async fn requests_and_runs_are_told_with_their_parents_and_nothing_that_is_said_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn runs_over_a_socket_and_runs_by_a_model_belong_to_who_asked() {
+async fn socket_and_model_executions_have_the_right_parent() {
     let collector = Collector::start().await;
     let model = Model::start([Say::Run("I count.", "6*7"), Say::Text("Done.")]).await;
     let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", collector.address))];
@@ -251,7 +252,7 @@ async fn runs_over_a_socket_and_runs_by_a_model_belong_to_who_asked() {
     let (of_socket, of_command, other) = ("5".repeat(32), "6".repeat(32), "b7ad6b7169203331");
     let parent = |trace: &str| format!("00-{trace}-{other}-01");
 
-    // A command says itself what it is part of; else its socket does, if that is part of something.
+    // A command may carry its own context. Otherwise the socket's context is used, if it has one.
     let known = Held { client: held.client.with("traceparent", &parent(&of_socket)), id: held.id.clone() };
     let (mut known, mut unknown) = (socket(&known, "after=0").await, socket(&held, "after=0").await);
     let run = async |socket: &mut Socket, cell: &str, traceparent: Option<&str>| {
@@ -266,15 +267,15 @@ async fn runs_over_a_socket_and_runs_by_a_model_belong_to_who_asked() {
     let (opening, _) = collector.span("GET /v1/sessions/{session}/socket", ("http.response.status_code", "101")).await;
     assert_eq!((&silent.trace_id, &silent.parent_span_id), (&opening.trace_id, &opening.span_id));
     assert_eq!((hex(&opening.trace_id), hex(&opening.parent_span_id).as_str()), (of_socket.clone(), other));
-    // What is no context names nothing, as in a header.
+    // An invalid context is ignored, as in a header.
     let bad = run(&mut known, "bad", Some(&"00-not-a-context".repeat(9))).await;
     assert_eq!(hex(&bad.trace_id), of_socket);
-    // A socket that is part of nothing holds nothing together.
+    // Executions over a socket without a context have no common parent.
     let (one, two) = (run(&mut unknown, "one", None).await, run(&mut unknown, "two", None).await);
     assert!(one.parent_span_id.is_empty() && two.parent_span_id.is_empty() && one.trace_id != two.trace_id);
     assert_eq!(run(&mut unknown, "three", Some(&parent(&of_command))).await.trace_id, said.trace_id);
 
-    // What a model runs is a child of the request that it answers.
+    // An execution by the model is a child of the request with the message.
     let asking = held.client.with("traceparent", &parent(TRACE));
     asking.post(&held.path("/chat?wait=60"), json!({"text": "Count"})).await.is(202);
     let listed = held.client.get(&held.path("/cells")).await.is(200);
@@ -288,8 +289,8 @@ async fn runs_over_a_socket_and_runs_by_a_model_belong_to_who_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_collector_that_answers_all_goes_on() {
-    // It takes connections, and never answers.
+async fn hanging_collector_does_not_block_the_server() {
+    // The collector accepts connections and never responds.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let env = [
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("http://{}/v1/traces", silent.local_addr().unwrap())),
@@ -305,7 +306,7 @@ async fn without_a_collector_that_answers_all_goes_on() {
     let began = std::time::Instant::now();
     assert!(server.stop().await.success());
     assert!(began.elapsed() < std::time::Duration::from_secs(8), "a stop does not wait for it");
-    // An address that is none is told, and costs nothing else.
+    // An invalid address is reported, and has no other effect.
     server.env.push(("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "grpc://x:4317".to_owned()));
     server.start_again().await;
     client.get("/v1/sessions").await.is(200);

@@ -1,7 +1,7 @@
 //! Recorded transcripts of real kernels, replayed through the pure modules.
 //!
-//! `CELLKEEP_RECORD=1 cargo nextest run transcripts` records them again from the kernels in the process sandbox, byte for byte. A diff
-//! of the fixtures shows what an upgrade of a kernel changed.
+//! `CELLKEEP_RECORD=1 cargo nextest run transcripts` records them again from the kernels in the process sandbox, byte for
+//! byte. A diff of the fixtures shows what an upgrade of a kernel changed.
 
 use std::fs;
 use std::path::PathBuf;
@@ -164,8 +164,8 @@ async fn transcripts_of_real_kernels_replay_correctly() {
 
 #[test]
 fn bare_julia_replies_are_ok() {
-    // IJulia answers an interrupt with `{}` and a shutdown with an echo, neither with a status. It cannot run here, so these two are
-    // written by hand from its source.
+    // IJulia answers an interrupt with `{}` and a shutdown with an echo, neither with a status. It cannot run here, so these
+    // two are written by hand from its source.
     for content in ["{}", r#"{"restart": false}"#] {
         let mut message = Message::new_request("julia", "interrupt_reply", &json!({}));
         message.content = Bytes::from_static(content.as_bytes());

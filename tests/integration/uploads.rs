@@ -1,4 +1,4 @@
-//! A file that is put over another: the old one or the new one, whatever becomes of the request.
+//! Replacing a file: the workspace has the old file or the new one, whatever happens to the request.
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -7,13 +7,13 @@ use tokio::net::TcpStream;
 use crate::server::{Held, Server};
 use crate::support::TestSandbox;
 
-in_every_sandbox!(the_old_file_or_the_new_one);
+in_every_sandbox!(upload_is_atomic);
 
 fn bash() -> Value {
     json!({"kernel": "bash", "limits": {"disk_mb": 20}})
 }
 
-/// Sends the head of a request for 6 MB, and 5 of them. The server has them when no more can be on their way.
+/// Sends the head of a request with 6 MB, and 5 MB of the body. Returns when the server must have received them.
 async fn half(held: &Held, name: &str) -> TcpStream {
     let mut stream = TcpStream::connect(held.client.address()).await.unwrap();
     let head = format!(
@@ -27,7 +27,7 @@ async fn half(held: &Held, name: &str) -> TcpStream {
     stream
 }
 
-/// What the workspace takes, MB: also files without names count.
+/// The space used in the workspace in MB. Unnamed files count as well.
 async fn used(held: &Held) -> u64 {
     let text = held.ok("df -m --output=used . | tail -1").await;
     text.trim().parse().unwrap()
@@ -42,7 +42,7 @@ async fn until_used(held: &Held, fits: impl Fn(u64) -> bool) {
     tokio::time::timeout(crate::support::PATIENCE, looking).await.expect("the workspace takes as much as it should");
 }
 
-async fn the_old_file_or_the_new_one(place: TestSandbox) {
+async fn upload_is_atomic(place: Place) {
     let mut server = Server::start("uploads", place, &[]).await;
     let held = server.client().create(bash()).await;
     let client = held.client.clone();
@@ -52,14 +52,14 @@ async fn the_old_file_or_the_new_one(place: TestSandbox) {
     held.ok("chmod 750 keep.txt").await;
     let is_old = async || assert!(client.get(&path("keep.txt")).await.body == old.as_bytes(), "it is as it was");
 
-    // No room for it.
+    // No space in the workspace.
     client.put(&path("fill"), vec![b'f'; 15 << 20]).await.is(204);
     client.put(&path("keep.txt"), vec![b'n'; 10 << 20]).await.problem(507, "workspace_full");
     is_old().await;
     until_used(&held, |used| used <= 16).await;
     client.delete(&path("fill")).await.is(204);
 
-    // Cut off half-way, and read meanwhile.
+    // Interrupted half-way, and read meanwhile.
     let stream = half(&held, "keep.txt").await;
     until_used(&held, |used| used >= 4).await;
     is_old().await;
@@ -76,7 +76,7 @@ async fn the_old_file_or_the_new_one(place: TestSandbox) {
     assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("cut_off"), "{answer}");
     until_used(&held, |used| used <= 1).await;
 
-    // The server killed over it.
+    // The server is killed during the upload.
     let stream = half(&held, "keep.txt").await;
     until_used(&held, |used| used >= 4).await;
     server.kill().await;
@@ -85,7 +85,7 @@ async fn the_old_file_or_the_new_one(place: TestSandbox) {
     until_used(&held, |used| used <= 1).await;
     is_old().await;
 
-    // And at last the new one, with the old one's mode.
+    // Finally the new file, with the mode of the old one.
     client.put(&path("keep.txt"), vec![b'n'; 3 << 20]).await.is(204);
     assert!(client.get(&path("keep.txt")).await.body == vec![b'n'; 3 << 20]);
     assert_eq!(held.ok("stat -c %a keep.txt; ls -A | grep -c cellkeep || true").await, "750\n0\n");
@@ -93,7 +93,7 @@ async fn the_old_file_or_the_new_one(place: TestSandbox) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_gets_nothing_of_two_files() {
+async fn reader_never_mixes_two_files() {
     const SIZE: usize = 40 << 20;
     let server = Server::start("two-files", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash", "limits": {"disk_mb": 100}})).await;
@@ -106,7 +106,7 @@ async fn a_reader_gets_nothing_of_two_files() {
     reader.write_all(request.as_bytes()).await.unwrap();
     let mut got = vec![0; 1000];
     reader.read_exact(&mut got).await.unwrap();
-    // No buffer between holds all of it.
+    // No buffer on the way holds the whole file.
     held.client.put(&path, vec![b'n'; SIZE]).await.is(204);
     let _ = reader.read_to_end(&mut got).await;
     let head = got.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;

@@ -1,4 +1,5 @@
-//! A fake model: serves OpenAI's chat completions API over HTTP, with streaming and tool calls, and answers by a script.
+//! A model of the tests' own: speaks OpenAI's chat completions over HTTP, streaming and tool calls included, and says what
+//! it is told to say.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
