@@ -1,5 +1,5 @@
-//! The page for people at `/`: embedded files with strict policies. It holds nothing of anybody: all it shows comes from
-//! `/v1`, with a token.
+//! The page at `/`: embedded files with strict content security policies. The files contain no data of users. The page loads
+//! all data from `/v1` with a token.
 
 use axum::Router;
 use axum::extract::Path;
@@ -9,19 +9,19 @@ use axum::routing::get;
 
 use crate::web::{self, Asset};
 
-/// Nothing inline, nothing from elsewhere. Pictures of outputs are blobs.
+/// No inline scripts, and nothing from other origins. Images of outputs are blobs.
 const PAGE_POLICY: &str = "default-src 'self'; img-src 'self' blob: data:; media-src blob:; object-src 'none'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The document around an output's frame, which only hands over what it is given. By this policy that frame goes nowhere
-/// else, whatever page is around it.
+/// The document around the frame of an output. It only passes messages. The policy keeps the frame on this origin, whatever
+/// page embeds it.
 const HOLDER_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer-lock; default-src 'none'; script-src 'self'; \
     style-src 'self'; frame-src 'self'; form-action 'none'; base-uri 'none'; require-trusted-types-for 'script'; \
     trusted-types 'none'";
 
-/// What shows an output has an origin of its own, even if somebody opens it as a page, and may ask no network. It may do
-/// what it likes with itself: nothing is there. Text that becomes elements passes its own script, which leaves no document
-/// in it that has not passed.
+/// The document that renders an output. It has an opaque origin, even if it is opened as a page, and no network access. Its
+/// scripts may do anything within it, because it holds nothing else. Trusted Types pass all text that becomes elements to its
+/// own script, which removes documents without this policy.
 const FRAME_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer-lock; default-src 'none'; \
     script-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; style-src 'self' 'unsafe-inline'; img-src data: blob:; \
     font-src data:; media-src data: blob:; worker-src blob:; frame-src 'self'; connect-src 'none'; form-action 'none'; \
@@ -32,7 +32,7 @@ const NOT_BUILT: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\
     run <code>make build</code> instead of <code>cargo build</code>, or <code>make web</code> before it. \
     All else works: <a href=\"/docs\">the interface for programs</a>, and the command line.</p></html>";
 
-/// What is served without a token.
+/// The routes that need no token.
 pub fn router() -> Router {
     let frames = Router::new().route("/-/frame", get(holder)).route("/-/frame/inner", get(frame));
     frames.route("/", get(page)).route("/-/assets/{name}", get(asset))
@@ -50,55 +50,56 @@ async fn frame(headers: HeaderMap) -> Response {
     document(web::asset("page/frame.html"), &headers, FRAME_POLICY)
 }
 
-fn document(found: Option<Asset>, headers: &HeaderMap, policy: &'static str) -> Response {
-    let mut response = match found {
-        Some(asset) => answer(asset, headers),
+fn document(asset: Option<Asset>, headers: &HeaderMap, policy: &'static str) -> Response {
+    let mut response = match asset {
+        Some(asset) => serve_asset(asset, headers),
         None => (StatusCode::OK, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], NOT_BUILT).into_response(),
     };
-    set(&mut response, header::CONTENT_SECURITY_POLICY, policy);
-    set(&mut response, header::REFERRER_POLICY, "no-referrer");
-    set(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set_header(&mut response, header::CONTENT_SECURITY_POLICY, policy);
+    set_header(&mut response, header::REFERRER_POLICY, "no-referrer");
+    set_header(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     response
 }
 
-/// Scripts, styles and plotting libraries. Frames have no origin and pages of others embed the element, so anyone may load
-/// them.
+/// Scripts, styles and plotting libraries. Any origin may load them, because frames have an opaque origin and other sites
+/// embed the element.
 async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
-    // Libraries for plots stand beside the page, documents are not assets.
-    let found =
+    // Plotting libraries are in the parent folder. HTML documents are not assets.
+    let asset =
         if name.ends_with(".html") { None } else { web::asset(&format!("page/{name}")).or_else(|| web::asset(&name)) };
-    let Some(asset) = found else {
-        return (StatusCode::NOT_FOUND, "there is no such asset in this build; `make web` makes them\n").into_response();
+    let Some(asset) = asset else {
+        return (StatusCode::NOT_FOUND, "this build does not contain the asset; `make web` builds the assets\n")
+            .into_response();
     };
-    let mut response = answer(asset, &headers);
-    set(&mut response, header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
-    set(&mut response, HeaderName::from_static("cross-origin-resource-policy"), "cross-origin");
-    set(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    let mut response = serve_asset(asset, &headers);
+    set_header(&mut response, header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
+    set_header(&mut response, HeaderName::from_static("cross-origin-resource-policy"), "cross-origin");
+    set_header(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     response
 }
 
-fn set(response: &mut Response, name: HeaderName, value: &'static str) {
+fn set_header(response: &mut Response, name: HeaderName, value: &'static str) {
     response.headers_mut().insert(name, HeaderValue::from_static(value));
 }
 
-fn says(headers: &HeaderMap, name: HeaderName, what: &str) -> bool {
-    headers.get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(what))
+fn header_contains(headers: &HeaderMap, name: HeaderName, text: &str) -> bool {
+    headers.get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(text))
 }
 
-/// The asset, unless the browser has it; compressed, if the browser can read that.
-fn answer(asset: Asset, headers: &HeaderMap) -> Response {
+/// An asset: 304 if the browser has it, and compressed if the browser accepts that.
+fn serve_asset(asset: Asset, headers: &HeaderMap) -> Response {
     let caching = if asset.is_immutable { "public, max-age=31536000, immutable" } else { "no-cache" };
-    let mut response = if says(headers, header::IF_NONE_MATCH, &asset.etag) {
+    let mut response = if header_contains(headers, header::IF_NONE_MATCH, &asset.etag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        match asset.zipped.filter(|_| says(headers, header::ACCEPT_ENCODING, "gzip")) {
+        match asset.zipped.filter(|_| header_contains(headers, header::ACCEPT_ENCODING, "gzip")) {
             Some(bytes) => ([(header::CONTENT_ENCODING, "gzip")], bytes).into_response(),
             None => asset.bytes.into_response(),
         }
     };
-    set(&mut response, header::CONTENT_TYPE, asset.mime);
-    set(&mut response, header::CACHE_CONTROL, caching);
-    set(&mut response, header::VARY, "accept-encoding");
+    set_header(&mut response, header::CONTENT_TYPE, asset.mime);
+    set_header(&mut response, header::CACHE_CONTROL, caching);
+    set_header(&mut response, header::VARY, "accept-encoding");
     if let Ok(etag) = HeaderValue::from_str(&asset.etag) {
         response.headers_mut().insert(header::ETAG, etag);
     }
@@ -119,22 +120,25 @@ mod tests {
         }
     }
 
-    fn asked(name: HeaderName, value: &'static str) -> HeaderMap {
+    fn request_headers(name: HeaderName, value: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(name, HeaderValue::from_static(value))])
     }
 
     #[test]
-    fn browsers_get_what_they_can_read_and_do_not_have() {
-        let zipped = answer(asset(), &asked(header::ACCEPT_ENCODING, "br, gzip"));
+    fn assets_are_compressed_and_cached() {
+        let zipped = serve_asset(asset(), &request_headers(header::ACCEPT_ENCODING, "br, gzip"));
         assert_eq!(zipped.headers()[header::CONTENT_ENCODING], "gzip");
-        let plain = answer(asset(), &HeaderMap::new());
+        let plain = serve_asset(asset(), &HeaderMap::new());
         assert_eq!((plain.status(), plain.headers().get(header::CONTENT_ENCODING)), (StatusCode::OK, None));
         assert_eq!(plain.headers()[header::CACHE_CONTROL], "public, max-age=31536000, immutable");
-        assert_eq!(answer(asset(), &asked(header::IF_NONE_MATCH, "\"abc\"")).status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(
+            serve_asset(asset(), &request_headers(header::IF_NONE_MATCH, "\"abc\"")).status(),
+            StatusCode::NOT_MODIFIED
+        );
     }
 
     #[test]
-    fn no_policy_gives_an_output_the_pages_origin() {
+    fn output_policies_use_opaque_origins() {
         for policy in [HOLDER_POLICY, FRAME_POLICY] {
             assert!(policy.contains("sandbox allow-scripts") && !policy.contains("allow-same-origin"));
             assert!(policy.contains("default-src 'none'") && policy.contains("require-trusted-types-for 'script'"));

@@ -1,36 +1,36 @@
 CREATE TABLE sessions (
     id             TEXT PRIMARY KEY,
-    principal      TEXT NOT NULL,          -- who made it; others do not see it
+    principal      TEXT NOT NULL,          -- the owner; other principals do not see it
     name           TEXT,
     kernel         TEXT NOT NULL,
     language       TEXT NOT NULL,
     spec           TEXT NOT NULL,          -- JSON: limits, network, labels, lifetimes
     state          TEXT NOT NULL,
-    why            TEXT,                   -- of its end
-    sandbox        TEXT,                   -- JSON: the sandbox's record
-    epoch          INTEGER NOT NULL DEFAULT 0,  -- the agent's life, and the last of its events that is in here
+    why            TEXT,                   -- the reason of its end
+    sandbox        TEXT,                   -- JSON: the record of the sandbox
+    epoch          INTEGER NOT NULL DEFAULT 0,  -- the epoch of the agent, and its last event that is stored
     seq            INTEGER NOT NULL DEFAULT 0,
-    last_seq       INTEGER NOT NULL DEFAULT 0,  -- of our own events
-    resume         TEXT,                   -- JSON: what the driver needs to go on after a restart of the server
-    created_at     INTEGER NOT NULL,       -- milliseconds since 1970, as all times
+    last_seq       INTEGER NOT NULL DEFAULT 0,  -- the last event of the session
+    resume         TEXT,                   -- JSON: the state that the driver needs to resume
+    created_at     INTEGER NOT NULL,       -- milliseconds since 1970, like all times
     last_active_at INTEGER NOT NULL,
     expires_at     INTEGER
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE cells (
     session         TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
-    number          INTEGER NOT NULL,      -- in the order of making
+    number          INTEGER NOT NULL,      -- in the order of creation
     id              TEXT NOT NULL,
-    place           REAL NOT NULL,         -- in the order of the notebook
+    place           REAL NOT NULL,         -- the position in the notebook
     cell_type       TEXT NOT NULL,
     source          TEXT NOT NULL,
     metadata        TEXT NOT NULL,         -- JSON
-    options         TEXT NOT NULL,         -- JSON: timeout and the like of the last run
+    options         TEXT NOT NULL,         -- JSON: timeout and other execution options
     state           TEXT NOT NULL,
-    run             TEXT,                  -- the msg_id of the last run
+    run             TEXT,                  -- the msg_id of the latest execution
     started_at      INTEGER,
-    result          TEXT,                  -- JSON: how it ended
-    first_seq       INTEGER NOT NULL,      -- its outputs are told by its events from here on
+    result          TEXT,                  -- JSON: the result of the execution
+    first_seq       INTEGER NOT NULL,      -- the first event of the latest execution
     last_seq        INTEGER NOT NULL,
     PRIMARY KEY (session, number)
 ) STRICT, WITHOUT ROWID;
@@ -43,7 +43,7 @@ CREATE TABLE events (
     time    INTEGER NOT NULL,
     cell    TEXT,
     type    TEXT NOT NULL,
-    body    TEXT NOT NULL,                 -- JSON object: the event's own fields
+    body    TEXT NOT NULL,                 -- JSON object: the fields of this kind of event
     PRIMARY KEY (session, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX events_by_cell ON events (session, cell, seq) WHERE cell IS NOT NULL;
@@ -67,7 +67,7 @@ CREATE TABLE tokens (
     name         TEXT NOT NULL,
     principal    TEXT NOT NULL,
     scope        TEXT NOT NULL,
-    hash         BLOB NOT NULL UNIQUE,     -- SHA-256; the token itself is nowhere
+    hash         BLOB NOT NULL UNIQUE,     -- SHA-256; the token itself is not stored
     created_at   INTEGER NOT NULL,
     expires_at   INTEGER
 ) STRICT, WITHOUT ROWID;

@@ -1,5 +1,5 @@
--- Long texts of a session, JSON: `sandbox` is its record, `resume` what its driver needs to go on after a restart of the server,
--- `kernel_info` what the kernel says of itself. Rows of `sessions` change with each commit, and are short without them.
+-- Long JSON texts of a session: `sandbox` (its record), `resume` (the state that the driver needs to resume), `kernel_info` (the
+-- kernel_info_reply). Rows of `sessions` change with each commit, and stay short without them.
 CREATE TABLE documents (
     session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
     kind    TEXT NOT NULL,

@@ -1,5 +1,5 @@
--- What later output of a cell goes on from, JSON, by the cell's number or that of an Output widget. It stood in one text for all cells,
--- which was written again with each message; what a file still has of that is not taken over: what runs just then ends as lost.
+-- The fold states of cells and Output widgets, JSON: what later output continues from. They were part of the `resume` document, which was
+-- written with each message. Old `resume` documents are dropped, so an execution that runs during the migration ends as lost.
 CREATE TABLE folds (
     session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
     number  INTEGER NOT NULL,

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{Client, Held, Server};
-use crate::support::TestSandbox;
+use crate::server::{Client, RemoteSession, Server};
+use crate::support::Place;
 use crate::support::model::{Model, Say};
 
 const PLOT: &str = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\nprint('\\x1b[31mdrawn\\x1b[0m')";
@@ -13,14 +13,14 @@ async fn serve(name: &str, model: &Model) -> Server {
 }
 
 /// Sends a message and waits for the whole answer. Returns the cell of the message.
-async fn say(held: &Held, text: &str) -> Value {
+async fn say(held: &RemoteSession, text: &str) -> Value {
     let said = held.client.post(&held.path("/chat?wait=120"), json!({"text": text})).await.is(202);
     assert_eq!(said["state"], "idle", "{said}");
     said["cell"].clone()
 }
 
 /// The cells as (type, role, status or state, source).
-async fn cells(held: &Held) -> Vec<(String, String, String, String)> {
+async fn cells(held: &RemoteSession) -> Vec<(String, String, String, String)> {
     let listed = held.client.get(&held.path("/cells?outputs=none")).await.is(200);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let all = listed["cells"].as_array().unwrap().iter().map(|cell| {
@@ -35,7 +35,7 @@ fn is(cell: &(String, String, String, String), kind: &str, role: &str, state: &s
     assert_eq!((cell.0.as_str(), cell.1.as_str(), cell.2.as_str(), cell.3.as_str()), (kind, role, state, source));
 }
 
-async fn session(client: &Client) -> Held {
+async fn session(client: &Client) -> RemoteSession {
     client.create(json!({"kernel": "python"})).await
 }
 
@@ -48,20 +48,20 @@ async fn model_answers_and_runs_cells() {
     assert_eq!(client.get("/v1/model").await.is(200), json!({"name": "tiny"}));
     let held = session(&client).await;
     held.run("mine = 41").await;
-    let asked = say(&held, "Draw a line").await;
-    assert_eq!(asked["metadata"]["cellkeep"], json!({"role": "user", "state": "done"}));
+    let message = say(&held, "Draw a line").await;
+    assert_eq!(message["metadata"]["cellkeep"], json!({"role": "user", "state": "done"}));
     let all = cells(&held).await;
     is(&all[1], "markdown", "user", "done", "Draw a line");
     is(&all[2], "markdown", "assistant", "done", "I draw it.");
     is(&all[3], "code", "assistant", "ok", PLOT);
     is(&all[4], "markdown", "assistant", "done", "It rises **steadily**.");
     assert_eq!(all.len(), 5);
-    let requests = model.asked();
+    let requests = model.requests();
     assert_eq!((requests.len(), &requests[0]["model"], &requests[0]["stream"]), (2, &json!("tiny"), &json!(true)));
     assert_eq!(requests[0]["tools"][0]["function"]["name"], "run_code");
     let first = requests[0]["messages"].as_array().unwrap();
     let text = |message: &Value| message["content"].as_str().unwrap_or_default().to_owned();
-    assert!(text(&first[1]).contains("mine = 41"), "what a person ran by hand is told: {}", first[1]);
+    assert!(text(&first[1]).contains("mine = 41"), "the model sees cells that a person ran: {}", first[1]);
     assert_eq!(first[2], json!({"role": "user", "content": "Draw a line"}));
     let second = requests[1]["messages"].as_array().unwrap();
     assert_eq!(second[3]["tool_calls"][0]["function"]["name"], "run_code");
@@ -77,7 +77,7 @@ async fn model_answers_and_runs_cells() {
     model.then([Say::Whole("You are welcome.")]);
     held.run("for n in range(300_000): print('line', n)").await;
     say(&held, "Thanks").await;
-    let third = model.asked()[2].to_string();
+    let third = model.requests()[2].to_string();
     assert!(
         third.contains("line 0\\n") && third.contains("line 299999") && third.contains("left out"),
         "both ends of a flood"
@@ -117,8 +117,8 @@ async fn endpoint_failures_are_reported() {
     ];
     for (failure, code, words) in failures {
         model.then([failure]);
-        let asked = say(&held, "Hello?").await;
-        let mark = &asked["metadata"]["cellkeep"];
+        let message = say(&held, "Hello?").await;
+        let mark = &message["metadata"]["cellkeep"];
         assert_eq!((&mark["state"], &mark["error"]["code"]), (&json!("failed"), &json!(code)));
         assert!(mark["error"]["detail"].as_str().unwrap().contains(words), "{mark}");
     }
@@ -127,20 +127,20 @@ async fn endpoint_failures_are_reported() {
     // An unknown tool and invalid arguments are reported to the model, which continues.
     model.then([Say::Call("rm_rf", "{}"), Say::Call("run_code", "print(1)"), Say::Text("I see.")]);
     assert_eq!(say(&held, "Again").await["metadata"]["cellkeep"]["state"], "done");
-    let asked = model.asked();
-    let last = |back: usize| asked[asked.len() - back]["messages"].as_array().unwrap().last().unwrap().to_string();
+    let requests = model.requests();
+    let last = |back: usize| requests[requests.len() - back]["messages"].as_array().unwrap().last().unwrap().to_string();
     assert!(last(2).contains("rm_rf") && last(1).contains("not JSON"), "{} {}", last(2), last(1));
     // A turn that never ends by itself.
     model.then((0..20).map(|_| Say::Call("nothing", "{}")));
-    let asked = say(&held, "For ever").await;
-    assert_eq!(asked["metadata"]["cellkeep"]["error"]["code"], "too_many_steps");
+    let message = say(&held, "For ever").await;
+    assert_eq!(message["metadata"]["cellkeep"]["error"]["code"], "too_many_steps");
     // If images are refused, this turn omits them. A model without image support never gets images again.
     held.run(PLOT).await;
-    let shown = |asked: usize| -> Vec<bool> {
-        model.asked()[asked..].iter().map(|request| request.to_string().contains("image_url")).collect()
+    let has_images = |from: usize| -> Vec<bool> {
+        model.requests()[from..].iter().map(|request| request.to_string().contains("image_url")).collect()
     };
     for (words, later) in [("could not decode image", true), ("image input is not supported", true), ("", false)] {
-        let before = model.asked().len();
+        let before = model.requests().len();
         if words.is_empty() {
             model.then([Say::Text("Still blind.")]);
         } else {
@@ -149,10 +149,10 @@ async fn endpoint_failures_are_reported() {
         }
         assert_eq!(say(&held, "What do you see?").await["metadata"]["cellkeep"]["state"], "done");
         let expected: &[bool] = if later { &[true, false, false] } else { &[false] };
-        assert_eq!(shown(before), expected, "{words}");
+        assert_eq!(has_images(before), expected, "{words}");
     }
     assert!(model.keys().iter().all(|key| key.ends_with("Bearer sk-hidden")) && !model.keys().is_empty());
-    assert!(!server.told().contains("sk-hidden"), "the key is in no log");
+    assert!(!server.stderr().contains("sk-hidden"), "the key is not logged");
     client.post(&held.path("/chat"), json!({"text": " "})).await.problem(422, "bad_field");
     client.post(&held.path("/chat"), json!({"text": "x".repeat(70_000)})).await.problem(413, "text_too_large");
     client.post(&held.path("/chat/cancel"), json!({})).await.problem(409, "chat_not_in_progress");
@@ -179,7 +179,7 @@ async fn stopping_a_turn_stops_its_cell() {
     let all = cells(&held).await;
     is(&all[0], "markdown", "user", "stopped", "Wait");
     is(&all[2], "code", "assistant", "interrupted", forever);
-    assert_eq!(model.asked().len(), 1, "it is not asked again");
+    assert_eq!(model.requests().len(), 1, "the request is not repeated");
     // Stopped in the middle of its text, which is visible while it arrives.
     client.post(&held.path("/chat"), json!({"text": "Think"})).await.is(202);
     client.until(&held.path("/cells"), |reply| String::from_utf8_lossy(&reply.body).contains("Let me think.")).await;
@@ -221,8 +221,8 @@ async fn end_of_session_ends_its_turn() {
         let all = cells(&ended).await;
         is(&all[0], "markdown", "user", "failed", "Go");
         is(&all[1], "markdown", "assistant", "failed", "Once more ");
-        let asked = client.get(&ended.path("/cells?outputs=none")).await.is(200)["cells"][0].clone();
-        assert_eq!(asked["metadata"]["cellkeep"]["error"]["code"], "session_failed", "{asked}");
+        let message = client.get(&ended.path("/cells?outputs=none")).await.is(200)["cells"][0].clone();
+        assert_eq!(message["metadata"]["cellkeep"]["error"]["code"], "session_failed", "{message}");
         server.kill().await;
         server.start_again().await;
     }
@@ -269,7 +269,7 @@ async fn killed_server_keeps_partial_answers() {
     let all = cells(&held).await;
     is(&all[0], "markdown", "user", "interrupted", "Tell");
     is(&all[1], "markdown", "assistant", "interrupted", "This much ");
-    // During an execution: the cell continues, once, and the model is not asked for a next step.
+    // During an execution: the cell continues, once, and the model is not message for a next step.
     client.post(&held.path("/chat"), json!({"text": "Count"})).await.is(202);
     client.until(&held.path("/files/count"), |reply| reply.status == 200).await;
     server.kill().await;
@@ -281,7 +281,7 @@ async fn killed_server_keeps_partial_answers() {
     is(&all[4], "code", "assistant", "ok", count);
     let cell = client.get(&held.path("/cells")).await.is(200)["cells"][4].clone();
     assert_eq!(crate::server::printed(&cell), "x\n", "it ran once");
-    assert_eq!((model.asked().len(), all.len()), (2, 5));
+    assert_eq!((model.requests().len(), all.len()), (2, 5));
     model.then([Say::Text("It was one.")]);
     assert_eq!(say(&held, "Well?").await["metadata"]["cellkeep"]["state"], "done");
     server.end().await;
@@ -310,8 +310,8 @@ async fn server_without_model_refuses_messages() {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cellkeep"));
         let refused =
             command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&folder).args(arguments).output().unwrap();
-        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(refused.status.code() == Some(2) && told.contains(words), "{told}");
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && error.contains(words), "{error}");
     }
     server.end().await;
 }

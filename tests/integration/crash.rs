@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::server::{Client, Held, PACE, Server, base64_bytes, printed, text_of};
-use crate::support::{PATIENCE, TestSandbox};
+use crate::server::{Client, PACE, RemoteSession, Server, base64_bytes, printed, text_of};
+use crate::support::{PATIENCE, Place};
 
 in_every_sandbox!(
     killed_server_loses_and_repeats_nothing,
@@ -90,7 +90,7 @@ struct Log {
 }
 
 impl Log {
-    fn follow(held: &Held) -> Arc<Self> {
+    fn follow(held: &RemoteSession) -> Arc<Self> {
         let log = Arc::new(Self {
             events: Mutex::default(),
             length: watch::channel(0).0,
@@ -110,7 +110,7 @@ impl Log {
 
     /// Reads one connection until it ends. Alternates between `Last-Event-ID`, as browsers use it, and the query, as scripts
     /// do.
-    async fn read(&self, held: &Held, turn: usize) {
+    async fn read(&self, held: &RemoteSession, turn: usize) {
         let last = *self.length.borrow();
         let opened = if turn.is_multiple_of(2) {
             held.client.stream(&held.path(&format!("/events?after={last}"))).await
@@ -136,14 +136,14 @@ impl Log {
         let looking = async {
             loop {
                 length.borrow_and_update();
-                if let Some(found) = find(&self.events.lock().unwrap()) {
-                    return found;
+                if let Some(value) = find(&self.events.lock().unwrap()) {
+                    return value;
                 }
                 length.changed().await.unwrap();
             }
         };
-        let found = tokio::time::timeout(PATIENCE, looking).await;
-        found.unwrap_or_else(|_| panic!("{what}: not seen; {:?}\n{}", self.broken.lock().unwrap(), self.tail()))
+        let value = tokio::time::timeout(PATIENCE, looking).await;
+        value.unwrap_or_else(|_| panic!("{what}: not seen; {:?}\n{}", self.broken.lock().unwrap(), self.tail()))
     }
 
     fn tail(&self) -> String {
@@ -196,7 +196,7 @@ enum Expected {
 }
 
 struct Work {
-    held: Held,
+    held: RemoteSession,
     log: Arc<Log>,
     dice: Dice,
     name: usize,
@@ -571,12 +571,12 @@ async fn graceful_stop_leaves_sessions_running(place: Place) {
     held.cell_until("long", |cell| !printed(cell).is_empty()).await;
     // An event stream never ends by itself, and must not delay the stop of the server.
     let _events = held.events(0).await;
-    let (code, told) = refused(server.command()).await;
-    assert!(code == 2 && told.contains("another cellkeep uses the data folder"), "{told}");
+    let (code, message) = refused(server.command()).await;
+    assert!(code == 2 && message.contains("another cellkeep uses the data folder"), "{message}");
     let begun = Instant::now();
-    assert!(server.stop().await.success(), "{}", server.told());
+    assert!(server.stop().await.success(), "{}", server.stderr());
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    assert!(server.told().contains("sessions stay alive"), "{}", server.told());
+    assert!(server.stderr().contains("sessions stay alive"), "{}", server.stderr());
     server.start_again().await;
     let long = held.finished("long").await;
     assert_eq!(printed(&long), (0..100).map(|i| format!("{i}\n")).collect::<String>());
@@ -592,10 +592,10 @@ async fn input_request_outlives_the_server(place: Place) {
         held.begin(&name, "for _ in range(2): print('got', input(), flush=True)").await;
         for answer in ["one", "two"] {
             let mut events = held.events(0).await;
-            let mut asked = 0;
-            while asked < if answer == "one" { 1 } else { 2 } {
+            let mut requests = 0;
+            while requests < if answer == "one" { 1 } else { 2 } {
                 let event = events.next_of("input.requested").await;
-                asked += usize::from(event["cell"] == *name);
+                requests += usize::from(event["cell"] == *name);
             }
             if round % 2 == 0 {
                 server.kill().await;
@@ -632,7 +632,7 @@ async fn killed_while_sessions_are_made_and_deleted(place: TestSandbox) {
         server.start_again().await;
         // Each existing session is complete, whether or not its creator got a response.
         for id in client.session_ids().await {
-            let held = Held { client: client.clone(), id };
+            let held = RemoteSession { client: client.clone(), id };
             assert_eq!(held.ok("print(6 * 7)").await, "42\n");
             let deleting = tokio::spawn({
                 let held = held.clone();
@@ -668,8 +668,8 @@ async fn newer_database_format_is_refused_untouched() {
     let known: u32 =
         rusqlite::Connection::open(&path).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     set(1000);
-    let (code, told) = refused(server.command()).await;
-    assert!(code == 2 && told.contains("later cellkeep (format 1000"), "{told}");
+    let (code, message) = refused(server.command()).await;
+    assert!(code == 2 && message.contains("later cellkeep (format 1000"), "{message}");
     set(known);
     server.start_again().await;
     server.stop().await;
@@ -678,8 +678,8 @@ async fn newer_database_format_is_refused_untouched() {
         let _ = std::fs::remove_file(path.with_file_name(log));
     }
     std::fs::write(&path, "a letter to my mother\n".repeat(100)).unwrap();
-    let (code, told) = refused(server.command()).await;
-    assert_eq!(code, 2, "{told}");
+    let (code, message) = refused(server.command()).await;
+    assert_eq!(code, 2, "{message}");
     assert!(std::fs::read_to_string(&path).unwrap().starts_with("a letter"));
 }
 
@@ -694,8 +694,8 @@ async fn first_token_is_created_after_listening() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     };
-    let (code, told) = refused(start(taken.local_addr().unwrap().to_string())).await;
-    assert_eq!(code, 2, "{told}");
+    let (code, message) = refused(start(taken.local_addr().unwrap().to_string())).await;
+    assert_eq!(code, 2, "{message}");
     let mut child = start("127.0.0.1:0".to_owned()).spawn().unwrap();
     let mut line = String::new();
     let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
@@ -716,15 +716,15 @@ async fn late_engine_is_awaited() {
     server.kill().await;
     let socket = std::env::temp_dir().join(format!("ck-engine-{}.sock", std::process::id()));
     server.env.push(("DOCKER_HOST", format!("unix://{}", socket.display())));
-    let (log, link) = (server.told().len(), socket.clone());
+    let (log, link) = (server.stderr().len(), socket.clone());
     let starting = tokio::spawn(async move {
         server.start_again().await;
         server
     });
     // Only after a first attempt has failed.
-    let told = socket.with_file_name(format!("ck-engine-docker-{}.log", std::process::id()));
+    let log_file = socket.with_file_name(format!("ck-engine-docker-{}.log", std::process::id()));
     let tried = async {
-        while !std::fs::read_to_string(&told).unwrap_or_default()[log..].contains("retrying") {
+        while !std::fs::read_to_string(&log_file).unwrap_or_default()[log..].contains("retrying") {
             tokio::time::sleep(PACE).await;
         }
     };

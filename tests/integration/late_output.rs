@@ -50,7 +50,7 @@ fn go(number: usize) -> String {
     format!("open('go{number}', 'w').close(); print('told')")
 }
 
-async fn shows(session: &Held, cell: &str, wanted: &str) -> Value {
+async fn shows(session: &RemoteSession, cell: &str, wanted: &str) -> Value {
     session.cell_until(cell, |cell| printed(cell) == wanted).await
 }
 

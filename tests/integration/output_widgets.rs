@@ -17,7 +17,7 @@ fn shown(outputs: &Value) -> Vec<String> {
     outputs.as_array().unwrap().iter().map(text).collect()
 }
 
-async fn run(session: &Held, id: &str, source: &str) -> Value {
+async fn run(session: &RemoteSession, id: &str, source: &str) -> Value {
     session.begin(id, source).await;
     let cell = session.finished(id).await;
     assert_eq!(cell["status"], "ok", "{cell}");

@@ -23,9 +23,9 @@ impl Writer {
         let mut command = Command::new("/usr/bin/python3");
         command.args(["-c", code]).arg(journal).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let mut told = [0; 8];
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut told).unwrap();
-        assert_eq!(&told, b"holds it");
+        let mut line = [0; 8];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        assert_eq!(&line, b"holds it");
         Self(child)
     }
 }

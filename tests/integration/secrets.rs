@@ -92,9 +92,9 @@ async fn bubblewrap_errors_after_process_id_are_reported() {
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
     std::os::unix::fs::symlink(Paths::from_environment().kernels(), data.join("kernels")).unwrap();
     let refused = Manager::new(Paths::new(&data)).create(spec(SandboxKind::Process, Vec::new())).await;
-    let told = refused.err().unwrap().to_string();
-    assert!(told.contains("find source path") && told.contains("Permission denied"), "{told}");
-    assert!(told.contains("must be able to enter the data folder"), "{told}");
+    let message = refused.err().unwrap().to_string();
+    assert!(message.contains("find source path") && message.contains("Permission denied"), "{message}");
+    assert!(message.contains("must be able to enter the data folder"), "{message}");
     assert_eq!(fs::read_dir(data.join("s")).unwrap().count(), 0, "nothing is left behind");
     fs::remove_dir_all(folder).unwrap();
 }

@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::server::{Client, Held, Server, base64_bytes, printed};
-use crate::support::{PATIENCE, TestSandbox};
+use crate::server::{Client, RemoteSession, Server, base64_bytes, printed};
+use crate::support::{PATIENCE, Place};
 
 in_every_sandbox!(
     sessions,
@@ -65,7 +65,7 @@ async fn sessions(place: TestSandbox) {
     for number in ["memory_bytes", "peak_memory_bytes", "cpu_seconds"] {
         assert!(session["usage"][number].as_f64().is_some_and(|number| number >= 0.0), "{session}");
     }
-    let held = Held { client: client.clone(), id: session["id"].as_str().unwrap().to_owned() };
+    let held = RemoteSession { client: client.clone(), id: session["id"].as_str().unwrap().to_owned() };
     assert_eq!(held.ok("import os; print(os.environ['GIVEN'])").await, "to the kernel\n");
     let listed = client.get("/v1/sessions").await.is(200);
     assert_eq!(listed["sessions"][0]["id"], session["id"]);
@@ -86,7 +86,7 @@ async fn sessions(place: TestSandbox) {
     server.end().await;
 }
 
-async fn restarts_and_questions(held: &Held) {
+async fn restarts_and_questions(held: &RemoteSession) {
     held.ok("some_name = 41").await;
     let ask = |what: &str, body: Value| {
         let (client, path) = (held.client.clone(), held.path(what));
@@ -163,7 +163,7 @@ async fn cells_are_added_edited_moved_and_removed() {
     server.end().await;
 }
 
-async fn queue(held: &Held) {
+async fn queue(held: &RemoteSession) {
     let post = async |path: &str, body: Value| held.client.post(&held.path(path), body).await;
     held.begin("long", "import time\nprint('on', flush=True)\ntime.sleep(600)").await;
     held.begin("next", "print('next')").await;
@@ -229,7 +229,7 @@ async fn events_stream_from_any_number() {
 
 pub type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
 
-pub async fn socket(held: &Held, query: &str) -> Socket {
+pub async fn socket(held: &RemoteSession, query: &str) -> Socket {
     let url = format!("ws://{}{}", held.client.address(), held.path(&format!("/socket?{query}")));
     let mut request = url.into_client_request().unwrap();
     let token = format!("Bearer {}", held.client.token.as_ref().unwrap());
@@ -244,8 +244,8 @@ pub async fn socket(held: &Held, query: &str) -> Socket {
 }
 
 /// The next message for which the predicate holds.
-pub async fn hear(socket: &mut Socket, mut what: impl FnMut(&Value) -> bool) -> Value {
-    let hearing = async {
+pub async fn next_message(socket: &mut Socket, mut what: impl FnMut(&Value) -> bool) -> Value {
+    let receiving = async {
         loop {
             let message = socket.next().await.unwrap().unwrap();
             let Message::Text(text) = message else { panic!("{message:?}") };
@@ -255,7 +255,7 @@ pub async fn hear(socket: &mut Socket, mut what: impl FnMut(&Value) -> bool) -> 
             }
         }
     };
-    tokio::time::timeout(PATIENCE, hearing).await.expect("it is told")
+    tokio::time::timeout(PATIENCE, receiving).await.expect("the message arrives")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -266,14 +266,14 @@ async fn socket_takes_commands_and_sends_events() {
     let send = async |socket: &mut Socket, command: Value| socket.send(Message::text(command.to_string())).await.unwrap();
     let source = "print('got', input('who? '), flush=True)\nimport time; time.sleep(600)";
     send(&mut socket, json!({"id": 7, "op": "run", "source": source, "cell": "c", "allow_stdin": true})).await;
-    let reply = hear(&mut socket, |message| message["type"] == "reply").await;
+    let reply = next_message(&mut socket, |message| message["type"] == "reply").await;
     assert_eq!(reply, json!({"type": "reply", "id": 7, "ok": true, "cell": "c"}));
-    let asked = hear(&mut socket, |event| event["type"] == "input.requested").await;
-    assert_eq!((&asked["prompt"], &asked["password"]), (&json!("who? "), &json!(false)));
+    let request = next_message(&mut socket, |event| event["type"] == "input.requested").await;
+    assert_eq!((&request["prompt"], &request["password"]), (&json!("who? "), &json!(false)));
     send(&mut socket, json!({"op": "input", "value": "you"})).await;
-    hear(&mut socket, |event| event["output"]["text"] == "got you\n").await;
+    next_message(&mut socket, |event| event["output"]["text"] == "got you\n").await;
     send(&mut socket, json!({"op": "interrupt"})).await;
-    let ended = hear(&mut socket, |event| event["type"] == "cell.finished").await;
+    let ended = next_message(&mut socket, |event| event["type"] == "cell.finished").await;
     assert_eq!(ended["status"], "interrupted");
     for (text, code) in [
         ("{", "bad_json"),
@@ -284,16 +284,16 @@ async fn socket_takes_commands_and_sends_events() {
         (r#"{"op": "run", "source": "1", "timeout_seconds": -1}"#, "bad_timeout"),
     ] {
         socket.send(Message::text(text)).await.unwrap();
-        let reply = hear(&mut socket, |message| message["type"] == "reply" && message["ok"] == false).await;
+        let reply = next_message(&mut socket, |message| message["type"] == "reply" && message["ok"] == false).await;
         assert_eq!(reply["error"]["code"], code, "{text}");
     }
     socket.send(Message::binary(vec![1, 2])).await.unwrap();
-    let reply = hear(&mut socket, |message| message["type"] == "reply" && message["ok"] == false).await;
+    let reply = next_message(&mut socket, |message| message["type"] == "reply" && message["ok"] == false).await;
     assert_eq!(reply["error"]["code"], "not_text");
     // The session's defaults for cells apply here, too.
     held.client.patch(&held.path(""), json!({"timeout_seconds": 0.3})).await.is(200);
     send(&mut socket, json!({"op": "run", "source": "import time; time.sleep(600)", "cell": "d"})).await;
-    let ended = hear(&mut socket, |event| event["type"] == "cell.finished" && event["cell"] == "d").await;
+    let ended = next_message(&mut socket, |event| event["type"] == "cell.finished" && event["cell"] == "d").await;
     assert_eq!(ended["status"], "timeout");
     held.delete().await;
     let closed = async { while matches!(socket.next().await, Some(Ok(Message::Text(_)))) {} };
@@ -452,10 +452,10 @@ async fn principals_are_invisible_to_each_other() {
     assert_eq!((reader.session_ids().await, admin.session_ids().await), (vec![held.id.clone()], vec![held.id.clone()]));
     assert_eq!(admin.get(&held.path("")).await.is(200)["id"], held.id);
     // A read-only token's socket sends events and accepts no commands.
-    let looking = Held { client: reader.clone(), id: held.id.clone() };
+    let looking = RemoteSession { client: reader.clone(), id: held.id.clone() };
     let mut socket = socket(&looking, "after=0").await;
     socket.send(Message::text(r#"{"op": "run", "source": "1"}"#)).await.unwrap();
-    let reply = hear(&mut socket, |message| message["type"] == "reply").await;
+    let reply = next_message(&mut socket, |message| message["type"] == "reply").await;
     assert_eq!(reply["error"]["code"], "scope_too_narrow");
     // A token in the query, as browsers must pass it for streams, and malformed tokens.
     let token = ann.token.clone().unwrap();
@@ -497,9 +497,9 @@ async fn foreign_hosts_and_origins_are_refused() {
     let mut stream = tokio::net::TcpStream::connect(client.address()).await.unwrap();
     let two = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n";
     tokio::io::AsyncWriteExt::write_all(&mut stream, two.as_bytes()).await.unwrap();
-    let mut told = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut told).await.unwrap();
-    assert!(told.starts_with("HTTP/1.1 400") && told.contains("two_hosts"), "{told}");
+    let mut response = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 400") && response.contains("two_hosts"), "{response}");
     for origin in [format!("http://{ours}"), "https://chat.example".to_owned()] {
         client.with("origin", &origin).get("/v1/sessions").await.is(200);
     }
@@ -509,17 +509,17 @@ async fn foreign_hosts_and_origins_are_refused() {
     }
     // A preflight request, which has no token.
     let preflight = client.anonymous().with("origin", "https://chat.example").with("access-control-request-method", "PATCH");
-    let told = preflight.send(Method::OPTIONS, "/v1/sessions", "").await;
-    assert_eq!(told.status, 200);
-    assert_eq!(told.header("access-control-allow-origin"), "https://chat.example");
+    let response = preflight.send(Method::OPTIONS, "/v1/sessions", "").await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("access-control-allow-origin"), "https://chat.example");
     for header in ["authorization", "last-event-id"] {
         assert!(
-            told.header("access-control-allow-headers").contains(header),
+            response.header("access-control-allow-headers").contains(header),
             "{}",
-            told.header("access-control-allow-headers")
+            response.header("access-control-allow-headers")
         );
     }
-    assert!(told.header("access-control-allow-methods").contains("PATCH"));
+    assert!(response.header("access-control-allow-methods").contains("PATCH"));
     let read = client.with("origin", "https://chat.example").get("/v1/nothing").await;
     assert_eq!((read.status, read.header("access-control-allow-origin")), (404, "https://chat.example"));
     assert_eq!(client.get("/v1/sessions").await.header("access-control-allow-origin"), "");
@@ -640,7 +640,7 @@ async fn bad_input_is_reported_clearly() {
 }
 
 /// Prints 50 MB. Returns the peak memory of the server meanwhile, in bytes.
-async fn flood(server: &Server, held: &Held, id: &str) -> u64 {
+async fn flood(server: &Server, held: &RemoteSession, id: &str) -> u64 {
     server.forget_peak();
     held.begin(id, "for i in range(50_000): print('x' * 999)").await;
     let path = held.path(&format!("/cells/{id}?outputs=none"));
@@ -789,7 +789,7 @@ async fn revoked_token_ends_its_streams() {
     };
     let why = tokio::time::timeout(PATIENCE, ends).await.expect("both end");
     assert!(why.contains("has been revoked"), "{why}");
-    let mine = Held { client: server.client(), id: held.id };
+    let mine = RemoteSession { client: server.client(), id: held.id };
     mine.delete().await;
     server.end().await;
 }
@@ -804,17 +804,17 @@ async fn log_contains_no_code_output_or_token() {
     let held = client.create(json!({"kernel": "python", "env": {"GIVEN": "env-canary"}})).await;
     held.ok("canary_code = 1; print('out' + 'put-canary')").await;
     held.client.put(&held.path("/files/name.txt"), "file-canary").await.is(204);
-    let asked = held.path(&format!("/events?token={}", crate::server::TOKEN));
-    client.anonymous().stream(&asked).await.unwrap().next_of("session.state").await;
+    let path = held.path(&format!("/events?token={}", crate::server::TOKEN));
+    client.anonymous().stream(&path).await.unwrap().next_of("session.state").await;
     Client { token: Some("guessed-canary".to_owned()), ..client.clone() }
         .get("/v1/sessions")
         .await
         .problem(401, "bad_token");
     held.delete().await;
-    let told = server.told();
-    assert!(told.contains("answered") && told.contains("/v1/sessions"), "requests are logged: {told}");
+    let log = server.stderr();
+    assert!(log.contains("request completed") && log.contains("/v1/sessions"), "requests are logged: {log}");
     for secret in ["canary", crate::server::TOKEN] {
-        assert!(!told.contains(secret), "{secret} is in the log: {told}");
+        assert!(!log.contains(secret), "{secret} is in the log: {log}");
     }
     server.end().await;
 }

@@ -7,8 +7,8 @@ use cellkeep::notebook::Notebook;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::server::{Client, Held, Server, printed};
-use crate::support::{PATIENCE, TestSandbox};
+use crate::server::{Client, RemoteSession, Server, printed};
+use crate::support::{PATIENCE, Place};
 
 in_every_sandbox!(job_outlives_the_server);
 
@@ -24,8 +24,8 @@ fn notebook(cells: Vec<Value>) -> Value {
     json!({"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernelspec, "unknown": {"a": 1}}, "cells": cells})
 }
 
-async fn start(name: &str) -> (Server, Held) {
-    let server = Server::start(name, TestSandbox::process(), &[]).await;
+async fn start(name: &str) -> (Server, RemoteSession) {
+    let server = Server::start(name, Place::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "python", "name": "my <work>"})).await;
     (server, held)
 }
@@ -73,11 +73,11 @@ async fn notebook_runs_in_its_session() {
     let file = notebook(cells);
     held.client.put(&held.path("/notebook"), file.to_string()).await.is(200);
     let run = json!({"parameters": {"year": 2026}});
-    let told = held.client.post(&held.path("/notebook/run?wait=120"), run).await.is(200);
-    assert_eq!((&told["status"], &told["error"]["ename"]), (&json!("error"), &json!("NameError")), "{told}");
-    assert_eq!(told["error"]["cell"], "fails");
+    let outcome = held.client.post(&held.path("/notebook/run?wait=120"), run).await.is(200);
+    assert_eq!((&outcome["status"], &outcome["error"]["ename"]), (&json!("error"), &json!("NameError")), "{outcome}");
+    assert_eq!(outcome["error"]["cell"], "fails");
     let status =
-        |id: &str| told["cells"].as_array().unwrap().iter().find(|cell| cell["id"] == id).map(|cell| &cell["status"]);
+        |id: &str| outcome["cells"].as_array().unwrap().iter().find(|cell| cell["id"] == id).map(|cell| &cell["status"]);
     assert_eq!(status("behind"), Some(&json!("cancelled")));
     assert_eq!((status("allowed"), status("skipped")), (Some(&json!("error")), None));
     assert_eq!(printed(&held.cell("shows").await), "2026\n", "the parameter was put in behind the defaults");
@@ -92,8 +92,8 @@ async fn notebook_runs_in_its_session() {
     Notebook::parse(out.to_string().as_bytes()).unwrap();
     // A second run from the middle, with another value and past the error: the injected cell is changed, not duplicated.
     let run = json!({"parameters": {"year": 1999}, "from": "injected-parameters", "allow_errors": true});
-    let told = held.client.post(&held.path("/notebook/run?wait=120"), run).await.is(200);
-    assert_eq!(told["status"], "ok", "{told}");
+    let outcome = held.client.post(&held.path("/notebook/run?wait=120"), run).await.is(200);
+    assert_eq!(outcome["status"], "ok", "{outcome}");
     assert_eq!(printed(&held.cell("shows").await), "1999\n");
     assert_eq!(printed(&held.cell("behind").await), "not run\n");
     assert_eq!(held.view().await["cells"], 8);
@@ -118,7 +118,7 @@ async fn notebook_runs_in_its_session() {
     server.end().await;
 }
 
-async fn documents(held: &Held) {
+async fn documents(held: &RemoteSession) {
     let page = held.client.get(&held.path("/notebook?to=html&theme=dark")).await;
     assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
     assert!(page.header("content-security-policy").starts_with("sandbox "), "{:?}", page.headers);
@@ -163,8 +163,8 @@ async fn job_outlives_the_server(place: Place) {
     assert_eq!((&last["type"], &last["state"]), (&json!("session.state"), &json!("gone")), "{last}");
     let rest = client.with("last-event-id", &last["seq"].to_string()).get(&format!("{path}/events")).await;
     assert_eq!(rest.status, 204, "who has seen it all need not ask again");
-    let told = client.get(&path).await.is(200);
-    assert_eq!((&told["state"], &told["status"]), (&json!("finished"), &json!("ok")), "{told}");
+    let outcome = client.get(&path).await.is(200);
+    assert_eq!((&outcome["state"], &outcome["status"]), (&json!("finished"), &json!("ok")), "{outcome}");
     let out = client.get(&format!("{path}/notebook")).await.is(200);
     let outputs: Vec<&Value> = out["cells"].as_array().unwrap().iter().map(|cell| &cell["outputs"]).collect();
     assert_eq!(outputs[1][0]["text"], json!(["3\n"]));
@@ -218,9 +218,9 @@ async fn jobs_accept_forms_and_can_be_cancelled() {
     let path = format!("/v1/runs/{}", made["id"].as_str().unwrap());
     client.until(&path, |reply| reply.json()["cells_done"] == 2).await;
     client.post(&format!("{path}/cancel"), json!({})).await.is(202);
-    let told = client.until(&path, |reply| reply.json()["state"] == "finished").await.json();
-    assert_eq!(told["status"], "interrupted", "{told}");
-    assert_eq!(told["cells"][3]["status"], "cancelled", "{told}");
+    let outcome = client.until(&path, |reply| reply.json()["state"] == "finished").await.json();
+    assert_eq!(outcome["status"], "interrupted", "{outcome}");
+    assert_eq!(outcome["cells"][3]["status"], "cancelled", "{outcome}");
     client.post("/v1/runs", json!({})).await.problem(422, "missing_field");
     client.post("/v1/runs", json!({"notebook": 1})).await.problem(422, "bad_notebook");
     client.post("/v1/runs", json!({"notebook": notebook(vec![]), "kernel": "cobol"})).await.problem(422, "no_kernel");

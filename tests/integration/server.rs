@@ -90,7 +90,7 @@ impl Server {
         });
         let line = tokio::time::timeout(PATIENCE, line).await.expect("it starts").unwrap().unwrap();
         let address = line.split("http://").nth(1).and_then(|rest| rest.trim().split('/').next());
-        let address = address.unwrap_or_else(|| panic!("it says {line:?}\n{}", self.told()));
+        let address = address.unwrap_or_else(|| panic!("it says {line:?}\n{}", self.stderr()));
         self.address.send_replace(address.parse().unwrap());
     }
 
@@ -99,7 +99,7 @@ impl Server {
     }
 
     /// The text on its standard error.
-    pub fn told(&self) -> String {
+    pub fn stderr(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
 
@@ -182,9 +182,9 @@ impl Server {
         for id in &ids {
             client.delete(&format!("/v1/sessions/{id}")).await.is(204);
         }
-        assert!(self.stop().await.success(), "{}", self.told());
+        assert!(self.stop().await.success(), "{}", self.stderr());
         self.assert_nothing_left(&ids).await;
-        assert!(!self.told().contains("panicked"), "{}", self.told());
+        assert!(!self.stderr().contains("panicked"), "{}", self.stderr());
         let _ = fs::remove_file(self.log());
     }
 
@@ -225,7 +225,7 @@ impl Drop for Server {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            eprintln!("the server's log:\n{}", self.told());
+            eprintln!("the server's log:\n{}", self.stderr());
         }
         // The remains of a failed test must not disturb other tests.
         let (paths, kind) = (self.paths(), self.kind);
@@ -416,9 +416,9 @@ impl Client {
     }
 
     /// Creates a session.
-    pub async fn create(&self, fields: Value) -> Held {
+    pub async fn create(&self, fields: Value) -> RemoteSession {
         let made = self.post("/v1/sessions", fields).await.is(201);
-        Held { client: self.clone(), id: made["id"].as_str().unwrap().to_owned() }
+        RemoteSession { client: self.clone(), id: made["id"].as_str().unwrap().to_owned() }
     }
 
     /// Opens an event stream.
@@ -482,12 +482,12 @@ impl EventStream {
 
 /// A session of a server.
 #[derive(Clone)]
-pub struct Held {
+pub struct RemoteSession {
     pub client: Client,
     pub id: String,
 }
 
-impl Held {
+impl RemoteSession {
     pub fn path(&self, rest: &str) -> String {
         format!("/v1/sessions/{}{rest}", self.id)
     }

@@ -5,9 +5,9 @@ use hyper::Method;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::serve::{hear, socket};
-use crate::server::{Client, Held, Server};
-use crate::support::TestSandbox;
+use crate::serve::{next_message, socket};
+use crate::server::{Client, RemoteSession, Server};
+use crate::support::Place;
 
 /// A share reads one session and nothing else, changes nothing, and loses its streams when it is revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,13 +88,13 @@ async fn share_reads_its_artifacts_only() {
 }
 
 /// The events of a session up to one, as a client receives them.
-async fn told_to(client: &Client, path: &str, is_last: impl Fn(&Value) -> bool) -> Vec<Value> {
+async fn events_until(client: &Client, path: &str, is_last: impl Fn(&Value) -> bool) -> Vec<Value> {
     let mut stream = client.stream(path).await.unwrap();
-    let mut told = Vec::new();
-    while told.last().is_none_or(|event| !is_last(event)) {
-        told.push(stream.next().await.unwrap().unwrap());
+    let mut events = Vec::new();
+    while events.last().is_none_or(|event| !is_last(event)) {
+        events.push(stream.next().await.unwrap().unwrap());
     }
-    told
+    events
 }
 
 /// A share shows what the page shows now, and not outputs of deleted cells or earlier executions, also after the end of the
@@ -116,7 +116,7 @@ async fn share_hides_removed_outputs() {
     let token = client.post(&held.path("/shares"), json!({})).await.is(201)["token"].as_str().unwrap().to_owned();
     let reader = Client { token: Some(token), ..server.client() };
     // The output is visible as long as the page shows it, and a subscriber learns of its removal.
-    let seen = told_to(&reader, &held.path("/events?after=0"), |event| {
+    let seen = events_until(&reader, &held.path("/events?after=0"), |event| {
         event["cell"] == "noted" && event["type"] == "cell.finished"
     })
     .await;
@@ -131,7 +131,7 @@ async fn share_hides_removed_outputs() {
     client.post(&held.path("/cells/again/run"), json!({})).await.is(200);
     held.finished("again").await;
     let ends = |event: &Value| event["cell"] == "again" && event["type"] == "cell.finished";
-    let resumed = told_to(&reader, &held.path(&format!("/events?after={last}")), ends).await;
+    let resumed = events_until(&reader, &held.path(&format!("/events?after={last}")), ends).await;
     assert!(resumed.iter().any(|event| event["change"] == "deleted" && event["cell"] == "gone"), "{resumed:?}");
     assert!(resumed.iter().all(|event| event["seq"].as_u64().unwrap() > last));
     let of =
@@ -143,18 +143,19 @@ async fn share_hides_removed_outputs() {
             client.patch(&held.path(""), json!({"ttl_seconds": 1})).await.is(200);
             client.until(&held.path(""), |reply| reply.json()["state"] == "gone").await;
         }
-        let told = told_to(&reader, &held.path("/events?after=0"), ends).await;
-        assert!(told.iter().any(|event| event.to_string().contains("shown")), "{told:?}");
-        let mut words = format!("{told:?}");
-        let linked = Held { client: Client { token: reader.token.clone(), ..server.client() }, id: held.id.clone() };
+        let events = events_until(&reader, &held.path("/events?after=0"), ends).await;
+        assert!(events.iter().any(|event| event.to_string().contains("shown")), "{events:?}");
+        let mut words = format!("{events:?}");
+        let linked =
+            RemoteSession { client: Client { token: reader.token.clone(), ..server.client() }, id: held.id.clone() };
         let mut socket = socket(&linked, "after=0").await;
-        hear(&mut socket, |event| {
+        next_message(&mut socket, |event| {
             words += &event.to_string();
             ends(event)
         })
         .await;
         socket.send(Message::text(r#"{"op": "run", "source": "1"}"#)).await.unwrap();
-        let reply = hear(&mut socket, |message| message["type"] == "reply").await;
+        let reply = next_message(&mut socket, |message| message["type"] == "reply").await;
         assert_eq!(reply["error"]["code"], "scope_too_narrow");
         for path in ["/cells", "/notebook", "/notebook?to=html", "/artifacts", ""] {
             words += &reader.get(&held.path(path)).await.text();
@@ -166,8 +167,8 @@ async fn share_hides_removed_outputs() {
             assert_eq!(reader.get(&path).await.status, if is_shown { 200 } else { 404 });
         }
         // The owner still sees everything.
-        let told = told_to(&client, &held.path("/events?after=0"), ends).await;
-        assert!(format!("{told:?}").contains("first-secret"));
+        let events = events_until(&client, &held.path("/events?after=0"), ends).await;
+        assert!(format!("{events:?}").contains("first-secret"));
     }
     server.end().await;
 }
@@ -177,9 +178,9 @@ async fn share_hides_removed_outputs() {
 async fn variables_are_listed_without_side_effects() {
     let server = Server::start("variables", Place::process(), &[]).await;
     let client = server.client();
-    let told = async |path: String| {
-        let told = client.post(&path, json!({})).await.is(200);
-        let all = told["variables"].as_array().unwrap().iter().map(|one| {
+    let list = async |path: String| {
+        let variables = client.post(&path, json!({})).await.is(200);
+        let all = variables["variables"].as_array().unwrap().iter().map(|one| {
             let text = |key: &str| one[key].as_str().unwrap().to_owned();
             (text("name"), (text("type"), text("summary")))
         });
@@ -192,7 +193,7 @@ async fn variables_are_listed_without_side_effects() {
     python
         .ok("import numpy as np, pandas as pd\nn = 7\ntext = 'a\\tb\\n' + 'x' * 9999\nitems = [1, 'b', None]\ntable = pd.DataFrame({'a': [1, 2]})\ngrid = np.zeros((3, 4))\nhuge = 10 ** 5000\nclass Loud:\n    def __repr__(self): raise SystemExit('called')\nloud = Loud()\n_hidden = 1")
         .await;
-    let all = told(python.path("/variables")).await;
+    let all = list(python.path("/variables")).await;
     is(&all, "n", "int", "7");
     is(&all, "items", "list", "3 items: 1, 'b', None");
     is(&all, "table", "DataFrame", "2 × 1");
@@ -203,7 +204,7 @@ async fn variables_are_listed_without_side_effects() {
         all.keys().map(String::as_str).collect::<Vec<_>>(),
         ["Loud", "grid", "huge", "items", "loud", "n", "table", "text"]
     );
-    let next = python.run("print(sorted(name for name in globals() if 'told' in name or name == 'ns'))\n_").await;
+    let next = python.run("print(sorted(name for name in globals() if 'variable_lines' in name or name == 'ns'))\n_").await;
     assert_eq!(next["execution_count"], 2, "it was not counted");
     assert_eq!(python.ok("import os; print(os.listdir())").await, "[]\n");
     python.begin("long", "import time; time.sleep(600)").await;
@@ -211,14 +212,14 @@ async fn variables_are_listed_without_side_effects() {
     client.post(&python.path("/variables"), json!({})).await.problem(409, "kernel_busy");
     let r = client.create(json!({"kernel": "r"})).await;
     r.ok("x <- c(1.5, 2); d <- cars; f <- function(a) a; s <- 'ä'; makeActiveBinding('live', function() stop('called'), globalenv())").await;
-    let all = told(r.path("/variables")).await;
+    let all = list(r.path("/variables")).await;
     is(&all, "x", "numeric", "2 items: 1.5, 2.0");
     is(&all, "d", "data.frame", "50 × 2");
     is(&all, "s", "character", "ä");
     is(&all, "live", "active binding", "");
     let bash = client.create(json!({"kernel": "bash"})).await;
     bash.ok("word='two words'; list=(a b c); declare -i n=5").await;
-    let all = told(bash.path("/variables")).await;
+    let all = list(bash.path("/variables")).await;
     is(&all, "word", "text", "'two words'");
     is(&all, "list", "array", "3 items");
     is(&all, "n", "integer", "5");

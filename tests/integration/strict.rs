@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::serve::{hear, socket};
-use crate::server::{Client, Held, Server};
-use crate::support::{PATIENCE, TestSandbox};
+use crate::serve::{next_message, socket};
+use crate::server::{Client, RemoteSession, Server};
+use crate::support::{PATIENCE, Place};
 
-async fn start(name: &str) -> (Server, Held) {
-    let server = Server::start(name, TestSandbox::process(), &[]).await;
+async fn start(name: &str) -> (Server, RemoteSession) {
+    let server = Server::start(name, Place::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     (server, held)
 }
@@ -111,7 +111,7 @@ async fn commands_are_validated_strictly() {
         (r#"[1, "interrupt"]"#, ""),
     ] {
         futures_util::SinkExt::send(&mut open, tokio_tungstenite::tungstenite::Message::text(command)).await.unwrap();
-        let reply = hear(&mut open, |event| event["type"] == "reply").await;
+        let reply = next_message(&mut open, |event| event["type"] == "reply").await;
         let problem = &reply["error"];
         assert_eq!(
             (&problem["code"], problem["field"].as_str().unwrap_or_default()),

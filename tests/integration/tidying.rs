@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{Held, Server, printed};
-use crate::support::TestSandbox;
+use crate::server::{RemoteSession, Server, printed};
+use crate::support::Place;
 
 /// The events that a client at the cursor `after` receives, up to the last event of the session.
-async fn backlog(held: &Held, after: u64) -> Vec<Value> {
+async fn backlog(held: &RemoteSession, after: u64) -> Vec<Value> {
     let last = held.view().await["last_seq"].as_u64().unwrap();
     let mut events = held.events(after).await;
     let mut all = Vec::new();

@@ -16,8 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message as Text;
 
-use crate::serve::{Socket, hear, socket};
-use crate::server::{Held, Server, TOKEN};
+use crate::serve::{Socket, next_message, socket};
+use crate::server::{RemoteSession, Server, TOKEN};
 use crate::support::model::{Model, Say};
 use crate::support::{PATIENCE, TestSandbox};
 
@@ -235,7 +235,7 @@ async fn requests_and_executions_have_spans_without_content() {
             assert!(!body.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret} was sent");
         }
     }
-    assert!(!server.told().contains("the-collectors"));
+    assert!(!server.stderr().contains("the-collectors"));
     server.start_again().await;
     session.delete().await;
     server.end().await;
@@ -253,12 +253,12 @@ async fn socket_and_model_executions_have_the_right_parent() {
     let parent = |trace: &str| format!("00-{trace}-{other}-01");
 
     // A command may carry its own context. Otherwise the socket's context is used, if it has one.
-    let known = Held { client: held.client.with("traceparent", &parent(&of_socket)), id: held.id.clone() };
+    let known = RemoteSession { client: held.client.with("traceparent", &parent(&of_socket)), id: held.id.clone() };
     let (mut known, mut unknown) = (socket(&known, "after=0").await, socket(&held, "after=0").await);
     let run = async |socket: &mut Socket, cell: &str, traceparent: Option<&str>| {
         let run = json!({"op": "run", "source": "echo", "cell": cell, "traceparent": traceparent});
         socket.send(Text::text(run.to_string())).await.unwrap();
-        hear(socket, |event| event["type"] == "cell.finished" && event["cell"] == cell).await;
+        next_message(socket, |event| event["type"] == "cell.finished" && event["cell"] == cell).await;
         collector.span("cell", ("cellkeep.cell.id", cell)).await.0
     };
     let said = run(&mut known, "said", Some(&parent(&of_command))).await;
@@ -310,6 +310,6 @@ async fn hanging_collector_does_not_block_the_server() {
     server.env.push(("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "grpc://x:4317".to_owned()));
     server.start_again().await;
     client.get("/v1/sessions").await.is(200);
-    assert!(server.told().contains("grpc://x)"), "{}", server.told());
+    assert!(server.stderr().contains("grpc://x)"), "{}", server.stderr());
     server.end().await;
 }

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::server::{Held, Server};
-use crate::support::TestSandbox;
+use crate::server::{RemoteSession, Server};
+use crate::support::Place;
 
 in_every_sandbox!(upload_is_atomic);
 
@@ -14,7 +14,7 @@ fn bash() -> Value {
 }
 
 /// Sends the head of a request with 6 MB, and 5 MB of the body. Returns when the server must have received them.
-async fn half(held: &Held, name: &str) -> TcpStream {
+async fn half(held: &RemoteSession, name: &str) -> TcpStream {
     let mut stream = TcpStream::connect(held.client.address()).await.unwrap();
     let head = format!(
         "PUT {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n",
@@ -28,12 +28,12 @@ async fn half(held: &Held, name: &str) -> TcpStream {
 }
 
 /// The space used in the workspace in MB. Unnamed files count as well.
-async fn used(held: &Held) -> u64 {
+async fn used(held: &RemoteSession) -> u64 {
     let text = held.ok("df -m --output=used . | tail -1").await;
     text.trim().parse().unwrap()
 }
 
-async fn until_used(held: &Held, fits: impl Fn(u64) -> bool) {
+async fn until_used(held: &RemoteSession, fits: impl Fn(u64) -> bool) {
     let looking = async {
         while !fits(used(held).await) {
             tokio::time::sleep(crate::server::PACE).await;

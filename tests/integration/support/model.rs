@@ -35,7 +35,7 @@ pub enum Say {
 #[derive(Default)]
 struct State {
     script: Mutex<VecDeque<Say>>,
-    asked: Mutex<Vec<Value>>,
+    requests: Mutex<Vec<Value>>,
     keys: Mutex<Vec<String>>,
     go_on: Notify,
 }
@@ -73,9 +73,9 @@ impl Model {
         self.state.script.lock().unwrap().extend(script);
     }
 
-    /// The request bodies, in order.
-    pub fn asked(&self) -> Vec<Value> {
-        self.state.asked.lock().unwrap().clone()
+    /// The bodies of the requests, in order.
+    pub fn requests(&self) -> Vec<Value> {
+        self.state.requests.lock().unwrap().clone()
     }
 
     pub fn keys(&self) -> Vec<String> {
@@ -147,7 +147,7 @@ async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
     let Some((head, body)) = request(&mut stream).await else { return Ok(()) };
     let key = head.lines().find_map(|line| line.to_lowercase().starts_with("authorization:").then(|| line.to_owned()));
     state.keys.lock().unwrap().extend(key);
-    state.asked.lock().unwrap().push(body);
+    state.requests.lock().unwrap().push(body);
     let say = state.script.lock().unwrap().pop_front().unwrap_or(Say::Refuse(500, "{\"error\": \"nothing more to say\"}"));
     if let Say::Refuse(..) | Say::Whole(_) | Say::Raw(_) = &say {
         let (status, kind, body) = match say {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{Held, Server, TOKEN};
+use crate::server::{RemoteSession, Server, TOKEN};
 use crate::support::browser::Browser;
 use crate::support::{TestSandbox, skip};
 
@@ -36,7 +36,7 @@ const MOUNT: &str = "(async () => {
 /// A session, and a browser that shows its cells.
 pub struct Mounted {
     pub server: Server,
-    pub held: Held,
+    pub held: RemoteSession,
     pub browser: Browser,
     kernel: String,
 }
