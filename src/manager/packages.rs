@@ -16,7 +16,7 @@ const MAX_PACKAGES: usize = 5_000;
 
 /// Asks the kernel for the versions of its packages, between two cells. The kernel writes them into a file, because the
 /// output of silent code is dropped.
-pub(super) async fn list_packages(session: &SessionHandle, kernel: &Kernel) -> Result<BTreeMap<String, String>, String> {
+pub(super) async fn list_packages(session: &SessionHandle, kernel: &KernelSpec) -> Result<BTreeMap<String, String>, String> {
     let Some(code) = listing_code(&kernel.language) else { return Ok(BTreeMap::new()) };
     run_silently(session, &code).await?;
     let get = Request::FileGet { path: FILE.to_owned(), offset: 0 };

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::server::{Client, RemoteSession, Server};
-use crate::support::Place;
+use crate::support::TestSandbox;
 use crate::support::model::{Model, Say};
 
 const PLOT: &str = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\nprint('\\x1b[31mdrawn\\x1b[0m')";
@@ -290,7 +290,7 @@ async fn killed_server_keeps_partial_answers() {
 /// Without a model, requests fail clearly. Invalid settings stop the server before it serves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_without_model_refuses_messages() {
-    let server = Server::start("chat-none", Place::process(), &[]).await;
+    let server = Server::start("chat-none", TestSandbox::process(), &[]).await;
     let client = server.client();
     let problem = client.get("/v1/model").await.problem(404, "no_model");
     assert!(problem["detail"].as_str().unwrap().contains("--model-url"));

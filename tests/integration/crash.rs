@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::server::{Client, PACE, RemoteSession, Server, base64_bytes, printed, text_of};
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
 in_every_sandbox!(
     killed_server_loses_and_repeats_nothing,
@@ -447,7 +447,7 @@ impl Work {
     }
 }
 
-async fn killed_server_loses_and_repeats_nothing(place: Place) {
+async fn killed_server_loses_and_repeats_nothing(place: TestSandbox) {
     let kills = std::env::var("CELLKEEP_CRASHES").ok().and_then(|count| count.parse().ok()).unwrap_or(40);
     let seed = u64::from_le_bytes(cellkeep::ids::random_bytes());
     eprintln!("seed {seed}");
@@ -518,7 +518,7 @@ fn kill_sandbox(server: &Server, id: &str, kind: SandboxKind) {
     }
 }
 
-async fn sandbox_that_died_during_downtime_ends_session(place: Place) {
+async fn sandbox_that_died_during_downtime_ends_session(place: TestSandbox) {
     let mut server = Server::start("dies", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     let other = server.client().create(json!({"kernel": "python"})).await;
@@ -563,7 +563,7 @@ async fn sandbox_that_died_during_downtime_ends_session(place: Place) {
     server.end().await;
 }
 
-async fn graceful_stop_leaves_sessions_running(place: Place) {
+async fn graceful_stop_leaves_sessions_running(place: TestSandbox) {
     let mut server = Server::start("stop", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     held.ok("kept = 'kept'").await;
@@ -584,7 +584,7 @@ async fn graceful_stop_leaves_sessions_running(place: Place) {
     server.end().await;
 }
 
-async fn input_request_outlives_the_server(place: Place) {
+async fn input_request_outlives_the_server(place: TestSandbox) {
     let mut server = Server::start("asks", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     for round in 0..4 {
@@ -660,7 +660,7 @@ async fn killed_while_sessions_are_made_and_deleted(place: TestSandbox) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn newer_database_format_is_refused_untouched() {
-    let mut server = Server::start("later", Place::process(), &[]).await;
+    let mut server = Server::start("later", TestSandbox::process(), &[]).await;
     server.stop().await;
     let path = server.paths().journal();
     let set =
@@ -709,7 +709,7 @@ async fn first_token_is_created_after_listening() {
 /// After a boot, the engine may start later than the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_engine_is_awaited() {
-    let Some(place) = Place::docker().await else { return };
+    let Some(place) = TestSandbox::docker().await else { return };
     let mut server = Server::start("engine", place, &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     held.ok("x=kept").await;

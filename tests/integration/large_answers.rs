@@ -13,7 +13,7 @@ const TEXT: usize = 20_000_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_never_read_cost_no_memory() {
-    let server = Server::start("large", Place::process(), &[]).await;
+    let server = Server::start("large", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "python", "timeout_seconds": 240})).await;
     held.begin("big", &format!("for i in range({TEXT} // 1000): print('x' * 999)")).await;
     held.finished("big").await;
@@ -50,7 +50,7 @@ async fn clients_that_never_read_cost_no_memory() {
 /// A kernel can send any JSON in place of an image, and cannot reference artifacts with it.
 #[tokio::test]
 async fn only_the_servers_artifact_references_are_resolved() {
-    let server = Server::start("forged", Place::process(), &[]).await;
+    let server = Server::start("forged", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "python"})).await;
     let source = "import base64, os\nfrom IPython.display import display\n\
                   data = base64.b64encode(b'\\x89PNG' + os.urandom(200_000)).decode()\ndisplay({'image/png': data}, raw=True)";

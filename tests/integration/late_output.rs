@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{Held, Server, printed};
+use crate::server::{RemoteSession, Server, printed};
 use crate::support::TestSandbox;
 
 in_every_sandbox!(threads_print_into_the_cell_that_started_them);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::server::{Held, Server};
+use crate::server::{RemoteSession, Server};
 use crate::support::{TestSandbox, skip};
 
 /// What each output of a cell shows: its text, or the plain text of a display.

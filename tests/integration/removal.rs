@@ -41,7 +41,7 @@ impl Drop for Writer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn session_lives_if_deletion_cannot_commit() {
-    let server = Server::start("unwritten", Place::process(), &[]).await;
+    let server = Server::start("unwritten", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     let path = format!("/v1/sessions/{}", held.id);
     let writer = Writer::begin(&server.paths().journal());
@@ -83,7 +83,7 @@ async fn failed_removal_is_retried() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_program_closing_the_database_loses_nothing() {
-    let mut server = Server::start("opened", Place::process(), &[]).await;
+    let mut server = Server::start("opened", TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     held.ok("echo before").await;
     // The program opens and closes the database, like a person with the sqlite3 tool.

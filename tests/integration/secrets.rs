@@ -37,7 +37,7 @@ fn found_on_the_host(needle: &str, folder: &Path) -> Vec<String> {
     processes.chain(files).filter(|path| holds(path)).map(|path| path.display().to_string()).collect()
 }
 
-async fn environment_is_visible_to_kernel_only(place: Place) {
+async fn environment_is_visible_to_kernel_only(place: TestSandbox) {
     let canary = format!("canary-{}", cellkeep::ids::random_uuid());
     // Together they exceed the limit of one argument (128 KiB).
     let big = |name: &str| (name.to_owned(), "x".repeat(100 << 10));

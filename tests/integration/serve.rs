@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::server::{Client, RemoteSession, Server, base64_bytes, printed};
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
 in_every_sandbox!(
     sessions,
@@ -481,9 +481,12 @@ async fn principals_are_invisible_to_each_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn foreign_hosts_and_origins_are_refused() {
-    let server =
-        Server::start("hosts", Place::process(), &["--allow-host", "box.lan", "--allow-origin", "https://chat.example"])
-            .await;
+    let server = Server::start(
+        "hosts",
+        TestSandbox::process(),
+        &["--allow-host", "box.lan", "--allow-origin", "https://chat.example"],
+    )
+    .await;
     let client = server.client();
     let ours = client.address().to_string();
     for host in [ours.as_str(), "localhost:1", "box.lan:80"] {
@@ -530,7 +533,7 @@ async fn foreign_hosts_and_origins_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_end_after_their_lifetime() {
-    let server = Server::start("times", Place::process(), &["--keep-ended", "3"]).await;
+    let server = Server::start("times", TestSandbox::process(), &["--keep-ended", "3"]).await;
     let client = server.client();
     let ttl = client.create(json!({"ttl_seconds": 1})).await;
     let idle = client.create(json!({"idle_timeout_seconds": 1})).await;
@@ -550,7 +553,7 @@ async fn sessions_end_after_their_lifetime() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn session_limit_is_enforced() {
-    let server = Server::start("full", Place::process(), &["--max-sessions", "2"]).await;
+    let server = Server::start("full", TestSandbox::process(), &["--max-sessions", "2"]).await;
     let client = server.client();
     let asking = (0..6).map(|_| client.post("/v1/sessions", json!({})));
     let replies = futures_util::future::join_all(asking).await;
@@ -664,7 +667,7 @@ async fn each_cell_has_its_own_figures(place: TestSandbox) {
     server.end().await;
 }
 
-async fn reader_that_never_reads_costs_no_memory(place: Place) {
+async fn reader_that_never_reads_costs_no_memory(place: TestSandbox) {
     let server = Server::start("slow", place, &[]).await;
     let held = server.client().create(json!({"kernel": "python", "timeout_seconds": 240})).await;
     // The first run pays for memory that later runs use again.
@@ -736,7 +739,7 @@ async fn bad_connections_cost_nothing() {
 
 #[tokio::test]
 async fn requests_have_ids_and_a_rate_limit() {
-    let server = Server::start("pace", Place::process(), &["--rate-limit", "10"]).await;
+    let server = Server::start("pace", TestSandbox::process(), &["--rate-limit", "10"]).await;
     let client = server.client();
     let named = client.with("x-request-id", "mine-1").get("/v1/sessions").await;
     assert_eq!(named.header("x-request-id"), "mine-1");
@@ -898,7 +901,7 @@ async fn idle_connection_is_closed_at_the_limit() {
 
 #[tokio::test]
 async fn prometheus_metrics_are_served() {
-    let server = Server::start("figures", Place::process(), &["--pool", "bash=1"]).await;
+    let server = Server::start("figures", TestSandbox::process(), &["--pool", "bash=1"]).await;
     let client = server.client();
     let held = client.create(json!({"kernel": "bash"})).await;
     held.ok("echo hi").await;

@@ -8,7 +8,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::server::{Client, RemoteSession, Server, printed};
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
 in_every_sandbox!(job_outlives_the_server);
 
@@ -25,7 +25,7 @@ fn notebook(cells: Vec<Value>) -> Value {
 }
 
 async fn start(name: &str) -> (Server, RemoteSession) {
-    let server = Server::start(name, Place::process(), &[]).await;
+    let server = Server::start(name, TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "python", "name": "my <work>"})).await;
     (server, held)
 }
@@ -131,7 +131,7 @@ async fn documents(held: &RemoteSession) {
     held.client.get(&held.path("/notebook?to=pptx")).await.problem(400, "bad_query");
 }
 
-async fn job_outlives_the_server(place: Place) {
+async fn job_outlives_the_server(place: TestSandbox) {
     let mut server = Server::start("job", place, &[]).await;
     let client = server.client();
     let cells = vec![
@@ -204,7 +204,7 @@ async fn again_with_the_same(client: &Client, done: &Value) {
 
 #[tokio::test]
 async fn jobs_accept_forms_and_can_be_cancelled() {
-    let server = Server::start("forms", Place::process(), &[]).await;
+    let server = Server::start("forms", TestSandbox::process(), &[]).await;
     let client = server.client();
     let cells = vec![code("a", "print(name)", &[]), code("b", "import time; time.sleep(600)", &[]), code("c", "1", &[])];
     let form = format!(

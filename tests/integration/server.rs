@@ -48,7 +48,7 @@ pub struct Server {
 
 impl Server {
     /// Starts a server on a port that it chooses.
-    pub async fn start(name: &str, place: Place, arguments: &[&str]) -> Self {
+    pub async fn start(name: &str, place: TestSandbox, arguments: &[&str]) -> Self {
         let name = format!("ck-{name}-{}-{}", place.kind, std::process::id());
         let data = std::env::temp_dir().join(name);
         fs::create_dir(&data).unwrap();

@@ -7,12 +7,12 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::serve::{next_message, socket};
 use crate::server::{Client, RemoteSession, Server};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 /// A share reads one session and nothing else, changes nothing, and loses its streams when it is revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn share_reads_one_session() {
-    let server = Server::start("shares", Place::process(), &[]).await;
+    let server = Server::start("shares", TestSandbox::process(), &[]).await;
     let (_, ann) = server.client_with(&["ann"]).await;
     let (_, bob) = server.client_with(&["bob"]).await;
     let held = ann.create(json!({"kernel": "bash"})).await;
@@ -72,7 +72,7 @@ async fn share_reads_one_session() {
 /// A share reads the artifacts of its session, and no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn share_reads_its_artifacts_only() {
-    let server = Server::start("shares-plots", Place::process(), &[]).await;
+    let server = Server::start("shares-plots", TestSandbox::process(), &[]).await;
     let client = server.client();
     let draw = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()";
     let (held, other) = (client.create(json!({})).await, client.create(json!({})).await);
@@ -101,7 +101,7 @@ async fn events_until(client: &Client, path: &str, is_last: impl Fn(&Value) -> b
 /// session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn share_hides_removed_outputs() {
-    let server = Server::start("shares-now", Place::process(), &[]).await;
+    let server = Server::start("shares-now", TestSandbox::process(), &[]).await;
     let client = server.client();
     let held = client.create(json!({})).await;
     let draw = |points: &str, word: &str| {
@@ -176,7 +176,7 @@ async fn share_hides_removed_outputs() {
 /// Listing variables has no side effects: no count, no new names, no code of the values.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn variables_are_listed_without_side_effects() {
-    let server = Server::start("variables", Place::process(), &[]).await;
+    let server = Server::start("variables", TestSandbox::process(), &[]).await;
     let client = server.client();
     let list = async |path: String| {
         let variables = client.post(&path, json!({})).await.is(200);

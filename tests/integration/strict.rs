@@ -7,10 +7,10 @@ use tokio::net::TcpStream;
 
 use crate::serve::{next_message, socket};
 use crate::server::{Client, RemoteSession, Server};
-use crate::support::{PATIENCE, Place};
+use crate::support::{PATIENCE, TestSandbox};
 
 async fn start(name: &str) -> (Server, RemoteSession) {
-    let server = Server::start(name, Place::process(), &[]).await;
+    let server = Server::start(name, TestSandbox::process(), &[]).await;
     let held = server.client().create(json!({"kernel": "bash"})).await;
     (server, held)
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::server::{RemoteSession, Server, printed};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 /// The events that a client at the cursor `after` receives, up to the last event of the session.
 async fn backlog(held: &RemoteSession, after: u64) -> Vec<Value> {

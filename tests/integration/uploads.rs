@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::server::{RemoteSession, Server};
-use crate::support::Place;
+use crate::support::TestSandbox;
 
 in_every_sandbox!(upload_is_atomic);
 
@@ -42,7 +42,7 @@ async fn until_used(held: &RemoteSession, fits: impl Fn(u64) -> bool) {
     tokio::time::timeout(crate::support::PATIENCE, looking).await.expect("the workspace takes as much as it should");
 }
 
-async fn upload_is_atomic(place: Place) {
+async fn upload_is_atomic(place: TestSandbox) {
     let mut server = Server::start("uploads", place, &[]).await;
     let held = server.client().create(bash()).await;
     let client = held.client.clone();
