@@ -1,8 +1,8 @@
 //! Stage 4: runs the cells.
 
 use super::parameterize::ParameterizedNotebook;
-use super::pipeline::Settings;
 use super::progress::NotebookProgress;
+use super::settings::Settings;
 use super::start::StartedKernel;
 use crate::cli::signals::SignalForwarder;
 use crate::manager::Session;

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::load::LoadedNotebook;
 use super::parameterize::ParameterizedNotebook;
-use super::pipeline::Settings;
 use super::plan::Job;
 use super::progress::ProgressDisplay;
+use super::settings::Settings;
 use crate::cli::Exit;
 use crate::notebook::parameters::{self, Declared};
 

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::pipeline::Settings;
 use super::plan::Job;
 use super::progress::NotebookProgress;
+use super::settings::Settings;
 use crate::cli::notebook_file::read_notebook;
 use crate::kernels::{self, KernelSpec};
 use crate::manager::run_record;

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::load::LoadedNotebook;
 use super::papermill;
-use super::pipeline::Settings;
 use super::plan::Job;
 use super::progress::NotebookProgress;
+use super::settings::Settings;
 use crate::cli::nbval;
 use crate::kernels::KernelSpec;
 use crate::notebook::Notebook;

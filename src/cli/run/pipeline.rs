@@ -4,46 +4,22 @@
 //! case: with the outputs until then, whatever failed.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::execute::ExecutedNotebook;
 use super::load::LoadedNotebook;
 use super::outcome::Outcome;
-use super::parameter_args::ParameterArgs;
 use super::parameterize::ParameterizedNotebook;
 use super::plan::Job;
 use super::progress::ProgressDisplay;
 use super::record::RecordedNotebook;
+use super::settings::Settings;
 use super::start::StartedKernel;
+use super::write::WrittenNotebook;
 use crate::cli::Failure;
-use crate::cli::options::SandboxArgs;
 use crate::cli::print::explain;
 use crate::cli::signals::SignalForwarder;
-use crate::config::Paths;
 use crate::notebook::Notebook;
-use crate::notebook::parameters::Parameters;
-use crate::output::StreamStyle;
-
-/// What all notebooks of a command have in common.
-pub(in crate::cli) struct Settings {
-    pub paths: Paths,
-    pub sandbox: SandboxArgs,
-    pub kernel: Option<String>,
-    pub parameters: Parameters,
-    pub parameter_args: ParameterArgs,
-    pub strict_parameters: bool,
-    pub timeout: Option<Duration>,
-    pub start_timeout: Option<Duration>,
-    pub allow_errors: bool,
-    pub style: StreamStyle,
-    pub report_mode: bool,
-    pub error_marker: bool,
-    pub seed: Option<u32>,
-    pub frozen: bool,
-    pub no_record: bool,
-    /// Whether nbval's tags and comments apply.
-    pub nbval: bool,
-}
 
 /// Runs notebooks one by one; clones share everything.
 #[derive(Clone)]
@@ -80,6 +56,7 @@ impl Pipeline {
         let started = StartedKernel::start(&parameterized, settings, &self.signals, &progress).await?;
         outcome.ready_after = started.ready_after;
         let executed = ExecutedNotebook::execute(parameterized, started, settings, &self.signals, progress).await;
-        RecordedNotebook::record(executed, settings, job).write(job, outcome).await
+        let recorded = RecordedNotebook::record(executed, settings, job);
+        Ok(WrittenNotebook::write(recorded, job, outcome).await?.notebook)
     }
 }

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::execute::ExecutedNotebook;
 use super::papermill;
-use super::pipeline::Settings;
 use super::plan::Job;
+use super::settings::Settings;
 use crate::manager::Session;
 use crate::manager::run_record;
 use crate::notebook::Notebook;

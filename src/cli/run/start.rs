@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 
 use super::parameterize::ParameterizedNotebook;
-use super::pipeline::Settings;
 use super::progress::NotebookProgress;
+use super::settings::Settings;
 use crate::cli::Failure;
 use crate::cli::signals::{ForwardingGuard, SignalForwarder};
 use crate::kernels::KernelSpec;

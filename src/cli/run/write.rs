@@ -14,10 +14,15 @@ use crate::notebook::Notebook;
 use crate::output::{Artifact, ArtifactOptions, artifacts};
 use crate::runner::RunReport;
 
-impl RecordedNotebook {
+/// A notebook that is on disk, with its artifacts. Its session is destroyed.
+pub(super) struct WrittenNotebook {
+    pub notebook: Notebook,
+}
+
+impl WrittenNotebook {
     /// Writes the notebook before anything else can fail, so that the outputs are kept whatever happens next.
-    pub async fn write(self, job: &Job, outcome: &mut Outcome) -> Result<Notebook, Failure> {
-        let Self { notebook, session, result } = self;
+    pub async fn write(recorded: RecordedNotebook, job: &Job, outcome: &mut Outcome) -> Result<Self, Failure> {
+        let RecordedNotebook { notebook, session, result } = recorded;
         let saved = job.target.as_ref().map_or(Ok(()), |target| save(target, &notebook));
         let destroyed = session.destroy().await;
         saved.map_err(Failure::usage)?;
@@ -28,7 +33,7 @@ impl RecordedNotebook {
         }
         outcome.report = Some(report);
         destroyed.map_err(Failure::no_sandbox)?;
-        Ok(notebook)
+        Ok(Self { notebook })
     }
 }
 
