@@ -1,7 +1,7 @@
 //! Builds the agent, the program inside the sandbox, as a static binary that the manager embeds.
 //!
-//! The agent is the same crate with other features and flags, hence a second cargo run with its own target folder. It takes time only
-//! when the agent's sources change.
+//! The agent is the same crate with other features and flags, hence a second cargo run with its own target folder. It takes
+//! time only when the agent's sources change.
 
 use std::env;
 use std::error::Error;

@@ -76,7 +76,8 @@ pub enum ConfigError {
 }
 
 impl ConfigFile {
-    /// Reads `named`, which must exist; without it, `cellkeep.toml` in the working directory or the data folder, if it exists.
+    /// Reads `named`, which must exist; without it, `cellkeep.toml` in the working directory or the data folder, if it
+    /// exists.
     pub fn read(named: Option<&Path>, paths: &Paths) -> Result<Self, ConfigError> {
         let candidates = match named {
             Some(path) => vec![path.to_owned()],
@@ -109,8 +110,8 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// The data folder of `CELLKEEP_DATA`; else `/var/lib/cellkeep` for root (the uids of sandboxes must reach the kernel environments in
-    /// it, which root's home forbids); else the user's data folder.
+    /// The data folder of `CELLKEEP_DATA`; else `/var/lib/cellkeep` for root (the uids of sandboxes must reach the kernel
+    /// environments in it, which root's home forbids); else the user's data folder.
     pub fn from_environment() -> Self {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let home = || variable("HOME").unwrap_or_else(|| PathBuf::from("/tmp")).join(".local/share");

@@ -9,8 +9,8 @@ use rustix::io::FdFlags;
 /// The first descriptor after the standard streams.
 const FIRST: libc::c_int = 3;
 
-/// Sets close-on-exec on all descriptors except the standard streams. Safe between fork and exec: it makes system calls and does not
-/// allocate.
+/// Sets close-on-exec on all descriptors except the standard streams. Safe between fork and exec: it makes system calls and
+/// does not allocate.
 ///
 /// # Errors
 /// If `close_range` is unavailable and the descriptors cannot be listed.

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// Random bytes from the system.
 ///
-/// The kernel's generator cannot fail once it is seeded, which happens long before user space runs. On a failure the process aborts:
-/// predictable ids would be worse.
+/// The kernel's generator cannot fail once it is seeded, which happens long before user space runs. On a failure the process
+/// aborts: predictable ids would be worse.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0u8; N];
     let mut filled = 0;
@@ -50,7 +50,8 @@ impl SessionId {
         Self(random_uuid())
     }
 
-    /// Parses an untrusted id. `None` unless it is 1 to 64 characters of `a-z 0-9 -`: ids become names of folders, containers and cgroups.
+    /// Parses an untrusted id. `None` unless it is 1 to 64 characters of `a-z 0-9 -`: ids become names of folders,
+    /// containers and cgroups.
     pub fn parse(text: &str) -> Option<Self> {
         let fits = (1..=64).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
@@ -206,7 +207,8 @@ impl fmt::Display for Generation {
     }
 }
 
-/// Number of a cell in its session, in order of creation, from 1. It stays with the cell, whatever its place in the notebook.
+/// Number of a cell in its session, in order of creation, from 1. It stays with the cell, whatever its place in the
+/// notebook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CellNumber(pub u32);
@@ -217,7 +219,8 @@ impl fmt::Display for CellNumber {
     }
 }
 
-/// Identifies one execution of a cell. It is the `msg_id` of its `execute_request`, so that the kernel's messages refer to it.
+/// Identifies one execution of a cell. It is the `msg_id` of its `execute_request`, so that the kernel's messages refer to
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RunId(pub String);

@@ -15,8 +15,8 @@ use crate::ids::random_uuid;
 use crate::wire::connection_file::{ConnectionInfo, Transport};
 use crate::wire::{Channel, Message, Signer, WireError};
 
-/// Read size of a socket, bytes; fixed. By default zeromq shrinks its reads after a burst, and then reads a hundred small messages
-/// into the rest of a large frame's memory, which stays allocated until that rest is used up.
+/// Read size of a socket, bytes; fixed. By default zeromq shrinks its reads after a burst, and then reads a hundred small
+/// messages into the rest of a large frame's memory, which stays allocated until that rest is used up.
 const READ_CHUNK: usize = 16 * 1024;
 /// From this size on, a frame's memory is tracked so that it can be released, bytes.
 const LARGE_FRAME: usize = 1 << 20;
@@ -89,7 +89,8 @@ fn options() -> SocketOptions {
     options
 }
 
-/// Waits until the kernel has bound a channel's socket. No timeout: the kernel's exit or the manager's start deadline ends it.
+/// Waits until the kernel has bound a channel's socket. No timeout: the kernel's exit or the manager's start deadline ends
+/// it.
 async fn wait_until_bound(connection: &ConnectionInfo, channel: Channel) {
     const STEP: Duration = Duration::from_millis(2);
     let port = connection.port(channel);
@@ -119,9 +120,9 @@ async fn write(mut socket: impl SocketSend, mut outgoing: mpsc::UnboundedReceive
 }
 
 async fn read(mut socket: impl SocketRecv, channel: Channel, signer: Signer, received: mpsc::Sender<Received>) {
-    // zeromq continues to read behind a large frame, in the frame's own allocation. If that is full and all other references to the
-    // frame are dropped, zeromq reuses the whole allocation as its buffer for good. So a reference is kept until zeromq has dropped
-    // its own.
+    // zeromq continues to read behind a large frame, in the frame's own allocation. If that is full and all other references
+    // to the frame are dropped, zeromq reuses the whole allocation as its buffer for good. So a reference is kept until
+    // zeromq has dropped its own.
     let mut held: Vec<Bytes> = Vec::new();
     loop {
         match socket.recv().await {

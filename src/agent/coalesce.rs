@@ -1,7 +1,7 @@
 //! Joins adjacent `stream` messages, so that a loop of flushed prints becomes tens of events instead of tens of thousands.
 //!
-//! The first message after a quiet period is forwarded at once; messages that follow within [`WINDOW`] are joined. Texts are joined as
-//! raw JSON string bodies without decoding. A message with an unknown field is never joined.
+//! The first message after a quiet period is forwarded at once; messages that follow within [`WINDOW`] are joined. Texts are
+//! joined as raw JSON string bodies without decoding. A message with an unknown field is never joined.
 
 use std::time::{Duration, Instant};
 
@@ -98,8 +98,8 @@ impl Pending {
     }
 }
 
-/// The message with its text truncated to at most `max_bytes`, at a character boundary. `None` if nothing is left, or if it is not a
-/// valid stream message.
+/// The message with its text truncated to at most `max_bytes`, at a character boundary. `None` if nothing is left, or if it
+/// is not a valid stream message.
 pub(super) fn truncate_text(message: &Message, max_bytes: usize) -> Option<Message> {
     let content = message.content_value();
     let (name, text) = (content.get("name")?, content.get("text")?.as_str()?);

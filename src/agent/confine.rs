@@ -1,7 +1,7 @@
 //! Confines the kernel process between fork and exec, before any user code runs.
 //!
-//! The manager creates the sandbox itself (namespaces, mounts, cgroups) outside. This is the second layer, equal in every sandbox: a
-//! session and process group of its own, rlimits, Landlock, no_new_privs, seccomp.
+//! The manager creates the sandbox itself (namespaces, mounts, cgroups) outside. This is the second layer, equal in every
+//! sandbox: a session and process group of its own, rlimits, Landlock, no_new_privs, seccomp.
 
 use std::io;
 use std::path::Path;
@@ -14,8 +14,8 @@ use crate::agent_protocol::AgentConfig;
 use crate::descriptors;
 use crate::policy::seccomp;
 
-/// Prevents the kernel, which has the same uid, from reading or tracing the agent: the `/proc` entries of a process that is not
-/// dumpable belong to root, and ptrace is refused.
+/// Prevents the kernel, which has the same uid, from reading or tracing the agent: the `/proc` entries of a process that is
+/// not dumpable belong to root, and ptrace is refused.
 pub(super) fn protect_agent() -> io::Result<()> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     // The agent inherits the kernel's orphans even where it is not PID 1.
@@ -34,7 +34,8 @@ impl Confinement {
     /// Prepares the confinement of one kernel start.
     ///
     /// # Errors
-    /// If a part cannot be prepared; the kernel is not started then. Only Landlock is best effort, since Linux before 5.13 lacks it.
+    /// If a part cannot be prepared; the kernel is not started then. Only Landlock is best effort, since Linux before 5.13
+    /// lacks it.
     pub fn prepare(config: &AgentConfig) -> io::Result<Self> {
         let filters = vec![by_number_filter(), table_filter(seccomp::UNKNOWN, libc::ENOSYS)?, denied_filter()?];
         Ok(Self { rlimits: rlimits(config), landlock: landlock_rules(&config.writable), filters })
@@ -83,8 +84,8 @@ fn lower_rlimit(resource: Resource, limit: u64) -> io::Result<()> {
     Ok(setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?)
 }
 
-/// Allows the kernel to create, write and remove files only beneath `writable`. The mounts enforce the same; this also protects the
-/// agent's socket where it belongs to the kernel's uid.
+/// Allows the kernel to create, write and remove files only beneath `writable`. The mounts enforce the same; this also
+/// protects the agent's socket where it belongs to the kernel's uid.
 fn landlock_rules(writable: &[String]) -> Option<landlock::RulesetCreated> {
     let access = AccessFs::from_write(ABI::V3);
     let mut rules = Ruleset::default()

@@ -36,7 +36,8 @@ pub(super) fn listen(listen: &Listen, inputs: mpsc::Sender<Input>) -> io::Result
 pub(super) fn open_listener(listen: &Listen) -> io::Result<UnixListener> {
     match listen {
         Listen::Fd(fd) => {
-            // SAFETY: the parent opened a listening socket at this number for the agent; nothing else in this process owns it.
+            // SAFETY: the parent opened a listening socket at this number for the agent; nothing else in this process owns
+            // it.
             #[expect(unsafe_code, reason = "an inherited descriptor is only a number until it is owned")]
             let owned = unsafe { OwnedFd::from_raw_fd(*fd) };
             rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)?;
@@ -70,7 +71,8 @@ async fn accept(listener: UnixListener, inputs: mpsc::Sender<Input>) {
     }
 }
 
-/// Whether the peer is the manager and not a process of the sandbox. A process outside of the agent's PID namespace has no PID in it.
+/// Whether the peer is the manager and not a process of the sandbox. A process outside of the agent's PID namespace has no
+/// PID in it.
 pub(super) fn is_manager(stream: &UnixStream) -> bool {
     let is_init = std::process::id() == 1;
     !is_init || stream.peer_cred().is_ok_and(|peer| peer.pid().unwrap_or(0) == 0)

@@ -1,7 +1,7 @@
 //! Accounts output, memory and CPU of the recent executions.
 //!
-//! Several executions are remembered because iopub is not ordered with shell: output may arrive after the reply, when the next
-//! execution has started.
+//! Several executions are remembered because iopub is not ordered with shell: output may arrive after the reply, when the
+//! next execution has started.
 
 use std::collections::VecDeque;
 
@@ -91,8 +91,8 @@ impl Executions {
         }
     }
 
-    /// The usage of an execution until `now`. If the sandbox's peak rose during the execution, that is its peak; else its peak is the
-    /// highest sample.
+    /// The usage of an execution until `now`. If the sandbox's peak rose during the execution, that is its peak; else its
+    /// peak is the highest sample.
     pub fn usage(&self, msg_id: &str, now: UsageSample) -> RunUsage {
         let Some(run) = self.recent.iter().find(|run| run.msg_id == msg_id) else { return RunUsage::default() };
         let sampled = run.sampled_bytes.max(now.memory_bytes);

@@ -1,7 +1,8 @@
 //! Reads, lists and removes files of the workspace.
 //!
-//! The system resolves every path beneath the workspace (`openat2` with RESOLVE_BENEATH, no magic links), inside the sandbox: a symlink
-//! that leads out is an error, even if it is swapped in meanwhile. The host never opens a path that a sandbox can write.
+//! The system resolves every path beneath the workspace (`openat2` with RESOLVE_BENEATH, no magic links), inside the
+//! sandbox: a symlink that leads out is an error, even if it is swapped in meanwhile. The host never opens a path that a
+//! sandbox can write.
 
 use std::fs::File;
 use std::io;

@@ -46,8 +46,8 @@ pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<Spaw
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // SAFETY: runs between fork and exec of this single-threaded program, so no other thread holds a lock; the closure only makes
-    // system calls on prepared data.
+    // SAFETY: runs between fork and exec of this single-threaded program, so no other thread holds a lock; the closure only
+    // makes system calls on prepared data.
     #[expect(unsafe_code, reason = "confinement must be applied in the child, before exec")]
     unsafe {
         command.pre_exec(move || confinement.apply());
@@ -69,7 +69,8 @@ fn connection_info(config: &AgentConfig, generation: Generation) -> io::Result<C
             Ok(ConnectionInfo::new(Transport::Ipc, &prefix, [1, 2, 3, 4, 5], &config.kernel))
         }
         Transport::Tcp => {
-            // All five are bound at once, so they differ. No other process can take one afterwards: the loopback is the sandbox's.
+            // All five are bound at once, so they differ. No other process can take one afterwards: the loopback is the
+            // sandbox's.
             let held = (0..5).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
             let mut ports = [0; 5];
             for (port, listener) in ports.iter_mut().zip(&held) {
@@ -91,8 +92,8 @@ pub(super) fn signal_group(pid: Pid, signal: Signal) {
     let _ = rustix::process::kill_process_group(pid, signal);
 }
 
-/// Kills every process of the sandbox but the agent: as PID 1, one call reaches the whole namespace, including daemons. In tests,
-/// where the agent is not PID 1, only the kernel's group.
+/// Kills every process of the sandbox but the agent: as PID 1, one call reaches the whole namespace, including daemons. In
+/// tests, where the agent is not PID 1, only the kernel's group.
 pub(super) fn kill_all(pid: Option<Pid>) {
     if rustix::process::getpid().as_raw_nonzero().get() == 1 {
         // SAFETY: a plain system call without memory arguments. rustix has no kill(-1).

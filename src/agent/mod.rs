@@ -1,8 +1,9 @@
 //! The program inside the sandbox: PID 1, static, one thread.
 //!
-//! It starts the kernel, owns the kernel's ZeroMQ sockets, and drains them without waiting for anyone. Messages become numbered
-//! events in a bounded buffer ([`buffer`]), which keeps them until the manager acknowledges them. A manager may therefore be slow,
-//! or die and come back: no event is lost that fits into the buffer, and those that do not are reported as a gap.
+//! It starts the kernel, owns the kernel's ZeroMQ sockets, and drains them without waiting for anyone. Messages become
+//! numbered events in a bounded buffer ([`buffer`]), which keeps them until the manager acknowledges them. A manager may
+//! therefore be slow, or die and come back: no event is lost that fits into the buffer, and those that do not are reported
+//! as a gap.
 //!
 //! ```text
 //!  kernel sockets ─▶ channels   ─┐                     ┌─▶ connection (one at a time, the newest)
@@ -32,8 +33,8 @@ use std::process::ExitCode;
 
 use crate::agent_protocol::Listen;
 
-/// Runs the agent until the manager terminates it. `arguments`, without the program's name, are one JSON [`Listen`]: the socket on
-/// which first the configuration and then the manager's connections arrive.
+/// Runs the agent until the manager terminates it. `arguments`, without the program's name, are one JSON [`Listen`]: the
+/// socket on which first the configuration and then the manager's connections arrive.
 pub fn main(arguments: &[String]) -> ExitCode {
     let listen: Listen = match arguments {
         [json] => match serde_json::from_str(json) {

@@ -1,19 +1,19 @@
 //! Measures memory outside of the processes' resident sets: tmpfs files, System V segments, unmapped memfds.
 //!
-//! A memory cgroup counts all of it. Without one, the sum over the processes misses it: a gigabyte written to a `memfd` that is never
-//! mapped is in no resident set. ProcessMapping parts must not count twice.
+//! A memory cgroup counts all of it. Without one, the sum over the processes misses it: a gigabyte written to a `memfd` that
+//! is never mapped is in no resident set. ProcessMapping parts must not count twice.
 //!
-//! Descriptors in transit through a socket are not found, nor those of a process that made itself undumpable. Without a cgroup the
-//! memory limit is therefore a safeguard against accidents and not against attacks; the isolation report says so.
+//! Descriptors in transit through a socket are not found, nor those of a process that made itself undumpable. Without a
+//! cgroup the memory limit is therefore a safeguard against accidents and not against attacks; the isolation report says so.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-/// The pause between measurements, in multiples of the duration of the last one: measuring takes at most 2 % of a CPU. Measured on a
-/// busy machine: 0.02 ms with one idle kernel, 6 ms where a Python process with pandas maps 60 MB, since all of its mappings are read
-/// then, and 8 ms with 4000 descriptors.
+/// The pause between measurements, in multiples of the duration of the last one: measuring takes at most 2 % of a CPU.
+/// Measured on a busy machine: 0.02 ms with one idle kernel, 6 ms where a Python process with pandas maps 60 MB, since all
+/// of its mappings are read then, and 8 ms with 4000 descriptors.
 const REST_FACTOR: u32 = 50;
 /// The most descriptors that one measurement examines, 2 µs each; the rest is not counted.
 const MAX_DESCRIPTORS: usize = 65536;

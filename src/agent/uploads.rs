@@ -1,8 +1,8 @@
 //! Uploads into the workspace: a file appears atomically with its last chunk.
 //!
-//! Until then an upload is an unnamed file (`O_TMPFILE`) where the file system supports that: no code finds it half-written, no listing
-//! shows it, and its space is freed if it ends early, even by the death of the manager. At the end it is linked under a temporary name
-//! and renamed, so that an existing file is replaced without a gap.
+//! Until then an upload is an unnamed file (`O_TMPFILE`) where the file system supports that: no code finds it half-written,
+//! no listing shows it, and its space is freed if it ends early, even by the death of the manager. At the end it is linked
+//! under a temporary name and renamed, so that an existing file is replaced without a gap.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -138,7 +138,8 @@ impl Drop for Upload {
     }
 }
 
-/// Resolves a path to folder and file name, following symlinks inside the workspace. Also returns the mode of an existing file.
+/// Resolves a path to folder and file name, following symlinks inside the workspace. Also returns the mode of an existing
+/// file.
 fn resolve_target(files: &Files, mut path: String) -> Result<(OwnedFd, String, Option<Mode>), Refused> {
     for _ in 0..MAX_SYMLINKS {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", &path));

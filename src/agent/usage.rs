@@ -1,5 +1,5 @@
-//! Measures memory, CPU and OOM kills from inside the sandbox: in its own cgroup under `/sys/fs/cgroup`, version 2 or 1. Without one,
-//! sums over `/proc` (the PID namespace contains only the sandbox's processes) and adds [`SharedMemory`].
+//! Measures memory, CPU and OOM kills from inside the sandbox: in its own cgroup under `/sys/fs/cgroup`, version 2 or 1.
+//! Without one, sums over `/proc` (the PID namespace contains only the sandbox's processes) and adds [`SharedMemory`].
 
 use std::fs;
 use std::path::Path;
@@ -109,7 +109,8 @@ impl UsageMeter {
         self.source != Source::Proc
     }
 
-    /// How often the OOM killer has killed a process of this sandbox. `failcnt` and Docker's flag are unreliable; this counter is not.
+    /// How often the OOM killer has killed a process of this sandbox. `failcnt` and Docker's flag are unreliable; this
+    /// counter is not.
     pub fn oom_kills(&self) -> u64 {
         match self.source {
             Source::CgroupV2 => field("memory.events", "oom_kill"),
@@ -150,8 +151,8 @@ fn process_ids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Anonymous and shared memory, bytes. Pages that several processes share (after a fork) count proportionally. Pages of mapped files
-/// (libraries) are reclaimable and do not count.
+/// Anonymous and shared memory, bytes. Pages that several processes share (after a fork) count proportionally. Pages of
+/// mapped files (libraries) are reclaimable and do not count.
 fn resident_bytes(pid: u32) -> Option<(u64, u64)> {
     let rollup = format!("/proc/{pid}/smaps_rollup");
     fields_kib(&rollup, ["Pss_Anon:", "Pss_Shmem:"])

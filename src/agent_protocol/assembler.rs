@@ -46,8 +46,8 @@ pub struct EventAssembler {
 }
 
 impl EventAssembler {
-    /// Adds a piece, and returns the event if it was the last one. Memory grows with the bytes received, not with the claimed
-    /// total.
+    /// Adds a piece, and returns the event if it was the last one. Memory grows with the bytes received, not with the
+    /// claimed total.
     ///
     /// # Errors
     /// [`ProtocolError`] if the pieces do not fit together or the event is invalid.

@@ -1,7 +1,7 @@
 //! The agent's configuration, which the manager sends over the first connection to the agent's socket.
 //!
-//! It contains the kernel's environment, which may hold secrets. Arguments and environment variables are visible to other users of
-//! the machine or of the container engine, and a file could outlive both ends; so the socket carries it.
+//! It contains the kernel's environment, which may hold secrets. Arguments and environment variables are visible to other
+//! users of the machine or of the container engine, and a file could outlive both ends; so the socket carries it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -35,7 +35,8 @@ pub struct AgentConfig {
     /// The kernel's complete environment.
     pub env: BTreeMap<String, String>,
     pub transport: Transport,
-    /// Whether interrupts are sent as `interrupt_request` on control (kernelspec `interrupt_mode: message`) instead of SIGINT.
+    /// Whether interrupts are sent as `interrupt_request` on control (kernelspec `interrupt_mode: message`) instead of
+    /// SIGINT.
     pub interrupt_by_message: bool,
     /// The workspace: the kernel's working directory, and the root of file requests.
     pub workspace: String,

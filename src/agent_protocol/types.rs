@@ -70,8 +70,8 @@ pub enum Request {
         /// Bytes from the start of the file.
         offset: u64,
     },
-    /// Write a chunk of a file; the frame's data is the content. The first chunk has offset 0. The last chunk replaces the file
-    /// atomically: until then, or if it never comes, an existing file stays unchanged.
+    /// Write a chunk of a file; the frame's data is the content. The first chunk has offset 0. The last chunk replaces the
+    /// file atomically: until then, or if it never comes, an existing file stays unchanged.
     FilePut {
         /// Chosen by the manager; unique among the open uploads of a connection.
         upload: u64,
@@ -112,8 +112,8 @@ pub struct UsageReading {
 pub struct RunUsage {
     /// CPU time of all processes of the sandbox between the request and its reply, seconds.
     pub cpu_seconds: f64,
-    /// Peak memory of the sandbox during the execution, bytes. Exact if it is the peak of the sandbox's life, else the maximum of
-    /// several samples a second.
+    /// Peak memory of the sandbox during the execution, bytes. Exact if it is the peak of the sandbox's life, else the
+    /// maximum of several samples a second.
     pub peak_memory_bytes: u64,
 }
 
@@ -230,7 +230,8 @@ pub struct KernelExit {
     pub code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
-    /// Whether the memory limit ended it: the cgroup counted an OOM kill since the kernel's start, or the agent enforced the limit.
+    /// Whether the memory limit ended it: the cgroup counted an OOM kill since the kernel's start, or the agent enforced the
+    /// limit.
     pub out_of_memory: bool,
     /// The reason that the agent recorded before it sent a signal, if it did.
     pub reason: Option<KillReason>,

@@ -37,7 +37,8 @@ Examples:
 
 Exit codes: 0 ok, 1 the code failed, 2 usage, 3 no sandbox, 124 timed out, 130 interrupted, 138 the kernel died")]
 pub(super) struct ExecArgs {
-    /// The kernel: python, r, julia, deno, bash, or an alias (py, js, ts, sh) [default: from the file extension, else python]
+    /// The kernel: python, r, julia, deno, bash, or an alias (py, js, ts, sh) [default: from the file extension, else
+    /// python]
     #[arg(short, long, value_name = "NAME")]
     kernel: Option<String>,
     /// The code to run
@@ -133,7 +134,8 @@ fn read_code(args: &ExecArgs) -> anyhow::Result<String> {
     String::from_utf8(bytes).map_err(|error| anyhow!("the code is not UTF-8 text: {error}"))
 }
 
-/// Collects the outputs of the cell until it finishes; prints them as they arrive if `live`. `memory`: cap of the outputs, bytes.
+/// Collects the outputs of the cell until it finishes; prints them as they arrive if `live`. `memory`: cap of the outputs,
+/// bytes.
 async fn run_to_end(
     session: &SessionHandle,
     events: &mut SessionEvents,
@@ -173,8 +175,8 @@ fn print_live(msg_type: &str, message: &Message) {
     }
 }
 
-/// Starts a thread that answers the code's input requests from the terminal, one at a time. A kernel waits for an answer before it
-/// asks again; requests that arrive faster are forged, and dropped when the channel is full.
+/// Starts a thread that answers the code's input requests from the terminal, one at a time. A kernel waits for an answer
+/// before it asks again; requests that arrive faster are forged, and dropped when the channel is full.
 fn spawn_prompter(session: SessionHandle) -> SyncSender<InputRequest> {
     let (sender, requests) = std::sync::mpsc::sync_channel(1);
     // A read blocks until a line is typed. Only the end of the process ends this thread.

@@ -66,10 +66,12 @@ pub(super) struct SandboxArgs {
     /// Output limit of each cell; a cell that exceeds it is stopped
     #[arg(long, default_value = "100m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
     output_limit: u64,
-    /// Network access of the code; `open` in the process sandbox reaches everything this machine reaches, including its localhost
+    /// Network access of the code; `open` in the process sandbox reaches everything this machine reaches, including its
+    /// localhost
     #[arg(long, value_enum, default_value = "none", help_heading = "Sandbox")]
     network: NetworkOption,
-    /// Set an environment variable of the kernel. NAME alone copies its value from here, which hides it from the process list
+    /// Set an environment variable of the kernel. NAME alone copies its value from here, which hides it from the process
+    /// list
     #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = parse_variable, help_heading = "Sandbox")]
     env: Vec<(String, String)>,
     /// Copy a file into the workspace before the first cell
@@ -233,8 +235,8 @@ pub(super) fn resolve_links(path: &Path) -> PathBuf {
     path
 }
 
-/// Replaces a file atomically: writes a temporary file beside it, then renames. Symbolic links are followed. Does not fsync: the
-/// content can be made again, and an fsync takes longer than an export.
+/// Replaces a file atomically: writes a temporary file beside it, then renames. Symbolic links are followed. Does not fsync:
+/// the content can be made again, and an fsync takes longer than an export.
 pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     replace(path, bytes, |_| Ok(()))
 }

@@ -1,7 +1,7 @@
 //! Prints to standard output and standard error, and remembers the first failure.
 //!
-//! A closed pipe downstream (`| head`) must neither stop the code nor panic. Other failures, such as a full disk, do not stop the
-//! code either, but [`write_error`] reports at the end that the output is incomplete.
+//! A closed pipe downstream (`| head`) must neither stop the code nor panic. Other failures, such as a full disk, do not
+//! stop the code either, but [`write_error`] reports at the end that the output is incomplete.
 
 use std::io::{self, Write};
 use std::sync::OnceLock;

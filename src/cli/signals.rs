@@ -1,8 +1,8 @@
 //! Handles SIGINT, SIGTERM and SIGHUP from a command's start to its last step, so that no signal is lost in between.
 //!
-//! While code runs, the first Ctrl-C interrupts it and any second signal kills its kernel. Afterwards, while results are written and
-//! the sandbox is removed, the second signal ends the process. A sandbox that is left behind then ends itself, and the next command
-//! sweeps it away.
+//! While code runs, the first Ctrl-C interrupts it and any second signal kills its kernel. Afterwards, while results are
+//! written and the sandbox is removed, the second signal ends the process. A sandbox that is left behind then ends itself,
+//! and the next command sweeps it away.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

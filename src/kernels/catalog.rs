@@ -97,8 +97,8 @@ pub fn find(name: &str) -> Result<&'static KernelSpec, KernelError> {
     })
 }
 
-/// Finds the kernel for a notebook. A user's own kernelspec ("my-env") is mapped by its language; the default is Python, as in
-/// Jupyter.
+/// Finds the kernel for a notebook. A user's own kernelspec ("my-env") is mapped by its language; the default is Python, as
+/// in Jupyter.
 ///
 /// # Errors
 /// If neither kernelspec nor language is known.

@@ -1,8 +1,9 @@
 //! Installs kernel environments, which the process sandbox mounts at `/opt/kernel`.
 //!
-//! An environment is made from the same folder as the container image: the requirements in a virtual environment (with `uv`, which takes
-//! seconds, else with pip), the kernel's files beside it, then its `bake.sh`. It is made in a staging folder, which becomes a version once
-//! it is complete ([`versions`]). So a broken installation is never visible, and a new one does not affect running sessions.
+//! An environment is made from the same folder as the container image: the requirements in a virtual environment (with `uv`,
+//! which takes seconds, else with pip), the kernel's files beside it, then its `bake.sh`. It is made in a staging folder,
+//! which becomes a version once it is complete ([`versions`]). So a broken installation is never visible, and a new one does
+//! not affect running sessions.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -15,7 +16,8 @@ use super::catalog::{KernelSpec, context};
 use super::versions;
 use crate::config::Paths;
 
-/// The interpreter of the environments. Not the one in PATH, which is often in a home folder that the uid of a sandbox cannot read.
+/// The interpreter of the environments. Not the one in PATH, which is often in a home folder that the uid of a sandbox
+/// cannot read.
 const PYTHON: &str = "/usr/bin/python3";
 const FINGERPRINT: &str = "fingerprint";
 
@@ -112,8 +114,8 @@ pub fn has_old_versions(paths: &Paths, kernel: &KernelSpec) -> bool {
     versions::old_versions(&paths.kernels(), &kernel.name).is_ok_and(|old| !old.is_empty())
 }
 
-/// Removes old versions. The caller ensures that no session uses them by reading the records: a starting session writes its record
-/// before it looks up its environment.
+/// Removes old versions. The caller ensures that no session uses them by reading the records: a starting session writes its
+/// record before it looks up its environment.
 pub fn remove_old_versions(paths: &Paths, kernel: &KernelSpec) -> Result<(), InstallError> {
     versions::remove_old(&paths.kernels(), &kernel.name).map_err(io_error("cannot remove old versions"))
 }
@@ -187,7 +189,8 @@ fn virtual_environment(
     Ok(())
 }
 
-/// `uv` from PATH, else Cellkeep's own copy, which is installed on first use. `None` if that fails; pip does the same, slower.
+/// `uv` from PATH, else Cellkeep's own copy, which is installed on first use. `None` if that fails; pip does the same,
+/// slower.
 fn uv(paths: &Paths, progress: Progress<'_>) -> Option<PathBuf> {
     if Command::new("uv")
         .arg("--version")

@@ -1,7 +1,7 @@
 //! The available kernels: kernelspecs, names and aliases, managed environments.
 //!
-//! The embedded folder `kernel-images/NAME/` is the only source. Both the container image ([`context()`]) and the environment of the
-//! process sandbox ([`install()`]) are made from it, so that both run the same kernel.
+//! The embedded folder `kernel-images/NAME/` is the only source. Both the container image ([`context()`]) and the
+//! environment of the process sandbox ([`install()`]) are made from it, so that both run the same kernel.
 
 mod catalog;
 mod install;

@@ -1,5 +1,5 @@
-//! A channel bounded by the bytes in it, for items of very different sizes. A bound by count would be too tight for small messages or,
-//! with messages of a hundred megabytes, no bound at all.
+//! A channel bounded by the bytes in it, for items of very different sizes. A bound by count would be too tight for small
+//! messages or, with messages of a hundred megabytes, no bound at all.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ pub(crate) struct ByteBoundedSender<T> {
 }
 
 impl<T> ByteBoundedSender<T> {
-    /// Waits until there is room or the receiver is dropped. Reserves nothing: [`Self::send`] never waits, even if another sender was
-    /// faster.
+    /// Waits until there is room or the receiver is dropped. Reserves nothing: [`Self::send`] never waits, even if another
+    /// sender was faster.
     pub async fn room(&self) {
         tokio::select! {
             _ = self.room.acquire() => {}
@@ -28,8 +28,8 @@ impl<T> ByteBoundedSender<T> {
         }
     }
 
-    /// Sends an item of `bytes` bytes, even beyond the capacity: one item may exceed all of it. Returns the item if the receiver was
-    /// dropped.
+    /// Sends an item of `bytes` bytes, even beyond the capacity: one item may exceed all of it. Returns the item if the
+    /// receiver was dropped.
     pub fn send(&self, item: T, bytes: usize) -> Result<(), T> {
         let taken = bytes.clamp(1, self.room.available_permits().max(1));
         let taken = self.room.forget_permits(taken);

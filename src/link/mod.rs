@@ -6,9 +6,9 @@
 //!  hello ─▶ attach(after the last received event) ─▶ events, answers
 //! ```
 //!
-//! A link redials until it is dropped. If the agent violates the protocol repeatedly at the same event, a tenant may control it, and
-//! the link ends with [`LinkEvent::Broken`]. Submissions without an answer are sent again after a disconnect; the agent recognises
-//! repetitions by their id. Other requests fail with [`LinkError::Cut`], since they may not be idempotent.
+//! A link redials until it is dropped. If the agent violates the protocol repeatedly at the same event, a tenant may control
+//! it, and the link ends with [`LinkEvent::Broken`]. Submissions without an answer are sent again after a disconnect; the
+//! agent recognises repetitions by their id. Other requests fail with [`LinkError::Cut`], since they may not be idempotent.
 
 pub(crate) mod byte_bounded_channel;
 
@@ -40,12 +40,13 @@ use byte_bounded_channel::ByteBoundedSender;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Back-off between dials: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// Capacity of the queues of events and of answers, bytes. While a queue is full, the link stops reading and the agent buffers.
+/// Capacity of the queues of events and of answers, bytes. While a queue is full, the link stops reading and the agent
+/// buffers.
 const QUEUE_BYTES: usize = 8 << 20;
 /// Overhead of an event beside its message, bytes.
 const EVENT_OVERHEAD: usize = 512;
-/// The most bytes of pending requests; beyond, requests fail with [`LinkError::Busy`]. Submissions, signals and restarts are never
-/// refused.
+/// The most bytes of pending requests; beyond, requests fail with [`LinkError::Busy`]. Submissions, signals and restarts are
+/// never refused.
 const MAX_PENDING_BYTES: usize = 64 << 20;
 /// Overhead of a pending request beside its data, bytes.
 const REQUEST_OVERHEAD: usize = 1024;
@@ -139,8 +140,8 @@ impl Drop for Reservation {
 
 /// A link to one agent. Clones share it; dropping the last one closes it.
 ///
-/// Calls enqueue their requests in order before they return. The returned future only waits for the answer and does not keep the link
-/// open.
+/// Calls enqueue their requests in order before they return. The returned future only waits for the answer and does not keep
+/// the link open.
 #[derive(Clone)]
 pub struct Link {
     commands: mpsc::UnboundedSender<PendingRequest>,
@@ -150,7 +151,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// Opens a link that replays the events after `position`. It dials in the background; [`LinkEvent::Attached`] is the first event.
+    /// Opens a link that replays the events after `position`. It dials in the background; [`LinkEvent::Attached`] is the
+    /// first event.
     pub fn open(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, position: Position) -> (Self, LinkEvents) {
         let (commands, command_receiver) = mpsc::unbounded_channel();
         let (acked, ack_receiver) = watch::channel(Seq::default());

@@ -1,7 +1,7 @@
 //! Paths of the host that kernels must not see.
 
-/// Hidden paths of `/proc` and `/sys`: those that Docker's newest version hides (older ones hide fewer), and those that describe the
-/// host's kernel and its boot.
+/// Hidden paths of `/proc` and `/sys`: those that Docker's newest version hides (older ones hide fewer), and those that
+/// describe the host's kernel and its boot.
 pub const MASKED: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
@@ -27,6 +27,6 @@ pub const MASKED: &[&str] = &[
 /// Read-only paths of `/proc`. Programs read parts of `/proc/sys`.
 pub const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Folders beneath `/usr` with settings and sources of the host, which kernels do not need. Hidden where the sandbox shares the host's
-/// `/usr`.
+/// Folders beneath `/usr` with settings and sources of the host, which kernels do not need. Hidden where the sandbox shares
+/// the host's `/usr`.
 pub const HOST_FOLDERS: &[&str] = &["/usr/etc", "/usr/local/etc", "/usr/local/src", "/usr/local/var", "/usr/src"];

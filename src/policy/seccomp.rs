@@ -1,10 +1,10 @@
 //! The system calls that kernels may not make.
 //!
-//! One table serves the agent, which confines the kernel process in either sandbox, and the profile of containers. A denied call returns
-//! an error and never kills: a library that probes for a feature must be able to continue without it.
+//! One table serves the agent, which confines the kernel process in either sandbox, and the profile of containers. A denied
+//! call returns an error and never kills: a library that probes for a feature must be able to continue without it.
 //!
-//! It is a deny list, since interpreters and numeric libraries use most other calls. Calls newer than the table are denied as a block,
-//! by number ([`FIRST_UNKNOWN`]).
+//! It is a deny list, since interpreters and numeric libraries use most other calls. Calls newer than the table are denied
+//! as a block, by number ([`FIRST_UNKNOWN`]).
 
 /// System calls that return EPERM, grouped by the attack surface that they close.
 pub const DENIED: &[&str] = &[
@@ -78,26 +78,27 @@ pub const DENIED: &[&str] = &[
 /// Denied system calls that exist only on x86.
 pub const DENIED_X86: &[&str] = &["iopl", "ioperm", "modify_ldt"];
 
-/// System calls that return ENOSYS, on which programs fall back to an older call. `clone3` takes its flags from memory, which a filter
-/// cannot read.
+/// System calls that return ENOSYS, on which programs fall back to an older call. `clone3` takes its flags from memory,
+/// which a filter cannot read.
 pub const UNKNOWN: &[&str] = &["clone3"];
 
-/// The first number that did not exist when the table was written (Linux 6.12 ends at 466). It and all higher ones return ENOSYS.
+/// The first number that did not exist when the table was written (Linux 6.12 ends at 466). It and all higher ones return
+/// ENOSYS.
 pub const FIRST_UNKNOWN: u32 = 467;
 
 /// Flags of `clone` that create a namespace: NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME.
 pub const CLONE_NEW: u64 =
     0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000 | 0x80;
 
-/// Allowed address families of `socket`: AF_UNIX, AF_INET, AF_INET6 and, for one protocol, AF_NETLINK. Without a network they reach only
-/// the sandbox's loopback. All others (AF_PACKET, AF_ALG, AF_VSOCK, ...) are attack surface of the kernel.
+/// Allowed address families of `socket`: AF_UNIX, AF_INET, AF_INET6 and, for one protocol, AF_NETLINK. Without a network
+/// they reach only the sandbox's loopback. All others (AF_PACKET, AF_ALG, AF_VSOCK, ...) are attack surface of the kernel.
 pub const SOCKET_FAMILIES: &[u64] = &[1, 2, 10, NETLINK];
 
 /// AF_NETLINK, the interface of many kernel subsystems.
 pub const NETLINK: u64 = 16;
 
-/// The only allowed netlink protocol: NETLINK_ROUTE, with which `getifaddrs` lists interfaces. libzmq calls it before it binds TCP, and
-/// aborts the process if it is refused.
+/// The only allowed netlink protocol: NETLINK_ROUTE, with which `getifaddrs` lists interfaces. libzmq calls it before it
+/// binds TCP, and aborts the process if it is refused.
 pub const NETLINK_ROUTE: u64 = 0;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Runs a notebook on a session, cell by cell, with the rules of nbclient.
 //!
-//! Code cells run in order; blank cells and cells tagged `skip-execution` are left unchanged. A failed cell ends the run, unless
-//! errors are allowed for it (tag `raises-exception`) or for all cells. A dead kernel always ends the run. Every output that
-//! arrived is in the notebook, whatever happens.
+//! Code cells run in order; blank cells and cells tagged `skip-execution` are left unchanged. A failed cell ends the run,
+//! unless errors are allowed for it (tag `raises-exception`) or for all cells. A dead kernel always ends the run. Every
+//! output that arrived is in the notebook, whatever happens.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -31,7 +31,8 @@ pub struct RunOptions {
     pub interrupt: InterruptFlag,
 }
 
-/// A request to stop a run. Between two cells a session has nothing to interrupt and ignores an interrupt; this flag remembers it.
+/// A request to stop a run. Between two cells a session has nothing to interrupt and ignores an interrupt; this flag
+/// remembers it.
 #[derive(Clone, Debug, Default)]
 pub struct InterruptFlag(Arc<AtomicBool>);
 
@@ -114,8 +115,8 @@ impl RunReport {
 /// Runs the code cells of `notebook` on a session, whose `events` it consumes, and stores their outputs in the notebook.
 ///
 /// # Errors
-/// [`SessionError`] when the session ends; outputs until then are in the notebook. [`NotebookError`] never happens for a notebook
-/// that was parsed.
+/// [`SessionError`] when the session ends; outputs until then are in the notebook. [`NotebookError`] never happens for a
+/// notebook that was parsed.
 pub async fn run_notebook(
     session: &SessionHandle,
     events: &mut SessionEvents,
@@ -257,7 +258,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Applies one event: mostly of the running cell, but threads outlive their cell. Returns the cells whose outputs changed.
+    /// Applies one event: mostly of the running cell, but threads outlive their cell. Returns the cells whose outputs
+    /// changed.
     fn apply(&mut self, event: &SessionEvent, progress: &mut (dyn FnMut(Progress<'_>) + Send)) -> BTreeSet<OutputTarget> {
         match &event.body {
             EventBody::Message { msg_type, message } => {

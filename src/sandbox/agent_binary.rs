@@ -15,8 +15,8 @@ fn current(folder: &Path) -> PathBuf {
     folder.join(concat!("cellkeep-agent-", env!("CELLKEEP_AGENT_FINGERPRINT")))
 }
 
-/// Returns the path of the agent in `folder`, and writes it if it is missing. The name contains a hash of the content, so that sandboxes
-/// of other versions keep the file they were started from.
+/// Returns the path of the agent in `folder`, and writes it if it is missing. The name contains a hash of the content, so
+/// that sandboxes of other versions keep the file they were started from.
 pub(super) fn ensure_written(folder: &Path) -> io::Result<PathBuf> {
     let path = current(folder);
     if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == AGENT.len() as u64) {

@@ -35,7 +35,8 @@ pub(super) fn agent_config(spec: &SandboxSpec, listen: Listen, memory_enforced: 
     }
 }
 
-/// Our variables, overridden by those of the kernelspec, overridden by the caller's. The manager's own environment is not inherited.
+/// Our variables, overridden by those of the kernelspec, overridden by the caller's. The manager's own environment is not
+/// inherited.
 fn kernel_environment(spec: &SandboxSpec) -> BTreeMap<String, String> {
     // By default, libraries start a thread per CPU of the host, although the session may use only one or two.
     let threads = (spec.limits.cpus.ceil() as u64).max(1).to_string();

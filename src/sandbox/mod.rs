@@ -1,7 +1,7 @@
 //! Sandboxes, which isolate kernels.
 //!
-//! A sandbox contains one agent (PID 1) and its kernel. The trait has only six operations: the agent implements signals, files, usage and
-//! restarts once for all kinds of sandboxes.
+//! A sandbox contains one agent (PID 1) and its kernel. The trait has only six operations: the agent implements signals,
+//! files, usage and restarts once for all kinds of sandboxes.
 
 mod agent_binary;
 pub mod docker;

@@ -72,8 +72,8 @@ fn folders(paths: &Paths) -> Result<Vec<PathBuf>, SandboxError> {
     }
 }
 
-/// Removes folders without a readable record that have not changed for `min_age`. A folder whose socket has a listener belongs to a live
-/// sandbox of another version, and is kept.
+/// Removes folders without a readable record that have not changed for `min_age`. A folder whose socket has a listener
+/// belongs to a live sandbox of another version, and is kept.
 pub(super) fn remove_unreadable(paths: &Paths, min_age: Duration) -> Result<(), SandboxError> {
     let listens = |folder: &Path| SOCKETS.iter().any(|socket| has_listener(&folder.join(socket)));
     for folder in folders(paths)? {
@@ -91,8 +91,8 @@ pub(super) fn is_older(path: &Path, age: Duration) -> bool {
     modified.is_ok_and(|time| time.elapsed().is_ok_and(|elapsed| elapsed >= age))
 }
 
-/// Whether a socket has a listener, in any PID namespace, without connecting to it: connecting a datagram socket to a stream socket fails
-/// with EPROTOTYPE if there is a listener, else with ECONNREFUSED.
+/// Whether a socket has a listener, in any PID namespace, without connecting to it: connecting a datagram socket to a stream
+/// socket fails with EPROTOTYPE if there is a listener, else with ECONNREFUSED.
 pub(super) fn has_listener(socket: &Path) -> bool {
     let result = UnixDatagram::unbound().and_then(|datagrams| datagrams.connect(socket));
     !result.is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))

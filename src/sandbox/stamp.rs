@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-/// Identifies a process uniquely: not confused with a later process of the same PID, nor with one of another boot or another PID namespace
-/// (for example a container that shares the data folder).
+/// Identifies a process uniquely: not confused with a later process of the same PID, nor with one of another boot or another
+/// PID namespace (for example a container that shares the data folder).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessStamp {
     pub pid: i32,

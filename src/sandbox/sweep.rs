@@ -7,12 +7,13 @@ use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::sandbox::Sandbox;
 
-/// Leftovers without a known owner are removed after this time without a change: younger ones may belong to a sandbox that is being
-/// created.
+/// Leftovers without a known owner are removed after this time without a change: younger ones may belong to a sandbox that
+/// is being created.
 const MIN_AGE: Duration = Duration::from_secs(600);
 
-/// Destroys sandboxes whose owner has died (a one-shot command that was killed), except those that outlive their owner. Removes folders and
-/// cgroups without a sandbox, and unused agents of other versions. Returns how many sandboxes were destroyed.
+/// Destroys sandboxes whose owner has died (a one-shot command that was killed), except those that outlive their owner.
+/// Removes folders and cgroups without a sandbox, and unused agents of other versions. Returns how many sandboxes were
+/// destroyed.
 pub async fn sweep(sandbox: &dyn Sandbox, paths: &Paths) -> Result<usize, SandboxError> {
     let mut swept = 0;
     for record in sandbox.list().await? {
@@ -27,8 +28,8 @@ pub async fn sweep(sandbox: &dyn Sandbox, paths: &Paths) -> Result<usize, Sandbo
     Ok(swept)
 }
 
-/// Removes the folder of a sandbox whose creator died before it wrote the record. Only for callers that know the creator is dead; others
-/// leave it to [`sweep`].
+/// Removes the folder of a sandbox whose creator died before it wrote the record. Only for callers that know the creator is
+/// dead; others leave it to [`sweep`].
 pub fn remove_unfinished(paths: &Paths, session: &SessionId) -> Result<(), SandboxError> {
     match records::read(&records::folder(paths, session)) {
         Some(_) => Ok(()),

@@ -1,5 +1,5 @@
-//! Lenient views of the message contents that sessions act on. Absent and mistyped fields are interpreted as tolerant clients
-//! (jupyter_client, JupyterLab) do.
+//! Lenient views of the message contents that sessions act on. Absent and mistyped fields are interpreted as tolerant
+//! clients (jupyter_client, JupyterLab) do.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -106,8 +106,8 @@ pub fn now_iso8601() -> String {
     iso8601(SystemTime::now())
 }
 
-/// A time in Jupyter's format: `2026-11-20T12:34:56.123456Z`. Exactly six digits, since `strptime("%f")` in real clients accepts no
-/// more.
+/// A time in Jupyter's format: `2026-11-20T12:34:56.123456Z`. Exactly six digits, since `strptime("%f")` in real clients
+/// accepts no more.
 pub fn iso8601(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = ((since.as_secs() / 86_400) as i64, since.as_secs() % 86_400);
@@ -116,8 +116,8 @@ pub fn iso8601(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
-/// Converts days since 1970-01-01 to a Gregorian date. Eras of 400 years have a fixed number of days, and counting years from March
-/// puts the leap day at the end. A date crate for these ten lines would be part of every agent.
+/// Converts days since 1970-01-01 to a Gregorian date. Eras of 400 years have a fixed number of days, and counting years
+/// from March puts the leap day at the end. A date crate for these ten lines would be part of every agent.
 fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);

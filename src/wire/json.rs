@@ -1,7 +1,7 @@
 //! A lenient JSON parser, which accepts what real kernels and Python send and reports what it repaired.
 //!
-//! Python's `json` writes `NaN` and lone surrogate escapes, R and shell kernels pass on bytes that are not UTF-8, Windows editors prefix a
-//! notebook with a byte-order mark. A strict parser would lose output each time. This parser repairs:
+//! Python's `json` writes `NaN` and lone surrogate escapes, R and shell kernels pass on bytes that are not UTF-8, Windows
+//! editors prefix a notebook with a byte-order mark. A strict parser would lose output each time. This parser repairs:
 //!
 //! | input | becomes |
 //! |---|---|
@@ -13,19 +13,20 @@
 //! | UTF-16 with such a mark | decoded |
 //! | a key twice in one object | the last value is kept |
 //!
-//! It does not use `serde_json` for untrusted text: with `arbitrary_precision` and `raw_value`, that interprets objects with the keys
-//! `$serde_json::private::Number` and `$serde_json::private::RawValue`. Untrusted code could use such keys to cause parse failures, or to
-//! smuggle in a nested document with a fresh depth budget. In this parser they are plain keys.
+//! It does not use `serde_json` for untrusted text: with `arbitrary_precision` and `raw_value`, that interprets objects with
+//! the keys `$serde_json::private::Number` and `$serde_json::private::RawValue`. Untrusted code could use such keys to cause
+//! parse failures, or to smuggle in a nested document with a fresh depth budget. In this parser they are plain keys.
 
 use std::borrow::Cow;
 
 use serde_json::{Map, Number, Value};
 
-/// The deepest nesting that [`parse_lenient`] accepts. `serde_json` refuses 128 and more, and must be able to read stored values.
+/// The deepest nesting that [`parse_lenient`] accepts. `serde_json` refuses 128 and more, and must be able to read stored
+/// values.
 pub const MAX_DEPTH: usize = 127;
 
-/// The most values (numbers, strings, arrays, ...) of a message's content. A parsed value takes about a hundred bytes, up to fifty times its
-/// text, so a small message could otherwise fill the memory.
+/// The most values (numbers, strings, arrays, ...) of a message's content. A parsed value takes about a hundred bytes, up to
+/// fifty times its text, so a small message could otherwise fill the memory.
 pub const MAX_VALUES: usize = 4_000_000;
 
 /// Text that is not JSON even leniently. Lines and columns count from 1; columns count bytes.
@@ -108,8 +109,8 @@ pub fn parse_reporting(bytes: &[u8], bounds: Bounds) -> Result<Parsed, JsonError
     Ok(Parsed { value, repairs: parser.repairs })
 }
 
-/// The string values of an object at these keys, as [`parse_lenient`] reads them; empty if absent or not a string. Builds no other values,
-/// which takes a third of the time; headers of every message are read this way.
+/// The string values of an object at these keys, as [`parse_lenient`] reads them; empty if absent or not a string. Builds no
+/// other values, which takes a third of the time; headers of every message are read this way.
 ///
 /// # Errors
 /// As [`parse_lenient`]; also if the value is not an object.

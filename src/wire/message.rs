@@ -152,8 +152,8 @@ impl Message {
         Self::request(&ids::random_uuid(), session, msg_type, content)
     }
 
-    /// Addresses a subshell, which answers while the main shell runs a cell. Source: `subshell_id` in the header, jupyter_client's
-    /// messaging, "Subshells" (JEP 91).
+    /// Addresses a subshell, which answers while the main shell runs a cell. Source: `subshell_id` in the header,
+    /// jupyter_client's messaging, "Subshells" (JEP 91).
     pub fn in_subshell(mut self, id: &str) -> Self {
         if let Ok(Value::Object(mut header)) = json::parse_lenient(&self.header) {
             header.insert("subshell_id".to_owned(), id.into());
@@ -177,8 +177,8 @@ impl Message {
         parts.into_iter().chain(&self.buffers).map(Bytes::len).sum()
     }
 
-    /// The size that counts towards the output limit, bytes: metadata, content and buffers plus a constant per message. Headers, which
-    /// are longer than a line of text, are not the user's output.
+    /// The size that counts towards the output limit, bytes: metadata, content and buffers plus a constant per message.
+    /// Headers, which are longer than a line of text, are not the user's output.
     pub fn output_size(&self) -> u64 {
         const MESSAGE: usize = 256;
         (MESSAGE + self.metadata.len() + self.content.len() + self.buffers.iter().map(Bytes::len).sum::<usize>()) as u64
@@ -189,7 +189,8 @@ impl Message {
         json::parse_lenient(&self.content).unwrap_or(Value::Null)
     }
 
-    /// Parses the frames of one ZeroMQ message. The signature is verified over the received bytes; unsigned messages are refused.
+    /// Parses the frames of one ZeroMQ message. The signature is verified over the received bytes; unsigned messages are
+    /// refused.
     ///
     /// # Errors
     /// Any [`WireError`] except `Packed`.
@@ -226,9 +227,9 @@ impl Message {
         frames
     }
 
-    /// The packed form for the agent protocol, as pieces that share the message's memory: a count (u32, little endian), a length (u32)
-    /// per part, then header, parent, metadata, content and buffers. It needs no identities and no signature, since the stream has only
-    /// two ends.
+    /// The packed form for the agent protocol, as pieces that share the message's memory: a count (u32, little endian), a
+    /// length (u32) per part, then header, parent, metadata, content and buffers. It needs no identities and no signature,
+    /// since the stream has only two ends.
     pub fn pack(&self) -> Vec<Bytes> {
         let parts: Vec<&Bytes> =
             [&self.header, &self.parent_header, &self.metadata, &self.content].into_iter().chain(&self.buffers).collect();

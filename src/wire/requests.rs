@@ -1,7 +1,7 @@
 //! The requests that we send to kernels, built by the crate `jupyter-protocol`.
 //!
-//! Only contents come from the crate. Headers, metadata and everything that kernels send stay raw bytes ([`Message`]).
-//! The agent does without it: its requests have no fields, and the crate would bring chrono, uuid and futures into each sandbox.
+//! Only contents come from the crate. Headers, metadata and everything that kernels send stay raw bytes ([`Message`]). The
+//! agent does without it: its requests have no fields, and the crate would bring chrono, uuid and futures into each sandbox.
 
 use std::time::SystemTime;
 
@@ -54,7 +54,8 @@ impl KernelRequest {
         Self::new("kernel_info_request", &KernelInfoRequest {})
     }
 
-    /// `input_reply`. Besides the value it has `"status": "ok"`: the protocol gives every reply a status, and JupyterLab sends it too.
+    /// `input_reply`. Besides the value it has `"status": "ok"`: the protocol gives every reply a status, and JupyterLab
+    /// sends it too.
     pub fn input_reply(value: &str) -> Self {
         Self::new("input_reply", &InputReply { value: value.to_owned(), ..InputReply::default() })
     }

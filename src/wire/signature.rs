@@ -5,7 +5,8 @@ use sha2::Sha256;
 
 /// Signs and verifies messages with the key of one connection file.
 ///
-/// The key protects against other users of the machine, not against the kernel: its code can read the key and forge messages.
+/// The key protects against other users of the machine, not against the kernel: its code can read the key and forge
+/// messages.
 #[derive(Clone)]
 pub struct Signer {
     mac: Hmac<Sha256>,

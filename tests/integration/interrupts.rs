@@ -92,8 +92,8 @@ async fn every_kind_of_code_is_interrupted(place: TestSandbox) {
             let (ran, took) = interrupted_after(&living, code, Duration::from_millis(wait)).await;
             assert_eq!(ran.status(), RunStatus::Interrupted, "{code}: {}", ran.text());
             assert!(!ran.text().contains("cellkeep_interrupts"), "{}", ran.text());
-            // One in hundreds arrives between CPython's last check for signals and a blocking system call; only the second interrupt
-            // wakes that.
+            // One in hundreds arrives between CPython's last check for signals and a blocking system call; only the second
+            // interrupt wakes that.
             assert!(took < Duration::from_millis(3900), "{code}: {took:?}");
             assert_eq!(living.ok("print(kept)").await.trim(), "kept", "{code}");
         }

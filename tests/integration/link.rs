@@ -53,7 +53,8 @@ async fn until_ready(events: &mut LinkEvents) -> Seq {
     }
 }
 
-/// Reads events until the reply to `id`, or `at_most` bytes of text. Returns the text, the event numbers, and whether the reply came.
+/// Reads events until the reply to `id`, or `at_most` bytes of text. Returns the text, the event numbers, and whether the
+/// reply came.
 async fn read_run(events: &mut LinkEvents, id: &str, at_most: usize) -> (String, Vec<u64>, bool) {
     let (mut text, mut numbers, mut replied) = (String::new(), Vec::new(), false);
     while !replied && text.len() < at_most {

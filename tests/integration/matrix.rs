@@ -86,7 +86,8 @@ impl Matrix {
         eprintln!("{}: {} rows in {:.1?}", self.kernel, self.rows.len(), started_at.elapsed());
     }
 
-    /// Queues rows from `from` on. A row that ends its kernel waits for all rows before it, and the rows after it wait for it.
+    /// Queues rows from `from` on. A row that ends its kernel waits for all rows before it, and the rows after it wait for
+    /// it.
     async fn start_rows(&self, from: usize) -> usize {
         for (at, row) in self.rows.iter().enumerate().skip(from) {
             let ends_kernel = |row: &Row| ["kernel_died", "memory_exceeded"].contains(&row.status.as_str());

@@ -1,4 +1,5 @@
-//! The npm package of the element: packed, compiled with its types into a page, and used from another origin than the server's.
+//! The npm package of the element: packed, compiled with its types into a page, and used from another origin than the
+//! server's.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -40,8 +40,8 @@ macro_rules! in_every_sandbox {
     };
 }
 
-/// Skips a test because something is missing on this machine. Fails under CI and in `make test`, where everything is installed: a skipped test
-/// must not look as if it had passed.
+/// Skips a test because something is missing on this machine. Fails under CI and in `make test`, where everything is
+/// installed: a skipped test must not look as if it had passed.
 pub fn skip(reason: &str) {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0" && value != "false");
     assert!(!set("CI") && !set("CELLKEEP_TEST_ALL"), "this test must not be skipped here: {reason}");

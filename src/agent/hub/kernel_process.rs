@@ -1,6 +1,7 @@
 //! The kernel process: start, readiness, signals, exit.
 //!
-//! An exit is reported only after the sockets have been quiet for [`DRAIN_QUIET`], so that messages sent before it come first.
+//! An exit is reported only after the sockets have been quiet for [`DRAIN_QUIET`], so that messages sent before it come
+//! first.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -23,8 +24,8 @@ use crate::wire::{Channel, Message};
 
 /// How long the sockets of an exited kernel must be quiet before its exit is reported.
 pub(super) const DRAIN_QUIET: Duration = Duration::from_millis(60);
-/// Delays between `kernel_info_request`s to a starting kernel: short at first, since the iopub subscription may have missed the
-/// first answer.
+/// Delays between `kernel_info_request`s to a starting kernel: short at first, since the iopub subscription may have missed
+/// the first answer.
 const INFO_RETRY_DELAYS: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(500)];
 
 /// The kernel of one generation.
@@ -155,8 +156,8 @@ impl Hub {
             return AnswerBody::Refused("that kernel has exited".to_owned().into());
         };
         match signal {
-            // The request is still on its way to the kernel, which would ignore the interrupt. A second interrupt is sent in any
-            // case: the kernel may be working on something that the agent does not know of.
+            // The request is still on its way to the kernel, which would ignore the interrupt. A second interrupt is sent in
+            // any case: the kernel may be working on something that the agent does not know of.
             SignalKind::Interrupt if self.executions.is_queued() && !self.kernel.interrupt_deferred => {
                 self.kernel.interrupt_deferred = true;
             }

@@ -118,8 +118,8 @@ impl Hub {
         self.emit_kernel(KernelEvent::RunUsed { msg_id, used });
     }
 
-    /// Bytes that bypass the protocol (C code, child processes) are output of the running execution too. Without one they have no
-    /// parent and belong to the session.
+    /// Bytes that bypass the protocol (C code, child processes) are output of the running execution too. Without one they
+    /// have no parent and belong to the session.
     pub(super) fn process_output(&mut self, name: &'static str, bytes: &[u8]) {
         self.kernel.last_words.push(bytes);
         if let Some((_, settled)) = &mut self.kernel.exit {

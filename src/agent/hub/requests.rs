@@ -50,8 +50,8 @@ impl Hub {
         false
     }
 
-    /// Returns free memory to the system after a burst of output, between two executions. It takes some hundred microseconds, so it
-    /// is not done after every few lines.
+    /// Returns free memory to the system after a burst of output, between two executions. It takes some hundred
+    /// microseconds, so it is not done after every few lines.
     fn trim_memory(&mut self) {
         let mut buffer = self.buffer.borrow_mut();
         if buffer.is_empty() && !self.executions.is_running() && buffer.take_stored(TRIM_AFTER).is_some() {

@@ -1,4 +1,5 @@
-//! Sanitize files of nbval: regular expressions whose matches are replaced in stored and fresh outputs before they are compared.
+//! Sanitize files of nbval: regular expressions whose matches are replaced in stored and fresh outputs before they are
+//! compared.
 
 use regex::Regex;
 
@@ -14,7 +15,8 @@ pub(in crate::cli) struct SanitizeRules {
 }
 
 impl SanitizeRules {
-    /// Parses nbval's format: pairs of lines `regex: ...` and `replace: ...`, with optional `[section]` headers and comments.
+    /// Parses nbval's format: pairs of lines `regex: ...` and `replace: ...`, with optional `[section]` headers and
+    /// comments.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let (mut rules, mut pattern) = (Vec::new(), None);
         for (number, line) in text.lines().enumerate() {

@@ -67,8 +67,8 @@ pub(super) struct RunArgs {
     /// Notebooks, folders with notebooks, or - for standard input
     #[arg(value_name = "NOTEBOOK|DIR|-", required = true)]
     notebooks: Vec<PathBuf>,
-    /// The file to write, or - for standard output. {NAME} is replaced by a parameter; {pm.run_uuid}, {pm.current_datetime_local}
-    /// and {pm.current_datetime_utc} by values of the run [default: NOTEBOOK.out.ipynb]
+    /// The file to write, or - for standard output. {NAME} is replaced by a parameter; {pm.run_uuid},
+    /// {pm.current_datetime_local} and {pm.current_datetime_utc} by values of the run [default: NOTEBOOK.out.ipynb]
     #[arg(short, long, value_name = "OUT|-")]
     output: Option<PathBuf>,
     /// Write the notebooks into this folder under their own names; subfolders of named folders are kept

@@ -1,5 +1,5 @@
-//! What papermill adds to executed notebooks: markers of the failed cell, and report mode. Its tags and texts are used as they are,
-//! so that either tool removes the other's markers.
+//! What papermill adds to executed notebooks: markers of the failed cell, and report mode. Its tags and texts are used as
+//! they are, so that either tool removes the other's markers.
 
 use serde_json::json;
 

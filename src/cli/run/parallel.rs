@@ -11,8 +11,8 @@ use super::progress::{ProgressDisplay, ProgressMode};
 use crate::cli::signals::SignalForwarder;
 use crate::cli::{Exit, Failure};
 
-/// Runs `work` for every job, at most `concurrency` at a time. Outcomes are in the order of the jobs. No job starts after a signal,
-/// nor after a failure if `fail_fast`.
+/// Runs `work` for every job, at most `concurrency` at a time. Outcomes are in the order of the jobs. No job starts after a
+/// signal, nor after a failure if `fail_fast`.
 pub(in crate::cli) async fn run_jobs<W, F>(
     jobs: Vec<Job>,
     concurrency: usize,

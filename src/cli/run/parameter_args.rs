@@ -1,4 +1,5 @@
-//! Parameters on the command line. As in papermill, where a name occurs twice the more specific option wins: -b < -f < -y < -p < -r.
+//! Parameters on the command line. As in papermill, where a name occurs twice the more specific option wins: -b < -f < -y <
+//! -p < -r.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! The stages that one notebook goes through: load → parameterize → start → execute → record → write.
 //!
-//! Each stage is a struct in a file of its name and consumes the one before it. A notebook whose session started is written in any
-//! case: with the outputs until then, whatever failed.
+//! Each stage is a struct in a file of its name and consumes the one before it. A notebook whose session started is written
+//! in any case: with the outputs until then, whatever failed.
 
 use std::sync::Arc;
 use std::time::Instant;

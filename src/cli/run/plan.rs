@@ -28,8 +28,8 @@ pub(in crate::cli) struct Job {
 /// A notebook that was found: its path, and its path below the folder that was named.
 type Found = (PathBuf, PathBuf);
 
-/// Finds the notebooks that a command line names: files, and those in folders. In folders, executed notebooks (`*.out.ipynb`) and
-/// checkpoints are skipped.
+/// Finds the notebooks that a command line names: files, and those in folders. In folders, executed notebooks
+/// (`*.out.ipynb`) and checkpoints are skipped.
 pub(in crate::cli) fn find_notebooks(named: &[PathBuf]) -> anyhow::Result<Vec<Found>> {
     let mut found = Vec::new();
     for path in named {

@@ -123,8 +123,8 @@ impl NotebookProgress {
         }
     }
 
-    /// Saves the notebook, so that a killed run loses a few seconds at most. Not after every cell: writing the whole notebook each
-    /// time would take quadratic time.
+    /// Saves the notebook, so that a killed run loses a few seconds at most. Not after every cell: writing the whole
+    /// notebook each time would take quadratic time.
     fn save_if_due(&mut self, notebook: &Notebook) {
         if let Some(target) = self.target.as_ref().filter(|_| self.last_save.elapsed() >= SAVE_INTERVAL) {
             if let Err(error) = save(target, notebook) {

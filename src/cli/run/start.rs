@@ -18,7 +18,8 @@ use crate::manager::seed;
 /// A kernel that waits for the first cell.
 pub(super) struct StartedKernel {
     pub session: Session,
-    /// What `metadata.cellkeep` records of the kernel. Taken before the first cell, so that it names what every cell began with.
+    /// What `metadata.cellkeep` records of the kernel. Taken before the first cell, so that it names what every cell began
+    /// with.
     pub environment: Option<EnvironmentRecord>,
     pub ready_after: Duration,
     /// The session receives signals as long as this lives.
@@ -26,8 +27,8 @@ pub(super) struct StartedKernel {
 }
 
 impl StartedKernel {
-    /// Fails when the kernel takes longer than `--start-timeout`, when a signal comes first, and when `--frozen` or `--seed` cannot
-    /// be honoured. Nothing of the session is left then.
+    /// Fails when the kernel takes longer than `--start-timeout`, when a signal comes first, and when `--frozen` or `--seed`
+    /// cannot be honoured. Nothing of the session is left then.
     pub async fn start(
         parameterized: &ParameterizedNotebook,
         settings: &Settings,

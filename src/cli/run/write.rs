@@ -51,8 +51,8 @@ pub(super) struct Documents {
 }
 
 impl Documents {
-    /// Writes the documents beside the executed notebook. One that goes to standard output has them in the working directory, as
-    /// `notebook.*`.
+    /// Writes the documents beside the executed notebook. One that goes to standard output has them in the working
+    /// directory, as `notebook.*`.
     pub async fn write(&self, job: &Job, notebook: &Notebook) -> anyhow::Result<Vec<PathBuf>> {
         let target = job.target.as_deref().filter(|target| *target != Path::new("-")).unwrap_or(Path::new("notebook.ipynb"));
         write_beside(notebook, target, &self.formats, &self.look).await

@@ -232,7 +232,8 @@ fn status(error: &bollard::errors::Error) -> Option<u16> {
     }
 }
 
-/// The engine's message, else the error with its causes. Cut to [`MAX_MESSAGE`] characters, since some messages repeat the request.
+/// The engine's message, else the error with its causes. Cut to [`MAX_MESSAGE`] characters, since some messages repeat the
+/// request.
 pub(super) fn explain(error: &bollard::errors::Error) -> String {
     let mut message = full_message(error);
     if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE) {

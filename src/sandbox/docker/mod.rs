@@ -4,8 +4,8 @@
 //! create: record on disk ─▶ socket folder ─▶ create container ─▶ start ─▶ agent listens ─▶ configuration ─▶ socket folder read-only
 //! ```
 //!
-//! The agent is mounted into the container and is its first process. It creates its socket in a folder that is mounted from the session's
-//! folder. Only our user can enter the latter, so no other user of this machine can reach the socket.
+//! The agent is mounted into the container and is its first process. It creates its socket in a folder that is mounted from
+//! the session's folder. Only our user can enter the latter, so no other user of this machine can reach the socket.
 
 mod engine;
 mod images;
@@ -69,8 +69,8 @@ impl DockerSandbox {
     /// `CELLKEEP_DOCKER_RUNTIME` selects another OCI runtime than the engine's default (`runsc`, `kata`).
     ///
     /// # Errors
-    /// [`SandboxError::Unavailable`] if there is no usable engine, or it lacks the runtime; [`SandboxError::Io`] if the data folder cannot
-    /// be created.
+    /// [`SandboxError::Unavailable`] if there is no usable engine, or it lacks the runtime; [`SandboxError::Io`] if the data
+    /// folder cannot be created.
     pub async fn connect(paths: Paths) -> Result<Self, SandboxError> {
         let client = Client::open().await?;
         let runtime = std::env::var("CELLKEEP_DOCKER_RUNTIME").ok().filter(|name| !name.is_empty());
@@ -198,7 +198,8 @@ impl DockerSandbox {
         }
     }
 
-    /// Attaches to the standard error of a container before its start. The container has no log driver, so it cannot be read later.
+    /// Attaches to the standard error of a container before its start. The container has no log driver, so it cannot be read
+    /// later.
     async fn attach_stderr(&self, id: &str) -> AgentStderr {
         let options = AttachContainerOptionsBuilder::new().stderr(true).stream(true).build();
         let Ok(mut attached) = call(self.client.docker.attach_container(id, Some(options))).await else {
@@ -363,14 +364,15 @@ fn socket_path(socket_dir: &Path) -> Result<PathBuf, SandboxError> {
     Err(unavailable(reason, "use a shorter data folder: --data DIR"))
 }
 
-/// Creates the folder of the agent's socket, writable for everyone: only root could give it to the container's uid, which also depends on
-/// the engine. The parent folder keeps other users out.
+/// Creates the folder of the agent's socket, writable for everyone: only root could give it to the container's uid, which
+/// also depends on the engine. The parent folder keeps other users out.
 fn create_socket_dir(folder: &Path) -> Result<(), SandboxError> {
     let created = fs::create_dir(folder).and_then(|()| fs::set_permissions(folder, fs::Permissions::from_mode(0o777)));
     created.map_err(SandboxError::io(format!("cannot create {}", folder.display())))
 }
 
-/// Makes the folder read-only once it contains the socket, so that a sandbox can neither fill the disk through it nor replace the socket.
+/// Makes the folder read-only once it contains the socket, so that a sandbox can neither fill the disk through it nor
+/// replace the socket.
 fn protect_socket_dir(folder: &Path) -> Result<(), SandboxError> {
     let protected = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
     protected.map_err(SandboxError::io(format!("cannot change the mode of {}", folder.display())))

@@ -166,8 +166,8 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
 
 /// The writable folders: tmpfs with limits of bytes and inodes.
 fn tmpfs(limits: &Limits, podman: bool) -> HashMap<String, String> {
-    // Podman supports neither owner nor inode options, and copies the mode from the image. There, the folders are writable for all uids of
-    // the container, which has only one, and the session's memory limits the inodes.
+    // Podman supports neither owner nor inode options, and copies the mode from the image. There, the folders are writable
+    // for all uids of the container, which has only one, and the session's memory limits the inodes.
     let all = if podman { "mode=1777,notmpcopyup" } else { "mode=1777" }.to_owned();
     let own = if podman { all.clone() } else { format!("uid={SANDBOX_UID},gid={SANDBOX_UID},mode=0700") };
     let inodes =
@@ -183,8 +183,8 @@ fn tmpfs(limits: &Limits, podman: bool) -> HashMap<String, String> {
 
 /// The seccomp table in the engines' format.
 ///
-/// It is the outer of two filters: the agent applies the same table to the kernel process, and rules that this format cannot express
-/// (calls by number).
+/// It is the outer of two filters: the agent applies the same table to the kernel process, and rules that this format cannot
+/// express (calls by number).
 pub(super) fn seccomp_profile(architecture: &str) -> Value {
     let mut rules = vec![
         json!({"names": seccomp::DENIED, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}),
@@ -208,7 +208,8 @@ pub(super) fn seccomp_profile(architecture: &str) -> Value {
     rules.push(rule(&sockets, json!([argument(0, "SCMP_CMP_GE", above)])));
     let netlink = [argument(0, "SCMP_CMP_EQ", seccomp::NETLINK), argument(2, "SCMP_CMP_NE", seccomp::NETLINK_ROUTE)];
     rules.push(rule(&sockets, json!(netlink)));
-    // Calls of an architecture that is not listed kill the process. x32 is listed so that the agent's filter can refuse it with an error.
+    // Calls of an architecture that is not listed kill the process. x32 is listed so that the agent's filter can refuse it
+    // with an error.
     let architectures = match architecture {
         "aarch64" => json!(["SCMP_ARCH_AARCH64"]),
         _ => json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X32"]),

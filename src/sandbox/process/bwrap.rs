@@ -1,7 +1,7 @@
 //! bubblewrap's command line, and explanations of its errors.
 //!
-//! bubblewrap gets an empty environment and reads its options from a descriptor, since code in the sandbox can read the arguments and the
-//! environment of its exec in `/proc/1`.
+//! bubblewrap gets an empty environment and reads its options from a descriptor, since code in the sandbox can read the
+//! arguments and the environment of its exec in `/proc/1`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -54,7 +54,8 @@ pub(super) struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    /// The command, and the pipe on which bubblewrap reports the agent's PID. The agent inherits `listener` under the same number.
+    /// The command, and the pipe on which bubblewrap reports the agent's PID. The agent inherits `listener` under the same
+    /// number.
     pub fn command(&self, listener: OwnedFd) -> io::Result<(Command, OwnedFd)> {
         let (status_read, status_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let Options { list, mut inherited } = self.options(&status_write)?;
@@ -70,7 +71,8 @@ impl Launch<'_> {
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         let groups = self.cgroup.open_for_joining()?;
         inherited.extend([arguments, status_write, listener]);
-        // SAFETY: runs between fork and exec; the closure makes system calls on descriptors that it owns and does not allocate.
+        // SAFETY: runs between fork and exec; the closure makes system calls on descriptors that it owns and does not
+        // allocate.
         #[expect(unsafe_code, reason = "the child must join its cgroup before exec")]
         unsafe {
             command.pre_exec(move || {
@@ -189,7 +191,8 @@ impl Options {
         Ok(())
     }
 
-    /// Hides files in `/proc` that describe the host. There is no `/sys`. Existence is checked on the host, whose `/proc` has the same files.
+    /// Hides files in `/proc` that describe the host. There is no `/sys`. Existence is checked on the host, whose `/proc`
+    /// has the same files.
     fn mask(&mut self) {
         for path in hidden_paths::READONLY.iter().filter(|path| Path::new(path).exists()) {
             self.bind(Path::new(path), path);

@@ -82,8 +82,8 @@ fn version1() -> Controllers {
     Controllers { version, memory, cpu, pids, cpuacct, why_not }
 }
 
-/// Removes empty groups that are at least `min_age` old: the records of their sandboxes are lost. The system refuses to remove a group
-/// with processes.
+/// Removes empty groups that are at least `min_age` old: the records of their sandboxes are lost. The system refuses to
+/// remove a group with processes.
 pub fn remove_empty(min_age: Duration) {
     for hierarchy in ["", "memory", "cpu", "pids", "cpuacct"] {
         let groups = fs::read_dir(Path::new(ROOT).join(hierarchy).join(PARENT)).into_iter().flatten().flatten();
@@ -176,7 +176,8 @@ impl Cgroup {
         self.folders.iter().map(open).collect()
     }
 
-    /// Bind mounts (source, target) that show the session's group in the place of the whole tree, so that the agent can read its usage.
+    /// Bind mounts (source, target) that show the session's group in the place of the whole tree, so that the agent can read
+    /// its usage.
     pub fn views(&self) -> Vec<(PathBuf, String)> {
         self.folders
             .iter()

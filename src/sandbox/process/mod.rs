@@ -4,8 +4,9 @@
 //! create: record on disk ─▶ cgroup with limits ─▶ listening socket ─▶ fork: into the cgroup, own uid ─▶ bwrap ─▶ agent ─▶ configuration
 //! ```
 //!
-//! The agent inherits the listening socket, so of the host only the agent's binary, the kernel's environment and system folders are
-//! visible inside. The agent outlives its manager. One SIGKILL to the first process of the PID namespace ends the sandbox.
+//! The agent inherits the listening socket, so of the host only the agent's binary, the kernel's environment and system
+//! folders are visible inside. The agent outlives its manager. One SIGKILL to the first process of the PID namespace ends
+//! the sandbox.
 
 mod bwrap;
 mod cgroup;
@@ -40,8 +41,8 @@ pub(super) use cgroup::remove_empty as remove_empty_cgroups;
 const KIND: SandboxKind = SandboxKind::Process;
 /// Timeout for the end of a killed PID namespace.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
-/// As root, every sandbox runs under a uid of its own, from this one on: an escaped process has no rights, and cannot access other
-/// sandboxes.
+/// As root, every sandbox runs under a uid of its own, from this one on: an escaped process has no rights, and cannot access
+/// other sandboxes.
 const FIRST_UID: u32 = 1_000_000_000;
 
 /// Creates process sandboxes, with their records in a data folder.

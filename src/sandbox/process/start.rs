@@ -20,8 +20,8 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most of their standard error that is kept, bytes.
 const MAX_STDERR: u64 = 4096;
 
-/// A bubblewrap that has created the agent's process. Its standard error is kept until the agent has its configuration: bubblewrap does
-/// most of its work, and fails mostly, after it has reported the PID.
+/// A bubblewrap that has created the agent's process. Its standard error is kept until the agent has its configuration:
+/// bubblewrap does most of its work, and fails mostly, after it has reported the PID.
 pub(super) struct StartedSandbox {
     pub agent: ProcessStamp,
     child: Child,

@@ -21,7 +21,8 @@ pub struct Browser {
     session: String,
     next: u64,
     events: VecDeque<Value>,
-    /// Execution contexts of frames: DevTools session and context id. Frames of other origins have their own process and session.
+    /// Execution contexts of frames: DevTools session and context id. Frames of other origins have their own process and
+    /// session.
     frames: Vec<(String, u64)>,
 }
 
@@ -138,7 +139,8 @@ impl Browser {
         }
     }
 
-    /// Closes the browser. Returns errors and warnings of the page and its frames; asserts that all requests went to these origins.
+    /// Closes the browser. Returns errors and warnings of the page and its frames; asserts that all requests went to these
+    /// origins.
     pub async fn end(self, origins: &[&str]) -> Vec<String> {
         let (complaints, requests) = self.finish().await;
         let is_known =

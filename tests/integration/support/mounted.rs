@@ -6,7 +6,8 @@ use crate::server::{RemoteSession, Server, TOKEN};
 use crate::support::browser::Browser;
 use crate::support::{TestSandbox, skip};
 
-/// Wraps a JavaScript expression about a cell's element, and defines the variables that it may use (`text`, `phase`, `all`, ...).
+/// Wraps a JavaScript expression about a cell's element, and defines the variables that it may use (`text`, `phase`, `all`,
+/// ...).
 pub fn about(cell: &str, expression: &str) -> String {
     format!(
         "(() => {{ const cell = document.getElementById('{cell}'), root = cell?.renderRoot;
