@@ -216,7 +216,8 @@ pub struct Answer {
 #[serde(rename_all = "snake_case")]
 pub enum KillReason {
     /// By a signal request of the manager.
-    Asked,
+    #[serde(rename = "asked")]
+    Requested,
     /// By a restart request of the manager.
     Restart,
     /// Memory exceeded the limit, which no cgroup enforces.

@@ -198,7 +198,7 @@ impl From<ServiceError> for Problem {
             }
             ServiceError::TooManyPending { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
             // The error names folders of the server, which clients must not see.
-            ServiceError::Manager(error) if error.is_of_a_full_disk() => StoreError::Full.into(),
+            ServiceError::Manager(error) if error.is_disk_full() => StoreError::Full.into(),
             ServiceError::Manager(error) => match *error {
                 ManagerError::Limits(limit) => {
                     Self::unprocessable("bad_limits", detail).named(Some(format!("limits.{}", limit.field)))

@@ -8,7 +8,7 @@
 //!
 //! A link redials until it is dropped. If the agent violates the protocol repeatedly at the same event, a tenant may control
 //! it, and the link ends with [`LinkEvent::Broken`]. Submissions without an answer are sent again after a disconnect; the
-//! agent recognises repetitions by their id. Other requests fail with [`LinkError::Cut`], since they may not be idempotent.
+//! agent recognises repetitions by their id. Other requests fail with [`LinkError::Disconnected`], since they may not be idempotent.
 
 pub(crate) mod byte_bounded_channel;
 
@@ -102,7 +102,7 @@ pub enum LinkError {
     #[error("{0}")]
     Refused(Refused),
     #[error("the connection to the sandbox was lost before it answered")]
-    Cut,
+    Disconnected,
     #[error("the session has ended")]
     Closed,
     #[error("the code is {size} bytes; the limit is {SUBMIT_MAX}")]
@@ -427,7 +427,7 @@ impl LinkTask {
             .collect();
         for id in ids {
             if let Some(request) = self.pending.remove(&id) {
-                let _ = request.reply.send(Err(LinkError::Cut));
+                let _ = request.reply.send(Err(LinkError::Disconnected));
             }
         }
     }

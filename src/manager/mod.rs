@@ -43,7 +43,7 @@ use thiserror::Error;
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::kernels::KernelSpec;
-use crate::policy::{BadLimit, Limits, Network};
+use crate::policy::{LimitOutOfRange, Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
@@ -100,7 +100,7 @@ pub struct SessionSpec {
 #[derive(Debug, Error)]
 pub enum ManagerError {
     #[error(transparent)]
-    Limits(BadLimit),
+    Limits(LimitOutOfRange),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     /// Neither kind of sandbox works for this kernel.
@@ -114,10 +114,10 @@ pub enum ManagerError {
 
 impl ManagerError {
     /// Whether the cause is a full disk.
-    pub fn is_of_a_full_disk(&self) -> bool {
+    pub fn is_disk_full(&self) -> bool {
         match self {
-            Self::Sandbox(error) => error.is_of_a_full_disk(),
-            Self::NoSandbox { process, docker, .. } => process.is_of_a_full_disk() || docker.is_of_a_full_disk(),
+            Self::Sandbox(error) => error.is_disk_full(),
+            Self::NoSandbox { process, docker, .. } => process.is_disk_full() || docker.is_disk_full(),
             _ => false,
         }
     }

@@ -60,11 +60,11 @@ impl Limits {
     ///
     /// # Errors
     /// The first limit out of range.
-    pub fn validate(&self) -> Result<(), BadLimit> {
+    pub fn validate(&self) -> Result<(), LimitOutOfRange> {
         let (least, most) = (Self::MIN, Self::MAX);
         let check = |field, given: f64, least: f64, most: f64| match (least..=most).contains(&given) {
             true => Ok(()),
-            false => Err(BadLimit { field, given, least, most }),
+            false => Err(LimitOutOfRange { field, given, least, most }),
         };
         check("cpus", self.cpus, least.cpus, most.cpus)?;
         // All bounds are exact as floats.
@@ -79,7 +79,7 @@ impl Limits {
 /// A limit out of range.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[error("{field} is {given}; it must be {least} to {most}")]
-pub struct BadLimit {
+pub struct LimitOutOfRange {
     /// The field of [`Limits`].
     pub field: &'static str,
     given: f64,

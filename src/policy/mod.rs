@@ -4,4 +4,4 @@ pub mod hidden_paths;
 mod limits;
 pub mod seccomp;
 
-pub use limits::{BadLimit, Isolation, IsolationLevel, LimitState, Limits, Network, ParseSizeError, parse_size};
+pub use limits::{Isolation, IsolationLevel, LimitOutOfRange, LimitState, Limits, Network, ParseSizeError, parse_size};

@@ -141,10 +141,10 @@ impl SandboxError {
     }
 
     /// Whether the disk is full.
-    pub fn is_of_a_full_disk(&self) -> bool {
+    pub fn is_disk_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded),
-            Self::Remains { error, .. } => error.is_of_a_full_disk(),
+            Self::Remains { error, .. } => error.is_disk_full(),
             _ => false,
         }
     }

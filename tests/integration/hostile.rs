@@ -190,7 +190,7 @@ async fn forged_sequence_numbers_end_the_session() {
         })
     };
     let why = gone(&start(script, Limits::default()).0).await;
-    assert!(why.contains("does not keep to the protocol") && why.contains("numbered event 7"), "{why}");
+    assert!(why.contains("does not keep to the protocol") && why.contains("sent event 7"), "{why}");
 }
 
 #[tokio::test]

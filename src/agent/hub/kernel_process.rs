@@ -163,11 +163,11 @@ impl Hub {
             }
             SignalKind::Interrupt => self.interrupt(),
             SignalKind::Terminate => {
-                self.kernel.kill_reason.get_or_insert(KillReason::Asked);
+                self.kernel.kill_reason.get_or_insert(KillReason::Requested);
                 kernel::signal_group(pid, Signal::TERM);
             }
             SignalKind::Kill => {
-                self.kernel.kill_reason.get_or_insert(KillReason::Asked);
+                self.kernel.kill_reason.get_or_insert(KillReason::Requested);
                 kernel::kill_all(Some(pid));
             }
         }

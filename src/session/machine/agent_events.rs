@@ -214,7 +214,7 @@ impl Machine {
         }
         if had_started {
             // A kernel that we killed did not die by itself.
-            self.replace_kernel(cx, exit.reason != Some(KillReason::Asked));
+            self.replace_kernel(cx, exit.reason != Some(KillReason::Requested));
         } else {
             self.cancel_queue(cx, "the kernel died before it");
             self.end(cx, &describe_failed_start(exit));

@@ -168,7 +168,7 @@ fn only_unprovoked_deaths_end_a_session() {
     for number in 0..6 {
         bench.run(&format!("killed{number}"));
         bench.machine.kill(bench.cx).unwrap();
-        bench.exits(Some(KillReason::Asked));
+        bench.exits(Some(KillReason::Requested));
         bench.starts_again();
     }
     for number in 0..3 {

@@ -180,9 +180,9 @@ impl Agent {
         }
         let is_deaf = self.jobs.front().is_some_and(|job| job.begun && job.todo.front() == Some(&'z'));
         match signal {
-            SignalKind::Kill => self.die(Some(KillReason::Asked)),
+            SignalKind::Kill => self.die(Some(KillReason::Requested)),
             _ if is_deaf => {}
-            SignalKind::Terminate => self.die(Some(KillReason::Asked)),
+            SignalKind::Terminate => self.die(Some(KillReason::Requested)),
             SignalKind::Interrupt => match self.jobs.front() {
                 Some(job) if job.begun => self.interrupt(),
                 Some(_) => self.interrupt_held = true,
