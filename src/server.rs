@@ -113,11 +113,7 @@ pub async fn serve(
     chats.recover().await?;
     let tokens = Arc::new(Tokens::default());
     let new_token = first_token(&store, &tokens, settings.token.as_deref()).await?;
-    let (reaper, retention, pool) = (Reaper::new(sessions.clone()), Retention::new(sessions.clone()), sessions.clone());
-    tokio::spawn(async move { reaper.run().await });
-    tokio::spawn(async move { retention.run().await });
-    tokio::spawn(async move { pool.fill_pool().await });
-    tokio::spawn(reload_tokens(tokens.clone(), store.clone()));
+    spawn_background_tasks(&sessions, &tokens, &store);
     let guard = Guard { loopback: address.ip().is_loopback(), hosts: settings.hosts, origins: settings.origins };
     let router = api::router(Api {
         reader: sessions.reader().clone(),
@@ -141,6 +137,15 @@ pub async fn serve(
         tracing::warn!(%error, "cannot merge the journal's log; the next server will");
     }
     Ok(())
+}
+
+/// Starts the tasks that run for ever: lifetimes, retention, the warm pool, reloading of tokens.
+fn spawn_background_tasks(sessions: &SessionService, tokens: &Arc<Tokens>, store: &Store) {
+    let (reaper, retention, pool) = (Reaper::new(sessions.clone()), Retention::new(sessions.clone()), sessions.clone());
+    tokio::spawn(async move { reaper.run().await });
+    tokio::spawn(async move { retention.run().await });
+    tokio::spawn(async move { pool.fill_pool().await });
+    tokio::spawn(reload_tokens(tokens.clone(), store.clone()));
 }
 
 /// Locks the data folder: two servers would drive the same sessions.

@@ -73,9 +73,9 @@ impl OpenConnection {
     }
 }
 
-/// All routes of the API.
-pub fn router(api: Api) -> Router {
-    let one = Router::new()
+/// Routes below one session that take no query.
+fn session_routes() -> Router<Api> {
+    Router::new()
         .route("/", get(sessions::get_one).patch(sessions::patch).delete(sessions::delete))
         .route("/interrupt", post(sessions::interrupt))
         .route("/restart", post(sessions::restart))
@@ -91,8 +91,12 @@ pub fn router(api: Api) -> Router {
         .route("/cells/{cell}", patch(cells::patch).delete(cells::delete))
         .route("/cells/{cell}/cancel", post(cells::cancel))
         .route("/notebook", put(notebooks::put))
-        .route("/files/{*path}", get(files::get).put(files::put).delete(files::delete));
-    let one_by_query = Router::new()
+        .route("/files/{*path}", get(files::get).put(files::put).delete(files::delete))
+}
+
+/// Routes below one session that take a query.
+fn session_query_routes() -> Router<Api> {
+    Router::new()
         .route("/chat", post(chat::ask))
         .route("/events", get(events::stream))
         .route("/socket", get(socket::open))
@@ -102,10 +106,14 @@ pub fn router(api: Api) -> Router {
         .route("/cells/{cell}/outputs/{output}/text", get(output_text::get))
         .route("/notebook", get(notebooks::get))
         .route("/notebook/run", post(notebooks::run))
-        .route("/files/", get(files::list));
-    let by_path = Router::new()
+        .route("/files/", get(files::list))
+}
+
+/// All routes of the API.
+pub fn router(api: Api) -> Router {
+    let without_query = Router::new()
         .route("/sessions", get(sessions::list).post(sessions::create))
-        .nest("/sessions/{session}", one)
+        .nest("/sessions/{session}", session_routes())
         .route("/runs", get(runs::list))
         .route("/runs/{session}", get(runs::get_one).delete(runs::delete))
         .route("/runs/{session}/cancel", post(runs::cancel))
@@ -115,8 +123,8 @@ pub fn router(api: Api) -> Router {
         .route("/model", get(chat::model))
         .route("/token", get(shares::token))
         .layer(middleware::from_fn(extract::no_query));
-    let v1 = by_path
-        .nest("/sessions/{session}", one_by_query)
+    let v1 = without_query
+        .nest("/sessions/{session}", session_query_routes())
         .route("/runs", post(runs::create))
         .route("/runs/{session}/events", get(runs::stream))
         .route("/runs/{session}/notebook", get(notebooks::get))

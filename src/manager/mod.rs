@@ -27,6 +27,7 @@ mod reaper;
 mod recovery;
 mod registry;
 mod removal;
+mod removal_backlog;
 mod retention;
 pub mod run_record;
 pub mod seed;

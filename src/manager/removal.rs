@@ -1,8 +1,7 @@
 //! The removal of sessions with all their data. The phase `deleting` is committed first; from then on nobody sees the
 //! session. What cannot be removed at once is retried, by this server or by the next one.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 
@@ -15,32 +14,6 @@ use crate::store::{Commit, SessionChange, StoreError};
 
 /// The number of sessions that are removed at once when all of them are.
 const CONCURRENT_REMOVALS: usize = 8;
-
-/// Sessions that nobody sees any more and that could not be removed completely, with the sandboxes that are left.
-#[derive(Default)]
-pub(super) struct RemovalBacklog(Mutex<HashMap<SessionId, Option<Arc<SandboxInstance>>>>);
-
-impl RemovalBacklog {
-    fn with<T>(&self, work: impl FnOnce(&mut HashMap<SessionId, Option<Arc<SandboxInstance>>>) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub fn add(&self, id: SessionId, sandbox: Option<Arc<SandboxInstance>>) {
-        self.with(|backlog| backlog.insert(id, sandbox));
-    }
-
-    pub fn ids(&self) -> Vec<SessionId> {
-        self.with(|backlog| backlog.keys().cloned().collect())
-    }
-
-    fn get(&self, id: &SessionId) -> Option<Option<Arc<SandboxInstance>>> {
-        self.with(|backlog| backlog.get(id).cloned())
-    }
-
-    fn remove(&self, id: &SessionId) {
-        self.with(|backlog| backlog.remove(id));
-    }
-}
 
 impl SessionService {
     /// Ends a session and removes all its data. A session whose removal has begun already needs nothing more. After an

@@ -16,7 +16,7 @@ use super::pool::{self, POOL_OWNER, Pool, Pooled};
 use super::quota::Quota;
 use super::reader::SessionReader;
 use super::registry::{SandboxInstance, SessionEntry, SessionRegistry};
-use super::removal::RemovalBacklog;
+use super::removal_backlog::RemovalBacklog;
 use super::run_record::EnvironmentRecord;
 use super::session_config::{NewSession, ServiceError, ServiceSettings, SessionConfig};
 use super::{Manager, ManagerError, SessionSpec};

@@ -195,19 +195,19 @@ fn tokens_have_names_and_lifetimes() {
     let data = std::env::temp_dir().join(format!("ck-strict-tokens-{}", std::process::id()));
     let create = |arguments: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cellkeep"));
-        let made = command.args(["token", "create"]).args(arguments).arg("--data").arg(&data).output().unwrap();
-        (made.status.code(), String::from_utf8_lossy(&made.stderr).into_owned())
+        let output = command.args(["token", "create"]).args(arguments).arg("--data").arg(&data).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     for (arguments, why) in [
-        (&[""][..], "a name has"),
-        (&[" "], "a name has"),
-        (&["ann", "--principal", ""], "a name has"),
+        (&[""][..], "a name needs"),
+        (&[" "], "a name needs"),
+        (&["ann", "--principal", ""], "a name needs"),
         (&["ann", "--days", "0"], "1..=36500"),
     ] {
-        let (status, told) = create(arguments);
-        assert!(status == Some(2) && told.contains(why), "{arguments:?}: {told}");
+        let (status, message) = create(arguments);
+        assert!(status == Some(2) && message.contains(why), "{arguments:?}: {message}");
     }
-    assert!(!data.exists(), "nothing was begun");
+    assert!(!data.exists(), "no data folder was created");
     assert_eq!(create(&["ann", "--days", "1"]).0, Some(0));
     std::fs::remove_dir_all(data).unwrap();
 }
