@@ -44,6 +44,8 @@ mod http_client;
 #[cfg(feature = "host")]
 pub mod kernels;
 #[cfg(feature = "host")]
+pub mod languages;
+#[cfg(feature = "host")]
 pub mod link;
 #[cfg(feature = "host")]
 pub mod manager;

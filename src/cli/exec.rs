@@ -17,6 +17,7 @@ use super::signals::Signals;
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, KernelSpec};
+use crate::languages;
 use crate::output::{ArtifactOptions, OutputTarget, Outputs, StreamStyle, artifacts};
 use crate::session::{EventBody, NewCell, RunOptions, RunResult, RunStatus, SessionEvents, SessionHandle, metrics};
 use crate::wire::Message;
@@ -105,13 +106,8 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
 
 fn choose_kernel(args: &ExecArgs) -> anyhow::Result<&'static KernelSpec> {
     let by_extension = args.file_or_stdin.as_deref().and_then(Path::extension).and_then(|extension| extension.to_str());
-    let name = args.kernel.as_deref().or(match by_extension {
-        Some("r" | "R") => Some("r"),
-        Some("jl") => Some("julia"),
-        Some("js" | "mjs" | "ts" | "jsx" | "tsx") => Some("deno"),
-        Some("sh" | "bash") => Some("bash"),
-        _ => None,
-    });
+    let by_extension = by_extension.and_then(languages::of_source_file).map(|language| language.name.as_str());
+    let name = args.kernel.as_deref().or(by_extension);
     Ok(kernels::find(name.unwrap_or("python"))?)
 }
 

@@ -11,6 +11,7 @@ mod speaker;
 mod text;
 mod visible;
 
+use crate::languages;
 use crate::notebook::Notebook;
 use serde_json::Value;
 #[cfg(test)]
@@ -164,12 +165,9 @@ enum TitleFrom {
 /// The notebook's language for colours and comments.
 fn language(notebook: &Notebook) -> String {
     let named = notebook.language().filter(|name| !name.is_empty());
-    let by_kernel = || match notebook.kernelspec_name()? {
-        "ir" => Some("r"),
-        "deno" => Some("typescript"),
-        name if name.starts_with("python") => Some("python"),
-        name if name.starts_with("julia") => Some("julia"),
-        name => Some(name),
+    let by_kernel = || {
+        let kernelspec = notebook.kernelspec_name()?;
+        Some(languages::find(kernelspec).map_or(kernelspec, |language| language.name.as_str()))
     };
     named.or_else(by_kernel).unwrap_or("python").to_lowercase()
 }

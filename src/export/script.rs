@@ -2,68 +2,40 @@
 
 use super::visible::{Show, Visible};
 use super::{ExportOptions, Exported, ScriptStyle, language, percent};
+use crate::languages::{self, Language};
 use crate::notebook::Notebook;
 
-/// How a language writes what is not code.
+/// How code and text are written as a program.
 struct Script {
-    names: &'static [&'static str],
     extension: &'static str,
     mime: &'static str,
     comment: &'static str,
     shebang: Option<&'static str>,
+    ipython_lines: bool,
 }
 
-const SCRIPTS: &[Script] = &[
-    Script {
-        names: &["python", "python3", "ipython", "sage"],
-        extension: "py",
-        mime: "text/x-python",
-        comment: "#",
-        shebang: Some("#!/usr/bin/env python3"),
-    },
-    Script { names: &["r"], extension: "R", mime: "text/x-r", comment: "#", shebang: Some("#!/usr/bin/env Rscript") },
-    Script { names: &["julia"], extension: "jl", mime: "text/x-julia", comment: "#", shebang: Some("#!/usr/bin/env julia") },
-    Script {
-        names: &["bash", "sh", "zsh", "shell"],
-        extension: "sh",
-        mime: "text/x-sh",
-        comment: "#",
-        shebang: Some("#!/usr/bin/env bash"),
-    },
-    Script {
-        names: &["typescript", "ts", "deno"],
-        extension: "ts",
-        mime: "text/x-typescript",
-        comment: "//",
-        shebang: None,
-    },
-    Script { names: &["javascript", "js", "node"], extension: "js", mime: "text/javascript", comment: "//", shebang: None },
-    Script { names: &["rust"], extension: "rs", mime: "text/x-rust", comment: "//", shebang: None },
-    Script { names: &["c++", "cpp", "c"], extension: "cpp", mime: "text/x-c++", comment: "//", shebang: None },
-    Script { names: &["scala"], extension: "scala", mime: "text/x-scala", comment: "//", shebang: None },
-    Script { names: &["java"], extension: "java", mime: "text/x-java", comment: "//", shebang: None },
-    Script { names: &["go"], extension: "go", mime: "text/x-go", comment: "//", shebang: None },
-    Script { names: &["sql"], extension: "sql", mime: "text/x-sql", comment: "--", shebang: None },
-    Script { names: &["haskell"], extension: "hs", mime: "text/x-haskell", comment: "--", shebang: None },
-    Script { names: &["lua"], extension: "lua", mime: "text/x-lua", comment: "--", shebang: None },
-    Script { names: &["matlab", "octave"], extension: "m", mime: "text/x-octave", comment: "%", shebang: None },
-];
+/// For a language that is not known. Almost all that have a kernel take `#` for a comment.
+const OTHER: Script = Script { extension: "txt", mime: "text/plain", comment: "#", shebang: None, ipython_lines: false };
 
-/// Where the language is not known: almost all that have a kernel take `#` for a comment.
-const OTHER: Script = Script { names: &[], extension: "txt", mime: "text/plain", comment: "#", shebang: None };
+impl From<&'static Language> for Script {
+    fn from(language: &'static Language) -> Self {
+        let Language { extension, mime, line_comment: comment, shebang, ipython_lines, .. } = language;
+        Self { extension, mime, comment, shebang: shebang.as_deref(), ipython_lines: *ipython_lines }
+    }
+}
 
 pub(super) fn script(notebook: &Notebook, options: &ExportOptions) -> Exported {
-    let language = language(notebook);
-    let script = SCRIPTS.iter().find(|script| script.names.contains(&language.as_str())).unwrap_or(&OTHER);
+    let script = languages::find(&language(notebook)).map_or(OTHER, Script::from);
     let body = match options.script_style {
-        ScriptStyle::Plain => script.plain(notebook, options, language.contains("python")),
-        ScriptStyle::Percent => percent::cells(notebook, script.comment, script.extension, language.contains("python")),
+        ScriptStyle::Plain => script.plain(notebook, options),
+        ScriptStyle::Percent => percent::cells(notebook, script.comment, script.extension, script.ipython_lines),
     };
     Exported::plain(body, script.mime, script.extension)
 }
 
 impl Script {
-    fn plain(&self, notebook: &Notebook, options: &ExportOptions, is_python: bool) -> String {
+    fn plain(&self, notebook: &Notebook, options: &ExportOptions) -> String {
+        let is_python = self.ipython_lines;
         let mut out = String::new();
         if let Some(shebang) = self.shebang {
             out.push_str(shebang);

@@ -1,33 +1,32 @@
 //! Code in colours.
 //!
-//! A lexer of our own, table by table, and not a highlighting library: the libraries with all our languages load and
-//! compile their grammars at the first cell. syntect with two-face's grammars, measured on two slow cores: 74 ms for
-//! the first Python cell and 1 ms for each of 500 small ones, where the whole export of a tiny notebook has 10 ms and
-//! that of 500 cells 50. With this one, those 500 cells are a page in 20 ms, the rest of the work and the process
-//! included; its time is linear in the code, whatever the code is.
+//! A lexer of our own, driven by the rows of [`languages`], instead of a highlighting library: libraries with all our languages load and
+//! compile their grammars at the first cell. syntect with two-face's grammars, measured on two slow cores, takes 74 ms for the first Python
+//! cell and 1 ms for each of 500 small ones, while a whole export may take 10 ms for a tiny notebook and 50 ms for 500 cells. With this
+//! lexer a page of those 500 cells takes 20 ms, process start included. Its time is linear in the code.
 
 use super::escape;
-use super::languages::{LANGUAGES, Language, Quote, Traits};
+use crate::languages::{self, BlockComment, LexerStyle, LexerTable, StringSyntax};
 
-/// Longest regular expression, in bytes: a slash that begins none must not cost its whole line.
+/// Longest regular expression, in bytes: a slash that begins none must not cost the scan of its whole line.
 const MAX_REGEX: usize = 1000;
 
-/// What a token is. In HTML the class is the lower-case letter in parentheses.
+/// Kind of a token, with its HTML class in parentheses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Names, operators, blanks.
+    /// Names, operators, blanks (no class).
     Text,
-    /// A word of the language (k).
+    /// (k)
     Keyword,
-    /// A value that has a name (l).
+    /// A named value (l).
     Constant,
-    /// What is there without an import (b).
+    /// A name that needs no import (b).
     Builtin,
-    /// A text (s).
+    /// (s)
     String,
-    /// A number (n).
+    /// (n)
     Number,
-    /// A comment (c).
+    /// (c)
     Comment,
     /// The name of a function that is called or defined (fn).
     Function,
@@ -38,7 +37,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The HTML class; none for [`Kind::Text`].
     pub fn class(self) -> Option<&'static str> {
         match self {
             Self::Text => None,
@@ -58,7 +56,7 @@ impl Kind {
 /// All classes that code can have.
 pub const CLASSES: &[&str] = &["k", "l", "b", "s", "n", "c", "fn", "m", "v"];
 
-/// Code as HTML. Languages that are not known stay without colours.
+/// Code as HTML. Code in an unknown language has no colours.
 pub fn html(source: &str, language: &str, out: &mut String) {
     for (kind, text) in tokens(source, language) {
         match kind.class() {
@@ -74,11 +72,11 @@ pub fn html(source: &str, language: &str, out: &mut String) {
     }
 }
 
-/// Code in tokens; put together they are the code. A Python cell that begins with the magic of another language
-/// (`%%bash`) has that language's colours.
+/// Splits code into tokens, which joined are the code. A Python cell that begins with the magic of another language (`%%bash`) is split
+/// as that language.
 pub fn tokens<'a>(source: &'a str, language: &str) -> Vec<(Kind, &'a str)> {
-    let Some(language) = find(language) else { return vec![(Kind::Text, source)] };
-    if language.traits == Traits::Python
+    let Some((table, line_comment)) = find(language) else { return vec![(Kind::Text, source)] };
+    if table.style == LexerStyle::Python
         && let Some(magic) = source.strip_prefix("%%")
     {
         let name = magic.split([' ', '\n', '\r']).next().unwrap_or_default();
@@ -92,17 +90,19 @@ pub fn tokens<'a>(source: &'a str, language: &str) -> Vec<(Kind, &'a str)> {
         all.extend(tokens(&source[line..], inner.unwrap_or_default()));
         return all;
     }
-    let mut lexer = Lexer { source, language, at: 0, tokens: Vec::new(), last: Last::Nothing, line_is_blank: true };
+    let mut lexer =
+        Lexer { source, table, line_comment, at: 0, tokens: Vec::new(), last: Last::Nothing, line_is_blank: true };
     lexer.run();
     lexer.tokens
 }
 
-fn find(name: &str) -> Option<&'static Language> {
-    let lower = name.trim().to_ascii_lowercase();
-    LANGUAGES.iter().find(|language| language.names.contains(&lower.as_str()))
+/// The lexer table and the line comment of a language.
+fn find(name: &str) -> Option<(&'static LexerTable, &'static str)> {
+    let language = languages::find(name)?;
+    Some((language.lexer()?, &language.line_comment))
 }
 
-/// What stood before, blanks left out: it decides what `/` and `'` mean.
+/// What came before, blanks left out: it decides what `/` and `'` mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
     Nothing,
@@ -112,11 +112,12 @@ enum Last {
 
 struct Lexer<'a> {
     source: &'a str,
-    language: &'static Language,
+    table: &'static LexerTable,
+    line_comment: &'static str,
     at: usize,
     tokens: Vec<(Kind, &'a str)>,
     last: Last,
-    /// Whether only blanks stand before, in this line.
+    /// Whether the line has only blanks so far.
     line_is_blank: bool,
 }
 
@@ -136,22 +137,22 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// The kind and the bytes of the token here.
+    /// The kind and length in bytes of the next token.
     fn next(&self, first: char) -> (Kind, usize) {
         let rest = self.rest();
         if let Some(token) = self.comment().or_else(|| self.line_magic()).or_else(|| self.special(first)) {
             return token;
         }
-        if let Some(quote) = self.language.quotes.iter().find(|quote| rest.starts_with(quote.open)) {
+        if let Some(quote) = self.table.strings.iter().find(|quote| rest.starts_with(&quote.open)) {
             return (Kind::String, string_len(rest, 0, quote, quote.escapes));
         }
         if first.is_ascii_digit() || (first == '.' && rest[1..].starts_with(|c: char| c.is_ascii_digit())) {
             return (Kind::Number, number_len(rest));
         }
-        if Some(first) == self.language.decorator && rest[1..].starts_with(is_word) {
+        if Some(first) == self.table.decorator && rest[1..].starts_with(is_word) {
             return (Kind::Meta, 1 + word_len(&rest[1..], "."));
         }
-        if is_word(first) || (first == '$' && self.language.in_words.contains('$')) {
+        if is_word(first) || (first == '$' && self.table.word_characters.contains('$')) {
             return self.word();
         }
         (Kind::Text, first.len_utf8())
@@ -159,20 +160,20 @@ impl<'a> Lexer<'a> {
 
     fn word(&self) -> (Kind, usize) {
         let rest = self.rest();
-        let len = word_len(rest, self.language.in_words).max(rest.chars().next().map_or(1, char::len_utf8));
+        let len = word_len(rest, &self.table.word_characters).max(rest.chars().next().map_or(1, char::len_utf8));
         let (word, behind) = rest.split_at(len);
         if let Some(token) = self.prefixed_string(word, behind) {
             return token;
         }
-        // What comes behind a dot is a member, whatever it is called.
+        // A name behind a dot is a member, whatever it is called.
         let member = self.source[..self.at].ends_with('.') && !self.source[..self.at].ends_with("..");
-        let lower = if self.language.traits == Traits::Sql { word.to_ascii_lowercase() } else { String::new() };
+        let lower = if self.table.style == LexerStyle::Sql { word.to_ascii_lowercase() } else { String::new() };
         let word = if lower.is_empty() { word } else { &lower };
         let is_in = |list: &str| !member && list.split_ascii_whitespace().any(|known| known == word);
         let kind = match () {
-            () if is_in(self.language.keywords) => Kind::Keyword,
-            () if is_in(self.language.constants) => Kind::Constant,
-            () if is_in(self.language.builtins) => Kind::Builtin,
+            () if is_in(&self.table.keywords) => Kind::Keyword,
+            () if is_in(&self.table.constants) => Kind::Constant,
+            () if is_in(&self.table.builtins) => Kind::Builtin,
             () if behind.starts_with('(') => Kind::Function,
             () => Kind::Text,
         };
@@ -181,48 +182,48 @@ impl<'a> Lexer<'a> {
 
     /// `rb"…"` of Python, `raw"…"` of Julia: the word is part of the string.
     fn prefixed_string(&self, word: &str, behind: &str) -> Option<(Kind, usize)> {
-        let raw = match self.language.traits {
-            Traits::Python if word.len() <= 2 && word.bytes().all(|byte| b"rRbBuUfFtT".contains(&byte)) => false,
-            Traits::Julia => true,
+        let raw = match self.table.style {
+            LexerStyle::Python if word.len() <= 2 && word.bytes().all(|byte| b"rRbBuUfFtT".contains(&byte)) => false,
+            LexerStyle::Julia => true,
             _ => return None,
         };
         let quote =
-            self.language.quotes.iter().find(|quote| behind.starts_with(quote.open) && (!raw || quote.open != "'"))?;
+            self.table.strings.iter().find(|quote| behind.starts_with(&quote.open) && (!raw || quote.open != "'"))?;
         // Even in a raw string a backslash keeps the quote behind it from ending it.
         Some((Kind::String, string_len(self.rest(), word.len(), quote, true)))
     }
 
     fn comment(&self) -> Option<(Kind, usize)> {
         let rest = self.rest();
-        if let Some((open, close, nests)) = self.language.block_comment
-            && rest.starts_with(open)
+        if let Some(block) = &self.table.block_comment
+            && rest.starts_with(&block.open)
         {
-            return Some((Kind::Comment, block_len(rest, open, close, nests)));
+            return Some((Kind::Comment, block_len(rest, block)));
         }
-        if !rest.starts_with(self.language.line_comment) {
+        if !rest.starts_with(self.line_comment) {
             return None;
         }
         let glued = self.source[..self.at].ends_with(|c: char| !c.is_whitespace() && !matches!(c, ';' | '(' | '|' | '&'));
-        (self.language.traits != Traits::Shell || !glued).then(|| (Kind::Comment, line_len(rest)))
+        (self.table.style != LexerStyle::Shell || !glued).then(|| (Kind::Comment, line_len(rest)))
     }
 
     /// `%matplotlib inline`, `!ls`: IPython's own lines.
     fn line_magic(&self) -> Option<(Kind, usize)> {
         let rest = self.rest();
-        let begins = self.language.traits == Traits::Python && self.line_is_blank && rest.starts_with(['%', '!']);
+        let begins = self.table.style == LexerStyle::Python && self.line_is_blank && rest.starts_with(['%', '!']);
         // A `%` at the start of a line inside brackets is an operator: it has a blank behind it.
         let magic = begins && rest[1..].starts_with(|c: char| is_word(c) || matches!(c, '%' | '!' | '.' | '/'));
         magic.then(|| (Kind::Meta, line_len(rest)))
     }
 
-    /// What only some languages have.
+    /// Tokens that only some languages have.
     fn special(&self, first: char) -> Option<(Kind, usize)> {
         let rest = self.rest();
-        match (self.language.traits, first) {
-            (Traits::Shell, '$') => variable_len(rest).map(|len| (Kind::Variable, len)),
-            (Traits::Shell, '\\') => Some((Kind::Text, 1 + rest[1..].chars().next().map_or(0, char::len_utf8))),
-            (Traits::Script, '/') if self.last != Last::Value => regex_len(rest).map(|len| (Kind::String, len)),
-            (Traits::Julia, '\'') => {
+        match (self.table.style, first) {
+            (LexerStyle::Shell, '$') => variable_len(rest).map(|len| (Kind::Variable, len)),
+            (LexerStyle::Shell, '\\') => Some((Kind::Text, 1 + rest[1..].chars().next().map_or(0, char::len_utf8))),
+            (LexerStyle::Script, '/') if self.last != Last::Value => regex_len(rest).map(|len| (Kind::String, len)),
+            (LexerStyle::Julia, '\'') => {
                 let behind_value =
                     self.source[..self.at].ends_with(|c: char| is_word(c) || matches!(c, ')' | ']' | '\'' | '.'));
                 behind_value.then_some((Kind::Text, 1))
@@ -273,9 +274,9 @@ fn number_len(text: &str) -> usize {
     at.max(1)
 }
 
-/// Bytes of a string that opens `before` bytes from the start. One that does not end goes to the end of its line, or
-/// of the text.
-fn string_len(text: &str, before: usize, quote: &Quote, escapes: bool) -> usize {
+/// Length of a string literal that opens `before` bytes from the start. A literal without an end goes to the end of its line or of the
+/// text.
+fn string_len(text: &str, before: usize, quote: &StringSyntax, escapes: bool) -> usize {
     let bytes = text.as_bytes();
     let mut at = before + quote.open.len();
     while at < bytes.len() {
@@ -290,7 +291,8 @@ fn string_len(text: &str, before: usize, quote: &Quote, escapes: bool) -> usize 
     bytes.len()
 }
 
-fn block_len(text: &str, open: &str, close: &str, nests: bool) -> usize {
+fn block_len(text: &str, block: &BlockComment) -> usize {
+    let BlockComment { open, close, nests } = block;
     let bytes = text.as_bytes();
     let (mut at, mut depth) = (open.len(), 1);
     while at < bytes.len() {
@@ -300,7 +302,7 @@ fn block_len(text: &str, open: &str, close: &str, nests: bool) -> usize {
             if depth == 0 {
                 return at;
             }
-        } else if nests && bytes[at..].starts_with(open.as_bytes()) {
+        } else if *nests && bytes[at..].starts_with(open.as_bytes()) {
             depth += 1;
             at += open.len();
         } else {
@@ -326,7 +328,7 @@ fn variable_len(text: &str) -> Option<usize> {
     }
 }
 
-/// A regular expression with its flags, if one ends in this line.
+/// Length of a regular expression with its flags, if one ends in this line.
 fn regex_len(text: &str) -> Option<usize> {
     let (mut in_class, mut escaped) = (false, false);
     for (at, byte) in text.bytes().enumerate().take(MAX_REGEX).skip(1) {
@@ -408,8 +410,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tokens_make_the_text(text in "[a-z0-9'\"`/#$%!@\\\\{}()=*é \n.-]{0,60}", language in 0..LANGUAGES.len()) {
-            let pieces: String = tokens(&text, LANGUAGES[language].names[0]).into_iter().map(|(_, text)| text).collect();
+        fn tokens_make_the_text(text in "[a-z0-9'\"`/#$%!@\\\\{}()=*é \n.-]{0,60}", language in 0..languages::all().len()) {
+            let pieces: String = tokens(&text, &languages::all()[language].name).into_iter().map(|(_, text)| text).collect();
             prop_assert_eq!(pieces, text);
         }
     }

@@ -5,7 +5,6 @@
 
 pub mod ansi;
 pub mod code;
-mod languages;
 pub mod markdown;
 pub mod math;
 mod math_spans;

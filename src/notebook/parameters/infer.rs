@@ -50,9 +50,9 @@ fn statements(syntax: Syntax, source: &str) -> Vec<(String, String)> {
             // A text of one line that is not closed there is a mistake, which the kernel will tell.
             Some(end) if symbol == '\n' && end.len() == 1 && !matches!(end.as_str(), "`") => quote = None,
             Some(_) => {}
-            None if rest.starts_with(syntax.comment()) => {
+            None if rest.starts_with(syntax.comment) => {
                 let line = rest.split('\n').next().unwrap_or_default();
-                comment = line[syntax.comment().len()..].to_owned();
+                comment = line[syntax.comment.len()..].to_owned();
                 rest = &rest[line.len()..];
                 continue;
             }
@@ -83,40 +83,27 @@ fn statements(syntax: Syntax, source: &str) -> Vec<(String, String)> {
 
 fn assignment(syntax: Syntax, code: &str) -> Option<Declared> {
     let mut code = code.trim_end().trim_end_matches(';').trim_end();
-    let words: &[&'static str] = match syntax {
-        Syntax::JavaScript => &["const", "let", "var"],
-        Syntax::Bash => &["export", "declare", "readonly"],
-        Syntax::Julia => &["const"],
-        _ => &[],
-    };
+    let rules = syntax.rules;
     let mut keyword = "";
-    for word in words {
-        if let Some(rest) = code.strip_prefix(word).filter(|rest| rest.starts_with([' ', '\t'])) {
+    for word in &rules.declaration_words {
+        if let Some(rest) = code.strip_prefix(word.as_str()).filter(|rest| rest.starts_with([' ', '\t'])) {
             (keyword, code) = (word, rest.trim_start());
         }
     }
-    let end =
-        code.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.' && syntax == Syntax::R)).unwrap_or(code.len());
+    let end = code.find(|c: char| !syntax.is_in_name(c)).unwrap_or(code.len());
     let (name, mut rest) = code.split_at(end);
-    if !syntax.takes_name(name) {
+    if !syntax.accepts_name(name) {
         return None;
     }
-    let annotation = match syntax {
-        Syntax::Python | Syntax::JavaScript => rest.trim_start().strip_prefix(':'),
-        Syntax::Julia => rest.trim_start().strip_prefix("::"),
-        _ => None,
-    };
+    let annotation = rules.annotation.as_deref().and_then(|sign| rest.trim_start().strip_prefix(sign));
     let mut kind = None;
     if let Some(annotated) = annotation {
         let (named, value) = annotated.split_once('=')?;
         kind = Some(named.trim().trim_matches(['"', '\'']).to_owned()).filter(|kind| !kind.is_empty());
         rest = &annotated[annotated.len() - value.len() - 1..];
     }
-    let rest = if syntax == Syntax::Bash { rest } else { rest.trim_start() };
-    let value = match syntax {
-        Syntax::R => rest.strip_prefix("<-").or_else(|| rest.strip_prefix('=')),
-        _ => rest.strip_prefix('='),
-    }?;
+    let rest = if rules.blanks_around_sign { rest.trim_start() } else { rest };
+    let value = rules.assignment_signs.iter().find_map(|sign| rest.strip_prefix(sign.as_str()))?;
     let is_comparison = value.starts_with('=');
     let default = value.trim().to_owned();
     (!is_comparison).then(|| Declared { name: name.to_owned(), kind, default, help: String::new(), keyword })
@@ -127,6 +114,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn syntax(language: &str) -> Syntax {
+        Syntax::of(language).unwrap()
+    }
+
     fn told(syntax: Syntax, source: &str) -> Vec<String> {
         let tell = |one: Declared| format!("{}|{}|{}|{}", one.name, one.kind.unwrap_or_default(), one.default, one.help);
         infer(syntax, source).into_iter().map(tell).collect()
@@ -136,20 +127,20 @@ mod tests {
     fn assignments_of_every_language() {
         let python = "import x\na = 1  # how many\nb: float = 2.5\nc = [1,\n  2]  # type: List[int] a list\nd = 'a # b' # text\nif a == 1:\n    e = 2\na == 3\nf: 'Optional[int]' = None\nx.y = 1\na = 9";
         assert_eq!(
-            told(Syntax::Python, python),
+            told(syntax("python"), python),
             ["b|float|2.5|", "c|List[int]|[1,\n  2]|a list", "d||'a # b'|text", "f|Optional[int]|None|", "a||9|"]
         );
-        assert_eq!(told(Syntax::R, "a <- 1 # n\nmy.b = 'x'\nf(a = 1)"), ["a||1|n", "my.b||'x'|"]);
-        assert_eq!(told(Syntax::Julia, "n::Int = 3\nconst s = \"x\""), ["n|Int|3|", "s||\"x\"|"]);
-        assert_eq!(told(Syntax::JavaScript, "let n: number = 1; // n\nvar s = `a\n=b`;"), ["n|number|1|n", "s||`a\n=b`|"]);
-        assert_eq!(told(Syntax::Bash, "A=1 # one\nexport B='x y'\nC = 1"), ["A||1|one", "B||'x y'|"]);
+        assert_eq!(told(syntax("r"), "a <- 1 # n\nmy.b = 'x'\nf(a = 1)"), ["a||1|n", "my.b||'x'|"]);
+        assert_eq!(told(syntax("julia"), "n::Int = 3\nconst s = \"x\""), ["n|Int|3|", "s||\"x\"|"]);
+        assert_eq!(told(syntax("typescript"), "let n: number = 1; // n\nvar s = `a\n=b`;"), ["n|number|1|n", "s||`a\n=b`|"]);
+        assert_eq!(told(syntax("bash"), "A=1 # one\nexport B='x y'\nC = 1"), ["A||1|one", "B||'x y'|"]);
     }
 
     proptest! {
         #[test]
         fn any_source_is_read(source in "[a-c=:#'\"`\\\\\n (){}é/-]{0,60}") {
-            for syntax in [Syntax::Python, Syntax::R, Syntax::Julia, Syntax::JavaScript, Syntax::Bash] {
-                infer(syntax, &source);
+            for language in crate::languages::with_parameters() {
+                infer(syntax(language), &source);
             }
         }
     }

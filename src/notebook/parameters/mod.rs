@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use self::syntax::Syntax;
 use super::{NewCell, Notebook, NotebookError};
+use crate::languages;
 
 /// The tag of the cell with the defaults.
 const DEFAULTS: &str = "parameters";
@@ -44,7 +45,8 @@ pub enum ParameterError {
     },
     /// We do not know how the language writes values.
     #[error(
-        "parameters cannot be given to a notebook in {language}: they can in Python, R, Julia, JavaScript, TypeScript and bash"
+        "parameters cannot be given to a notebook in {language}; they can in {}",
+        languages::with_parameters().collect::<Vec<_>>().join(", ")
     )]
     Language {
         /// The language.
@@ -149,9 +151,9 @@ pub fn inject(notebook: &mut Notebook, language: &str, parameters: &Parameters) 
 pub fn source(notebook: &Notebook, language: &str, parameters: &Parameters) -> Result<String, ParameterError> {
     let syntax = Syntax::of(language).ok_or_else(|| ParameterError::Language { language: language.to_owned() })?;
     let declared = declared(notebook, language).unwrap_or_default();
-    let mut source = format!("{} Parameters", syntax.comment());
+    let mut source = format!("{} Parameters", syntax.comment);
     for (name, value) in parameters.iter() {
-        if !syntax.takes_name(name) {
+        if !syntax.accepts_name(name) {
             return Err(ParameterError::Name { name: name.clone() });
         }
         let literal = syntax.literal(value).map_err(|what| ParameterError::Value {

@@ -1,136 +1,108 @@
-//! Values as literals of the languages, escaped so that no value can become code.
+//! Values as literals of a language, by its row in [`languages`], escaped so that no value can become code.
 
 use super::value::Literal;
+use crate::languages::{self, ListSyntax, MapSyntax, ParameterSyntax, StringEscape};
 use serde_json::Value;
 
-/// The largest integer that JavaScript's numbers hold exactly.
+/// The largest integer that a double holds exactly.
 const MAX_SAFE: i64 = (1 << 53) - 1;
 
 /// A language that parameters can be written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Syntax {
-    Python,
-    R,
-    Julia,
-    JavaScript,
-    Bash,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Syntax {
+    pub rules: &'static ParameterSyntax,
+    pub comment: &'static str,
 }
 
 impl Syntax {
     pub fn of(language: &str) -> Option<Self> {
-        match language.to_ascii_lowercase().as_str() {
-            "python" => Some(Self::Python),
-            "r" => Some(Self::R),
-            "julia" => Some(Self::Julia),
-            "javascript" | "typescript" => Some(Self::JavaScript),
-            "bash" => Some(Self::Bash),
-            _ => None,
-        }
-    }
-
-    pub fn comment(self) -> &'static str {
-        if self == Self::JavaScript { "//" } else { "#" }
+        let language = languages::find(language)?;
+        Some(Self { rules: language.parameters()?, comment: &language.line_comment })
     }
 
     /// Whether a variable can have this name.
-    pub fn takes_name(self, name: &str) -> bool {
-        let first = |c: char| c.is_ascii_alphabetic() || c == '_' && self != Self::R;
-        let rest = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.' && self == Self::R;
-        name.starts_with(first) && name.chars().all(rest)
+    pub fn accepts_name(self, name: &str) -> bool {
+        let is_first = |c: char| c.is_ascii_alphabetic() || c == '_' && self.rules.leading_underscore;
+        name.starts_with(is_first) && name.chars().all(|c| c.is_ascii() && self.is_in_name(c))
     }
 
-    /// `keyword`: the word with which the notebook's own cell declares the name.
-    pub fn assignment(self, name: &str, literal: &str, keyword: &str) -> String {
-        match self {
-            Self::Python | Self::R | Self::Julia => format!("{name} = {literal}"),
-            // A name may be declared again, but only with the same word.
-            Self::JavaScript if matches!(keyword, "let" | "const") => format!("{keyword} {name} = {literal};"),
-            Self::JavaScript => format!("var {name} = {literal};"),
-            Self::Bash => format!("{name}={literal}"),
-        }
+    /// Whether a name can hold this character, were it in ASCII or not.
+    pub fn is_in_name(self, c: char) -> bool {
+        c.is_alphanumeric() || c == '_' || self.rules.name_characters.contains(c)
+    }
+
+    /// An assignment; `word` is the one with which the notebook's own cell declares the name, if any.
+    pub fn assignment(self, name: &str, literal: &str, word: &str) -> String {
+        let is_redeclared = self.rules.redeclaration_words.iter().any(|known| known == word);
+        let template = if is_redeclared { &self.rules.redeclaration } else { &self.rules.assignment };
+        // The value comes last: what is in it is no placeholder.
+        template.replace("{word}", word).replace("{name}", name).replace("{value}", literal)
     }
 
     /// The value as code, or what it is that the language cannot write.
     pub fn literal(self, value: &Literal) -> Result<String, &'static str> {
+        let rules = self.rules;
         match value {
-            Literal::Null => Ok(["None", "NULL", "nothing", "null", "''"][self as usize].to_owned()),
-            Literal::Bool(true) => Ok(["True", "TRUE", "true", "true", "true"][self as usize].to_owned()),
-            Literal::Bool(false) => Ok(["False", "FALSE", "false", "false", "false"][self as usize].to_owned()),
+            Literal::Null => Ok(rules.null.clone()),
+            Literal::Bool(true) => Ok(rules.true_literal.clone()),
+            Literal::Bool(false) => Ok(rules.false_literal.clone()),
             Literal::Integer(digits) => Ok(self.integer(digits)),
             Literal::Float(number) => Ok(self.float(*number)),
             Literal::Text(text) => self.text(text),
             Literal::List(items) => {
-                let items = items.iter().map(|item| self.item(item)).collect::<Result<Vec<_>, _>>()?;
-                Ok(match self {
-                    Self::R => format!("list({})", items.join(", ")),
-                    Self::Bash => format!("({})", items.join(" ")),
-                    _ => format!("[{}]", items.join(", ")),
-                })
+                let ListSyntax { open, close, separator, nests } = &rules.list;
+                let item = |item: &Literal| match item {
+                    Literal::List(_) if !nests => Err("a list in a list"),
+                    item => self.literal(item),
+                };
+                let items = items.iter().map(item).collect::<Result<Vec<_>, _>>()?;
+                Ok(format!("{open}{}{close}", items.join(separator)))
             }
-            Literal::Map(entries) => self.map(entries),
-        }
-    }
-
-    fn item(self, value: &Literal) -> Result<String, &'static str> {
-        match value {
-            Literal::List(_) if self == Self::Bash => Err("a list in a list"),
-            value => self.literal(value),
+            Literal::Map(entries) => self.map(rules.map.as_ref().ok_or("a mapping")?, entries),
         }
     }
 
     fn integer(self, digits: &str) -> String {
         let is_safe = digits.parse::<i64>().is_ok_and(|number| (-MAX_SAFE..=MAX_SAFE).contains(&number));
-        if self == Self::JavaScript && !is_safe { format!("{digits}n") } else { digits.to_owned() }
+        if is_safe { digits.to_owned() } else { format!("{digits}{}", self.rules.big_integer_suffix) }
     }
 
     fn float(self, number: f64) -> String {
-        let (nan, infinity) = match self {
-            Self::Python => ("float('nan')", "float('inf')"),
-            Self::R | Self::Julia => ("NaN", "Inf"),
-            Self::JavaScript => ("NaN", "Infinity"),
-            Self::Bash => ("nan", "inf"),
-        };
         match number {
-            _ if number.is_nan() => nan.to_owned(),
-            f64::INFINITY => infinity.to_owned(),
-            f64::NEG_INFINITY => format!("-{infinity}"),
+            _ if number.is_nan() => self.rules.nan.clone(),
+            f64::INFINITY => self.rules.infinity.clone(),
+            f64::NEG_INFINITY => format!("-{}", self.rules.infinity),
             // Always with a point or an exponent, so that it stays a float.
             _ => format!("{number:?}"),
         }
     }
 
-    fn map(self, entries: &[(String, Literal)]) -> Result<String, &'static str> {
-        let pair = |between: &str| {
-            let written =
-                entries.iter().map(|(key, value)| Ok(format!("{}{between}{}", self.key(key)?, self.literal(value)?)));
-            Ok::<_, &'static str>(written.collect::<Result<Vec<_>, &'static str>>()?.join(", "))
-        };
-        match self {
-            Self::Python => Ok(format!("{{{}}}", pair(": ")?)),
-            Self::JavaScript => Ok(format!("{{{}}}", pair(": ")?)),
-            Self::Julia => Ok(format!("Dict({})", pair(" => ")?)),
-            Self::R if entries.iter().any(|(key, _)| key.is_empty()) => Err("a mapping with an empty name"),
-            Self::R if entries.is_empty() => Ok("setNames(list(), character())".to_owned()),
-            Self::R => Ok(format!("list({})", pair(" = ")?)),
-            Self::Bash => Err("a mapping"),
+    fn map(self, syntax: &MapSyntax, entries: &[(String, Literal)]) -> Result<String, &'static str> {
+        let MapSyntax { open, close, pair, empty, empty_keys, computed_keys } = syntax;
+        if !empty_keys && entries.iter().any(|(key, _)| key.is_empty()) {
+            return Err("a mapping with an empty name");
         }
+        if let Some(empty) = empty.as_ref().filter(|_| entries.is_empty()) {
+            return Ok(empty.clone());
+        }
+        let entry = |(key, value): &(String, Literal)| {
+            let text = self.text(key)?;
+            let key = if computed_keys.contains(key) { format!("[{text}]") } else { text };
+            Ok(format!("{key}{pair}{}", self.literal(value)?))
+        };
+        let entries = entries.iter().map(entry).collect::<Result<Vec<_>, &'static str>>()?;
+        Ok(format!("{open}{}{close}", entries.join(", ")))
     }
 
-    fn key(self, key: &str) -> Result<String, &'static str> {
-        let text = self.text(key)?;
-        // Written plainly, that name would set an object's prototype.
-        if self == Self::JavaScript && key == "__proto__" { Ok(format!("[{text}]")) } else { Ok(text) }
-    }
-
-    /// A JSON string is a literal of all these languages but bash, with care for what each reads differently.
+    /// A JSON string is a literal of nearly all languages, apart from what some read differently.
     fn text(self, text: &str) -> Result<String, &'static str> {
         let json = Value::from(text).to_string();
-        match self {
-            Self::Python | Self::JavaScript => Ok(json),
-            Self::Julia => Ok(json.replace('$', "\\$")),
-            Self::R | Self::Bash if text.contains('\0') => Err("a text with a NUL"),
-            Self::R => Ok(json),
-            Self::Bash => Ok(bash_text(text)),
+        match self.rules.strings {
+            StringEscape::Json => Ok(json),
+            StringEscape::Julia => Ok(json.replace('$', "\\$")),
+            StringEscape::R | StringEscape::Bash if text.contains('\0') => Err("a text with a NUL"),
+            StringEscape::R => Ok(json),
+            StringEscape::Bash => Ok(bash_text(text)),
         }
     }
 }
