@@ -19,7 +19,7 @@ build: web
 # and its plots are not interactive.
 web: web/dist/vega.js
 
-web/dist/vega.js: web/package-lock.json web/build.mjs web/tsconfig.json web/tsconfig.npm.json web/npm.md $(wildcard web/src/*)
+web/dist/vega.js: web/package-lock.json web/build.mjs web/tsconfig.json web/tsconfig.npm.json web/npm.md web/languages.mjs $(wildcard web/src/*) $(wildcard languages/*)
 	@sh scripts/setup-web.sh
 	cd web && npm ci --silent --ignore-scripts --no-audit --no-fund && npm run --silent build
 

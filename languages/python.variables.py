@@ -1,4 +1,4 @@
-def told():
+def variable_lines():
     import itertools, sys, types
     simple = (int, float, complex, bool, str, bytes, type(None))
     def short(value):
@@ -19,7 +19,7 @@ def told():
             return "%d items" % len(value)
         if isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
             return "from " + str(value.__module__)
-        # Only libraries' own types are asked: anything else could run code of its own.
+        # Only types of these libraries: attributes of other types could run their own code.
         if kind.__module__.partition(".")[0] in ("numpy", "pandas", "polars", "scipy", "torch", "xarray"):
             shape = getattr(value, "shape", None)
             if isinstance(shape, tuple) and shape:
@@ -39,5 +39,5 @@ def told():
         yield "\t".join(" ".join(str(one).split())[:300] for one in (name, type(value).__name__, text))
 import itertools
 with open(path, "w", encoding="utf-8", errors="replace") as file:
-    for line in itertools.islice(told(), most):
+    for line in itertools.islice(variable_lines(), most):
         file.write(line + "\n")

@@ -14,7 +14,7 @@ local({
   }
   names <- utils::head(ls(globalenv()), MOST)
   lines <- vapply(names, function(name) {
-    # A binding that computes its value is not asked for it.
+    # Active bindings compute their value, so they are not evaluated.
     if (bindingIsActive(as.name(name), globalenv())) return(paste(name, "active binding", "", sep = "\t"))
     value <- get(name, envir = globalenv(), inherits = FALSE)
     paste(clean(name), clean(class(value)), clean(tryCatch(summary(value), error = function(error) "")), sep = "\t")

@@ -237,7 +237,11 @@ fn read(file: &str) -> Result<Language, String> {
     let name = file.strip_suffix(".toml").ok_or("no row")?;
     let text = Files::get(file).ok_or("no file")?.data;
     let text = std::str::from_utf8(&text).map_err(|error| error.to_string())?;
-    let language: Language = toml::from_str(text).map_err(|error| format!("{file}: {error}"))?;
+    parse(name, text).map_err(|error| format!("{file}: {error}"))
+}
+
+fn parse(name: &str, text: &str) -> Result<Language, toml::de::Error> {
+    let language: Language = toml::from_str(text)?;
     Ok(Language { name: name.to_owned(), ..language })
 }
 
@@ -324,6 +328,18 @@ mod tests {
             let script = language.session.as_ref().and_then(|session| session.variables.as_ref());
             assert!(script.is_none_or(|script| Files::get(script).is_some()), "{file}: variables");
         }
+    }
+
+    #[test]
+    fn documented_row_adds_a_language() {
+        let document = include_str!("../docs/add-a-kernel.md");
+        let row = document.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let ruby = parse("ruby", row).unwrap();
+        assert!(find("ruby").is_none(), "the example is a language that is not there");
+        assert_eq!((ruby.extension.as_str(), ruby.lexer().unwrap().style), ("rb", LexerStyle::Plain));
+        assert_eq!(ruby.seed_code(7).as_deref(), Some("srand(7)"));
+        assert!(ruby.packages_code("/work/x").unwrap().starts_with("File.write(\"/work/x\""));
+        assert_eq!(ruby.parameters().unwrap().null, "nil");
     }
 
     #[test]

@@ -6,6 +6,7 @@ import { execFile } from "node:child_process";
 import { basename } from "node:path";
 import { promisify } from "node:util";
 import { gzipSync } from "node:zlib";
+import { languages } from "./languages.mjs";
 
 const dist = new URL("dist/", import.meta.url);
 await mkdir(dist, { recursive: true });
@@ -53,6 +54,7 @@ const OURS = {
   target: "es2022",
   charset: "utf8",
   legalComments: "eof",
+  plugins: [languages],
 };
 const page = new URL("dist/page/", import.meta.url);
 const entries = { outdir: page.pathname, entryNames: "[name]-[hash]", ...OURS, metafile: true };

@@ -71,7 +71,11 @@ pub fn all() -> &'static [KernelSpec] {
 /// Reads the kernelspec at `path`. `None` for other files; a unit test ensures that no kernelspec is skipped as malformed.
 fn read(path: &str) -> Option<KernelSpec> {
     let name = path.strip_suffix("/kernel.json")?;
-    let spec: JupyterKernelspec = serde_json::from_slice(&Folders::get(path)?.data).ok()?;
+    parse(name, &Folders::get(path)?.data)
+}
+
+fn parse(name: &str, kernelspec: &[u8]) -> Option<KernelSpec> {
+    let spec: JupyterKernelspec = serde_json::from_slice(kernelspec).ok()?;
     let own = spec.metadata.and_then(|mut metadata| metadata.remove("cellkeep"))?;
     let own: CellkeepMetadata = serde_json::from_value(own).ok()?;
     Some(KernelSpec {
@@ -181,6 +185,15 @@ mod tests {
             assert!(kernel.argv.iter().any(|argument| argument.contains("{connection_file}")), "{}", kernel.name);
             assert!(!kernel.file("Dockerfile").is_empty());
         }
+    }
+
+    #[test]
+    fn documented_kernelspec_adds_a_kernel() {
+        let document = include_str!("../../docs/add-a-kernel.md");
+        let kernelspec = document.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+        let ruby = parse("ruby", kernelspec.as_bytes()).unwrap();
+        assert_eq!((ruby.language.as_str(), ruby.transport), ("ruby", Transport::Ipc));
+        assert!(["ruby", "rb", "ruby3.3"].iter().all(|name| ruby.matches_name(name)));
     }
 
     #[test]

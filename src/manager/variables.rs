@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::{FileError, ServiceError, SessionService};
 use crate::ids::{self, Access, SessionId, SessionPhase};
+use crate::languages;
 use crate::session::SessionState;
 
 /// The largest number of variables in one answer, and the largest size of the file that the kernel writes them to.
@@ -18,10 +19,6 @@ const MAX_FILE: u64 = 1 << 20;
 const MAX_FIELD: usize = 300;
 /// How long the kernel may take.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-const PYTHON: &str = include_str!("variables/python.py");
-const R: &str = include_str!("variables/r.R");
-const BASH: &str = include_str!("variables/bash.sh");
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variable {
@@ -51,8 +48,9 @@ impl SessionService {
         let handle = self.handle(id, access)?;
         let language = self.reader().row(id, access).await?.language;
         let file = format!(".cellkeep-variables-{}", ids::random_uuid());
-        let code =
-            listing_code(&language, &format!("/work/{file}")).ok_or(VariablesError::UnsupportedLanguage { language })?;
+        let known = languages::find(&language);
+        let code = known.and_then(|known| known.variables_code(&format!("/work/{file}"), MAX_VARIABLES));
+        let code = code.ok_or(VariablesError::UnsupportedLanguage { language })?;
         match handle.state() {
             // For a session that has ended, the session returns the error with its reason.
             SessionState::Idle | SessionState::Gone { .. } => {}
@@ -94,21 +92,6 @@ impl SessionService {
     }
 }
 
-/// Code that writes a line for each variable: name, type and summary, separated by tabs.
-fn listing_code(language: &str, path: &str) -> Option<String> {
-    let quoted = Value::from(path).to_string();
-    Some(match language {
-        // Every JSON string is a Python string.
-        "python" => format!(
-            "exec(compile({}, '<variables>', 'exec'), {{'ns': globals(), 'path': {quoted}, 'most': {MAX_VARIABLES}}})",
-            Value::from(PYTHON)
-        ),
-        "R" => R.replace("MOST", &MAX_VARIABLES.to_string()).replace("PATH", &quoted),
-        "bash" => BASH.replace("MOST", &MAX_VARIABLES.to_string()).replace("> PATH", &format!("> {path}")),
-        _ => return None,
-    })
-}
-
 /// Parses the kernel's file. User code can write anything into it.
 fn parse(text: &str) -> Vec<Variable> {
     let field = |text: Option<&str>| text.unwrap_or_default().chars().filter(|c| !c.is_control()).take(MAX_FIELD).collect();
@@ -134,14 +117,5 @@ mod tests {
         assert_eq!(names, ["A", "b", "lone"]);
         assert_eq!((variables[0].summary.as_str(), variables[2].kind.as_str()), ("'xy[0m'", ""));
         assert_eq!(parse(&"x\n".repeat(MAX_VARIABLES + 1)).len(), MAX_VARIABLES);
-    }
-
-    #[test]
-    fn code_contains_the_whole_path() {
-        for (language, holds) in [("python", "'path': \"/work/x\""), ("R", "\"/work/x\""), ("bash", "> /work/x")] {
-            let code = listing_code(language, "/work/x").unwrap();
-            assert!(code.contains(holds) && !code.contains("MOST"), "{code}");
-        }
-        assert_eq!(listing_code("typescript", "/work/x"), None);
     }
 }

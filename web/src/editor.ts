@@ -10,6 +10,7 @@ import { shell } from "@codemirror/legacy-modes/mode/shell";
 import { EditorState, type Extension, Prec } from "@codemirror/state";
 import { EditorView, keymap } from "@codemirror/view";
 import { tags } from "@lezer/highlight";
+import { languageOf } from "./languages.js";
 
 /** What a kernel answers when it is asked how a name goes on; places in characters. */
 export interface Matches {
@@ -29,14 +30,20 @@ export interface Options {
   leave(): void;
 }
 
-const LANGUAGES: Record<string, () => Extension> = {
-  python: () => [python(), indentUnit.of("    ")],
+/** The modes that a language's row can name. */
+const MODES: Record<string, () => Extension> = {
+  python,
   r: () => StreamLanguage.define(r),
-  bash: () => StreamLanguage.define(shell),
+  shell: () => StreamLanguage.define(shell),
   julia: () => StreamLanguage.define(julia),
   typescript: () => javascript({ typescript: true }),
 };
-const NAMES: Record<string, string> = { py: "python", deno: "typescript", javascript: "typescript", js: "typescript", ts: "typescript", sh: "bash" };
+
+function modeOf(language: string): Extension {
+  const editor = languageOf(language)?.editor;
+  const indent = editor?.indent ? indentUnit.of(" ".repeat(editor.indent)) : [];
+  return [MODES[editor?.mode ?? ""]?.() ?? [], indent];
+}
 
 // The colours of source that is not edited.
 const colours = HighlightStyle.define([
@@ -83,7 +90,6 @@ function tab(view: EditorView): boolean {
 
 /** Puts an editor into the page. */
 export function open(options: Options): EditorView {
-  const name = NAMES[options.language.toLowerCase()] ?? options.language.toLowerCase();
   const act = (work: () => void) => () => (work(), true);
   const leave = (view: EditorView) => completionStatus(view.state) === null && act(options.leave)();
   const state = EditorState.create({
@@ -98,7 +104,7 @@ export function open(options: Options): EditorView {
       autocompletion({ override: [completion(options)], activateOnTyping: false, icons: false, interactionDelay: 0 }),
       keymap.of([...closeBracketsKeymap, ...completionKeymap, { key: "Tab", run: tab, shift: indentLess }, { key: "Escape", run: leave }, ...defaultKeymap, ...historyKeymap]),
       syntaxHighlighting(colours),
-      LANGUAGES[name]?.() ?? [],
+      modeOf(options.language),
       look,
       EditorView.lineWrapping,
       EditorView.contentAttributes.of({ "aria-label": options.label, autocapitalize: "off", spellcheck: "false" }),

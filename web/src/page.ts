@@ -5,7 +5,7 @@ import { type Access, Refused, ask, askJson, save } from "./api.js";
 import { pageStyle } from "./appstyle.js";
 import "./cell.js";
 import { type Mark, conversation, markOf } from "./chat.js";
-import { examplesFor } from "./examples.js";
+import { languageOf } from "./languages.js";
 import { type SessionFeed, feedOf } from "./feed.js";
 import type { CellkeepPanel } from "./panel.js";
 import { base, tokens } from "./style.js";
@@ -480,7 +480,7 @@ class CellkeepPage extends LitElement {
     const kernel = this.session?.kernel ?? this.kernel;
     return html`<div class="welcome"><h2>What shall we run?</h2>
       <p>${this.isReader ? "Nothing has been run here yet." : html`${this.model ? `Ask ${this.model}, or write` : "Write"} code below, or begin with one of these. It runs on a real ${this.display(kernel) || "Jupyter"} kernel, in a sandbox of its own, and nothing it says is lost.`}</p>
-      <div class="chips" ?hidden=${this.isReader}>${examplesFor(kernel).map((one) => html`<button ?disabled=${this.busy !== ""} @click=${() => this.add(one.source, "code")}>${one.title}</button>`)}</div></div>`;
+      <div class="chips" ?hidden=${this.isReader}>${(languageOf(kernel)?.examples ?? []).map((one) => html`<button ?disabled=${this.busy !== ""} @click=${() => this.add(one.source, "code")}>${one.title}</button>`)}</div></div>`;
   }
 
   private composer(): TemplateResult {

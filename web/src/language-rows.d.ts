@@ -1,0 +1,5 @@
+// The module that web/languages.mjs makes.
+declare module "cellkeep:languages" {
+  const rows: import("./languages.js").Language[];
+  export default rows;
+}
