@@ -1,13 +1,13 @@
 #!/bin/sh
-# Run once on a freshly installed environment, by the Dockerfile and by `cellkeep kernels install`: sh bake.sh ENV_DIR
+# Prepares a new environment; called by the Dockerfile and by `cellkeep kernels install`: sh bake.sh ENV_DIR
 # ENV_DIR may be a staging folder; kernels see it as /opt/kernel, read-only.
 set -eu
 env_dir=$1
 python=$env_dir/bin/python
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-# Files of no use inside a sandbox. Scripts in bin/ name the staging folder in their first line, so none of them would
-# run. Without debugpy ipykernel offers no debugger, and starts 60 ms sooner.
+# Files that are not needed in a sandbox. Scripts in bin/ refer to the staging folder in their first line, so they cannot run.
+# Without debugpy, ipykernel has no debugger and starts 60 ms faster.
 find "$env_dir/bin" -type f -delete
 rm -rf "$site"/pip "$site"/pip-* "$site"/setuptools "$site"/setuptools-* "$site"/pkg_resources \
     "$site"/_distutils_hack "$site"/distutils-precedence.pth "$site"/debugpy "$site"/debugpy-*
@@ -15,17 +15,17 @@ for package in matplotlib mpl_toolkits numpy pandas scipy sklearn statsmodels sy
     find "$site/$package" -depth -type d -name tests -exec rm -rf {} +
 done
 
-# matplotlib's font index, which launcher.py copies to a place where matplotlib can write.
+# matplotlib's font index, which launcher.py copies to a writable folder.
 rm -rf "$env_dir/share/mplcache"
 mkdir -p "$env_dir/share/mplcache"
 MPLCONFIGDIR=$env_dir/share/mplcache "$python" -B -c 'import matplotlib.font_manager'
 
-# Byte code. Unchecked, because image layers and copies change time stamps and the environment is read-only anyway.
-# -f: pip may have left byte code with time stamps. Some packages carry a file or two that is not valid Python 3.11:
-# no reason to fail.
+# Byte code, unchecked: image layers and copies change time stamps, and the environment is read-only anyway.
+# -f: pip may have left byte code with time stamps. Some packages contain files that are not valid Python 3.11, so errors are
+# ignored.
 "$python" -B -m compileall -qq -f -j 0 --invalidation-mode unchecked-hash -s "$env_dir" -p /opt/kernel \
     "$site" "$env_dir/launcher.py" "$env_dir/cellkeep_interrupts.py" || true
 
-# Prove that nothing needed was taken away.
+# Check that nothing necessary was removed.
 "$python" -B -c 'import altair, ipykernel, matplotlib.pyplot, pandas, PIL, plotly.express, scipy.stats, seaborn
 import sklearn.ensemble, statsmodels.api, sympy, tqdm'

@@ -1,11 +1,11 @@
-"""When SIGINT stops a cell, and when it must not.
+"""Decides when SIGINT raises KeyboardInterrupt.
 
-ipykernel lets SIGINT raise KeyboardInterrupt during a whole request. Where that meets its own dispatch, or IPython's work
-before and after the code, the request is lost or its reply never sent. Here the signal raises only where IPython makes
-an error of it: in the cell's code and in event hooks (which draw the plots). A signal that comes during an execution but not there is
-remembered until the next statement; one that comes between two executions has nothing to stop.
+ipykernel lets SIGINT raise KeyboardInterrupt during a whole request. If that hits its own dispatch, or IPython's work before and after
+the code, the request is lost or its reply never sent. Here the signal raises only where IPython turns it into an error: in the cell's
+code and in event hooks (which draw plots). A signal elsewhere during an execution is deferred until the next statement. A signal between
+two executions is ignored.
 
-The place is told by the stack and not by flags: a flag could be left wrong by the very exception that is raised.
+The stack tells where the signal arrived. Flags could be left wrong by the very exception that is raised.
 """
 
 import os
@@ -20,36 +20,36 @@ from ipykernel.ipkernel import IPythonKernel
 
 
 class Interrupts:
-    """SIGINT, as the main thread's executions take it. Signal handlers run in that thread and in no other."""
+    """The SIGINT handler for executions in the main thread, the only thread in which Python runs signal handlers."""
 
     def __init__(self):
         self.process = os.getpid()
         self.executing = False
-        # Came too early: the next statement raises it.
+        # A deferred signal, which the next statement raises.
         self.pending = False
-        # Whether code runs or, in an async cell, awaits something.
+        # Whether the cell's code is running or, in an async cell, awaiting.
         self.in_code = False
-        # The event loop and the task of an async cell.
+        # Event loop and task of an async cell.
         self.task = None
 
     def install(self):
-        signal.signal(signal.SIGINT, self.take)
+        signal.signal(signal.SIGINT, self.handle)
 
-    def take(self, number, frame):
+    def handle(self, number, frame):
         if os.getpid() != self.process:  # a child that the code forked
             return signal.default_int_handler(number, frame)
         if not self.executing:
             return
-        in_code, in_hook = where(frame)
+        in_code, in_hook = locate(frame)
         if in_code:
-            raise interruption()
+            raise keyboard_interrupt()
         if in_hook:
-            # IPython carries on after a hook that fails. If it ran before the code, the code must not start.
+            # IPython continues after a failed hook. If the hook ran before the code, the code must not start.
             self.pending = True
-            raise interruption()
+            raise keyboard_interrupt()
         if self.task and self.in_code:
-            # It awaits something. The event loop is what runs, and an exception in there would end the kernel. As in
-            # asyncio.run: cancelled here and now, before the task's next step, which may never await again.
+            # The code awaits, so the event loop is running, and an exception in it would end the kernel. As in asyncio.run, the
+            # task is cancelled at once, before its next step, which may never await again.
             loop, task = self.task
             task.cancel()
             loop.call_soon_threadsafe(lambda: None)  # wakes the loop
@@ -58,7 +58,7 @@ class Interrupts:
 
     @contextmanager
     def execution(self):
-        # The code of an earlier cell may have installed a handler of its own.
+        # An earlier cell may have installed another handler.
         self.install()
         self.pending = self.in_code = False
         self.task = None
@@ -78,8 +78,8 @@ class Interrupts:
             self.task = None
 
 
-def interruption():
-    """A KeyboardInterrupt that IPython shows without the frames of this file, which are none of the user's business."""
+def keyboard_interrupt():
+    """A KeyboardInterrupt whose traceback omits the frames of this file."""
     error = KeyboardInterrupt()
 
     def render():
@@ -95,7 +95,7 @@ def interruption():
         shell = InteractiveShell.instance()
         return shell.InteractiveTB.structured_traceback(KeyboardInterrupt, error, shown)
 
-    error._render_traceback_ = render  # where IPython looks for it
+    error._render_traceback_ = render  # IPython calls it
     return error
 
 
@@ -107,12 +107,12 @@ def in_main_thread():
 
 
 async def run_statement(run_code, *args, **kwargs):
-    """IPython's run_code: one statement of a cell. What is raised in here is the statement's error."""
+    """Wraps IPython's run_code, which runs one statement of a cell and turns an exception into the error of the statement."""
     if not in_main_thread():
         return await run_code(*args, **kwargs)
     if INTERRUPTS.pending:
         INTERRUPTS.pending = False
-        raise interruption()
+        raise keyboard_interrupt()
     outer, INTERRUPTS.in_code = INTERRUPTS.in_code, True
     try:
         return await run_code(*args, **kwargs)
@@ -123,7 +123,7 @@ async def run_statement(run_code, *args, **kwargs):
 class Kernel(IPythonKernel):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        # Not a subclass of the shell: libraries tell a notebook by the name of its class.
+        # A subclass of the shell would not do: libraries detect notebooks by the name of its class.
         run_code = self.shell.run_code
         self.shell.run_code = lambda *args, **kwargs: run_statement(run_code, *args, **kwargs)
 
@@ -134,7 +134,7 @@ class Kernel(IPythonKernel):
         """Upstream undoes the above."""
 
     async def execute_request(self, stream, ident, parent):
-        if not in_main_thread():  # a subshell: no signal reaches it
+        if not in_main_thread():  # a subshell, which receives no signals
             return await super().execute_request(stream, ident, parent)
         with INTERRUPTS.execution():
             return await super().execute_request(stream, ident, parent)
@@ -142,26 +142,26 @@ class Kernel(IPythonKernel):
     async def do_execute(self, code, silent, *args, **kwargs):
         try:
             return await super().do_execute(code, silent, *args, **kwargs)
-        except KeyboardInterrupt:  # on the way out of a hook; the request must have its reply all the same
+        except KeyboardInterrupt:  # raised while leaving a hook; the request still needs its reply
             error = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": ["KeyboardInterrupt"]}
             return {"status": "error", "execution_count": self.shell.execution_count - 1, "payload": [], **error}
 
     @contextmanager
     def _cancel_on_sigint(self, future):
-        # Upstream installs a handler that can only cancel: a loop that never awaits would not heed it.
+        # Upstream installs a handler that can only cancel, which has no effect on a loop that never awaits.
         with INTERRUPTS.awaiting(future.get_loop(), future):
             yield
 
 
-def where(frame):
-    """Whether a frame belongs to a cell's statement, and whether to an event hook that the execution waits for."""
+def locate(frame):
+    """Returns whether a frame belongs to a statement of the cell, and whether it belongs to an event hook of the execution."""
     called = None
     in_hook = False
     while frame:
         code = frame.f_code
         if code is run_statement.__code__:
             return True, False
-        # The hook itself, not the loop around the hooks.
+        # Only the hook itself, not the loop that calls the hooks.
         in_hook = in_hook or (code is EventManager.trigger.__code__ and called is not None)
         if code is Kernel.do_execute.__code__:
             return False, in_hook

@@ -1,8 +1,7 @@
-"""Starts ipykernel the way Cellkeep wants it: no output lost, no interrupt astray, no network for display, nothing slow at
-start.
+"""Starts ipykernel for Cellkeep: without lost output, with safe interrupts, with displays that need no network, and fast.
 
-Run as `python launcher.py -f CONNECTION_FILE`. Set-up that needs no code is in kernel.json's env;
-what takes time is done once, by bake.sh.
+Usage: `python launcher.py -f CONNECTION_FILE`. Settings that need no code are in the env of kernel.json; slow preparations are
+done once, by bake.sh.
 """
 
 import codecs
@@ -20,9 +19,9 @@ ENV_ROOT = Path(__file__).resolve().parent
 
 
 def use_baked_font_cache():
-    """matplotlib needs a config folder that it can write to, and takes long to index the fonts if no index is there.
+    """Copies the font index of bake.sh to a writable config folder, which matplotlib requires.
 
-    The index made by bake.sh lies on a read-only file system, so each sandbox gets a copy (some tens of KB).
+    Without an index, matplotlib takes long to create one. The copy takes some tens of KB.
     """
     config_dir = Path(os.environ.setdefault("MPLCONFIGDIR", "/tmp/.mplconfig"))
     try:
@@ -31,15 +30,15 @@ def use_baked_font_cache():
             copy = config_dir / baked.name
             if not copy.exists():
                 copy.write_bytes(baked.read_bytes())
-    except OSError as error:  # only costs the user time at the first plot
+    except OSError as error:  # the first plot is slower, nothing else
         print(f"launcher: no font cache: {error}", file=sys.stderr)
 
 
 class AltairMimetypeHook(importlib.abc.MetaPathFinder):
-    """Makes Altair emit its Vega-Lite JSON instead of HTML that loads scripts from a CDN.
+    """Makes Altair emit Vega-Lite JSON instead of HTML that loads scripts from a CDN.
 
-    Altair has no setting for it outside of its API, and importing it at kernel start would cost everyone half a second:
-    so the renderer is switched right after the user's own `import altair`, who can still choose another one.
+    Altair can only be configured through its API, and importing it at kernel start would take half a second each time. So the
+    renderer is set right after the user's `import altair`; the user can still choose another one.
     """
 
     def find_spec(self, fullname, path=None, target=None):
@@ -60,11 +59,11 @@ class AltairMimetypeHook(importlib.abc.MetaPathFinder):
 
 
 def watch_pipe(stream):
-    """Takes in what children write, and what bypasses sys.stdout.
+    """Reads the output of child processes and other output that bypasses sys.stdout.
 
-    Upstream also copies it to the process's own stdout, and Cellkeep keeps what comes there, too: it would be shown twice.
-    That copy made the children wait for whoever reads it. Here they wait until each piece has been sent: without, a flood
-    fills the kernel's memory before anybody can stop it.
+    Upstream also copies it to the stdout of the process, which Cellkeep shows too, so it would appear twice. That copy had a side
+    effect: child processes waited until it was read. Here they wait until each piece is sent; otherwise a flood of output would fill
+    the kernel's memory before the output limit can stop it.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
@@ -75,40 +74,40 @@ def watch_pipe(stream):
         stream._exc = sys.exc_info()
 
 
-# Characters that a cell may print before it waits until they have been sent.
-AHEAD = 1 << 20
+# Characters that a cell may print before it waits until they are sent.
+MAX_UNSENT = 1 << 20
 
 
-def paced(write):
-    """Bounds what is printed and not sent yet.
+def bounded(write):
+    """Limits the output that is printed but not sent yet.
 
-    Upstream sends five times a second whatever has come by then. A loop prints a hundred megabytes in that time, of which half a
-    dozen copies are then made: more than a sandbox's memory, and the cell would die of output that is within its limit.
+    Upstream sends the accumulated output five times a second. In that time a loop can print a hundred megabytes, of which half a dozen
+    copies are made: more than a sandbox's memory. The cell would run out of memory with output within its limit.
     """
 
     def write_in_pieces(stream, text):
         if not isinstance(text, str) or not stream._is_master_process():
             return write(stream, text)
-        for start in range(0, len(text), AHEAD):
-            piece = text[start : start + AHEAD]
+        for start in range(0, len(text), MAX_UNSENT):
+            piece = text[start : start + MAX_UNSENT]
             write(stream, piece)
-            stream.ahead = getattr(stream, "ahead", 0) + len(piece)
-            if stream.ahead >= AHEAD:
-                stream.ahead = 0
+            stream.unsent = getattr(stream, "unsent", 0) + len(piece)
+            if stream.unsent >= MAX_UNSENT:
+                stream.unsent = 0
                 stream.flush()
         return len(text)
 
     return write_in_pieces
 
 
-# Threads of pools work for whichever cell gave them something to do, and not for the one that was first.
+# Threads of pools work for the cell that submitted their task, not for the cell that started the pool.
 POOLS = {"concurrent.futures.thread", "multiprocessing.pool"}
 
 
-def threads_belong_to_their_cells(shell):
-    """What a thread prints and displays belongs to the cell that started it, as long as it may live.
+def attribute_threads_to_cells(shell):
+    """Attributes the output of a thread to the cell that started it, also after the end of that cell.
 
-    Upstream takes the cell that runs at that moment; it has a way to say otherwise for the calling thread.
+    Upstream attributes it to the cell that is running at the moment; set_thread_parent overrides this for the calling thread.
     """
     start = threading.Thread.start
 
@@ -117,7 +116,7 @@ def threads_belong_to_their_cells(shell):
             run, parent = thread.run, shell.get_parent()
 
             def run_for_cell():
-                # A thread that goes on holding this, which holds the thread, would wait for the garbage collector.
+                # Breaks the reference cycle between thread and closure, which only the garbage collector would free.
                 vars(thread).pop("run", None)
                 shell.set_thread_parent(parent)
                 run()
@@ -131,9 +130,9 @@ def threads_belong_to_their_cells(shell):
 def main():
     from cellkeep_interrupts import INTERRUPTS, Kernel
 
-    # Python put this script's folder first in sys.path. (-P would prevent it, but then IPython leaves out the user's.)
+    # Python puts the folder of this script first in sys.path. (-P prevents that, but IPython then omits the user's folder too.)
     sys.path.remove(str(ENV_ROOT))
-    # There are no widgets, so tqdm's text bar is right, and its advice to install them is noise.
+    # There are no widgets: tqdm correctly falls back to its text bar, and its advice to install them is noise.
     warnings.filterwarnings("ignore", message="IProgress not found")
     use_baked_font_cache()
     sys.meta_path.insert(0, AltairMimetypeHook())
@@ -143,24 +142,24 @@ def main():
     from ipykernel.kernelapp import IPKernelApp
 
     OutStream._watch_pipe_fd = watch_pipe
-    OutStream.write = paced(OutStream.write)
+    OutStream.write = bounded(OutStream.write)
 
     class KernelApp(IPKernelApp):
         def init_signal(self):
             INTERRUPTS.install()
 
         def _bind_socket(self, socket, port):
-            # By default iopub silently drops what exceeds 1,000 waiting messages. The two cures are to block
-            # (XPUB_NODROP) or to queue without limit. We queue: Cellkeep's agent always drains, so the queue stays
-            # short, and if it ever does not, memory has a limit of its own, while a kernel blocked in a print
-            # would answer nobody. There is no trait for it, and it must be set before bind.
+            # By default iopub silently drops messages beyond 1,000 in its queue. The alternatives are to block (XPUB_NODROP)
+            # or to queue without limit. This queues: Cellkeep's agent always drains the socket, so the queue stays short, and
+            # memory is limited anyway, while a kernel that blocks in print would answer no request. ipykernel has no trait for
+            # this option, and it must be set before bind.
             if socket.type == zmq.XPUB:
                 socket.sndhwm = 0
             return super()._bind_socket(socket, port)
 
         def close(self):
-            # Upstream closes iopub first; if the control thread is just flushing to it, the exit hangs 10 s or for ever
-            # (seen once in a hundred). So that thread ends first.
+            # Upstream closes iopub first; if the control thread is flushing to it, the exit hangs for 10 s or for ever (seen once
+            # in a hundred exits). So the control thread is stopped first.
             if self.control_thread and self.control_thread.is_alive():
                 self.control_thread.stop()
                 self.control_thread.join()
@@ -168,17 +167,17 @@ def main():
 
     app = KernelApp.instance(
         kernel_class=Kernel,
-        # Our parent is PID 1 of the sandbox. Saying so spares the note about Ctrl-C on stdout, and a polling thread.
+        # The parent is PID 1 of the sandbox. Setting it avoids a note about Ctrl-C on stdout, and a polling thread.
         parent_handle=1,
-        # The warning that TCP is not encrypted does not apply to a sandbox's own loopback.
+        # Suppresses the warning about unencrypted TCP, which does not apply to the loopback of a sandbox.
         log_level=logging.ERROR,
     )
-    # One sandbox, one session: a history on disk would only cost time.
+    # A sandbox has one session; a history on disk would only take time.
     app.config.HistoryManager.hist_file = ":memory:"
     app.initialize()
-    # IPython keeps all that was ever printed, for %notebook. Cellkeep keeps it, too, and not in the sandbox's memory.
+    # IPython keeps all printed output in memory for %notebook. Cellkeep stores it outside of the sandbox.
     app.shell._tee = lambda channel: contextlib.nullcontext()
-    threads_belong_to_their_cells(app.shell)
+    attribute_threads_to_cells(app.shell)
     app.start()
 
 
