@@ -223,9 +223,9 @@ impl fmt::Display for CellNumber {
 /// it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct RunId(pub String);
+pub struct ExecutionId(pub String);
 
-impl fmt::Display for RunId {
+impl fmt::Display for ExecutionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

@@ -28,7 +28,7 @@ use cellkeep::kernels::{self, KernelSpec};
 use cellkeep::manager::{Manager, SandboxChoice, Session, SessionSpec};
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
-use cellkeep::session::{EventBody, NewCell, RunStatus};
+use cellkeep::session::{EventBody, ExecutionStatus, NewCell};
 
 use self::table::Table;
 
@@ -155,7 +155,7 @@ async fn run(session: &mut Session, code: &str) -> anyhow::Result<String> {
                 printed.push_str(message.content_value()["text"].as_str().unwrap_or_default());
             }
             EventBody::Finished(result) => {
-                ensure!(result.status == RunStatus::Ok, "the cell ended with {:?}: {:?}", result.status, result.error);
+                ensure!(result.status == ExecutionStatus::Ok, "the cell ended with {:?}: {:?}", result.status, result.error);
                 return Ok(printed);
             }
             body => body.notice().into_iter().for_each(|text| eprintln!("  notice: {text}")),

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::usage::UsageSample;
-use crate::agent_protocol::RunUsage;
+use crate::agent_protocol::ExecutionUsage;
 
 /// Executions remembered. Output of older or unknown ones is charged to the newest.
 const MAX_REMEMBERED: usize = 8;
@@ -93,10 +93,10 @@ impl Executions {
 
     /// The usage of an execution until `now`. If the sandbox's peak rose during the execution, that is its peak; else its
     /// peak is the highest sample.
-    pub fn usage(&self, msg_id: &str, now: UsageSample) -> RunUsage {
-        let Some(run) = self.recent.iter().find(|run| run.msg_id == msg_id) else { return RunUsage::default() };
+    pub fn usage(&self, msg_id: &str, now: UsageSample) -> ExecutionUsage {
+        let Some(run) = self.recent.iter().find(|run| run.msg_id == msg_id) else { return ExecutionUsage::default() };
         let sampled = run.sampled_bytes.max(now.memory_bytes);
-        RunUsage {
+        ExecutionUsage {
             cpu_seconds: (now.cpu_seconds - run.baseline.cpu_seconds).max(0.0),
             peak_memory_bytes: if now.peak_bytes > run.baseline.peak_bytes { now.peak_bytes } else { sampled },
         }
@@ -167,16 +167,16 @@ mod tests {
         executions.submit("big".into(), Bytes::new());
         executions.set_baseline(at(1.0, 10, 20));
         executions.sample_memory(80);
-        assert_eq!(executions.usage("big", at(3.0, 30, 90)), RunUsage { cpu_seconds: 2.0, peak_memory_bytes: 90 });
+        assert_eq!(executions.usage("big", at(3.0, 30, 90)), ExecutionUsage { cpu_seconds: 2.0, peak_memory_bytes: 90 });
         executions.finish("big");
         executions.sample_memory(85);
         executions.submit("small".into(), Bytes::new());
         executions.set_baseline(at(3.0, 30, 90));
         executions.sample_memory(50);
-        assert_eq!(executions.usage("small", at(3.5, 40, 90)), RunUsage { cpu_seconds: 0.5, peak_memory_bytes: 50 });
+        assert_eq!(executions.usage("small", at(3.5, 40, 90)), ExecutionUsage { cpu_seconds: 0.5, peak_memory_bytes: 50 });
         assert_eq!(
             (executions.running_id().as_deref(), executions.usage("?", at(9.0, 9, 9))),
-            (Some("small"), RunUsage::default())
+            (Some("small"), ExecutionUsage::default())
         );
     }
 

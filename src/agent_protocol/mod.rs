@@ -30,6 +30,6 @@ pub use codec::{FILE_CHUNK, ProtocolError, SUBMIT_MAX};
 pub use config::{AgentConfig, Listen, receive_config, send_config};
 pub use frame::{FrameError, FrameReader, PREAMBLE, RawFrame, encode_frame, read_preamble, write_all_vectored};
 pub use types::{
-    Answer, AnswerBody, Event, FileEntry, FromAgent, Hello, KernelEvent, KernelExit, KernelState, KillReason, RefusalCause,
-    Refused, Request, RunUsage, SignalKind, ToAgent, UsageReading,
+    Answer, AnswerBody, Event, ExecutionUsage, FileEntry, FromAgent, Hello, KernelEvent, KernelExit, KernelState,
+    KillReason, RefusalCause, Refused, Request, SignalKind, ToAgent, UsageReading,
 };

@@ -109,7 +109,7 @@ pub struct UsageReading {
 
 /// Resource usage of one execution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RunUsage {
+pub struct ExecutionUsage {
     /// CPU time of all processes of the sandbox between the request and its reply, seconds.
     pub cpu_seconds: f64,
     /// Peak memory of the sandbox during the execution, bytes. Exact if it is the peak of the sandbox's life, else the
@@ -268,7 +268,7 @@ pub enum KernelEvent {
     RunUsed {
         /// The `msg_id` of the `execute_request`.
         msg_id: String,
-        used: RunUsage,
+        used: ExecutionUsage,
     },
     /// A malformed message on the kernel's sockets was dropped.
     BadMessage {

@@ -17,7 +17,7 @@ use super::sessions::check_timeout;
 use super::{Api, Body, Caller, CellInPath, Query, SessionInPath, User, extract, guard, view};
 use crate::ids::SessionId;
 use crate::manager::{EventRow, OverByteLimit, may_reference_artifacts};
-use crate::session::{Cell, CellEdit, CellPhase, CellType, NewCell, RunOptions, SessionHandle};
+use crate::session::{Cell, CellEdit, CellPhase, CellType, ExecutionOptions, NewCell, SessionHandle};
 use crate::wire::json as wire_json;
 
 /// The largest value of `wait` in seconds.
@@ -92,12 +92,12 @@ pub(super) fn run_options(
     caller: &Caller,
     timeout: Option<f64>,
     allow_stdin: Option<bool>,
-) -> Result<RunOptions, Problem> {
+) -> Result<ExecutionOptions, Problem> {
     let timeout_seconds = match check_timeout(timeout)? {
         Some(seconds) => Some(seconds),
         None => api.sessions.cell_timeout(id, &caller.access())?,
     };
-    Ok(RunOptions { timeout_seconds, allow_stdin: allow_stdin.unwrap_or(false), ..RunOptions::default() })
+    Ok(ExecutionOptions { timeout_seconds, allow_stdin: allow_stdin.unwrap_or(false), ..ExecutionOptions::default() })
 }
 
 pub(super) async fn add(
@@ -144,11 +144,11 @@ async fn respond(
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     // A cell that is finished has no further events.
-    if extract::accepts(headers, "text/event-stream") && cell.run.phase != CellPhase::Finished {
+    if extract::accepts(headers, "text/event-stream") && cell.execution.phase != CellPhase::Finished {
         return events::stream_cell(api, id, caller, &cell, form);
     }
     let mut cached = None;
-    if let Some(wait) = wait.filter(|_| cell.run.phase != CellPhase::Finished) {
+    if let Some(wait) = wait.filter(|_| cell.execution.phase != CellPhase::Finished) {
         // A timeout is not an error: the response has the current state of the cell. If the session or the cell is gone, the
         // store has that state.
         if let Ok(Ok(ended)) = tokio::time::timeout(wait, handle.ended(&cell)).await {
@@ -207,7 +207,7 @@ async fn view_from_cache(
         return Ok(None);
     };
     // The cell may have been queued again meanwhile. Those events are left out.
-    let belongs = |event: &&EventRow| event.cell.as_deref() == Some(&cell.id) && event.seq <= cell.run.last_seq;
+    let belongs = |event: &&EventRow| event.cell.as_deref() == Some(&cell.id) && event.seq <= cell.execution.last_seq;
     let events: Vec<&EventRow> = cached.iter().map(AsRef::as_ref).filter(belongs).collect();
     // Artifacts are read from files, and are larger than their events.
     if events.iter().any(|event| may_reference_artifacts(event))

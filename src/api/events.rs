@@ -131,7 +131,7 @@ pub(super) fn stream_cell(
 
 /// The cursor before the first event of a cell's latest execution.
 pub(super) fn cursor_before(cell: &Cell) -> Seq {
-    Seq(cell.run.first_seq.0.saturating_sub(1))
+    Seq(cell.execution.first_seq.0.saturating_sub(1))
 }
 
 fn ends_cell(event: &EventRow, cell: &str) -> bool {

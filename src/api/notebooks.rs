@@ -20,7 +20,7 @@ use crate::export::{self, ExportOptions, Format, ScriptStyle, Theme};
 use crate::ids::{Seq, SessionId};
 use crate::manager::{EventKind, NotebookRun, first_failure};
 use crate::notebook::Notebook;
-use crate::session::{Cell, CellPhase, RunStatus};
+use crate::session::{Cell, CellPhase, ExecutionStatus};
 use crate::wire::json as wire_json;
 
 /// The content security policy of an exported page. Scripts of its plots run in an opaque origin, without access to the
@@ -235,7 +235,7 @@ impl RunOutcome {
         let all = api.reader.cells(id, &caller.access()).await?;
         let ids: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let cells: Vec<Cell> = all.into_iter().filter(|cell| ids.contains(cell.id.as_str())).collect();
-        let is_over = cells.iter().all(|cell| cell.run.phase == CellPhase::Finished);
+        let is_over = cells.iter().all(|cell| cell.execution.phase == CellPhase::Finished);
         Ok(Self { cells, is_over })
     }
 
@@ -244,14 +244,14 @@ impl RunOutcome {
             "state": if self.is_over { "finished" } else { "running" },
             "cells": self.cells.iter().map(summary).collect::<Vec<_>>(),
             "cells_total": self.cells.len(),
-            "cells_done": self.cells.iter().filter(|cell| cell.run.phase == CellPhase::Finished).count(),
+            "cells_done": self.cells.iter().filter(|cell| cell.execution.phase == CellPhase::Finished).count(),
         });
         let failure = first_failure(&self.cells);
         if self.is_over || failure.is_some() {
-            let status = failure.and_then(|cell| cell.run.status()).unwrap_or(RunStatus::Ok);
+            let status = failure.and_then(|cell| cell.execution.status()).unwrap_or(ExecutionStatus::Ok);
             json["status"] = status.name().into();
         }
-        if let Some((cell, error)) = failure.and_then(|cell| Some((cell, cell.run.result.as_ref()?.error.as_ref()?))) {
+        if let Some((cell, error)) = failure.and_then(|cell| Some((cell, cell.execution.result.as_ref()?.error.as_ref()?))) {
             json["error"] =
                 json!({"cell": cell.id, "ename": error.ename, "evalue": error.evalue, "traceback": error.traceback});
         }
@@ -260,8 +260,8 @@ impl RunOutcome {
 }
 
 fn summary(cell: &Cell) -> Value {
-    let mut summary = json!({"id": cell.id, "state": cell.run.phase.name()});
-    if let Some(result) = &cell.run.result {
+    let mut summary = json!({"id": cell.id, "state": cell.execution.phase.name()});
+    if let Some(result) = &cell.execution.result {
         summary["status"] = result.status.name().into();
         summary["metrics"] = crate::session::metrics(result);
     }

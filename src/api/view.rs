@@ -38,10 +38,10 @@ pub(super) fn session(
 
 /// A cell, with outputs if they are given.
 pub(super) fn cell(cell: &Cell, outputs: Option<Vec<Value>>) -> Value {
-    let result = cell.run.result.as_ref();
+    let result = cell.execution.result.as_ref();
     let mut view = json!({
         "id": cell.id, "cell_type": cell.cell_type.name(), "source": cell.source, "metadata": cell.metadata,
-        "state": cell.run.phase.name(), "last_seq": cell.run.last_seq,
+        "state": cell.execution.phase.name(), "last_seq": cell.execution.last_seq,
     });
     let Value::Object(fields) = &mut view else { return view };
     let mut put = |key: &str, value: Value| fields.insert(key.to_owned(), value);
@@ -54,7 +54,7 @@ pub(super) fn cell(cell: &Cell, outputs: Option<Vec<Value>>) -> Value {
             put("error", json!({"ename": error.ename, "evalue": error.evalue, "traceback": error.traceback}));
         }
     }
-    if let Some(started) = cell.run.started_at.filter(|_| cell.run.phase != CellPhase::Queued) {
+    if let Some(started) = cell.execution.started_at.filter(|_| cell.execution.phase != CellPhase::Queued) {
         put("started_at", iso8601(started).into());
     }
     if let Some(outputs) = outputs {

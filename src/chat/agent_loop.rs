@@ -18,7 +18,7 @@ use super::stream::{self, ModelReply, ToolCall};
 use super::thread::{self, CellCollector, ChatMetadata, KEY, Message, MessageState, ThreadCell};
 use crate::ids::{self, Access, Seq, SessionId};
 use crate::manager::{EventKind, SessionReader, SessionService, outputs_from_events};
-use crate::session::{Cell, CellEdit, CellPhase, CellType, Denied, NewCell, RunOptions, SessionError, SessionState};
+use crate::session::{Cell, CellEdit, CellPhase, CellType, Denied, ExecutionOptions, NewCell, SessionError, SessionState};
 
 /// The largest number of replies in one turn. Each of them may have tool calls.
 pub(super) const MAX_STEPS: usize = 20;
@@ -132,14 +132,14 @@ impl AgentLoop {
             if collector.is_full() {
                 break;
             }
-            let known = cached.remove(&cell.id).filter(|(seq, _)| *seq == cell.run.last_seq);
+            let known = cached.remove(&cell.id).filter(|(seq, _)| *seq == cell.execution.last_seq);
             let summary = match known {
                 Some((_, summary)) => summary,
                 None => self.summarize(&cell, &sizes).await?,
             };
             // Inline images can have megabytes, so they are not cached.
             if !summary.images.iter().any(|image| matches!(image, Image::Inline { .. })) {
-                self.summaries.insert(cell.id.clone(), (cell.run.last_seq, summary.clone()));
+                self.summaries.insert(cell.id.clone(), (cell.execution.last_seq, summary.clone()));
             }
             collector.add(as_thread_cell(cell, summary));
             read += 1;
@@ -154,14 +154,14 @@ impl AgentLoop {
             return Ok(OutputSummary::default());
         }
         let store = self.reader.store();
-        let (first, last) = store.ends_of_cell(&self.id, &cell.id, cell.run.first_seq, MAX_EVENT_BYTES).await?;
+        let (first, last) = store.ends_of_cell(&self.id, &cell.id, cell.execution.first_seq, MAX_EVENT_BYTES).await?;
         let mut outputs = outputs_from_events(&first);
         if !last.is_empty() {
             // The model gets the beginning and the end of a long output. The events between them are not read.
             outputs.push(json!({"output_type": "stream", "name": "stdout", "text": "[… much is left out here …]\n"}));
             outputs.extend(output_tail::fold_tail(&last));
         }
-        outputs.extend(cell.run.result.as_ref().and_then(|result| result.untold_error()));
+        outputs.extend(cell.execution.result.as_ref().and_then(|result| result.unsent_error()));
         Ok(content::summarize(&outputs, sizes))
     }
 
@@ -289,7 +289,7 @@ impl AgentLoop {
             source: code,
             metadata: Map::from_iter([(KEY.to_owned(), metadata)]),
             // No stdin: possibly nobody is there to answer.
-            options: RunOptions { timeout_seconds, ..RunOptions::default() },
+            options: ExecutionOptions { timeout_seconds, ..ExecutionOptions::default() },
             run: true,
             ..NewCell::default()
         };
@@ -309,7 +309,7 @@ impl AgentLoop {
 }
 
 async fn until_ended(reader: &SessionReader, id: &SessionId, cell: &Cell) -> Result<(), ChatError> {
-    let mut subscription = reader.subscribe(id, &Access::All, Seq(cell.run.first_seq.0.saturating_sub(1)))?;
+    let mut subscription = reader.subscribe(id, &Access::All, Seq(cell.execution.first_seq.0.saturating_sub(1)))?;
     while let Some(events) = subscription.next().await? {
         let ends = events.iter().filter(|event| event.kind == EventKind::CellFinished);
         if ends.into_iter().any(|event| event.cell.as_deref() == Some(&cell.id)) {
@@ -337,7 +337,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 fn as_thread_cell(cell: Cell, outputs: OutputSummary) -> ThreadCell {
-    let status = match (cell.run.phase, cell.run.status()) {
+    let status = match (cell.execution.phase, cell.execution.status()) {
         (CellPhase::Finished, status) => status.map(|status| format!("status: {}", status.name())),
         (phase, _) => Some(format!("status: {}", phase.name())),
     };

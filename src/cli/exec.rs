@@ -19,7 +19,9 @@ use crate::config::Paths;
 use crate::kernels::{self, KernelSpec};
 use crate::languages;
 use crate::output::{ArtifactOptions, OutputTarget, Outputs, StreamStyle, artifacts};
-use crate::session::{EventBody, NewCell, RunOptions, RunResult, RunStatus, SessionEvents, SessionHandle, metrics};
+use crate::session::{
+    EventBody, ExecutionOptions, ExecutionResult, ExecutionStatus, NewCell, SessionEvents, SessionHandle, metrics,
+};
 use crate::wire::Message;
 use crate::wire::content::InputRequest;
 
@@ -70,10 +72,10 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let forwarder = signals.forward();
     let _forwarding = forwarder.register(session.handle.clone());
     // Standard input cannot supply both the code and the answers to its prompts.
-    let options = RunOptions {
+    let options = ExecutionOptions {
         timeout_seconds: args.timeout.map(|limit| limit.as_secs_f64()),
         allow_stdin: !from_stdin,
-        ..RunOptions::default()
+        ..ExecutionOptions::default()
     };
     let cell = NewCell { source: code, options, run: true, ..NewCell::default() };
     let finished = match session.handle.add_cell(cell).await {
@@ -137,7 +139,7 @@ async fn run_to_end(
     events: &mut SessionEvents,
     memory: usize,
     live: bool,
-) -> anyhow::Result<(Vec<Value>, RunResult)> {
+) -> anyhow::Result<(Vec<Value>, ExecutionResult)> {
     let mut outputs = Outputs::new(StreamStyle::Terminal).with_memory(memory);
     outputs.start(CELL);
     let prompts = spawn_prompter(session.clone());
@@ -200,7 +202,7 @@ fn answer_from_terminal(runtime: &Runtime, session: &SessionHandle, InputRequest
     };
 }
 
-fn print_summary(outputs: &[Value], result: &RunResult, files: &[PathBuf], are_written: bool) {
+fn print_summary(outputs: &[Value], result: &ExecutionResult, files: &[PathBuf], are_written: bool) {
     for file in files {
         eprint_line!("wrote {}", file.display());
     }
@@ -209,12 +211,14 @@ fn print_summary(outputs: &[Value], result: &RunResult, files: &[PathBuf], are_w
         eprint_line!("cellkeep: {pictures} plot file(s) were not written; use --artifacts DIR to keep them");
     }
     // Ordinary errors were printed as outputs.
-    if let Some(error) = result.error.as_ref().filter(|_| !matches!(result.status, RunStatus::Ok | RunStatus::Error)) {
+    if let Some(error) =
+        result.error.as_ref().filter(|_| !matches!(result.status, ExecutionStatus::Ok | ExecutionStatus::Error))
+    {
         eprint_line!("cellkeep: {}", error.evalue);
     }
 }
 
-fn report(outputs: &[Value], result: &RunResult, files: &[PathBuf]) -> Value {
+fn report(outputs: &[Value], result: &ExecutionResult, files: &[PathBuf]) -> Value {
     json!({
         "status": result.status.name(),
         "execution_count": result.execution_count,

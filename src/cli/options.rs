@@ -17,7 +17,7 @@ use crate::output::Artifact;
 use crate::policy::{Limits, Network, parse_size};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
-use crate::session::{RunStatus, SessionHandle, Upload};
+use crate::session::{ExecutionStatus, SessionHandle, Upload};
 
 /// How long a command that was stopped waits for its session, to destroy it.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -195,13 +195,13 @@ async fn upload_file(session: &SessionHandle, path: &Path) -> anyhow::Result<()>
 }
 
 /// The exit code for a run's status.
-pub(super) fn exit_for(status: RunStatus) -> Exit {
+pub(super) fn exit_for(status: ExecutionStatus) -> Exit {
     match status {
-        RunStatus::Ok => Exit::Ok,
-        RunStatus::Error | RunStatus::OutputExceeded | RunStatus::Cancelled => Exit::CellFailed,
-        RunStatus::Interrupted => Exit::Interrupted,
-        RunStatus::Timeout => Exit::TimedOut,
-        RunStatus::KernelDied | RunStatus::MemoryExceeded => Exit::KernelDied,
+        ExecutionStatus::Ok => Exit::Ok,
+        ExecutionStatus::Error | ExecutionStatus::OutputExceeded | ExecutionStatus::Cancelled => Exit::CellFailed,
+        ExecutionStatus::Interrupted => Exit::Interrupted,
+        ExecutionStatus::Timeout => Exit::TimedOut,
+        ExecutionStatus::KernelDied | ExecutionStatus::MemoryExceeded => Exit::KernelDied,
     }
 }
 

@@ -24,7 +24,7 @@ use crate::notebook::Notebook;
 use crate::notebook::parameters::Parameters;
 use crate::output::StreamStyle;
 use crate::runner::CellReport;
-use crate::session::RunStatus;
+use crate::session::ExecutionStatus;
 
 /// Run notebooks and compare their outputs with the stored ones, as nbval does: by type, with streams joined.
 #[derive(Args)]
@@ -177,7 +177,7 @@ fn compare(outcome: &mut Outcome, stored: Notebook, executed: &Notebook, compari
     let cells = outcome.report.as_ref().map(|report| report.cells.clone()).unwrap_or_default();
     for run in &cells {
         let (Some(before), Some(after)) = (stored.cell(run.index), executed.cell(run.index)) else { continue };
-        let raised = run.status == RunStatus::Error && !CellMark::Raises.is_on(before);
+        let raised = run.status == ExecutionStatus::Error && !CellMark::Raises.is_on(before);
         if let (true, Some(error)) = (raised, &run.error) {
             outcome.differences.push((run.index, format!("raised {}: {}", error.ename, error.evalue)));
         }
@@ -193,7 +193,7 @@ fn compare(outcome: &mut Outcome, stored: Notebook, executed: &Notebook, compari
 
 /// `--update`: stores the new outputs, unless a cell was stopped.
 fn update(outcome: &mut Outcome, mut stored: Notebook, executed: &Notebook, cells: &[CellReport]) -> anyhow::Result<()> {
-    let is_incomplete = |run: &&CellReport| !matches!(run.status, RunStatus::Ok | RunStatus::Error);
+    let is_incomplete = |run: &&CellReport| !matches!(run.status, ExecutionStatus::Ok | ExecutionStatus::Error);
     if let Some(cell) = cells.iter().find(is_incomplete) {
         let index = cell.index + 1;
         outcome.differences.push((cell.index, format!("did not run to its end ({})", cell.status.name())));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use crate::ids::{CellNumber, SessionId};
-use crate::session::{Cell, CellChange, CellPhase, EventBody, RunResult, RunStatus, Transaction};
+use crate::session::{Cell, CellChange, CellPhase, EventBody, ExecutionResult, ExecutionStatus, Transaction};
 use crate::telemetry::traces;
 
 /// The unfinished executions of a session, for their spans.
@@ -27,9 +27,9 @@ impl ExecutionTraces {
     /// `cells` holds executions that an earlier server left unfinished. `None` if no trace collector is configured.
     pub fn new(session: &SessionId, kernel: &str, cells: &[Cell]) -> Option<Self> {
         traces::is_enabled().then(|| {
-            let unfinished = cells.iter().filter(|cell| cell.run.phase != CellPhase::Finished).map(|cell| {
-                let (parent, queued_at) = (cell.run.trace.clone(), cell.run.queued_at);
-                (cell.id.clone(), Unfinished { parent, queued_at, started: cell.run.phase == CellPhase::Running })
+            let unfinished = cells.iter().filter(|cell| cell.execution.phase != CellPhase::Finished).map(|cell| {
+                let (parent, queued_at) = (cell.execution.trace.clone(), cell.execution.queued_at);
+                (cell.id.clone(), Unfinished { parent, queued_at, started: cell.execution.phase == CellPhase::Running })
             });
             Self { session: session.clone(), kernel: kernel.to_owned(), unfinished: unfinished.collect() }
         })
@@ -43,7 +43,7 @@ impl ExecutionTraces {
                 EventBody::Queued => {
                     let number = cell_numbers.get(id);
                     let parent = transaction.cells.iter().find_map(|change| match change {
-                        CellChange::Run { number: its, run } if Some(its) == number => run.trace.clone(),
+                        CellChange::Execution { number: its, execution } if Some(its) == number => execution.trace.clone(),
                         _ => None,
                     });
                     let unfinished = Unfinished { parent, queued_at: Some(event.time), started: false };
@@ -59,7 +59,7 @@ impl ExecutionTraces {
         }
     }
 
-    fn record(&self, cell: &str, unfinished: &Unfinished, result: &RunResult) {
+    fn record(&self, cell: &str, unfinished: &Unfinished, result: &ExecutionResult) {
         let ended_at = result.started_at.checked_add(result.wall).unwrap_or(result.started_at);
         traces::record_execution(&traces::ExecutionSpan {
             parent: unfinished.parent.as_deref(),
@@ -70,7 +70,7 @@ impl ExecutionTraces {
             started_at: unfinished.started.then_some(result.started_at),
             ended_at,
             status: result.status.name(),
-            failed: !matches!(result.status, RunStatus::Ok | RunStatus::Cancelled),
+            failed: !matches!(result.status, ExecutionStatus::Ok | ExecutionStatus::Cancelled),
             used: result.used.as_ref().map(|used| (used.cpu_seconds * 1000.0, used.peak_memory_bytes)),
         });
     }

@@ -14,7 +14,8 @@ use crate::ids::{CellNumber, SessionId, SessionPhase};
 use crate::mime;
 use crate::output::{ArtifactOptions, artifacts_of};
 use crate::session::{
-    self, Cell, CellChange, CellRun, EventBody, Journal, JournalError, RunOptions, SessionEvent, SessionState, Transaction,
+    self, Cell, CellChange, CellExecution, EventBody, ExecutionOptions, Journal, JournalError, SessionEvent, SessionState,
+    Transaction,
 };
 use crate::store::{
     self, ArtifactRow, CellRow, CellState, Commit, EventKind, EventRow, SessionChange, Store, from_ms, to_ms,
@@ -220,7 +221,9 @@ fn change_row(change: &CellChange) -> store::CellChange {
         CellChange::Options { number, options } => {
             store::CellChange::Options { number: number.0, options: options_text(options) }
         }
-        CellChange::Run { number, run } => store::CellChange::State { number: number.0, run: run_row(run) },
+        CellChange::Execution { number, execution } => {
+            store::CellChange::State { number: number.0, execution: execution_row(execution) }
+        }
         CellChange::Delete { number } => store::CellChange::Delete { number: number.0 },
     }
 }
@@ -234,24 +237,24 @@ fn cell_row(cell: &Cell) -> CellRow {
         source: cell.source.clone(),
         metadata: Value::Object(cell.metadata.clone()).to_string(),
         options: options_text(&cell.options),
-        run: run_row(&cell.run),
+        execution: execution_row(&cell.execution),
     }
 }
 
-fn options_text(options: &RunOptions) -> String {
+fn options_text(options: &ExecutionOptions) -> String {
     serde_json::to_string(options).unwrap_or_default()
 }
 
-fn run_row(run: &CellRun) -> CellState {
+fn execution_row(execution: &CellExecution) -> CellState {
     CellState {
-        state: run.phase.name().to_owned(),
-        queued_at: run.queued_at.map(to_ms),
-        trace: run.trace.clone(),
-        run: run.run.as_ref().map(|run| run.0.clone()),
-        started_at: run.started_at.map(to_ms),
-        result: run.result.as_ref().and_then(|result| serde_json::to_string(result).ok()),
-        first_seq: run.first_seq,
-        last_seq: run.last_seq,
+        state: execution.phase.name().to_owned(),
+        queued_at: execution.queued_at.map(to_ms),
+        trace: execution.trace.clone(),
+        id: execution.id.as_ref().map(|id| id.0.clone()),
+        started_at: execution.started_at.map(to_ms),
+        result: execution.result.as_ref().and_then(|result| serde_json::to_string(result).ok()),
+        first_seq: execution.first_seq,
+        last_seq: execution.last_seq,
     }
 }
 
@@ -269,15 +272,15 @@ pub(super) fn restore_cell(row: CellRow) -> Option<Cell> {
         source: row.source,
         metadata,
         options: serde_json::from_str(&row.options).unwrap_or_default(),
-        run: CellRun {
-            phase: crate::session::CellPhase::parse(&row.run.state).unwrap_or_default(),
-            queued_at: row.run.queued_at.map(from_ms),
-            trace: row.run.trace,
-            run: row.run.run.map(crate::ids::RunId),
-            started_at: row.run.started_at.map(from_ms),
-            result: row.run.result.and_then(|text| serde_json::from_str(&text).ok()),
-            first_seq: row.run.first_seq,
-            last_seq: row.run.last_seq,
+        execution: CellExecution {
+            phase: crate::session::CellPhase::parse(&row.execution.state).unwrap_or_default(),
+            queued_at: row.execution.queued_at.map(from_ms),
+            trace: row.execution.trace,
+            id: row.execution.id.map(crate::ids::ExecutionId),
+            started_at: row.execution.started_at.map(from_ms),
+            result: row.execution.result.and_then(|text| serde_json::from_str(&text).ok()),
+            first_seq: row.execution.first_seq,
+            last_seq: row.execution.last_seq,
         },
     })
 }

@@ -22,7 +22,8 @@ use crate::notebook::{self, Notebook};
 use crate::output::{StreamStyle, Widgets};
 use crate::sandbox::SandboxKind;
 use crate::session::{
-    CLEARED, Cell, CellEdit, CellPhase, CellType, Denied, NewCell, RunOptions, RunStatus, SessionError, SessionHandle,
+    CLEARED, Cell, CellEdit, CellPhase, CellType, Denied, ExecutionOptions, ExecutionStatus, NewCell, SessionError,
+    SessionHandle,
 };
 use crate::store::{EventKind, EventRow, SessionRow, StoreError, from_ms};
 use crate::telemetry::traces;
@@ -80,12 +81,12 @@ impl SessionService {
             cells.drain(..index);
         }
         let group = Some(ids::random_uuid());
-        let runs: Vec<(String, RunOptions)> = cells
+        let runs: Vec<(String, ExecutionOptions)> = cells
             .into_iter()
             .filter(is_executable)
             .map(|cell| {
                 let allow_error = run.allow_errors || has_tag(&cell, "raises-exception");
-                let options = RunOptions {
+                let options = ExecutionOptions {
                     timeout_seconds: run.timeout_seconds,
                     allow_stdin: false,
                     group: group.clone(),
@@ -267,7 +268,7 @@ impl SessionReader {
         let language_info = info.as_ref().and_then(|info| info.get("language_info")).filter(|info| info.is_object());
         let (cells, mut events): (Vec<Cell>, Vec<Vec<EventRow>>) =
             self.cells_and_events(id, access).await?.into_iter().unzip();
-        let was_executed = cells.iter().any(|cell| cell.run.result.is_some());
+        let was_executed = cells.iter().any(|cell| cell.execution.result.is_some());
         // An imported file of which nothing was executed is exported unchanged.
         let sets_metadata = was_executed || !was_imported;
         if let Some(language_info) = language_info.filter(|_| sets_metadata) {
@@ -320,12 +321,12 @@ impl SessionReader {
             inline_artifacts(output, self.blobs()).await.map_err(ServiceError::Artifacts)?;
         }
         // None of these calls can fail: the cell exists in the notebook, and it is a code cell.
-        let Some(result) = &cell.run.result else {
+        let Some(result) = &cell.execution.result else {
             let _ = notebook.put_back_outputs(index, outputs);
             return Ok(());
         };
         // A cancelled cell did not run, so it shows no error.
-        outputs.extend(result.untold_error().filter(|_| result.status != RunStatus::Cancelled));
+        outputs.extend(result.unsent_error().filter(|_| result.status != ExecutionStatus::Cancelled));
         let _ = notebook.set_outputs(index, outputs, result.execution_count);
         let times: Vec<(&str, &str)> = result.timing.iter().map(|(key, time)| (key.as_str(), time.as_str())).collect();
         let _ = notebook.set_execution_timing(index, &times);
@@ -351,9 +352,9 @@ async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 
 /// The first cell that failed, unless errors are allowed in it.
 pub fn first_failure(cells: &[Cell]) -> Option<&Cell> {
-    cells.iter().find(|cell| match cell.run.status() {
-        None | Some(RunStatus::Ok) => false,
-        Some(RunStatus::Error) => !cell.options.allow_error,
+    cells.iter().find(|cell| match cell.execution.status() {
+        None | Some(ExecutionStatus::Ok) => false,
+        Some(ExecutionStatus::Error) => !cell.options.allow_error,
         Some(_) => true,
     })
 }
@@ -364,11 +365,11 @@ fn write_run_record(notebook: &mut Notebook, row: &SessionRow, job: &JobConfig, 
         Ok(Value::Object(record)) => record,
         _ => Map::new(),
     };
-    let ends = cells.iter().filter_map(|cell| cell.run.result.as_ref()).map(|result| result.started_at + result.wall);
-    let is_over = cells.iter().all(|cell| cell.run.phase == CellPhase::Finished);
-    let status = match first_failure(cells).and_then(|cell| cell.run.status()) {
+    let ends = cells.iter().filter_map(|cell| cell.execution.result.as_ref()).map(|result| result.started_at + result.wall);
+    let is_over = cells.iter().all(|cell| cell.execution.phase == CellPhase::Finished);
+    let status = match first_failure(cells).and_then(|cell| cell.execution.status()) {
         Some(status) => status.name(),
-        None if is_over => RunStatus::Ok.name(),
+        None if is_over => ExecutionStatus::Ok.name(),
         None => "running",
     };
     let run = json!({

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::notebook::{Notebook, NotebookError};
 use crate::output::{OutputTarget, Outputs, StreamStyle, Widgets};
 use crate::session::{
-    self, EventBody, NewCell, RunResult, RunStatus, SessionError, SessionEvent, SessionEvents, SessionHandle,
+    self, EventBody, ExecutionResult, ExecutionStatus, NewCell, SessionError, SessionEvent, SessionEvents, SessionHandle,
 };
 use crate::wire::Message;
 use crate::wire::content::ErrorInfo;
@@ -70,7 +70,7 @@ pub enum Progress<'a> {
     CellFinished {
         /// Among all cells, from 0.
         index: usize,
-        result: &'a RunResult,
+        result: &'a ExecutionResult,
         notebook: &'a Notebook,
     },
 }
@@ -81,7 +81,7 @@ pub struct CellReport {
     /// Among all cells, from 0.
     pub index: usize,
     pub id: String,
-    pub status: RunStatus,
+    pub status: ExecutionStatus,
     /// Whether the cell failed and errors were allowed for it.
     pub allowed: bool,
     pub wall: Duration,
@@ -102,12 +102,12 @@ pub struct RunReport {
 impl RunReport {
     /// The cell whose failure ended the run.
     pub fn failure(&self) -> Option<&CellReport> {
-        self.cells.last().filter(|cell| cell.status != RunStatus::Ok && !cell.allowed)
+        self.cells.last().filter(|cell| cell.status != ExecutionStatus::Ok && !cell.allowed)
     }
 
     /// The status of the failure, else `Interrupted` if the run was stopped, else `Ok`.
-    pub fn status(&self) -> RunStatus {
-        let otherwise = if self.interrupted { RunStatus::Interrupted } else { RunStatus::Ok };
+    pub fn status(&self) -> ExecutionStatus {
+        let otherwise = if self.interrupted { ExecutionStatus::Interrupted } else { ExecutionStatus::Ok };
         self.failure().map_or(otherwise, |cell| cell.status)
     }
 }
@@ -154,8 +154,8 @@ pub async fn run_notebook(
         // As in nbclient: cells are numbered by the order in which this run executed them.
         record(notebook, index, run.outputs.outputs(key(index)).to_vec(), &result, number as i64 + 1)?;
         progress(Progress::CellFinished { index, result: &result, notebook });
-        let allowed = (options.allow_errors || tagged) && result.status == RunStatus::Error;
-        let ends_run = result.status != RunStatus::Ok && !allowed;
+        let allowed = (options.allow_errors || tagged) && result.status == ExecutionStatus::Error;
+        let ends_run = result.status != ExecutionStatus::Ok && !allowed;
         report.cells.push(CellReport { index, id, status: result.status, allowed, wall: result.wall, error: result.error });
         if ends_run {
             break;
@@ -213,9 +213,9 @@ impl Run<'_> {
         index: usize,
         notebook: &mut Notebook,
         progress: &mut (dyn FnMut(Progress<'_>) + Send),
-    ) -> Result<RunResult, RunError> {
+    ) -> Result<ExecutionResult, RunError> {
         let timeout_seconds = self.options.timeout.map(|limit| limit.as_secs_f64());
-        let options = session::RunOptions { timeout_seconds, ..session::RunOptions::default() };
+        let options = session::ExecutionOptions { timeout_seconds, ..session::ExecutionOptions::default() };
         let cell = self.session.add_cell(NewCell { source, options, run: true, ..NewCell::default() }).await?;
         self.indexes.insert(cell.id.clone(), index);
         // An interrupt that was requested before the cell was queued found nothing to interrupt.
@@ -241,7 +241,7 @@ impl Run<'_> {
     /// Output widgets have caught what the kernel does not know of yet.
     async fn tell_widgets(
         &mut self,
-        result: &RunResult,
+        result: &ExecutionResult,
         progress: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Result<(), RunError> {
         let syncs = self.widgets.take_syncs();
@@ -298,10 +298,10 @@ fn record(
     notebook: &mut Notebook,
     index: usize,
     mut all: Vec<Value>,
-    result: &RunResult,
+    result: &ExecutionResult,
     count: i64,
 ) -> Result<(), NotebookError> {
-    all.extend(result.untold_error());
+    all.extend(result.unsent_error());
     notebook.set_outputs(index, all, Some(count))?;
     let times: Vec<(&str, &str)> = result.timing.iter().map(|(name, time)| (name.as_str(), time.as_str())).collect();
     notebook.set_execution_timing(index, &times)

@@ -13,7 +13,7 @@ use super::handle::{Command, Reply, SessionHandle, SessionState};
 use super::journal::{CellChange, Journal, OutputMode, Transaction};
 use super::machine::{Cell, Context, Denied, Effect, Machine, MachineConfig, QueuedExecution, Stored};
 use crate::agent_protocol::{Request, SignalKind};
-use crate::ids::{self, CellNumber, Generation, RunId};
+use crate::ids::{self, CellNumber, ExecutionId, Generation};
 use crate::link::{AbortOnDrop, Link, LinkError, LinkEvents, Position};
 use crate::policy::Limits;
 use crate::sandbox::{Sandbox, SandboxRecord, SandboxState};
@@ -66,7 +66,7 @@ struct Driver {
 
 /// Outcome of an effect that runs in the background.
 enum Outcome {
-    Submitted { run: RunId, result: Result<bool, LinkError> },
+    Submitted { execution: ExecutionId, result: Result<bool, LinkError> },
     Sandbox(SandboxState),
     InputFailed,
 }
@@ -265,7 +265,7 @@ impl Driver {
 
     fn handle_outcome(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Submitted { run, result } => self.machine.submitted(context(), &run, result),
+            Outcome::Submitted { execution, result } => self.machine.submitted(context(), &execution, result),
             Outcome::InputFailed => self.machine.input_failed(),
             Outcome::Sandbox(state) => self.machine.sandbox_is(context(), &state),
         }
@@ -363,10 +363,10 @@ impl Driver {
 
     fn apply_effect(&mut self, effect: Effect) {
         match effect {
-            Effect::Submit { run, generation, message } => {
+            Effect::Submit { execution, generation, message } => {
                 let (taken, outcomes) = (self.link.submit(Channel::Shell, Some(generation), message), self.outcomes.clone());
                 tokio::spawn(async move {
-                    let _ = outcomes.send(Outcome::Submitted { run, result: taken.await });
+                    let _ = outcomes.send(Outcome::Submitted { execution, result: taken.await });
                 });
             }
             // No answer is needed: a cut shows as a detached link, and what the agent refuses concerns a kernel that has ended.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::machine::{Cell, CellEdit, Denied, NewCell, Query, QueuedExecution, RunOptions};
+use super::machine::{Cell, CellEdit, Denied, ExecutionOptions, NewCell, Query, QueuedExecution};
 use crate::agent_protocol::{AnswerBody, Request, UsageReading};
 use crate::ids::SessionPhase;
 use crate::link::LinkError;
@@ -85,8 +85,8 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, Denied>>;
 pub(super) enum Command {
     AwaitEnd { execution: QueuedExecution, reply: Reply<Cell> },
     Add { cell: Box<NewCell>, trace: Option<String>, reply: Reply<Cell> },
-    Run { id: String, options: Option<RunOptions>, trace: Option<String>, reply: Reply<Cell> },
-    RunAll { runs: Vec<(String, RunOptions)>, trace: Option<String>, reply: Reply<()> },
+    Run { id: String, options: Option<ExecutionOptions>, trace: Option<String>, reply: Reply<Cell> },
+    RunAll { runs: Vec<(String, ExecutionOptions)>, trace: Option<String>, reply: Reply<()> },
     Replace { cells: Vec<NewCell>, notebook: String, reply: Reply<()> },
     Edit { id: String, edit: Box<CellEdit>, reply: Reply<Cell> },
     Delete { id: String, reply: Reply<()> },
@@ -141,7 +141,7 @@ impl SessionHandle {
     /// Waits until this execution of a cell has ended and is committed. Returns the cell as it is then; it may have been queued again.
     /// Fails when the cell was deleted.
     pub async fn ended(&self, cell: &Cell) -> Result<Cell, SessionError> {
-        let execution = QueuedExecution { number: cell.number, first_seq: cell.run.first_seq };
+        let execution = QueuedExecution { number: cell.number, first_seq: cell.execution.first_seq };
         self.ask(|reply| Command::AwaitEnd { execution, reply }).await
     }
 
@@ -152,13 +152,13 @@ impl SessionHandle {
     }
 
     /// Executes a cell again. Returns once that is committed.
-    pub async fn run_cell(&self, id: &str, options: Option<RunOptions>) -> Result<Cell, SessionError> {
+    pub async fn run_cell(&self, id: &str, options: Option<ExecutionOptions>) -> Result<Cell, SessionError> {
         let trace = self.trace.clone();
         self.ask(|reply| Command::Run { id: id.to_owned(), options, trace, reply }).await
     }
 
     /// Executes several cells in order. Either all of them are queued or none. Returns once that is committed.
-    pub async fn run_cells(&self, runs: Vec<(String, RunOptions)>) -> Result<(), SessionError> {
+    pub async fn run_cells(&self, runs: Vec<(String, ExecutionOptions)>) -> Result<(), SessionError> {
         let trace = self.trace.clone();
         self.ask(|reply| Command::RunAll { runs, trace, reply }).await
     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::handle::SessionState;
-use super::machine::{Cell, CellRun, RunOptions, RunResult};
+use super::machine::{Cell, CellExecution, ExecutionOptions, ExecutionResult};
 use crate::ids::{CellNumber, Seq};
 use crate::link::Position;
 use crate::output::OutputTarget;
@@ -69,7 +69,7 @@ pub enum EventBody {
         password: bool,
     },
     /// The execution has ended. All its outputs came before, except late ones.
-    Finished(Box<RunResult>),
+    Finished(Box<ExecutionResult>),
     /// A comm message (widgets), as the kernel sent it.
     Comm {
         /// `comm_open`, `comm_msg` or `comm_close`.
@@ -144,11 +144,11 @@ pub enum CellChange {
     /// Without the source, which may be long.
     Options {
         number: CellNumber,
-        options: RunOptions,
+        options: ExecutionOptions,
     },
-    Run {
+    Execution {
         number: CellNumber,
-        run: Box<CellRun>,
+        execution: Box<CellExecution>,
     },
     Delete {
         number: CellNumber,
@@ -167,7 +167,7 @@ impl CellChange {
     pub fn number(&self) -> CellNumber {
         match self {
             Self::Put(cell) => cell.number,
-            Self::Options { number, .. } | Self::Run { number, .. } | Self::Delete { number } => *number,
+            Self::Options { number, .. } | Self::Execution { number, .. } | Self::Delete { number } => *number,
         }
     }
 }

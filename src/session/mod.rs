@@ -17,7 +17,7 @@
 //! ```
 //!
 //! [`machine`] is the pure logic, `driver` the one task that owns it, `handle` what others hold of a session, `journal` what is
-//! committed, `upload` a file on its way into the sandbox. Every accepted execution ends exactly once, in one of the [`RunStatus`]es.
+//! committed, `upload` a file on its way into the sandbox. Every accepted execution ends exactly once, in one of the [`ExecutionStatus`]es.
 //! Nothing has an effect outside before it is in the [`Journal`].
 
 mod driver;
@@ -29,15 +29,15 @@ mod memory_journal;
 mod simulation;
 mod upload;
 
-pub use crate::agent_protocol::RunUsage;
+pub use crate::agent_protocol::ExecutionUsage;
 pub use driver::{SessionParts, end_stored, start};
 pub use handle::{SessionError, SessionHandle, SessionState};
 pub use journal::{
     CellChange, EventBody, Journal, JournalError, NotebookChange, OutputMode, OutputState, SessionEvent, Transaction,
 };
 pub use machine::{
-    CLEARED, Cell, CellEdit, CellPhase, CellRun, CellType, Denied, NewCell, RunOptions, RunResult, RunStatus, Stored,
-    metrics,
+    CLEARED, Cell, CellEdit, CellExecution, CellPhase, CellType, Denied, ExecutionOptions, ExecutionResult, ExecutionStatus,
+    NewCell, Stored, metrics,
 };
 pub use memory_journal::{MemoryJournal, SessionEvents};
 pub use upload::Upload;

@@ -26,8 +26,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use self::agent::{Agent, Frame, SOURCES};
 use self::journal::CheckedJournal;
 use super::machine::{Context, Effect, Machine, MachineConfig, Query};
-use super::{CellEdit, Denied, NewCell, OutputMode, RunOptions, SessionState};
-use crate::ids::{self, RunId, Seq};
+use super::{CellEdit, Denied, ExecutionOptions, NewCell, OutputMode, SessionState};
+use crate::ids::{self, ExecutionId, Seq};
 use crate::link::{LinkError, LinkEvent};
 use crate::policy::Limits;
 use crate::sandbox::SandboxState;
@@ -203,9 +203,9 @@ impl World {
 
     fn apply_effect(&mut self, effect: Effect) {
         let frame = match effect {
-            Effect::Submit { run, generation, message } => {
+            Effect::Submit { execution, generation, message } => {
                 let active = self.machine.active_id();
-                assert_eq!(active, Some(run), "only the active execution is submitted");
+                assert_eq!(active, Some(execution), "only the active execution is submitted");
                 Frame::Submit { channel: Channel::Shell, generation: Some(generation), message, tell: true }
             }
             Effect::Send { channel, generation, message } => Frame::Submit { channel, generation, message, tell: false },
@@ -273,7 +273,7 @@ impl World {
             let Some(frame) = self.connection.frames.pop_front_if(|_| self.connection.stands) else { return };
             let answer = self.agent.take(frame.clone());
             if let Frame::Submit { message, tell: true, .. } = frame {
-                let run = RunId(message.header().msg_id);
+                let run = ExecutionId(message.header().msg_id);
                 self.machine.submitted(self.cx(), &run, answer.map_err(|reason| LinkError::Refused(reason.into())));
                 self.commit_and_apply();
             }
@@ -380,7 +380,7 @@ impl World {
         let cx = self.cx();
         match step {
             Step::Add { source, run, stdin, timeout } => {
-                let options = RunOptions {
+                let options = ExecutionOptions {
                     timeout_seconds: timeout.then_some(2.5),
                     allow_stdin: stdin,
                     // Half of all cells: those that may ask.

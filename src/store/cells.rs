@@ -25,7 +25,7 @@ pub struct CellRow {
     pub metadata: String,
     /// Execution options (timeout and others), as a JSON object.
     pub options: String,
-    pub run: CellState,
+    pub execution: CellState,
 }
 
 /// The state of a cell's latest execution. Times are milliseconds since 1970.
@@ -37,7 +37,7 @@ pub struct CellState {
     /// The `traceparent` of the request that queued the execution, if traces are enabled.
     pub trace: Option<String>,
     /// The id of the execution: the `msg_id` of its `execute_request`.
-    pub run: Option<String>,
+    pub id: Option<String>,
     /// When the request was sent to the kernel.
     pub started_at: Option<i64>,
     /// The result as JSON. `None` until the execution has ended.
@@ -59,9 +59,9 @@ fn read(row: &Row<'_>) -> rusqlite::Result<CellRow> {
         source: row.get(4)?,
         metadata: row.get(5)?,
         options: row.get(6)?,
-        run: CellState {
+        execution: CellState {
             state: row.get(7)?,
-            run: row.get(8)?,
+            id: row.get(8)?,
             started_at: row.get(9)?,
             result: row.get(10)?,
             first_seq: Seq(unsigned(row.get(11)?)),
@@ -86,7 +86,7 @@ pub(super) fn put(connection: &Connection, session: &SessionId, cell: &CellRow) 
         ":session": session.as_str(), ":number": cell.number, ":id": cell.id, ":place": cell.place,
         ":cell_type": cell.cell_type, ":source": cell.source, ":metadata": cell.metadata, ":options": cell.options,
     })?;
-    set_state(connection, session, cell.number, &cell.run)
+    set_state(connection, session, cell.number, &cell.execution)
 }
 
 pub(super) fn set_options(connection: &Connection, session: &SessionId, number: u32, options: &str) -> rusqlite::Result<()> {
@@ -112,13 +112,18 @@ pub(super) fn put_fold(
 }
 
 /// Writes the state of a cell's execution without its source, which may be long.
-pub(super) fn set_state(connection: &Connection, session: &SessionId, number: u32, run: &CellState) -> rusqlite::Result<()> {
+pub(super) fn set_state(
+    connection: &Connection,
+    session: &SessionId,
+    number: u32,
+    execution: &CellState,
+) -> rusqlite::Result<()> {
     let update = "UPDATE cells SET state = :state, run = :run, started_at = :started_at, result = :result, \
                   first_seq = :first_seq, last_seq = :last_seq, queued_at = :queued_at, trace = :trace WHERE session = :session AND number = :number";
     connection.prepare_cached(update)?.execute(named_params! {
-        ":session": session.as_str(), ":number": number, ":state": run.state, ":run": run.run,
-        ":started_at": run.started_at, ":result": run.result, ":first_seq": signed(run.first_seq.0),
-        ":last_seq": signed(run.last_seq.0), ":queued_at": run.queued_at, ":trace": run.trace,
+        ":session": session.as_str(), ":number": number, ":state": execution.state, ":run": execution.id,
+        ":started_at": execution.started_at, ":result": execution.result, ":first_seq": signed(execution.first_seq.0),
+        ":last_seq": signed(execution.last_seq.0), ":queued_at": execution.queued_at, ":trace": execution.trace,
     })?;
     Ok(())
 }
@@ -157,7 +162,7 @@ fn output_bytes_of_cell(connection: &Connection, session: &SessionId, cell: &Cel
         "SELECT (SELECT ifnull(sum(octet_length(body)), 0) FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq >= ?3) \
               + (SELECT ifnull(sum(bytes), 0) * 4 / 3 FROM artifacts WHERE session = ?1 AND cell = ?2)"
     );
-    let values = params![session.as_str(), cell.id, signed(cell.run.first_seq.0)];
+    let values = params![session.as_str(), cell.id, signed(cell.execution.first_seq.0)];
     let bytes: i64 = connection.prepare_cached(&select)?.query_row(values, |row| row.get(0))?;
     Ok(bytes.max(0).cast_unsigned())
 }
@@ -234,7 +239,7 @@ impl Store {
             let Some(row) = find(connection, &id, &cell)? else { return Ok(None) };
             let bytes = if max_bytes == u64::MAX { 0 } else { output_bytes_of_cell(connection, &id, &row)? };
             let events = match bytes <= max_bytes {
-                true => Ok(events::of_cell(connection, &id, &cell, row.run.first_seq)?),
+                true => Ok(events::of_cell(connection, &id, &cell, row.execution.first_seq)?),
                 false => Err(OverByteLimit { bytes }),
             };
             Ok(Some((row, events)))
@@ -248,7 +253,7 @@ impl Store {
         self.read(move |connection| {
             let mut all = Vec::new();
             for cell in all_of(connection, &id)? {
-                let events = events::of_cell(connection, &id, &cell.id, cell.run.first_seq)?;
+                let events = events::of_cell(connection, &id, &cell.id, cell.execution.first_seq)?;
                 all.push((cell, events));
             }
             Ok(all)

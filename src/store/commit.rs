@@ -56,7 +56,7 @@ pub enum CellChange {
     /// Sets the state of the execution.
     State {
         number: u32,
-        run: CellState,
+        execution: CellState,
     },
     Delete {
         number: u32,
@@ -86,8 +86,8 @@ pub struct ArtifactRow {
 fn write_cost(commit: &Commit) -> usize {
     let events = commit.events.iter().map(|event| ROW_COST + event.body.len());
     let cells = commit.cells.iter().map(|change| match change {
-        CellChange::Put(cell) => ROW_COST + cell.source.len() + cell.metadata.len() + cost_of_state(&cell.run),
-        CellChange::State { run, .. } => ROW_COST + cost_of_state(run),
+        CellChange::Put(cell) => ROW_COST + cell.source.len() + cell.metadata.len() + cost_of_state(&cell.execution),
+        CellChange::State { execution, .. } => ROW_COST + cost_of_state(execution),
         CellChange::Options { .. } | CellChange::Delete { .. } => ROW_COST,
     });
     let long = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -96,8 +96,8 @@ fn write_cost(commit: &Commit) -> usize {
     events.chain(cells).chain(folds).sum::<usize>() + ROW_COST * commit.artifacts.len() + texts
 }
 
-fn cost_of_state(run: &CellState) -> usize {
-    run.result.as_ref().map_or(0, String::len)
+fn cost_of_state(execution: &CellState) -> usize {
+    execution.result.as_ref().map_or(0, String::len)
 }
 
 fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusqlite::Result<()> {
@@ -108,7 +108,7 @@ fn write(connection: &Connection, session: &SessionId, commit: &Commit) -> rusql
         match change {
             CellChange::Put(cell) => cells::put(connection, session, cell)?,
             CellChange::Options { number, options } => cells::set_options(connection, session, *number, options)?,
-            CellChange::State { number, run } => cells::set_state(connection, session, *number, run)?,
+            CellChange::State { number, execution } => cells::set_state(connection, session, *number, execution)?,
             CellChange::Delete { number } => cells::delete(connection, session, *number)?,
         }
     }

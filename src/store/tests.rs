@@ -56,7 +56,7 @@ fn cell(number: u32, id: &str, place: f64) -> CellRow {
         source: "1".to_owned(),
         metadata: "{}".to_owned(),
         options: "{}".to_owned(),
-        run: CellState { state: "queued".to_owned(), ..CellState::default() },
+        execution: CellState { state: "queued".to_owned(), ..CellState::default() },
     }
 }
 
@@ -68,13 +68,13 @@ async fn committed_data_survives_reopening() {
     {
         let store = Store::open(&folder.file()).unwrap();
         store.insert_session(row.clone()).await.unwrap();
-        let run = CellState { state: "running".to_owned(), run: Some("r".to_owned()), ..CellState::default() };
+        let execution = CellState { state: "running".to_owned(), id: Some("r".to_owned()), ..CellState::default() };
         let commit = Commit {
             events: vec![event(1, "{}"), event(2, r#"{"x":1}"#)],
             cells: vec![
                 CellChange::Put(Box::new(cell(1, "c1", 2.0))),
                 CellChange::Put(Box::new(cell(2, "c2", 1.0))),
-                CellChange::State { number: 1, run },
+                CellChange::State { number: 1, execution },
             ],
             artifacts: Vec::new(),
             session: SessionChange {
@@ -98,7 +98,7 @@ async fn committed_data_survives_reopening() {
     assert_eq!(ids, ["c2", "c1"], "by place");
     let folds = store.folds(&row.id).await.unwrap();
     assert_eq!(folds, [(2, "two".to_owned()), (u32::MAX, "3".to_owned())]);
-    assert_eq!(store.cell(&row.id, "c1").await.unwrap().unwrap().run.state, "running");
+    assert_eq!(store.cell(&row.id, "c1").await.unwrap().unwrap().execution.state, "running");
     assert_eq!(store.events_after(&row.id, Seq(1), 10, 1000).await.unwrap(), [event(2, r#"{"x":1}"#)]);
     assert_eq!(store.events_after(&row.id, Seq(0), 10, 1).await.unwrap().len(), 1, "bytes bound a page");
     assert_eq!(store.cell_events(&row.id, "c1", Seq(2)).await.unwrap().len(), 1);
@@ -310,14 +310,15 @@ async fn traceparent_moves_from_options_to_its_column() {
     let store = Store::open(&folder.file()).unwrap();
     let stored = async || {
         let cells = store.cells(&row.id).await.unwrap();
-        cells.into_iter().map(|cell| (cell.options, cell.run.trace, cell.run.queued_at)).collect::<Vec<_>>()
+        cells.into_iter().map(|cell| (cell.options, cell.execution.trace, cell.execution.queued_at)).collect::<Vec<_>>()
     };
     let before = stored().await;
     assert_eq!(before.iter().map(|cell| cell.1.as_deref()).collect::<Vec<_>>(), [Some("00-aa"), None, None]);
     // Options and execution states are written independently.
     let options = r#"{"allow_stdin":true}"#.to_owned();
-    let run = CellState { queued_at: Some(7), trace: Some("00-cc".to_owned()), ..CellState::default() };
-    let cells = vec![CellChange::Options { number: 1, options: options.clone() }, CellChange::State { number: 2, run }];
+    let execution = CellState { queued_at: Some(7), trace: Some("00-cc".to_owned()), ..CellState::default() };
+    let cells =
+        vec![CellChange::Options { number: 1, options: options.clone() }, CellChange::State { number: 2, execution }];
     store.commit(&row.id, Commit { cells, ..Commit::default() }).await.unwrap();
     let after = stored().await;
     assert_eq!(after[0], (options, Some("00-aa".to_owned()), None));
@@ -330,9 +331,9 @@ async fn merged_event_has_number_of_last_event() {
     let store = Store::open(&folder.file()).unwrap();
     let row = session("a");
     store.insert_session(row.clone()).await.unwrap();
-    let run = CellState { state: "finished".to_owned(), first_seq: Seq(1), last_seq: Seq(20), ..CellState::default() };
+    let execution = CellState { state: "finished".to_owned(), first_seq: Seq(1), last_seq: Seq(20), ..CellState::default() };
     let mut finished = cell(1, "c1", 1.0);
-    finished.run = run;
+    finished.execution = execution;
     let events = (1..=20).map(|seq| event(seq, "{}")).collect();
     let cells = vec![CellChange::Put(Box::new(finished))];
     store.commit(&row.id, Commit { events, cells, ..Commit::default() }).await.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cellkeep::policy::{Limits, hidden_paths};
 use cellkeep::sandbox::SandboxKind;
-use cellkeep::session::RunStatus;
+use cellkeep::session::ExecutionStatus;
 
 use crate::support::TestSandbox;
 
@@ -37,7 +37,7 @@ async fn fork_bomb_is_limited(place: TestSandbox) {
             Duration::from_secs(2),
         )
         .await;
-    assert_eq!(ran.status(), RunStatus::Timeout, "{}", ran.error());
+    assert_eq!(ran.status(), ExecutionStatus::Timeout, "{}", ran.error());
     living.end().await;
 }
 
@@ -303,7 +303,7 @@ time.sleep(0.3)
 print("said after the forged idle")
 "#;
     let ran = living.run(code).await;
-    assert_eq!(ran.status(), RunStatus::Ok, "{}", ran.error());
+    assert_eq!(ran.status(), ExecutionStatus::Ok, "{}", ran.error());
     assert!(ran.text().contains("said after the forged idle"), "{}", ran.text());
     assert!(!ran.text().contains("for someone else"), "{}", ran.text());
     living.assert_works().await;
@@ -337,7 +337,12 @@ for fd in range(3, 200):
 time.sleep(60)
 ";
     let ran = living.run_for(flood, Duration::from_secs(5)).await;
-    assert!(matches!(ran.status(), RunStatus::KernelDied | RunStatus::Timeout), "{:?} {}", ran.status(), ran.error());
+    assert!(
+        matches!(ran.status(), ExecutionStatus::KernelDied | ExecutionStatus::Timeout),
+        "{:?} {}",
+        ran.status(),
+        ran.error()
+    );
     living.end().await;
 }
 
@@ -406,14 +411,14 @@ async fn ignored_interrupt_escalates_to_kill(place: TestSandbox) {
     let living = place.session("python").await;
     let code = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\nwhile True: pass";
     let ran = living.run_for(code, Duration::from_secs(1)).await;
-    assert_eq!(ran.status(), RunStatus::Timeout);
+    assert_eq!(ran.status(), ExecutionStatus::Timeout);
     assert!(ran.text().contains("deaf"), "the output until then is kept");
     assert!(ran.notices.iter().any(|notice| notice.contains("killing")), "each step is reported: {:?}", ran.notices);
     living.assert_works().await;
     let ran = living
         .run_for("while True:\n    try:\n        while True: pass\n    except BaseException: pass", Duration::from_secs(1))
         .await;
-    assert_eq!(ran.status(), RunStatus::Timeout);
+    assert_eq!(ran.status(), ExecutionStatus::Timeout);
     living.assert_works().await;
     living.end().await;
 }

@@ -1,7 +1,7 @@
 //! Kernels that die during an execution: it ends at once, reports the cause, and keeps the outputs until then.
 
 use cellkeep::policy::Limits;
-use cellkeep::session::{EventBody, RunStatus};
+use cellkeep::session::{EventBody, ExecutionStatus};
 
 use crate::support::{TestSandbox, cell};
 
@@ -23,7 +23,7 @@ async fn kernel_death_is_reported_and_kernel_restarts(place: TestSandbox) {
         ("import ctypes\nctypes.string_at(0)", "SIGSEGV"),
     ] {
         let ran = living.run(&format!("print('before', flush=True)\nimport time; time.sleep(0.3)\n{code}")).await;
-        assert_eq!(ran.status(), RunStatus::KernelDied, "{code}: {}", ran.error());
+        assert_eq!(ran.status(), ExecutionStatus::KernelDied, "{code}: {}", ran.error());
         assert!(ran.error().contains(cause), "{code}: {}", ran.error());
         assert!(ran.text().contains("before"), "{code}: {}", ran.text());
         // The kernel restarts by itself.
@@ -35,7 +35,7 @@ async fn kernel_death_is_reported_and_kernel_restarts(place: TestSandbox) {
 async fn kernel_over_memory_limit_is_killed(place: TestSandbox) {
     let living = place.session_with("python", Limits { memory_mb: 256, ..Limits::default() }).await;
     let ran = living.run("print('before', flush=True)\nkept = []\nwhile True: kept.append(bytearray(8 << 20))").await;
-    assert_eq!(ran.status(), RunStatus::MemoryExceeded, "{}", ran.error());
+    assert_eq!(ran.status(), ExecutionStatus::MemoryExceeded, "{}", ran.error());
     assert!(ran.error().contains("256 MB") && ran.text().contains("before"), "{} {}", ran.error(), ran.text());
     living.assert_works().await;
     living.end().await;
@@ -44,7 +44,7 @@ async fn kernel_over_memory_limit_is_killed(place: TestSandbox) {
 async fn killed_child_process_is_reported(place: TestSandbox) {
     let living = place.session_with("python", Limits { memory_mb: 256, ..Limits::default() }).await;
     let ran = living.run("import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', 'x = [bytearray(8 << 20) for _ in range(1000)]']).returncode)").await;
-    assert_eq!(ran.status(), RunStatus::Ok, "{}", ran.error());
+    assert_eq!(ran.status(), ExecutionStatus::Ok, "{}", ran.error());
     assert!(ran.text().contains("-9"), "{}", ran.text());
     assert!(ran.notices.iter().any(|notice| notice.contains("memory")), "{:?}", ran.notices);
     living.assert_works().await;
@@ -64,7 +64,7 @@ async fn restart_keeps_workspace(place: TestSandbox) {
 async fn input_fails_unless_stdin_is_allowed(place: TestSandbox) {
     let living = place.session("python").await;
     let ran = living.run("input('who? ')").await;
-    assert_eq!(ran.status(), RunStatus::Error);
+    assert_eq!(ran.status(), ExecutionStatus::Error);
     assert!(ran.error().contains("StdinNotImplemented"), "{}", ran.error());
     // With stdin allowed, an answer arrives.
     let handle = living.session.handle.clone();
@@ -83,7 +83,7 @@ async fn input_fails_unless_stdin_is_allowed(place: TestSandbox) {
                 text.push_str(message.content_value()["text"].as_str().unwrap_or_default());
             }
             EventBody::Finished(result) => {
-                assert_eq!(result.status, RunStatus::Ok);
+                assert_eq!(result.status, ExecutionStatus::Ok);
                 break;
             }
             _ => {}

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cellkeep::policy::Limits;
-use cellkeep::session::{EventBody, RunStatus};
+use cellkeep::session::{EventBody, ExecutionStatus};
 
 use crate::support::{TestSandbox, TestSession, cell};
 
@@ -48,7 +48,7 @@ async fn slow_reader_and_kernel_lose_nothing(place: TestSandbox) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             EventBody::Finished(result) => {
-                assert_eq!(result.status, RunStatus::Ok);
+                assert_eq!(result.status, ExecutionStatus::Ok);
                 break;
             }
             _ => {}
@@ -62,7 +62,7 @@ async fn slow_reader_and_kernel_lose_nothing(place: TestSandbox) {
 async fn fifty_megabytes_are_complete(place: TestSandbox) {
     let living = place.session("python").await;
     let ran = living.run("print('y' * 50_000_000)\nfrom IPython.display import display\ndisplay({'text/plain': 'z' * 20_000_000}, raw=True)").await;
-    assert_eq!(ran.status(), RunStatus::Ok, "{}", ran.error());
+    assert_eq!(ran.status(), ExecutionStatus::Ok, "{}", ran.error());
     assert_eq!(ran.outputs[0]["text"].as_str().unwrap().len(), 50_000_001);
     assert_eq!(ran.outputs[1]["data"]["text/plain"].as_str().unwrap().len(), 20_000_000);
     living.assert_works().await;
@@ -82,7 +82,7 @@ async fn repeated_floods_stay_within_memory(place: TestSandbox) {
     let living = place.session_with("python", Limits { memory_mb: 256, ..Limits::default() }).await;
     for round in 0..3 {
         let ran = living.run("for _ in range(50): print('y' * (1 << 20))").await;
-        assert_eq!(ran.status(), RunStatus::Ok, "round {round}: {}", ran.error());
+        assert_eq!(ran.status(), ExecutionStatus::Ok, "round {round}: {}", ran.error());
         assert_eq!(ran.text().len(), 50 * ((1 << 20) + 1));
     }
     living.assert_works().await;
@@ -92,13 +92,13 @@ async fn repeated_floods_stay_within_memory(place: TestSandbox) {
 async fn endless_output_is_stopped_at_limit(place: TestSandbox) {
     let living = place.session_with("python", Limits { output_mb: 2, ..Limits::default() }).await;
     let ran = living.run("while True: print('z' * 1000)").await;
-    assert_eq!(ran.status(), RunStatus::OutputExceeded, "{}", ran.error());
+    assert_eq!(ran.status(), ExecutionStatus::OutputExceeded, "{}", ran.error());
     let kept = ran.text().len();
     assert!((1 << 20..3 << 20).contains(&kept), "{kept} bytes were kept");
     assert!(ran.error().contains("2 MB"), "{}", ran.error());
     living.assert_works().await;
     let ran = living.run("import os\nwhile True: os.write(1, b'y' * 1000)").await;
-    assert_eq!(ran.status(), RunStatus::OutputExceeded, "{}", ran.error());
+    assert_eq!(ran.status(), ExecutionStatus::OutputExceeded, "{}", ran.error());
     living.assert_works().await;
     living.end().await;
 }
@@ -108,7 +108,7 @@ async fn single_output_over_limit_is_stopped(place: TestSandbox) {
     let ran = living
         .run("from IPython.display import display\nprint('before')\ndisplay({'text/plain': 'z' * 5_000_000}, raw=True)")
         .await;
-    assert_eq!(ran.status(), RunStatus::OutputExceeded, "{}", ran.error());
+    assert_eq!(ran.status(), ExecutionStatus::OutputExceeded, "{}", ran.error());
     assert!(ran.text().contains("before"));
     living.assert_works().await;
     living.end().await;

@@ -17,8 +17,8 @@ use cellkeep::sandbox::{
     ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
 };
 use cellkeep::session::{
-    self, EventBody, MemoryJournal, OutputMode, RunResult, RunStatus, SessionError, SessionEvents, SessionHandle,
-    SessionParts, SessionState,
+    self, EventBody, ExecutionResult, ExecutionStatus, MemoryJournal, OutputMode, SessionError, SessionEvents,
+    SessionHandle, SessionParts, SessionState,
 };
 use cellkeep::wire::{Channel, Message};
 use serde_json::json;
@@ -165,7 +165,7 @@ async fn gone(handle: &SessionHandle) -> String {
     }
 }
 
-async fn result(handle: &SessionHandle, events: &mut SessionEvents) -> (RunResult, usize) {
+async fn result(handle: &SessionHandle, events: &mut SessionEvents) -> (ExecutionResult, usize) {
     handle.add_cell(cell("1", None)).await.unwrap();
     let mut bytes = 0;
     loop {
@@ -263,7 +263,7 @@ async fn lost_reply_ends_its_execution() {
     let (handle, mut events) = start(script, Limits::default());
     handle.ready().await.unwrap();
     let (result, _) = result(&handle, &mut events).await;
-    assert_eq!(result.status, RunStatus::Error);
+    assert_eq!(result.status, ExecutionStatus::Error);
     assert_eq!(result.error.unwrap().ename, "EndLost");
     assert_eq!(handle.state(), SessionState::Idle);
 }
@@ -291,7 +291,7 @@ async fn agent_without_counting_is_disconnected() {
     let (handle, mut events) = start(script, Limits { output_mb: 2, ..Limits::default() });
     handle.ready().await.unwrap();
     let (result, bytes) = result(&handle, &mut events).await;
-    assert_eq!(result.status, RunStatus::OutputExceeded);
+    assert_eq!(result.status, ExecutionStatus::OutputExceeded);
     assert!((2_000_000..4_000_000).contains(&bytes), "{bytes} bytes were passed on");
 }
 

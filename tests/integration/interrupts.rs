@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use cellkeep::notebook::Notebook;
 use cellkeep::runner::{Progress, RunOptions, run_notebook};
-use cellkeep::session::RunStatus;
+use cellkeep::session::ExecutionStatus;
 
 use serde_json::{Value, json};
 
@@ -46,8 +46,8 @@ async fn interrupt_at_any_moment_keeps_kernel(place: TestSandbox) {
         let wait = Duration::from_micros(random_below(30_000));
         let (ran, took) = interrupted_after(&living, code, wait).await;
         match ran.status() {
-            RunStatus::Ok => done += 1,
-            RunStatus::Interrupted => {
+            ExecutionStatus::Ok => done += 1,
+            ExecutionStatus::Interrupted => {
                 assert!(
                     took < Duration::from_millis(1900),
                     "round {round}: only the second interrupt had an effect: {wait:?}, {took:?}"
@@ -90,7 +90,7 @@ async fn every_kind_of_code_is_interrupted(place: TestSandbox) {
         // Twice: the first interrupt must not affect the second.
         for wait in [0, 300] {
             let (ran, took) = interrupted_after(&living, code, Duration::from_millis(wait)).await;
-            assert_eq!(ran.status(), RunStatus::Interrupted, "{code}: {}", ran.text());
+            assert_eq!(ran.status(), ExecutionStatus::Interrupted, "{code}: {}", ran.text());
             assert!(!ran.text().contains("cellkeep_interrupts"), "{}", ran.text());
             // One in hundreds arrives between CPython's last check for signals and a blocking system call; only the second
             // interrupt wakes that.
@@ -101,7 +101,7 @@ async fn every_kind_of_code_is_interrupted(place: TestSandbox) {
     // Code may catch an interrupt; the next one is raised again.
     let code = "caught = 0\nwhile caught < 1:\n    try: time.sleep(600)\n    except KeyboardInterrupt: caught += 1\nprint('went on')";
     let (ran, _) = interrupted_after(&living, code, Duration::from_millis(300)).await;
-    assert_eq!(ran.status(), RunStatus::Interrupted);
+    assert_eq!(ran.status(), ExecutionStatus::Interrupted);
     assert_eq!(living.ok("print(caught)").await.trim(), "1");
     living.end().await;
 }
@@ -130,7 +130,7 @@ async fn output_limit_keeps_the_kernel(place: TestSandbox) {
     for _ in 0..5 {
         // The code has ended by the time it is stopped.
         let ran = living.run("kept = 'kept'\nprint('x' * 2_000_000)").await;
-        assert_eq!(ran.status(), RunStatus::OutputExceeded, "{}", ran.error());
+        assert_eq!(ran.status(), ExecutionStatus::OutputExceeded, "{}", ran.error());
         assert!(!ran.result.kernel_gone);
         assert_eq!(living.ok("print(kept)").await.trim(), "kept");
     }
@@ -166,7 +166,7 @@ async fn interrupt_between_two_cells_stops_notebook() {
         let begun = Instant::now();
         let report =
             run_notebook(&living.session.handle, &mut events, &mut notebook, &options, &mut progress).await.unwrap();
-        assert_eq!((report.status(), report.cells.len()), (RunStatus::Interrupted, 1 + usize::from(announced)));
+        assert_eq!((report.status(), report.cells.len()), (ExecutionStatus::Interrupted, 1 + usize::from(announced)));
         assert_eq!(report.interrupted, !announced);
         assert!(begun.elapsed() < Duration::from_secs(10));
         drop(events);

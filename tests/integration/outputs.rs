@@ -1,6 +1,6 @@
 //! What kernels send, arrives: every language, direct writes, displays, errors.
 
-use cellkeep::session::{EventBody, RunStatus};
+use cellkeep::session::{EventBody, ExecutionStatus};
 
 use crate::support::TestSandbox;
 
@@ -18,7 +18,7 @@ async fn every_language(place: TestSandbox) {
         let text = living.ok(show).await;
         assert!(text.contains("21") && text.contains("40"), "{kernel}: {text}");
         let ran = living.run(fail).await;
-        assert_eq!(ran.status(), RunStatus::Error, "{kernel}: {ran:?}");
+        assert_eq!(ran.status(), ExecutionStatus::Error, "{kernel}: {ran:?}");
         assert!(living.ok(show).await.contains("21"), "{kernel} goes on after an error");
         living.end().await;
     }
@@ -63,7 +63,7 @@ async fn displays(place: TestSandbox) {
     let ran = living
         .run("from IPython.display import display, HTML, clear_output\nimport matplotlib.pyplot as plt\nprint('gone')\nclear_output()\nh = display('one', display_id=True)\nplt.plot([1, 2]); plt.show()\nh.update('two')\nfor i in range(3): print(i, end='\\r')\nHTML('<b>x</b>')")
         .await;
-    assert_eq!(ran.status(), RunStatus::Ok, "{}", ran.error());
+    assert_eq!(ran.status(), ExecutionStatus::Ok, "{}", ran.error());
     let kinds: Vec<&str> = ran.outputs.iter().map(|output| output["output_type"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["display_data", "display_data", "stream", "execute_result"], "{:?}", ran.outputs);
     assert_eq!(ran.outputs[0]["data"]["text/plain"], "'two'");

@@ -14,7 +14,9 @@ use cellkeep::output::{OutputTarget, Outputs, StreamStyle, text_of};
 use cellkeep::policy::{Limits, Network};
 use cellkeep::sandbox::SandboxKind;
 use cellkeep::sandbox::docker::{Engine, engine};
-use cellkeep::session::{EventBody, MemoryJournal, NewCell, RunOptions, RunResult, RunStatus, SessionEvents};
+use cellkeep::session::{
+    EventBody, ExecutionOptions, ExecutionResult, ExecutionStatus, MemoryJournal, NewCell, SessionEvents,
+};
 use serde_json::Value;
 
 /// The timeout of one execution, so that a hang fails the test instead of blocking CI.
@@ -90,7 +92,7 @@ impl TestSandbox {
 /// The result of an execution.
 #[derive(Debug)]
 pub struct Execution {
-    pub result: RunResult,
+    pub result: ExecutionResult,
     pub outputs: Vec<Value>,
     pub notices: Vec<String>,
 }
@@ -100,7 +102,7 @@ impl Execution {
         text_of(&self.outputs)
     }
 
-    pub fn status(&self) -> RunStatus {
+    pub fn status(&self) -> ExecutionStatus {
         self.result.status
     }
 
@@ -117,7 +119,8 @@ pub struct TestSession {
 
 /// A code cell that is executed at once.
 pub fn cell(source: &str, timeout: Option<Duration>) -> NewCell {
-    let options = RunOptions { timeout_seconds: timeout.map(|limit| limit.as_secs_f64()), ..RunOptions::default() };
+    let options =
+        ExecutionOptions { timeout_seconds: timeout.map(|limit| limit.as_secs_f64()), ..ExecutionOptions::default() };
     NewCell { source: source.to_owned(), options, run: true, ..NewCell::default() }
 }
 
@@ -161,7 +164,7 @@ impl TestSession {
     /// Executes code that must succeed, and returns its text.
     pub async fn ok(&self, code: &str) -> String {
         let ran = self.run(code).await;
-        assert_eq!(ran.status(), RunStatus::Ok, "{}\n{}", ran.error(), ran.text());
+        assert_eq!(ran.status(), ExecutionStatus::Ok, "{}\n{}", ran.error(), ran.text());
         ran.text()
     }
 

@@ -11,7 +11,7 @@ use crate::cli::notebook_file::save;
 use crate::cli::print::{as_text, explain};
 use crate::notebook::Notebook;
 use crate::runner::Progress;
-use crate::session::RunStatus;
+use crate::session::ExecutionStatus;
 use crate::wire::Message;
 
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -108,7 +108,7 @@ impl NotebookProgress {
                 }
                 let every_cell = self.bar.is_none() && self.display.mode != ProgressMode::None && !self.display.many;
                 let every_cell = every_cell || self.display.mode == ProgressMode::Lines;
-                if every_cell || !matches!(result.status, RunStatus::Ok) {
+                if every_cell || !matches!(result.status, ExecutionStatus::Ok) {
                     self.line(&format!("{} ({}, {:.2} s)", self.current, result.status.name(), result.wall.as_secs_f64()));
                 }
                 self.save_if_due(notebook);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::context::Context;
 use super::interrupt_escalation::{InterruptEscalation, Step};
 use super::progress::{JournaledProgress, Progress};
-use crate::ids::{CellNumber, RunId};
+use crate::ids::{CellNumber, ExecutionId};
 
 /// After a server's start the agent replays what happened meanwhile. Until this has passed, an execution is not stopped at its
 /// time limit: it may have ended in time while no server was there.
@@ -88,7 +88,7 @@ impl ActiveExecution {
     }
 
     /// The `msg_id` of the `execute_request`.
-    pub fn id(&self) -> &RunId {
+    pub fn id(&self) -> &ExecutionId {
         self.progress.id()
     }
 
@@ -168,16 +168,16 @@ mod tests {
 
     use super::REPLAY_GRACE;
     use crate::session::machine::bench::Bench;
-    use crate::session::{NewCell, RunOptions, RunStatus};
+    use crate::session::{ExecutionOptions, ExecutionStatus, NewCell};
     use crate::wire::Channel;
 
     /// A running cell with a time limit of ten seconds, and its execution id.
     fn begun() -> (Bench, String) {
         let mut bench = Bench::ready();
-        let options = RunOptions { timeout_seconds: Some(10.0), ..RunOptions::default() };
+        let options = ExecutionOptions { timeout_seconds: Some(10.0), ..ExecutionOptions::default() };
         let cell = NewCell { id: Some("a".to_owned()), run: true, options, ..NewCell::default() };
         bench.machine.add_cell(bench.cx, cell, None).unwrap();
-        let run = bench.cell("a").run.run.clone().unwrap().0;
+        let run = bench.cell("a").execution.id.clone().unwrap().0;
         (bench, run)
     }
 
@@ -197,7 +197,7 @@ mod tests {
             bench.prints(&run, "much");
         }
         bench.says(Channel::Iopub, &run, "status", &json!({"execution_state": "idle"}));
-        assert_eq!(bench.status("a"), Some(RunStatus::Ok));
+        assert_eq!(bench.status("a"), Some(ExecutionStatus::Ok));
     }
 
     #[test]
@@ -207,7 +207,7 @@ mod tests {
         wait(&mut bench, 15);
         bench.attach();
         bench.replies(&run);
-        assert_eq!(bench.status("a"), Some(RunStatus::Ok));
+        assert_eq!(bench.status("a"), Some(ExecutionStatus::Ok));
     }
 
     #[test]
@@ -218,6 +218,6 @@ mod tests {
         bench.attach();
         wait(&mut bench, REPLAY_GRACE.as_secs());
         bench.replies(&run);
-        assert_eq!(bench.status("a"), Some(RunStatus::Timeout));
+        assert_eq!(bench.status("a"), Some(ExecutionStatus::Timeout));
     }
 }

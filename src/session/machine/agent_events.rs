@@ -311,8 +311,8 @@ impl Machine {
         let is_stopping = self.executions.active().is_some_and(|active| active.progress.is_stopping());
         self.set_state(cx, if is_stopping { SessionState::Interrupting } else { SessionState::Busy });
         if let Some(submission) = self.executions.resubmit(cx, &self.cells, &self.config.session) {
-            let (run, message, generation) = (submission.id, submission.message, self.kernel.generation());
-            self.outbox.add_effect(Effect::Submit { run, generation, message });
+            let (execution, message, generation) = (submission.id, submission.message, self.kernel.generation());
+            self.outbox.add_effect(Effect::Submit { execution, generation, message });
         }
     }
 }
@@ -351,7 +351,7 @@ mod tests {
         bench.prints(&former, "first");
         bench.replies(&former);
         bench.machine.run_cell(bench.cx, "a", None, None).unwrap();
-        let again = bench.cell("a").run.run.clone().unwrap().0;
+        let again = bench.cell("a").execution.id.clone().unwrap().0;
         bench.texts();
         // It is the only one.
         bench.prints(&former, "thread");
@@ -383,7 +383,7 @@ mod tests {
             bench.replies(&run);
         }
         bench.machine.run_cell(bench.cx, "a", None, None).unwrap();
-        let again = bench.cell("a").run.run.clone().unwrap().0;
+        let again = bench.cell("a").execution.id.clone().unwrap().0;
         bench.replies(&again);
         bench.restore(|resume| resume);
         bench.attach();

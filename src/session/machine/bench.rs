@@ -5,10 +5,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::{Cell, Denied, NewCell, RunStatus, Stored};
+use super::{Cell, Denied, ExecutionStatus, NewCell, Stored};
 use super::{Context, Effect, Machine, MachineConfig};
 use crate::agent_protocol::{Event, Hello, KernelEvent, KernelExit, KernelState, KillReason};
-use crate::ids::{self, Epoch, Generation, RunId, Seq};
+use crate::ids::{self, Epoch, ExecutionId, Generation, Seq};
 use crate::link::LinkEvent;
 use crate::output::OutputTarget;
 use crate::policy::Limits;
@@ -40,7 +40,7 @@ impl Machine {
         self.cells.iter()
     }
 
-    pub fn active_id(&self) -> Option<RunId> {
+    pub fn active_id(&self) -> Option<ExecutionId> {
         self.executions.active().map(|active| active.id().clone())
     }
 
@@ -149,15 +149,15 @@ impl Bench {
     /// Adds a cell that runs at once; gives its run.
     pub fn run(&mut self, id: &str) -> String {
         self.add(id, true).unwrap();
-        self.cell(id).run.run.clone().unwrap().0
+        self.cell(id).execution.id.clone().unwrap().0
     }
 
     pub fn cell(&self, id: &str) -> &Cell {
         self.machine.cells().find(|cell| cell.id == id).unwrap()
     }
 
-    pub fn status(&self, id: &str) -> Option<RunStatus> {
-        self.cell(id).run.status()
+    pub fn status(&self, id: &str) -> Option<ExecutionStatus> {
+        self.cell(id).execution.status()
     }
 
     pub fn order(&self) -> Vec<&str> {

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::execution::{RunResult, RunStatus};
-use crate::ids::{CellNumber, RunId, Seq};
+use super::execution::{ExecutionResult, ExecutionStatus};
+use crate::ids::{CellNumber, ExecutionId, Seq};
 
 /// Type of a cell, named as in nbformat and in the HTTP API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ impl CellType {
 
 /// How a cell is executed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RunOptions {
+pub struct ExecutionOptions {
     /// Time limit in seconds; `None` for no limit.
     pub timeout_seconds: Option<f64>,
     /// Whether the code may ask for input. Without it, `input()` raises an error at once.
@@ -75,24 +75,24 @@ impl CellPhase {
 
 /// A cell's last execution.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct CellRun {
+pub struct CellExecution {
     pub phase: CellPhase,
     pub queued_at: Option<SystemTime>,
     /// W3C `traceparent` of the request that asked for it, where traces are kept.
     pub trace: Option<String>,
     /// The `msg_id` of its `execute_request`.
-    pub run: Option<RunId>,
+    pub id: Option<ExecutionId>,
     /// When the kernel was given it.
     pub started_at: Option<SystemTime>,
-    pub result: Option<RunResult>,
+    pub result: Option<ExecutionResult>,
     /// The cell's events from this number on make up its outputs.
     pub first_seq: Seq,
     /// The cell's last event.
     pub last_seq: Seq,
 }
 
-impl CellRun {
-    pub fn status(&self) -> Option<RunStatus> {
+impl CellExecution {
+    pub fn status(&self) -> Option<ExecutionStatus> {
         self.result.as_ref().map(|result| result.status)
     }
 }
@@ -115,8 +115,8 @@ pub struct Cell {
     pub cell_type: CellType,
     pub source: String,
     pub metadata: Map<String, Value>,
-    pub options: RunOptions,
-    pub run: CellRun,
+    pub options: ExecutionOptions,
+    pub execution: CellExecution,
 }
 
 /// A cell to be added.
@@ -128,7 +128,7 @@ pub struct NewCell {
     pub cell_type: Option<CellType>,
     pub source: String,
     pub metadata: Map<String, Value>,
-    pub options: RunOptions,
+    pub options: ExecutionOptions,
     /// Id of the cell that it follows; `None` for the end of the notebook.
     pub after: Option<String>,
     /// Whether it is queued at once.

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
-use super::cell::{Cell, CellPhase, CellRun, CellType, NewCell, QueuedExecution, RunOptions};
+use super::cell::{Cell, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell, QueuedExecution};
 use super::context::Context;
 use super::denied::Denied;
-use crate::ids::{CellNumber, RunId};
+use crate::ids::{CellNumber, ExecutionId};
 use crate::session::journal::json_size;
 
 /// Most cells of one session.
@@ -67,10 +67,9 @@ impl Cells {
 
     /// The cell once this execution of it has ended, `None` before. The cell may have been queued again since.
     pub fn ended(&self, execution: QueuedExecution) -> Option<Result<Cell, Denied>> {
-        let in_progress = self
-            .cells
-            .get(&execution.number)
-            .is_some_and(|cell| cell.run.first_seq == execution.first_seq && cell.run.phase != CellPhase::Finished);
+        let in_progress = self.cells.get(&execution.number).is_some_and(|cell| {
+            cell.execution.first_seq == execution.first_seq && cell.execution.phase != CellPhase::Finished
+        });
         (!in_progress).then(|| self.view(execution.number))
     }
 
@@ -80,8 +79,8 @@ impl Cells {
         if cell.cell_type != CellType::Code {
             return Err(Denied::NotCode { id: id.to_owned() });
         }
-        if cell.run.phase != CellPhase::Finished {
-            return Err(Denied::InProgress { id: id.to_owned(), phase: cell.run.phase.name() });
+        if cell.execution.phase != CellPhase::Finished {
+            return Err(Denied::InProgress { id: id.to_owned(), phase: cell.execution.phase.name() });
         }
         Ok(cell)
     }
@@ -91,8 +90,8 @@ impl Cells {
         let id = self.new_id(cx, new.id)?;
         let number = CellNumber(self.last_number + 1);
         let (cell_type, source) = (new.cell_type.unwrap_or(CellType::Code), new.source);
-        let (metadata, options, run) = (new.metadata, new.options, CellRun::default());
-        let mut cell = Cell { number, id, place: 0.0, cell_type, source, metadata, options, run };
+        let (metadata, options, execution) = (new.metadata, new.options, CellExecution::default());
+        let mut cell = Cell { number, id, place: 0.0, cell_type, source, metadata, options, execution };
         self.check_fits(&cell, None)?;
         // Last, since it may renumber: nothing can be refused after that.
         let placement = new.after.map(|after| self.place_after(Some(&after))).transpose()?;
@@ -177,20 +176,20 @@ impl Cells {
         Some(cell)
     }
 
-    pub fn set_options(&mut self, number: CellNumber, options: RunOptions) {
+    pub fn set_options(&mut self, number: CellNumber, options: ExecutionOptions) {
         if let Some(cell) = self.cells.get_mut(&number) {
             cell.options = options;
         }
     }
 
-    pub fn run_mut(&mut self, number: CellNumber) -> Option<&mut CellRun> {
-        self.cells.get_mut(&number).map(|cell| &mut cell.run)
+    pub fn execution_mut(&mut self, number: CellNumber) -> Option<&mut CellExecution> {
+        self.cells.get_mut(&number).map(|cell| &mut cell.execution)
     }
 
     /// Records that the kernel was given the cell.
-    pub fn begin_execution(&mut self, number: CellNumber, id: &RunId, now: SystemTime) {
-        if let Some(run) = self.run_mut(number) {
-            (run.phase, run.run, run.started_at) = (CellPhase::Running, Some(id.clone()), Some(now));
+    pub fn begin_execution(&mut self, number: CellNumber, id: &ExecutionId, now: SystemTime) {
+        if let Some(execution) = self.execution_mut(number) {
+            (execution.phase, execution.id, execution.started_at) = (CellPhase::Running, Some(id.clone()), Some(now));
         }
     }
 }

@@ -6,7 +6,9 @@ use super::cells::{MAX_CELLS, MAX_NOTEBOOK, Placement, size_of_cell};
 use super::denied::check_sendable;
 use super::execution::StopReason;
 use super::outbox::Effect;
-use super::{Cell, CellEdit, CellPhase, CellRun, CellType, Context, Denied, Machine, NewCell, Query, RunOptions};
+use super::{
+    Cell, CellEdit, CellExecution, CellPhase, CellType, Context, Denied, ExecutionOptions, Machine, NewCell, Query,
+};
 use crate::ids::{CellNumber, Generation};
 use crate::session::handle::SessionState;
 use crate::session::journal::{CellChange, EventBody, NotebookChange, json_size};
@@ -34,9 +36,9 @@ impl Machine {
         self.journal_places(renumbered);
         self.put_cell(cell);
         self.event(cx, Some(number), EventBody::Notebook(NotebookChange::Added));
-        if let Some(run) = self.cells.run_mut(number) {
+        if let Some(execution) = self.cells.execution_mut(number) {
             // What a deleted cell of this id has shown is not part of this one.
-            run.first_seq = run.last_seq;
+            execution.first_seq = execution.last_seq;
         }
         let events = self.outputs.import(number, outputs);
         self.cell_events(cx, events);
@@ -50,8 +52,8 @@ impl Machine {
     /// a cell is queued or running.
     pub fn replace_cells(&mut self, cx: Context, new: Vec<NewCell>, notebook: String) -> Result<(), Denied> {
         self.kernel.check_alive()?;
-        if let Some(cell) = self.cells.iter().find(|cell| cell.run.phase != CellPhase::Finished) {
-            return Err(Denied::InProgress { id: cell.id.clone(), phase: cell.run.phase.name() });
+        if let Some(cell) = self.cells.iter().find(|cell| cell.execution.phase != CellPhase::Finished) {
+            return Err(Denied::InProgress { id: cell.id.clone(), phase: cell.execution.phase.name() });
         }
         if new.len() > MAX_CELLS {
             return Err(Denied::TooMany { what: "cells", limit: MAX_CELLS });
@@ -76,14 +78,14 @@ impl Machine {
         let mut cell = self.cells.find(id)?.clone();
         let (number, size_before) = (cell.number, size_of_cell(&cell));
         if let Some(cell_type) = edit.cell_type.filter(|kind| *kind != cell.cell_type) {
-            if cell.run.phase != CellPhase::Finished {
-                return Err(Denied::InProgress { id: id.to_owned(), phase: cell.run.phase.name() });
+            if cell.execution.phase != CellPhase::Finished {
+                return Err(Denied::InProgress { id: id.to_owned(), phase: cell.execution.phase.name() });
             }
             cell.cell_type = cell_type;
         }
         let mut former = None;
         if let Some(source) = edit.source {
-            if cell.run.phase == CellPhase::Queued {
+            if cell.execution.phase == CellPhase::Queued {
                 check_sendable("source", &source)?;
             }
             former = Some(std::mem::replace(&mut cell.source, source));
@@ -108,7 +110,7 @@ impl Machine {
     pub fn delete_cell(&mut self, cx: Context, id: &str) -> Result<(), Denied> {
         self.kernel.check_alive()?;
         let cell = self.cells.find(id)?;
-        let (number, phase) = (cell.number, cell.run.phase);
+        let (number, phase) = (cell.number, cell.execution.phase);
         match phase {
             CellPhase::Running => return Err(Denied::InProgress { id: id.to_owned(), phase: phase.name() }),
             CellPhase::Queued => self.cancel_queued(cx, number),
@@ -138,7 +140,7 @@ impl Machine {
         &mut self,
         cx: Context,
         id: &str,
-        options: Option<RunOptions>,
+        options: Option<ExecutionOptions>,
         trace: Option<String>,
     ) -> Result<Cell, Denied> {
         self.kernel.check_alive()?;
@@ -146,14 +148,20 @@ impl Machine {
         self.executions.check_queue_room(1)?;
         check_sendable("source", &cell.source)?;
         let number = cell.number;
-        let options = options.unwrap_or_else(|| RunOptions { group: None, allow_error: false, ..cell.options.clone() });
+        let options =
+            options.unwrap_or_else(|| ExecutionOptions { group: None, allow_error: false, ..cell.options.clone() });
         self.set_options(number, options);
         self.enqueue(cx, number, trace);
         self.cells.view(number)
     }
 
     /// Executes several cells in order, each with its own options. Either all of them are queued or none.
-    pub fn run_cells(&mut self, cx: Context, runs: Vec<(String, RunOptions)>, trace: Option<&str>) -> Result<(), Denied> {
+    pub fn run_cells(
+        &mut self,
+        cx: Context,
+        runs: Vec<(String, ExecutionOptions)>,
+        trace: Option<&str>,
+    ) -> Result<(), Denied> {
         self.kernel.check_alive()?;
         self.executions.check_queue_room(runs.len())?;
         let mut checked = Vec::new();
@@ -174,7 +182,7 @@ impl Machine {
         self.kernel.check_alive()?;
         let cell = self.cells.find(id)?;
         let number = cell.number;
-        match cell.run.phase {
+        match cell.execution.phase {
             CellPhase::Queued => self.cancel_queued(cx, number),
             CellPhase::Running => self.stop(cx, StopReason::Interrupt),
             CellPhase::Finished => return Err(Denied::NotInProgress { id: id.to_owned() }),
@@ -183,7 +191,7 @@ impl Machine {
     }
 
     /// Only the options are journaled: the source may be long.
-    fn set_options(&mut self, number: CellNumber, options: RunOptions) {
+    fn set_options(&mut self, number: CellNumber, options: ExecutionOptions) {
         if self.cells.get(number).is_some_and(|cell| cell.options != options) {
             self.cells.set_options(number, options.clone());
             self.outbox.add_cell_change(CellChange::Options { number, options });
@@ -193,9 +201,10 @@ impl Machine {
     fn enqueue(&mut self, cx: Context, number: CellNumber, trace: Option<String>) {
         self.discard_outputs(number);
         let seq = self.event(cx, Some(number), EventBody::Queued);
-        if let Some(run) = self.cells.run_mut(number) {
+        if let Some(execution) = self.cells.execution_mut(number) {
             let (phase, queued_at) = (CellPhase::Queued, Some(cx.time));
-            *run = CellRun { phase, queued_at, trace, first_seq: seq, last_seq: seq, ..CellRun::default() };
+            *execution =
+                CellExecution { phase, queued_at, trace, first_seq: seq, last_seq: seq, ..CellExecution::default() };
         }
         self.executions.enqueue(number);
         self.run_next(cx);
@@ -294,15 +303,15 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use crate::session::machine::bench::Bench;
-    use crate::session::{Cell, CellChange, RunOptions};
+    use crate::session::{Cell, CellChange, ExecutionOptions};
 
     fn changes(bench: &mut Bench) -> Vec<CellChange> {
         bench.out().0.cells
     }
 
     fn traced(cell: &Cell, trace: &str) -> CellChange {
-        assert_eq!((cell.run.trace.as_deref(), cell.run.queued_at.is_some()), (Some(trace), true));
-        CellChange::Run { number: cell.number, run: Box::new(cell.run.clone()) }
+        assert_eq!((cell.execution.trace.as_deref(), cell.execution.queued_at.is_some()), (Some(trace), true));
+        CellChange::Execution { number: cell.number, execution: Box::new(cell.execution.clone()) }
     }
 
     #[test]
@@ -315,17 +324,17 @@ mod tests {
         bench.machine.run_cell(bench.cx, "a", None, Some("one".to_owned())).unwrap();
         let cell = bench.cell("a").clone();
         assert_eq!(changes(&mut bench), [traced(&cell, "one")]);
-        bench.replies(&cell.run.run.unwrap().0);
+        bench.replies(&cell.execution.id.unwrap().0);
         changes(&mut bench);
         // With other options: they are journaled without the source.
-        let options = RunOptions { timeout_seconds: Some(1.5), ..RunOptions::default() };
+        let options = ExecutionOptions { timeout_seconds: Some(1.5), ..ExecutionOptions::default() };
         bench.machine.run_cell(bench.cx, "a", Some(options.clone()), Some("two".to_owned())).unwrap();
         let cell = bench.cell("a").clone();
         assert_eq!(cell.options, options);
         assert_eq!(changes(&mut bench), [CellChange::Options { number: cell.number, options }, traced(&cell, "two")]);
-        bench.replies(&cell.run.run.unwrap().0);
+        bench.replies(&cell.execution.id.unwrap().0);
         changes(&mut bench);
-        let group = RunOptions { group: Some("g".to_owned()), ..RunOptions::default() };
+        let group = ExecutionOptions { group: Some("g".to_owned()), ..ExecutionOptions::default() };
         bench.machine.run_cells(bench.cx, vec![("a".to_owned(), group.clone())], Some("three")).unwrap();
         let cell = bench.cell("a").clone();
         let number = cell.number;

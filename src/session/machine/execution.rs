@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::agent_protocol::{KernelExit, RunUsage};
+use crate::agent_protocol::{ExecutionUsage, KernelExit};
 use crate::wire::content::ErrorInfo;
 
 /// How an execution ended. Every accepted execution ends in exactly one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum RunStatus {
+pub enum ExecutionStatus {
     Ok,
     /// The code raised an error.
     Error,
@@ -29,7 +29,7 @@ pub enum RunStatus {
     Cancelled,
 }
 
-impl RunStatus {
+impl ExecutionStatus {
     /// The name in the HTTP API.
     pub fn name(self) -> &'static str {
         match self {
@@ -52,8 +52,8 @@ impl RunStatus {
 
 /// The end of an execution.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RunResult {
-    pub status: RunStatus,
+pub struct ExecutionResult {
+    pub status: ExecutionStatus,
     /// The kernel's execution counter.
     pub execution_count: Option<i64>,
     /// The kernel's error; for a death or a limit, ours.
@@ -66,19 +66,19 @@ pub struct RunResult {
     /// Whether the kernel has ended, whatever the status: an escalated interrupt also ends it.
     pub kernel_gone: bool,
     /// CPU and memory used. `None` where the kernel ended during the execution.
-    pub used: Option<RunUsage>,
+    pub used: Option<ExecutionUsage>,
 }
 
-impl RunResult {
+impl ExecutionResult {
     /// The error as an nbformat output where the kernel could not send one, because it was stopped or dead.
-    pub fn untold_error(&self) -> Option<Value> {
-        let was_sent = matches!(self.status, RunStatus::Ok | RunStatus::Error | RunStatus::Interrupted);
+    pub fn unsent_error(&self) -> Option<Value> {
+        let was_sent = matches!(self.status, ExecutionStatus::Ok | ExecutionStatus::Error | ExecutionStatus::Interrupted);
         let ErrorInfo { ename, evalue, traceback } = self.error.as_ref().filter(|_| !was_sent)?;
         Some(json!({"output_type": "error", "ename": ename, "evalue": evalue, "traceback": traceback}))
     }
 
     /// The end of an execution that never started, or of which nothing is known.
-    pub(super) fn not_run(status: RunStatus, why: &str, now: SystemTime) -> Self {
+    pub(super) fn not_run(status: ExecutionStatus, why: &str, now: SystemTime) -> Self {
         Self {
             status,
             execution_count: None,
@@ -93,7 +93,7 @@ impl RunResult {
 }
 
 /// The `metrics` object of a cell in the HTTP API.
-pub fn metrics(result: &RunResult) -> Value {
+pub fn metrics(result: &ExecutionResult) -> Value {
     let mut metrics = json!({"wall_ms": result.wall.as_secs_f64() * 1000.0});
     if let Some(used) = &result.used {
         metrics["cpu_ms"] = (used.cpu_seconds * 1000.0).into();
@@ -113,11 +113,11 @@ pub(super) enum StopReason {
 }
 
 impl StopReason {
-    pub fn status(self) -> RunStatus {
+    pub fn status(self) -> ExecutionStatus {
         match self {
-            Self::Interrupt => RunStatus::Interrupted,
-            Self::Timeout(_) => RunStatus::Timeout,
-            Self::OutputExceeded(_) => RunStatus::OutputExceeded,
+            Self::Interrupt => ExecutionStatus::Interrupted,
+            Self::Timeout(_) => ExecutionStatus::Timeout,
+            Self::OutputExceeded(_) => ExecutionStatus::OutputExceeded,
         }
     }
 

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::active_execution::{ActiveExecution, JournaledExecution};
-use super::cell::{CellPhase, RunOptions};
+use super::cell::{CellPhase, ExecutionOptions};
 use super::cells::Cells;
 use super::context::Context;
 use super::denied::Denied;
-use super::execution::RunResult;
+use super::execution::ExecutionResult;
 use super::progress::Progress;
 use super::recent_executions::{RecentExecution, RecentExecutions};
-use crate::ids::{CellNumber, RunId, Seq};
+use crate::ids::{CellNumber, ExecutionId, Seq};
 use crate::policy::Limits;
 use crate::wire::Message;
 use crate::wire::requests::KernelRequest;
@@ -40,13 +40,13 @@ impl ExecutionIds {
     }
 
     /// The next id, in the form of a UUID as Jupyter's own front ends send it.
-    fn next(&mut self) -> RunId {
+    fn next(&mut self) -> ExecutionId {
         self.count += 1;
         self.id(self.count)
     }
 
-    fn id(&self, number: u64) -> RunId {
-        RunId(format!("{}-{number:012x}", self.prefix))
+    fn id(&self, number: u64) -> ExecutionId {
+        ExecutionId(format!("{}-{number:012x}", self.prefix))
     }
 
     /// Whether this id was given out.
@@ -79,14 +79,14 @@ pub(super) struct JournaledExecutions {
 /// An execution that is to be submitted to the kernel.
 pub(super) struct Submission {
     pub number: CellNumber,
-    pub id: RunId,
+    pub id: ExecutionId,
     pub message: Message,
 }
 
 /// An execution that has just ended.
 pub(super) struct Finished {
     pub number: CellNumber,
-    pub id: RunId,
+    pub id: ExecutionId,
     /// The cell of an earlier execution that is no longer kept among the recent ones.
     pub evicted: Option<CellNumber>,
 }
@@ -118,8 +118,8 @@ impl Executions {
     pub fn restore_queue(&mut self, cells: &Cells) {
         let mut queued: Vec<(Seq, CellNumber)> = cells
             .iter()
-            .filter(|cell| cell.run.phase == CellPhase::Queued)
-            .map(|cell| (cell.run.first_seq, cell.number))
+            .filter(|cell| cell.execution.phase == CellPhase::Queued)
+            .map(|cell| (cell.execution.first_seq, cell.number))
             .collect();
         queued.sort_unstable();
         self.queue = queued.into_iter().map(|(_, number)| number).collect();
@@ -128,7 +128,7 @@ impl Executions {
     /// Goes on from what an earlier server journaled. The recent executions are ordered as their cells were queued, since they also
     /// ended in that order.
     pub fn restore(&mut self, stored: JournaledExecutions, mut recent: Vec<RecentExecution>, cells: &Cells, cx: Context) {
-        recent.sort_by_key(|recent| cells.get(recent.number).map(|cell| cell.run.first_seq));
+        recent.sort_by_key(|recent| cells.get(recent.number).map(|cell| cell.execution.first_seq));
         self.recent = RecentExecutions::restore(recent);
         self.ids = stored.ids;
         self.active = stored.active.map(|active| ActiveExecution::restore(active, self.late_output, cx));
@@ -221,7 +221,7 @@ impl Executions {
     }
 
     /// The result, if the active execution has ended.
-    pub fn finished(&self, now: Instant) -> Option<RunResult> {
+    pub fn finished(&self, now: Instant) -> Option<ExecutionResult> {
         self.active.as_ref().and_then(|active| active.progress.finished(now))
     }
 
@@ -293,7 +293,14 @@ impl Executions {
     }
 }
 
-fn execute_request(cx: Context, id: &RunId, session: &str, cell_id: &str, source: &str, options: &RunOptions) -> Message {
+fn execute_request(
+    cx: Context,
+    id: &ExecutionId,
+    session: &str,
+    cell_id: &str,
+    source: &str,
+    options: &ExecutionOptions,
+) -> Message {
     let request = KernelRequest::execute(source, options.allow_stdin);
     let mut message = request.into_message(&id.0, session, cx.time);
     // Jupyter's own front ends send it, so that kernels know which cell is executed.
@@ -302,7 +309,7 @@ fn execute_request(cx: Context, id: &RunId, session: &str, cell_id: &str, source
 }
 
 /// A limit that no `Duration` can express counts as none.
-fn timeout_of(options: &RunOptions) -> Option<Duration> {
+fn timeout_of(options: &ExecutionOptions) -> Option<Duration> {
     options.timeout_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
 }
 
@@ -321,7 +328,7 @@ mod tests {
         }
     }
 
-    fn with_cells(options: &[RunOptions]) -> (Executions, Cells) {
+    fn with_cells(options: &[ExecutionOptions]) -> (Executions, Cells) {
         let (mut cells, limits) = (Cells::default(), Limits { output_mb: 1, ..Limits::default() });
         let mut executions = Executions::new(cx(), &limits, Duration::ZERO);
         for (index, options) in options.iter().enumerate() {
@@ -345,7 +352,7 @@ mod tests {
 
     #[test]
     fn queue_runs_one_cell_at_a_time_in_order() {
-        let (mut executions, cells) = with_cells(&[RunOptions::default(), RunOptions::default()]);
+        let (mut executions, cells) = with_cells(&[ExecutionOptions::default(), ExecutionOptions::default()]);
         let first = executions.begin_next(cx(), &cells, "s").unwrap();
         assert!(executions.begin_next(cx(), &cells, "s").is_none());
         assert_eq!((executions.is_active(&first.id.0), first.number), (true, CellNumber(1)));
@@ -356,8 +363,9 @@ mod tests {
 
     #[test]
     fn failure_takes_its_group_out_of_the_queue() {
-        let grouped = |allow_error| RunOptions { group: Some("g".to_owned()), allow_error, ..RunOptions::default() };
-        let (mut executions, cells) = with_cells(&[grouped(true), RunOptions::default(), grouped(false)]);
+        let grouped =
+            |allow_error| ExecutionOptions { group: Some("g".to_owned()), allow_error, ..ExecutionOptions::default() };
+        let (mut executions, cells) = with_cells(&[grouped(true), ExecutionOptions::default(), grouped(false)]);
         executions.begin_next(cx(), &cells, "s");
         let failed = executions.finish().unwrap().number;
         assert!(executions.take_failed_group(&cells, failed, true).is_empty(), "its error is allowed");
@@ -367,7 +375,7 @@ mod tests {
 
     #[test]
     fn output_over_the_cap_is_refused() {
-        let (mut executions, cells) = with_cells(&[RunOptions::default()]);
+        let (mut executions, cells) = with_cells(&[ExecutionOptions::default()]);
         let number = executions.begin_next(cx(), &cells, "s").unwrap().number;
         assert_eq!(executions.charge(number, 2 << 20), Charge::Accepted);
         assert_eq!(executions.charge(number, 1 << 20), Charge::OverLimit { is_running: true });

@@ -43,12 +43,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub(in crate::session) use cell::QueuedExecution;
-pub use cell::{Cell, CellEdit, CellPhase, CellRun, CellType, NewCell, RunOptions};
+pub use cell::{Cell, CellEdit, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell};
 use cells::Cells;
 pub(in crate::session) use context::Context;
 pub use denied::Denied;
 use execution::StopReason;
-pub use execution::{RunResult, RunStatus, metrics};
+pub use execution::{ExecutionResult, ExecutionStatus, metrics};
 use executions::{Executions, Submission};
 use interrupt_escalation::{Step, describe_step};
 pub(in crate::session) use introspection::Query;
@@ -64,7 +64,7 @@ use resume::{Resume, StoredState};
 
 use super::handle::SessionState;
 use super::journal::{CellChange, EventBody, OutputMode, OutputState, Transaction};
-use crate::ids::{CellNumber, Generation, RunId, Seq};
+use crate::ids::{CellNumber, ExecutionId, Generation, Seq};
 use crate::link::{LinkError, Position};
 use crate::output::OutputTarget;
 use crate::policy::Limits;
@@ -134,10 +134,10 @@ impl Machine {
     /// Ends executions that are stored as running while nothing else is known of them.
     fn end_orphaned_executions(&mut self, cx: Context) {
         let known = self.executions.active_number();
-        let is_orphaned = |cell: &&Cell| cell.run.phase == CellPhase::Running && Some(cell.number) != known;
+        let is_orphaned = |cell: &&Cell| cell.execution.phase == CellPhase::Running && Some(cell.number) != known;
         let orphaned: Vec<CellNumber> = self.cells.iter().filter(is_orphaned).map(|cell| cell.number).collect();
         for number in orphaned {
-            let result = RunResult::not_run(RunStatus::KernelDied, "the server lost track of the run", cx.time);
+            let result = ExecutionResult::not_run(ExecutionStatus::KernelDied, "the server lost track of the run", cx.time);
             self.end_cell(cx, number, result);
         }
     }
@@ -243,12 +243,12 @@ impl Machine {
     }
 
     /// The agent has answered a submission: `Ok` if the request reached the kernel's queue.
-    pub fn submitted(&mut self, cx: Context, run: &RunId, result: Result<bool, LinkError>) {
+    pub fn submitted(&mut self, cx: Context, execution: &ExecutionId, result: Result<bool, LinkError>) {
         let Err(error) = result else { return };
-        let Some(active) = self.executions.active().filter(|active| active.id() == run) else { return };
+        let Some(active) = self.executions.active().filter(|active| active.id() == execution) else { return };
         let mut result = active.progress.rejected(&error.to_string(), cx.instant);
         if matches!(error, LinkError::TooLarge { .. }) {
-            (result.status, result.kernel_gone) = (RunStatus::Error, false);
+            (result.status, result.kernel_gone) = (ExecutionStatus::Error, false);
             self.finish(cx, result);
             return self.become_idle(cx);
         }
@@ -326,7 +326,7 @@ impl Machine {
         self.cells.begin_execution(number, &id, cx.time);
         self.event(cx, Some(number), EventBody::Started);
         self.set_state(cx, SessionState::Busy);
-        self.outbox.add_effect(Effect::Submit { run: id, generation: self.kernel.generation(), message });
+        self.outbox.add_effect(Effect::Submit { execution: id, generation: self.kernel.generation(), message });
     }
 
     /// Begins to stop the active execution.
@@ -353,12 +353,12 @@ impl Machine {
         }
     }
 
-    fn finish(&mut self, cx: Context, result: RunResult) {
+    fn finish(&mut self, cx: Context, result: ExecutionResult) {
         self.link.drop_probe();
         let Some(finished) = self.executions.finish() else { return };
         self.outbox.drop_submission(&finished.id);
         self.release(finished.evicted);
-        let (failed, is_error) = (result.status != RunStatus::Ok, result.status == RunStatus::Error);
+        let (failed, is_error) = (result.status != ExecutionStatus::Ok, result.status == ExecutionStatus::Error);
         self.end_cell(cx, finished.number, result);
         if failed {
             for number in self.executions.take_failed_group(&self.cells, finished.number, is_error) {
@@ -367,15 +367,15 @@ impl Machine {
         }
     }
 
-    fn end_cell(&mut self, cx: Context, number: CellNumber, result: RunResult) {
-        if let Some(run) = self.cells.run_mut(number) {
-            (run.phase, run.result) = (CellPhase::Finished, Some(result.clone()));
+    fn end_cell(&mut self, cx: Context, number: CellNumber, result: ExecutionResult) {
+        if let Some(execution) = self.cells.execution_mut(number) {
+            (execution.phase, execution.result) = (CellPhase::Finished, Some(result.clone()));
         }
         self.event(cx, Some(number), EventBody::Finished(Box::new(result)));
     }
 
     fn cancel(&mut self, cx: Context, number: CellNumber, why: &str) {
-        self.end_cell(cx, number, RunResult::not_run(RunStatus::Cancelled, why, cx.time));
+        self.end_cell(cx, number, ExecutionResult::not_run(ExecutionStatus::Cancelled, why, cx.time));
     }
 
     fn cancel_queue(&mut self, cx: Context, why: &str) {

@@ -10,7 +10,7 @@ use super::cells::Cells;
 use super::context::Context;
 use super::denied::Denied;
 use crate::agent_protocol::SignalKind;
-use crate::ids::{CellNumber, Generation, RunId, Seq};
+use crate::ids::{CellNumber, ExecutionId, Generation, Seq};
 use crate::link::Position;
 use crate::session::handle::SessionState;
 use crate::session::journal::{CellChange, EventBody, SessionEvent, Transaction};
@@ -28,7 +28,7 @@ const MAX_NOTICES: u32 = 1000;
 #[derive(Debug)]
 pub(in crate::session) enum Effect {
     /// Submit an execution's request to the kernel, and report what came of it.
-    Submit { run: RunId, generation: Generation, message: Message },
+    Submit { execution: ExecutionId, generation: Generation, message: Message },
     /// Send the kernel a message, without waiting for an answer.
     Send { channel: Channel, generation: Option<Generation>, message: Message },
     /// Signal the kernel of this generation.
@@ -77,8 +77,8 @@ impl Outbox {
         let mut cell = None;
         if let Some(number) = number {
             cell = cells.get(number).map(|cell| cell.id.clone());
-            if let Some(run) = cells.run_mut(number) {
-                run.last_seq = self.seq;
+            if let Some(execution) = cells.execution_mut(number) {
+                execution.last_seq = self.seq;
                 self.changed_cells.insert(number);
             }
         }
@@ -125,8 +125,8 @@ impl Outbox {
     }
 
     /// The execution has ended: if it begins and ends in one transaction, the next kernel must not be given its request.
-    pub fn drop_submission(&mut self, ended: &RunId) {
-        self.effects.retain(|effect| !matches!(effect, Effect::Submit { run, .. } if run == ended));
+    pub fn drop_submission(&mut self, ended: &ExecutionId) {
+        self.effects.retain(|effect| !matches!(effect, Effect::Submit { execution, .. } if execution == ended));
     }
 
     /// A later kernel is there already.
@@ -163,7 +163,7 @@ impl Outbox {
         let mut transaction = std::mem::take(&mut self.transaction);
         for number in std::mem::take(&mut self.changed_cells) {
             if let Some(cell) = cells.get(number) {
-                transaction.cells.push(CellChange::Run { number, run: Box::new(cell.run.clone()) });
+                transaction.cells.push(CellChange::Execution { number, execution: Box::new(cell.execution.clone()) });
             }
         }
         transaction

@@ -426,7 +426,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use crate::session::RunStatus;
+    use crate::session::ExecutionStatus;
     use crate::session::journal::{EventBody, Transaction};
     use crate::session::machine::bench::Bench;
     use crate::wire::Channel;
@@ -548,7 +548,7 @@ mod tests {
         bench.replies(&run);
         // Run again, the cell shows nothing of it; what is caught is then shown where it is made.
         bench.machine.run_cell(bench.cx, "first", None, None).unwrap();
-        let again = bench.cell("first").run.run.clone().unwrap().0;
+        let again = bench.cell("first").execution.id.clone().unwrap().0;
         bench.replies(&again);
         let third = bench.run("third");
         bench.catches(&third, "w", &third);
@@ -638,7 +638,7 @@ mod tests {
         bench.views(&run, "w0");
         bench.clears(&run, false);
         bench.exits(None);
-        assert_eq!(bench.status("a"), Some(RunStatus::KernelDied));
+        assert_eq!(bench.status("a"), Some(ExecutionStatus::KernelDied));
         bench.starts_again();
         let run = bench.run("b");
         bench.prints(&run, "plain");

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::context::Context;
-use super::execution::{RunResult, RunStatus, StopReason, death_error, error_info, memory_error};
-use crate::agent_protocol::{KernelExit, RunUsage};
-use crate::ids::RunId;
+use super::execution::{ExecutionResult, ExecutionStatus, StopReason, death_error, error_info, memory_error};
+use crate::agent_protocol::{ExecutionUsage, KernelExit};
+use crate::ids::ExecutionId;
 use crate::wire::content::{self, ErrorInfo, ExecutionState, ReplyStatus};
 use crate::wire::{Channel, Header};
 
@@ -37,7 +37,7 @@ pub(super) struct Progress {
 /// The part of [`Progress`] that is journaled, so that a later server can go on from it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct JournaledProgress {
-    id: RunId,
+    id: ExecutionId,
     started_at: SystemTime,
     reply: Option<ReplyStatus>,
     idle: bool,
@@ -45,7 +45,7 @@ pub(super) struct JournaledProgress {
     execution_count: Option<i64>,
     timing: BTreeMap<String, String>,
     stop: Option<StopReason>,
-    used: Option<RunUsage>,
+    used: Option<ExecutionUsage>,
 }
 
 /// What a message is to the execution that it belongs to.
@@ -59,7 +59,7 @@ pub(super) enum Meaning {
 }
 
 impl Progress {
-    pub fn new(id: RunId, late_output: Duration, cx: Context) -> Self {
+    pub fn new(id: ExecutionId, late_output: Duration, cx: Context) -> Self {
         let journaled = JournaledProgress {
             id,
             started_at: cx.time,
@@ -86,7 +86,7 @@ impl Progress {
     }
 
     /// The `msg_id` of the `execute_request`.
-    pub fn id(&self) -> &RunId {
+    pub fn id(&self) -> &ExecutionId {
         &self.journaled.id
     }
 
@@ -161,7 +161,7 @@ impl Progress {
         self.journaled.idle = true;
     }
 
-    pub fn set_usage(&mut self, used: RunUsage) {
+    pub fn set_usage(&mut self, used: ExecutionUsage) {
         self.journaled.used = Some(used);
     }
 
@@ -186,55 +186,55 @@ impl Progress {
     }
 
     /// The result, if the messages seen so far end the execution.
-    pub fn finished(&self, now: Instant) -> Option<RunResult> {
+    pub fn finished(&self, now: Instant) -> Option<ExecutionResult> {
         self.deadline().filter(|at| *at <= now)?;
         let (status, error) = self.outcome()?;
         Some(self.result(status, error, now, false))
     }
 
     /// Status and error, if the reply was seen.
-    fn outcome(&self) -> Option<(RunStatus, Option<ErrorInfo>)> {
+    fn outcome(&self) -> Option<(ExecutionStatus, Option<ErrorInfo>)> {
         // Limits and interrupts are ours to report even where the code then ended by itself.
         Some(match (self.journaled.reply.as_ref()?, self.journaled.stop) {
             (_, Some(stop)) => (stop.status(), Some(stop.error())),
-            (ReplyStatus::Ok, None) => (RunStatus::Ok, None),
+            (ReplyStatus::Ok, None) => (ExecutionStatus::Ok, None),
             (ReplyStatus::Error(error), None) => {
-                (RunStatus::Error, Some(self.journaled.error.clone().unwrap_or_else(|| error.clone())))
+                (ExecutionStatus::Error, Some(self.journaled.error.clone().unwrap_or_else(|| error.clone())))
             }
-            (ReplyStatus::Aborted, None) => (RunStatus::Cancelled, None),
+            (ReplyStatus::Aborted, None) => (ExecutionStatus::Cancelled, None),
         })
     }
 
     /// The result when the kernel process has ended.
-    pub fn kernel_died(&self, exit: &KernelExit, memory_mb: u64, now: Instant) -> RunResult {
+    pub fn kernel_died(&self, exit: &KernelExit, memory_mb: u64, now: Instant) -> ExecutionResult {
         // The execution had ended before; only late output was awaited.
         if let Some((status, error)) = self.outcome() {
             return self.result(status, error, now, true);
         }
         let (status, error) = match self.journaled.stop {
             Some(stop) => (stop.status(), stop.error()),
-            None if exit.out_of_memory => (RunStatus::MemoryExceeded, memory_error(memory_mb)),
-            None => (RunStatus::KernelDied, death_error(exit)),
+            None if exit.out_of_memory => (ExecutionStatus::MemoryExceeded, memory_error(memory_mb)),
+            None => (ExecutionStatus::KernelDied, death_error(exit)),
         };
         self.result(status, Some(error), now, true)
     }
 
     /// The result when the whole sandbox is gone.
-    pub fn sandbox_gone(&self, why: &str, now: Instant) -> RunResult {
+    pub fn sandbox_gone(&self, why: &str, now: Instant) -> ExecutionResult {
         if let Some((status, error)) = self.outcome() {
             return self.result(status, error, now, true);
         }
         let error = error_info("SandboxGone", format!("the sandbox ended under the running cell: {why}"));
-        self.result(RunStatus::KernelDied, Some(error), now, true)
+        self.result(ExecutionStatus::KernelDied, Some(error), now, true)
     }
 
     /// The result when the agent did not take the request.
-    pub fn rejected(&self, reason: &str, now: Instant) -> RunResult {
-        self.result(RunStatus::KernelDied, Some(error_info("NotRun", reason.to_owned())), now, true)
+    pub fn rejected(&self, reason: &str, now: Instant) -> ExecutionResult {
+        self.result(ExecutionStatus::KernelDied, Some(error_info("NotRun", reason.to_owned())), now, true)
     }
 
-    fn result(&self, status: RunStatus, error: Option<ErrorInfo>, now: Instant, kernel_gone: bool) -> RunResult {
-        RunResult {
+    fn result(&self, status: ExecutionStatus, error: Option<ErrorInfo>, now: Instant, kernel_gone: bool) -> ExecutionResult {
+        ExecutionResult {
             status,
             execution_count: self.journaled.execution_count,
             error,
@@ -263,7 +263,7 @@ mod tests {
 
     fn run() -> (Progress, Instant) {
         let now = Instant::now();
-        (Progress::new(RunId("run".to_owned()), Duration::ZERO, context(now)), now)
+        (Progress::new(ExecutionId("run".to_owned()), Duration::ZERO, context(now)), now)
     }
 
     fn idle(run: &mut Progress, now: Instant) {
@@ -288,7 +288,7 @@ mod tests {
                 idle(&mut run, now);
             }
             let result = run.finished(now).unwrap();
-            assert_eq!((result.status, result.execution_count), (RunStatus::Ok, Some(3)));
+            assert_eq!((result.status, result.execution_count), (ExecutionStatus::Ok, Some(3)));
         }
     }
 
@@ -297,7 +297,7 @@ mod tests {
         let (mut run, now) = run();
         reply(&mut run, json!({}), now);
         assert!(run.finished(now + IDLE_GRACE / 2).is_none());
-        assert_eq!(run.finished(now + IDLE_GRACE).unwrap().status, RunStatus::Ok);
+        assert_eq!(run.finished(now + IDLE_GRACE).unwrap().status, ExecutionStatus::Ok);
     }
 
     #[test]
@@ -321,7 +321,7 @@ mod tests {
     fn output_after_idle_still_counts() {
         let now = Instant::now();
         let late = Duration::from_millis(150);
-        let mut run = Progress::new(RunId("run".to_owned()), late, context(now));
+        let mut run = Progress::new(ExecutionId("run".to_owned()), late, context(now));
         reply(&mut run, json!({"status": "ok"}), now);
         idle(&mut run, now);
         assert!(run.finished(now).is_none());
@@ -336,18 +336,18 @@ mod tests {
         let (mut run, now) = run();
         run.assume_reply_lost(now);
         let result = run.finished(now).unwrap();
-        assert_eq!((result.status, result.error.unwrap().ename.as_str()), (RunStatus::Error, "EndLost"));
+        assert_eq!((result.status, result.error.unwrap().ename.as_str()), (ExecutionStatus::Error, "EndLost"));
         let (mut run, now) = self::run();
         reply(&mut run, json!({"status": "ok"}), now);
         run.assume_reply_lost(now);
-        assert_eq!(run.finished(now).unwrap().status, RunStatus::Ok, "only its idle was lost");
+        assert_eq!(run.finished(now).unwrap().status, ExecutionStatus::Ok, "only its idle was lost");
     }
 
     #[test]
     fn aborted_reply_needs_no_idle() {
         let (mut run, now) = run();
         reply(&mut run, json!({"status": "aborted"}), now);
-        assert_eq!(run.finished(now).unwrap().status, RunStatus::Cancelled);
+        assert_eq!(run.finished(now).unwrap().status, ExecutionStatus::Cancelled);
     }
 
     #[test]
@@ -357,9 +357,9 @@ mod tests {
         run.stop(StopReason::Interrupt);
         reply(&mut run, json!({"status": "error", "ename": "KeyboardInterrupt"}), now);
         idle(&mut run, now);
-        assert_eq!(run.finished(now).unwrap().status, RunStatus::Timeout);
+        assert_eq!(run.finished(now).unwrap().status, ExecutionStatus::Timeout);
         let exit = KernelExit { code: None, signal: Some(9), out_of_memory: false, reason: None, last_words: String::new() };
-        assert_eq!(run.kernel_died(&exit, 512, now).status, RunStatus::Timeout);
+        assert_eq!(run.kernel_died(&exit, 512, now).status, ExecutionStatus::Timeout);
     }
 
     #[test]
@@ -368,10 +368,10 @@ mod tests {
         let mut exit =
             KernelExit { code: None, signal: Some(11), out_of_memory: false, reason: None, last_words: "oops".into() };
         let result = run.kernel_died(&exit, 512, now);
-        assert_eq!(result.status, RunStatus::KernelDied);
+        assert_eq!(result.status, ExecutionStatus::KernelDied);
         let evalue = result.error.unwrap().evalue;
         assert!(evalue.contains("SIGSEGV") && evalue.contains("oops"), "{evalue}");
         exit.out_of_memory = true;
-        assert_eq!(run.kernel_died(&exit, 512, now).status, RunStatus::MemoryExceeded);
+        assert_eq!(run.kernel_died(&exit, 512, now).status, ExecutionStatus::MemoryExceeded);
     }
 }

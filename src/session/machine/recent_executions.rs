@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{CellNumber, RunId};
+use crate::ids::{CellNumber, ExecutionId};
 
 /// How many ended executions late output still finds.
 const MAX_RECENT: usize = 32;
@@ -12,7 +12,7 @@ const MAX_RECENT: usize = 32;
 /// An ended execution, the last one of its cell.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct RecentExecution {
-    pub id: RunId,
+    pub id: ExecutionId,
     pub number: CellNumber,
     /// Bytes of its output so far, late output included.
     pub output_bytes: u64,
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     fn ended(number: u32) -> RecentExecution {
-        RecentExecution { id: RunId(format!("e{number}")), number: CellNumber(number), output_bytes: 0 }
+        RecentExecution { id: ExecutionId(format!("e{number}")), number: CellNumber(number), output_bytes: 0 }
     }
 
     #[test]

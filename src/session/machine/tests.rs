@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::bench::Bench;
-use super::{CellEdit, CellPhase, CellType, Denied, Effect, NewCell, Query, RunOptions, RunStatus};
+use super::{CellEdit, CellPhase, CellType, Denied, Effect, ExecutionOptions, ExecutionStatus, NewCell, Query};
 use crate::agent_protocol::{KernelEvent, KillReason, SignalKind};
-use crate::ids::{RunId, Seq};
+use crate::ids::{ExecutionId, Seq};
 use crate::link::{LinkError, LinkEvent};
 use crate::session::SessionState;
 use crate::session::journal::{EventBody, SessionEvent};
@@ -114,7 +114,11 @@ fn queue_and_notebook_are_bounded() {
 fn impossible_commands_are_denied_by_name() {
     let mut bench = Bench::ready();
     let text = NewCell { id: Some("t".to_owned()), cell_type: Some(CellType::Markdown), run: true, ..NewCell::default() };
-    assert_eq!(bench.machine.add_cell(bench.cx, text, None).unwrap().run.phase, CellPhase::Finished, "text is not run");
+    assert_eq!(
+        bench.machine.add_cell(bench.cx, text, None).unwrap().execution.phase,
+        CellPhase::Finished,
+        "text is not run"
+    );
     assert!(matches!(bench.machine.run_cell(bench.cx, "t", None, None), Err(Denied::NotCode { .. })));
     bench.run("a");
     bench.add("b", true).unwrap();
@@ -141,14 +145,14 @@ fn restart_cancels_queue_and_keeps_later_cells() {
     let run = bench.run("a");
     bench.add("b", true).unwrap();
     bench.machine.restart(bench.cx).unwrap();
-    assert_eq!(bench.status("b"), Some(RunStatus::Cancelled));
+    assert_eq!(bench.status("b"), Some(ExecutionStatus::Cancelled));
     bench.add("c", true).unwrap();
     bench.replies(&run);
-    assert_eq!(bench.status("a"), Some(RunStatus::Interrupted));
-    assert_eq!(bench.cell("c").run.phase, CellPhase::Queued, "the old kernel gets nothing more");
+    assert_eq!(bench.status("a"), Some(ExecutionStatus::Interrupted));
+    assert_eq!(bench.cell("c").execution.phase, CellPhase::Queued, "the old kernel gets nothing more");
     bench.exits(Some(KillReason::Restart));
     bench.starts_again();
-    assert_eq!(bench.cell("c").run.phase, CellPhase::Running);
+    assert_eq!(bench.cell("c").execution.phase, CellPhase::Running);
 }
 
 #[test]
@@ -157,7 +161,10 @@ fn kernel_death_cancels_queue_and_restarts() {
     bench.run("a");
     bench.add("b", true).unwrap();
     bench.exits(None);
-    assert_eq!((bench.status("a"), bench.status("b")), (Some(RunStatus::KernelDied), Some(RunStatus::Cancelled)));
+    assert_eq!(
+        (bench.status("a"), bench.status("b")),
+        (Some(ExecutionStatus::KernelDied), Some(ExecutionStatus::Cancelled))
+    );
     assert!(bench.effects().iter().any(|effect| matches!(effect, Effect::RestartKernel(_))));
     assert_eq!(*bench.machine.state(), SessionState::Restarting);
 }
@@ -193,8 +200,11 @@ fn kernel_that_rejects_requests_is_replaced() {
     let run = bench.run("a");
     bench.add("b", true).unwrap();
     bench.effects();
-    bench.machine.submitted(bench.cx, &RunId(run), Err(LinkError::Refused("not ready".into())));
-    assert_eq!((bench.status("a"), bench.status("b")), (Some(RunStatus::KernelDied), Some(RunStatus::Cancelled)));
+    bench.machine.submitted(bench.cx, &ExecutionId(run), Err(LinkError::Refused("not ready".into())));
+    assert_eq!(
+        (bench.status("a"), bench.status("b")),
+        (Some(ExecutionStatus::KernelDied), Some(ExecutionStatus::Cancelled))
+    );
     bench.exits(None);
     let restarts = bench.effects().into_iter().filter(|effect| matches!(effect, Effect::RestartKernel(_))).count();
     assert_eq!(restarts, 1, "its death was known by then");
@@ -203,8 +213,8 @@ fn kernel_that_rejects_requests_is_replaced() {
         bench.run("c")
     };
     bench.add("d", true).unwrap();
-    bench.machine.submitted(bench.cx, &RunId(run), Err(LinkError::TooLarge { size: 1 }));
-    assert_eq!((bench.status("c"), bench.cell("d").run.phase), (Some(RunStatus::Error), CellPhase::Running));
+    bench.machine.submitted(bench.cx, &ExecutionId(run), Err(LinkError::TooLarge { size: 1 }));
+    assert_eq!((bench.status("c"), bench.cell("d").execution.phase), (Some(ExecutionStatus::Error), CellPhase::Running));
 }
 
 // ---- outputs --------------------------------------------------------------------------------------------------------
@@ -242,7 +252,7 @@ fn output_is_capped_without_the_agent() {
     assert!(transaction.events.iter().map(SessionEvent::size).sum::<usize>() < 3 << 20);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Signal { signal: SignalKind::Interrupt, .. })));
     bench.replies(&run);
-    assert_eq!(bench.status("a"), Some(RunStatus::OutputExceeded));
+    assert_eq!(bench.status("a"), Some(ExecutionStatus::OutputExceeded));
 }
 
 #[test]
@@ -253,13 +263,13 @@ fn cut_between_reply_and_outputs_ends_nothing() {
     bench.machine.take(bench.cx, LinkEvent::Detached { reason: "cut".to_owned() });
     bench.cx.instant += Duration::from_secs(60);
     bench.machine.tick(bench.cx);
-    assert_eq!(bench.cell("a").run.phase, CellPhase::Running);
+    assert_eq!(bench.cell("a").execution.phase, CellPhase::Running);
     bench.seq += 2;
     bench.attach();
     bench.seq -= 2;
     bench.prints(&run, "late");
     bench.says(Channel::Iopub, &run, "status", &json!({"execution_state": "idle"}));
-    assert_eq!(bench.status("a"), Some(RunStatus::Ok));
+    assert_eq!(bench.status("a"), Some(ExecutionStatus::Ok));
     let bodies: Vec<EventBody> = bench.out().0.events.into_iter().map(|event| event.body).collect();
     let at = |wanted: fn(&EventBody) -> bool| bodies.iter().position(wanted).unwrap();
     let appended = at(|body| matches!(body, EventBody::Append { .. }));
@@ -304,11 +314,11 @@ fn unreadable_state_costs_the_execution_only() {
     bench.run("a");
     bench.add("b", true).unwrap();
     bench.restore(|_| Some("of another version".to_owned()));
-    assert_eq!(bench.status("a"), Some(RunStatus::KernelDied));
+    assert_eq!(bench.status("a"), Some(ExecutionStatus::KernelDied));
     bench.attach();
-    let run = bench.cell("b").run.run.clone().expect("what waited is run").0;
+    let run = bench.cell("b").execution.id.clone().expect("what waited is run").0;
     bench.replies(&run);
-    assert_eq!(bench.status("b"), Some(RunStatus::Ok), "the kernel's life is known again");
+    assert_eq!(bench.status("b"), Some(ExecutionStatus::Ok), "the kernel's life is known again");
 }
 
 #[test]
@@ -334,7 +344,7 @@ fn resubmitted_source_is_the_one_begun() {
     bench.attach();
     let effects = bench.effects();
     let submitted = effects.iter().find_map(|effect| match effect {
-        Effect::Submit { run, message, .. } => Some((run.0.clone(), message.content_value()["code"].clone())),
+        Effect::Submit { execution, message, .. } => Some((execution.0.clone(), message.content_value()["code"].clone())),
         _ => None,
     });
     assert_eq!(submitted, Some((run, json!(""))));
@@ -370,9 +380,9 @@ fn earlier_probe_answer_does_not_end_execution() {
     let [Effect::Send { channel: Channel::Shell, message, .. }] = effects.as_slice() else { panic!("{effects:?}") };
     let run = bench.run("a");
     bench.says(Channel::Shell, &message.header().msg_id, "kernel_info_reply", &json!({}));
-    assert_eq!(bench.cell("a").run.phase, CellPhase::Running);
+    assert_eq!(bench.cell("a").execution.phase, CellPhase::Running);
     bench.replies(&run);
-    assert_eq!(bench.status("a"), Some(RunStatus::Ok));
+    assert_eq!(bench.status("a"), Some(ExecutionStatus::Ok));
 }
 
 #[test]
@@ -437,27 +447,28 @@ fn missing_subshell_falls_back_to_main_shell() {
 #[test]
 fn failed_cell_cancels_only_its_group() {
     let mut bench = Bench::ready();
-    let together = |allow_error| RunOptions { group: Some("g".to_owned()), allow_error, ..RunOptions::default() };
+    let together =
+        |allow_error| ExecutionOptions { group: Some("g".to_owned()), allow_error, ..ExecutionOptions::default() };
     for id in ["a", "b", "c", "alone"] {
         bench.add(id, false).unwrap();
     }
     let runs = |ids: &[&str], allow_error| ids.iter().map(|id| ((*id).to_owned(), together(allow_error))).collect();
     assert!(matches!(bench.machine.run_cells(bench.cx, runs(&["a", "nowhere"], false), None), Err(Denied::NoCell { .. })));
-    assert_eq!(bench.cell("a").run.phase, CellPhase::Finished, "all are queued, or none");
+    assert_eq!(bench.cell("a").execution.phase, CellPhase::Finished, "all are queued, or none");
     bench.machine.run_cells(bench.cx, runs(&["a", "b"], true), None).unwrap();
     bench.machine.run_cells(bench.cx, runs(&["c"], false), None).unwrap();
     bench.machine.run_cell(bench.cx, "alone", None, None).unwrap();
     let fail = |bench: &mut Bench, id: &str| {
-        let run = bench.cell(id).run.run.clone().unwrap().0;
+        let run = bench.cell(id).execution.id.clone().unwrap().0;
         bench.says(Channel::Iopub, &run, "status", &json!({"execution_state": "idle"}));
         bench.says(Channel::Shell, &run, "execute_reply", &json!({"status": "error", "ename": "E", "evalue": ""}));
     };
     fail(&mut bench, "a");
-    assert_eq!(bench.cell("b").run.phase, CellPhase::Running, "an allowed error leaves the rest alone");
+    assert_eq!(bench.cell("b").execution.phase, CellPhase::Running, "an allowed error leaves the rest alone");
     bench.machine.interrupt(bench.cx).unwrap();
     fail(&mut bench, "b");
-    assert_eq!(bench.status("c"), Some(RunStatus::Cancelled), "an interrupt does not");
-    assert_eq!(bench.cell("alone").run.phase, CellPhase::Running);
+    assert_eq!(bench.status("c"), Some(ExecutionStatus::Cancelled), "an interrupt does not");
+    assert_eq!(bench.cell("alone").execution.phase, CellPhase::Running);
 }
 
 #[test]

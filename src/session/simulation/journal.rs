@@ -104,7 +104,7 @@ impl CheckedJournal {
     fn check(&self) {
         assert_eq!(self.views.len(), self.cells.len());
         for (id, view) in &self.views {
-            let run = &self.cells.get(&view.number).expect("a row").run;
+            let run = &self.cells.get(&view.number).expect("a row").execution;
             assert_eq!((run.phase, run.first_seq, run.last_seq), (view.phase, view.first_seq, view.last_seq), "cell {id}");
             let truth = self.truth.outputs(OutputTarget::Cell(view.number));
             if self.strays.iter().any(|stray| count_text(&view.outputs, stray) > 0) {
@@ -141,7 +141,7 @@ impl CheckedJournal {
     fn take_truth(&mut self, event: &LinkEvent) {
         let LinkEvent::Event { event: Event::Message { channel: Channel::Iopub, message, .. }, .. } = event else { return };
         let Some(RunView { cell: number, .. }) = self.runs.get(&message.parent().msg_id) else { return };
-        let current = self.cells.get(number).and_then(|cell| cell.run.run.as_ref());
+        let current = self.cells.get(number).and_then(|cell| cell.execution.id.as_ref());
         if current.is_some_and(|run| run.0 == message.parent().msg_id) {
             self.truth.apply(OutputTarget::Cell(*number), &message.header().msg_type, &message.content);
         } else if let Some(text) = message.content_value()["text"].as_str() {
@@ -157,8 +157,8 @@ impl CheckedJournal {
             CellChange::Options { number, options } => {
                 self.cells.get_mut(number).expect("a known cell").options = options.clone();
             }
-            CellChange::Run { number, run } => {
-                self.cells.get_mut(number).expect("a known cell").run = (**run).clone();
+            CellChange::Execution { number, execution } => {
+                self.cells.get_mut(number).expect("a known cell").execution = (**execution).clone();
             }
             CellChange::Delete { number } => {
                 self.cells.remove(number).expect("a known cell");
@@ -197,7 +197,7 @@ impl CheckedJournal {
                 view.phase = CellPhase::Running;
                 self.waiting.remove(0);
                 let cell = self.cells.get(&view.number).expect("a row");
-                let id = cell.run.run.clone().expect("a run has an id").0;
+                let id = cell.execution.id.clone().expect("a run has an id").0;
                 let run = RunView { cell: view.number, source: cell.source.clone(), ended: false };
                 assert!(self.runs.insert(id, run).is_none(), "each run has its own id");
             }
