@@ -12,7 +12,7 @@ interface Pen {
 }
 
 /** The pieces of a text, each with its own look. */
-export function coloured(text: string): DocumentFragment {
+export function colourText(text: string): DocumentFragment {
   const target = document.createDocumentFragment();
   const pen: Pen = { flags: new Set(), fg: "", bg: "", link: "" };
   let at = 0;
@@ -27,7 +27,7 @@ export function coloured(text: string): DocumentFragment {
 }
 
 /** The text without its sequences. */
-export function plain(text: string): string {
+export function stripAnsi(text: string): string {
   return text.replace(SEQUENCE, "");
 }
 

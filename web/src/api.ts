@@ -7,7 +7,7 @@ export interface Access {
 }
 
 /** What the server says when it does not do what it was asked. */
-export class Refused extends Error {
+export class ApiError extends Error {
   constructor(
     readonly status: number,
     readonly code: string,
@@ -17,7 +17,7 @@ export class Refused extends Error {
   }
 }
 
-export async function ask(access: Access, method: string, path: string, body?: unknown): Promise<Response> {
+export async function request(access: Access, method: string, path: string, body?: unknown): Promise<Response> {
   const headers: Record<string, string> = { authorization: `Bearer ${access.token}` };
   let sent: BodyInit | undefined;
   if (body instanceof Blob) sent = body;
@@ -28,11 +28,11 @@ export async function ask(access: Access, method: string, path: string, body?: u
   const response = await fetch(`${access.server}${path}`, { method, headers, body: sent, referrerPolicy: "no-referrer" });
   if (response.ok) return response;
   const problem = (await response.json().catch(() => ({}))) as { code?: string; detail?: string };
-  throw new Refused(response.status, problem.code ?? "", problem.detail ?? `the server answered ${response.status}`);
+  throw new ApiError(response.status, problem.code ?? "", problem.detail ?? `the server answered ${response.status}`);
 }
 
-export async function askJson<T>(access: Access, method: string, path: string, body?: unknown): Promise<T> {
-  const response = await ask(access, method, path, body);
+export async function requestJson<T>(access: Access, method: string, path: string, body?: unknown): Promise<T> {
+  const response = await request(access, method, path, body);
   return (response.status === 204 ? undefined : await response.json().catch(() => undefined)) as T;
 }
 
@@ -43,7 +43,7 @@ export function artifact(access: Access, sha256: string): Promise<Blob> {
   const key = `${access.server} ${sha256}`;
   let blob = blobs.get(key);
   if (!blob) {
-    blob = ask(access, "GET", `/v1/artifacts/${encodeURIComponent(sha256)}`).then((response) => response.blob());
+    blob = request(access, "GET", `/v1/artifacts/${encodeURIComponent(sha256)}`).then((response) => response.blob());
     blob.catch(() => blobs.delete(key));
     blobs.set(key, blob);
     if (blobs.size > 200) blobs.delete(blobs.keys().next().value as string);

@@ -3,14 +3,14 @@ import { LitElement, type TemplateResult, html, nothing } from "lit";
 import { keyed } from "lit/directives/keyed.js";
 import { repeat } from "lit/directives/repeat.js";
 import type { Access } from "./api.js";
-import { type CellState, type Output, type Shown, joined, newCell, shown } from "./cells.js";
+import { type CellState, type Output, type CellOutput, joinText, newCell, toCellOutput } from "./cell_state.js";
 import type { Matches } from "./editor.js";
-import { type SessionFeed, feedOf } from "./feed.js";
+import { type SessionFeed, feedOf } from "./session_feed.js";
 import { highlighted } from "./highlight.js";
-import { before } from "./libraries.js";
-import { laneOf, ranked } from "./mime.js";
+import { before } from "./frame_prelude.js";
+import { displayKindOf, rankedTypes } from "./mime.js";
 import "./output.js";
-import { HINTS, STATES, seconds } from "./states.js";
+import { HINTS, PHASES, seconds } from "./cell_phases.js";
 import { Stream } from "./stream.js";
 import { base, cellStyle, tokens } from "./style.js";
 
@@ -57,7 +57,7 @@ export class CellkeepCell extends LitElement {
   declare readonly: boolean;
   /** `light` or `dark`; else as the system has it. */
   declare theme: string | undefined;
-  /** Shown as one line, but for its plots. */
+  /** CellOutput as one line, but for its plots. */
   declare collapsed: boolean;
   declare editing: boolean;
   /** Whether the run before is shown, too. */
@@ -229,18 +229,18 @@ export class CellkeepCell extends LitElement {
     if (this.feed && !this.feed.isListed && state.outputs.size === 0) return html`<article aria-busy="true"><header>…</header></article>`;
     const phase = this.phase;
     const kind = state.type === "code" ? this.language || "code" : state.type;
-    const label = `Cell${state.count ? ` ${state.count}` : ""}, ${kind}${phase ? `, ${STATES[phase]?.[0] ?? phase}` : ""}`;
+    const label = `Cell${state.count ? ` ${state.count}` : ""}, ${kind}${phase ? `, ${PHASES[phase]?.[0] ?? phase}` : ""}`;
     return html`<article part="cell" aria-label=${label} class=${state.type}>
       ${this.header(phase)}
       ${this.collapsed ? nothing : state.type === "markdown" && !this.editing ? this.prose() : this.source()}
       ${this.outputs(phase)}
-      <div class="silent" role="status">${phase && phase !== "ok" ? (STATES[phase]?.[0] ?? phase) : ""}</div>
+      <div class="silent" role="status">${phase && phase !== "ok" ? (PHASES[phase]?.[0] ?? phase) : ""}</div>
     </article>`;
   }
 
   private header(phase: string): TemplateResult {
     const { state } = this;
-    const [text, look] = STATES[phase] ?? [phase, "warn"];
+    const [text, look] = PHASES[phase] ?? [phase, "warn"];
     const time = state.state === "running" && state.startedAt ? Math.max(0, Date.now() - state.startedAt) : state.wallMs;
     const fold = () => {
       if (!this.editing) this.collapsed = !this.collapsed;
@@ -330,7 +330,7 @@ export class CellkeepCell extends LitElement {
     </div>`;
   }
 
-  private output(index: number, output: Shown, isNow: boolean): TemplateResult {
+  private output(index: number, output: CellOutput, isNow: boolean): TemplateResult {
     const name = `cell-${this.state.count ?? this.state.id}-${index + 1}`;
     const { feed, state } = this;
     const isStream = output instanceof Stream;
@@ -350,21 +350,21 @@ export class CellkeepCell extends LitElement {
   }
 }
 
-const inOrder = (outputs: Map<number, Shown>) => [...outputs.entries()].sort(([a], [b]) => a - b);
+const inOrder = (outputs: Map<number, CellOutput>) => [...outputs.entries()].sort(([a], [b]) => a - b);
 
 const PLOTS = ["plotly", "vega", "geo", "svg", "image"];
 /** What stays in view when all else of a cell is one line. */
-function isPlot(output: Shown): boolean {
-  const kind = output instanceof Stream ? undefined : ranked(output.data ?? {})[0];
-  return kind !== undefined && PLOTS.includes(laneOf(kind));
+function isPlot(output: CellOutput): boolean {
+  const kind = output instanceof Stream ? undefined : rankedTypes(output.data ?? {})[0];
+  return kind !== undefined && PLOTS.includes(displayKindOf(kind));
 }
 
 function fromNotebook(content: NotebookCell): CellState {
   const cell = newCell(String(content.id ?? ""));
   cell.type = content.cell_type;
-  cell.source = joined(content.source);
+  cell.source = joinText(content.source);
   cell.count = content.execution_count;
-  (Array.isArray(content.outputs) ? content.outputs : []).forEach((output, index) => cell.outputs.set(index, shown(output, true)));
+  (Array.isArray(content.outputs) ? content.outputs : []).forEach((output, index) => cell.outputs.set(index, toCellOutput(output, true)));
   return cell;
 }
 

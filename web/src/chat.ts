@@ -1,8 +1,8 @@
-// A conversation with the model, as the cells tell it. Pure.
-import type { CellState } from "./cells.js";
+// A conversation with the model, read from the metadata of cells. Pure.
+import type { CellState } from "./cell_state.js";
 
-/** What a cell's metadata say of its part in a conversation. Anybody can write them. */
-export interface Mark {
+/** The part of a cell in a conversation, by its metadata. Untrusted: anybody with access to the notebook can write them. */
+export interface ChatMark {
   role?: "user" | "assistant";
   turn?: string;
   state?: string;
@@ -11,38 +11,38 @@ export interface Mark {
   error?: { code?: string; detail?: string };
 }
 
-/** What stands below the last cell of an answer. */
-export interface Note {
+/** A note below the last cell of an answer. */
+export interface ChatNote {
   text: string;
   bad: boolean;
-  /** What to ask once more. */
-  again?: string;
+  /** The message to send again. */
+  retryText?: string;
 }
 
 const text = (value: unknown): string | undefined => (typeof value === "string" ? value : undefined);
 
-export function markOf(cell: CellState | undefined): Mark {
+export function chatMarkOf(cell: CellState | undefined): ChatMark {
   const mark = cell?.metadata?.["cellkeep"];
   if (typeof mark !== "object" || mark === null) return {};
   const { role, turn, state, model, cut, error } = mark as Record<string, unknown>;
-  const told = typeof error === "object" && error !== null ? (error as Record<string, unknown>) : undefined;
+  const failure = typeof error === "object" && error !== null ? (error as Record<string, unknown>) : undefined;
   return {
     role: role === "user" || role === "assistant" ? role : undefined,
     turn: text(turn),
     state: text(state),
     model: text(model),
     cut: cut === true,
-    error: told && { code: text(told["code"]), detail: text(told["detail"]) },
+    error: failure && { code: text(failure["code"]), detail: text(failure["detail"]) },
   };
 }
 
-/** The message that is being answered, and what is to be said of those that were. */
-export function conversation(order: string[], cells: Map<string, CellState>): { answering?: string; notes: Map<string, Note> } {
-  const notes = new Map<string, Note>();
+/** The id of the message that is being answered, and the notes by the id of the cell that they stand below. */
+export function conversation(order: string[], cells: Map<string, CellState>): { answering?: string; notes: Map<string, ChatNote> } {
+  const notes = new Map<string, ChatNote>();
   const last = new Map<string, string>();
   let answering: string | undefined;
   for (const id of order) {
-    const mark = markOf(cells.get(id));
+    const mark = chatMarkOf(cells.get(id));
     if (mark.role === "user") last.set(id, id);
     else if (mark.role === "assistant" && mark.turn !== undefined && last.has(mark.turn)) last.set(mark.turn, id);
     if (mark.role === "user" && mark.state === "answering") answering = id;
@@ -55,12 +55,12 @@ export function conversation(order: string[], cells: Map<string, CellState>): { 
   return { answering, notes };
 }
 
-function noteOf(cell: CellState | undefined): Note | undefined {
-  const { state, error } = markOf(cell);
-  const again = cell?.source;
-  if (state === "failed") return { text: sentence(error?.detail ?? "the answer failed"), bad: true, again };
-  if (state === "interrupted") return { text: sentence(error?.detail ?? "the answer was interrupted"), bad: false, again };
-  if (state === "stopped") return { text: "The answer was stopped.", bad: false, again };
+function noteOf(cell: CellState | undefined): ChatNote | undefined {
+  const { state, error } = chatMarkOf(cell);
+  const retryText = cell?.source;
+  if (state === "failed") return { text: sentence(error?.detail ?? "the answer failed"), bad: true, retryText };
+  if (state === "interrupted") return { text: sentence(error?.detail ?? "the answer was interrupted"), bad: false, retryText };
+  if (state === "stopped") return { text: "The answer was stopped.", bad: false, retryText };
   return undefined;
 }
 

@@ -1,13 +1,13 @@
-// What a frame's document loses before anything foreign runs in it: the ways around its policy. A frame that a script makes from text
-// (`srcdoc`) would be a new document with all of them back, so there is none: such text goes into a frame of ours instead.
+// Closes the ways around the policy of an output's frame, before any foreign code runs in it. A frame that a script makes from text
+// (`srcdoc`) would be a new document that has all of them again. So there is none: its text goes into another confined frame instead.
 
-/** Where the text for a frame stands, instead of in `srcdoc`. A name that is as good in scripts as it is in tags. */
-export const HELD = "cellkeepdoc";
+/** The attribute that holds the text of a frame instead of `srcdoc`. The name is valid both as an attribute and as a property. */
+const TEXT_ATTRIBUTE = "cellkeepdoc";
 
-/** What texts call a frame's text, by our name for it. Entities could spell the other out of pieces. */
-export function tamed(text: string): string {
-  const whole = text.replace(/<!entity/gi, "<!-entity");
-  return /iframe/i.test(whole) ? whole.replace(/srcdoc/gi, HELD) : whole;
+/** Replaces `srcdoc` in HTML by our attribute. Entity declarations are broken, since they could assemble the name from pieces. */
+export function renameSrcdoc(text: string): string {
+  const unbroken = text.replace(/<!entity/gi, "<!-entity");
+  return /iframe/i.test(unbroken) ? unbroken.replace(/srcdoc/gi, TEXT_ATTRIBUTE) : unbroken;
 }
 
 interface Rules {
@@ -16,69 +16,68 @@ interface Rules {
   createScriptURL(text: string): string;
 }
 type Factory = { createPolicy(name: string, rules: Rules): unknown };
-type Write = (this: Document, ...parts: string[]) => void;
+export type DocumentWriter = (this: Document, ...parts: string[]) => void;
 
-/** Closes them. Gives what writes a whole document, which nobody else has then. */
-export function guard(): Write {
-  // No policy that browsers know holds WebRTC, which finds its way to any host. Sheets of styles for XML make elements without a look
-  // at them.
+/** Installs the guard. Returns the original `document.write`, which only our code can call from then on. */
+export function guard(): DocumentWriter {
+  // WebRTC can connect to any host, and no policy of browsers limits it. XSLT creates elements that Trusted Types do not check.
   for (const name of ["RTCPeerConnection", "webkitRTCPeerConnection", "XSLTProcessor"]) Reflect.deleteProperty(window, name);
   const { trustedTypes } = window as { trustedTypes?: Factory };
   trustedTypes?.createPolicy("default", {
-    createHTML: (text, _type, sink) => (/srcdoc/i.test(sink) ? "" : tamed(text)),
+    createHTML: (text, _type, sink) => (/srcdoc/i.test(sink) ? "" : renameSrcdoc(text)),
     createScript: (text) => text,
     createScriptURL: (text) => text,
   });
-  // Who has the policy could have any text approved. Libraries do without it where it is not there.
+  // With access to the policy, code could have any text approved. Libraries work without Trusted Types if the browser has none.
   Reflect.deleteProperty(window, "trustedTypes");
-  holdFrames();
+  redirectSrcdoc();
   const { write } = Document.prototype;
   for (const name of ["write", "writeln"] as const) {
-    // In pieces, a tag could pass that is looked for as a whole.
+    // Each text is parsed as a whole first: written in pieces, a tag could escape the check.
     Document.prototype[name] = function (this: Document, ...parts: string[]) {
-      write.call(this, whole(parts.join("")));
+      write.call(this, reparsed(parts.join("")));
     };
   }
-  return write as Write;
+  return write as DocumentWriter;
 }
 
-function whole(text: string): string {
+function reparsed(text: string): string {
   const template = document.createElement("template");
   template.innerHTML = text;
   return template.innerHTML;
 }
 
-/** What scripts say to a frame about its text goes where we look for it. */
-function holdFrames(): void {
+/** Text that scripts give to a frame by property or `setAttribute` goes into our attribute. */
+function redirectSrcdoc(): void {
   const { prototype } = HTMLIFrameElement;
   const text = {
     configurable: true,
     enumerable: true,
     get(this: HTMLIFrameElement) {
-      return this.getAttribute(HELD) ?? "";
+      return this.getAttribute(TEXT_ATTRIBUTE) ?? "";
     },
     set(this: HTMLIFrameElement, value: unknown) {
-      this.setAttribute(HELD, String(value));
+      this.setAttribute(TEXT_ATTRIBUTE, String(value));
     },
   };
-  Object.defineProperties(prototype, { srcdoc: text, [HELD]: text });
+  Object.defineProperties(prototype, { srcdoc: text, [TEXT_ATTRIBUTE]: text });
   const { setAttribute } = Element.prototype;
   prototype.setAttribute = function (this: HTMLIFrameElement, name: string, value: string) {
-    setAttribute.call(this, String(name).toLowerCase() === "srcdoc" ? HELD : name, value);
+    setAttribute.call(this, String(name).toLowerCase() === "srcdoc" ? TEXT_ATTRIBUTE : name, value);
   };
 }
 
-/** Calls with each frame whose text is new. */
-export function watchFrames(found: (frame: HTMLIFrameElement, text: string) => void): void {
+/** Calls back for each frame that gets a new text. */
+export function watchFrames(onText: (frame: HTMLIFrameElement, text: string) => void): void {
   const frames = document.getElementsByTagName("iframe");
   const known = new WeakMap<HTMLIFrameElement, string>();
-  const look = () => {
+  const check = () => {
     for (const frame of [...frames]) {
-      const text = frame.getAttribute(HELD);
+      const text = frame.getAttribute(TEXT_ATTRIBUTE);
       if (text === null || known.get(frame) === text) continue;
       known.set(frame, text);
-      found(frame, text);
+      onText(frame, text);
     }
   };
-  new MutationObserver(look).observe(document, { childList: true, subtree: true, attributes: true, attributeFilter: [HELD] });
+  new MutationObserver(check).observe(document, { childList: true, subtree: true, attributes: true, attributeFilter: [TEXT_ATTRIBUTE] });
 }

@@ -1,7 +1,7 @@
 // The bytes of a representation, as they are shown and saved.
 import { type Access, artifact } from "./api.js";
-import { joined } from "./cells.js";
-import { laneOf } from "./mime.js";
+import { joinText } from "./cell_state.js";
+import { displayKindOf } from "./mime.js";
 
 const EXTENSIONS: Record<string, string> = {
   "image/svg+xml": "svg", "image/jpeg": "jpg", "text/plain": "txt", "text/markdown": "md", "text/latex": "tex", "application/pdf": "pdf",
@@ -18,9 +18,9 @@ export const sizeOf = (value: unknown) => (typeof value === "number" && value > 
 export async function blobOf(kind: string, value: unknown, access: Access | undefined): Promise<Blob> {
   const reference = (value as { artifact?: unknown } | null)?.artifact;
   if (typeof reference === "string" && access) return new Blob([await artifact(access, reference)], { type: kind });
-  if (["text", "html", "markdown", "latex", "svg", "script"].includes(laneOf(kind))) return new Blob([joined(value)], { type: kind });
+  if (["text", "html", "markdown", "latex", "svg", "script"].includes(displayKindOf(kind))) return new Blob([joinText(value)], { type: kind });
   if (typeof value !== "string" && !Array.isArray(value)) return new Blob([JSON.stringify(value, null, 1)], { type: "application/json" });
-  const text = joined(value).replace(/\s/g, "");
+  const text = joinText(value).replace(/\s/g, "");
   if (!/^[A-Za-z0-9+/]*={0,2}$/.test(text) || text.replace(/=+$/, "").length % 4 === 1) throw new Error("its data is not base64");
   return new Blob([Uint8Array.from(atob(text), (char) => char.charCodeAt(0))], { type: kind });
 }

@@ -1,7 +1,7 @@
 // Which representation of an output is shown first, and how. Pure.
-import { joined } from "./cells.js";
+import { joinText } from "./cell_state.js";
 
-export type Lane = "plotly" | "vega" | "geo" | "html" | "markdown" | "latex" | "svg" | "image" | "audio" | "video" | "script" | "json" | "text" | "file";
+export type DisplayKind = "plotly" | "vega" | "geo" | "html" | "markdown" | "latex" | "svg" | "image" | "audio" | "video" | "script" | "json" | "text" | "file";
 
 export const WIDGET = "application/vnd.jupyter.widget-view+json";
 /** Libraries that one output loads, and that others use. */
@@ -13,7 +13,7 @@ const IMAGES = ["image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/
 const LARGE_SVG = 300_000;
 
 /** How a type is shown; `file` is what is only to be saved. */
-export function laneOf(mime: string): Lane {
+export function displayKindOf(mime: string): DisplayKind {
   const kind = mime.split(";")[0]?.trim().toLowerCase() ?? "";
   if (kind === "application/vnd.plotly.v1+json") return "plotly";
   if (VEGA.test(kind)) return "vega";
@@ -37,10 +37,10 @@ function rank(mime: string, data: Record<string, unknown>): number {
   const value = data[mime];
   // A marker says of the script beside it that it needs what another output has loaded; it shows nothing itself.
   if (mime === WIDGET || LOADS.test(mime) || USES.test(mime)) return ORDER.length + 1;
-  const lane = laneOf(mime);
+  const lane = displayKindOf(mime);
   if (!["json", "plotly", "vega", "geo"].includes(lane) && !isText(value)) return ORDER.length + 2;
-  if (lane === "svg" && joined(value).length > LARGE_SVG && IMAGES.some((one) => one !== mime && one in data)) return ORDER.indexOf("application/pdf");
-  if (lane === "script" && isUser(data)) return ORDER.indexOf("bokeh");
+  if (lane === "svg" && joinText(value).length > LARGE_SVG && IMAGES.some((one) => one !== mime && one in data)) return ORDER.indexOf("application/pdf");
+  if (lane === "script" && usesLibrary(data)) return ORDER.indexOf("bokeh");
   const at = ORDER.includes(mime) ? ORDER.indexOf(mime) : ORDER.indexOf(lane);
   return at < 0 ? ORDER.length : at;
 }
@@ -49,14 +49,14 @@ const isText = (value: unknown) =>
   typeof value === "string" || (Array.isArray(value) && value.every((piece) => typeof piece === "string")) || typeof (value as { artifact?: unknown } | null)?.artifact === "string";
 
 /** All representations, the one to show first in front. */
-export function ranked(data: Record<string, unknown>): string[] {
+export function rankedTypes(data: Record<string, unknown>): string[] {
   return Object.keys(data).sort((a, b) => rank(a, data) - rank(b, data));
 }
 
 /** Whether it loads a library for outputs after it. */
-export const isLoader = (data: Record<string, unknown>) => Object.keys(data).some((mime) => LOADS.test(mime));
+export const loadsLibrary = (data: Record<string, unknown>) => Object.keys(data).some((mime) => LOADS.test(mime));
 /** Whether it needs such a library. */
-export const isUser = (data: Record<string, unknown>) => Object.keys(data).some((mime) => USES.test(mime));
+export const usesLibrary = (data: Record<string, unknown>) => Object.keys(data).some((mime) => USES.test(mime));
 
 const BASIC = ["scatter", "bar", "pie"];
 const CARTESIAN = ["box", "contour", "heatmap", "histogram", "histogram2d", "histogram2dcontour", "image", "scatterternary", "violin"];

@@ -1,17 +1,17 @@
 // One output of a cell: the representation that says most, and a switch to the others.
 import { LitElement, type TemplateResult, css, html, nothing } from "lit";
-import { plain } from "./ansi.js";
+import { stripAnsi } from "./ansi.js";
 import { type Access, save } from "./api.js";
-import { type Output, type Shown, joined } from "./cells.js";
-import { errorView, forModel, titleOf } from "./error.js";
-import type { Before } from "./libraries.js";
+import { type Output, type CellOutput, joinText } from "./cell_state.js";
+import { errorView, errorPrompt, errorTitle } from "./error_view.js";
+import type { Prelude } from "./frame_prelude.js";
 import { blobOf, extension, sizeOf } from "./media.js";
-import { type Lane, WIDGET, isLoader, laneOf, needsMaps, plotlyBundle, ranked } from "./mime.js";
-import type { FrameKind } from "./sandbox.js";
+import { type DisplayKind, WIDGET, loadsLibrary, displayKindOf, needsMaps, plotlyBundle, rankedTypes } from "./mime.js";
+import type { FrameKind } from "./output_frame.js";
 import { type LongText, Stream } from "./stream.js";
 import { base, cellStyle, outputStyle } from "./style.js";
-import { Folding, type Read, readAll, whole } from "./text.js";
-import { tree } from "./tree.js";
+import { FoldedText, type ReadRange, readAll, whole } from "./folded_text.js";
+import { tree } from "./json_tree.js";
 
 type Content = { url?: string; fragment?: DocumentFragment; asFrame?: boolean; failed?: string };
 
@@ -34,7 +34,7 @@ export class CellkeepOutput extends LitElement {
     done: { state: true },
   };
   static override styles = [base, cellStyle, outputStyle, css`:host { background: none; }`];
-  declare output: Shown;
+  declare output: CellOutput;
   /** Changes with the text of a stream, which is the same stream then. */
   declare version: number;
   declare access: Access | undefined;
@@ -43,9 +43,9 @@ export class CellkeepOutput extends LitElement {
   /** As its cell is told to look. */
   declare theme: string;
   /** Asks the server for what is not held of a stream. */
-  declare read: Read | undefined;
+  declare read: ReadRange | undefined;
   /** What its frame begins with. */
-  declare prelude: Before | undefined;
+  declare prelude: Prelude | undefined;
   /** The code that it comes from, and its language. */
   declare code: { source: string; language: string } | undefined;
   declare name: string;
@@ -58,8 +58,8 @@ export class CellkeepOutput extends LitElement {
   /** What a person just did, told in place of the button. */
   declare done: string;
   private contents = new Map<string, Content>();
-  private of?: Shown;
-  private folding = new Folding(() => this.requestUpdate());
+  private of?: CellOutput;
+  private folding = new FoldedText(() => this.requestUpdate());
   private long?: { of: string; text: LongText };
 
   constructor() {
@@ -101,11 +101,11 @@ export class CellkeepOutput extends LitElement {
       return html`<div class="output ${output.name === "stderr" ? "stderr" : ""}">${this.folding.view(output, this.read)}${this.textTools(output)}</div>`;
     }
     if (output.output_type === "error") return this.error(output);
-    const kinds = ranked(output.data ?? {});
+    const kinds = rankedTypes(output.data ?? {});
     if (kinds.length === 0) return html`<p class="note">Empty output</p>`;
     const kind = this.chosen || (kinds[0] as string);
     return html`<div class="output">
-      ${this.lane(kind, laneOf(kind), output)}
+      ${this.lane(kind, displayKindOf(kind), output)}
       ${WIDGET in this.data && kind !== WIDGET ? html`<p class="note">A widget, which is not interactive here.</p>` : nothing}
       ${this.remote.length > 0 ? html`<p class="note">Remote parts were not loaded: ${this.remote.join(", ")}. Outputs have no network.</p>` : nothing}
       ${this.tools(kind, kinds)}
@@ -134,7 +134,7 @@ export class CellkeepOutput extends LitElement {
 
   private textTools(text: LongText): TemplateResult | typeof nothing {
     if (this.bare) return nothing;
-    const all = () => readAll(text, this.read).then(plain);
+    const all = () => readAll(text, this.read).then(stripAnsi);
     const isLong = text.gap > 0 || text.head.length > 2000;
     // Short text is marked by hand where there is nothing to hover with.
     return html`<div class="tools ${isLong ? "" : "slight"}" part="tools">
@@ -144,15 +144,15 @@ export class CellkeepOutput extends LitElement {
   }
 
   private tools(kind: string, kinds: string[]): TemplateResult | typeof nothing {
-    const lane = laneOf(kind);
+    const lane = displayKindOf(kind);
     if (this.bare || (kinds.length === 1 && lane === "file")) return nothing;
     const isTable = lane === "html" && this.contents.get(kind)?.fragment !== undefined;
     return html`<div class="tools" part="tools">
       ${lane === "image" || lane === "svg" ? html`<button @click=${() => (this.zoomed = !this.zoomed)} aria-pressed=${this.zoomed ? "true" : "false"}>${this.zoomed ? "Fit" : "Full size"}</button>` : nothing}
       ${kind === "image/png" ? this.button("Copy", () => navigator.clipboard.write([new ClipboardItem({ [kind]: this.blob(kind) })])) : nothing}
       ${isTable ? this.button("Copy", () => this.copyTable()) : nothing}
-      ${["text", "latex", "json", "markdown"].includes(lane) ? this.button("Copy", async () => navigator.clipboard.writeText(plain(await (await this.blob(kind)).text()))) : nothing}
-      ${lane === "text" && joined(this.data[kind]).length < 2000 ? nothing : html`<button @click=${() => this.download(kind)}>Download</button>`}
+      ${["text", "latex", "json", "markdown"].includes(lane) ? this.button("Copy", async () => navigator.clipboard.writeText(stripAnsi(await (await this.blob(kind)).text()))) : nothing}
+      ${lane === "text" && joinText(this.data[kind]).length < 2000 ? nothing : html`<button @click=${() => this.download(kind)}>Download</button>`}
       ${kinds.length > 1
         ? html`<select aria-label="Representation" @change=${(event: Event) => (this.chosen = (event.target as HTMLSelectElement).value)}>
             ${kinds.map((one) => html`<option value=${one} ?selected=${one === kind}>${one}</option>`)}
@@ -161,7 +161,7 @@ export class CellkeepOutput extends LitElement {
     </div>`;
   }
 
-  private lane(kind: string, lane: Lane, output: Output): TemplateResult | typeof nothing {
+  private lane(kind: string, lane: DisplayKind, output: Output): TemplateResult | typeof nothing {
     const value = output.data?.[kind];
     switch (lane) {
       case "plotly":
@@ -170,32 +170,32 @@ export class CellkeepOutput extends LitElement {
       case "vega":
         return this.frame("vega", value, "vega.js", kind.includes("vegalite") ? "vega-lite" : "vega", "Vega plot");
       case "script":
-        if (isLoader(this.data)) return html`<p class="note">This output loads a library for the plots after it.</p>`;
-        return this.frame("script", joined(value), "", "", "Output of a script");
+        if (loadsLibrary(this.data)) return html`<p class="note">This output loads a library for the plots after it.</p>`;
+        return this.frame("script", joinText(value), "", "", "Output of a script");
       case "json":
         if (kind === WIDGET) return html`<p class="note">A widget, which is not interactive here.</p>`;
         return html`<div class="tree">${tree(value, output.metadata?.["application/json"])}</div>`;
       case "geo":
-        return this.made(kind, async () => ({ fragment: (await import("./geo.js")).drawn(value) }), "map", () => html`<div class="tree">${tree(value)}</div>`, "Shapes without a background map, whose tiles need the network.");
+        return this.made(kind, async () => ({ fragment: (await import("./geojson.js")).drawn(value) }), "map", () => html`<div class="tree">${tree(value)}</div>`, "Shapes without a background map, whose tiles need the network.");
       case "html":
       case "markdown":
-        return this.foreign(kind, lane, joined(value));
+        return this.foreign(kind, lane, joinText(value));
       case "latex":
-        return this.made(kind, async () => ({ fragment: (await import("./latex.js")).formulas(joined(value)) }), "", () => this.text(joined(value)));
+        return this.made(kind, async () => ({ fragment: (await import("./latex.js")).formulas(joinText(value)) }), "", () => this.text(joinText(value)));
       case "image":
       case "svg":
       case "audio":
       case "video":
         return this.media(kind, lane, output);
       case "text":
-        return typeof value === "object" && !Array.isArray(value) ? this.file(kind) : this.text(joined(value));
+        return typeof value === "object" && !Array.isArray(value) ? this.file(kind) : this.text(joinText(value));
       case "file":
         return this.file(kind);
     }
   }
 
   private frame(kind: FrameKind, content: unknown, library: string, mode: string, label: string): TemplateResult {
-    void import("./sandbox.js");
+    void import("./output_frame.js");
     return html`<cellkeep-frame .kind=${kind} .content=${content} .library=${library} .mode=${mode} .prelude=${this.prelude} .server=${this.access?.server ?? this.server} .theme=${this.theme} .label=${label}
       @cellkeep-remote=${(event: CustomEvent<string[]>) => (this.remote = event.detail)}></cellkeep-frame>`;
   }
@@ -253,7 +253,7 @@ export class CellkeepOutput extends LitElement {
     if (lane === "audio") return html`<audio controls src=${content.url}></audio>`;
     if (lane === "video") return html`<video controls src=${content.url}></video>`;
     const meta = (output.metadata?.[kind] ?? {}) as Record<string, unknown>;
-    const alt = joined(output.data?.["text/plain"]).slice(0, 200) || "Output image";
+    const alt = joinText(output.data?.["text/plain"]).slice(0, 200) || "Output image";
     const look = `${this.zoomed ? "large" : ""} ${meta.needs_background === "dark" ? "on-dark" : ""} ${sizeOf(meta.width) && sizeOf(meta.height) ? "sized" : ""}`;
     return html`<div class="scroll"><img part="image" class=${look} src=${content.url} alt=${alt}
       width=${sizeOf(meta.width) ?? nothing} height=${sizeOf(meta.height) ?? nothing} @click=${() => (this.zoomed = !this.zoomed)} @error=${() => this.failed(kind, "it is no picture that this browser can read")}></div>`;
@@ -272,8 +272,8 @@ export class CellkeepOutput extends LitElement {
     return html`<div class="error" role="group" aria-label="Error">
       ${errorView(output)}
       <div class="below">
-        ${this.button("Copy for a language model", () => navigator.clipboard.writeText(forModel(output, source, language)))}
-        ${this.button("Copy error", () => navigator.clipboard.writeText(`${titleOf(output)}\n\n${plain((output.traceback ?? []).map(String).join("\n"))}`))}
+        ${this.button("Copy for a language model", () => navigator.clipboard.writeText(errorPrompt(output, source, language)))}
+        ${this.button("Copy error", () => navigator.clipboard.writeText(`${errorTitle(output)}\n\n${stripAnsi((output.traceback ?? []).map(String).join("\n"))}`))}
       </div>
     </div>`;
   }

@@ -39,7 +39,7 @@ export class Stream implements LongText {
   constructor(
     readonly name: string,
     text: string,
-    private readonly isOnlyHere = false,
+    private readonly keepsAll = false,
   ) {
     this.add(text);
   }
@@ -61,7 +61,7 @@ export class Stream implements LongText {
 
   private add(text: string): void {
     if (this.lines !== undefined) this.lines += newlines(text);
-    const room = this.tail || this.droppedBytes > 0 ? 0 : this.isOnlyHere ? text.length : MOST_HEAD - this.head.length;
+    const room = this.tail || this.droppedBytes > 0 ? 0 : this.keepsAll ? text.length : MOST_HEAD - this.head.length;
     const at = room >= text.length ? text.length : boundary(text, Math.max(room, 0));
     this.head += text.slice(0, at);
     this.headBytes += utf8Length(text, 0, at);

@@ -19,7 +19,7 @@ export interface Failure {
   traceback: string[];
 }
 
-export type Shown = Stream | Output;
+export type CellOutput = Stream | Output;
 
 export interface CellState {
   id: string;
@@ -29,14 +29,14 @@ export interface CellState {
   state: "queued" | "running" | "finished";
   status?: string;
   count?: number | null;
-  outputs: Map<number, Shown>;
+  outputs: Map<number, CellOutput>;
   startedAt?: number;
   wallMs?: number;
   question?: { prompt: string; password: boolean };
   /** Outputs of the run before, kept on view until the new one shows something. */
-  stale?: Map<number, Shown>;
+  stale?: Map<number, CellOutput>;
   /** The same, for as long as the run after it stands. */
-  previous?: Map<number, Shown>;
+  previous?: Map<number, CellOutput>;
   /** Why it ended as it did, where the kernel could not tell. */
   why?: string;
   lost: number;
@@ -71,14 +71,14 @@ export function newCell(id: string): CellState {
 }
 
 /** Nbformat writes texts as lists of lines, too. */
-export function joined(value: unknown): string {
+export function joinText(value: unknown): string {
   if (Array.isArray(value)) return value.map((piece) => (typeof piece === "string" ? piece : "")).join("");
   return typeof value === "string" ? value : "";
 }
 
 /** An output as it is shown; the text of one that is in no session is held in full. */
-export function shown(output: Output, isOnlyHere = false): Shown {
-  return output.output_type === "stream" ? new Stream(String(output.name ?? "stdout"), joined(output.text), isOnlyHere) : output;
+export function toCellOutput(output: Output, keepsAll = false): CellOutput {
+  return output.output_type === "stream" ? new Stream(String(output.name ?? "stdout"), joinText(output.text), keepsAll) : output;
 }
 
 /** What an event makes of its cell. */
@@ -123,6 +123,6 @@ export function apply(cell: CellState, event: Event): void {
 
 function put(cell: CellState, index: number, output: Output, keep: number | undefined): void {
   const there = cell.outputs.get(index);
-  if (there instanceof Stream && output.output_type === "stream" && keep !== undefined) there.edit(keep, joined(output.text));
-  else cell.outputs.set(index, shown(output));
+  if (there instanceof Stream && output.output_type === "stream" && keep !== undefined) there.edit(keep, joinText(output.text));
+  else cell.outputs.set(index, toCellOutput(output));
 }

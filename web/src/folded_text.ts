@@ -1,6 +1,6 @@
 // Long text, folded to its head and tail. What is between them is opened page by page, and asked of the server where it is not held.
 import { type TemplateResult, html, nothing } from "lit";
-import { coloured } from "./ansi.js";
+import { colourText } from "./ansi.js";
 import { type LongText, newlines, utf8Length } from "./stream.js";
 
 const MOST_LINES = 160;
@@ -16,7 +16,7 @@ const PAGE_BYTES = 128 << 10;
 const MOST_BYTES = 1 << 20;
 
 /** Asks for some bytes of a text; may give fewer. */
-export type Read = (from: number, to: number) => Promise<{ from: number; to: number; text: string }>;
+export type ReadRange = (from: number, to: number) => Promise<{ from: number; to: number; text: string }>;
 
 /** Where so many lines end, and at most so many characters. */
 function headEnd(text: string, lines: number, chars: number): number {
@@ -41,7 +41,7 @@ export function whole(text: string): LongText {
 }
 
 /** All of a text. */
-export async function readAll(text: LongText, read: Read | undefined): Promise<string> {
+export async function readAll(text: LongText, read: ReadRange | undefined): Promise<string> {
   if (text.gap === 0 || !read) return text.head + text.tail;
   const pieces = [text.head];
   const from = utf8Length(text.head);
@@ -55,7 +55,7 @@ export async function readAll(text: LongText, read: Read | undefined): Promise<s
 }
 
 /** How much of a text a person has opened. */
-export class Folding {
+export class FoldedText {
   private pages = 0;
   private middle = "";
   private middleBytes = 0;
@@ -67,20 +67,20 @@ export class Folding {
   constructor(private changed: () => void) {}
 
   /** The text, or its two ends with what is between them a click away. */
-  view(text: LongText & { cuts?: number }, read?: Read): TemplateResult {
+  view(text: LongText & { cuts?: number }, read?: ReadRange): TemplateResult {
     if (this.cuts !== (text.cuts ?? 0)) Object.assign(this, { cuts: text.cuts ?? 0, middle: "", middleBytes: 0 });
     return text.gap > 0 ? this.parted(text, read) : this.held(text.head + text.tail, text.lines ?? 0);
   }
 
   private held(text: string, lines: number): TemplateResult {
-    if (lines <= MOST_LINES && text.length <= MOST_CHARS) return html`<pre part="text">${coloured(text)}</pre>`;
+    if (lines <= MOST_LINES && text.length <= MOST_CHARS) return html`<pre part="text">${colourText(text)}</pre>`;
     const head = headEnd(text, HEAD_LINES + this.pages * PAGE_LINES, END_CHARS + this.pages * PAGE_CHARS);
     const tail = Math.max(tailStart(text), head);
     const hidden = tail > head ? lines - newlines(text.slice(0, head)) - newlines(text.slice(tail)) : 0;
     return this.ends(text.slice(0, head), tail - head, hidden, text.slice(tail), () => (this.pages += 1));
   }
 
-  private parted(text: LongText, read: Read | undefined): TemplateResult {
+  private parted(text: LongText, read: ReadRange | undefined): TemplateResult {
     const head = this.pages === 0 ? text.head.slice(0, headEnd(text.head, HEAD_LINES, END_CHARS)) : text.head + this.middle;
     const start = tailStart(text.tail);
     const tail = text.tail.slice(start);
@@ -92,7 +92,7 @@ export class Folding {
     return this.ends(head, left, hidden, tail, this.pages > 0 && !read ? undefined : more);
   }
 
-  private async load(read: Read, from: number, to: number): Promise<void> {
+  private async load(read: ReadRange, from: number, to: number): Promise<void> {
     if (this.busy) return;
     Object.assign(this, { busy: true, failed: "" });
     const { cuts } = this;
@@ -111,7 +111,7 @@ export class Folding {
 
   private ends(head: string, left: number, lines: number, tail: string, more: (() => void) | undefined): TemplateResult {
     // The head stays as it is while the tail grows: its elements are made once.
-    if (this.drawn?.text !== head) this.drawn = { text: head, nodes: [...coloured(head).childNodes] };
+    if (this.drawn?.text !== head) this.drawn = { text: head, nodes: [...colourText(head).childNodes] };
     const open = () => {
       more?.();
       this.changed();
@@ -121,6 +121,6 @@ export class Folding {
         ? html`<button class="fold" aria-expanded="false" ?disabled=${!more} @click=${open}>${lines > 0 ? count(lines, "line") : size(left)} folded${more ? " · show more" : ""}</button>
           ${this.failed ? html`<p class="note" role="alert">${this.failed}</p>` : nothing}`
         : nothing
-    }<pre part="text">${coloured(tail)}</pre>`;
+    }<pre part="text">${colourText(tail)}</pre>`;
   }
 }

@@ -1,7 +1,7 @@
 // Where a cell is in its life, for people. Pure.
 
 /** What the chip says, and how it looks. */
-export const STATES: Record<string, [text: string, look: string]> = {
+export const PHASES: Record<string, [text: string, look: string]> = {
   queued: ["queued", "warn"],
   running: ["running", "busy"],
   stopping: ["stopping", "warn"],

@@ -1,7 +1,7 @@
 // Links by which others may read the session.
 import { type TemplateResult, css, html, nothing } from "lit";
-import { askJson } from "./api.js";
-import { Beside } from "./beside.js";
+import { requestJson } from "./api.js";
+import { SessionPanel } from "./session_panel.js";
 import { base } from "./style.js";
 
 interface Share {
@@ -11,8 +11,8 @@ interface Share {
   path?: string;
 }
 
-export class CellkeepShares extends Beside {
-  static override properties = { ...Beside.properties, shares: { state: true }, made: { state: true }, copied: { state: true } };
+export class CellkeepShares extends SessionPanel {
+  static override properties = { ...SessionPanel.properties, shares: { state: true }, made: { state: true }, copied: { state: true } };
   static override styles = [
     base,
     css`
@@ -54,7 +54,7 @@ export class CellkeepShares extends Beside {
   private load(): Promise<void> {
     const { session } = this;
     return this.trying(async () => {
-      const { shares } = await askJson<{ shares: Share[] }>(this.access, "GET", this.path);
+      const { shares } = await requestJson<{ shares: Share[] }>(this.access, "GET", this.path);
       // Another may be chosen by now.
       if (session === this.session) this.shares = shares;
     });
@@ -66,7 +66,7 @@ export class CellkeepShares extends Beside {
     const name = String(form.get("name") ?? "").trim();
     const { session } = this;
     return this.trying(async () => {
-      const share = await askJson<Share>(this.access, "POST", this.path, { days: Number(form.get("days")), ...(name ? { name } : {}) });
+      const share = await requestJson<Share>(this.access, "POST", this.path, { days: Number(form.get("days")), ...(name ? { name } : {}) });
       if (session !== this.session) return;
       this.made = `${this.access.server || location.origin}${share.path ?? ""}`;
       this.copied = false;
@@ -89,7 +89,7 @@ export class CellkeepShares extends Beside {
   private revoke(share: Share): Promise<void> {
     return this.trying(async () => {
       const { session } = this;
-      await askJson(this.access, "DELETE", `${this.path}/${encodeURIComponent(share.id)}`);
+      await requestJson(this.access, "DELETE", `${this.path}/${encodeURIComponent(share.id)}`);
       if (session !== this.session) return;
       this.made = "";
       await this.load();

@@ -1,8 +1,8 @@
 // The session's files and artifacts.
 import { type TemplateResult, css, html, nothing } from "lit";
 import { repeat } from "lit/directives/repeat.js";
-import { artifact, ask, askJson, save } from "./api.js";
-import { Beside } from "./beside.js";
+import { artifact, request, requestJson, save } from "./api.js";
+import { SessionPanel } from "./session_panel.js";
 import { base } from "./style.js";
 
 interface Entry {
@@ -21,9 +21,9 @@ const size = (bytes: number) => (bytes < 1000 ? `${bytes} B` : bytes < 1e6 ? `${
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml"];
 const address = (path: string) => path.split("/").map(encodeURIComponent).join("/");
 
-export class CellkeepPanel extends Beside {
+export class CellkeepPanel extends SessionPanel {
   static override properties = {
-    ...Beside.properties,
+    ...SessionPanel.properties,
     show: {},
     folder: { state: true },
     entries: { state: true },
@@ -99,11 +99,11 @@ export class CellkeepPanel extends Beside {
     return this.trying(async () => {
       if (this.show === "files") {
         const path = `${this.path}/files/?path=${encodeURIComponent(this.folder)}`;
-        const { entries } = await askJson<{ entries: Entry[] }>(this.access, "GET", path);
+        const { entries } = await requestJson<{ entries: Entry[] }>(this.access, "GET", path);
         if (session === this.session && folder === this.folder) this.entries = entries;
         return;
       }
-      const { artifacts } = await askJson<{ artifacts: Artifact[] }>(this.access, "GET", `${this.path}/artifacts`);
+      const { artifacts } = await requestJson<{ artifacts: Artifact[] }>(this.access, "GET", `${this.path}/artifacts`);
       if (session !== this.session || !this.isConnected) return;
       const known = new Map(this.artifacts?.map((one) => [one.sha256, one.url]));
       this.artifacts = artifacts.map((one) => ({ ...one, url: known.get(one.sha256) }));
@@ -126,21 +126,21 @@ export class CellkeepPanel extends Beside {
     // All of them go where they were dropped, whatever is chosen meanwhile.
     const { path, folder } = this;
     return this.trying(async () => {
-      for (const file of [...(files ?? [])]) await ask(this.access, "PUT", `${path}/files/${address(folder + file.name)}`, file);
+      for (const file of [...(files ?? [])]) await request(this.access, "PUT", `${path}/files/${address(folder + file.name)}`, file);
       await this.load();
     });
   }
 
   private download(name: string): Promise<void> {
     return this.trying(async () => {
-      const response = await ask(this.access, "GET", `${this.path}/files/${address(this.folder + name)}`);
+      const response = await request(this.access, "GET", `${this.path}/files/${address(this.folder + name)}`);
       save(await response.blob(), name);
     });
   }
 
   private delete(name: string): Promise<void> {
     return this.trying(async () => {
-      await ask(this.access, "DELETE", `${this.path}/files/${address(this.folder + name)}`);
+      await request(this.access, "DELETE", `${this.path}/files/${address(this.folder + name)}`);
       await this.load();
     });
   }

@@ -1,7 +1,7 @@
 // What the kernel's namespace holds, asked for when it is looked at.
 import { type TemplateResult, css, html, nothing } from "lit";
-import { askJson } from "./api.js";
-import { Beside } from "./beside.js";
+import { requestJson } from "./api.js";
+import { SessionPanel } from "./session_panel.js";
 import { base } from "./style.js";
 
 interface Variable {
@@ -10,8 +10,8 @@ interface Variable {
   summary: string;
 }
 
-export class CellkeepVariables extends Beside {
-  static override properties = { ...Beside.properties, idle: { type: Boolean }, runs: { attribute: false }, variables: { state: true }, more: { state: true }, filter: { state: true } };
+export class CellkeepVariables extends SessionPanel {
+  static override properties = { ...SessionPanel.properties, idle: { type: Boolean }, runs: { attribute: false }, variables: { state: true }, more: { state: true }, filter: { state: true } };
   static override styles = [
     base,
     css`
@@ -52,7 +52,7 @@ export class CellkeepVariables extends Beside {
   load(): Promise<void> {
     const { session } = this;
     return this.trying(async () => {
-      const told = await askJson<{ variables: Variable[]; truncated: boolean }>(this.access, "POST", `${this.path}/variables`, {});
+      const told = await requestJson<{ variables: Variable[]; truncated: boolean }>(this.access, "POST", `${this.path}/variables`, {});
       if (session !== this.session) return;
       this.variables = told.variables;
       this.more = told.truncated;

@@ -48,11 +48,11 @@ export function drawn(value: unknown): DocumentFragment | undefined {
   let [west, east, south, north] = [Infinity, -Infinity, Infinity, -Infinity];
   for (const [x, y] of points) [west, east, south, north] = [Math.min(west, x), Math.max(east, x), Math.min(south, y), Math.max(north, y)];
   // Degrees of longitude are narrower where they are far from the equator.
-  const narrow = Math.max(Math.cos((((south + north) / 2) * Math.PI) / 180), 0.1);
-  const scale = Math.min((WIDTH - 2 * MARGIN) / Math.max((east - west) * narrow, 1e-6), (MOST_HEIGHT - 2 * MARGIN) / Math.max(north - south, 1e-6));
+  const restrictFrames = Math.max(Math.cos((((south + north) / 2) * Math.PI) / 180), 0.1);
+  const scale = Math.min((WIDTH - 2 * MARGIN) / Math.max((east - west) * restrictFrames, 1e-6), (MOST_HEIGHT - 2 * MARGIN) / Math.max(north - south, 1e-6));
   const height = Math.max(Math.ceil((north - south) * scale + 2 * MARGIN), LEAST_HEIGHT);
-  const [left, top] = [(WIDTH - (east - west) * narrow * scale) / 2, (height - (north - south) * scale) / 2];
-  const at = ([x, y]: Place) => [left + (x - west) * narrow * scale, top + (north - y) * scale].map((one) => Math.round(one * 10) / 10);
+  const [left, top] = [(WIDTH - (east - west) * restrictFrames * scale) / 2, (height - (north - south) * scale) / 2];
+  const at = ([x, y]: Place) => [left + (x - west) * restrictFrames * scale, top + (north - y) * scale].map((one) => Math.round(one * 10) / 10);
   const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": `Map of ${all.length} shapes`, class: "map" });
   for (const shape of all) svg.append(...parts(shape, at));
   const fragment = document.createDocumentFragment();

@@ -1,6 +1,6 @@
 // A session followed live: one socket for all of its cells, resumed by number after a cut.
-import { type Access, Refused, ask, askJson } from "./api.js";
-import { type CellState, type Event, apply, newCell } from "./cells.js";
+import { type Access, ApiError, request, requestJson } from "./api.js";
+import { type CellState, type Event, apply, newCell } from "./cell_state.js";
 
 export type Connection = "connecting" | "live" | "lost" | "ended" | "refused";
 
@@ -118,10 +118,10 @@ export class SessionFeed {
     const wait = Math.min(250 * 2 ** this.retry, 3000);
     this.retry += 1;
     try {
-      await ask(this.access, "GET", this.path);
+      await request(this.access, "GET", this.path);
     } catch (error) {
-      if (error instanceof Refused && error.status === 404) return this.become("ended");
-      if (error instanceof Refused && error.status === 401) return this.become("refused");
+      if (error instanceof ApiError && error.status === 404) return this.become("ended");
+      if (error instanceof ApiError && error.status === 401) return this.become("refused");
     }
     if (this.readers.size > 0) this.timer = window.setTimeout(() => this.connect(), wait);
   }
@@ -177,7 +177,7 @@ export class SessionFeed {
       return;
     }
     this.refreshing.set(id, false);
-    askJson<ListedCell>(this.access, "GET", `${this.path}/cells/${encodeURIComponent(id)}?outputs=none`)
+    requestJson<ListedCell>(this.access, "GET", `${this.path}/cells/${encodeURIComponent(id)}?outputs=none`)
       .then((one) => {
         this.told(one);
         this.changed();
@@ -203,7 +203,7 @@ export class SessionFeed {
       return;
     }
     this.listing = true;
-    askJson<{ cells: ListedCell[] }>(this.access, "GET", `${this.path}/cells?outputs=none`)
+    requestJson<{ cells: ListedCell[] }>(this.access, "GET", `${this.path}/cells?outputs=none`)
       .then(({ cells }) => {
         for (const one of cells) {
           this.told(one);
@@ -237,33 +237,33 @@ export class SessionFeed {
   }
 
   run(cell: string): Promise<unknown> {
-    return askJson(this.access, "POST", `${this.path}/cells/${encodeURIComponent(cell)}/run`, { allow_stdin: true });
+    return requestJson(this.access, "POST", `${this.path}/cells/${encodeURIComponent(cell)}/run`, { allow_stdin: true });
   }
 
   edit(cell: string, source: string): Promise<unknown> {
-    return askJson(this.access, "PATCH", `${this.path}/cells/${encodeURIComponent(cell)}`, { source });
+    return requestJson(this.access, "PATCH", `${this.path}/cells/${encodeURIComponent(cell)}`, { source });
   }
 
   remove(cell: string): Promise<unknown> {
-    return askJson(this.access, "DELETE", `${this.path}/cells/${encodeURIComponent(cell)}`);
+    return requestJson(this.access, "DELETE", `${this.path}/cells/${encodeURIComponent(cell)}`);
   }
 
   stop(cell: string): Promise<unknown> {
-    return askJson(this.access, "POST", `${this.path}/cells/${encodeURIComponent(cell)}/cancel`, {});
+    return requestJson(this.access, "POST", `${this.path}/cells/${encodeURIComponent(cell)}/cancel`, {});
   }
 
   /** How a name goes on, by the kernel. */
   complete<T>(code: string, cursor_pos: number): Promise<T> {
-    return askJson(this.access, "POST", `${this.path}/complete`, { code, cursor_pos });
+    return requestJson(this.access, "POST", `${this.path}/complete`, { code, cursor_pos });
   }
 
   /** A part of a stream's text, in bytes. */
   text(cell: string, output: number, from: number, to: number): Promise<{ from: number; to: number; text: string }> {
-    return askJson(this.access, "GET", `${this.path}/cells/${encodeURIComponent(cell)}/outputs/${output}/text?from=${from}&to=${to}`);
+    return requestJson(this.access, "GET", `${this.path}/cells/${encodeURIComponent(cell)}/outputs/${output}/text?from=${from}&to=${to}`);
   }
 
   async answer(cell: string, value: string): Promise<void> {
-    await askJson(this.access, "POST", `${this.path}/input`, { value });
+    await requestJson(this.access, "POST", `${this.path}/input`, { value });
     const answered = this.cell(cell);
     answered.question = undefined;
     answered.version += 1;

@@ -1,20 +1,20 @@
 // An error: what went wrong first, then the way there, with the frames of libraries folded.
 import { type TemplateResult, html, nothing } from "lit";
-import { coloured, plain } from "./ansi.js";
-import type { Output } from "./cells.js";
+import { colourText, stripAnsi } from "./ansi.js";
+import type { Output } from "./cell_state.js";
 
 const MOST_CHARS = 6_000;
 /** Of a long way only its two ends are drawn. */
 const MOST_FRAMES = 40;
 const LIBRARIES = ["/site-packages/", "/dist-packages/", "/lib/python", "<frozen ", "/usr/lib/"];
 
-const firstLine = (entry: string) => plain(entry.split("\n", 1)[0] ?? "").trim().slice(0, 300);
-const isRule = (entry: string) => /^-{10,}$/.test(plain(entry).trim());
+const firstLine = (entry: string) => stripAnsi(entry.split("\n", 1)[0] ?? "").trim().slice(0, 300);
+const isRule = (entry: string) => /^-{10,}$/.test(stripAnsi(entry).trim());
 const isFrame = (entry: string) => /^(File |Cell In|Input In|<ipython-input)/.test(firstLine(entry));
 const isLibrary = (entry: string) => firstLine(entry).startsWith("File ") && LIBRARIES.some((place) => firstLine(entry).includes(place));
 
-export function titleOf(output: Output): string {
-  return plain([output.ename, output.evalue].filter(Boolean).join(": ")) || "Error";
+export function errorTitle(output: Output): string {
+  return stripAnsi([output.ename, output.evalue].filter(Boolean).join(": ")) || "Error";
 }
 
 const entriesOf = (output: Output) => (output.traceback ?? []).map(String).filter((entry) => !isRule(entry));
@@ -22,7 +22,7 @@ const entriesOf = (output: Output) => (output.traceback ?? []).map(String).filte
 /** The error as it is shown. */
 export function errorView(output: Output): TemplateResult {
   const entries = entriesOf(output);
-  const title = titleOf(output);
+  const title = errorTitle(output);
   const where = caret(entries);
   return html`<strong dir="auto">${title.length > 2000 ? `${title.slice(0, 2000)}…` : title}</strong>
     ${where ? html`<pre class="where">${where}</pre>` : nothing}
@@ -31,7 +31,7 @@ export function errorView(output: Output): TemplateResult {
 
 /** Of a syntax error: the line, and the mark under it. */
 function caret(entries: string[]): string {
-  const lines = plain(entries.join("\n")).split("\n");
+  const lines = stripAnsi(entries.join("\n")).split("\n");
   const at = lines.findIndex((line) => /^\s*\^+\s*$/.test(line));
   return at > 0 && lines.some((line) => /^\w*SyntaxError|^IndentationError|^TabError/.test(line)) ? lines.slice(at - 1, at + 1).join("\n") : "";
 }
@@ -44,25 +44,25 @@ function frames(entries: string[]): TemplateResult[] {
     const end = left.findIndex((entry, index) => index >= at && !isLibrary(entry));
     const run = left.slice(at, end < 0 ? undefined : end);
     if (run.length === 0) {
-      parts.push(html`<pre>${coloured(left[at] as string)}</pre>`);
+      parts.push(html`<pre>${colourText(left[at] as string)}</pre>`);
       at += 1;
       continue;
     }
     const what = run.length === 1 ? firstLine(run[0] as string) : `${run.length} frames of libraries`;
-    parts.push(html`<details><summary>${what}</summary><pre>${coloured(run.join("\n"))}</pre></details>`);
+    parts.push(html`<details><summary>${what}</summary><pre>${colourText(run.join("\n"))}</pre></details>`);
     at += run.length;
   }
   return parts;
 }
 
 /** What a language model needs to help: the code, what went wrong, and the user's own frames; plain text. */
-export function forModel(output: Output, source: string, language: string): string {
+export function errorPrompt(output: Output, source: string, language: string): string {
   const own = entriesOf(output).filter((entry) => !isLibrary(entry));
   const hidden = entriesOf(output).length - own.length;
-  const trace = plain(own.join("\n"));
+  const trace = stripAnsi(own.join("\n"));
   const short = trace.length > MOST_CHARS ? `${trace.slice(0, MOST_CHARS / 3)}\n…\n${trace.slice((-MOST_CHARS * 2) / 3)}` : trace;
   const code = source.length > MOST_CHARS ? `${source.slice(0, MOST_CHARS)}\n…` : source;
-  const parts = [source ? `This ${language || "code"} cell failed:\n\n${fenced(code, language)}` : "", `${titleOf(output)}`];
+  const parts = [source ? `This ${language || "code"} cell failed:\n\n${fenced(code, language)}` : "", `${errorTitle(output)}`];
   if (isFrame(own[0] ?? "") || own.length > 1) parts.push(fenced(short, ""));
   if (hidden > 0) parts.push(`(${hidden} frames of libraries left out)`);
   return parts.filter(Boolean).join("\n\n");

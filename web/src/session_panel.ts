@@ -3,7 +3,7 @@ import { LitElement } from "lit";
 import type { Access } from "./api.js";
 
 /** A panel about one session, which may be another's when an answer comes. */
-export abstract class Beside extends LitElement {
+export abstract class SessionPanel extends LitElement {
   static override properties: Record<string, object> = { access: { attribute: false }, session: {}, problem: { state: true } };
   declare access: Access;
   declare session: string;

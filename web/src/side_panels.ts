@@ -1,0 +1,64 @@
+// The panels beside the conversation: files, plots, variables and shares. Their code is loaded when one is opened.
+import { type TemplateResult, html } from "lit";
+import type { CellkeepPanel } from "./files_panel.js";
+import type { PageContext } from "./page_context.js";
+
+type Panel = "files" | "artifacts" | "variables" | "shares";
+const TITLES: Record<Panel, string> = { files: "Files", artifacts: "Plots", variables: "Variables", shares: "Share" };
+
+const load = (panel: Panel): Promise<unknown> =>
+  panel === "variables" ? import("./variables_panel.js") : panel === "shares" ? import("./shares_panel.js") : import("./files_panel.js");
+
+export class SidePanels {
+  /** The open panel; empty if none is. */
+  open: "" | Panel = "";
+
+  constructor(private page: PageContext) {}
+
+  private setOpen(panel: "" | Panel): void {
+    this.open = panel;
+    this.page.requestUpdate();
+  }
+
+  /** Opens a panel, or closes it if it is open. */
+  private async toggle(panel: Panel): Promise<void> {
+    await load(panel);
+    this.setOpen(this.open === panel ? "" : panel);
+    await this.page.updateComplete;
+  }
+
+  /** Uploads files into the folder that the files panel shows, and opens it. */
+  async upload(files: File[]): Promise<void> {
+    if (this.open !== "files") await this.toggle("files");
+    await this.page.renderRoot.querySelector<CellkeepPanel>("cellkeep-panel")?.upload(files);
+  }
+
+  /** Closes the panel if the focus is in it, and moves the focus to its button. */
+  closeByKey(target: Node): void {
+    const { renderRoot } = this.page;
+    if (!renderRoot.querySelector(".panel")?.contains(target)) return;
+    const title = this.open && TITLES[this.open];
+    this.setOpen("");
+    [...renderRoot.querySelectorAll<HTMLButtonElement>(".tools button")].find((button) => button.textContent === title)?.focus();
+  }
+
+  renderButton(panel: Panel): TemplateResult {
+    return html`<button aria-pressed=${this.open === panel ? "true" : "false"} @click=${() => this.toggle(panel)}>${TITLES[panel]}</button>`;
+  }
+
+  renderButtons(): TemplateResult[] {
+    return (["files", "artifacts", "variables", "shares"] as const).map((panel) => this.renderButton(panel));
+  }
+
+  /** `finishedRuns`: how many executions have finished; the variables are loaded again when it changes. */
+  render(panel: Panel, isIdle: boolean, finishedRuns: number): TemplateResult {
+    return html`<section class="panel" aria-label=${TITLES[panel]}><button @click=${() => this.setOpen("")}>✕ Close</button>${this.renderContent(panel, isIdle, finishedRuns)}</section>`;
+  }
+
+  private renderContent(panel: Panel, isIdle: boolean, finishedRuns: number): TemplateResult {
+    const { access, selected } = this.page;
+    if (panel === "variables") return html`<cellkeep-variables .access=${access} .session=${selected} .idle=${isIdle} .runs=${finishedRuns}></cellkeep-variables>`;
+    if (panel === "shares") return html`<cellkeep-shares .access=${access} .session=${selected}></cellkeep-shares>`;
+    return html`<cellkeep-panel .access=${access} .session=${selected} .show=${panel}></cellkeep-panel>`;
+  }
+}
