@@ -1,5 +1,5 @@
-// Builds what browsers run: the page with its element from src/, and one file per plotting library, each a plain script
-// that sets one global. Run by `make web`. The result is git-ignored and embedded into the binary.
+// Builds the files for browsers: the page with its elements from src/, and one file per plotting library, a plain script that sets one
+// global. Run by `make web`. The result is git-ignored and embedded into the binary.
 import { build } from "esbuild";
 import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { execFile } from "node:child_process";
@@ -14,7 +14,7 @@ for (const name of await readdir(dist)) {
   if (name.endsWith(".js") || name === "page") await rm(new URL(name, dist), { recursive: true });
 }
 
-// Plotly publishes minified bundles of its own, by the kinds of traces they can draw.
+// Plotly publishes minified bundles for sets of trace types.
 const plotly = {
   "plotly-basic.js": "plotly.js-basic-dist-min/plotly-basic.min.js",
   "plotly-cartesian.js": "plotly.js-cartesian-dist-min/plotly-cartesian.min.js",
@@ -33,18 +33,18 @@ await build({
   globalName: "vegaEmbed",
   footer: { js: "vegaEmbed=vegaEmbed.default;" },
   target: "es2022",
-  // A script that stands inside a page must not hold its end tag.
+  // The script is also inlined into exported pages, so it must not contain its end tag.
   supported: { "inline-script": false },
   charset: "ascii",
   legalComments: "eof",
 });
 
-// What a person waits for when the page opens: the document, its style, and all scripts that it imports at once.
-const MOST_FIRST_BYTES = 60_000;
+// Limit of the first load, after gzip: the document, its style, and all scripts that it imports statically.
+const MAX_FIRST_LOAD_BYTES = 60_000;
 
 const here = new URL(".", import.meta.url).pathname;
-/** How our own code is packed, for the page and for npm. */
-const OURS = {
+/** Options for our own code, for the page and for npm. */
+const COMMON_OPTIONS = {
   absWorkingDir: here,
   chunkNames: "part-[hash]",
   bundle: true,
@@ -57,48 +57,48 @@ const OURS = {
   plugins: [languages],
 };
 const page = new URL("dist/page/", import.meta.url);
-const entries = { outdir: page.pathname, entryNames: "[name]-[hash]", ...OURS, metafile: true };
+const entries = { outdir: page.pathname, entryNames: "[name]-[hash]", ...COMMON_OPTIONS, metafile: true };
 const { metafile } = await build({ ...entries, entryPoints: ["src/page.ts", "src/cell.ts", "src/page.css", "src/frame.css", "src/holder.css"] });
-// Scripts of frames leave no name to what runs beside them.
+// Scripts of frames are IIFEs: they share no names with foreign code in the frame.
 const frames = await build({ ...entries, entryPoints: ["src/frame.ts", "src/holder.ts"], format: "iife", splitting: false });
 
 const built = Object.entries({ ...metafile.outputs, ...frames.metafile.outputs });
-const entry = (source) => basename(built.find(([, output]) => output.entryPoint === source)[0]);
-const imports = (path) =>
-  metafile.outputs[path].imports.filter((one) => one.kind === "import-statement").flatMap((one) => [one.path, ...imports(one.path)]);
+const outputOf = (source) => basename(built.find(([, output]) => output.entryPoint === source)[0]);
+const staticImports = (path) =>
+  metafile.outputs[path].imports.filter((one) => one.kind === "import-statement").flatMap((one) => [one.path, ...staticImports(one.path)]);
 const pagePath = built.find(([, output]) => output.entryPoint === "src/page.ts")[0];
-const parts = [...new Set(imports(pagePath))].map((path) => basename(path));
+const importedFiles = [...new Set(staticImports(pagePath))].map((path) => basename(path));
 
-const fill = async (template, values) => {
+const fillTemplate = async (template, values) => {
   let text = await readFile(new URL(`src/${template}`, import.meta.url), "utf8");
   for (const [name, value] of Object.entries(values)) text = text.replaceAll(`{${name}}`, value);
   await writeFile(new URL(template, page), text);
 };
-const preloads = parts.map((part) => `<link rel="modulepreload" href="/-/assets/${part}">`).join("\n");
-await fill("index.html", { style: entry("src/page.css"), script: entry("src/page.ts"), preloads });
-for (const name of ["frame", "holder"]) await fill(`${name}.html`, { style: entry(`src/${name}.css`), script: entry(`src/${name}.ts`) });
-// A name that stays, for pages of others.
-await writeFile(new URL("cellkeep-cell.js", page), `export * from "./${entry("src/cell.ts")}";\n`);
+const preloads = importedFiles.map((file) => `<link rel="modulepreload" href="/-/assets/${file}">`).join("\n");
+await fillTemplate("index.html", { style: outputOf("src/page.css"), script: outputOf("src/page.ts"), preloads });
+for (const name of ["frame", "holder"]) await fillTemplate(`${name}.html`, { style: outputOf(`src/${name}.css`), script: outputOf(`src/${name}.ts`) });
+// A stable name without hash, for other sites.
+await writeFile(new URL("cellkeep-cell.js", page), `export * from "./${outputOf("src/cell.ts")}";\n`);
 
-const zipped = {};
+const gzipBytes = {};
 for (const name of await readdir(page)) {
   const bytes = gzipSync(await readFile(new URL(name, page)), { level: 9 });
-  zipped[name] = bytes.length;
+  gzipBytes[name] = bytes.length;
   await writeFile(new URL(`${name}.gz`, page), bytes);
 }
-const first = ["index.html", entry("src/page.css"), entry("src/page.ts"), ...parts];
-const total = first.reduce((sum, name) => sum + zipped[name], 0);
-console.log(`first load of the page: ${(total / 1000).toFixed(1)} kB gzip (at most ${MOST_FIRST_BYTES / 1000})`);
-if (total > MOST_FIRST_BYTES) throw new Error(`the page's first load is too large: ${first.map((name) => `${name} ${zipped[name]}`).join(", ")}`);
+const firstLoad = ["index.html", outputOf("src/page.css"), outputOf("src/page.ts"), ...importedFiles];
+const total = firstLoad.reduce((sum, name) => sum + gzipBytes[name], 0);
+console.log(`first load of the page: ${(total / 1000).toFixed(1)} kB gzip (at most ${MAX_FIRST_LOAD_BYTES / 1000})`);
+if (total > MAX_FIRST_LOAD_BYTES) throw new Error(`the page's first load is too large: ${firstLoad.map((name) => `${name} ${gzipBytes[name]}`).join(", ")}`);
 
-// The element as an npm package: beside the embedded files, since the binary has no use for it. Its scripts find their parts by
-// themselves; `lit` is left to who installs it, so that a page has it once.
+// The element as an npm package, outside dist/, since the binary does not embed it. Its scripts import their chunks by relative paths.
+// `lit` is a dependency and not bundled, so that a page has it once.
 const npm = new URL("npm/", import.meta.url);
 await rm(npm, { recursive: true, force: true });
 await build({
   entryPoints: { "cellkeep-cell": "src/cell.ts" },
   outdir: npm.pathname,
-  ...OURS,
+  ...COMMON_OPTIONS,
   external: ["lit", "lit/*"],
 });
 await promisify(execFile)("npx", ["--no-install", "tsc", "-p", "tsconfig.npm.json"], { cwd: here });

@@ -1,4 +1,4 @@
-// Makes a module of the rows in languages/*.toml, for the page: names, words, comments and strings for colours, the editor's mode,
+// Generates a module from the rows in languages/*.toml, for the page: names, words, comments and strings for colours, the editor's mode,
 // and examples. The server reads the same rows (src/languages.rs).
 import { readdir, readFile } from "node:fs/promises";
 import { basename } from "node:path";
@@ -6,7 +6,7 @@ import { parse } from "smol-toml";
 
 const folder = new URL("../languages/", import.meta.url);
 
-/** All rows by name, with sections that one shares with another filled in. */
+/** All rows by name; a row with `like` takes missing sections from that row. */
 async function rows() {
   const files = (await readdir(folder)).filter((name) => name.endsWith(".toml"));
   const read = async (file) => [basename(file, ".toml"), parse(await readFile(new URL(file, folder), "utf8"))];
@@ -16,7 +16,7 @@ async function rows() {
 
 const trimmed = (source) => source.replace(/^\n/, "");
 
-/** What the page needs of a row. */
+/** The part of a row that the page needs. */
 function forPage(name, { aliases, line_comment, lexer, editor, examples = [] }) {
   return {
     names: [name, ...aliases],

@@ -1,4 +1,4 @@
-// Text with terminal colours as elements. The server has applied all that moves the cursor: colours and links are left.
+// Text with terminal colours as elements. The server has applied all cursor movements: colours and links remain.
 
 const SEQUENCE = /\x1b\[([\d;:]*)m|\x1b\]8;[^;\x07\x1b]*;([^\x07\x1b]*)(?:\x07|\x1b\\)|\x1b\[[\d;:?]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\^_]/g;
 const URL_IN_TEXT = /https?:\/\/[^\s<>"'`\x1b]{3,2000}[^\s<>"'`\x1b.,;:!?)\]}]/g;
@@ -11,7 +11,7 @@ interface Pen {
   link: string;
 }
 
-/** The pieces of a text, each with its own look. */
+/** The text as elements with colours and links. */
 export function colourText(text: string): DocumentFragment {
   const target = document.createDocumentFragment();
   const pen: Pen = { flags: new Set(), fg: "", bg: "", link: "" };
@@ -19,19 +19,19 @@ export function colourText(text: string): DocumentFragment {
   for (const match of text.matchAll(SEQUENCE)) {
     write(target, text.slice(at, match.index), pen);
     at = match.index + match[0].length;
-    if (match[1] !== undefined) dip(pen, match[1]);
+    if (match[1] !== undefined) applyCodes(pen, match[1]);
     else if (match[2] !== undefined) pen.link = safeLink(match[2]);
   }
   write(target, text.slice(at), pen);
   return target;
 }
 
-/** The text without its sequences. */
+/** The text without escape sequences. */
 export function stripAnsi(text: string): string {
   return text.replace(SEQUENCE, "");
 }
 
-/** Links that lead to other pages and do nothing else. */
+/** The address if its scheme only opens a page or a mail; otherwise empty. */
 export function safeLink(link: string): string {
   try {
     const url = new URL(link);
@@ -44,20 +44,20 @@ export function safeLink(link: string): string {
 function write(target: Node, text: string, pen: Pen): void {
   if (!text) return;
   const isPlain = pen.flags.size === 0 && !pen.fg && !pen.bg;
-  const place = isPlain ? target : target.appendChild(styled(pen));
+  const parent = isPlain ? target : target.appendChild(styled(pen));
   if (pen.link) {
-    place.appendChild(anchor(pen.link, text));
+    parent.appendChild(anchor(pen.link, text));
     return;
   }
   let at = 0;
   for (const match of text.includes("://") ? text.matchAll(URL_IN_TEXT) : []) {
     const link = safeLink(match[0]);
     if (!link) continue;
-    place.appendChild(document.createTextNode(text.slice(at, match.index)));
-    place.appendChild(anchor(link, match[0]));
+    parent.appendChild(document.createTextNode(text.slice(at, match.index)));
+    parent.appendChild(anchor(link, match[0]));
     at = match.index + match[0].length;
   }
-  place.appendChild(document.createTextNode(text.slice(at)));
+  parent.appendChild(document.createTextNode(text.slice(at)));
 }
 
 function anchor(link: string, text: string): HTMLAnchorElement {
@@ -74,7 +74,7 @@ function styled(pen: Pen): HTMLSpanElement {
   const inverse = pen.flags.has("inverse");
   const [fg, bg] = inverse ? [pen.bg || "var(--ck-paper)", pen.fg || "var(--ck-ink)"] : [pen.fg, pen.bg];
   for (const flag of pen.flags) if (flag !== "inverse") span.classList.add(`t-${flag}`);
-  // Colours of others' choosing, for whatever paper they had in mind, are kept readable on ours.
+  // RGB colours were chosen for an unknown background. The style keeps them readable on ours.
   if (fg.startsWith("rgb") && !bg) {
     span.classList.add("t-far");
     span.style.setProperty("--far", fg);
@@ -83,7 +83,7 @@ function styled(pen: Pen): HTMLSpanElement {
   return span;
 }
 
-function dip(pen: Pen, codes: string): void {
+function applyCodes(pen: Pen, codes: string): void {
   const numbers = codes.split(/[;:]/).map((code) => Number(code) || 0);
   for (let at = 0; at < numbers.length; at += 1) {
     const code = numbers[at] as number;
@@ -98,16 +98,18 @@ function dip(pen: Pen, codes: string): void {
     else if (code === 39) pen.fg = "";
     else if (code === 49) pen.bg = "";
     else if (code === 38 || code === 48) {
-      const [colour, taken] = extended(numbers.slice(at + 1, at + 5));
+      const [colour, length] = extended(numbers.slice(at + 1, at + 5));
       if (code === 38) pen.fg = colour;
       else pen.bg = colour;
-      at += taken;
+      at += length;
     }
   }
 }
 
+/** One of the 16 colours of the theme. */
 const basic = (number: number) => `var(--ck-ansi-${number})`;
 
+/** A colour of 256 or RGB, and how many codes describe it. */
 function extended([kind, a = 0, b = 0, c = 0]: number[]): [string, number] {
   if (kind === 2) return [`rgb(${a & 255},${b & 255},${c & 255})`, 4];
   if (kind !== 5) return ["", 1];

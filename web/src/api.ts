@@ -1,12 +1,12 @@
-// The server's interface, with the token in a header.
+// Requests to the HTTP API, with the token in a header.
 
 export interface Access {
-  /** The server's origin; empty: this page's. */
+  /** The server's origin; empty: that of this page. */
   server: string;
   token: string;
 }
 
-/** What the server says when it does not do what it was asked. */
+/** An error response of the server. */
 export class ApiError extends Error {
   constructor(
     readonly status: number,
@@ -19,13 +19,13 @@ export class ApiError extends Error {
 
 export async function request(access: Access, method: string, path: string, body?: unknown): Promise<Response> {
   const headers: Record<string, string> = { authorization: `Bearer ${access.token}` };
-  let sent: BodyInit | undefined;
-  if (body instanceof Blob) sent = body;
+  let content: BodyInit | undefined;
+  if (body instanceof Blob) content = body;
   else if (body !== undefined) {
     headers["content-type"] = "application/json";
-    sent = JSON.stringify(body);
+    content = JSON.stringify(body);
   }
-  const response = await fetch(`${access.server}${path}`, { method, headers, body: sent, referrerPolicy: "no-referrer" });
+  const response = await fetch(`${access.server}${path}`, { method, headers, body: content, referrerPolicy: "no-referrer" });
   if (response.ok) return response;
   const problem = (await response.json().catch(() => ({}))) as { code?: string; detail?: string };
   throw new ApiError(response.status, problem.code ?? "", problem.detail ?? `the server answered ${response.status}`);
@@ -38,8 +38,8 @@ export async function requestJson<T>(access: Access, method: string, path: strin
 
 const blobs = new Map<string, Promise<Blob>>();
 
-/** An artifact's bytes; asked for once. */
-export function artifact(access: Access, sha256: string): Promise<Blob> {
+/** The bytes of an artifact; the latest 200 are cached. */
+export function loadArtifact(access: Access, sha256: string): Promise<Blob> {
   const key = `${access.server} ${sha256}`;
   let blob = blobs.get(key);
   if (!blob) {
@@ -51,7 +51,7 @@ export function artifact(access: Access, sha256: string): Promise<Blob> {
   return blob;
 }
 
-/** Gives a person a file. */
+/** Saves a file through the browser. */
 export function save(blob: Blob, name: string): void {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);

@@ -1,6 +1,6 @@
-// Where a cell is in its life, for people. Pure.
+// The phases of a cell in words. Pure.
 
-/** What the chip says, and how it looks. */
+/** The text of the chip, and the class of its look, by phase. */
 export const PHASES: Record<string, [text: string, look: string]> = {
   queued: ["queued", "warn"],
   running: ["running", "busy"],
@@ -17,18 +17,18 @@ export const PHASES: Record<string, [text: string, look: string]> = {
   lost: ["connection lost", "warn"],
 };
 
-/** What a person can do about it. */
+/** What happened to the cell and to the session. */
 export const HINTS: Record<string, string> = {
-  timeout: "The cell ran longer than it may. What it had shown is kept; the session goes on.",
-  memory_exceeded: "The cell took more memory than the session has. Its kernel was started anew: variables are gone, files and cells stay.",
-  output_exceeded: "The cell produced more output than it may. What came until then is kept.",
-  kernel_died: "The kernel ended while it ran this cell and was started anew: variables are gone, files and cells stay.",
-  interrupted: "The cell was interrupted; what it had shown is kept.",
-  cancelled: "The cell was taken out of the queue before it began.",
+  timeout: "The cell ran longer than its time limit. Its outputs are kept; the session goes on.",
+  memory_exceeded: "The cell exceeded the memory limit of the session. The kernel was restarted: variables are gone, files and cells stay.",
+  output_exceeded: "The cell exceeded the output limit. The outputs until then are kept.",
+  kernel_died: "The kernel died while it ran this cell and was restarted: variables are gone, files and cells stay.",
+  interrupted: "The cell was interrupted. Its outputs are kept.",
+  cancelled: "The cell was removed from the queue before it started.",
 };
 
-/** A time as a person would say it. */
-export function seconds(ms: number): string {
+/** A duration with a unit that fits. */
+export function formatDuration(ms: number): string {
   if (ms < 1000) return `${Math.round(ms)} ms`;
   if (ms < 60_000) return `${(ms / 1000).toFixed(1)} s`;
   return `${Math.floor(ms / 60_000)} min ${Math.floor((ms % 60_000) / 1000)} s`;

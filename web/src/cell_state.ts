@@ -1,4 +1,4 @@
-// A cell as its events tell it. Pure.
+// The state of a cell, folded from its events. Pure.
 import { Stream } from "./stream.js";
 
 export interface Output {
@@ -33,14 +33,15 @@ export interface CellState {
   startedAt?: number;
   wallMs?: number;
   question?: { prompt: string; password: boolean };
-  /** Outputs of the run before, kept on view until the new one shows something. */
+  /** Outputs of the previous execution, shown until the new one has an output. */
   stale?: Map<number, CellOutput>;
-  /** The same, for as long as the run after it stands. */
+  /** Outputs of the previous execution, kept until the next one is queued. */
   previous?: Map<number, CellOutput>;
-  /** Why it ended as it did, where the kernel could not tell. */
+  /** Why the execution ended, if the server determined it and not the kernel. */
   why?: string;
+  /** How many messages of the kernel were lost. */
   lost: number;
-  /** Changes whenever anything of it does. */
+  /** Increases with every change. */
   version: number;
 }
 
@@ -70,19 +71,19 @@ export function newCell(id: string): CellState {
   return { id, type: "code", source: "", state: "finished", outputs: new Map(), lost: 0, version: 0 };
 }
 
-/** Nbformat writes texts as lists of lines, too. */
+/** A text of nbformat, which may be a list of lines. */
 export function joinText(value: unknown): string {
   if (Array.isArray(value)) return value.map((piece) => (typeof piece === "string" ? piece : "")).join("");
   return typeof value === "string" ? value : "";
 }
 
-/** An output as it is shown; the text of one that is in no session is held in full. */
+/** An output with its stream text ready to grow. `keepsAll`: no server has the text, so all of it is kept in memory. */
 export function toCellOutput(output: Output, keepsAll = false): CellOutput {
   return output.output_type === "stream" ? new Stream(String(output.name ?? "stdout"), joinText(output.text), keepsAll) : output;
 }
 
-/** What an event makes of its cell. */
-export function apply(cell: CellState, event: Event): void {
+/** Applies an event to its cell. */
+export function applyEvent(cell: CellState, event: Event): void {
   cell.version += 1;
   switch (event.type) {
     case "cell.queued":
@@ -99,7 +100,7 @@ export function apply(cell: CellState, event: Event): void {
       break;
     case "output.append":
     case "output.update":
-      if (event.index !== undefined && event.output) put(cell, event.index, event.output, event.keep);
+      if (event.index !== undefined && event.output) applyOutput(cell, event.index, event.output, event.keep);
       cell.stale = undefined;
       break;
     case "output.clear":
@@ -121,8 +122,8 @@ export function apply(cell: CellState, event: Event): void {
   }
 }
 
-function put(cell: CellState, index: number, output: Output, keep: number | undefined): void {
-  const there = cell.outputs.get(index);
-  if (there instanceof Stream && output.output_type === "stream" && keep !== undefined) there.edit(keep, joinText(output.text));
+function applyOutput(cell: CellState, index: number, output: Output, keep: number | undefined): void {
+  const current = cell.outputs.get(index);
+  if (current instanceof Stream && output.output_type === "stream" && keep !== undefined) current.edit(keep, joinText(output.text));
   else cell.outputs.set(index, toCellOutput(output));
 }

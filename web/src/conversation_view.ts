@@ -66,7 +66,10 @@ export class ConversationView {
     this.followsEnd = cells.scrollHeight - cells.scrollTop - cells.clientHeight < FOLLOW_DISTANCE;
   }
 
-  /** An answer ends with its session, but no event reports that. So the server is asked until the state of the answer is written. */
+  /**
+   * An answer ends with its session, but no event reports that. So the server is asked until the state of the answer is
+   * written.
+   */
   private async settle(): Promise<void> {
     const { feed } = this;
     if (!feed || this.settled.has(feed)) return;

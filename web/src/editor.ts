@@ -1,4 +1,4 @@
-// The editor of a cell's source. Loaded when a person begins to edit: it is larger than all else together.
+// The editor of a cell's source. Loaded when a person starts to edit: it is larger than all other code together.
 import { type CompletionContext, type CompletionResult, autocompletion, closeBrackets, closeBracketsKeymap, completionKeymap, completionStatus, startCompletion } from "@codemirror/autocomplete";
 import { defaultKeymap, history, historyKeymap, indentLess, indentMore } from "@codemirror/commands";
 import { javascript } from "@codemirror/lang-javascript";
@@ -12,25 +12,25 @@ import { EditorView, keymap } from "@codemirror/view";
 import { tags } from "@lezer/highlight";
 import { languageOf } from "./languages.js";
 
-/** What a kernel answers when it is asked how a name goes on; places in characters. */
-export interface Matches {
+/** A `complete_reply` of a kernel; positions in characters. */
+export interface CompleteReply {
   matches?: string[];
   cursor_start?: number;
   cursor_end?: number;
 }
 
-export interface Options {
+export interface EditorOptions {
   parent: HTMLElement;
   root: ShadowRoot;
   source: string;
   language: string;
   label: string;
-  complete(code: string, cursor: number): Promise<Matches>;
+  complete(code: string, cursor: number): Promise<CompleteReply>;
   run(): void;
   leave(): void;
 }
 
-/** The modes that a language's row can name. */
+/** The modes that a language's row can name (`editor.mode`). */
 const MODES: Record<string, () => Extension> = {
   python,
   r: () => StreamLanguage.define(r),
@@ -45,7 +45,7 @@ function modeOf(language: string): Extension {
   return [MODES[editor?.mode ?? ""]?.() ?? [], indent];
 }
 
-// The colours of source that is not edited.
+// The same colours as outside the editor (highlight.ts).
 const colours = HighlightStyle.define([
   { tag: [tags.keyword, tags.bool, tags.null, tags.self], color: "var(--ck-ansi-5)" },
   { tag: [tags.string, tags.special(tags.string), tags.regexp], color: "var(--ck-ansi-2)" },
@@ -53,8 +53,8 @@ const colours = HighlightStyle.define([
   { tag: tags.comment, color: "var(--ck-quiet)", fontStyle: "italic" },
 ]);
 
-// Where source that is not edited stands, to the pixel.
-const look = EditorView.theme({
+// The same position as outside the editor, to the pixel.
+const theme = EditorView.theme({
   "&": { fontSize: "13px", backgroundColor: "var(--ck-raised)", color: "var(--ck-ink)", maxHeight: "28em" },
   "&.cm-focused": { outline: "2px solid var(--ck-accent)", outlineOffset: "-2px" },
   ".cm-scroller": { fontFamily: "var(--ck-mono)", lineHeight: "1.55", overflowY: "auto" },
@@ -70,7 +70,7 @@ const look = EditorView.theme({
 const characters = (text: string) => [...text].length;
 const units = (text: string, count: number) => [...text].slice(0, count).join("").length;
 
-function completion(options: Options) {
+function completion(options: EditorOptions) {
   return async (context: CompletionContext): Promise<CompletionResult | null> => {
     const code = context.state.doc.toString();
     const { matches = [], cursor_start = 0, cursor_end } = await options.complete(code, characters(code.slice(0, context.pos)));
@@ -80,7 +80,7 @@ function completion(options: Options) {
   };
 }
 
-/** Tab completes behind a name, and indents elsewhere. */
+/** Tab completes after a name, and indents elsewhere. */
 function tab(view: EditorView): boolean {
   const { from, empty } = view.state.selection.main;
   const line = view.state.doc.lineAt(from);
@@ -88,8 +88,8 @@ function tab(view: EditorView): boolean {
   return indentMore(view);
 }
 
-/** Puts an editor into the page. */
-export function open(options: Options): EditorView {
+/** Creates an editor in its parent element. */
+export function openEditor(options: EditorOptions): EditorView {
   const act = (work: () => void) => () => (work(), true);
   const leave = (view: EditorView) => completionStatus(view.state) === null && act(options.leave)();
   const state = EditorState.create({
@@ -105,7 +105,7 @@ export function open(options: Options): EditorView {
       keymap.of([...closeBracketsKeymap, ...completionKeymap, { key: "Tab", run: tab, shift: indentLess }, { key: "Escape", run: leave }, ...defaultKeymap, ...historyKeymap]),
       syntaxHighlighting(colours),
       modeOf(options.language),
-      look,
+      theme,
       EditorView.lineWrapping,
       EditorView.contentAttributes.of({ "aria-label": options.label, autocapitalize: "off", spellcheck: "false" }),
     ],

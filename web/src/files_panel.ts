@@ -1,7 +1,7 @@
-// The session's files and artifacts.
+// <cellkeep-panel>: the files of the session's workspace, or its artifacts (plots).
 import { type TemplateResult, css, html, nothing } from "lit";
 import { repeat } from "lit/directives/repeat.js";
-import { artifact, request, requestJson, save } from "./api.js";
+import { loadArtifact, request, requestJson, save } from "./api.js";
 import { SessionPanel } from "./session_panel.js";
 import { base } from "./style.js";
 
@@ -57,13 +57,13 @@ export class CellkeepPanel extends SessionPanel {
     this.folder = "";
   }
 
-  /** Loads plots as they come into view. */
+  /** Loads pictures when they come into view. */
   private watcher?: IntersectionObserver;
 
   override connectedCallback(): void {
     super.connectedCallback();
-    this.watcher = new IntersectionObserver((seen) => {
-      for (const { isIntersecting, target } of seen) if (isIntersecting) void this.picture((target as HTMLElement).dataset.sha256 ?? "");
+    this.watcher = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) if (isIntersecting) void this.loadPicture((target as HTMLElement).dataset.sha256 ?? "");
     }, { rootMargin: "200px" });
     if (this.hasUpdated) void this.load();
   }
@@ -79,7 +79,7 @@ export class CellkeepPanel extends SessionPanel {
     this.artifacts = undefined;
   }
 
-  /** What is of another session or folder is not shown, and can not be deleted, for a moment either. */
+  /** Entries of another session or folder are removed at once, so that they cannot be opened or deleted by mistake. */
   override willUpdate(changed: Map<string, unknown>): void {
     if (changed.has("session")) {
       if (changed.get("session") !== undefined) this.folder = "";
@@ -93,10 +93,9 @@ export class CellkeepPanel extends SessionPanel {
     for (const figure of this.renderRoot.querySelectorAll("figure[data-sha256]:not(:has(img))")) this.watcher?.observe(figure);
   }
 
-  /** Asks for what is shown. */
   load(): Promise<void> {
     const { session, folder } = this;
-    return this.trying(async () => {
+    return this.attempt(async () => {
       if (this.show === "files") {
         const path = `${this.path}/files/?path=${encodeURIComponent(this.folder)}`;
         const { entries } = await requestJson<{ entries: Entry[] }>(this.access, "GET", path);
@@ -110,10 +109,10 @@ export class CellkeepPanel extends SessionPanel {
     });
   }
 
-  /** Loads one, if it is still there when it has come. */
-  private picture(sha256: string): Promise<void> {
-    return this.trying(async () => {
-      const blob = await artifact(this.access, sha256);
+  /** Loads a picture, and shows it if it is still listed when it arrives. */
+  private loadPicture(sha256: string): Promise<void> {
+    return this.attempt(async () => {
+      const blob = await loadArtifact(this.access, sha256);
       for (const one of this.artifacts ?? []) {
         if (one.sha256 === sha256 && !one.url) one.url = URL.createObjectURL(new Blob([blob], { type: one.mime }));
       }
@@ -121,25 +120,25 @@ export class CellkeepPanel extends SessionPanel {
     });
   }
 
-  /** Puts files into the folder that is shown. */
+  /** Uploads files into the folder that is shown. */
   upload(files: FileList | File[] | null | undefined): Promise<void> {
-    // All of them go where they were dropped, whatever is chosen meanwhile.
+    // All go to the folder where they were dropped, even if another is opened meanwhile.
     const { path, folder } = this;
-    return this.trying(async () => {
+    return this.attempt(async () => {
       for (const file of [...(files ?? [])]) await request(this.access, "PUT", `${path}/files/${address(folder + file.name)}`, file);
       await this.load();
     });
   }
 
   private download(name: string): Promise<void> {
-    return this.trying(async () => {
+    return this.attempt(async () => {
       const response = await request(this.access, "GET", `${this.path}/files/${address(this.folder + name)}`);
       save(await response.blob(), name);
     });
   }
 
   private delete(name: string): Promise<void> {
-    return this.trying(async () => {
+    return this.attempt(async () => {
       await request(this.access, "DELETE", `${this.path}/files/${address(this.folder + name)}`);
       await this.load();
     });
@@ -171,13 +170,13 @@ export class CellkeepPanel extends SessionPanel {
   }
 
   private gallery(): TemplateResult {
-    const give = async (one: Artifact) => save(await artifact(this.access, one.sha256), one.name);
+    const download = async (one: Artifact) => save(await loadArtifact(this.access, one.sha256), one.name);
     return html`<h2>Plots and artifacts</h2>
       <div class="gallery">${repeat(
         this.artifacts ?? [],
         (one, at) => `${one.sha256} ${this.artifacts?.findIndex((other) => other.sha256 === one.sha256) === at ? "" : at}`,
         (one) => html`<figure data-sha256=${PICTURES.includes(one.mime) ? one.sha256 : nothing}>${one.url ? html`<img src=${one.url} alt=${one.name}>` : nothing}
-          <figcaption><span>${one.name}<br><small>${size(one.bytes)}</small></span><button aria-label=${`Download ${one.name}`} @click=${() => give(one)}>↓</button></figcaption></figure>`,
+          <figcaption><span>${one.name}<br><small>${size(one.bytes)}</small></span><button aria-label=${`Download ${one.name}`} @click=${() => download(one)}>↓</button></figcaption></figure>`,
       )}</div>
       ${this.artifacts?.length === 0 ? html`<p>What cells draw is collected here.</p>` : nothing}`;
   }

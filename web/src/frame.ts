@@ -1,4 +1,5 @@
-// The document in an output's frame, which has no origin and no network. It receives one task through a port, draws it, and reports
+// The document in an output's frame, which has no origin and no network. It receives one task through a port, draws it, and
+// reports
 // its height, links and errors.
 import { guard, watchFrames } from "./guard.js";
 import { openInnerFrame, replaceDocument, reportEvents } from "./frame_documents.js";

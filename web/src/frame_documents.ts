@@ -1,4 +1,5 @@
-// Whole documents in an output's frame: one that replaces ours, and those of frames within it, which get a confined frame each.
+// Whole documents in an output's frame: one that replaces ours, and those of frames within it, which get a confined frame
+// each.
 import { type DocumentWriter, renameSrcdoc } from "./guard.js";
 import { addBlockedAddress, addRemoteHosts, isRemote, removeRemote } from "./frame_remote.js";
 import { SANDBOX_FLAGS, innerFrameUrl } from "./frame_sandbox.js";

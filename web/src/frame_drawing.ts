@@ -26,7 +26,9 @@ function loadLibrary(address: string): Promise<void> {
   });
 }
 
-/** Inserts foreign HTML. Its scripts do not run when they are parsed from text: each is replaced by a new element, in order. */
+/**
+ * Inserts foreign HTML. Its scripts do not run when they are parsed from text: each is replaced by a new element, in order.
+ */
 async function insertHtml(text: string, box: HTMLElement): Promise<void> {
   const template = document.createElement("template");
   template.innerHTML = renameSrcdoc(text);

@@ -9,7 +9,9 @@ interface Plotly {
 type VegaEmbed = (box: Element, spec: unknown, options: unknown) => Promise<unknown>;
 type Globals = { Plotly?: Plotly; vegaEmbed?: VegaEmbed };
 
-/** Plotly would fetch the outlines of countries from its makers; this gives it empty ones. Call it before Plotly is loaded. */
+/**
+ * Plotly would fetch the outlines of countries from its makers; this gives it empty ones. Call it before Plotly is loaded.
+ */
 export function stubPlotlyMaps(): void {
   const topology = { type: "Topology", arcs: [], objects: new Proxy({}, { get: () => ({ type: "GeometryCollection", geometries: [] }) }) };
   Object.assign(window, { PlotlyGeoAssets: { topojson: new Proxy({}, { get: () => topology }) } });

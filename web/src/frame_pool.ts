@@ -1,4 +1,5 @@
-// Limits the number of loaded frames. Each has a document, and a plotting library that may take tens of megabytes. A session can have
+// Limits the number of loaded frames. Each has a document, and a plotting library that may take tens of megabytes. A session
+// can have
 // hundreds, of which a person looks at a few. Pure.
 
 /** This many frames stay loaded, with the state that a person gave them (zoom, sliders). */

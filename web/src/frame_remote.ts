@@ -1,4 +1,5 @@
-// Addresses of other servers in an output's frame. Its policy blocks them: libraries that our server has are taken from there, and
+// Addresses of other servers in an output's frame. Its policy blocks them: libraries that our server has are taken from
+// there, and
 // the hosts of everything else are reported to the page.
 
 const assets = (document.currentScript as HTMLScriptElement).src;

@@ -1,10 +1,18 @@
-// Closes the ways around the policy of an output's frame, before any foreign code runs in it. A frame that a script makes from text
-// (`srcdoc`) would be a new document that has all of them again. So there is none: its text goes into another confined frame instead.
+// Closes the ways around the policy of an output's frame, before any foreign code runs in it. A frame that a script makes
+// from text
+// (`srcdoc`) would be a new document that has all of them again. So there is none: its text goes into another confined frame
+// instead.
 
-/** The attribute that holds the text of a frame instead of `srcdoc`. The name is valid both as an attribute and as a property. */
+/**
+ * The attribute that holds the text of a frame instead of `srcdoc`. The name is valid both as an attribute and as a
+ * property.
+ */
 const TEXT_ATTRIBUTE = "cellkeepdoc";
 
-/** Replaces `srcdoc` in HTML by our attribute. Entity declarations are broken, since they could assemble the name from pieces. */
+/**
+ * Replaces `srcdoc` in HTML by our attribute. Entity declarations are broken, since they could assemble the name from
+ * pieces.
+ */
 export function renameSrcdoc(text: string): string {
   const unbroken = text.replace(/<!entity/gi, "<!-entity");
   return /iframe/i.test(unbroken) ? unbroken.replace(/srcdoc/gi, TEXT_ATTRIBUTE) : unbroken;
@@ -20,7 +28,8 @@ export type DocumentWriter = (this: Document, ...parts: string[]) => void;
 
 /** Installs the guard. Returns the original `document.write`, which only our code can call from then on. */
 export function guard(): DocumentWriter {
-  // WebRTC can connect to any host, and no policy of browsers limits it. XSLT creates elements that Trusted Types do not check.
+  // WebRTC can connect to any host, and no policy of browsers limits it. XSLT creates elements that Trusted Types do not
+  // check.
   for (const name of ["RTCPeerConnection", "webkitRTCPeerConnection", "XSLTProcessor"]) Reflect.deleteProperty(window, name);
   const { trustedTypes } = window as { trustedTypes?: Factory };
   trustedTypes?.createPolicy("default", {
@@ -28,7 +37,8 @@ export function guard(): DocumentWriter {
     createScript: (text) => text,
     createScriptURL: (text) => text,
   });
-  // With access to the policy, code could have any text approved. Libraries work without Trusted Types if the browser has none.
+  // With access to the policy, code could have any text approved. Libraries work without Trusted Types if the browser has
+  // none.
   Reflect.deleteProperty(window, "trustedTypes");
   redirectSrcdoc();
   const { write } = Document.prototype;

@@ -1,11 +1,12 @@
-// Code with quiet colours, by a few rules for all languages. A real grammar would cost more than everything else that the page loads
+// Syntax colours of code, by a few rules for all languages. A real grammar would cost more than everything else that the
+// page loads
 // at first (CodeMirror: 105 kB, highlight.js: 16 kB gzip).
 import { type Language, type StringSyntax, languageOf } from "./languages.js";
 
 /** Longer code stays without colours: it would need too many elements. */
 const MAX_CHARS = 20_000;
 const NUMBER_OR_WORD = String.raw`(\b\d[\w.]*)|([A-Za-z_]\w*)`;
-const USUAL_STRINGS = ['"', "'"].map((quote) => ({ open: quote, close: quote, escapes: true, multiline: false }));
+const DEFAULT_STRINGS = ['"', "'"].map((quote) => ({ open: quote, close: quote, escapes: true, multiline: false }));
 
 interface Rules {
   pattern: RegExp;
@@ -21,7 +22,7 @@ function stringPattern({ open, close, escapes, multiline }: StringSyntax): strin
   return escapes ? String.raw`${start}(?:\\[\s\S]|${others})*${end}?` : `${start}${others}*${end}?`;
 }
 
-function rulesOf({ comment, block, strings = USUAL_STRINGS, words }: Language): Rules {
+function rulesOf({ comment, block, strings = DEFAULT_STRINGS, words }: Language): Rules {
   const comments = [String.raw`${escaped(comment)}[^\n]*`];
   if (block) comments.unshift(String.raw`${escaped(block[0])}[\s\S]*?(?:${escaped(block[1])}|$)`);
   const pattern = new RegExp(`(${comments.join("|")})|(${strings.map(stringPattern).join("|")})|${NUMBER_OR_WORD}`, "g");
@@ -36,8 +37,7 @@ function cachedRules(language: Language): Rules {
   return rules;
 }
 
-/** The code as elements. */
-export function highlighted(code: string, name: string): DocumentFragment {
+export function highlightCode(code: string, name: string): DocumentFragment {
   const target = document.createDocumentFragment();
   const language = languageOf(name);
   if (!language || code.length > MAX_CHARS) {

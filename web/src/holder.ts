@@ -1,5 +1,7 @@
-// The document around an output's frame. Foreign code may navigate its frame to any address, which only the policy of the document
-// around it can forbid. Pages of others have other policies or none; this document has ours. It passes message ports on and reads nothing.
+// The document around an output's frame. Foreign code may navigate its frame to any address, which only the policy of the
+// document
+// around it can forbid. Pages of others have other policies or none; this document has ours. It passes message ports on and
+// reads nothing.
 import { SANDBOX_FLAGS, innerFrameUrl, restrictFrames } from "./frame_sandbox.js";
 
 const address = innerFrameUrl(0);

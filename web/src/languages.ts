@@ -1,7 +1,7 @@
-// The languages that have colours, from the rows in languages/*.toml.
+// The languages with syntax colours, from the rows in languages/*.toml.
 import rows from "cellkeep:languages";
 
-/** What a beginner may start with. */
+/** Code that the page offers in an empty session. */
 export interface Example {
   title: string;
   source: string;
@@ -18,9 +18,9 @@ export interface StringSyntax {
 export interface Language {
   /** The name, then aliases; lower case. */
   names: string[];
-  /** Words that are coloured. */
+  /** Keywords and constants. */
   words: string[];
-  /** What begins a comment that ends with its line. */
+  /** The start of a comment that ends with its line. */
   comment: string;
   /** Start and end of a comment over several lines. */
   block?: [string, string];

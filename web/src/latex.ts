@@ -1,8 +1,8 @@
-// Formulas as MathML. Loaded when it is needed.
+// LaTeX formulas as MathML. Loaded on demand.
 import temml from "temml";
 
-/** Each takes a millisecond or more: of a text with more of them, the others stay as they are written. */
-export const MOST_FORMULAS = 1000;
+/** Each formula takes a millisecond or more. Further formulas of a text stay as written. */
+export const MAX_FORMULAS = 1000;
 
 interface Formula {
   source: string;
@@ -10,10 +10,13 @@ interface Formula {
   displayMode: boolean;
 }
 
-/** What ends a formula, by what begins it. */
+/** Closing delimiters by opening ones. */
 const ENDS: Record<string, string> = { "$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)" };
 
-/** The formula that begins here, if it ends. An end that is nowhere is looked for once: `missing` holds those. */
+/**
+ * The formula that begins here, if it is closed. `missing` holds closing delimiters that do not occur: each is searched only
+ * once.
+ */
 function formulaAt(text: string, at: number, begin: string, missing: Set<string>): Formula | undefined {
   const inner = at + begin.length;
   const close = ENDS[begin] as string;
@@ -25,33 +28,33 @@ function formulaAt(text: string, at: number, begin: string, missing: Set<string>
   return { source, end: end + close.length, displayMode: begin === "$$" || begin === "\\[" };
 }
 
-/** Environments may hold others: they are taken together, up to where the last ends. */
+/** Environments can be nested, so everything up to the end of the last one is taken together. */
 function environmentAt(text: string, at: number): Formula | undefined {
   const last = text.lastIndexOf("\\end{", text.lastIndexOf("}"));
   const close = last > at ? text.indexOf("}", last) : -1;
   return close < 0 ? undefined : { source: text.slice(at, close + 1), end: close + 1, displayMode: true };
 }
 
-/** The text with its formulas; what is no formula stays text. */
-export function formulas(text: string): DocumentFragment {
+/** The text with its formulas as MathML. */
+export function renderFormulas(text: string): DocumentFragment {
   const target = document.createDocumentFragment();
   const missing = new Set<string>();
   const begins = /\$\$?|\\[[(]|\\begin\{/g;
   let [at, drawn] = [0, 0];
-  for (let match = begins.exec(text); match && drawn < MOST_FORMULAS; match = begins.exec(text)) {
+  for (let match = begins.exec(text); match && drawn < MAX_FORMULAS; match = begins.exec(text)) {
     const [begin] = match;
-    const found = begin in ENDS ? formulaAt(text, match.index, begin, missing) : missing.has("\\end") ? undefined : environmentAt(text, match.index);
-    if (!found) {
+    const formula = begin in ENDS ? formulaAt(text, match.index, begin, missing) : missing.has("\\end") ? undefined : environmentAt(text, match.index);
+    if (!formula) {
       if (!(begin in ENDS)) missing.add("\\end");
       begins.lastIndex = match.index + 1;
       continue;
     }
     target.append(text.slice(at, match.index));
-    const place = document.createElement(found.displayMode ? "div" : "span");
-    temml.render(found.source, place, { displayMode: found.displayMode, trust: false, throwOnError: false, maxExpand: 500, maxSize: [20, 500] });
-    target.append(place);
+    const element = document.createElement(formula.displayMode ? "div" : "span");
+    temml.render(formula.source, element, { displayMode: formula.displayMode, trust: false, throwOnError: false, maxExpand: 500, maxSize: [20, 500] });
+    target.append(element);
     drawn += 1;
-    begins.lastIndex = at = found.end;
+    begins.lastIndex = at = formula.end;
   }
   target.append(text.slice(at));
   return target;

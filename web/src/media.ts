@@ -1,5 +1,5 @@
-// The bytes of a representation, as they are shown and saved.
-import { type Access, artifact } from "./api.js";
+// The bytes of a representation of an output, to show and to save.
+import { type Access, loadArtifact } from "./api.js";
 import { joinText } from "./cell_state.js";
 import { displayKindOf } from "./mime.js";
 
@@ -8,16 +8,15 @@ const EXTENSIONS: Record<string, string> = {
   "application/javascript": "js", "application/geo+json": "geojson",
 };
 
-/** What files of a type are called. */
-export const extension = (mime: string) => EXTENSIONS[mime] ?? (/json$/.test(mime) ? "json" : (mime.split(/[/+;]/)[1] ?? "bin").replace(/[^a-z0-9]/gi, ""));
+/** The file extension of a MIME type. */
+export const extensionOf = (mime: string) => EXTENSIONS[mime] ?? (/json$/.test(mime) ? "json" : (mime.split(/[/+;]/)[1] ?? "bin").replace(/[^a-z0-9]/gi, ""));
 
-/** A width or height that a kernel asks for, if it is sensible. */
+/** A width or height from metadata, in pixels, if it is a plausible number. */
 export const sizeOf = (value: unknown) => (typeof value === "number" && value > 0 && value < 20_000 ? Math.round(value) : undefined);
 
-/** The bytes of one representation of an output. */
 export async function blobOf(kind: string, value: unknown, access: Access | undefined): Promise<Blob> {
   const reference = (value as { artifact?: unknown } | null)?.artifact;
-  if (typeof reference === "string" && access) return new Blob([await artifact(access, reference)], { type: kind });
+  if (typeof reference === "string" && access) return new Blob([await loadArtifact(access, reference)], { type: kind });
   if (["text", "html", "markdown", "latex", "svg", "script"].includes(displayKindOf(kind))) return new Blob([joinText(value)], { type: kind });
   if (typeof value !== "string" && !Array.isArray(value)) return new Blob([JSON.stringify(value, null, 1)], { type: "application/json" });
   const text = joinText(value).replace(/\s/g, "");

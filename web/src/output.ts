@@ -1,21 +1,20 @@
-// One output of a cell: the representation that says most, and a switch to the others.
+// <cellkeep-output>: one output of a cell in its most expressive representation, with a menu of the others.
 import { LitElement, type TemplateResult, css, html, nothing } from "lit";
 import { stripAnsi } from "./ansi.js";
 import { type Access, save } from "./api.js";
 import { type Output, type CellOutput, joinText } from "./cell_state.js";
 import { errorView, errorPrompt, errorTitle } from "./error_view.js";
 import type { Prelude } from "./frame_prelude.js";
-import { blobOf, extension, sizeOf } from "./media.js";
+import { blobOf, extensionOf, sizeOf } from "./media.js";
 import { type DisplayKind, WIDGET, loadsLibrary, displayKindOf, needsMaps, plotlyBundle, rankedTypes } from "./mime.js";
 import type { FrameKind } from "./output_frame.js";
 import { type LongText, Stream } from "./stream.js";
 import { base, cellStyle, outputStyle } from "./style.js";
-import { FoldedText, type ReadRange, readAll, whole } from "./folded_text.js";
-import { tree } from "./json_tree.js";
+import { FoldedText, type ReadRange, completeText, readAll } from "./folded_text.js";
+import { jsonTree } from "./json_tree.js";
 
 type Content = { url?: string; fragment?: DocumentFragment; asFrame?: boolean; failed?: string };
 
-/** Shows an output. */
 export class CellkeepOutput extends LitElement {
   static override properties = {
     output: { attribute: false },
@@ -35,32 +34,32 @@ export class CellkeepOutput extends LitElement {
   };
   static override styles = [base, cellStyle, outputStyle, css`:host { background: none; }`];
   declare output: CellOutput;
-  /** Changes with the text of a stream, which is the same stream then. */
+  /** The version of a stream: it changes while `output` stays the same object. */
   declare version: number;
   declare access: Access | undefined;
-  /** Where frames are from, also without a right to ask for more. */
+  /** The origin of frames; also set without access to the API. */
   declare server: string;
-  /** As its cell is told to look. */
+  /** The theme of its cell; empty: as the system. */
   declare theme: string;
-  /** Asks the server for what is not held of a stream. */
+  /** Loads the middle of a stream, which is not in memory. */
   declare read: ReadRange | undefined;
-  /** What its frame begins with. */
+  /** What earlier outputs provide for the frame of this one. */
   declare prelude: Prelude | undefined;
-  /** The code that it comes from, and its language. */
+  /** The source of the cell, and its language. */
   declare code: { source: string; language: string } | undefined;
   declare name: string;
-  /** Without tools. */
+  /** Hides the tools. */
   declare bare: boolean;
   declare chosen: string;
   declare zoomed: boolean;
-  /** Whose parts were not loaded. */
+  /** The hosts whose resources were not loaded. */
   declare remote: string[];
-  /** What a person just did, told in place of the button. */
+  /** The tool that was just used; its button shows the result for a moment. */
   declare done: string;
   private contents = new Map<string, Content>();
-  private of?: CellOutput;
+  private contentsOf?: CellOutput;
   private folding = new FoldedText(() => this.requestUpdate());
-  private long?: { of: string; text: LongText };
+  private longText?: { source: string; text: LongText };
 
   constructor() {
     super();
@@ -68,9 +67,9 @@ export class CellkeepOutput extends LitElement {
   }
 
   override willUpdate(): void {
-    if (this.of === this.output) return;
+    if (this.contentsOf === this.output) return;
     this.release();
-    this.of = this.output;
+    this.contentsOf = this.output;
     this.remote = [];
     if (this.chosen && this.data[this.chosen] === undefined) this.chosen = "";
   }
@@ -105,7 +104,7 @@ export class CellkeepOutput extends LitElement {
     if (kinds.length === 0) return html`<p class="note">Empty output</p>`;
     const kind = this.chosen || (kinds[0] as string);
     return html`<div class="output">
-      ${this.lane(kind, displayKindOf(kind), output)}
+      ${this.renderContent(kind, displayKindOf(kind), output)}
       ${WIDGET in this.data && kind !== WIDGET ? html`<p class="note">A widget, which is not interactive here.</p>` : nothing}
       ${this.remote.length > 0 ? html`<p class="note">Remote parts were not loaded: ${this.remote.join(", ")}. Outputs have no network.</p>` : nothing}
       ${this.tools(kind, kinds)}
@@ -113,30 +112,30 @@ export class CellkeepOutput extends LitElement {
   }
 
   private text(text: string): TemplateResult {
-    if (this.long?.of !== text) this.long = { of: text, text: whole(text) };
-    return this.folding.view(this.long.text);
+    if (this.longText?.source !== text) this.longText = { source: text, text: completeText(text) };
+    return this.folding.view(this.longText.text);
   }
 
-  /** A button that says for a moment that it has done its work. */
-  private button(name: string, work: () => unknown): TemplateResult {
+  /** A button that shows for a moment whether its action succeeded. */
+  private button(name: string, action: () => unknown): TemplateResult {
     const click = async () => {
       try {
-        await work();
+        await action();
         this.done = name;
       } catch {
         this.done = `no ${name}`;
       }
       setTimeout(() => (this.done = ""), 1500);
     };
-    const told = this.done === name ? "Copied" : this.done === `no ${name}` ? "Not allowed" : name;
-    return html`<button @click=${click}>${name.startsWith("Copy") ? told : name}</button>`;
+    const result = this.done === name ? "Copied" : this.done === `no ${name}` ? "Not allowed" : name;
+    return html`<button @click=${click}>${name.startsWith("Copy") ? result : name}</button>`;
   }
 
   private textTools(text: LongText): TemplateResult | typeof nothing {
     if (this.bare) return nothing;
     const all = () => readAll(text, this.read).then(stripAnsi);
     const isLong = text.gap > 0 || text.head.length > 2000;
-    // Short text is marked by hand where there is nothing to hover with.
+    // On touch screens short text has no tools: it can be selected by hand.
     return html`<div class="tools ${isLong ? "" : "slight"}" part="tools">
       ${this.button("Copy", async () => navigator.clipboard.writeText(await all()))}
       ${isLong ? this.button("Download", async () => save(new Blob([await all()], { type: "text/plain" }), `${this.name}.txt`)) : nothing}
@@ -144,15 +143,15 @@ export class CellkeepOutput extends LitElement {
   }
 
   private tools(kind: string, kinds: string[]): TemplateResult | typeof nothing {
-    const lane = displayKindOf(kind);
-    if (this.bare || (kinds.length === 1 && lane === "file")) return nothing;
-    const isTable = lane === "html" && this.contents.get(kind)?.fragment !== undefined;
+    const display = displayKindOf(kind);
+    if (this.bare || (kinds.length === 1 && display === "file")) return nothing;
+    const isTable = display === "html" && this.contents.get(kind)?.fragment !== undefined;
     return html`<div class="tools" part="tools">
-      ${lane === "image" || lane === "svg" ? html`<button @click=${() => (this.zoomed = !this.zoomed)} aria-pressed=${this.zoomed ? "true" : "false"}>${this.zoomed ? "Fit" : "Full size"}</button>` : nothing}
+      ${display === "image" || display === "svg" ? html`<button @click=${() => (this.zoomed = !this.zoomed)} aria-pressed=${this.zoomed ? "true" : "false"}>${this.zoomed ? "Fit" : "Full size"}</button>` : nothing}
       ${kind === "image/png" ? this.button("Copy", () => navigator.clipboard.write([new ClipboardItem({ [kind]: this.blob(kind) })])) : nothing}
       ${isTable ? this.button("Copy", () => this.copyTable()) : nothing}
-      ${["text", "latex", "json", "markdown"].includes(lane) ? this.button("Copy", async () => navigator.clipboard.writeText(stripAnsi(await (await this.blob(kind)).text()))) : nothing}
-      ${lane === "text" && joinText(this.data[kind]).length < 2000 ? nothing : html`<button @click=${() => this.download(kind)}>Download</button>`}
+      ${["text", "latex", "json", "markdown"].includes(display) ? this.button("Copy", async () => navigator.clipboard.writeText(stripAnsi(await (await this.blob(kind)).text()))) : nothing}
+      ${display === "text" && joinText(this.data[kind]).length < 2000 ? nothing : html`<button @click=${() => this.download(kind)}>Download</button>`}
       ${kinds.length > 1
         ? html`<select aria-label="Representation" @change=${(event: Event) => (this.chosen = (event.target as HTMLSelectElement).value)}>
             ${kinds.map((one) => html`<option value=${one} ?selected=${one === kind}>${one}</option>`)}
@@ -161,9 +160,9 @@ export class CellkeepOutput extends LitElement {
     </div>`;
   }
 
-  private lane(kind: string, lane: DisplayKind, output: Output): TemplateResult | typeof nothing {
+  private renderContent(kind: string, display: DisplayKind, output: Output): TemplateResult | typeof nothing {
     const value = output.data?.[kind];
-    switch (lane) {
+    switch (display) {
       case "plotly":
         return html`${this.frame("plotly", value, plotlyBundle(value), "", "Plotly plot")}
           ${needsMaps(value) ? html`<p class="note">Map tiles and outlines of countries need the network, which outputs do not have.</p>` : nothing}`;
@@ -174,19 +173,19 @@ export class CellkeepOutput extends LitElement {
         return this.frame("script", joinText(value), "", "", "Output of a script");
       case "json":
         if (kind === WIDGET) return html`<p class="note">A widget, which is not interactive here.</p>`;
-        return html`<div class="tree">${tree(value, output.metadata?.["application/json"])}</div>`;
+        return html`<div class="tree">${jsonTree(value, output.metadata?.["application/json"])}</div>`;
       case "geo":
-        return this.made(kind, async () => ({ fragment: (await import("./geojson.js")).drawn(value) }), "map", () => html`<div class="tree">${tree(value)}</div>`, "Shapes without a background map, whose tiles need the network.");
+        return this.renderLoaded(kind, async () => ({ fragment: (await import("./geojson.js")).drawGeoJson(value) }), "map", () => html`<div class="tree">${jsonTree(value)}</div>`, "Shapes without a background map, whose tiles need the network.");
       case "html":
       case "markdown":
-        return this.foreign(kind, lane, joinText(value));
+        return this.foreign(kind, display, joinText(value));
       case "latex":
-        return this.made(kind, async () => ({ fragment: (await import("./latex.js")).formulas(joinText(value)) }), "", () => this.text(joinText(value)));
+        return this.renderLoaded(kind, async () => ({ fragment: (await import("./latex.js")).renderFormulas(joinText(value)) }), "", () => this.text(joinText(value)));
       case "image":
       case "svg":
       case "audio":
       case "video":
-        return this.media(kind, lane, output);
+        return this.media(kind, display, output);
       case "text":
         return typeof value === "object" && !Array.isArray(value) ? this.file(kind) : this.text(joinText(value));
       case "file":
@@ -200,16 +199,16 @@ export class CellkeepOutput extends LitElement {
       @cellkeep-remote=${(event: CustomEvent<string[]>) => (this.remote = event.detail)}></cellkeep-frame>`;
   }
 
-  /** What is there of a representation; asked for, if it is not there yet. */
+  /** The loaded content of a representation; otherwise starts to load it. */
   private content(kind: string, make: () => Promise<Content>): Content | undefined {
-    const there = this.contents.get(kind);
-    if (there) return there;
-    const of = this.output;
+    const loaded = this.contents.get(kind);
+    if (loaded) return loaded;
+    const { output } = this;
     this.contents.set(kind, {});
     make()
       .catch((error: unknown) => ({ failed: error instanceof Error ? error.message : String(error) }))
       .then((content: Content) => {
-        if (this.output !== of) {
+        if (this.output !== output) {
           if (content.url) URL.revokeObjectURL(content.url);
           return;
         }
@@ -219,21 +218,21 @@ export class CellkeepOutput extends LitElement {
     return undefined;
   }
 
-  private foreign(kind: string, lane: "html" | "markdown", text: string): TemplateResult {
+  private foreign(kind: string, display: "html" | "markdown", text: string): TemplateResult {
     const content = this.content(kind, async () => {
-      const { plainHtml, markdown } = await import("./sanitize.js");
-      const fragment = lane === "markdown" ? await markdown(text) : plainHtml(text);
+      const { plainHtml, renderMarkdown } = await import("./sanitize.js");
+      const fragment = display === "markdown" ? await renderMarkdown(text) : plainHtml(text);
       return fragment ? { fragment } : { asFrame: true };
     });
     if (content?.asFrame) return this.frame("html", text, "", "", "HTML output");
-    if (content?.fragment) return html`${box(content.fragment, lane === "markdown" ? "prose markdown" : "", "auto")}`;
+    if (content?.fragment) return html`${box(content.fragment, display === "markdown" ? "prose markdown" : "", "auto")}`;
     return html`<p class="note">${content?.failed ?? ""}</p>`;
   }
 
-  /** Elements that are made by a part of us that is loaded for it. */
-  private made(kind: string, make: () => Promise<Content>, look: string, otherwise: () => TemplateResult, note = ""): TemplateResult {
+  /** Elements from a module that is loaded on demand; `fallback` until they exist, or if there are none. */
+  private renderLoaded(kind: string, make: () => Promise<Content>, look: string, fallback: () => TemplateResult, note = ""): TemplateResult {
     const content = this.content(kind, make);
-    if (!content?.fragment) return otherwise();
+    if (!content?.fragment) return fallback();
     return html`${box(content.fragment, look, "")}${note ? html`<p class="note">${note}</p>` : nothing}`;
   }
 
@@ -246,12 +245,12 @@ export class CellkeepOutput extends LitElement {
     this.requestUpdate();
   }
 
-  private media(kind: string, lane: "image" | "svg" | "audio" | "video", output: Output): TemplateResult {
+  private media(kind: string, display: "image" | "svg" | "audio" | "video", output: Output): TemplateResult {
     const content = this.content(kind, async () => ({ url: URL.createObjectURL(await this.blob(kind)) }));
     if (content?.failed) return html`<p class="note">This output (${kind}) cannot be shown: ${content.failed}.</p>`;
     if (!content?.url) return html`<div class="wait"></div>`;
-    if (lane === "audio") return html`<audio controls src=${content.url}></audio>`;
-    if (lane === "video") return html`<video controls src=${content.url}></video>`;
+    if (display === "audio") return html`<audio controls src=${content.url}></audio>`;
+    if (display === "video") return html`<video controls src=${content.url}></video>`;
     const meta = (output.metadata?.[kind] ?? {}) as Record<string, unknown>;
     const alt = joinText(output.data?.["text/plain"]).slice(0, 200) || "Output image";
     const look = `${this.zoomed ? "large" : ""} ${meta.needs_background === "dark" ? "on-dark" : ""} ${sizeOf(meta.width) && sizeOf(meta.height) ? "sized" : ""}`;
@@ -280,7 +279,7 @@ export class CellkeepOutput extends LitElement {
 
   private async download(kind: string): Promise<void> {
     const blob = await this.blob(kind);
-    save(blob, `${this.name}.${extension(kind)}`);
+    save(blob, `${this.name}.${extensionOf(kind)}`);
     this.dispatchEvent(new CustomEvent("cellkeep-artifact", { bubbles: true, composed: true, detail: { mime: kind, name: this.name, blob } }));
   }
 
@@ -291,19 +290,19 @@ export class CellkeepOutput extends LitElement {
   }
 }
 
-const MOST_DIRECTED = 2000;
+const MAX_AUTO_DIR_NODES = 2000;
 
 /**
- * A fragment is empty once it stands somewhere: its box stays the same, so that nothing is drawn anew. It is filled before it is
- * shown: each of many nodes put into a shown box would have the direction of all of its text found out again.
+ * The box of a fragment. A fragment is empty once it is inserted, so its box is kept and nothing is drawn again. The box is filled before
+ * it is shown: in a visible box with `dir=auto`, the browser would determine the direction of all text again for each node.
  */
 const boxes = new WeakMap<DocumentFragment, HTMLElement>();
 function box(fragment: DocumentFragment, look: string, dir: "auto" | ""): HTMLElement {
   const made = boxes.get(fragment) ?? document.createElement("div");
   if (!boxes.has(fragment)) {
     made.className = `scroll ${look}`.trim();
-    // Of many nodes, finding it out takes seconds even so.
-    if (fragment.childElementCount <= MOST_DIRECTED) made.dir = dir;
+    // With many nodes, determining the direction takes seconds even then.
+    if (fragment.childElementCount <= MAX_AUTO_DIR_NODES) made.dir = dir;
     made.append(fragment);
     boxes.set(fragment, made);
   }

@@ -11,7 +11,10 @@ const MAX_LINK_CHARS = 2000;
 
 export type FrameKind = "html" | "script" | "plotly" | "vega";
 
-/** Shows foreign content in a frame without origin and network. It is loaded near the view, and unloaded when the pool is full. */
+/**
+ * Shows foreign content in a frame without origin and network. It is loaded near the view, and unloaded when the pool is
+ * full.
+ */
 export class CellkeepFrame extends LitElement implements PooledFrame {
   static override properties = {
     kind: {},

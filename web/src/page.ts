@@ -1,4 +1,5 @@
-// The page that `cellkeep serve` shows: a session as a conversation with its kernel. This element connects the parts of the page.
+// The page that `cellkeep serve` shows: a session as a conversation with its kernel. This element connects the parts of the
+// page.
 import { LitElement, type TemplateResult, html, nothing } from "lit";
 import { type Access, ApiError, requestJson } from "./api.js";
 import { Composer } from "./composer.js";

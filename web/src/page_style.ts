@@ -1,4 +1,4 @@
-// How the page looks around its cells.
+// Styles of the page around its cells.
 import { css } from "lit";
 
 export const pageStyle = css`
@@ -21,7 +21,7 @@ export const pageStyle = css`
   .panel > button { margin: 8px 8px 0; }
   main { display: grid; grid-template-columns: minmax(0, 1fr); grid-template-rows: auto minmax(0, 1fr) auto; min-width: 0; min-height: 0; }
   .bar { display: flex; align-items: center; gap: 4px; padding: 7px 16px; border-bottom: 1px solid var(--ck-line); min-height: 50px; font-size: 14px; }
-  /* Of all in it, the name gives way first. */
+  /* The name of the session shrinks first. */
   .bar h1 { font-size: inherit; margin: 0; min-width: 5em; flex: 0 1000 auto; display: flex; } .bar h1 button { color: inherit; padding: 2px 6px; margin-inline-start: -6px; min-width: 0; }
   .bar strong { font-weight: 600; margin-inline-end: 6px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; display: block; }
   .bar .space { flex: 1; }
@@ -52,7 +52,7 @@ export const pageStyle = css`
   .tools button[aria-pressed="true"] { background: color-mix(in srgb, var(--ck-accent) 12%, transparent); color: var(--ck-ink); }
   .reader { color: var(--ck-quiet); font-size: 13px; padding: 2px 10px; border: 1px solid var(--ck-line); border-radius: 99px; margin-inline-end: 6px; white-space: nowrap; }
   .text { position: relative; }
-  /* What is read has its buttons where the pointer is. */
+  /* The buttons of text cells appear on hover. */
   .text cellkeep-cell::part(cell) { overflow: visible; }
   .text cellkeep-cell::part(bar) { position: absolute; inset-block-start: -14px; inset-inline-end: 4px; z-index: 1; min-height: 0; padding: 0; background: var(--ck-paper); border-radius: 8px; box-shadow: 0 1px 5px #0000002e; opacity: 0; }
   .text:hover cellkeep-cell::part(bar), .text:focus-within cellkeep-cell::part(bar) { opacity: 1; }

@@ -1,8 +1,8 @@
-// HTML and markdown of others, as elements that cannot act. Loaded when it is needed.
+// Foreign HTML and markdown as elements without active content. Loaded on demand.
 import DOMPurify from "dompurify";
 import { Marked } from "marked";
 import { safeLink } from "./ansi.js";
-import { enhance, long } from "./table.js";
+import { makeSortable, splitLongTable } from "./table.js";
 
 const TAGS = [
   "a", "abbr", "b", "blockquote", "br", "caption", "code", "col", "colgroup", "dd", "del", "details", "div", "dl", "dt", "em", "figcaption",
@@ -11,9 +11,9 @@ const TAGS = [
 ];
 const ATTRIBUTES = ["align", "alt", "class", "cols", "colspan", "dir", "height", "href", "lang", "open", "reversed", "rowspan", "scope", "span", "src", "start", "title", "valign", "width"];
 
-/** Formulas are found before markdown would take their underscores for its own; they are drawn when all is sanitised. */
+/** Formulas are found before markdown interprets their underscores, and drawn after everything is sanitised. */
 const FORMULA = "cellkeep-formula";
-const MOST_FORMULA = 4000;
+const MAX_FORMULA = 4000;
 const escaped = (text: string) => text.replace(/[&<>"]/g, (char) => `&#${char.charCodeAt(0)};`);
 const formula = (level: "block" | "inline", start: (text: string) => number, find: (text: string) => string | undefined) => ({
   name: `${level}-formula`,
@@ -29,20 +29,26 @@ const formula = (level: "block" | "inline", start: (text: string) => number, fin
   renderer: ({ raw }: { raw: string }) => `<code class="${FORMULA}">${escaped(raw.trim())}</code>${level === "block" ? "\n" : ""}`,
 });
 
-/** A block of formulas, if it ends with a line. It has a longest length: many beginnings would each look for an end up to the last. */
+/**
+ * A block formula, if it is closed at the end of a line. Its length is limited: otherwise each of many openings would search
+ * the whole text.
+ */
 function blockFormula(text: string): string | undefined {
   if (!text.startsWith("$$")) return undefined;
-  const near = text.slice(0, MOST_FORMULA);
+  const near = text.slice(0, MAX_FORMULA);
   const end = near.indexOf("$$\n", 3);
   if (end > 0) return near.slice(0, end + 3);
-  return text.length <= MOST_FORMULA && text.length > 4 && text.endsWith("$$") ? text : undefined;
+  return text.length <= MAX_FORMULA && text.length > 4 && text.endsWith("$$") ? text : undefined;
 }
 
-/** Where one ends a paragraph: it begins a line of it. Every cut costs what is behind it, so none is made where no formula is. */
+/**
+ * Where a block formula interrupts a paragraph, at the start of a line. Each cut costs the length of the rest, so only real
+ * formulas cut.
+ */
 function blockStart(text: string): number {
   const paragraph = text.slice(0, text.indexOf("\n\n") + 1 || undefined);
   for (let at = paragraph.indexOf("\n$$"); at >= 0; at = paragraph.indexOf("\n$$", at + 1)) {
-    if (blockFormula(text.slice(at + 1, at + 1 + MOST_FORMULA))) return at + 1;
+    if (blockFormula(text.slice(at + 1, at + 1 + MAX_FORMULA))) return at + 1;
   }
   return -1;
 }
@@ -59,15 +65,15 @@ purify.addHook("afterSanitizeAttributes", (node) => {
     node.removeAttribute("href");
     if (href) Object.assign(node, { href, target: "_blank", rel: "noopener noreferrer nofollow" });
   } else if (node instanceof HTMLImageElement && !/^data:image\/(png|jpeg|gif|webp|avif|bmp);base64,/.test(node.getAttribute("src") ?? "")) {
-    // Loading it would tell somebody that it was looked at.
+    // Loading a remote picture would tell its server that it was looked at.
     const source = node.getAttribute("src") ?? "";
     node.replaceWith(document.createTextNode(`[picture not loaded: ${node.alt || source.slice(0, 200)}]`));
   }
 });
 
-/** Pandas writes the same three rules before each table; ours serve as well. */
+/** Pandas writes the same three style rules before each table; our own style replaces them. */
 const withoutScopedStyles = (text: string) => text.replace(/<style scoped>[^<]*<\/style>/gi, "");
-/** Styles and handlers are forbidden by our own policy, which would complain of each. Whatever this misses is removed all the same. */
+/** Removes inline styles and handlers, since our policy would report each. Whatever this misses, the sanitiser removes. */
 const withoutInline = (text: string) =>
   text.replace(/<[a-z][^<>]*>/gi, (tag) => tag.replace(/\s(?:style|on[a-z]+)\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'>]+)/gi, ""));
 
@@ -79,25 +85,25 @@ function clean(text: string): DocumentFragment {
     ALLOW_ARIA_ATTR: false,
     RETURN_DOM_FRAGMENT: true,
   });
-  // The corner of a data frame heads nothing, and screen readers stumble over it.
+  // The empty corner of a data frame is no header; screen readers would announce it.
   for (const head of fragment.querySelectorAll("th")) if (!head.textContent?.trim()) head.replaceWith(document.createElement("td"));
   return fragment;
 }
 
-/** Longer HTML is read piece by piece, if it is a table. */
+/** In characters. The rows of a table in longer HTML are parsed when they are shown. */
 const LONG = 200_000;
 
-/** Foreign HTML for our own page, or nothing if it holds more than text, tables and pictures: then it needs a frame. */
+/** Foreign HTML as elements of the page; undefined if it has more than text, tables and pictures, and so needs a frame. */
 export function plainHtml(text: string): DocumentFragment | undefined {
   const unscoped = withoutScopedStyles(text);
-  const table = unscoped.length > LONG ? long(unscoped) : undefined;
+  const table = unscoped.length > LONG ? splitLongTable(unscoped) : undefined;
   const fragment = simple(table?.around ?? unscoped);
-  if (fragment) enhance(fragment, clean, table?.rows);
+  if (fragment) makeSortable(fragment, clean, table?.rows);
   return fragment;
 }
 
-/** What only a frame shows as it was meant. Each tag is looked at by itself, so that no text takes longer than its length. */
-function isAlive(tag: string): boolean {
+/** Whether only a frame can show a tag as intended. Tags are checked one by one, so that the time stays linear. */
+function needsFrame(tag: string): boolean {
   const style = tag.search(/style\s*=/i);
   return /\son[a-z]+\s*=/i.test(tag) || (style >= 0 && /position\s*:|background|color\s*:/i.test(tag.slice(style)));
 }
@@ -106,20 +112,23 @@ function simple(text: string): DocumentFragment | undefined {
   for (const [, name = ""] of text.matchAll(/<([a-z][^\s/>]*)/gi)) {
     if (!TAGS.includes(name.toLowerCase()) && !["html", "head", "body", "meta", "title"].includes(name.toLowerCase())) return undefined;
   }
-  for (const [tag] of text.matchAll(/<[^<>]*>/g)) if (isAlive(tag)) return undefined;
+  for (const [tag] of text.matchAll(/<[^<>]*>/g)) if (needsFrame(tag)) return undefined;
   return clean(text);
 }
 
-/** Reading markdown takes the square of its length where it is made for that: what is longer is shown as it is written. */
-const MOST_MARKDOWN = 40_000;
-/** Stars and the like in a paragraph, times its length: the reader of markdown goes over it for each of them. So much is half a second. */
-const MOST_WORK = 30_000_000;
+/** Hostile markdown takes quadratic time to parse: longer text is shown as written. */
+const MAX_MARKDOWN = 40_000;
+/**
+ * The number of emphasis signs times the length of a paragraph: the parser scans it for each of them. This much takes half a
+ * second.
+ */
+const MAX_WORK = 30_000_000;
 
-/** Whether reading it takes too long. Rows of tables and points of lists are read by themselves, as paragraphs are. */
-function isHard(text: string): boolean {
-  if (text.length > MOST_MARKDOWN) return true;
+/** Whether parsing takes too long. Table rows and list items are parsed on their own, as paragraphs are. */
+function isTooCostly(text: string): boolean {
+  if (text.length > MAX_MARKDOWN) return true;
   const parts = text.split(/\n[ \t]*(?:\n|(?=[|>]|[-*+] |\d+[.)] ))/);
-  return parts.reduce((sum, part) => sum + part.length * (part.match(/[*_!]/g)?.length ?? 0), 0) > MOST_WORK;
+  return parts.reduce((sum, part) => sum + part.length * (part.match(/[*_!]/g)?.length ?? 0), 0) > MAX_WORK;
 }
 
 function asWritten(text: string): DocumentFragment {
@@ -128,15 +137,15 @@ function asWritten(text: string): DocumentFragment {
   return fragment;
 }
 
-/** Markdown: first rendered, then sanitised; formulas last, which makes elements of text only. */
-export async function markdown(text: string): Promise<DocumentFragment> {
-  if (isHard(text)) return asWritten(text);
+/** Renders markdown, sanitises it, then draws its formulas, which creates elements from text only. */
+export async function renderMarkdown(text: string): Promise<DocumentFragment> {
+  if (isTooCostly(text)) return asWritten(text);
   const fragment = clean(reader.parse(text, { async: false }));
   const found = [...fragment.querySelectorAll(`.${FORMULA}`)];
   if (found.length > 0) {
-    const { MOST_FORMULAS, formulas } = await import("./latex.js");
-    for (const one of found.slice(0, MOST_FORMULAS)) one.replaceWith(formulas(one.textContent ?? ""));
+    const { MAX_FORMULAS, renderFormulas } = await import("./latex.js");
+    for (const one of found.slice(0, MAX_FORMULAS)) one.replaceWith(renderFormulas(one.textContent ?? ""));
   }
-  enhance(fragment, clean);
+  makeSortable(fragment, clean);
   return fragment;
 }

@@ -1,6 +1,6 @@
-// A session followed live: one socket for all of its cells, resumed by number after a cut.
+// The live events of a session: one socket for all of its cells, which resumes by event number after a disconnect.
 import { type Access, ApiError, request, requestJson } from "./api.js";
-import { type CellState, type Event, apply, newCell } from "./cell_state.js";
+import { type CellState, type Event, applyEvent, newCell } from "./cell_state.js";
 
 export type Connection = "connecting" | "live" | "lost" | "ended" | "refused";
 
@@ -13,7 +13,7 @@ interface ListedCell {
 
 const feeds = new Map<string, SessionFeed>();
 
-/** The feed of a session, shared by all who show something of it. */
+/** The feed of a session, shared by all elements that show it. */
 export function feedOf(access: Access, session: string): SessionFeed {
   const key = JSON.stringify([access.server, access.token, session]);
   let feed = feeds.get(key);
@@ -26,23 +26,28 @@ export function feedOf(access: Access, session: string): SessionFeed {
 
 export class SessionFeed {
   cells = new Map<string, CellState>();
-  /** The cells' ids as the notebook has them. */
+  /** The ids of the cells in the notebook's order. */
   order: string[] = [];
+  /** Whether the cells were listed at least once. */
+  isListed = false;
   connection: Connection = "connecting";
   kernel = "starting";
-  /** How many runs have ended since it is followed. */
+  /** How many executions have finished since the feed was opened. */
   runs = 0;
   notice = "";
   why = "";
-  private last = 0;
-  private listed = 0;
+  private lastSeq = 0;
   private socket?: WebSocket;
   private retry = 0;
+  /** Cells whose source is being loaded, and whether to load it again then. */
+  private refreshing = new Map<string, boolean>();
+  private listTimer = 0;
   private timer = 0;
-  private painting = false;
-  private listing = false;
-  private stale = false;
-  private readers = new Set<() => void>();
+  private isDrawPending = false;
+  private isListing = false;
+  /** Whether something changed while a listing was on its way. */
+  private listAgain = false;
+  private followers = new Set<() => void>();
 
   constructor(
     readonly access: Access,
@@ -54,24 +59,24 @@ export class SessionFeed {
     return `/v1/sessions/${encodeURIComponent(this.session)}`;
   }
 
-  /** Calls back at most once a frame. Gives what ends that. */
-  follow(reader: () => void): () => void {
-    this.readers.add(reader);
-    if (this.readers.size === 1) {
+  /** Calls back on changes, at most once per animation frame. Returns the function that unsubscribes. */
+  follow(follower: () => void): () => void {
+    this.followers.add(follower);
+    if (this.followers.size === 1) {
       addEventListener("offline", this.offline);
       addEventListener("online", this.online);
       this.connect();
     }
     return () => {
-      this.readers.delete(reader);
-      if (this.readers.size === 0) this.close();
+      this.followers.delete(follower);
+      if (this.followers.size === 0) this.close();
     };
   }
 
-  /** A socket does not notice for minutes that its network is gone. */
+  /** A socket may need minutes to notice that the network is gone. */
   private offline = () => this.socket?.close();
 
-  /** Back again: no longer waiting for the next try. */
+  /** Reconnects at once instead of after the back-off. */
   private online = () => {
     if (this.connection !== "lost") return;
     clearTimeout(this.timer);
@@ -83,7 +88,7 @@ export class SessionFeed {
     removeEventListener("offline", this.offline);
     removeEventListener("online", this.online);
     clearTimeout(this.timer);
-    clearTimeout(this.quiet);
+    clearTimeout(this.listTimer);
     const socket = this.socket;
     this.socket = undefined;
     socket?.close();
@@ -94,62 +99,65 @@ export class SessionFeed {
     const base = new URL(this.access.server || location.origin);
     base.protocol = base.protocol === "https:" ? "wss:" : "ws:";
     base.pathname = `${this.path}/socket`;
-    base.search = `after=${this.last}&outputs=refs&token=${encodeURIComponent(this.access.token)}`;
+    base.search = `after=${this.lastSeq}&outputs=refs&token=${encodeURIComponent(this.access.token)}`;
     this.socket?.close();
     const socket = new WebSocket(base);
     this.socket = socket;
     socket.onopen = () => {
       this.retry = 0;
-      this.become("live");
+      this.setConnection("live");
       this.list();
     };
-    socket.onmessage = (message) => this.take(JSON.parse(message.data as string) as Event);
+    socket.onmessage = (message) => this.receive(JSON.parse(message.data as string) as Event);
     socket.onclose = (close) => {
       if (this.socket !== socket) return;
-      if (close.code === 1000) this.become("ended");
-      else if (close.code === 1008) this.become("refused");
-      else void this.again();
+      if (close.code === 1000) this.setConnection("ended");
+      else if (close.code === 1008) this.setConnection("refused");
+      else void this.reconnect();
     };
   }
 
-  /** Asks why it was cut, which a socket does not tell, and tries again if that may help. */
-  private async again(): Promise<void> {
-    this.become("lost");
+  /**
+   * A socket does not report why it was closed, so the API is asked. Retries with back-off unless the session or the token
+   * is gone.
+   */
+  private async reconnect(): Promise<void> {
+    this.setConnection("lost");
     const wait = Math.min(250 * 2 ** this.retry, 3000);
     this.retry += 1;
     try {
       await request(this.access, "GET", this.path);
     } catch (error) {
-      if (error instanceof ApiError && error.status === 404) return this.become("ended");
-      if (error instanceof ApiError && error.status === 401) return this.become("refused");
+      if (error instanceof ApiError && error.status === 404) return this.setConnection("ended");
+      if (error instanceof ApiError && error.status === 401) return this.setConnection("refused");
     }
-    if (this.readers.size > 0) this.timer = window.setTimeout(() => this.connect(), wait);
+    if (this.followers.size > 0) this.timer = window.setTimeout(() => this.connect(), wait);
   }
 
-  private become(connection: Connection): void {
+  private setConnection(connection: Connection): void {
     this.connection = connection;
     this.changed();
   }
 
-  private take(event: Event): void {
+  private receive(event: Event): void {
     if (typeof event.seq !== "number") return;
-    this.last = Math.max(this.last, event.seq);
+    this.lastSeq = Math.max(this.lastSeq, event.seq);
     if (event.type === "session.state") {
       this.kernel = event.state ?? this.kernel;
       this.notice = event.notice ?? "";
       this.why = event.why ?? "";
     } else if (event.type === "notebook.changed") {
-      // Its id may be used again, by a cell that has shown nothing yet; versions go on, so that who shows it sees that.
+      // A new cell may reuse the id. The version continues, so that elements that show the cell notice the change.
       const deleted = event.change === "deleted" && event.cell !== undefined ? this.cells.get(event.cell) : undefined;
       if (deleted) this.cells.set(deleted.id, { ...newCell(deleted.id), version: deleted.version + 1 });
-      // A text that grows is edited again and again: only its cell is asked for.
+      // A streamed message is edited many times: only its cell is loaded.
       if (event.change === "edited" && event.cell !== undefined && this.order.includes(event.cell)) this.refresh(event.cell);
       else this.list();
     }
     if (event.type === "cell.finished") this.runs += 1;
     if (event.cell !== undefined) {
       if (!this.cells.has(event.cell)) this.list();
-      apply(this.cell(event.cell), event);
+      applyEvent(this.cell(event.cell), event);
     }
     this.changed();
   }
@@ -160,17 +168,18 @@ export class SessionFeed {
     return cell;
   }
 
-  private told(one: ListedCell): void {
-    const cell = this.cell(one.id);
+  private update(listed: ListedCell): void {
+    const cell = this.cell(listed.id);
     cell.version += 1;
-    cell.type = one.cell_type;
-    cell.source = one.source;
-    cell.metadata = one.metadata;
+    cell.type = listed.cell_type;
+    cell.source = listed.source;
+    cell.metadata = listed.metadata;
   }
 
-  private refreshing = new Map<string, boolean>();
-
-  /** Asks for one cell's source, once at a time. An edit may also have moved it: the listing follows when all is quiet. */
+  /**
+   * Loads the source of one cell, one request at a time. An edit may also have moved the cell, so a listing follows after a
+   * second.
+   */
   private refresh(id: string): void {
     if (this.refreshing.has(id)) {
       this.refreshing.set(id, true);
@@ -179,7 +188,7 @@ export class SessionFeed {
     this.refreshing.set(id, false);
     requestJson<ListedCell>(this.access, "GET", `${this.path}/cells/${encodeURIComponent(id)}?outputs=none`)
       .then((one) => {
-        this.told(one);
+        this.update(one);
         this.changed();
       })
       .catch(() => undefined)
@@ -188,51 +197,44 @@ export class SessionFeed {
         this.refreshing.delete(id);
         if (again) this.refresh(id);
         else {
-          clearTimeout(this.quiet);
-          this.quiet = window.setTimeout(() => this.list(), 1000);
+          clearTimeout(this.listTimer);
+          this.listTimer = window.setTimeout(() => this.list(), 1000);
         }
       });
   }
 
-  private quiet = 0;
-
-  /** Events do not tell cells' sources and order: they are asked for, once for many changes. */
+  /** Events do not contain the sources and the order of cells. They are listed, once for many changes. */
   list(): void {
-    if (this.listing) {
-      this.stale = true;
+    if (this.isListing) {
+      this.listAgain = true;
       return;
     }
-    this.listing = true;
+    this.isListing = true;
     requestJson<{ cells: ListedCell[] }>(this.access, "GET", `${this.path}/cells?outputs=none`)
       .then(({ cells }) => {
         for (const one of cells) {
-          this.told(one);
+          this.update(one);
         }
         this.order = cells.map((one) => one.id);
-        this.listed += 1;
+        this.isListed = true;
         this.changed();
       })
       .catch(() => undefined)
       .finally(() => {
-        this.listing = false;
-        if (this.stale) {
-          this.stale = false;
+        this.isListing = false;
+        if (this.listAgain) {
+          this.listAgain = false;
           this.list();
         }
       });
   }
 
-  /** Whether the cells have been told at least once. */
-  get isListed(): boolean {
-    return this.listed > 0;
-  }
-
   changed(): void {
-    if (this.painting) return;
-    this.painting = true;
+    if (this.isDrawPending) return;
+    this.isDrawPending = true;
     requestAnimationFrame(() => {
-      this.painting = false;
-      for (const reader of [...this.readers]) reader();
+      this.isDrawPending = false;
+      for (const follower of [...this.followers]) follower();
     });
   }
 
@@ -252,12 +254,12 @@ export class SessionFeed {
     return requestJson(this.access, "POST", `${this.path}/cells/${encodeURIComponent(cell)}/cancel`, {});
   }
 
-  /** How a name goes on, by the kernel. */
+  /** Completions of the code at the cursor, by the kernel. */
   complete<T>(code: string, cursor_pos: number): Promise<T> {
     return requestJson(this.access, "POST", `${this.path}/complete`, { code, cursor_pos });
   }
 
-  /** A part of a stream's text, in bytes. */
+  /** A range of a stream's text, in bytes. */
   text(cell: string, output: number, from: number, to: number): Promise<{ from: number; to: number; text: string }> {
     return requestJson(this.access, "GET", `${this.path}/cells/${encodeURIComponent(cell)}/outputs/${output}/text?from=${from}&to=${to}`);
   }

@@ -1,13 +1,13 @@
-// What panels beside a session have in common.
+// The base of the panels beside a session.
 import { LitElement } from "lit";
 import type { Access } from "./api.js";
 
-/** A panel about one session, which may be another's when an answer comes. */
+/** A panel about one session. When a response arrives, another session may be selected; the panel must then ignore it. */
 export abstract class SessionPanel extends LitElement {
   static override properties: Record<string, object> = { access: { attribute: false }, session: {}, problem: { state: true } };
   declare access: Access;
   declare session: string;
-  /** What went wrong with this session. */
+  /** The last error of this session; empty if none. */
   declare problem: string;
 
   constructor() {
@@ -19,12 +19,12 @@ export abstract class SessionPanel extends LitElement {
     return `/v1/sessions/${encodeURIComponent(this.session)}`;
   }
 
-  /** Says what went wrong, unless another session is looked at by then. */
-  protected async trying(work: () => Promise<void>): Promise<void> {
+  /** Runs an action and shows its error, unless another session is selected by then. */
+  protected async attempt(action: () => Promise<void>): Promise<void> {
     const { session } = this;
     this.problem = "";
     try {
-      await work();
+      await action();
     } catch (error) {
       if (session === this.session) this.problem = error instanceof Error ? error.message : String(error);
     }

@@ -1,4 +1,4 @@
-// Links by which others may read the session.
+// <cellkeep-shares>: links with which others can read the session.
 import { type TemplateResult, css, html, nothing } from "lit";
 import { requestJson } from "./api.js";
 import { SessionPanel } from "./session_panel.js";
@@ -53,9 +53,8 @@ export class CellkeepShares extends SessionPanel {
 
   private load(): Promise<void> {
     const { session } = this;
-    return this.trying(async () => {
+    return this.attempt(async () => {
       const { shares } = await requestJson<{ shares: Share[] }>(this.access, "GET", this.path);
-      // Another may be chosen by now.
       if (session === this.session) this.shares = shares;
     });
   }
@@ -65,7 +64,7 @@ export class CellkeepShares extends SessionPanel {
     const form = new FormData(event.target as HTMLFormElement);
     const name = String(form.get("name") ?? "").trim();
     const { session } = this;
-    return this.trying(async () => {
+    return this.attempt(async () => {
       const share = await requestJson<Share>(this.access, "POST", this.path, { days: Number(form.get("days")), ...(name ? { name } : {}) });
       if (session !== this.session) return;
       this.made = `${this.access.server || location.origin}${share.path ?? ""}`;
@@ -81,13 +80,13 @@ export class CellkeepShares extends SessionPanel {
       await navigator.clipboard.writeText(this.made);
       this.copied = true;
     } catch {
-      // Where the clipboard is out of reach, the link is selected for the person's own keys.
+      // Without access to the clipboard, the link is selected, so that the person can copy it by key.
       this.renderRoot.querySelector<HTMLInputElement>("#link")?.select();
     }
   }
 
   private revoke(share: Share): Promise<void> {
-    return this.trying(async () => {
+    return this.attempt(async () => {
       const { session } = this;
       await requestJson(this.access, "DELETE", `${this.path}/${encodeURIComponent(share.id)}`);
       if (session !== this.session) return;

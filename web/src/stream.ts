@@ -1,41 +1,41 @@
-// A stream's text while it grows: its two ends are held here, what is between them is with the server. Pure.
+// The text of a stream while it grows: its two ends are in memory, the middle is on the server. Pure.
 
-/** Held of the beginning, at most. */
-const MOST_HEAD = 64 << 10;
-/** Held of the end: cut back to the smaller as often as it reaches the larger, so that little is copied. */
-const LEAST_TAIL = 64 << 10;
-const MOST_TAIL = 192 << 10;
+/** Characters kept of the beginning, at most. */
+const MAX_HEAD = 64 << 10;
+/** Characters kept of the end: cut to the minimum whenever it exceeds the maximum, so that little is copied. */
+const MIN_TAIL = 64 << 10;
+const MAX_TAIL = 192 << 10;
 
-/** So many bytes and ends of lines that are not held. */
+/** A piece of the middle, which is not in memory. */
 interface Dropped {
   bytes: number;
   lines: number;
 }
 
-/** Text that may be too long to hold: `gap` bytes are missing between its ends. */
+/** Text that may be too long for memory: `gap` bytes are missing between its ends. */
 export interface LongText {
   readonly head: string;
   readonly tail: string;
   readonly gap: number;
-  /** Ends of lines in all of it; none where they cannot be told any more. */
+  /** Line ends in the whole text; undefined if they are unknown after an edit. */
   readonly lines: number | undefined;
 }
 
-/** A stream of a cell. */
+/** A stream of a cell, as `output.append` and `output.update` events edit it. */
 export class Stream implements LongText {
   head = "";
   tail = "";
   lines: number | undefined = 0;
-  /** Changes whenever the text does. */
+  /** Increases with every change of the text. */
   version = 0;
-  /** Changes whenever something is taken back that is not held. */
+  /** Increases when text in the middle is removed. */
   cuts = 0;
   private headBytes = 0;
   private tailBytes = 0;
   private dropped: Dropped[] = [];
   private droppedBytes = 0;
 
-  /** One whose text is nowhere else is held in full. */
+  /** `keepsAll`: no server has the text, so all of it stays in memory. */
   constructor(
     readonly name: string,
     text: string,
@@ -52,7 +52,7 @@ export class Stream implements LongText {
     return this.headBytes + this.droppedBytes + this.tailBytes;
   }
 
-  /** So many bytes stand, and more follows. */
+  /** Keeps the first `keep` bytes and appends a text. */
   edit(keep: number, more: string): void {
     this.version += 1;
     if (keep < this.bytes) this.cut(keep);
@@ -61,13 +61,13 @@ export class Stream implements LongText {
 
   private add(text: string): void {
     if (this.lines !== undefined) this.lines += newlines(text);
-    const room = this.tail || this.droppedBytes > 0 ? 0 : this.keepsAll ? text.length : MOST_HEAD - this.head.length;
+    const room = this.tail || this.droppedBytes > 0 ? 0 : this.keepsAll ? text.length : MAX_HEAD - this.head.length;
     const at = room >= text.length ? text.length : boundary(text, Math.max(room, 0));
     this.head += text.slice(0, at);
     this.headBytes += utf8Length(text, 0, at);
     this.tail += text.slice(at);
     this.tailBytes += utf8Length(text, at);
-    if (this.tail.length > MOST_TAIL) this.drop(boundary(this.tail, this.tail.length - LEAST_TAIL));
+    if (this.tail.length > MAX_TAIL) this.drop(boundary(this.tail, this.tail.length - MIN_TAIL));
   }
 
   private drop(length: number): void {
@@ -91,13 +91,13 @@ export class Stream implements LongText {
     if (keep < this.headBytes) [this.head, this.headBytes] = this.shortened(this.head, this.headBytes, keep);
   }
 
-  /** So many bytes of what is not held stand. */
+  /** Keeps the first `keep` bytes of the middle. */
   private undrop(keep: number): void {
     while (this.droppedBytes > keep) {
       const last = this.dropped.pop() as Dropped;
       this.droppedBytes -= last.bytes;
       if (this.droppedBytes < keep) {
-        // Where the cut goes through a piece, only the server knows how many lines are left of it.
+        // The cut divides a piece: only the server knows how many lines are left of it.
         this.dropped.push({ bytes: keep - this.droppedBytes, lines: 0 });
         this.droppedBytes = keep;
         this.lines = undefined;
@@ -118,7 +118,7 @@ export class Stream implements LongText {
   }
 }
 
-/** A place in a text that is not between the two halves of a character. */
+/** This position, or the one before it if it would divide a surrogate pair. */
 function boundary(text: string, at: number): number {
   const unit = text.charCodeAt(at - 1);
   return unit >= 0xd800 && unit < 0xdc00 ? at - 1 : at;
@@ -131,7 +131,7 @@ export function utf8Length(text: string, from = 0, to = text.length): number {
   let length = 0;
   for (let at = from; at < to; at += 1) {
     const unit = text.charCodeAt(at);
-    // A pair of surrogates is four bytes, two of them counted with each half.
+    // A surrogate pair is four bytes: two are counted for each half.
     length += unit < 0x80 ? 1 : unit < 0x800 || (unit >= 0xd800 && unit < 0xe000) ? 2 : 3;
   }
   return length;

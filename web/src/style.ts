@@ -1,4 +1,4 @@
-// How a cell looks. Hosts change the properties that begin with --cellkeep-, and the parts.
+// Styles of a cell and its outputs. Host pages change them by properties that begin with --cellkeep-, and by parts.
 import { css } from "lit";
 
 const dark = css`
@@ -17,7 +17,7 @@ const dark = css`
   --ck-ansi-12: #a8c2ff; --ck-ansi-13: #e4b8f7; --ck-ansi-14: #8adde8; --ck-ansi-15: #ffffff;
 `;
 
-/** Colours and fonts; what stands inside inherits them. */
+/** Colours and fonts, inherited by all elements inside. */
 export const tokens = css`
   :host {
     --ck-scheme: light; --ck-darkest: 0; --ck-lightest: 0.5;
@@ -50,7 +50,7 @@ export const tokens = css`
   :host([theme="dark"]) { ${dark} }
 `;
 
-/** What buttons, links and fields look like. */
+/** Buttons, links and fields. */
 export const base = css`
   * { box-sizing: border-box; }
   button, input, textarea, select { font: inherit; color: inherit; }
@@ -98,7 +98,7 @@ export const cellStyle = css`
   .silent { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 `;
 
-/** What an output looks like. */
+/** Outputs. */
 export const outputStyle = css`
   .stderr pre { color: var(--ck-warn); }
   .output { position: relative; min-width: 0; }
@@ -107,11 +107,11 @@ export const outputStyle = css`
   .tools { display: flex; gap: 2px; justify-content: flex-end; font-size: 12px; flex-wrap: wrap; }
   .tools button, .below button { padding: 2px 8px; min-height: 26px; font-size: 12px; }
   .tools select { border: 1px solid var(--ck-line); border-radius: 7px; background: var(--ck-paper); font-size: 12px; max-width: 14em; min-height: 26px; }
-  /* Where there is a pointer, tools lie over the output and show themselves to it: nothing moves. */
+  /* With a pointer, tools lie over the output and appear on hover, so nothing moves. */
   @media (hover: hover) { .tools { position: absolute; inset: -4px 0 auto auto; background: var(--ck-paper); border-radius: 8px; box-shadow: 0 0 0 1px var(--ck-line); opacity: 0; transition: opacity 0.12s; } }
   .tools.slight { position: absolute; inset: -4px 0 auto auto; background: var(--ck-paper); border-radius: 8px; box-shadow: 0 0 0 1px var(--ck-line); opacity: 0; transition: opacity 0.12s; }
   .output:hover > .tools, .output:focus-within > .tools { opacity: 1; }
-  /* Pictures are drawn for paper: what is transparent in them stays readable in the dark. */
+  /* Pictures are drawn for a white background: a light one keeps transparent pictures readable in the dark theme. */
   img:not(.sized) { height: auto; }
   img { max-width: 100%; display: block; background: #fff; border-radius: 4px; cursor: zoom-in; }
   img.on-dark { background: #14171b; }

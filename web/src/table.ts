@@ -1,13 +1,13 @@
-// A table that a person can sort, page through and copy. Rows of a long one are made when they are looked at.
+// A table that a person can sort, page through and copy. The rows of a long table are created when their page is shown.
 
 /** A table with more rows than this is shown in pages. */
-const MOST_ROWS = 100;
+const MAX_ROWS = 100;
 const PAGE_ROWS = 50;
 
-/** A row as an element, or as the HTML that it will be made of. */
+/** A row as an element, or as HTML that is not parsed yet. */
 type Row = HTMLTableRowElement | string;
 
-/** Foreign HTML as elements that cannot act. */
+/** Sanitises foreign HTML. */
 type Clean = (text: string) => DocumentFragment;
 
 const collator = new Intl.Collator(undefined, { numeric: true });
@@ -15,16 +15,16 @@ const ENTITIES: Record<string, string> = { lt: "<", gt: ">", amp: "&", quot: '"'
 
 const squeezed = (text: string) => text.trim().replace(/\s+/g, " ");
 
-/** What stands in a cell that is still HTML. */
+/** The text of a cell that is still HTML. */
 const textOf = (cell: string) => squeezed(cell.replace(/<[^<>]*>/g, "").replace(/&(#?\w+);/g, (all, name: string) => ENTITIES[name] ?? all));
 
-/** What stands in the cells of a row. */
-function texts(row: Row): string[] {
+/** The texts of a row. */
+function cellTexts(row: Row): string[] {
   if (typeof row !== "string") return [...row.cells].map((cell) => squeezed(cell.textContent ?? ""));
   return row.split(/<t[hd][^<>]*>/i).slice(1).map(textOf);
 }
 
-/** What stands in one of them, of many rows; the others are not read. */
+/** The texts of one column. Of unparsed rows only that cell is parsed. */
 function columnOf(rows: Row[], column: number): string[] {
   return rows.map((row) => {
     if (typeof row !== "string") return squeezed(row.cells[column]?.textContent ?? "");
@@ -35,13 +35,13 @@ function columnOf(rows: Row[], column: number): string[] {
   });
 }
 
-/** A number as tables have them; `undefined` for what is missing, NaN for text. */
+/** The number in a cell; `undefined` for a missing value, NaN for text. */
 function numberOf(text: string): number | undefined {
   if (text === "" || /^(nan|none|na|nat|<na>|null|missing)$/i.test(text)) return undefined;
   return Number(text.replace(/,(?=\d{3}\b)|%$/g, ""));
 }
 
-/** The order of rows by one column: numbers as numbers, what is missing last. */
+/** The indices of rows in the order of one column: numbers by value, missing values last. */
 export function sorted(column: string[], descending: boolean): number[] {
   const numbers = column.map(numberOf);
   const areNumbers = numbers.every((number) => number === undefined || !Number.isNaN(number));
@@ -69,8 +69,8 @@ class Sortable {
     this.order = rows.map((_, index) => index);
     this.body = table.tBodies[0] ?? table.createTBody();
     const isFlat = rows.every((row) => (typeof row === "string" ? !/rowspan/i.test(row) : [...row.cells].every((cell) => cell.rowSpan === 1)));
-    if (isFlat && rows.length > 1) this.makeHeads();
-    if (rows.length > MOST_ROWS) this.pager = table.ownerDocument.createElement("div");
+    if (isFlat && rows.length > 1) this.addSortButtons();
+    if (rows.length > MAX_ROWS) this.pager = table.ownerDocument.createElement("div");
     this.pager?.classList.add("pager");
     this.pager?.setAttribute("role", "group");
     this.pager?.setAttribute("aria-label", "Rows of the table");
@@ -78,9 +78,9 @@ class Sortable {
     this.draw();
   }
 
-  /** The first line of heads that has one for each column gets buttons. */
-  private makeHeads(): void {
-    const columns = texts(this.rows[0] as Row).length;
+  /** The first header row with one cell per column gets buttons for sorting. */
+  private addSortButtons(): void {
+    const columns = cellTexts(this.rows[0] as Row).length;
     const line = [...(this.table.tHead?.rows ?? [])].find((row) => row.cells.length === columns && [...row.cells].every((cell) => cell.colSpan === 1));
     [...(line?.cells ?? [])].forEach((cell, column) => {
       const label = squeezed(cell.textContent ?? "");
@@ -118,7 +118,7 @@ class Sortable {
 
   private drawPager(pager: HTMLElement, from: number, to: number): void {
     const last = Math.ceil(this.rows.length / PAGE_ROWS) - 1;
-    const told = (number: number) => number.toLocaleString("en");
+    const format = (number: number) => number.toLocaleString("en");
     if (!pager.firstChild) {
       const step = (label: string, text: string, page: () => number) => {
         const button = pager.ownerDocument.createElement("button");
@@ -129,44 +129,47 @@ class Sortable {
         });
         return button;
       };
-      const place = pager.ownerDocument.createElement("span");
-      place.role = "status";
+      const range = pager.ownerDocument.createElement("span");
+      range.role = "status";
       const back = [step("First rows", "«", () => 0), step("Rows before", "‹", () => Math.max(this.page - 1, 0))];
-      pager.append(...back, place, step("Next rows", "›", () => Math.min(this.page + 1, last)), step("Last rows", "»", () => last));
+      pager.append(...back, range, step("Next rows", "›", () => Math.min(this.page + 1, last)), step("Last rows", "»", () => last));
     }
-    (pager.querySelector("span") as HTMLElement).textContent = `${told(from + 1)}–${told(to)} of ${told(this.rows.length)} rows`;
+    (pager.querySelector("span") as HTMLElement).textContent = `${format(from + 1)}–${format(to)} of ${format(this.rows.length)} rows`;
     const [first, before, next, end] = [...pager.querySelectorAll("button")] as HTMLButtonElement[];
     for (const one of [first, before]) one?.setAttribute("aria-disabled", String(this.page === 0));
     for (const one of [next, end]) one?.setAttribute("aria-disabled", String(this.page === last));
   }
 
-  /** All of it, in the order that is shown, for spreadsheets. */
+  /** The whole table as tab-separated values, in the order that is shown. */
   tsv(): string {
-    const heads = [...(this.table.tHead?.rows ?? [])].map((row) => texts(row));
-    return [...heads, ...this.order.map((index) => texts(this.rows[index] as Row))].map((row) => row.join("\t")).join("\n");
+    const heads = [...(this.table.tHead?.rows ?? [])].map((row) => cellTexts(row));
+    return [...heads, ...this.order.map((index) => cellTexts(this.rows[index] as Row))].map((row) => row.join("\t")).join("\n");
   }
 }
 
 const tables = new WeakMap<HTMLTableElement, Sortable>();
 
-/** Makes tables in a fragment sortable; their rows may be given as HTML, one for each table. */
-export function enhance(fragment: ParentNode, clean: Clean, rows?: string[]): void {
+/** Makes the tables in a fragment sortable. `rows`: the unparsed rows of its only table. */
+export function makeSortable(fragment: ParentNode, clean: Clean, rows?: string[]): void {
   for (const table of fragment.querySelectorAll("table")) {
     if (table.querySelector("table")) continue;
     const body = table.tBodies[0];
-    const there = rows ?? [...(body?.rows ?? [])];
-    if (!table.tHead || table.tBodies.length > 1 || there.length === 0) continue;
-    tables.set(table, new Sortable(table, there, clean));
+    const tableRows = rows ?? [...(body?.rows ?? [])];
+    if (!table.tHead || table.tBodies.length > 1 || tableRows.length === 0) continue;
+    tables.set(table, new Sortable(table, tableRows, clean));
   }
 }
 
-/** The table as text for spreadsheets, however it is sorted. */
+/** A table as tab-separated values, as spreadsheets paste them. */
 export function tsvOf(table: HTMLTableElement): string {
-  return tables.get(table)?.tsv() ?? [...table.rows].map((row) => texts(row).join("\t")).join("\n");
+  return tables.get(table)?.tsv() ?? [...table.rows].map((row) => cellTexts(row).join("\t")).join("\n");
 }
 
-/** A long table, and nothing else but text around it: what it stands in, and its rows, unread. */
-export function long(text: string): { around: string; rows: string[] } | undefined {
+/**
+ * Splits HTML with one long table: the HTML with two of its rows, and all rows unparsed. Undefined if there is not exactly
+ * one body.
+ */
+export function splitLongTable(text: string): { around: string; rows: string[] } | undefined {
   const start = text.indexOf("<tbody>");
   const end = text.lastIndexOf("</tbody>");
   if (start < 0 || end < start || text.indexOf("<tbody", start + 1) >= 0) return undefined;

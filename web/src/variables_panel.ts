@@ -1,4 +1,4 @@
-// What the kernel's namespace holds, asked for when it is looked at.
+// <cellkeep-variables>: the variables in the kernel's namespace, loaded while the panel is open.
 import { type TemplateResult, css, html, nothing } from "lit";
 import { requestJson } from "./api.js";
 import { SessionPanel } from "./session_panel.js";
@@ -28,7 +28,7 @@ export class CellkeepVariables extends SessionPanel {
     `,
   ];
   declare idle: boolean;
-  /** Changes whenever a cell has ended: it may have changed them, also if the kernel was never seen busy. */
+  /** How many executions have finished. Each may have changed variables, even if the kernel was never seen busy. */
   declare runs: number;
   declare variables: Variable[] | undefined;
   declare more: boolean;
@@ -51,11 +51,11 @@ export class CellkeepVariables extends SessionPanel {
 
   load(): Promise<void> {
     const { session } = this;
-    return this.trying(async () => {
-      const told = await requestJson<{ variables: Variable[]; truncated: boolean }>(this.access, "POST", `${this.path}/variables`, {});
+    return this.attempt(async () => {
+      const response = await requestJson<{ variables: Variable[]; truncated: boolean }>(this.access, "POST", `${this.path}/variables`, {});
       if (session !== this.session) return;
-      this.variables = told.variables;
-      this.more = told.truncated;
+      this.variables = response.variables;
+      this.more = response.truncated;
     });
   }
 
