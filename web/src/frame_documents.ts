@@ -30,8 +30,8 @@ export function replaceDocument(text: string, port: MessagePort, write: Document
 }
 
 /**
- * Shows the document of a frame within this one (at this depth) in a confined frame, one level down. Passes its links and remote
- * hosts on. Returns the function that tells it about a change of the theme.
+ * Shows the document of a frame within this one (at this depth) in a confined frame, one level down. Passes its links and
+ * remote hosts on. Returns the function that tells it about a change of the theme.
  */
 export function openInnerFrame(frame: HTMLIFrameElement, text: string, depth: number, dark: boolean, outer: MessagePort): (dark: boolean) => void {
   const { port1, port2 } = new MessageChannel();

@@ -293,8 +293,8 @@ export class CellkeepOutput extends LitElement {
 const MAX_AUTO_DIR_NODES = 2000;
 
 /**
- * The box of a fragment. A fragment is empty once it is inserted, so its box is kept and nothing is drawn again. The box is filled before
- * it is shown: in a visible box with `dir=auto`, the browser would determine the direction of all text again for each node.
+ * The box of a fragment. A fragment is empty once it is inserted, so its box is kept and nothing is drawn again. The box is filled
+ * before it is shown: in a visible box with `dir=auto`, the browser would determine the direction of all text again for each node.
  */
 const boxes = new WeakMap<DocumentFragment, HTMLElement>();
 function box(fragment: DocumentFragment, look: string, dir: "auto" | ""): HTMLElement {
