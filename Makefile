@@ -50,6 +50,7 @@ check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --quiet --no-deps --all-features --document-private-items
+	@sh scripts/check-links.sh
 
 # Unit, architecture, oracle and integration tests, all in one run.
 unit:

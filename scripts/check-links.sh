@@ -1,0 +1,4 @@
+#!/bin/sh
+# Checks the relative links and anchors of all Markdown files, and that docs/problems.md names every problem code. No network.
+set -eu
+exec /usr/bin/python3 "$(dirname "$0")/check-links.py"
