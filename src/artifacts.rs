@@ -16,6 +16,8 @@ pub struct Blobs {
     folder: PathBuf,
     /// Writers of blobs hold it for reading until their transaction is committed. Removal holds it for writing.
     in_use: Arc<RwLock<()>>,
+    /// Whether a blob is on the disk before [`Self::put`] returns.
+    flushes: bool,
 }
 
 /// Whether a text is a SHA-256 in lower-case hexadecimal digits, the only names that blobs have.
@@ -26,7 +28,12 @@ fn is_hash(text: &str) -> bool {
 impl Blobs {
     /// The folder is created when the first blob is stored.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), in_use: Arc::default() }
+        Self { folder: folder.to_owned(), in_use: Arc::default(), flushes: false }
+    }
+
+    /// Sets whether each blob is flushed to the disk (fsync) when it is stored, so that it survives a power cut.
+    pub fn flushing(self, flushes: bool) -> Self {
+        Self { flushes, ..self }
     }
 
     /// Prevents removal while the guard lives. It must be held from storing a blob, which may exist already, until the
@@ -45,6 +52,7 @@ impl Blobs {
         let hash = hex::encode(Sha256::digest(bytes));
         let path = self.path(&hash);
         if fs::try_exists(&path).await? {
+            self.flush_folder_of(&path).await?;
             return Ok(hash);
         }
         let temporary = path.with_file_name(format!("{hash}.{}", ids::random_uuid()));
@@ -53,13 +61,25 @@ impl Blobs {
         }
         let written = async {
             fs::write(&temporary, bytes).await?;
-            fs::rename(&temporary, &path).await
+            if self.flushes {
+                fs::File::open(&temporary).await?.sync_all().await?;
+            }
+            fs::rename(&temporary, &path).await?;
+            self.flush_folder_of(&path).await
         };
         if let Err(error) = written.await {
             let _ = fs::remove_file(&temporary).await;
             return Err(error);
         }
         Ok(hash)
+    }
+
+    /// A name reaches the disk with its folder.
+    async fn flush_folder_of(&self, path: &Path) -> io::Result<()> {
+        match path.parent().filter(|_| self.flushes) {
+            Some(folder) => fs::File::open(folder).await?.sync_all().await,
+            None => Ok(()),
+        }
     }
 
     /// The bytes of a blob. `None` if it does not exist.

@@ -36,6 +36,8 @@ pub struct ServeConfig {
     pub compact_after: Option<u64>,
     /// For journal and artifacts.
     pub max_data_mb: Option<u64>,
+    /// `normal` or `full`.
+    pub durability: Option<String>,
     /// Kernel name → number of sessions that are started ahead.
     pub pool: Option<BTreeMap<String, usize>>,
     /// Requests a second of each principal; 0 is unlimited.

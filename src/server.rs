@@ -101,7 +101,7 @@ pub async fn serve(
     if let Err(error) = traces::install() {
         tracing::warn!(error, "traces are disabled");
     }
-    let store = Store::open(&paths.journal())?;
+    let store = Store::open_with(&paths.journal(), settings.service.durability)?;
     // Listening comes before the creation of the first token, because the token is shown only if the server starts.
     let listener = TcpListener::bind(settings.listen)
         .await

@@ -17,6 +17,7 @@ use crate::config::{ConfigFile, Paths, ServeConfig};
 use crate::kernels;
 use crate::manager::ServiceSettings;
 use crate::server::{self, ServerSettings, Welcome};
+use crate::store::Durability;
 
 /// Serve persistent sessions over HTTP.
 #[derive(Args)]
@@ -50,6 +51,10 @@ pub(super) struct ServeArgs {
     /// Megabytes for the outputs of all sessions; beyond, the sessions that ended first are deleted [default: 20480]
     #[arg(long, value_name = "MB", env = "CELLKEEP_MAX_DATA_MB")]
     max_data_mb: Option<u64>,
+    /// What an acknowledged output survives: `normal` a killed server, `full` a power cut too, for one disk flush (fsync) for each
+    /// group of commits [default: normal]
+    #[arg(long, value_enum, env = "CELLKEEP_DURABILITY")]
+    durability: Option<DurabilityOption>,
     /// Kernels to start ahead, and how many sessions of each, for example python=2,r=1
     #[arg(long, value_name = "KERNEL=COUNT,...", value_delimiter = ',', value_parser = parse_pool, env = "CELLKEEP_POOL")]
     pool: Option<Vec<(String, usize)>>,
@@ -73,6 +78,22 @@ pub(super) struct ServeArgs {
     /// Print the merged settings of flags, environment and file as a configuration file, and exit
     #[arg(long)]
     print_config: bool,
+}
+
+/// `--durability`.
+#[derive(Clone, Copy, ValueEnum)]
+enum DurabilityOption {
+    Normal,
+    Full,
+}
+
+impl From<DurabilityOption> for Durability {
+    fn from(option: DurabilityOption) -> Self {
+        match option {
+            DurabilityOption::Normal => Self::Normal,
+            DurabilityOption::Full => Self::Full,
+        }
+    }
 }
 
 /// The default rate limit of each principal, requests a second: more than one server answers on two cores.
@@ -100,6 +121,8 @@ impl ServeArgs {
     fn merged_over(&self, file: ServeConfig) -> ServeConfig {
         let defaults = ServiceSettings::default();
         let sandbox = self.sandbox.and_then(|option| option.to_possible_value()).map(|value| value.get_name().to_owned());
+        let durability = self.durability.and_then(|option| option.to_possible_value());
+        let durability = durability.map(|value| value.get_name().to_owned());
         let pool = self.pool.as_ref().map(|pool| pool.iter().cloned().collect());
         ServeConfig {
             listen: self.listen.or(file.listen).or(Some(SocketAddr::from(([127, 0, 0, 1], 7788)))),
@@ -109,6 +132,7 @@ impl ServeArgs {
             keep_ended: self.keep_ended.or(file.keep_ended).or(Some(defaults.keep_ended_seconds)),
             compact_after: self.compact_after.or(file.compact_after).or(Some(defaults.compact_after_seconds)),
             max_data_mb: self.max_data_mb.or(file.max_data_mb).or(Some(defaults.max_data_mb)),
+            durability: durability.or(file.durability).or(Some("normal".to_owned())),
             pool: pool.or(file.pool).or(Some(BTreeMap::new())),
             rate_limit: self.rate_limit.or(file.rate_limit).or(Some(DEFAULT_RATE_LIMIT)),
             allow_hosts: self.hosts.clone().or(file.allow_hosts).or(Some(Vec::new())),
@@ -141,6 +165,9 @@ fn settings(
     let sandbox = config.sandbox.unwrap_or_default();
     let sandbox = SandboxOption::from_str(&sandbox, true)
         .map_err(|_| anyhow!("{sandbox:?} is not a sandbox; use auto, docker or process"))?;
+    let durability = config.durability.unwrap_or_default();
+    let durability = DurabilityOption::from_str(&durability, true)
+        .map_err(|_| anyhow!("{durability:?} is not a durability; use normal or full"))?;
     let pool = config.pool.unwrap_or_default().into_iter();
     let pool = pool
         .map(|(kernel, count)| check_pool(&kernel, count))
@@ -163,6 +190,7 @@ fn settings(
             keep_ended_seconds: config.keep_ended.unwrap_or(defaults.keep_ended_seconds),
             compact_after_seconds: config.compact_after.unwrap_or(defaults.compact_after_seconds),
             max_data_mb: config.max_data_mb.unwrap_or(defaults.max_data_mb),
+            durability: durability.into(),
             pool,
             ..defaults
         },

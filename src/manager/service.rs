@@ -29,7 +29,7 @@ use crate::policy::{Limits, Network};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{self, OutputMode, SessionHandle, SessionParts, Stored};
-use crate::store::{SessionRow, Store, StoreError, now_ms, seconds_in_ms};
+use crate::store::{Durability, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
 use crate::telemetry::{self, traces};
 
 /// The number of requests that may wait per session that is being created.
@@ -70,7 +70,7 @@ pub(super) struct Inner {
 impl SessionService {
     /// A service for the sessions in this store. [`Self::recover`] continues those of an earlier server.
     pub fn new(paths: &Paths, store: Store, settings: ServiceSettings) -> Self {
-        let blobs = Blobs::new(&paths.blobs());
+        let blobs = Blobs::new(&paths.blobs()).flushing(settings.durability == Durability::Full);
         let registry = Arc::<SessionRegistry>::default();
         Self(Arc::new(Inner {
             paths: paths.clone(),

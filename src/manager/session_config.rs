@@ -12,7 +12,7 @@ use crate::notebook::parameters::ParameterError;
 use crate::policy::Limits;
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
-use crate::store::{SessionRow, StoreError};
+use crate::store::{Durability, SessionRow, StoreError};
 
 /// Settings that apply to all sessions of a server.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct ServiceSettings {
     pub compact_after_seconds: u64,
     /// The limit of journal and artifacts in megabytes. Above it, the sessions that ended first are removed first.
     pub max_data_mb: u64,
+    /// What an acknowledged output survives.
+    pub durability: Durability,
     /// Kernels, and how many sessions of each the warm pool holds.
     pub pool: Vec<(String, usize)>,
 }
@@ -45,6 +47,7 @@ impl Default for ServiceSettings {
             keep_ended_seconds: 24 * 3600,
             compact_after_seconds: 3600,
             max_data_mb: 20 << 10,
+            durability: Durability::Normal,
             pool: Vec::new(),
         }
     }

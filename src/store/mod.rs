@@ -70,11 +70,39 @@ struct Readers {
     idle: Mutex<Vec<Connection>>,
 }
 
+/// What an acknowledged commit survives. In both cases it is in the write-ahead log before its result is reported, so a killed
+/// server loses nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The log reaches the disk at checkpoints. A power cut or a crash of the operating system, which ends the sandboxes as well, can
+    /// lose the commits since the last one.
+    #[default]
+    Normal,
+    /// The log is flushed to the disk (fsync) before a commit is acknowledged. Commits that wait meanwhile share the next flush.
+    Full,
+}
+
+impl Durability {
+    /// The value of SQLite's `synchronous` in WAL mode.
+    fn synchronous(self) -> &'static str {
+        match self {
+            Self::Normal => "NORMAL",
+            Self::Full => "FULL",
+        }
+    }
+}
+
 impl Store {
-    /// Opens the database file. Creates it if it does not exist, and migrates older formats.
+    /// Opens the database file with [`Durability::Normal`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let (connection, checkpoints) = (open_writer(path)?, writer::open_for_checkpoints(path)?);
-        let writer = Writer::start(connection, checkpoints).map_err(|error| StoreError::Failed(error.to_string()))?;
+        Self::open_with(path, Durability::Normal)
+    }
+
+    /// Opens the database file. Creates it if it does not exist, and migrates older formats.
+    pub fn open_with(path: &Path, durability: Durability) -> Result<Self, StoreError> {
+        let (connection, checkpoints) = (open_writer(path, durability)?, writer::open_for_checkpoints(path)?);
+        let writer = Writer::start(connection, checkpoints, durability);
+        let writer = writer.map_err(|error| StoreError::Failed(error.to_string()))?;
         Ok(Self { writer: Arc::new(writer), readers: Arc::new(Readers { path: path.to_owned(), idle: Mutex::default() }) })
     }
 
@@ -128,13 +156,13 @@ fn create_private(path: &Path) -> std::io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(0o600))
 }
 
-fn open_writer(path: &Path) -> Result<Connection, StoreError> {
+fn open_writer(path: &Path, durability: Durability) -> Result<Connection, StoreError> {
     let io = |error: std::io::Error| StoreError::Failed(format!("cannot open {}: {error}", path.display()));
     create_private(path).map_err(io)?;
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
-    schema::prepare(&connection, path)?;
+    schema::prepare(&connection, path, durability)?;
     // A caller that commits inline must not wait, and another connection makes the checkpoints.
     connection.busy_timeout(Duration::ZERO)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;

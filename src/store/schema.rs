@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::StoreError;
+use super::{Durability, StoreError};
 
 /// The migration at index N brings a file from format N to format N + 1. The statements of a released migration never
 /// change.
@@ -18,14 +18,11 @@ const MIGRATIONS: &[&str] = &[
 ];
 
 /// Configures the connection and migrates the file.
-pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+pub(super) fn prepare(connection: &Connection, path: &Path, durability: Durability) -> Result<(), StoreError> {
     // This must precede the first table. It lets free pages be returned to the disk without rewriting the file.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // A commit is in the write-ahead log before its result is reported, and the log reaches the disk at checkpoints. So a
-    // killed server loses nothing. A power loss, which ends the sandboxes as well, can lose the commits since the last
-    // checkpoint.
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "synchronous", durability.synchronous())?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);

@@ -61,6 +61,20 @@ fn cell(number: u32, id: &str, place: f64) -> CellRow {
 }
 
 #[tokio::test]
+async fn full_durability_flushes_each_commit() {
+    for (durability, synchronous) in [(Durability::Normal, 1), (Durability::Full, 2)] {
+        let folder = Folder::new();
+        let store = Store::open_with(&folder.file(), durability).unwrap();
+        let read = |connection: &Connection| connection.pragma_query_value(None, "synchronous", |row| row.get(0));
+        let value: i64 = store.writer.write(read).await.unwrap();
+        assert_eq!(value, synchronous, "of the connection that commits");
+        let rows: Vec<_> = (0..200).map(|number| store.insert_session(session(&format!("s{number}")))).collect();
+        futures_util::future::try_join_all(rows).await.unwrap();
+        assert_eq!(store.sessions(&Access::All).await.unwrap().len(), 200, "all are committed, however many waited together");
+    }
+}
+
+#[tokio::test]
 async fn committed_data_survives_reopening() {
     let folder = Folder::new();
     let row = session("a");

@@ -14,8 +14,8 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
-use super::StoreError;
 use super::job::{self, Job, Work};
+use super::{Durability, StoreError};
 use crate::counters::UseCounter;
 
 /// The largest number of jobs in one commit. It bounds how long the first of them waits.
@@ -38,6 +38,9 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     tasks: mpsc::Sender<WriterTask>,
     log_tasks: mpsc::Sender<LogTask>,
+    /// Whether callers commit small jobs themselves. A commit that waits for the disk is left to the journal thread: it would block an
+    /// async worker, and what waits meanwhile shares the next flush.
+    commits_inline: bool,
 }
 
 struct Shared {
@@ -69,7 +72,7 @@ enum LogTask {
 
 impl Writer {
     /// `checkpoints` is a second connection to the same file.
-    pub fn start(connection: Connection, checkpoints: Connection) -> std::io::Result<Self> {
+    pub fn start(connection: Connection, checkpoints: Connection, durability: Durability) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             waiting: Mutex::default(),
             connection: Mutex::new(connection),
@@ -82,7 +85,7 @@ impl Writer {
         let (writing, checkpointing, requests) = (shared.clone(), shared.clone(), log_tasks.clone());
         thread("journal").spawn(move || writing.run_tasks(&task_queue, &requests))?;
         thread("journal-log").spawn(move || checkpointing.run_log_tasks(&log_queue, &checkpoints))?;
-        Ok(Self { shared, tasks, log_tasks })
+        Ok(Self { shared, tasks, log_tasks, commits_inline: durability == Durability::Normal })
     }
 
     /// Does `work` in the next commit. Returns after the commit, which survives the end of this process.
@@ -95,7 +98,11 @@ impl Writer {
         let (job, answer) = Job::new(bytes, work);
         if bytes <= MAX_INLINE {
             self.shared.waiting().push_back(job);
-            self.commit_inline();
+            if self.commits_inline {
+                self.commit_inline();
+            } else {
+                self.tasks.send(WriterTask::CommitWaiting).map_err(|_| StoreError::Closed)?;
+            }
         } else {
             self.tasks.send(WriterTask::Commit(job)).map_err(|_| StoreError::Closed)?;
         }

@@ -22,6 +22,8 @@ const SERVER: &str = "jupyter_server";
 #[derive(Default)]
 struct Times {
     socket: Vec<f64>,
+    /// As `socket`, on a server with `--durability full`.
+    flushed: Vec<f64>,
     post: Vec<f64>,
     client: Vec<f64>,
     server: Vec<f64>,
@@ -30,11 +32,12 @@ struct Times {
 pub(crate) fn measure(lab: &Lab) -> anyhow::Result<Rows> {
     let missing = jupyter_is_missing(lab);
     let ours = Server::cellkeep(lab, &[])?;
+    let flushed = Server::cellkeep(lab, &["--durability", "full"])?;
     let theirs = missing.is_none().then(|| Server::jupyter(lab)).transpose()?;
     let mut times = Times::default();
     for set in 1..=SETS {
         eprintln!("cells: kernels {set} of {SETS}");
-        measure_set(lab, &ours, theirs.as_ref(), &mut times)?;
+        measure_set(lab, &Servers { ours: &ours, flushed: &flushed, theirs: theirs.as_ref() }, &mut times)?;
     }
     let mut rows = Rows::default();
     for (name, seconds) in [("WebSocket", &times.socket), ("POST", &times.post)] {
@@ -42,6 +45,11 @@ pub(crate) fn measure(lab: &Lab) -> anyhow::Result<Rows> {
         if theirs.is_some() {
             compare(&mut rows, name, seconds, SERVER, &times.server);
         }
+    }
+    for percent in [50, 95] {
+        let (flushed, normal) = (percentile(&times.flushed, percent), percentile(&times.socket, percent));
+        let what = format!("WebSocket, --durability full, p{percent}");
+        rows.compare(&what, Figure::Seconds(flushed), "--durability normal", Figure::Seconds(normal), None);
     }
     if let Some(reason) = missing {
         rows.skip(SERVER, reason);
@@ -67,7 +75,16 @@ fn compare(rows: &mut Rows, name: &str, ours: &[f64], peer: &str, theirs: &[f64]
     }
 }
 
-fn measure_set(lab: &Lab, ours: &Server, theirs: Option<&Server>, times: &mut Times) -> anyhow::Result<()> {
+struct Servers<'a> {
+    ours: &'a Server,
+    flushed: &'a Server,
+    theirs: Option<&'a Server>,
+}
+
+fn measure_set(lab: &Lab, servers: &Servers<'_>, times: &mut Times) -> anyhow::Result<()> {
+    let Servers { ours, flushed, theirs } = *servers;
+    let flushed_session = flushed.session()?;
+    let mut flushed_socket = OverSocket::open(flushed.address, &flushed_session)?;
     let sessions = [ours.session()?, ours.session()?];
     let mut socket = OverSocket::open(ours.address, &sessions[0])?;
     let mut post = OverPost::open(ours.address, &sessions[1])?;
@@ -77,6 +94,7 @@ fn measure_set(lab: &Lab, ours: &Server, theirs: Option<&Server>, times: &mut Ti
     client.rounds(WARM_UP)?;
     rounds(&mut socket, WARM_UP)?;
     rounds(&mut post, WARM_UP)?;
+    rounds(&mut flushed_socket, WARM_UP)?;
     if let Some(jupyter) = &mut jupyter {
         rounds(jupyter, WARM_UP)?;
     }
@@ -84,10 +102,12 @@ fn measure_set(lab: &Lab, ours: &Server, theirs: Option<&Server>, times: &mut Ti
         times.socket.extend(rounds(&mut socket, ROUNDS)?);
         times.client.extend(client.rounds(ROUNDS)?);
         times.post.extend(rounds(&mut post, ROUNDS)?);
+        times.flushed.extend(rounds(&mut flushed_socket, ROUNDS)?);
         if let Some(jupyter) = &mut jupyter {
             times.server.extend(rounds(jupyter, ROUNDS)?);
         }
     }
+    flushed.http()?.ask("DELETE", &format!("/v1/sessions/{flushed_session}"), None)?;
     let mut http = ours.http()?;
     for session in sessions {
         http.ask("DELETE", &format!("/v1/sessions/{session}"), None)?;
