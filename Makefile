@@ -33,6 +33,7 @@ demo: setup-demo build
 	@$(CELLKEEP) kernels install python
 	@mkdir -p $(OUT)
 	@$(CELLKEEP) run notebooks/quickstart.ipynb -o $(OUT)/quickstart.ipynb --artifacts $(OUT)/plots --sandbox process
+	@sh scripts/demo-serve.sh $(CELLKEEP) $(OUT)
 
 # All tests run, or fail: none is left out because something is missing. They use the debug build, so a machine that only tests never waits for a release build.
 test: export CELLKEEP_TEST_ALL := 1

@@ -22,6 +22,7 @@ in_every_sandbox!(
     graceful_stop_leaves_sessions_running,
     killed_while_sessions_are_made_and_deleted,
     input_request_outlives_the_server,
+    full_durability_loses_nothing_either,
 );
 
 /// The module that cells import. It is in the workspace, so it outlives restarts of the kernel; its counter does not.
@@ -560,6 +561,23 @@ async fn sandbox_that_died_during_downtime_ends_session(place: TestSandbox) {
     server.start_again().await;
     let again = held.view().await;
     assert_eq!((&again["state"], &again["last_seq"]), (&json!("gone"), &view["last_seq"]));
+    server.end().await;
+}
+
+/// Every commit is flushed by the journal thread then: the way of a cell's output is another one.
+async fn full_durability_loses_nothing_either(place: TestSandbox) {
+    let mut server = Server::start("flushed", place, &["--durability", "full"]).await;
+    let held = server.client().create(json!({"kernel": "python"})).await;
+    let code = "for i in range(300): print(i, flush=True)\nfrom IPython.display import display\n\
+                display({'image/png': b'\\x89PNG\\r\\n\\x1a\\n' + bytes(9000)}, raw=True)\nimport time; time.sleep(1)";
+    held.begin("flood", code).await;
+    held.cell_until("flood", |cell| printed(cell).contains("299\n")).await;
+    server.kill().await;
+    server.start_again().await;
+    let cell = held.cell_until("flood", |cell| cell["state"] == "finished").await;
+    assert_eq!((cell["status"].as_str(), printed(&cell)), (Some("ok"), (0..300).map(|i| format!("{i}\n")).collect()));
+    assert_eq!(held.ok("6*7").await, "42");
+    held.delete().await;
     server.end().await;
 }
 
