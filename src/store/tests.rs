@@ -70,7 +70,11 @@ async fn full_durability_flushes_each_commit() {
         assert_eq!(value, synchronous, "of the connection that commits");
         let rows: Vec<_> = (0..200).map(|number| store.insert_session(session(&format!("s{number}")))).collect();
         futures_util::future::try_join_all(rows).await.unwrap();
-        assert_eq!(store.sessions(&Access::All).await.unwrap().len(), 200, "all are committed, however many waited together");
+        assert_eq!(
+            store.sessions(&Access::All).await.unwrap().len(),
+            200,
+            "all are committed, however many waited together"
+        );
     }
 }
 
