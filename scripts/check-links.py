@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Checks that every relative link and anchor in the repository's Markdown files points to something that exists. No network.
 
-Also checks that each problem code of the HTTP API (src/api, src/chat/error.rs) has a heading in docs/problems.md, because the `type`
-of a problem names it, and the other way round.
+Also checks that each problem code of the HTTP API (src/api, src/chat/error.rs) has a heading in docs/problems.md, because
+the `type` of a problem names it, and the other way round.
 """
 
 import re
@@ -18,7 +18,8 @@ SOURCE = re.compile(r"<(?:img|a|source)\b[^>]*?\b(?:src|href|srcset)=\"([^\"]+)\
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*\s*$", re.MULTILINE)
 NAMED = re.compile(r"<a\s+(?:id|name)=\"([^\"]+)\"")
 CODE = re.compile(
-    r"(?:(?:Problem|Self)::new\([^\"]*?|\b(?:bad_request|not_found|unprocessable|conflict|unavailable|unauthorized|forbidden)\()"
+    r"(?:(?:Problem|Self)::new\([^\"]*?"
+    r"|\b(?:bad_request|not_found|unprocessable|conflict|unavailable|unauthorized|forbidden)\()"
     r"\s*\"([a-z_]+)\""
 )
 CHAT_CODE = re.compile(r"=> \"([a-z_]+)\"")

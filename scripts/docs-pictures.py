@@ -66,12 +66,16 @@ class Browser:
         to_browser, self.output = os.pipe()
         self.input, from_browser = os.pipe()
         arguments = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-        arguments += ["--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        arguments += ["--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        arguments.append("about:blank")
         # Chromium reads from descriptor 3 and writes to descriptor 4.
         shell = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
         self.process = subprocess.Popen(
             ["bash", "-c", shell, "bash", *arguments],
-            pass_fds=[to_browser, from_browser], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            pass_fds=[to_browser, from_browser],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(to_browser)
         os.close(from_browser)
@@ -117,7 +121,8 @@ def page_picture(cellkeep, chromium, kernels, folder, picture):
     token, server = secrets.token_hex(16), f"http://{address}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CELLKEEP_")}
     arguments = [cellkeep, "serve", "--data", str(data), "--listen", address, "--sandbox", "process", "--end-sessions"]
-    process = subprocess.Popen(arguments, cwd=folder, env={**environment, "CELLKEEP_TOKEN": token}, stdout=subprocess.DEVNULL)
+    environment["CELLKEEP_TOKEN"] = token
+    process = subprocess.Popen(arguments, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     browser = None
     try:
         def is_ready():
@@ -129,7 +134,8 @@ def page_picture(cellkeep, chromium, kernels, folder, picture):
         until("the server", is_ready)
         session = request(server, token, "POST", "/v1/sessions", {"kernel": "python", "name": "Tides"})["id"]
         for kind, source in CELLS:
-            cell = request(server, token, "POST", f"/v1/sessions/{session}/cells?wait=60", {"source": source, "cell_type": kind})
+            new = {"source": source, "cell_type": kind}
+            cell = request(server, token, "POST", f"/v1/sessions/{session}/cells?wait=60", new)
             if kind == "code" and cell.get("status") != "ok":
                 sys.exit(f"docs-pictures: a cell failed: {cell}")
         browser = Browser(chromium, folder / "profile")
@@ -159,7 +165,8 @@ def run_picture(cellkeep, repository, folder, picture):
     notebook = folder / "quickstart.ipynb"
     notebook.write_bytes((repository / "notebooks" / "quickstart.ipynb").read_bytes())
     arguments = ["run", "quickstart.ipynb", "--artifacts", "plots"]
-    done = subprocess.run([cellkeep, *arguments], cwd=folder, text=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, check=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run([cellkeep, *arguments], cwd=folder, text=True, check=True, **streams)
     lines = ["$ cellkeep " + " ".join(arguments)]
     lines += [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line).rstrip() for line in done.stdout.splitlines()]
     width, height = max(map(len, lines)) * 8 + 48, len(lines) * 21 + 62
@@ -167,12 +174,15 @@ def run_picture(cellkeep, repository, folder, picture):
         f'<text x="24" y="{62 + number * 21}" fill="{"#7ee2b8" if number == 0 else "#e6e6e6"}">{html.escape(line)}</text>'
         for number, line in enumerate(lines)
     )
-    dots = "".join(f'<circle cx="{24 + 18 * n}" cy="20" r="5.5" fill="{c}"/>' for n, c in enumerate(["#ff5f57", "#febc2e", "#28c840"]))
+    colours = enumerate(["#ff5f57", "#febc2e", "#28c840"])
+    dots = "".join(f'<circle cx="{24 + 18 * n}" cy="20" r="5.5" fill="{colour}"/>' for n, colour in colours)
     picture.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        f'role="img">\n'
         f"<title>cellkeep run on a terminal</title>\n"
         f'<rect width="{width}" height="{height}" rx="10" fill="#16181d"/>{dots}\n'
-        f'<g font-family="ui-monospace, DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="13" xml:space="preserve">\n{text}\n</g>\n</svg>\n'
+        f'<g font-family="ui-monospace, DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="13" xml:space="preserve">\n'
+        f"{text}\n</g>\n</svg>\n"
     )
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the pictures of the documents: docs/pictures/page.png, a screenshot of the real page, and docs/pictures/run.svg, a real
-# run of notebooks/quickstart.ipynb. Needs a built cellkeep with the page (make build, or make web and cargo build), an installed
-# Python kernel, Chromium, and Python 3 (standard library only).
+# Makes the pictures of the documents: docs/pictures/page.png, a screenshot of the real page, and docs/pictures/run.svg, a
+# real run of notebooks/quickstart.ipynb. Needs a built cellkeep with the page (make build, or make web and cargo build), an
+# installed Python kernel, Chromium, and Python 3 (standard library only).
 #
 #   sh scripts/docs-pictures.sh [CELLKEEP]      default: target/release/cellkeep, else target/debug/cellkeep
 set -eu
