@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use thiserror::Error;
@@ -26,6 +26,9 @@ use crate::telemetry::{self, traces};
 
 /// The interval of reloading tokens, because another process may have created or revoked some.
 const TOKEN_RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a taken lock of the data folder is tried again, and the pause between two tries.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// How long a stopping server waits for readers when it merges the write-ahead log into the database file.
 const MERGE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -95,7 +98,7 @@ pub async fn serve(
         .mode(0o755)
         .create(paths.data())
         .map_err(io_error("cannot create the data folder"))?;
-    let _lock = lock(paths)?;
+    let _lock = lock(paths).await?;
     memory::limit_free_memory();
     telemetry::install();
     if let Err(error) = traces::install() {
@@ -149,14 +152,21 @@ fn spawn_background_tasks(sessions: &SessionService, tokens: &Arc<Tokens>, store
 }
 
 /// Locks the data folder: two servers would drive the same sessions.
-fn lock(paths: &Paths) -> Result<fs::File, ServerError> {
+///
+/// The lock belongs to the open file. A server that is killed while it starts a program leaves a copy of it in the child until that
+/// executes the program, which takes milliseconds; on a loaded machine, longer. So a lock that is taken is tried again for a while.
+async fn lock(paths: &Paths) -> Result<fs::File, ServerError> {
     let file = fs::File::create(paths.data().join("serve.lock")).map_err(io_error("cannot create the lock file"))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(ServerError::DataFolderInUse { folder: paths.data().display().to_string() })
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => tokio::time::sleep(LOCK_RETRY).await,
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(ServerError::DataFolderInUse { folder: paths.data().display().to_string() });
+            }
+            Err(error) => return Err(io_error("cannot lock the data folder")(error.into())),
         }
-        Err(error) => Err(io_error("cannot lock the data folder")(error.into())),
     }
 }
 
