@@ -11,6 +11,9 @@ use crate::chat::AskError;
 use crate::manager::{FileError, ManagerError, ServiceError, StoreError, VariablesError};
 use crate::session::{Denied, SessionError};
 
+/// Where each code has its section: what it means, and what to do.
+const PROBLEM_PAGE: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/problems.md#");
+
 /// An error response.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -63,7 +66,7 @@ impl Problem {
     pub fn body(&self) -> Value {
         let title = self.status.canonical_reason().unwrap_or("Error");
         let mut body = json!({
-            "type": format!("https://cellkeep.dev/problems/{}", self.code), "title": title,
+            "type": format!("{PROBLEM_PAGE}{}", self.code), "title": title,
             "status": self.status.as_u16(), "detail": self.detail, "code": self.code,
         });
         if let Some(field) = &self.field {
