@@ -1,7 +1,7 @@
-//! MIME types of outputs: which carry base64, which are text, how files are named, what is shown first.
+//! MIME types of outputs: which are base64 and which text, their file extensions, and their display order.
 
-/// Display order, best first, after the JupyterLab and nteract orders. Families are given by prefix or suffix in
-/// [`display_rank`]; the places between these entries are theirs.
+/// Display order, best first, after the orders of JupyterLab and nteract. [`display_rank`] ranks families by prefix or suffix, in the
+/// gaps between these entries.
 const ORDER: &[(&str, u16)] = &[
     ("application/vnd.jupyter.widget-view+json", 20),
     ("application/vnd.plotly.v1+json", 30),
@@ -31,7 +31,7 @@ const ORDER: &[(&str, u16)] = &[
     ("text/plain", 250),
 ];
 
-/// File extensions of exact types; families follow in [`extension`].
+/// File extensions of exact types. [`extension`] handles families.
 const EXTENSIONS: &[(&str, &str)] = &[
     ("application/geo+json", "geojson"),
     ("application/gzip", "gz"),
@@ -70,7 +70,7 @@ const EXTENSIONS: &[(&str, &str)] = &[
     ("video/webm", "webm"),
 ];
 
-/// The type without parameters and in lower case, as `text/html; charset=utf-8` means `text/html`.
+/// The type without parameters, in lower case: `text/html` for `text/html; charset=utf-8`.
 pub fn essence(mime: &str) -> String {
     mime.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
@@ -81,12 +81,12 @@ pub fn is_json(mime: &str) -> bool {
     mime == "application/json" || (mime.starts_with("application/") && mime.ends_with("+json"))
 }
 
-/// Whether the value of this type in a MIME bundle is base64 of bytes. Jupyter has no flag for it: the type alone
-/// decides. Text are `text/*`, `*+xml`, `*+json`, and the few `application/*` types known to be text; images, audio,
+/// Whether the value of this type in a MIME bundle is base64. Jupyter has no flag for it: the type alone
+/// decides. Text types are `text/*`, `*+xml`, `*+json`, and the few `application/*` types known to be text; images, audio,
 /// video, fonts and every other `application/*` type are binary.
 pub fn is_binary(mime: &str) -> bool {
     let mime = essence(mime);
-    // The third ending is how Altair names its newer types: application/vnd.vegalite.v6.json.
+    // Altair uses the third ending for its newer types: application/vnd.vegalite.v6.json.
     if mime.ends_with("+xml") || mime.ends_with("+json") || mime.ends_with(".json") {
         return false;
     }
@@ -122,13 +122,13 @@ fn is_text_application(subtype: &str) -> bool {
 }
 
 /// Whether Python's nbformat writes a string of this type as a list of lines (`text/*`, `application/javascript`,
-/// `image/svg+xml`). Exact and case-sensitive, as there: the bytes of a written notebook depend on it.
+/// `image/svg+xml`). The comparison is exact and case-sensitive, as in nbformat: the bytes of a written notebook depend on it.
 pub fn is_split_on_write(mime: &str) -> bool {
     mime.starts_with("text/") || mime == "application/javascript" || mime == "image/svg+xml"
 }
 
 /// File name extension of a type, without the dot. Plot specifications keep their kind (`plotly.json`, `vl.json`,
-/// `vg.json`). Unknown types give `json`, `xml`, `txt` or `bin`.
+/// `vg.json`). Unknown types have `json`, `xml`, `txt` or `bin`.
 pub fn extension(mime: &str) -> &'static str {
     let mime = essence(mime);
     if let Some((_, extension)) = EXTENSIONS.iter().find(|(known, _)| *known == mime) {
@@ -157,12 +157,11 @@ pub fn is_vega(mime: &str) -> bool {
     mime.starts_with("application/vnd.vegalite.") || mime.starts_with("application/vnd.vega.")
 }
 
-/// Whether this is a Plotly figure.
 pub fn is_plotly(mime: &str) -> bool {
     mime.starts_with("application/vnd.plotly.")
 }
 
-/// Place of a type in the display order: the lowest rank of a bundle is shown first, the others are alternatives.
+/// Rank of a type in the display order. The type with the lowest rank in a bundle is shown, the others are alternatives.
 pub fn display_rank(mime: &str) -> u16 {
     let mime = essence(mime);
     if let Some((_, rank)) = ORDER.iter().find(|(known, _)| *known == mime) {
@@ -179,7 +178,7 @@ pub fn display_rank(mime: &str) -> u16 {
     }
 }
 
-/// The types of a bundle in display order; ties keep the bundle's order.
+/// The types of a bundle in display order. Types of equal rank keep the order of the bundle.
 pub fn display_order<'a>(mimes: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let mut sorted: Vec<&str> = mimes.into_iter().collect();
     sorted.sort_by_key(|mime| display_rank(mime));
@@ -191,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn binary_and_text() {
+    fn type_decides_between_binary_and_text() {
         for mime in ["image/png", "IMAGE/JPEG", "audio/wav", "video/mp4", "application/pdf", "application/zip"] {
             assert!(is_binary(mime), "{mime}");
         }
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn extensions() {
+    fn extensions_follow_types() {
         let cases = [
             ("image/png", "png"),
             ("image/jpeg", "jpg"),
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn order_puts_rich_before_plain() {
+    fn rich_types_come_before_plain_text() {
         let bundle = ["text/plain", "image/png", "x/unknown", "text/html", "application/vnd.vegalite.v5+json"];
         assert_eq!(
             display_order(bundle),

@@ -92,7 +92,7 @@ fn serve_asset(asset: Asset, headers: &HeaderMap) -> Response {
     let mut response = if header_contains(headers, header::IF_NONE_MATCH, &asset.etag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        match asset.zipped.filter(|_| header_contains(headers, header::ACCEPT_ENCODING, "gzip")) {
+        match asset.gzip.filter(|_| header_contains(headers, header::ACCEPT_ENCODING, "gzip")) {
             Some(bytes) => ([(header::CONTENT_ENCODING, "gzip")], bytes).into_response(),
             None => asset.bytes.into_response(),
         }
@@ -113,7 +113,7 @@ mod tests {
     fn asset() -> Asset {
         Asset {
             bytes: b"plain".as_slice().into(),
-            zipped: Some(b"zipped".as_slice().into()),
+            gzip: Some(b"zipped".as_slice().into()),
             etag: "\"abc\"".to_owned(),
             mime: "text/javascript; charset=utf-8",
             is_immutable: true,

@@ -1,6 +1,6 @@
-//! What browsers run: the page with its element, and plotting libraries, built with npm packages by `make web`.
+//! Files for browsers: the page with its elements, and the plotting libraries. `make web` builds them from npm packages.
 //!
-//! A build without them works, and says so where it matters.
+//! A build without them works, and reports what is missing.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -12,16 +12,15 @@ use rust_embed::RustEmbed;
 #[allow_missing = true]
 struct Dist;
 
-/// A library that draws plots. Plotly's bundles in order: each draws what those before it draw.
+/// A plotting library. The bundles of Plotly are in order: each can draw everything that the previous ones can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Library {
-    /// Plotly with lines, bars and pies.
+    /// Lines, bars and pies.
     PlotlyBasic,
-    /// Plotly with all that has two axes.
+    /// All traces with two axes.
     PlotlyCartesian,
-    /// All of Plotly.
     PlotlyFull,
-    /// Vega, Vega-Lite and their embedding.
+    /// Vega, Vega-Lite and vega-embed.
     Vega,
 }
 
@@ -35,34 +34,32 @@ impl Library {
         }
     }
 
-    /// Whether this build has it.
-    pub fn is_here(self) -> bool {
+    /// Whether this build contains it.
+    pub fn is_available(self) -> bool {
         Dist::iter().any(|name| name == self.file())
     }
 
-    /// Its script, which holds nothing that would end a script element.
+    /// Its script, if it is safe inside a script element.
     pub fn script(self) -> Option<String> {
         let script = String::from_utf8(Dist::get(self.file())?.data.into_owned()).ok()?;
         (!script.contains("</script") && !script.contains("<!--")).then_some(script)
     }
 }
 
-/// A file that a browser may ask for.
+/// A file that the server delivers to browsers.
 #[derive(Debug, Clone)]
 pub struct Asset {
-    /// Its bytes.
     pub bytes: Cow<'static, [u8]>,
-    /// The same, compressed with gzip.
-    pub zipped: Option<Cow<'static, [u8]>>,
-    /// Names its content, quoted as a header has it.
+    /// The bytes compressed with gzip.
+    pub gzip: Option<Cow<'static, [u8]>>,
+    /// Hash of the content, in quotes, for the `ETag` header.
     pub etag: String,
-    /// Its type.
     pub mime: &'static str,
-    /// Whether its name changes whenever its content does.
+    /// Whether its name contains a hash of its content.
     pub is_immutable: bool,
 }
 
-/// The file of this name, if this build has it.
+/// The file with this name, if this build contains it.
 pub fn asset(name: &str) -> Option<Asset> {
     let mime = match name.rsplit_once('.')?.1 {
         "js" => "text/javascript; charset=utf-8",
@@ -76,11 +73,11 @@ pub fn asset(name: &str) -> Option<Asset> {
         let _ = write!(etag, "{byte:02x}");
     }
     etag.push('"');
-    let zipped = Dist::get(&format!("{name}.gz")).map(|file| file.data);
-    Some(Asset { bytes: file.data, zipped, etag, mime, is_immutable: is_named_by_content(name) })
+    let gzip = Dist::get(&format!("{name}.gz")).map(|file| file.data);
+    Some(Asset { bytes: file.data, gzip, etag, mime, is_immutable: is_named_by_content(name) })
 }
 
-/// As the packer names files: `name-HASH.js`, eight capitals and digits.
+/// Whether a name is `name-HASH.js` with esbuild's hash: eight capital letters and digits.
 fn is_named_by_content(name: &str) -> bool {
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
     stem.rsplit_once('-').is_some_and(|(_, hash)| {
@@ -93,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_hashed_names_last() {
+    fn only_hashed_names_are_immutable() {
         assert!(is_named_by_content("page/page-N3KDQ2AB.js"));
         for name in ["plotly-basic.js", "page/index.html", "cellkeep-cell.js", "vega.js", "a-N3KDQ2A.js"] {
             assert!(!is_named_by_content(name), "{name}");
@@ -101,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_pages_is_an_asset() {
+    fn only_page_files_are_assets() {
         for name in [".gitignore", "../Cargo.toml", "page/../../src/web.rs", "nothing.js", ""] {
             assert!(asset(name).is_none(), "{name}");
         }

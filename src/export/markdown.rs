@@ -1,8 +1,8 @@
 //! A notebook as markdown, with images and attachments as files beside it.
 
-use super::speaker::Speakers;
+use super::chat_roles::RoleLabels;
 use super::text::{self, field};
-use super::visible::{self, Show, Visible};
+use super::visibility::{self, CellVisibility, Visibility};
 use super::{ExportOptions, Exported, bundle, language};
 use crate::mime;
 use crate::notebook::{Cell, Notebook};
@@ -11,17 +11,17 @@ use crate::render::escaped;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value};
 
-/// What a link keeps as it is.
-const IN_LINKS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+/// Characters that are escaped in links.
+const LINK_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 pub(super) fn document(notebook: &Notebook, options: &ExportOptions) -> Exported {
     let mut document =
         Document { options, language: language(notebook), out: String::new(), files: Vec::new(), notes: Vec::new() };
-    let mut speakers = Speakers::default();
+    let mut role_labels = RoleLabels::default();
     for (index, cell) in notebook.cells().enumerate() {
-        let visible = Visible::of(cell, options);
-        if visible.cell != Show::No {
-            if let Some(who) = speakers.begins(cell) {
+        let visible = CellVisibility::of(cell, options);
+        if visible.cell != Visibility::Hidden {
+            if let Some(who) = role_labels.label(cell) {
                 document.block(&format!("**{who}:**"));
             }
             document.folded(visible.cell, "Cell", |document| document.cell(index, cell, visible));
@@ -42,18 +42,18 @@ struct Document<'a> {
 }
 
 impl Document<'_> {
-    /// Writes a part; a folded one behind a line that opens it, as GitHub shows it.
-    fn folded(&mut self, show: Show, what: &str, write: impl FnOnce(&mut Self)) {
-        if show == Show::Folded {
+    /// Writes a part, inside `<details>` if it is folded (GitHub renders it).
+    fn folded(&mut self, show: Visibility, what: &str, write: impl FnOnce(&mut Self)) {
+        if show == Visibility::Folded {
             self.block(&format!("<details><summary>{what}</summary>"));
         }
         write(self);
-        if show == Show::Folded {
+        if show == Visibility::Folded {
             self.block("</details>");
         }
     }
 
-    /// A paragraph: an empty line stands between two.
+    /// Appends a paragraph and an empty line.
     fn block(&mut self, text: &str) {
         let text = text.trim_end();
         if !text.trim().is_empty() {
@@ -62,7 +62,7 @@ impl Document<'_> {
         }
     }
 
-    fn cell(&mut self, index: usize, cell: Cell<'_>, visible: Visible) {
+    fn cell(&mut self, index: usize, cell: Cell<'_>, visible: CellVisibility) {
         let source = cell.source();
         match cell.cell_type() {
             "markdown" => {
@@ -70,21 +70,21 @@ impl Document<'_> {
                 self.block(&text);
             }
             "code" => {
-                if visible.input != Show::No && !source.trim().is_empty() {
+                if visible.input != Visibility::Hidden && !source.trim().is_empty() {
                     let language = self.language.clone();
                     self.folded(visible.input, "Code", |document| document.fenced(&language, &source));
                 }
                 let shown: Vec<_> =
-                    cell.outputs().iter().enumerate().map(|(at, output)| (at, output, visible::output(output))).collect();
-                if visible.outputs != Show::No && shown.iter().any(|(.., show)| *show != Show::No) {
+                    cell.outputs().iter().enumerate().map(|(at, output)| (at, output, visibility::output(output))).collect();
+                if visible.outputs != Visibility::Hidden && shown.iter().any(|(.., show)| *show != Visibility::Hidden) {
                     self.folded(visible.outputs, "Output", |document| {
-                        for (at, output, show) in shown.into_iter().filter(|(.., show)| *show != Show::No) {
+                        for (at, output, show) in shown.into_iter().filter(|(.., show)| *show != Visibility::Hidden) {
                             document.folded(show, "Output", |document| document.output(index, at, output));
                         }
                     });
                 }
             }
-            // Raw cells are for one target each; ours is markdown.
+            // A raw cell is meant for one target format.
             _ => match raw_format(cell) {
                 None | Some("text/markdown" | "markdown" | "text/html" | "html" | "") => self.block(&source),
                 Some(_) => {}
@@ -92,7 +92,7 @@ impl Document<'_> {
         }
     }
 
-    /// A fence that no fence in the text can end.
+    /// Appends a code block, with a fence longer than any in the text.
     fn fenced(&mut self, language: &str, text: &str) {
         let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
         let fence = "`".repeat(longest.max(2) + 1);
@@ -103,7 +103,7 @@ impl Document<'_> {
 
     fn output(&mut self, cell: usize, at: usize, output: &Value) {
         match output.get("output_type").and_then(Value::as_str) {
-            Some("stream") => self.plain(&text::shown(field(output, "text"))),
+            Some("stream") => self.plain(&text::as_terminal(field(output, "text"))),
             Some("error") => self.plain(&text::plain(output)),
             _ => match bundle(output) {
                 Some(data) => self.display(cell, at, data, output),
@@ -121,7 +121,7 @@ impl Document<'_> {
 
     fn display(&mut self, cell: usize, at: usize, data: &Map<String, Value>, output: &Value) {
         let mut order = mime::display_order(data.keys().map(String::as_str));
-        // What only a browser with scripts could show comes after what anybody can read.
+        // Types that need a browser with scripts come last.
         order.sort_by_key(|mime| needs_browser(mime, &data[*mime]));
         let Some(best) = order.first() else { return };
         let value = &data[*best];
@@ -130,7 +130,7 @@ impl Document<'_> {
             "text/html" if needs_browser(best, value) => {
                 self.file(cell, at, best, text::text(value).into_owned().into_bytes(), "An interactive output");
             }
-            // An empty line would end the HTML in the middle.
+            // An empty line would end the HTML block.
             "text/html" => {
                 let html: Vec<String> =
                     text::text(value).lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
@@ -138,7 +138,7 @@ impl Document<'_> {
             }
             "text/markdown" => self.block(&text::text(value)),
             "text/latex" => self.latex(&text::text(value)),
-            "text/plain" => self.plain(&text::shown(text::text(value))),
+            "text/plain" => self.plain(&text::as_terminal(text::text(value))),
             "application/javascript" | "text/javascript" => self.fenced("javascript", &text::text(value)),
             _ if kind == "application/json" => self.fenced("json", &serde_json::to_string_pretty(value).unwrap_or_default()),
             _ if mime::is_binary(best) => match text::bytes(value) {
@@ -155,7 +155,7 @@ impl Document<'_> {
         }
     }
 
-    /// Formulas as markdown knows them.
+    /// A formula as markdown, or a code block if markdown has no such formula.
     fn latex(&mut self, source: &str) {
         let source = source.trim();
         if source.starts_with('$') || !source.starts_with("\\begin{tab") && source.starts_with("\\begin{") {
@@ -165,17 +165,17 @@ impl Document<'_> {
         }
     }
 
-    /// A file beside the document, and its picture or link in the text.
+    /// Adds a side file, and its picture or link to the text.
     fn file(&mut self, cell: usize, at: usize, mime: &str, bytes: Vec<u8>, label: &str) {
-        let name = self.free_name(&format!("cell-{:02}-output-{}", cell + 1, at + 1), mime::extension(mime));
+        let name = self.unused_name(&format!("cell-{:02}-output-{}", cell + 1, at + 1), mime::extension(mime));
         let is_picture = mime::essence(mime).starts_with("image/");
-        let url = self.keep(name, mime, bytes);
+        let url = self.store(name, mime, bytes);
         let label = label.replace(['[', ']', '\n', '\r', '`', '<', '\\', '!'], " ");
         self.block(&format!("{}[{}]({url})", if is_picture { "!" } else { "" }, label.trim()));
     }
 
-    /// The URL of a file: a path beside the document, or the bytes themselves.
-    fn keep(&mut self, name: String, mime: &str, bytes: Vec<u8>) -> String {
+    /// Stores a file. Returns its relative path, or a data URL with `inline_files`.
+    fn store(&mut self, name: String, mime: &str, bytes: Vec<u8>) -> String {
         if self.options.inline_files {
             use base64::Engine as _;
             let kind = mime::essence(mime);
@@ -183,13 +183,13 @@ impl Document<'_> {
             let kind = if safe { kind.as_str() } else { "application/octet-stream" };
             return format!("data:{kind};base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes));
         }
-        let url = utf8_percent_encode(&name, IN_LINKS).to_string();
+        let url = utf8_percent_encode(&name, LINK_ESCAPES).to_string();
         self.files.push((name, bytes));
         url
     }
 
-    /// A name in the folder of side files that no other has.
-    fn free_name(&self, stem: &str, extension: &str) -> String {
+    /// An unused name in the folder of side files.
+    fn unused_name(&self, stem: &str, extension: &str) -> String {
         let folder: String =
             self.options.name.chars().map(|c| if c == '/' || c == '\\' || c.is_control() { '_' } else { c }).collect();
         let base = format!("{folder}_files/{stem}");
@@ -203,11 +203,11 @@ impl Document<'_> {
         name
     }
 
-    /// The text with links to extracted files in place of `attachment:` links.
+    /// The text with links to extracted files instead of `attachment:` links.
     fn with_attachments(&mut self, index: usize, cell: Cell<'_>, source: &str) -> String {
         let mut text = source.to_owned();
         let attachments = cell.json().get("attachments").and_then(Value::as_object);
-        // Longest names first: one may begin another.
+        // Longest names first: one name may be a prefix of another.
         let mut names: Vec<&String> = attachments.into_iter().flat_map(Map::keys).collect();
         names.sort_by_key(|name| std::cmp::Reverse(name.len()));
         for name in names {
@@ -217,7 +217,7 @@ impl Document<'_> {
             else {
                 continue;
             };
-            let links = [format!("attachment:{name}"), format!("attachment:{}", utf8_percent_encode(name, IN_LINKS))];
+            let links = [format!("attachment:{name}"), format!("attachment:{}", utf8_percent_encode(name, LINK_ESCAPES))];
             if !links.iter().any(|link| text.contains(link.as_str())) {
                 continue;
             }
@@ -230,8 +230,8 @@ impl Document<'_> {
             let stem: String =
                 name.chars().take(60).map(|c| if c.is_alphanumeric() || c == '-' { c } else { '_' }).collect();
             let stem = stem.strip_suffix(&format!("_{}", mime::extension(mime))).unwrap_or(&stem).to_owned();
-            let file = self.free_name(&format!("cell-{:02}-{stem}", index + 1), mime::extension(mime));
-            let url = self.keep(file, mime, bytes);
+            let file = self.unused_name(&format!("cell-{:02}-{stem}", index + 1), mime::extension(mime));
+            let url = self.store(file, mime, bytes);
             for link in links.iter().rev() {
                 text = text.replace(link.as_str(), &url);
             }
@@ -240,7 +240,7 @@ impl Document<'_> {
     }
 }
 
-/// Whether a value says something only to a browser that runs scripts.
+/// Whether only a browser with scripts can show a value.
 fn needs_browser(mime: &str, value: &Value) -> bool {
     match mime::essence(mime).as_str() {
         "text/html" => crate::render::sanitize::has_script(&text::text(value)),
@@ -254,15 +254,15 @@ fn needs_browser(mime: &str, value: &Value) -> bool {
     }
 }
 
-/// What a picture shows, as far as the output says so.
+/// The alternative text of a picture, from the metadata or from `text/plain`.
 fn alt(data: &Map<String, Value>, output: &Value) -> String {
-    let told = output.get("metadata").and_then(|metadata| metadata.get("alt")).and_then(Value::as_str);
+    let declared = output.get("metadata").and_then(|metadata| metadata.get("alt")).and_then(Value::as_str);
     let plain = data.get("text/plain").map(|value| text::text(value).into_owned()).filter(|text| !text.starts_with('<'));
-    let label = told.map(str::to_owned).or(plain).unwrap_or_else(|| "output".to_owned());
+    let label = declared.map(str::to_owned).or(plain).unwrap_or_else(|| "output".to_owned());
     escaped(&label.chars().take(120).collect::<String>())
 }
 
-/// What a raw cell is for.
+/// The target format of a raw cell.
 fn raw_format(cell: Cell<'_>) -> Option<&str> {
     let metadata = cell.metadata()?;
     metadata.get("format").or_else(|| metadata.get("raw_mimetype"))?.as_str()
@@ -280,13 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn fences_hold_what_is_in_them() {
+    fn fences_are_longer_than_those_in_the_text() {
         let body = of(json!([{"output_type": "stream", "name": "stdout", "text": "\u{1b}[31m```\n````\u{1b}[0m"}])).body;
         assert_eq!(body, "```python\nx\n```\n\n`````text\n```\n````\n`````\n");
     }
 
     #[test]
-    fn pictures_are_files() {
+    fn pictures_become_side_files() {
         let data = json!({"image/png": "iVBORw0K\nGgo=", "text/plain": "<Figure>"});
         let exported = of(json!([{"output_type": "display_data", "metadata": {}, "data": data}]));
         assert!(exported.body.ends_with("![output](a%20b_files/cell-01-output-1.png)\n"), "{}", exported.body);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_pass_and_scripts_do_not() {
+    fn tables_are_kept_and_scripts_dropped() {
         let html = |html: &str| {
             of(json!([{"output_type": "display_data", "metadata": {}, "data": {"text/html": html, "text/plain": "p"}}]))
         };
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn attachments_are_files() {
+    fn attachments_become_side_files_or_data_urls() {
         let cells = json!([{"cell_type": "markdown", "id": "a", "metadata": {}, "source": "![x](attachment:a%20b.png) ![y](attachment:q)",
             "attachments": {"a b.png": {"image/png": "AAAA"}}}]);
         let exported = document(&notebook_of(cells.clone()), &ExportOptions::default());

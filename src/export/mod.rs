@@ -1,15 +1,15 @@
 //! A notebook as a document for readers: a page, markdown, a script, or a notebook file.
 //!
-//! [`export`] is a function of the notebook and the options alone, so files, runs and live sessions share it. A page
-//! holds all it needs; markdown has files beside it.
+//! [`export`] depends only on the notebook and the options, so files, runs and live sessions share it. A page is self-contained;
+//! markdown has side files.
 
+mod chat_roles;
 mod html;
 mod markdown;
 mod percent;
 mod script;
-mod speaker;
 mod text;
-mod visible;
+mod visibility;
 
 use crate::languages;
 use crate::notebook::Notebook;
@@ -17,61 +17,49 @@ use serde_json::Value;
 #[cfg(test)]
 use serde_json::json;
 
-/// What a notebook is made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One self-contained page.
+    /// One self-contained HTML page.
     Html,
-    /// Markdown, with images and attachments as files beside it.
+    /// Markdown, with images and attachments as side files.
     Markdown,
-    /// The code in the notebook's language.
+    /// Source code in the notebook's language.
     Script,
-    /// A notebook file.
     Ipynb,
 }
 
-/// The colours of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Theme {
-    /// As the reader's system has it; a switch in the page changes it.
+    /// As the reader's system; a button in the page changes it.
     #[default]
     Auto,
-    /// Light until the reader changes it.
     Light,
-    /// Dark until the reader changes it.
     Dark,
 }
 
-/// The form of a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ScriptStyle {
-    /// Code one after the other, the rest as comments: a program that can be run.
+    /// A program: the code of all cells, everything else as comments.
     #[default]
     Plain,
-    /// Cells behind `# %%`, as editors and jupytext read them: a notebook that can be read back.
+    /// Percent cells (`# %%`), which editors and jupytext can read back as a notebook.
     Percent,
 }
 
-/// How to export.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
-    /// The notebook's name without extension: a title where there is none, and the folder of side files.
+    /// The notebook's name without extension: the title if the notebook has none, and the folder of side files.
     pub name: String,
-    /// The title, if not the notebook's own.
+    /// Replaces the notebook's own title.
     pub title: Option<String>,
-    /// The page's colours.
     pub theme: Theme,
-    /// Whether code is shown.
     pub inputs: bool,
-    /// Whether execution counts are shown.
     pub prompts: bool,
-    /// Whether outputs are shown.
     pub outputs: bool,
-    /// The form of scripts.
     pub script_style: ScriptStyle,
-    /// Puts what would be side files into the document itself, where a document has no place beside it.
+    /// Embeds side files into the document as data URLs.
     pub inline_files: bool,
-    /// Draws all plots of a page at once and not as they come into view: for printing.
+    /// Draws all plots of a page at load and not when they come into view: for printing.
     pub eager: bool,
 }
 
@@ -91,22 +79,18 @@ impl Default for ExportOptions {
     }
 }
 
-/// A document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
-    /// The document.
     pub body: String,
-    /// Its type.
     pub mime: &'static str,
     /// Its file extension, without the dot.
     pub extension: &'static str,
-    /// Files that it refers to: a relative path, and the bytes.
+    /// Side files: relative path and bytes.
     pub files: Vec<(String, Vec<u8>)>,
-    /// What a person should know about it, as that a plot is not interactive.
+    /// Warnings for the person, for example that a plot is not interactive.
     pub notes: Vec<String>,
 }
 
-/// Makes a document of a notebook.
 pub fn export(notebook: &Notebook, format: Format, options: &ExportOptions) -> Exported {
     match format {
         Format::Html => html::page(notebook, options),
@@ -122,7 +106,7 @@ impl Exported {
     }
 }
 
-/// The notebook as it is, or as if it had never been run.
+/// The notebook file; without outputs, as if it had never been executed.
 fn ipynb(notebook: &Notebook, options: &ExportOptions) -> String {
     if options.outputs {
         return notebook.print();
@@ -130,7 +114,7 @@ fn ipynb(notebook: &Notebook, options: &ExportOptions) -> String {
     let mut bare = notebook.clone();
     let code: Vec<usize> = notebook.cells().enumerate().filter(|(_, cell)| cell.is_code()).map(|(index, _)| index).collect();
     for index in code {
-        // The cells were just found to be code, so neither call can fail.
+        // These are code cells, so neither call can fail.
         let _ = bare.set_outputs(index, Vec::new(), None);
         let _ = bare.set_execution_timing(index, &[]);
     }
@@ -138,11 +122,11 @@ fn ipynb(notebook: &Notebook, options: &ExportOptions) -> String {
     bare.print()
 }
 
-/// The title: as asked for, else as the metadata says, else the first heading, else the name.
-fn title(notebook: &Notebook, options: &ExportOptions) -> (String, TitleFrom) {
+/// The title from the options, the metadata, the first heading or the name, in this order.
+fn title(notebook: &Notebook, options: &ExportOptions) -> (String, TitleSource) {
     let own = |key: &str| notebook.metadata()?.get(key)?.as_str().filter(|title| !title.trim().is_empty());
     if let Some(title) = options.title.as_deref().or_else(|| own("title")) {
-        return (title.trim().to_owned(), TitleFrom::Outside);
+        return (title.trim().to_owned(), TitleSource::Outside);
     }
     let heading = notebook.cells().filter(|cell| cell.cell_type() == "markdown").find_map(|cell| {
         let source = cell.source();
@@ -150,19 +134,19 @@ fn title(notebook: &Notebook, options: &ExportOptions) -> (String, TitleFrom) {
         Some(line.trim().trim_end_matches('#').trim().replace(['*', '`'], "")).filter(|title| !title.is_empty())
     });
     match heading {
-        Some(heading) => (heading, TitleFrom::Heading),
-        None => (options.name.clone(), TitleFrom::Outside),
+        Some(heading) => (heading, TitleSource::Heading),
+        None => (options.name.clone(), TitleSource::Outside),
     }
 }
 
-/// Where a title comes from: one that is a heading of the text is not said twice.
+/// Where a title comes from. A heading is already in the text, so it is not repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TitleFrom {
+enum TitleSource {
     Heading,
     Outside,
 }
 
-/// The notebook's language for colours and comments.
+/// The notebook's language in lower case, for colours and comments.
 fn language(notebook: &Notebook) -> String {
     let named = notebook.language().filter(|name| !name.is_empty());
     let by_kernel = || {
@@ -172,7 +156,7 @@ fn language(notebook: &Notebook) -> String {
     named.or_else(by_kernel).unwrap_or("python").to_lowercase()
 }
 
-/// An empty bundle for outputs that have none.
+/// The MIME bundle of an output.
 fn bundle(output: &Value) -> Option<&serde_json::Map<String, Value>> {
     output.get("data").and_then(Value::as_object)
 }

@@ -1,13 +1,13 @@
-//! Percent cells, as editors and jupytext read them back: `# %%` with the code, `# %% [markdown]` with text as comments.
+//! Percent cells, which editors and jupytext can read back: `# %%` before code, `# %% [markdown]` before text as comments.
 //!
-//! What only IPython understands (magics, shell commands, questions) is commented, and what already looks like that in a
-//! comment gets one comment sign more: the reader takes one off each line that looks so.
+//! IPython syntax (magics, shell commands, help requests) is commented out. A comment that looks like commented-out syntax gets one
+//! more comment sign, since the reader removes one from each such line.
 
 use super::script::{commented, quotes_after};
 use crate::notebook::{Cell, Notebook};
 use serde_json::{Map, Value};
 
-/// Cell magics that the reader knows as languages of their own: they go into the marker.
+/// Cell magics that jupytext treats as languages: they become part of the marker.
 const LANGUAGES: &[&str] = &[
     "R",
     "bash",
@@ -30,7 +30,7 @@ const LANGUAGES: &[&str] = &[
     "svg",
 ];
 
-/// Shell commands that IPython takes without a sign.
+/// Shell commands that IPython accepts without a prefix.
 const COMMANDS: &[&str] = &["cat", "cd", "cp", "mv", "rm", "rmdir", "mkdir", "copy", "ddir", "echo", "ls", "ldir", "ren"];
 
 pub(super) fn cells(notebook: &Notebook, comment: &str, extension: &str, is_python: bool) -> String {
@@ -52,7 +52,7 @@ pub(super) fn cells(notebook: &Notebook, comment: &str, extension: &str, is_pyth
     out
 }
 
-/// `%%bash -s x` and the lines below, where the reader has a place for it: language, arguments, and the lines.
+/// Splits `%%bash -s x` and the lines below into language, arguments and lines, if jupytext knows the language.
 fn language_magic(source: &str) -> Option<(&str, &str, &str)> {
     let (line, body) = source.strip_prefix("%%")?.split_once('\n')?;
     let (name, arguments) = line.split_once(' ').unwrap_or((line, ""));
@@ -64,9 +64,10 @@ fn marker(cell: Cell<'_>, comment: &str, magic: Option<(&str, &str, &str)>) -> S
     if !cell.is_code() {
         marker.push_str(&format!(" [{}]", cell.cell_type().replace([']', '\n', '\r'], " ")));
     }
-    let kept = |key: &str| !matches!(key, "execution" | "collapsed" | "scrolled" | "trusted" | "ExecuteTime" | "papermill");
-    for (key, value) in cell.metadata().into_iter().flatten().filter(|(key, _)| kept(key)) {
-        // Names that are no plain words cannot stand in front of an equals sign.
+    let is_kept =
+        |key: &str| !matches!(key, "execution" | "collapsed" | "scrolled" | "trusted" | "ExecuteTime" | "papermill");
+    for (key, value) in cell.metadata().into_iter().flatten().filter(|(key, _)| is_kept(key)) {
+        // Only plain words can precede an equals sign.
         if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')) && !key.is_empty() {
             marker.push_str(&format!(" {key}={value}"));
         }
@@ -81,7 +82,7 @@ fn marker(cell: Cell<'_>, comment: &str, magic: Option<(&str, &str, &str)>) -> S
     marker
 }
 
-/// The YAML in front: the form and the kernel.
+/// The YAML header: the format and the kernel.
 fn header(notebook: &Notebook, comment: &str, extension: &str) -> String {
     let mut lines = vec![
         "---".to_owned(),
@@ -105,16 +106,16 @@ fn header(notebook: &Notebook, comment: &str, extension: &str) -> String {
     lines.iter().map(|line| format!("{comment} {line}\n")).collect()
 }
 
-/// Code with what is not the language's own as comments.
+/// Appends code with IPython syntax commented out.
 fn code(source: &str, comment: &str, is_python: bool, out: &mut String) {
     let mut open = None;
-    let mut goes_on = false;
+    let mut continues = false;
     for line in source.split('\n') {
-        let magic = open.is_none() && (goes_on || looks_magic(line, comment, is_python));
+        let magic = open.is_none() && (continues || looks_magic(line, comment, is_python));
         if magic {
             let bare = line.trim_start();
-            // A line that goes on from the one before keeps its blanks behind the sign.
-            let indent = if goes_on { 0 } else { line.len() - bare.len() };
+            // A continuation line keeps its indentation after the comment sign.
+            let indent = if continues { 0 } else { line.len() - bare.len() };
             out.push_str(&line[..indent]);
             out.push_str(comment);
             out.push(' ');
@@ -123,14 +124,14 @@ fn code(source: &str, comment: &str, is_python: bool, out: &mut String) {
             out.push_str(line);
         }
         out.push('\n');
-        goes_on = magic && is_python && line.trim_end().ends_with('\\');
+        continues = magic && is_python && line.trim_end().ends_with('\\');
         if is_python {
             open = quotes_after(line, open);
         }
     }
 }
 
-/// Whether the reader takes a line for something that was commented, however often it was.
+/// Whether jupytext would remove a comment sign from a line, or this exporter must add one.
 fn looks_magic(line: &str, comment: &str, is_python: bool) -> bool {
     let indented = line.trim_start();
     let bare = uncommented(indented, comment);
@@ -145,7 +146,7 @@ fn looks_magic(line: &str, comment: &str, is_python: bool) -> bool {
             || is_shell(line))
 }
 
-/// A text without the comment signs in front of it.
+/// A text without leading comment signs.
 fn uncommented<'a>(mut text: &'a str, comment: &str) -> &'a str {
     while let Some(rest) = text.strip_prefix(comment) {
         text = rest.strip_prefix(' ').unwrap_or(rest);
@@ -166,12 +167,12 @@ fn is_assigned(text: &str) -> bool {
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$'));
     let percent = value.trim_start_matches('%');
-    let behind = match value.len() - percent.len() {
+    let after_sign = match value.len() - percent.len() {
         0 => value.strip_prefix('!'),
         1..=3 => Some(percent),
         _ => None,
     };
-    is_name && behind.is_some_and(|text| text.starts_with(|c: char| c.is_ascii_alphabetic()))
+    is_name && after_sign.is_some_and(|text| text.starts_with(|c: char| c.is_ascii_alphabetic()))
 }
 
 /// `name?`
@@ -183,14 +184,14 @@ fn is_question(text: &str) -> bool {
     text.ends_with('?') && !text.contains(char::is_whitespace)
 }
 
-/// `ls -la`, `cd ..`: only at the start of a line, and no assignment.
+/// `ls -la`, `cd ..`: only at the start of a line, and not an assignment.
 fn is_shell(line: &str) -> bool {
     let bare = uncommented(line, "#");
     COMMANDS.iter().filter_map(|command| bare.strip_prefix(command)).any(|rest| {
-        let mut behind = rest.chars();
-        match behind.next() {
+        let mut following = rest.chars();
+        match following.next() {
             None => true,
-            Some(first) => first.is_whitespace() && behind.next().is_none_or(|next| !matches!(next, '=' | ',')),
+            Some(first) => first.is_whitespace() && following.next().is_none_or(|next| !matches!(next, '=' | ',')),
         }
     })
 }
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn magics_are_comments() {
+    fn ipython_syntax_is_commented_out() {
         assert_eq!(of("%time x\n# %y\nx = 1"), "\n# %time x\n# # %y\nx = 1\n");
         assert_eq!(
             of("def f():\n    !ls \\\n  -la\n    return a % b"),

@@ -1,11 +1,11 @@
 //! The code of a notebook as a program, or as percent cells that editors and jupytext read back.
 
-use super::visible::{Show, Visible};
+use super::visibility::{CellVisibility, Visibility};
 use super::{ExportOptions, Exported, ScriptStyle, language, percent};
 use crate::languages::{self, Language};
 use crate::notebook::Notebook;
 
-/// How code and text are written as a program.
+/// How a language writes code and comments.
 struct Script {
     extension: &'static str,
     mime: &'static str,
@@ -14,7 +14,7 @@ struct Script {
     ipython_lines: bool,
 }
 
-/// For a language that is not known. Almost all that have a kernel take `#` for a comment.
+/// For an unknown language. Almost all languages with a kernel use `#` for comments.
 const OTHER: Script = Script { extension: "txt", mime: "text/plain", comment: "#", shebang: None, ipython_lines: false };
 
 impl From<&'static Language> for Script {
@@ -42,8 +42,8 @@ impl Script {
             out.push('\n');
         }
         for cell in notebook.cells() {
-            let visible = Visible::of(cell, options);
-            if visible.cell == Show::No || cell.is_code() && visible.input == Show::No {
+            let visible = CellVisibility::of(cell, options);
+            if visible.cell == Visibility::Hidden || cell.is_code() && visible.input == Visibility::Hidden {
                 continue;
             }
             let source = cell.source();
@@ -77,7 +77,7 @@ pub(super) fn commented(text: &str, comment: &str, out: &mut String) {
     }
 }
 
-/// Whether a line of Python is IPython's: a magic, a shell command, a question.
+/// Whether a line of Python is IPython syntax: a magic, a shell command, a help request.
 fn is_magic(line: &str) -> bool {
     let line = line.trim_start();
     let word = |text: &str| text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
@@ -103,8 +103,7 @@ fn is_magic(line: &str) -> bool {
     }
 }
 
-/// Appends lines, each with what `prefix` wants in front of it. It is told whether the line begins inside a string of
-/// three quotes, where nothing is code.
+/// Appends lines with prefixes. `prefix` gets the line, and whether it starts inside a triple-quoted string.
 fn push_lines<'a>(out: &mut String, source: &str, prefix: impl Fn(&str, bool) -> Option<&'a str>) {
     let mut open: Option<&str> = None;
     for line in source.split('\n') {
@@ -115,7 +114,7 @@ fn push_lines<'a>(out: &mut String, source: &str, prefix: impl Fn(&str, bool) ->
     }
 }
 
-/// The three quotes that are open at the end of a line of Python.
+/// The triple quotes that are open at the end of a line of Python.
 pub(super) fn quotes_after<'q>(line: &str, mut open: Option<&'q str>) -> Option<&'q str> {
     let mut at = 0;
     let bytes = line.as_bytes();
@@ -143,7 +142,7 @@ pub(super) fn quotes_after<'q>(line: &str, mut open: Option<&'q str>) -> Option<
     open
 }
 
-/// Bytes of a string of one quote, in one line.
+/// Length in bytes of a string with single quotes, on one line.
 fn string_len(bytes: &[u8]) -> usize {
     let mut at = 1;
     while at < bytes.len() {
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_programs_run() {
+    fn plain_scripts_comment_out_other_syntax() {
         let cells = json!([
             {"cell_type": "markdown", "id": "m", "metadata": {}, "source": "# T\n\ntext"},
             code("a", "%matplotlib inline\nx = '''\n!no\n'''\n!ls\nx?\nfiles = !ls\ny = x != 1"),
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_of_other_languages() {
+    fn comment_signs_depend_on_the_language() {
         let mut notebook = notebook_of(json!([{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "t"}]));
         for (language, extension, line) in
             [("R", "R", "# t"), ("typescript", "ts", "// t"), ("bash", "sh", "# t"), ("q", "txt", "# t")]

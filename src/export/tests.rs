@@ -1,4 +1,4 @@
-//! What holds for every notebook and every format.
+//! Properties of every notebook in every format.
 
 use super::*;
 use proptest::prelude::*;
@@ -17,7 +17,7 @@ fn page(cells: Value) -> String {
     export(&notebook_of(cells), Format::Html, &ExportOptions::default()).body
 }
 
-/// What stands in the page outside of our own scripts and of frames.
+/// The page without our own scripts and without frames.
 fn body(page: &str) -> String {
     let mut text = page.split_once("</style>").unwrap().1.to_owned();
     for (open, close) in [("<script", "</script>"), ("srcdoc=\"", "\"")] {
@@ -30,7 +30,7 @@ fn body(page: &str) -> String {
 }
 
 #[test]
-fn representations_in_order() {
+fn best_representation_is_shown_first() {
     let shown = |data: Value| body(&page(json!([code(display(data))])));
     assert!(shown(json!({"text/plain": "p", "text/html": "<table><tr><td>1</td></tr></table>"})).contains("<td>1</td>"));
     assert!(
@@ -51,7 +51,7 @@ fn representations_in_order() {
 }
 
 #[test]
-fn a_conversation_tells_who_says_what() {
+fn chat_messages_have_labels_of_their_authors() {
     let cell = |kind: &str, id: &str, mark: Value| {
         let metadata = json!({"cellkeep": mark});
         let mut cell = json!({"cell_type": kind, "id": id, "metadata": metadata, "source": format!("of {id}")});
@@ -95,7 +95,7 @@ fn a_conversation_tells_who_says_what() {
 }
 
 #[test]
-fn hidden_parts() {
+fn tags_and_options_hide_parts() {
     let cell = |tags: Value| {
         json!([{"cell_type": "code", "id": "a", "metadata": {"tags": tags}, "source": "SOURCE", "execution_count": null,
             "outputs": [{"output_type": "stream", "name": "stdout", "text": "OUTPUT"}]}])
@@ -115,7 +115,7 @@ fn hidden_parts() {
 }
 
 #[test]
-fn small_and_closed() {
+fn small_pages_are_small_and_well_formed() {
     let page = page(json!([{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "# Title\n\ntext"}]));
     assert!(page.len() < 30_000, "{}", page.len());
     assert!(page.contains("<title>Title</title>") && page.contains("default-src 'none'; script-src 'sha256-"));
@@ -123,8 +123,8 @@ fn small_and_closed() {
 }
 
 #[test]
-fn plots_have_one_library() {
-    if !crate::web::Library::Vega.is_here() {
+fn plots_share_one_library() {
+    if !crate::web::Library::Vega.is_available() {
         let shown = page(json!([code(display(json!({"application/vnd.vegalite.v5+json": {"mark": "bar"}})))]));
         assert!(shown.contains("This page was made without its library"));
         return;
@@ -141,14 +141,14 @@ fn plots_have_one_library() {
 }
 
 #[test]
-fn without_outputs() {
+fn outputs_can_be_left_out() {
     let notebook = notebook_of(json!([code(display(json!({"text/plain": "p"})))]));
     let bare = export(&notebook, Format::Ipynb, &ExportOptions { outputs: false, ..ExportOptions::default() }).body;
     assert!(bare.contains("\"outputs\": []") && bare.contains("\"execution_count\": null"));
     assert_eq!(export(&notebook, Format::Ipynb, &ExportOptions::default()).body, notebook.print());
 }
 
-/// Texts that act where nobody looked.
+/// Texts that would be active if they were not escaped.
 const ATTACKS: &[&str] = &[
     "<script>alert(1)</script>",
     "\"><script>alert(1)</script>",
@@ -197,7 +197,7 @@ const MIMES: &[&str] = &[
     "text/x-unknown",
 ];
 
-/// Every place of a notebook that a text can be in.
+/// Notebooks with the text in every position that can hold one.
 fn everywhere(attack: &str) -> Vec<Notebook> {
     let bundles = MIMES.iter().flat_map(|mime| [json!({*mime: attack}), json!({*mime: {attack: attack}})]);
     let mut outputs: Vec<Value> = bundles
@@ -223,9 +223,9 @@ fn everywhere(attack: &str) -> Vec<Notebook> {
     [root(Some(attack)), root(None)].iter().map(|root| Notebook::parse(root.to_string().as_bytes()).unwrap()).collect()
 }
 
-/// What acts in a page as browsers read it: elements, handlers, links.
-fn what_acts(page: &str) -> Vec<String> {
-    // The sanitiser's parser is a browser's; allowing everything shows what is there.
+/// The active content of a page as browsers parse it: elements, handlers, links.
+fn active_content(page: &str) -> Vec<String> {
+    // The parser of the sanitiser follows browsers. Allowing everything shows what the page contains.
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let found = std::sync::Arc::clone(&seen);
     let mut acts = Vec::new();
@@ -248,7 +248,7 @@ fn what_acts(page: &str) -> Vec<String> {
     builder.attribute_filter(move |element, attribute, value| {
         let link = value.trim().to_ascii_lowercase().replace(|c: char| c.is_whitespace(), "");
         let leads = link.starts_with("javascript:") || link.starts_with("vbscript:") || link.starts_with("data:text");
-        // What a picture is said to show may be any text.
+        // The alternative text of a picture may be anything.
         if attribute.starts_with("on") || leads && !matches!(attribute, "alt" | "alttext" | "title" | "aria-label") {
             found.lock().unwrap().push(format!("{element} {attribute}={value}"));
         }
@@ -263,12 +263,12 @@ fn what_acts(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn nothing_acts_outside_of_frames() {
+fn no_content_is_active_outside_frames() {
     for attack in ATTACKS {
         for notebook in everywhere(attack) {
             let options = ExportOptions { name: (*attack).to_owned(), ..ExportOptions::default() };
             let page = export(&notebook, Format::Html, &options).body;
-            assert_eq!(what_acts(&page), [""; 0], "{attack}");
+            assert_eq!(active_content(&page), [""; 0], "{attack}");
             assert!(!page.split("<body>").next().unwrap().contains("<script"), "{attack}");
             for frame in page.split("<iframe").skip(1) {
                 assert!(frame.starts_with(" class=\"frame\" sandbox=\"allow-scripts allow-downloads\""), "{attack}");
@@ -278,13 +278,13 @@ fn nothing_acts_outside_of_frames() {
 }
 
 #[test]
-fn the_test_of_acting_sees_what_acts() {
+fn active_content_is_detected() {
     for acting in ["<script>x</script>", "<img src=x onerror=y>", "<a href='javascript:x'>y</a>", "<svg></svg>"] {
-        assert!(!what_acts(&format!("<style></style>{}", acting.replace("<script", "<SCRIPT"))).is_empty(), "{acting}");
+        assert!(!active_content(&format!("<style></style>{}", acting.replace("<script", "<SCRIPT"))).is_empty(), "{acting}");
     }
 }
 
-/// Any JSON, with the names that notebooks use.
+/// Arbitrary JSON with the keys that notebooks use.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -324,7 +324,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn any_notebook_is_exported(
+    fn any_notebook_can_be_exported(
         cells in proptest::collection::vec((0..3_usize, "[a-z<$`%!?#|=\"'\\\\\n ]{0,40}", any_json(), any_json(), 0..4_usize), 0..5)
     ) {
         let cells: Vec<Value> = cells.into_iter().map(|(kind, source, output, metadata, output_type)| {
@@ -342,7 +342,7 @@ proptest! {
             let exported = export(&notebook, *format, &ExportOptions::default());
             prop_assert!(exported.body.is_empty() == (*format == Format::Markdown && exported.body.is_empty()));
             if *format == Format::Html {
-                prop_assert_eq!(what_acts(&exported.body), Vec::<String>::new());
+                prop_assert_eq!(active_content(&exported.body), Vec::<String>::new());
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Values of outputs as text and bytes, without copies where the value is one string.
+//! Values of outputs as text and bytes. A value that is one string is borrowed.
 
 use crate::output::text_of;
 use base64::Engine as _;
@@ -6,7 +6,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde_json::Value;
 use std::borrow::Cow;
 
-/// Takes base64 with or without padding, as senders differ.
+/// Accepts base64 with or without padding: kernels send both.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -14,7 +14,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// A value as text: strings and lists of strings as they are, nothing for null, other JSON as JSON.
+/// A value as text: strings and lists of strings joined, null as empty text, other values as JSON.
 pub(super) fn text(value: &Value) -> Cow<'_, str> {
     match value {
         Value::String(text) => Cow::Borrowed(text),
@@ -35,7 +35,7 @@ pub(super) fn pieces(value: &Value) -> impl Iterator<Item = &str> {
     value.as_str().into_iter().chain(items.iter().filter_map(Value::as_str))
 }
 
-/// Appends base64 without its line ends. Gives `false`, and appends nothing, where the value is not base64.
+/// Appends base64 without its white space. Returns `false` and appends nothing if the value is not base64.
 pub(super) fn push_base64(value: &Value, out: &mut String) -> bool {
     let before = out.len();
     for piece in pieces(value).flat_map(str::split_ascii_whitespace) {
@@ -48,7 +48,6 @@ pub(super) fn push_base64(value: &Value, out: &mut String) -> bool {
     out.len() > before
 }
 
-/// The bytes of a base64 value.
 pub(super) fn bytes(value: &Value) -> Option<Vec<u8>> {
     let mut text = String::new();
     push_base64(value, &mut text).then(|| BASE64.decode(&text).ok())?
@@ -59,20 +58,20 @@ pub(super) fn encode(text: &str, out: &mut String) {
     BASE64.encode_string(text, out);
 }
 
-/// What an output says in plain words, without colours.
+/// The text of an output without colours.
 pub(super) fn plain(output: &Value) -> String {
     crate::output::strip_ansi(&text_of(std::slice::from_ref(output)))
 }
 
-/// What a terminal would show: a progress bar's last state.
-pub(super) fn shown(text: Cow<'_, str>) -> Cow<'_, str> {
-    // Line ends of Windows are no progress bars.
+/// The text as a terminal shows it, for example the last state of a progress bar.
+pub(super) fn as_terminal(text: Cow<'_, str>) -> Cow<'_, str> {
+    // Line ends of Windows do not move the cursor back.
     let text = if text.contains("\r\n") { Cow::Owned(text.replace("\r\n", "\n")) } else { text };
     let moves = text.contains(['\r', '\u{8}']) || text.contains("\u{1b}[") && text.contains(['K', 'A', 'J', 'G']);
     if moves { Cow::Owned(crate::output::terminal_text(&text)) } else { text }
 }
 
-/// The same lines without blanks in front that all of them have in common at the end of the text.
+/// The text without line ends at its end.
 pub(super) fn trimmed(text: &str) -> &str {
     text.trim_end_matches(['\n', '\r'])
 }

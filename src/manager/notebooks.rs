@@ -322,7 +322,7 @@ impl SessionReader {
         }
         // None of these calls can fail: the cell exists in the notebook, and it is a code cell.
         let Some(result) = &cell.execution.result else {
-            let _ = notebook.put_back_outputs(index, outputs);
+            let _ = notebook.restore_outputs(index, outputs);
             return Ok(());
         };
         // A cancelled cell did not run, so it shows no error.
@@ -423,7 +423,7 @@ fn as_file_cell(cell: &Cell) -> notebook::NewCell {
 fn without_outputs(mut bare: Notebook) -> Notebook {
     for index in 0..bare.len() {
         // Fails for cells that are not code, which have no outputs.
-        let _ = bare.put_back_outputs(index, Vec::new());
+        let _ = bare.restore_outputs(index, Vec::new());
     }
     bare
 }

@@ -1,10 +1,9 @@
-//! One cell: a view of its JSON, and the makings of a new one.
+//! One cell: a view of its JSON, and a new cell to insert.
 
-use super::lines::joined;
+use super::lines::join;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
-/// A view of one cell.
 #[derive(Debug, Clone, Copy)]
 pub struct Cell<'a> {
     json: &'a Value,
@@ -15,17 +14,15 @@ impl<'a> Cell<'a> {
         Self { json }
     }
 
-    /// The cell's JSON.
     pub fn json(&self) -> &'a Value {
         self.json
     }
 
-    /// `code`, `markdown`, `raw`, or what a newer format calls it.
+    /// `code`, `markdown`, `raw`, or a type of a newer format.
     pub fn cell_type(&self) -> &'a str {
         self.json.get("cell_type").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Whether this is a code cell.
     pub fn is_code(&self) -> bool {
         self.cell_type() == "code"
     }
@@ -35,12 +32,10 @@ impl<'a> Cell<'a> {
         self.json.get("id").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The source as one text.
     pub fn source(&self) -> Cow<'a, str> {
-        self.json.get("source").and_then(joined).unwrap_or_default()
+        self.json.get("source").and_then(join).unwrap_or_default()
     }
 
-    /// The cell's metadata.
     pub fn metadata(&self) -> Option<&'a Map<String, Value>> {
         self.json.get("metadata").and_then(Value::as_object)
     }
@@ -51,17 +46,16 @@ impl<'a> Cell<'a> {
         tags.into_iter().flatten().filter_map(Value::as_str)
     }
 
-    /// Whether the cell has this tag.
     pub fn has_tag(&self, tag: &str) -> bool {
         self.tags().any(|own| own == tag)
     }
 
-    /// The outputs of a code cell; none for others.
+    /// The outputs of a code cell; empty for others.
     pub fn outputs(&self) -> &'a [Value] {
         self.json.get("outputs").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The execution count of a code cell that has been run.
+    /// The execution count of a code cell that has been executed.
     pub fn execution_count(&self) -> Option<u64> {
         self.json.get("execution_count").and_then(Value::as_u64)
     }
@@ -72,33 +66,28 @@ impl<'a> Cell<'a> {
 pub struct NewCell {
     /// `code`, `markdown` or `raw`.
     pub cell_type: &'static str,
-    /// The source.
     pub source: String,
-    /// Cell metadata.
     pub metadata: Map<String, Value>,
-    /// The id to use, if it is valid and free.
+    /// The id to use, if it is valid and unused.
     pub id: Option<String>,
 }
 
 impl NewCell {
-    /// A code cell that has not been run.
+    /// A code cell that has not been executed.
     pub fn code(source: impl Into<String>) -> Self {
         Self { cell_type: "code", source: source.into(), metadata: Map::new(), id: None }
     }
 
-    /// A markdown cell.
     pub fn markdown(source: impl Into<String>) -> Self {
         Self { cell_type: "markdown", ..Self::code(source) }
     }
 
-    /// The same with tags.
     #[must_use]
     pub fn with_tags(mut self, tags: &[&str]) -> Self {
         self.metadata.insert("tags".to_owned(), json!(tags));
         self
     }
 
-    /// The same with an id.
     #[must_use]
     pub fn with_id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());

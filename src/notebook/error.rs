@@ -1,45 +1,36 @@
-//! What can be wrong with a notebook file, and what was wrong and could be repaired.
+//! Errors of notebook files, and warnings about what was repaired.
 
 use crate::wire::json::{JsonError, Repairs};
 use std::fmt;
 
-/// Why a file is not opened as a notebook, or a change to one is refused.
+/// Why a file cannot be opened as a notebook, or a change is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotebookError {
     /// The bytes are not JSON.
     #[error("{source}{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default())]
     Json {
-        /// What the JSON reader met, and where.
         source: JsonError,
-        /// What the file looks like instead.
+        /// What the file seems to be instead.
         hint: Option<&'static str>,
     },
     /// JSON, but not a notebook.
     #[error("JSON, but not a notebook: {reason}")]
     NotANotebook {
-        /// What is missing or of the wrong type.
+        /// Which part is missing or of the wrong type.
         reason: String,
     },
-    /// A notebook of a major version that we do not read.
+    /// A major version that we cannot read.
     #[error("notebook format {major} is not supported: only 3 and 4 are{}", version_hint(*major))]
-    Unsupported {
-        /// The file's `nbformat`.
-        major: u64,
-    },
-    /// There is no cell with this index.
+    Unsupported { major: u64 },
     #[error("there is no cell {index}: the notebook has {len}")]
     NoSuchCell {
-        /// The index asked for, from 0.
+        /// The requested index, from 0.
         index: usize,
-        /// The number of cells.
         len: usize,
     },
-    /// The cell is not a code cell and has no outputs.
+    /// Only code cells have outputs.
     #[error("cell {index} is not a code cell")]
-    NotCode {
-        /// The cell's index, from 0.
-        index: usize,
-    },
+    NotCode { index: usize },
 }
 
 fn version_hint(major: u64) -> &'static str {
@@ -49,56 +40,31 @@ fn version_hint(major: u64) -> &'static str {
     }
 }
 
-/// Something in the file that was not as the format says, and what became of it. Cell indexes count from 0.
+/// A deviation from the format, and how it was handled. Cell indexes start at 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotebookWarning {
     /// The text was not strict JSON.
     Json(Repairs),
     /// The file was of an older version.
-    Upgraded {
-        /// Its `nbformat`.
-        major: u64,
-        /// Its `nbformat_minor`.
-        minor: u64,
-    },
+    Upgraded { major: u64, minor: u64 },
     /// The file is of a newer minor version; its number and unknown parts are kept.
-    NewerMinor {
-        /// Its `nbformat_minor`.
-        minor: u64,
-    },
-    /// A cell had no id, and got one.
-    MissingId {
-        /// The cell.
-        cell: usize,
-        /// The new id.
-        id: String,
-    },
-    /// A cell's id is not one by the format; it got another.
-    InvalidId {
-        /// The cell.
-        cell: usize,
-        /// The new id.
-        id: String,
-    },
-    /// A cell had the id of an earlier one, and got another.
-    DuplicateId {
-        /// The cell.
-        cell: usize,
-        /// The new id.
-        id: String,
-    },
-    /// A required field was missing or of the wrong type, and got its empty value.
+    NewerMinor { minor: u64 },
+    /// A cell without an id got one.
+    MissingId { cell: usize, id: String },
+    /// A cell with an invalid id got another.
+    InvalidId { cell: usize, id: String },
+    /// A cell with the id of an earlier one got another.
+    DuplicateId { cell: usize, id: String },
+    /// A required field that was missing or of the wrong type got its empty value.
     Field {
         /// The cell; `None` for the notebook's own fields.
         cell: Option<usize>,
-        /// The field.
         field: &'static str,
     },
-    /// A field that need not be there is of the wrong type. It is kept as it is, and means nothing.
-    Meaningless {
+    /// An optional field of the wrong type is kept and ignored.
+    Ignored {
         /// The cell; `None` for the notebook's own fields.
         cell: Option<usize>,
-        /// The field.
         field: &'static str,
     },
 }
@@ -115,10 +81,10 @@ impl fmt::Display for NotebookWarning {
             Self::Field { cell: Some(cell), field } => {
                 write!(out, "cell {cell}: {field} was missing or of the wrong type")
             }
-            Self::Meaningless { cell: Some(cell), field } => {
-                write!(out, "cell {cell}: {field} is of the wrong type, and is not heeded")
+            Self::Ignored { cell: Some(cell), field } => {
+                write!(out, "cell {cell}: {field} has the wrong type and is ignored")
             }
-            Self::Meaningless { cell: None, field } => write!(out, "{field} is of the wrong type, and is not heeded"),
+            Self::Ignored { cell: None, field } => write!(out, "{field} has the wrong type and is ignored"),
             Self::Field { cell: None, field } => write!(out, "{field} was missing or of the wrong type"),
         }
     }
@@ -131,9 +97,9 @@ fn json_warning(repairs: &Repairs, out: &mut fmt::Formatter<'_>) -> fmt::Result 
         (repairs.utf8, "bytes that are not UTF-8 became U+FFFD"),
         (repairs.control > 0, "raw control characters in strings"),
         (repairs.bom, "a byte-order mark was skipped"),
-        (repairs.utf16, "the text was UTF-16, and is written as UTF-8"),
-        (repairs.duplicates > 0, "some keys were there twice, and the last of each stands"),
+        (repairs.utf16, "the text was UTF-16; it is written as UTF-8"),
+        (repairs.duplicates > 0, "of duplicate keys, the last one was used"),
     ];
-    let told: Vec<&str> = parts.iter().filter(|(found, _)| *found).map(|(_, text)| *text).collect();
-    write!(out, "not strict JSON: {}", told.join(", "))
+    let texts: Vec<&str> = parts.iter().filter(|(found, _)| *found).map(|(_, text)| *text).collect();
+    write!(out, "not strict JSON: {}", texts.join(", "))
 }

@@ -1,20 +1,20 @@
-//! Cell ids: what is one by the format, and new ones that are the same every time.
+//! Cell ids: validation, and reproducible new ids.
 
 use sha2::{Digest as _, Sha256};
 
 /// Longest id that the nbformat 4.5 schema allows, in characters.
 const MAX_LEN: usize = 64;
-/// Length of the ids that we make, in hexadecimal digits, as those of other tools.
+/// Length of new ids, in hexadecimal digits, as in other tools.
 const LEN: usize = 8;
 
-/// Whether the nbformat 4.5 schema takes this as a cell id.
+/// Whether the nbformat 4.5 schema accepts this cell id.
 pub(super) fn is_valid(id: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     (1..=MAX_LEN).contains(&id.len()) && id.bytes().all(allowed)
 }
 
-/// An id that is not taken, from the cell's place and source. Random ids would make every conversion of the same file
-/// a different file.
+/// An unused id, derived from the cell's position and source. With random ids, each conversion of a file would produce a different
+/// file.
 pub(super) fn derive(index: usize, source: &str, taken: &dyn Fn(&str) -> bool) -> String {
     let mut attempt = 0u64;
     loop {

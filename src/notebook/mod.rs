@@ -1,9 +1,8 @@
-//! A notebook file: read, looked at, changed in places, printed.
+//! Notebook files: parse, read, edit and print.
 //!
-//! The model is the file's own JSON. Nothing is rebuilt: fields that we do not know stay where they are, and printing
-//! gives, byte for byte, what Python's `nbformat.write` gives for the same notebook. Files of major version 3 are
-//! upgraded, 4.0 to 4.4 become 4.5 (cells get ids), 4.5 is repaired where it breaks the format, and newer minors are
-//! kept as they are.
+//! The model is the file's own JSON. Nothing is rebuilt: unknown fields are kept, and the printed text is, byte for byte, that of
+//! Python's `nbformat.write` for the same notebook. Files of major version 3 are upgraded, 4.0 to 4.4 become 4.5 (cells get ids),
+//! invalid parts of 4.5 are repaired, and newer minor versions are kept.
 
 mod cell;
 mod error;
@@ -34,7 +33,7 @@ pub struct Notebook {
 }
 
 impl Notebook {
-    /// An empty notebook for a kernel. `language` is the language's name as kernels give it, as `python`.
+    /// An empty notebook for a kernel. `language`: its name in `kernel_info_reply`, for example `python`.
     pub fn new(kernel_name: &str, display_name: &str, language: &str) -> Self {
         let kernelspec = json!({"name": kernel_name, "display_name": display_name, "language": language});
         let mut root = Map::new();
@@ -45,15 +44,15 @@ impl Notebook {
         Self { root, warnings: Vec::new() }
     }
 
-    /// Reads a notebook file. What could be repaired is told in [`Notebook::warnings`].
+    /// Reads a notebook file. [`Notebook::warnings`] lists the repairs.
     ///
     /// # Errors
-    /// [`NotebookError`] where the bytes are no JSON, no notebook, or a notebook of a major version other than 3 or 4.
+    /// If the bytes are not JSON, not a notebook, or a notebook of a major version other than 3 or 4.
     pub fn parse(bytes: &[u8]) -> Result<Self, NotebookError> {
         parse::parse(bytes)
     }
 
-    /// The file's text, with the final line feed. Linear in the size of the notebook, and without a copy of it.
+    /// The text of the file, with a final line feed. Linear in the size of the notebook, without a copy of it.
     pub fn print(&self) -> String {
         print::print(&self.root)
     }
@@ -63,22 +62,20 @@ impl Notebook {
         &self.warnings
     }
 
-    /// The JSON as it stands in memory, multi-line strings in either form.
+    /// The JSON in memory. Multi-line strings may be strings or lists.
     pub fn as_json(&self) -> &Map<String, Value> {
         &self.root
     }
 
-    /// The minor version of format 4: 5, or what a newer file said.
+    /// The minor version of format 4: 5, or that of a newer file.
     pub fn minor(&self) -> u64 {
         self.root.get("nbformat_minor").and_then(Value::as_u64).unwrap_or(MINOR)
     }
 
-    /// Number of cells.
     pub fn len(&self) -> usize {
         self.raw_cells().len()
     }
 
-    /// Whether there is no cell.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -98,12 +95,11 @@ impl Notebook {
         self.cells().position(|cell| cell.id() == id)
     }
 
-    /// The metadata of the notebook.
     pub fn metadata(&self) -> Option<&Map<String, Value>> {
         self.root.get("metadata").and_then(Value::as_object)
     }
 
-    /// The metadata of the notebook, for changing keys of our own. Everything else belongs to others.
+    /// The metadata of the notebook, to change our own keys. Other keys belong to other programs.
     pub fn metadata_mut(&mut self) -> &mut Map<String, Value> {
         object_field(&mut self.root, "metadata")
     }
@@ -120,22 +116,19 @@ impl Notebook {
         named("language_info", "name").or_else(|| named("kernelspec", "language"))
     }
 
-    /// Sets `metadata.language_info`, as kernels send it in `kernel_info_reply`.
+    /// Sets `metadata.language_info`, from `kernel_info_reply`.
     pub fn set_language_info(&mut self, info: Value) {
         self.metadata_mut().insert("language_info".to_owned(), info);
     }
 
-    /// Sets `metadata.kernelspec`. The format asks for `name` and `display_name` in it.
+    /// Sets `metadata.kernelspec`. The format requires `name` and `display_name`.
     pub fn set_kernelspec(&mut self, name: &str, display_name: &str, language: &str) {
         let kernelspec = json!({"name": name, "display_name": display_name, "language": language});
         self.metadata_mut().insert("kernelspec".to_owned(), kernelspec);
     }
 
-    /// Replaces the outputs and the execution count of a code cell. Outputs are made valid by the schema first
+    /// Replaces the outputs and the execution count of a code cell. Outputs are repaired to match the schema first
     /// (see [`repair_output`]).
-    ///
-    /// # Errors
-    /// [`NotebookError::NoSuchCell`], [`NotebookError::NotCode`].
     pub fn set_outputs(
         &mut self,
         index: usize,
@@ -150,21 +143,14 @@ impl Notebook {
         Ok(())
     }
 
-    /// Puts outputs back that this notebook, or one that it was made from, had. They may be of kinds that only a later format
-    /// knows; nothing of them is changed.
-    ///
-    /// # Errors
-    /// [`NotebookError::NoSuchCell`], [`NotebookError::NotCode`].
-    pub fn put_back_outputs(&mut self, index: usize, outputs: Vec<Value>) -> Result<(), NotebookError> {
+    /// Restores outputs of this notebook, or of the one it was made from. They are not changed: types of a later format are kept.
+    pub fn restore_outputs(&mut self, index: usize, outputs: Vec<Value>) -> Result<(), NotebookError> {
         self.code_cell_mut(index)?.insert("outputs".to_owned(), Value::Array(outputs));
         Ok(())
     }
 
     /// Replaces `metadata.execution` of a code cell (nbformat 4.4): pairs of a key such as `iopub.status.busy` and an
-    /// ISO 8601 time. No pairs remove it.
-    ///
-    /// # Errors
-    /// [`NotebookError::NoSuchCell`], [`NotebookError::NotCode`].
+    /// ISO 8601 time. An empty list removes it.
     pub fn set_execution_timing(&mut self, index: usize, times: &[(&str, &str)]) -> Result<(), NotebookError> {
         let cell = self.code_cell_mut(index)?;
         let metadata = object_field(cell, "metadata");
@@ -177,37 +163,30 @@ impl Notebook {
         Ok(())
     }
 
-    /// The metadata of a cell, for changing keys of our own.
-    ///
-    /// # Errors
-    /// [`NotebookError::NoSuchCell`].
+    /// The metadata of a cell, to change our own keys.
     pub fn cell_metadata_mut(&mut self, index: usize) -> Result<&mut Map<String, Value>, NotebookError> {
         Ok(object_field(self.cell_mut(index)?, "metadata"))
     }
 
-    /// Replaces the source of a cell.
-    ///
-    /// # Errors
-    /// [`NotebookError::NoSuchCell`].
     pub fn set_source(&mut self, index: usize, source: &str) -> Result<(), NotebookError> {
         self.cell_mut(index)?.insert("source".to_owned(), Value::String(source.to_owned()));
         Ok(())
     }
 
-    /// Inserts a cell before the one at `index` (behind the last for [`Notebook::len`] and more). Returns its id: the
-    /// one asked for if it is valid and free, else one derived from place and source, the same every time.
+    /// Inserts a cell before the one at `index` (after the last for [`Notebook::len`] and more). Returns its id: the requested one
+    /// if it is valid and unused, otherwise one derived from position and source, so that it is reproducible.
     pub fn insert_cell(&mut self, index: usize, cell: NewCell) -> String {
         let index = index.min(self.len());
         let taken: std::collections::HashSet<&str> = self.cells().map(|cell| cell.id()).collect();
-        let wanted = cell.id.clone().filter(|id| ids::is_valid(id) && !taken.contains(id.as_str()));
-        let id = wanted.unwrap_or_else(|| ids::derive(index, &cell.source, &|id| taken.contains(id)));
+        let requested = cell.id.clone().filter(|id| ids::is_valid(id) && !taken.contains(id.as_str()));
+        let id = requested.unwrap_or_else(|| ids::derive(index, &cell.source, &|id| taken.contains(id)));
         let value = cell.into_json(&id);
         self.raw_cells_mut().insert(index, value);
         id
     }
 
-    /// Makes these the cells, in this order. Those whose id is there already keep the fields that are not said here, as outputs
-    /// and attachments; others go. Ids must be valid and different, as those of a session's cells are.
+    /// Replaces the cells. A cell whose id exists keeps its other fields, such as outputs and attachments; cells that are not
+    /// listed are removed. Ids must be valid and unique, as those of a session's cells are.
     pub fn rearrange(&mut self, cells: Vec<NewCell>) {
         let old = std::mem::take(self.raw_cells_mut()).into_iter();
         let id_of = |cell: &Value| cell.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -216,7 +195,7 @@ impl Notebook {
             let id = cell.id.clone().unwrap_or_else(|| ids::derive(index, &cell.source, &|_| false));
             let is_same = |old: &Value| match Cell::new(old).cell_type() {
                 "code" | "markdown" | "raw" => Cell::new(old).cell_type() == cell.cell_type,
-                // A later format's own, which is text to us.
+                // A cell type of a later format, which a session treats as raw text.
                 _ => cell.cell_type == "raw",
             };
             let value = match old.remove(&id).filter(is_same) {
@@ -233,10 +212,7 @@ impl Notebook {
         }
     }
 
-    /// Takes a cell out. Returns its JSON.
-    ///
-    /// # Errors
-    /// [`NotebookError::NoSuchCell`].
+    /// Removes a cell. Returns its JSON.
     pub fn remove_cell(&mut self, index: usize) -> Result<Value, NotebookError> {
         let len = self.len();
         if index >= len {
@@ -275,7 +251,7 @@ impl Notebook {
     }
 }
 
-/// The object under a key; made, in place of whatever stood there, if it is none.
+/// The object under a key. Another value there is replaced by an empty object.
 fn object_field<'a>(map: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
     let field = map.entry(key).or_insert(Value::Null);
     if !field.is_object() {

@@ -1,8 +1,8 @@
-//! Numbers as Python prints them after reading them.
+//! Numbers as Python prints them after parsing them.
 
-/// Appends the JSON number as `json.dumps(json.loads(text))` gives it: whole numbers keep all digits, others become
-/// the shortest form of the nearest double (`1e-07`, `1.0`, `1e+16`). Numbers beyond the doubles stay as they are:
-/// Python would make `Infinity` of them, which is no JSON.
+/// Appends the JSON number as `json.dumps(json.loads(text))` prints it: integers keep all digits, others become the shortest form of
+/// the nearest double (`1e-07`, `1.0`, `1e+16`). Numbers outside the range of doubles are unchanged: Python would print `Infinity`,
+/// which is not JSON.
 pub(super) fn push_number(text: &str, out: &mut String) {
     if !text.contains(['.', 'e', 'E']) {
         out.push_str(if text == "-0" { "0" } else { text });
@@ -14,8 +14,8 @@ pub(super) fn push_number(text: &str, out: &mut String) {
     }
 }
 
-/// Python's `repr` of a finite float: fixed notation for exponents from -4 to 15, else scientific with at least two
-/// digits of exponent.
+/// Python's `repr` of a finite float: fixed notation for exponents from -4 to 15, otherwise scientific with at least two exponent
+/// digits.
 fn push_float(number: f64, out: &mut String) {
     // Both languages print the shortest digits that read back as the same double; only the layout differs.
     let scientific = format!("{number:e}");
@@ -33,7 +33,7 @@ fn push_float(number: f64, out: &mut String) {
     out.push_str(&format!("e{sign}{:02}", exponent.abs()));
 }
 
-/// `digits` with the point behind the first, times ten to the `exponent`, without an exponent.
+/// Fixed notation of `digits`, with the point after the first digit, times ten to the power of `exponent`.
 fn push_fixed(digits: &str, exponent: i32, out: &mut String) {
     let whole = usize::try_from(exponent + 1).unwrap_or(0);
     if whole == 0 {
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_python_prints() {
+    fn numbers_print_as_in_python() {
         let cases = [
             ("1", "1"),
             ("-0", "0"),

@@ -1,7 +1,7 @@
-//! Opening: from bytes to a notebook that holds the model's invariants.
+//! Parsing: from bytes to a notebook with the invariants of the model.
 
 use super::error::{NotebookError, NotebookWarning};
-use super::lines::joined;
+use super::lines::join;
 use super::{MINOR, Notebook, ids, upgrade};
 use crate::wire::json::{self, Bounds};
 use serde_json::{Map, Value, json};
@@ -16,7 +16,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Notebook, NotebookError> {
         warnings.push(NotebookWarning::Json(parsed.repairs));
     }
     let Value::Object(mut root) = parsed.value else {
-        return Err(not_a_notebook("the file holds no JSON object"));
+        return Err(not_a_notebook("the file is not a JSON object"));
     };
     let minor = version(&mut root, &mut warnings)?;
     check_shape(&mut root, &mut warnings)?;
@@ -32,7 +32,7 @@ fn not_a_notebook(reason: impl Into<String>) -> NotebookError {
     NotebookError::NotANotebook { reason: reason.into() }
 }
 
-/// What a file that is no JSON looks like.
+/// What a file that is not JSON seems to be.
 fn hint(bytes: &[u8]) -> Option<&'static str> {
     let start = bytes.trim_ascii_start();
     if start.is_empty() {
@@ -48,10 +48,10 @@ fn hint(bytes: &[u8]) -> Option<&'static str> {
     conflict.then_some("the file has unresolved merge conflicts")
 }
 
-/// Checks the version and brings format 3 to 4. Returns the minor version of format 4 that the cells are in.
+/// Checks the version and upgrades format 3 to 4. Returns the minor version of format 4 that the cells have.
 fn version(root: &mut Map<String, Value>, warnings: &mut Vec<NotebookWarning>) -> Result<u64, NotebookError> {
     let major = match root.get("nbformat") {
-        Some(major) => major.as_u64().ok_or_else(|| not_a_notebook("nbformat is no whole number"))?,
+        Some(major) => major.as_u64().ok_or_else(|| not_a_notebook("nbformat is not an integer"))?,
         None => return Err(not_a_notebook("nbformat is missing")),
     };
     let minor = root.get("nbformat_minor").and_then(Value::as_u64);
@@ -77,38 +77,38 @@ fn version(root: &mut Map<String, Value>, warnings: &mut Vec<NotebookWarning>) -
     }
 }
 
-/// Checks what every notebook must have. What has an obvious empty value gets it, with a warning.
+/// Checks required fields. Where an empty value is obvious, it is inserted with a warning.
 fn check_shape(root: &mut Map<String, Value>, warnings: &mut Vec<NotebookWarning>) -> Result<(), NotebookError> {
     require(root, None, "metadata", Value::is_object, || Value::Object(Map::new()), warnings);
     let spec = root.get("metadata").and_then(|metadata| metadata.get("kernelspec"));
     if spec.is_some_and(|spec| !spec["name"].is_string()) {
-        warnings.push(NotebookWarning::Meaningless { cell: None, field: "metadata.kernelspec" });
+        warnings.push(NotebookWarning::Ignored { cell: None, field: "metadata.kernelspec" });
     }
     let Some(Value::Array(cells)) = root.get_mut("cells") else {
-        return Err(not_a_notebook("cells is missing or no list"));
+        return Err(not_a_notebook("cells is missing or not a list"));
     };
     for (index, cell) in cells.iter_mut().enumerate() {
         let Value::Object(cell) = cell else {
-            return Err(not_a_notebook(format!("cell {index} is no object")));
+            return Err(not_a_notebook(format!("cell {index} is not an object")));
         };
         let Some(kind) = cell.get("cell_type").and_then(Value::as_str) else {
             return Err(not_a_notebook(format!("cell {index} has no cell_type")));
         };
         let (is_code, is_known) = (kind == "code", matches!(kind, "code" | "markdown" | "raw"));
-        let place = Some(index);
-        require(cell, place, "metadata", Value::is_object, || Value::Object(Map::new()), warnings);
+        let position = Some(index);
+        require(cell, position, "metadata", Value::is_object, || Value::Object(Map::new()), warnings);
         let tags = cell.get("metadata").and_then(|metadata| metadata.get("tags"));
         if tags.is_some_and(|tags| !tags.as_array().is_some_and(|tags| tags.iter().all(Value::is_string))) {
-            warnings.push(NotebookWarning::Meaningless { cell: place, field: "metadata.tags" });
+            warnings.push(NotebookWarning::Ignored { cell: position, field: "metadata.tags" });
         }
         if is_known {
-            let is_text = |value: &Value| joined(value).is_some();
-            require(cell, place, "source", is_text, || Value::String(String::new()), warnings);
+            let is_text = |value: &Value| join(value).is_some();
+            require(cell, position, "source", is_text, || Value::String(String::new()), warnings);
         }
         if is_code {
-            require(cell, place, "outputs", Value::is_array, || Value::Array(Vec::new()), warnings);
+            require(cell, position, "outputs", Value::is_array, || Value::Array(Vec::new()), warnings);
             let is_count = |value: &Value| value.is_null() || value.is_u64();
-            require(cell, place, "execution_count", is_count, || Value::Null, warnings);
+            require(cell, position, "execution_count", is_count, || Value::Null, warnings);
         }
     }
     Ok(())
@@ -118,19 +118,19 @@ fn require(
     map: &mut Map<String, Value>,
     cell: Option<usize>,
     field: &'static str,
-    is_right: impl Fn(&Value) -> bool,
+    is_valid: impl Fn(&Value) -> bool,
     empty: impl Fn() -> Value,
     warnings: &mut Vec<NotebookWarning>,
 ) {
-    if !map.get(field).is_some_and(is_right) {
+    if !map.get(field).is_some_and(is_valid) {
         map.insert(field.to_owned(), empty());
         warnings.push(NotebookWarning::Field { cell, field });
     }
 }
 
-/// Gives an id to every cell that has none, a wrong one, or that of an earlier cell. In files older than ids, missing
-/// ones are no fault and not told.
-fn repair_ids(notebook: &mut Notebook, tell_missing: bool) {
+/// Assigns a new id to every cell without one, with an invalid one, or with that of an earlier cell. In formats without ids, a
+/// missing id is no warning.
+fn repair_ids(notebook: &mut Notebook, warns_of_missing: bool) {
     let mut taken: HashSet<String> =
         notebook.cells().map(|cell| cell.id().to_owned()).filter(|id| ids::is_valid(id)).collect();
     let mut seen = HashSet::new();
@@ -147,7 +147,7 @@ fn repair_ids(notebook: &mut Notebook, tell_missing: bool) {
             notebook.warnings.push(NotebookWarning::DuplicateId { cell: index, id: id.clone() });
         } else if !is_missing {
             notebook.warnings.push(NotebookWarning::InvalidId { cell: index, id: id.clone() });
-        } else if tell_missing {
+        } else if warns_of_missing {
             notebook.warnings.push(NotebookWarning::MissingId { cell: index, id: id.clone() });
         }
         if let Ok(cell) = notebook.cell_mut(index) {

@@ -1,15 +1,14 @@
 //! Prints a notebook as Python's `nbformat.write` does, byte for byte.
 //!
-//! That is `json.dumps(indent=1, sort_keys=True, separators=(",", ": "), ensure_ascii=False)` after long texts have
-//! been split into lists of lines and transient metadata dropped. The writer does both on the way, borrowing from the
-//! JSON: no copy of the notebook is made to sort or split it.
+//! That is `json.dumps(indent=1, sort_keys=True, separators=(",", ": "), ensure_ascii=False)` after texts are split into lists of
+//! lines and transient metadata is dropped. The writer does both while it prints, without a copy of the notebook.
 
 use super::lines;
 use super::number::push_number;
 use crate::mime;
 use serde_json::{Map, Value};
 
-/// Keys that Python's nbformat never writes.
+/// Metadata keys that Python's nbformat does not write.
 const TRANSIENT: &[&str] = &["orig_nbformat", "orig_nbformat_minor", "signature"];
 const TRANSIENT_IN_CELL: &[&str] = &["trusted"];
 
@@ -139,18 +138,18 @@ impl Writer {
     fn bundle(&mut self, bundle: &Value) {
         let Value::Object(map) = bundle else { return self.value(bundle) };
         self.object(map, &[], &mut |writer, key, value| match value {
-            // Lists under a JSON type are data, not lines.
+            // A list under a JSON type is data, not lines.
             Value::Array(_) if mime::is_json(key) => writer.value(value),
             _ => writer.text(value, mime::is_split_on_write(key)),
         });
     }
 
-    /// A multi-line string in either form: as a list of lines if `split`, else as one string. Other values as they are.
+    /// A multi-line string in either form: as a list of lines if `split`, otherwise as one string. Other values are unchanged.
     fn text(&mut self, value: &Value, split: bool) {
         if split && is_split_already(value) {
             return self.value(value);
         }
-        match lines::joined(value) {
+        match lines::join(value) {
             Some(text) if split => self.items('[', ']', lines::split(&text), &mut |writer, line| writer.string(line)),
             Some(text) => self.string(&text),
             None => self.value(value),
@@ -158,7 +157,7 @@ impl Writer {
     }
 }
 
-/// Whether a value is a list of lines just as splitting its text would give, as in most files. Saves joining it.
+/// Whether a value is already the list of lines that splitting would produce, as in most files. It saves joining and splitting.
 fn is_split_already(value: &Value) -> bool {
     let Value::Array(items) = value else { return false };
     let last = items.len().saturating_sub(1);

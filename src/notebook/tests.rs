@@ -17,7 +17,7 @@ fn sample() -> Value {
 }
 
 #[test]
-fn accessors() {
+fn accessors_read_cells_and_metadata() {
     let notebook = parse(&sample());
     assert_eq!(notebook.warnings(), []);
     assert_eq!((notebook.len(), notebook.minor()), (2, 5));
@@ -29,7 +29,7 @@ fn accessors() {
 }
 
 #[test]
-fn changes_touch_only_their_place() {
+fn edits_change_nothing_else() {
     let mut notebook = parse(&sample());
     let count = json!({"output_type": "execute_result", "data": {"text/plain": 1}, "execution_count": -1, "junk": 1});
     notebook.set_outputs(1, vec![count], Some(3)).unwrap();
@@ -54,7 +54,7 @@ fn changes_touch_only_their_place() {
 }
 
 #[test]
-fn prints_like_python() {
+fn printing_equals_python() {
     let mut value = sample();
     value["metadata"]["signature"] = json!("gone");
     value["cells"][0]["metadata"]["trusted"] = json!(true);
@@ -96,7 +96,7 @@ fn prints_like_python() {
 }
 
 #[test]
-fn ids_are_made_repaired_and_the_same_every_time() {
+fn ids_are_repaired_and_reproducible() {
     let mut value = sample();
     value["nbformat_minor"] = json!(2);
     let cells = value["cells"].as_array_mut().unwrap();
@@ -118,7 +118,7 @@ fn ids_are_made_repaired_and_the_same_every_time() {
 }
 
 #[test]
-fn newer_minors_are_kept() {
+fn newer_minor_versions_are_kept() {
     let mut value = sample();
     value["nbformat_minor"] = json!(99);
     value["future"] = json!({"b": 1});
@@ -152,7 +152,7 @@ fn version_3_is_upgraded() {
 }
 
 #[test]
-fn errors_say_what_the_file_is() {
+fn errors_name_the_kind_of_file() {
     let cases: &[(&[u8], &str)] = &[
         (b"", "the JSON text ends early, at line 1 column 1 (the file is empty)"),
         (b"{\"cells\": [", "the JSON text ends early, at line 1 column 12"),
@@ -173,7 +173,7 @@ fn errors_say_what_the_file_is() {
 }
 
 #[test]
-fn missing_fields_are_filled_with_warnings() {
+fn missing_fields_get_empty_values_and_warnings() {
     let value = json!({"nbformat": 4, "cells": [{"cell_type": "code"}]});
     let notebook = parse(&value);
     let fields = notebook.warnings().iter().filter(|warning| matches!(warning, NotebookWarning::Field { .. }));
@@ -215,7 +215,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_opened_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+    fn any_bytes_are_parsed_or_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
         let _ = Notebook::parse(&bytes);
     }
 }

@@ -4,7 +4,7 @@ use super::{lines, object_field};
 use crate::wire::json;
 use serde_json::{Map, Value, json};
 
-/// The short names that format 3 had for MIME types, in outputs.
+/// The short names of MIME types in outputs of format 3.
 const MIME_NAMES: &[(&str, &str)] = &[
     ("text", "text/plain"),
     ("html", "text/html"),
@@ -19,7 +19,7 @@ const MIME_NAMES: &[(&str, &str)] = &[
 /// Output fields that format 3 stores as lists of lines.
 const MULTILINE: &[&str] = &["text", "html", "svg", "latex", "javascript", "json"];
 
-/// Turns the root of a format 3 notebook into one of format 4. Worksheets are put together into one list of cells.
+/// Converts the root of a notebook from format 3 to 4. The cells of all worksheets are concatenated.
 pub(super) fn from_v3(root: &mut Map<String, Value>) {
     let mut cells = Vec::new();
     if let Some(Value::Array(worksheets)) = root.shift_remove("worksheets") {
@@ -82,7 +82,7 @@ fn upgrade_heading(cell: &mut Map<String, Value>) {
     let hashes = "#".repeat(usize::try_from(level.min(64)).unwrap_or(1));
     let source = cell.get("source").and_then(Value::as_str).unwrap_or_default();
     let ends = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
-    // A line has at most one end, but \r\n is two characters.
+    // A line has at most one end, but \r\n has two characters.
     let words: Vec<&str> = lines::split(source).map(|line| line.trim_end_matches(ends)).collect();
     let source = format!("{hashes} {}", words.join(" "));
     cell.insert("source".to_owned(), Value::String(source));
@@ -110,12 +110,12 @@ fn upgrade_output(output: &mut Map<String, Value>) {
     }
 }
 
-/// Moves everything that is no field of format 4 into the `data` bundle.
+/// Moves all keys that are not fields of format 4 into the `data` bundle.
 fn upgrade_bundle(output: &mut Map<String, Value>) {
     let mut data = Map::new();
     for (key, value) in std::mem::take(output) {
-        let own = matches!(key.as_str(), "output_type" | "execution_count" | "metadata");
-        if own {
+        let is_field = matches!(key.as_str(), "output_type" | "execution_count" | "metadata");
+        if is_field {
             output.insert(key, value)
         } else {
             data.insert(key, value)
@@ -139,7 +139,7 @@ fn rename_mimes(map: &mut Map<String, Value>) {
     }
 }
 
-/// Joins a list of lines as format 3 stored them: with their ends, or (very old files) without.
+/// Joins a list of lines. Format 3 stores them with their line ends, very old files without.
 fn join_field(map: &mut Map<String, Value>, field: &str) {
     let Some(Value::Array(items)) = map.get(field) else { return };
     let Some(parts) = items.iter().map(Value::as_str).collect::<Option<Vec<&str>>>() else { return };

@@ -1,54 +1,44 @@
-//! Terminal colours and hyperlinks as spans of one look each.
+//! Terminal colours and hyperlinks as spans of one style each.
 
 use super::{escape, is_safe_link};
 use crate::output::{Escape, measure};
 use std::fmt::Write as _;
 
-/// A colour as terminals name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Color {
-    /// One of the 16 that a theme defines: 8 normal, 8 bright.
+    /// One of the 16 colours of the theme: 8 normal, 8 bright.
     Theme(u8),
     /// A fixed colour.
     Rgb(u8, u8, u8),
 }
 
-/// How a span looks. In HTML: classes `ab` bold, `ad` dim, `ai` italic, `au` underlined, `as` struck out, `ah` hidden,
-/// `avf` and `avg` the page's colours exchanged, `f0` to `f15` and `g0` to `g15` for foreground and background of the theme.
+/// The style of a span. In HTML: classes `ab` bold, `ad` dim, `ai` italic, `au` underlined, `as` struck out, `ah` hidden,
+/// `avf` and `avg` the page's colours swapped, `f0` to `f15` and `g0` to `g15` for foreground and background of the theme.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Style {
-    /// Text colour.
     pub foreground: Option<Color>,
-    /// Background colour.
     pub background: Option<Color>,
-    /// Bold.
     pub bold: bool,
-    /// Faint.
     pub dim: bool,
-    /// Italic.
     pub italic: bool,
-    /// Underlined.
     pub underline: bool,
-    /// Struck out.
     pub strike: bool,
-    /// Foreground and background exchanged.
+    /// Foreground and background swapped.
     pub inverse: bool,
-    /// Not shown.
     pub hidden: bool,
-    /// Where it leads (OSC 8); only safe targets.
+    /// The address of a hyperlink (OSC 8); only safe ones.
     pub link: Option<String>,
 }
 
-/// A piece of text of one look.
+/// A piece of text of one style.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span<'a> {
     /// The text, without escape sequences.
     pub text: &'a str,
-    /// How it looks.
     pub style: Style,
 }
 
-/// Splits a text at its escape sequences. Sequences that mean no look (cursor movement, titles) are left out.
+/// Splits a text at its escape sequences. Sequences without a style (cursor movement, titles) are removed.
 pub fn spans(text: &str) -> Vec<Span<'_>> {
     let mut spans = Vec::new();
     let mut style = Style::default();
@@ -75,13 +65,13 @@ fn push<'a>(spans: &mut Vec<Span<'a>>, text: &'a str, style: &Style) {
     }
 }
 
-/// A text with its colours as HTML.
+/// Appends a text with its colours as HTML.
 pub fn html(text: &str, out: &mut String) {
     spans(text).iter().for_each(|span| span.html(span.text, out));
 }
 
 impl Span<'_> {
-    /// A piece of the span's text as HTML in the span's look.
+    /// Appends a piece of the span's text as HTML in the span's style.
     pub fn html(&self, text: &str, out: &mut String) {
         let style = &self.style;
         if *style == Style::default() {
@@ -103,7 +93,7 @@ impl Span<'_> {
     }
 }
 
-/// Control characters have no place in a page; those that lay out text stay.
+/// Escapes a text and removes control characters, except those for layout.
 fn escape_visible(text: &str, out: &mut String) {
     if text.bytes().any(|byte| byte < b' ' && !matches!(byte, b'\n' | b'\t' | b'\r')) {
         let clean: String = text.chars().filter(|c| *c >= ' ' || matches!(c, '\n' | '\t' | '\r')).collect();
@@ -134,7 +124,7 @@ impl Style {
                 1 => self.bold = true,
                 2 => self.dim = true,
                 3 => self.italic = true,
-                // 4:0 is an underline of no style.
+                // 4:0 turns underlining off.
                 4 => self.underline = code != "4:0",
                 21 => self.underline = true,
                 7 => self.inverse = true,
@@ -172,12 +162,12 @@ impl Style {
             (self.underline, "au "),
             (self.strike, "as "),
             (self.hidden, "ah "),
-            // The page's own colours take the places that are left empty.
+            // Where no colour is set, the page's own colours are swapped.
             (self.inverse && foreground.is_none(), "avf "),
             (self.inverse && background.is_none(), "avg "),
         ];
         flags.iter().filter(|(on, _)| *on).for_each(|(_, class)| classes.push_str(class));
-        // On the page's own background a fixed colour must be readable in both of the page's themes.
+        // On the page's background, a fixed colour must be readable in both themes.
         let alone = background.is_none() && !self.inverse;
         for (color, class, property) in [(foreground, 'f', "color"), (background, 'g', "background")] {
             // Writing to a String cannot fail.
@@ -203,7 +193,7 @@ impl Style {
     }
 }
 
-/// Brightest text that is read on a light page (contrast 4.5), and darkest on a dark one, as relative luminance.
+/// Relative luminance of the brightest readable text on a light page, and of the darkest on a dark page (contrast 4.5).
 const BRIGHTEST: f64 = 0.155;
 const DARKEST: f64 = 0.27;
 
@@ -211,7 +201,7 @@ fn hex([red, green, blue]: [u8; 3]) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-/// Relative luminance by the rules for contrast (WCAG).
+/// Relative luminance, by the contrast rules of WCAG.
 fn luminance(rgb: [u8; 3]) -> f64 {
     let linear = rgb.map(|channel| {
         let channel = f64::from(channel) / 255.0;
@@ -238,14 +228,14 @@ fn theme(index: u16) -> Option<Color> {
     u8::try_from(index).ok().map(Color::Theme)
 }
 
-/// The colour behind 38 or 48: `5;N` or `2;R;G;B`, or the colon form in the code itself.
+/// The colour after 38 or 48: `5;N` or `2;R;G;B`, or the colon form in the code itself.
 fn extended<'a>(code: &'a str, codes: &mut impl Iterator<Item = &'a str>) -> Option<Color> {
     let number = |text: Option<&str>| text.and_then(|text| text.parse::<u8>().ok());
     if let Some((_, inner)) = code.split_once(':') {
         let parts: Vec<&str> = inner.split(':').collect();
         return match parts.as_slice() {
             ["5", index, ..] => number(Some(index)).map(indexed),
-            // With or without the colour space that stands before the three.
+            // With or without a colour space before the three values.
             ["2", .., red, green, blue] => Some(Color::Rgb(number(Some(red))?, number(Some(green))?, number(Some(blue))?)),
             _ => None,
         };
@@ -288,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_of_every_depth() {
+    fn colours_of_every_depth_become_html() {
         assert_eq!(page("E[31mredE[0m E[1;92mok"), "<span class=\"f1\">red</span> <span class=\"ab f10\">ok</span>");
         assert_eq!(page("E[38;5;208mx"), "<span style=\"color:#ff8700;color:light-dark(#a05400,#ff8700)\">x</span>");
         assert_eq!(page("E[48;2;10;20;30mx"), "<span style=\"background:#0a141e\">x</span>");
@@ -301,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn inverse_exchanges_colours_and_takes_the_pages_where_there_are_none() {
+    fn inverse_swaps_colours_or_those_of_the_page() {
         assert_eq!(page("E[7mx"), "<span class=\"avf avg\">x</span>");
         assert_eq!(page("E[31;7mx"), "<span class=\"avf g1\">x</span>");
         assert_eq!(page("E[31;42;7mxE[27my"), "<span class=\"f2 g1\">x</span><span class=\"f1 g2\">y</span>");
     }
 
     #[test]
-    fn links_lead_only_where_links_may_lead() {
+    fn only_safe_hyperlinks_become_links() {
         let link = "<a rel=\"noopener noreferrer nofollow\" href=\"https://a.b\"><span>t</span></a>";
         assert_eq!(page("E]8;;https://a.bE\\tE]8;;E\\"), link);
         assert_eq!(page("E]8;;javascript:alert(1)\u{7}tE]8;;\u{7}"), "t");
@@ -316,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn fixed_colours_are_readable_on_both_pages() {
+    fn fixed_colours_are_readable_in_both_themes() {
         for red in (0..=255).step_by(51) {
             for green in (0..=255).step_by(51) {
                 for blue in (0..=255).step_by(51) {
@@ -330,7 +320,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_gives_its_characters_and_no_tag(text in "[\u{1b}\\[\\]0-9;:m<>&a\u{7}\n]{0,60}") {
+        fn any_text_keeps_its_characters_without_tags(text in "[\u{1b}\\[\\]0-9;:m<>&a\u{7}\n]{0,60}") {
             let mut out = String::new();
             html(&text, &mut out);
             let escapes = out.matches('\u{1b}').count();

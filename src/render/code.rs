@@ -1,4 +1,4 @@
-//! Code in colours.
+//! Syntax colours of code.
 //!
 //! A lexer of our own, driven by the rows of [`languages`], instead of a highlighting library: libraries with all our languages load and
 //! compile their grammars at the first cell. syntect with two-face's grammars, measured on two slow cores, takes 74 ms for the first Python
@@ -8,13 +8,13 @@
 use super::escape;
 use crate::languages::{self, BlockComment, LexerStyle, LexerTable, StringSyntax};
 
-/// Longest regular expression, in bytes: a slash that begins none must not cost the scan of its whole line.
+/// Longest regular expression, in bytes: a slash that starts none must not cost a scan of its whole line.
 const MAX_REGEX: usize = 1000;
 
 /// Kind of a token, with its HTML class in parentheses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Names, operators, blanks (no class).
+    /// Names, operators, white space (no class).
     Text,
     /// (k)
     Keyword,
@@ -72,7 +72,7 @@ pub fn html(source: &str, language: &str, out: &mut String) {
     }
 }
 
-/// Splits code into tokens, which joined are the code. A Python cell that begins with the magic of another language (`%%bash`) is split
+/// Splits code into tokens. Concatenated, they are the code again. A Python cell that begins with the magic of another language (`%%bash`) is split
 /// as that language.
 pub fn tokens<'a>(source: &'a str, language: &str) -> Vec<(Kind, &'a str)> {
     let Some((table, line_comment)) = find(language) else { return vec![(Kind::Text, source)] };
@@ -102,7 +102,7 @@ fn find(name: &str) -> Option<(&'static LexerTable, &'static str)> {
     Some((language.lexer()?, &language.line_comment))
 }
 
-/// What came before, blanks left out: it decides what `/` and `'` mean.
+/// The previous token, white space ignored: it decides what `/` and `'` mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
     Nothing,
@@ -117,7 +117,7 @@ struct Lexer<'a> {
     at: usize,
     tokens: Vec<(Kind, &'a str)>,
     last: Last,
-    /// Whether the line has only blanks so far.
+    /// Whether the line has only white space so far.
     line_is_blank: bool,
 }
 
@@ -165,7 +165,7 @@ impl<'a> Lexer<'a> {
         if let Some(token) = self.prefixed_string(word, behind) {
             return token;
         }
-        // A name behind a dot is a member, whatever it is called.
+        // A name after a dot is a member, even if it is a keyword.
         let member = self.source[..self.at].ends_with('.') && !self.source[..self.at].ends_with("..");
         let lower = if self.table.style == LexerStyle::Sql { word.to_ascii_lowercase() } else { String::new() };
         let word = if lower.is_empty() { word } else { &lower };
@@ -189,7 +189,7 @@ impl<'a> Lexer<'a> {
         };
         let quote =
             self.table.strings.iter().find(|quote| behind.starts_with(&quote.open) && (!raw || quote.open != "'"))?;
-        // Even in a raw string a backslash keeps the quote behind it from ending it.
+        // Even in a raw string, a quote after a backslash does not end it.
         Some((Kind::String, string_len(self.rest(), word.len(), quote, true)))
     }
 
@@ -207,11 +207,11 @@ impl<'a> Lexer<'a> {
         (self.table.style != LexerStyle::Shell || !glued).then(|| (Kind::Comment, line_len(rest)))
     }
 
-    /// `%matplotlib inline`, `!ls`: IPython's own lines.
+    /// IPython syntax: `%matplotlib inline`, `!ls`.
     fn line_magic(&self) -> Option<(Kind, usize)> {
         let rest = self.rest();
         let begins = self.table.style == LexerStyle::Python && self.line_is_blank && rest.starts_with(['%', '!']);
-        // A `%` at the start of a line inside brackets is an operator: it has a blank behind it.
+        // A `%` before a blank is an operator, on a continuation line inside brackets.
         let magic = begins && rest[1..].starts_with(|c: char| is_word(c) || matches!(c, '%' | '!' | '.' | '/'));
         magic.then(|| (Kind::Meta, line_len(rest)))
     }
@@ -236,7 +236,7 @@ impl<'a> Lexer<'a> {
         &self.source[self.at..]
     }
 
-    /// Adds a token; neighbours of one kind become one.
+    /// Adds a token, merged with the previous one of the same kind.
     fn push(&mut self, kind: Kind, len: usize) {
         let end = self.at + len;
         match self.tokens.last_mut() {
@@ -274,7 +274,7 @@ fn number_len(text: &str) -> usize {
     at.max(1)
 }
 
-/// Length of a string literal that opens `before` bytes from the start. A literal without an end goes to the end of its line or of the
+/// Length of a string literal whose content starts at `before`, in bytes. An unclosed literal reaches to the end of its line or of the
 /// text.
 fn string_len(text: &str, before: usize, quote: &StringSyntax, escapes: bool) -> usize {
     let bytes = text.as_bytes();
@@ -328,7 +328,7 @@ fn variable_len(text: &str) -> Option<usize> {
     }
 }
 
-/// Length of a regular expression with its flags, if one ends in this line.
+/// Length of a regular expression with its flags, if it ends on this line.
 fn regex_len(text: &str) -> Option<usize> {
     let (mut in_class, mut escaped) = (false, false);
     for (at, byte) in text.bytes().enumerate().take(MAX_REGEX).skip(1) {
@@ -351,13 +351,13 @@ mod tests {
     use proptest::prelude::*;
 
     /// Tokens with a kind, as `kind:text`.
-    fn told(source: &str, language: &str) -> Vec<String> {
+    fn described(source: &str, language: &str) -> Vec<String> {
         let tokens = tokens(source, language).into_iter();
         tokens.filter_map(|(kind, text)| Some(format!("{}:{text}", kind.class()?))).collect()
     }
 
     #[test]
-    fn python() {
+    fn python_tokens_have_kinds() {
         let source = "@cache\ndef f(x: int = 0x1F) -> str:\n    return rf'{x}\\'' + \"\"\"a\n\"b\"\"\"  # no\n%time f(1e-5)\n!ls\nx = a %b";
         let expected = [
             "m:@cache",
@@ -373,44 +373,44 @@ mod tests {
             "m:%time f(1e-5)",
             "m:!ls",
         ];
-        assert_eq!(told(source, "python"), expected);
-        assert_eq!(told("%%bash\necho $HOME", "python"), ["m:%%bash", "b:echo", "v:$HOME"]);
-        assert_eq!(told("df.max().type", "py"), ["fn:max"]);
+        assert_eq!(described(source, "python"), expected);
+        assert_eq!(described("%%bash\necho $HOME", "python"), ["m:%%bash", "b:echo", "v:$HOME"]);
+        assert_eq!(described("df.max().type", "py"), ["fn:max"]);
     }
 
     #[test]
-    fn r_and_julia() {
+    fn r_and_julia_tokens_have_kinds() {
         assert_eq!(
-            told("x <- c(1L, NA) # n\n`a b` %in% data.frame(y='z')", "R"),
+            described("x <- c(1L, NA) # n\n`a b` %in% data.frame(y='z')", "R"),
             ["b:c", "n:1L", "l:NA", "c:# n", "s:`a b`", "k:in", "b:data.frame", "s:'z'"]
         );
         assert_eq!(
-            told("@time A' * 'c' #= a #= b =# =# r\"x\" push!(v)\nfor i in 1:10 end", "julia"),
+            described("@time A' * 'c' #= a #= b =# =# r\"x\" push!(v)\nfor i in 1:10 end", "julia"),
             ["m:@time", "s:'c'", "c:#= a #= b =# =#", "s:r\"x\"", "b:push!", "k:for", "k:in", "n:1", "n:10", "k:end"]
         );
     }
 
     #[test]
-    fn scripts_and_shells() {
+    fn typescript_and_shell_tokens_have_kinds() {
         assert_eq!(
-            told("const re: RegExp = /a[/]b/gi; // c\nx = a / b / c; `t${1}`", "typescript"),
+            described("const re: RegExp = /a[/]b/gi; // c\nx = a / b / c; `t${1}`", "typescript"),
             ["k:const", "b:RegExp", "s:/a[/]b/gi", "c:// c", "s:`t${1}`"]
         );
         assert_eq!(
-            told("if x; then echo \"a\" ${B} a#b; fi # c", "bash"),
+            described("if x; then echo \"a\" ${B} a#b; fi # c", "bash"),
             ["k:if", "k:then", "b:echo", "s:\"a\"", "v:${B}", "k:fi", "c:# c"]
         );
-        assert_eq!(told("SELECT count(*) FROM t -- c", "sql"), ["k:SELECT", "b:count", "k:FROM", "c:-- c"]);
+        assert_eq!(described("SELECT count(*) FROM t -- c", "sql"), ["k:SELECT", "b:count", "k:FROM", "c:-- c"]);
     }
 
     #[test]
-    fn unknown_languages_are_plain() {
+    fn unknown_languages_have_no_colours() {
         assert_eq!(tokens("if <x>", "no \"such\""), [(Kind::Text, "if <x>")]);
     }
 
     proptest! {
         #[test]
-        fn tokens_make_the_text(text in "[a-z0-9'\"`/#$%!@\\\\{}()=*é \n.-]{0,60}", language in 0..languages::all().len()) {
+        fn tokens_concatenate_to_the_text(text in "[a-z0-9'\"`/#$%!@\\\\{}()=*é \n.-]{0,60}", language in 0..languages::all().len()) {
             let pieces: String = tokens(&text, &languages::all()[language].name).into_iter().map(|(_, text)| text).collect();
             prop_assert_eq!(pieces, text);
         }

@@ -1,46 +1,46 @@
-//! Markdown cells as HTML: GitHub's markdown, formulas, attachments, code in colours.
+//! Markdown cells as HTML: GitHub's markdown, formulas, attachments, code with syntax colours.
 
-use super::math_spans::{Around, Formula, find};
+use super::math_spans::{Context, Formula, find};
 use super::sanitize::{self, ATTACHMENT};
 use super::{code, escape, math};
 use pulldown_cmark::{CodeBlockKind, CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use std::borrow::Cow;
 
-/// Stand for a formula while markdown and HTML are read: the number stands between them. No text needs these two.
+/// Delimit the number of a formula while markdown and HTML are parsed. Private-use characters, which no text needs.
 const OPEN: char = '\u{e000}';
 const CLOSE: char = '\u{e001}';
 
-/// A heading of a text, for tables of contents.
+/// A heading, for tables of contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heading {
     /// 1 to 6.
     pub level: u8,
-    /// Its text without marks.
+    /// Its text without markup.
     pub text: String,
-    /// The id of its element.
+    /// The `id` attribute of its element.
     pub id: String,
 }
 
-/// Renders markdown. `attachment` gives the data URL of a picture in the cell's attachments, by name.
+/// Renders markdown, and returns its headings. `attachment` returns the data URL of a picture in the cell's attachments, by name.
 pub fn html(source: &str, attachment: &dyn Fn(&str) -> Option<String>) -> (String, Vec<Heading>) {
     let source: Cow<'_, str> =
         if source.contains([OPEN, CLOSE]) { source.replace([OPEN, CLOSE], "\u{fffd}").into() } else { source.into() };
-    let formulas = find(&source, Around::Markdown);
-    let marked = mark(&source, &formulas);
-    let mut reader = Reader { source: &source, formulas: &formulas, headings: Vec::new(), code: None };
+    let formulas = find(&source, Context::Markdown);
+    let marked = insert_placeholders(&source, &formulas);
+    let mut rewriter = EventRewriter { source: &source, formulas: &formulas, headings: Vec::new(), code: None };
     let options = Options::ENABLE_TABLES
         | Options::ENABLE_STRIKETHROUGH
         | Options::ENABLE_TASKLISTS
         | Options::ENABLE_FOOTNOTES
         | Options::ENABLE_GFM;
-    let events: Vec<Event<'_>> = reader.read(Parser::new_ext(&marked, options).collect());
+    let events: Vec<Event<'_>> = rewriter.read(Parser::new_ext(&marked, options).collect());
     let mut raw = String::with_capacity(marked.len() * 3 / 2);
     pulldown_cmark::html::push_html(&mut raw, events.into_iter());
-    (finish(&sanitize::clean(&raw), &source, &formulas, attachment), reader.headings)
+    (insert_content(&sanitize::clean(&raw), &source, &formulas, attachment), rewriter.headings)
 }
 
-/// Puts a mark in place of each formula.
-fn mark(source: &str, formulas: &[Formula]) -> String {
+/// Replaces each formula by a placeholder.
+fn insert_placeholders(source: &str, formulas: &[Formula]) -> String {
     let mut marked = String::with_capacity(source.len());
     let mut from = 0;
     for (index, formula) in formulas.iter().enumerate() {
@@ -54,16 +54,16 @@ fn mark(source: &str, formulas: &[Formula]) -> String {
     marked
 }
 
-/// Goes over the pieces that the parser finds, and changes what a notebook's page has differently.
-struct Reader<'a> {
+/// Rewrites the events of the markdown parser: heading ids, code blocks, task lists, and formulas in code and links.
+struct EventRewriter<'a> {
     source: &'a str,
     formulas: &'a [Formula],
     headings: Vec<Heading>,
-    /// Language and text of the code block that is being read.
+    /// Language and text of the open code block.
     code: Option<(String, String)>,
 }
 
-impl Reader<'_> {
+impl EventRewriter<'_> {
     fn read<'e>(&mut self, events: Vec<Event<'e>>) -> Vec<Event<'e>> {
         let ids = self.heading_ids(&events);
         let mut ids = ids.into_iter();
@@ -107,7 +107,7 @@ impl Reader<'_> {
                 let (dest_url, title) = (self.restored(&dest_url).into(), self.restored(&title).into());
                 Event::Start(Tag::Image { link_type, dest_url, title, id })
             }
-            // A tick that cannot be ticked is a sign, not a control.
+            // Tasks cannot be changed here, so they are signs and not controls.
             Event::TaskListMarker(done) => Event::InlineHtml(
                 if done { "<span class=\"task done\">☑</span> " } else { "<span class=\"task\">☐</span> " }.into(),
             ),
@@ -115,7 +115,7 @@ impl Reader<'_> {
         })
     }
 
-    /// The ids of all headings as Jupyter makes them: the text with hyphens for blanks.
+    /// The ids of all headings, as in Jupyter: the text with hyphens instead of blanks.
     fn heading_ids(&mut self, events: &[Event<'_>]) -> Vec<String> {
         let mut open: Option<(HeadingLevel, String)> = None;
         for event in events {
@@ -143,10 +143,10 @@ impl Reader<'_> {
         ids
     }
 
-    /// A text with its formulas' sources in place of their marks.
+    /// A text with the sources of formulas instead of their placeholders.
     fn restored(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
-        each_mark(text, &mut out, &mut |index, out| {
+        replace_placeholders(text, &mut out, &mut |index, out| {
             if let Some(formula) = self.formulas.get(index) {
                 out.push_str(&self.source[formula.whole.clone()]);
             }
@@ -155,36 +155,36 @@ impl Reader<'_> {
     }
 }
 
-/// Copies a text, and calls for each mark in it.
-fn each_mark(text: &str, out: &mut String, found: &mut dyn FnMut(usize, &mut String)) {
+/// Appends a text, and calls back for each placeholder in it.
+fn replace_placeholders(text: &str, out: &mut String, replace: &mut dyn FnMut(usize, &mut String)) {
     let mut rest = text;
     while let Some(at) = rest.find(OPEN) {
         out.push_str(&rest[..at]);
         rest = &rest[at + OPEN.len_utf8()..];
         let Some(end) = rest.find(CLOSE) else { continue };
         if let Ok(index) = rest[..end].parse() {
-            found(index, out);
+            replace(index, out);
             rest = &rest[end + CLOSE.len_utf8()..];
         }
     }
     out.push_str(rest);
 }
 
-/// Puts in what the sanitiser must not see: formulas, and the bytes of attachments. In a tag a formula is its source.
-fn finish(clean: &str, source: &str, formulas: &[Formula], attachment: &dyn Fn(&str) -> Option<String>) -> String {
+/// Inserts what the sanitiser must not see: formulas, and the bytes of attachments. Inside a tag, a formula is inserted as its source.
+fn insert_content(clean: &str, source: &str, formulas: &[Formula], attachment: &dyn Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(clean.len() + 256);
     let mut rest = clean;
     while let Some(at) = rest.find('<') {
-        each_mark(&rest[..at], &mut out, &mut |index, out| {
+        replace_placeholders(&rest[..at], &mut out, &mut |index, out| {
             if let Some(formula) = formulas.get(index) {
                 math::html(&source[formula.tex.clone()], formula.display, out);
             }
         });
         let end = tag_len(&rest[at..]);
-        finish_tag(&rest[at..at + end], source, formulas, attachment, &mut out);
+        insert_content_in_tag(&rest[at..at + end], source, formulas, attachment, &mut out);
         rest = &rest[at + end..];
     }
-    each_mark(rest, &mut out, &mut |index, out| {
+    replace_placeholders(rest, &mut out, &mut |index, out| {
         if let Some(formula) = formulas.get(index) {
             math::html(&source[formula.tex.clone()], formula.display, out);
         }
@@ -192,9 +192,15 @@ fn finish(clean: &str, source: &str, formulas: &[Formula], attachment: &dyn Fn(&
     out
 }
 
-fn finish_tag(tag: &str, source: &str, formulas: &[Formula], attachment: &dyn Fn(&str) -> Option<String>, out: &mut String) {
+fn insert_content_in_tag(
+    tag: &str,
+    source: &str,
+    formulas: &[Formula],
+    attachment: &dyn Fn(&str) -> Option<String>,
+    out: &mut String,
+) {
     let start = out.len();
-    each_mark(tag, out, &mut |index, out| {
+    replace_placeholders(tag, out, &mut |index, out| {
         if let Some(formula) = formulas.get(index) {
             out.push_str(&math::plain(&source[formula.tex.clone()]));
         }
@@ -212,13 +218,13 @@ fn finish_tag(tag: &str, source: &str, formulas: &[Formula], attachment: &dyn Fn
     out.replace_range(at..end, &safe);
 }
 
-/// A name as it stood before HTML and URL made their own of it.
+/// The name of an attachment, decoded from HTML and URL escapes.
 fn unescaped(name: &str) -> String {
     let plain = name.replace("&amp;", "&");
     percent_encoding::percent_decode_str(&plain).decode_utf8().map_or_else(|_| plain.clone(), Cow::into_owned)
 }
 
-/// Bytes of the tag at the start; `>` inside quotes does not end it.
+/// Length in bytes of the tag at the start; `>` inside quotes does not end it.
 fn tag_len(text: &str) -> usize {
     let mut quote = false;
     for (at, byte) in text.bytes().enumerate() {
@@ -241,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual() {
+    fn common_markdown_becomes_html() {
         let shown = page(
             "# A *title*\n\n|a|b|\n|-|-|\n|1|$x^2$|\n\n- [x] done\n\n```python\nif x: pass\n```\n\n[js](javascript:alert(1)) ~~no~~",
         );
@@ -252,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn formulas_are_read_before_markdown() {
+    fn formulas_take_precedence_over_markdown() {
         let shown = page("$$\na_1 * b_2\n- c * d\n= e\n$$ and `$x$`\n\n    $y$\n\n[a](http://x/$z$)");
         assert!(shown.contains("math display") && !shown.contains("<em>") && !shown.contains("<li>"), "{shown}");
         assert!(shown.contains("<code>$x$</code>") && shown.contains("$y$") && shown.contains("http://x/$z$"), "{shown}");
@@ -260,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn attachments_and_pictures_from_elsewhere() {
+    fn attachments_are_embedded_and_remote_pictures_dropped() {
         assert!(page("![p](<attachment:a b.png>)").contains("src=\"data:image/png;base64,AAAA\""));
         assert!(page("<img src='attachment:a b.png' width=20>").contains("src=\"data:image/png;base64,AAAA\""));
         let elsewhere = page("![p](https://x/y.png) ![q](attachment:none)");
@@ -268,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn headings_are_told() {
+    fn headings_are_returned_with_ids() {
         let (_, headings) = html("# One $x$\n\n## Two `b`", &|_| None);
         assert_eq!(headings[0], Heading { level: 1, text: "One $x$".to_owned(), id: "c-One-$x$".to_owned() });
         assert_eq!(headings[1].text, "Two b");
@@ -283,14 +289,14 @@ mod tests {
             let lower = shown.to_ascii_lowercase();
             prop_assert!(!lower.contains("<script") && !lower.contains("<svg") && !lower.contains("<style"), "{}", shown);
             for tag in tags(&shown) {
-                // Outside of quotes a tag holds attribute names only.
+                // Outside quotes, a tag contains attribute names only.
                 let names: String = tag.split('"').step_by(2).collect();
                 prop_assert!(!names.contains(" on") && !tag.contains("href=\"javascript:") && !tag.contains("src=\"javascript:"), "{}", shown);
             }
         }
     }
 
-    /// What stands between `<` and the `>` that ends it, that is, the first one outside of quotes: text may say `href="javascript:`.
+    /// The text from `<` to the `>` that ends the tag, the first one outside quotes: text may contain `href="javascript:`.
     fn tags(html: &str) -> Vec<&str> {
         let mut rest = html;
         let mut found = Vec::new();

@@ -1,11 +1,11 @@
-//! Formulas as MathML: no script, no fonts, and the TeX stays with them for readers and for copying.
+//! Formulas as MathML, without scripts and fonts. The TeX stays as an annotation, for screen readers and for copying.
 
-use super::math_spans::{Around, find};
+use super::math_spans::{Context, find};
 use super::{escape, escaped};
 use math_core::{LatexToMathML, MathCoreConfig, MathDisplay};
 use std::sync::LazyLock;
 
-/// Longest formula that is set, in bytes, and how deep its parts may lie in each other: the library is recursive.
+/// Longest formula that is converted, in bytes, and its deepest nesting: the library is recursive.
 const MAX_TEX: usize = 8 << 10;
 const MAX_DEPTH: usize = 60;
 
@@ -14,7 +14,7 @@ static CONVERTER: LazyLock<Option<LatexToMathML>> = LazyLock::new(|| {
     LatexToMathML::new(config).ok()
 });
 
-/// A formula as HTML. One that cannot be set shows its source, and why on hovering.
+/// A formula as HTML. A formula that cannot be converted shows its source, with the error as a tooltip.
 pub fn html(tex: &str, display: bool, out: &mut String) {
     let tex = tex.trim();
     match convert(tex, display) {
@@ -38,9 +38,9 @@ pub fn html(tex: &str, display: bool, out: &mut String) {
     }
 }
 
-/// A `text/latex` output as HTML: formulas set, text between them as it is.
+/// A `text/latex` output as HTML: formulas converted, the text between them unchanged.
 pub fn latex_html(source: &str, out: &mut String) {
-    let formulas = find(source, Around::Latex);
+    let formulas = find(source, Context::Latex);
     if formulas.is_empty() {
         return match convert(source.trim(), true) {
             Ok(_) => html(source, true, out),
@@ -54,7 +54,7 @@ pub fn latex_html(source: &str, out: &mut String) {
     let mut from = 0;
     for formula in formulas {
         escape(&source[from..formula.whole.start], out);
-        // `$\displaystyle …$` is how sympy says that it wants a line of its own.
+        // sympy writes `$\displaystyle …$` for a formula on a line of its own.
         let tex = &source[formula.tex.clone()];
         html(tex, formula.display || tex.trim_start().starts_with("\\displaystyle"), out);
         from = formula.whole.end;
@@ -68,12 +68,12 @@ fn convert(tex: &str, display: bool) -> Result<String, String> {
     }
     let converter = CONVERTER.as_ref().ok_or("no converter")?;
     let display = if display { MathDisplay::Block } else { MathDisplay::Inline };
-    // The environments of amsmath that stand alone in a text are displays already.
+    // The environments of amsmath that stand alone are displayed formulas already.
     let result = converter.convert_with_local_state(tex, display).map_err(|error| error.to_string())?;
     Ok(result.mathml)
 }
 
-/// How deep a formula may lie: what opens, and commands in a row that take each other as arguments.
+/// An upper bound of the nesting of a formula: opening delimiters, and commands in a row, which can be arguments of each other.
 fn depth(tex: &str) -> usize {
     let (mut open, mut chain, mut deepest) = (0_usize, 0_usize, 0_usize);
     let mut bytes = tex.bytes().peekable();
@@ -91,7 +91,7 @@ fn depth(tex: &str) -> usize {
     deepest
 }
 
-/// The TeX of a formula as text for places that hold no markup.
+/// The TeX of a formula as text, for attributes.
 pub(super) fn plain(tex: &str) -> String {
     escaped(tex.trim())
 }
@@ -108,20 +108,20 @@ mod tests {
     }
 
     #[test]
-    fn formulas_keep_their_source() {
+    fn mathml_contains_the_source() {
         let mathml = set("\\frac{a}{b} < \"c\"");
         assert!(mathml.starts_with("<span class=\"math\"><math alttext=\"\\frac{a}{b} &lt; &quot;c&quot;\""), "{mathml}");
         assert!(mathml.contains("<mfrac>"), "{mathml}");
     }
 
     #[test]
-    fn wrong_formulas_show_their_source() {
+    fn invalid_formulas_show_their_source() {
         let shown = set("\\frac{a}{<script>");
         assert!(shown.starts_with("<code class=\"tex\"") && shown.contains("\\frac{a}{&lt;script&gt;"), "{shown}");
     }
 
     #[test]
-    fn what_outputs_hold() {
+    fn latex_outputs_become_formulas_and_text() {
         let shown = |source: &str| {
             let mut out = String::new();
             latex_html(source, &mut out);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_ends_nothing() {
+    fn deep_nesting_does_not_crash() {
         for piece in ["{", "\\sqrt", "^", "\\left(", "\\frac", "\\begin{matrix}", "\\hat ", "\\sqrt{", "(", "\\not", "x^{"] {
             set(&piece.repeat(MAX_TEX / piece.len()));
         }
@@ -142,7 +142,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_tag_of_the_source_gets_through(
+        fn tags_in_the_source_are_escaped(
             tex in "(\\\\(text|href|frac|mathrm|color|begin|end|left|right|operatorname|unicode|htmlData|url|tag|label|style|class)\
                     |[{}a<>\"'&^_$#%]|<script>|javascript:){0,14}"
         ) {

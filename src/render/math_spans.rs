@@ -1,36 +1,35 @@
-//! Where the formulas of a text are: `$…$`, `$$…$$`, `\begin{…}…\end{…}`, and brackets with backslashes.
+//! Finds the formulas of a text: `$…$`, `$$…$$`, `\begin{…}…\end{…}`, and brackets with backslashes.
 //!
-//! Formulas are found before markdown is read, since markdown takes their underscores, stars and line starts for its own.
+//! Formulas are found before markdown is parsed, which would interpret their underscores, asterisks and line starts.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// Longest formula, in bytes: what opens and never closes must not cost the rest of the text each time.
+/// Longest formula, in bytes: an opening delimiter without a closing one must not cost a scan of the whole text.
 const MAX_FORMULA: usize = 16 << 10;
 
 /// A formula in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Formula {
-    /// With its delimiters.
+    /// The range with delimiters.
     pub(super) whole: Range<usize>,
-    /// Without them.
+    /// The range without delimiters.
     pub(super) tex: Range<usize>,
-    /// Whether it stands on a line of its own.
+    /// Whether it is displayed on a line of its own.
     pub(super) display: bool,
 }
 
-/// What kind of text it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Around {
-    /// Code is left alone; brackets have two backslashes (`\\(`), since markdown eats one.
+pub(super) enum Context {
+    /// Code is skipped; brackets have two backslashes (`\\(`), since markdown removes one.
     Markdown,
     /// Brackets have one backslash.
     Latex,
 }
 
 /// The formulas of a text, in order.
-pub(super) fn find(text: &str, around: Around) -> Vec<Formula> {
-    let mut finder = Finder { text, around, at: 0, unmatched: HashSet::new() };
+pub(super) fn find(text: &str, context: Context) -> Vec<Formula> {
+    let mut finder = Finder { text, context, at: 0, unmatched: HashSet::new() };
     let mut found = Vec::new();
     while finder.at < text.len() {
         if let Some(formula) = finder.step() {
@@ -43,17 +42,17 @@ pub(super) fn find(text: &str, around: Around) -> Vec<Formula> {
 
 struct Finder<'a> {
     text: &'a str,
-    around: Around,
+    context: Context,
     at: usize,
-    /// Lengths of runs of backticks that never come again.
+    /// Lengths of backtick runs that do not occur again.
     unmatched: HashSet<usize>,
 }
 
 impl Finder<'_> {
-    /// The formula here, or none and the place is past what stands here.
+    /// The formula at the current position. Otherwise `None`, and the position is after the current element.
     fn step(&mut self) -> Option<Formula> {
         let rest = &self.text.as_bytes()[self.at..];
-        let markdown = self.around == Around::Markdown;
+        let markdown = self.context == Context::Markdown;
         match rest {
             [b'`' | b'~', ..] if markdown => self.skip_code(),
             [b'$', b'$', ..] => return self.between("$$", "$$", true).or_else(|| self.skip(2)),
@@ -63,10 +62,10 @@ impl Finder<'_> {
             [b'\\', b'[', ..] if !markdown => return self.between("\\[", "\\]", true).or_else(|| self.skip(2)),
             [b'\\', b'(', ..] if !markdown => return self.between("\\(", "\\)", false).or_else(|| self.skip(2)),
             [b'\\', b'b', ..] => return self.environment().or_else(|| self.skip(1)),
-            // An escaped dollar, backtick or backslash is itself.
+            // An escaped dollar, backtick or backslash is literal.
             [b'\\', _, ..] => self.at += 2,
             _ => {
-                // All that can begin something is ASCII, so this stops at a character's start.
+                // All delimiters are ASCII, so this stops at a character boundary.
                 let next = rest[1..].iter().position(|byte| matches!(byte, b'`' | b'~' | b'$' | b'\\'));
                 self.at += next.map_or(rest.len(), |next| next + 1);
             }
@@ -79,7 +78,7 @@ impl Finder<'_> {
         None
     }
 
-    /// Past a fenced block or a code span.
+    /// Skips a fenced block or a code span.
     fn skip_code(&mut self) {
         let rest = &self.text[self.at..];
         let tick = rest.as_bytes()[0];
@@ -107,7 +106,7 @@ impl Finder<'_> {
         (!self.text[tex.clone()].trim().is_empty()).then(|| Formula { whole: self.at..tex.end + close.len(), tex, display })
     }
 
-    /// `$…$`. So that prices are none: blanks stand on both insides or on neither, and no digit follows.
+    /// `$…$`. To exclude prices, blanks must be inside both delimiters or neither, and no digit may follow.
     fn inline(&self) -> Option<Formula> {
         let start = self.at + 1;
         let inner = limited(&self.text[start..]);
@@ -157,12 +156,12 @@ impl Finder<'_> {
     }
 }
 
-/// The text as far as a formula may reach.
+/// The text up to the longest formula.
 fn limited(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_FORMULA)]
 }
 
-/// Where the paragraph ends: a formula does not go on over an empty line.
+/// The end of the paragraph: a formula cannot contain an empty line.
 fn paragraph_end(text: &str) -> usize {
     let mut from = 0;
     while let Some(at) = text[from..].find('\n') {
@@ -180,7 +179,7 @@ fn is_escaped(text: &str, at: usize) -> bool {
     text[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1
 }
 
-/// Bytes of a fenced block from its first fence to the end of its last.
+/// Length in bytes of a fenced block, with both fences.
 fn fence_len(text: &str, tick: u8, run: usize) -> usize {
     let mut at = text.find('\n').map_or(text.len(), |end| end + 1);
     for line in text[at..].split_inclusive('\n') {
@@ -193,7 +192,7 @@ fn fence_len(text: &str, tick: u8, run: usize) -> usize {
     at
 }
 
-/// Where the next run of exactly this many backticks ends.
+/// The end of the next run of exactly this many backticks.
 fn closing_run(text: &str, run: usize) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -214,11 +213,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn found(text: &str) -> Vec<&str> {
-        find(text, Around::Markdown).into_iter().map(|formula| &text[formula.whole]).collect()
+        find(text, Context::Markdown).into_iter().map(|formula| &text[formula.whole]).collect()
     }
 
     #[test]
-    fn every_delimiter() {
+    fn every_delimiter_is_recognized() {
         assert_eq!(found("a $x_1$ b $$y\n+ z$$ c"), ["$x_1$", "$$y\n+ z$$"]);
         assert_eq!(found("\\\\(a\\\\) \\\\[b\\\\]"), ["\\\\(a\\\\)", "\\\\[b\\\\]"]);
         let nested = "\\begin{align*}\\begin{align*}a\\end{align*}\n\nb\\end{align*}";
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn prices_code_and_escapes_are_none() {
+    fn prices_code_and_escapes_are_no_formulas() {
         for text in
             ["$5 and $10", "\\$x$", "`$x$`", "```\n$x$\n```", "~~~tex\n$$x$$\n~~~", "$a\n\nb$", "``a`$x$ ``", "$$", "$ $"]
         {
@@ -238,17 +237,17 @@ mod tests {
     }
 
     #[test]
-    fn latex_has_single_backslashes() {
+    fn latex_brackets_have_single_backslashes() {
         let text = "\\[ a \\] and \\(b\\) `$c$`";
-        let found: Vec<&str> = find(text, Around::Latex).into_iter().map(|formula| &text[formula.tex]).collect();
+        let found: Vec<&str> = find(text, Context::Latex).into_iter().map(|formula| &text[formula.tex]).collect();
         assert_eq!(found, [" a ", "b", "c"]);
     }
 
     proptest! {
         #[test]
-        fn formulas_are_in_order_and_in_the_text(text in "[a-c$`~\\\\\\[\\](){}é \n]{0,80}") {
+        fn formulas_are_in_order_and_inside_the_text(text in "[a-c$`~\\\\\\[\\](){}é \n]{0,80}") {
             let mut end = 0;
-            for formula in find(&text, Around::Markdown) {
+            for formula in find(&text, Context::Markdown) {
                 prop_assert!(formula.whole.start >= end && formula.whole.end > formula.whole.start);
                 prop_assert!(!text[formula.tex.clone()].trim().is_empty());
                 end = formula.whole.end;

@@ -1,7 +1,7 @@
-//! The texts of notebooks as HTML that cannot act: terminal colours, code, markdown, formulas, foreign HTML.
+//! The texts of notebooks as passive HTML: terminal colours, code, markdown, formulas, foreign HTML.
 //!
-//! Whatever comes in, what comes out holds no script, no event handler, no link but `http`, `https`, `mailto` and `#`,
-//! and nothing that is fetched. Pages add their own style: the classes are those of [`code::Kind`] and [`ansi::Style`].
+//! For any input, the result has no script, no event handler, no links other than `http`, `https`, `mailto` and `#`, and nothing that
+//! a browser fetches. Pages add their own style: the classes are those of [`code::Kind`] and [`ansi::Style`].
 
 pub mod ansi;
 pub mod code;
@@ -10,7 +10,7 @@ pub mod math;
 mod math_spans;
 pub mod sanitize;
 
-/// Appends a text, made safe for element content and for attributes in double quotes.
+/// Appends a text, escaped for element content and for attributes in double quotes.
 pub fn escape(text: &str, out: &mut String) {
     let mut from = 0;
     for (at, byte) in text.bytes().enumerate() {
@@ -29,14 +29,14 @@ pub fn escape(text: &str, out: &mut String) {
     out.push_str(&text[from..]);
 }
 
-/// As [`escape`], as a text of its own.
+/// As [`escape`], but returns the text.
 pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     escape(text, &mut out);
     out
 }
 
-/// Whether a link may stand in a page: `http`, `https`, `mailto`, or a place in the page itself.
+/// Whether a link is permitted in a page: `http`, `https`, `mailto`, or an anchor in the page.
 pub fn is_safe_link(url: &str) -> bool {
     // Browsers ignore spaces and control characters in front of a scheme.
     let lower = url.trim_start_matches(|c: char| c <= ' ').to_ascii_lowercase();
@@ -48,12 +48,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escapes_all_that_can_end_a_text_or_an_attribute() {
+    fn escape_covers_text_and_attributes() {
         assert_eq!(escaped("<a b='c' d=\"e\">é&"), "&lt;a b=&#39;c&#39; d=&quot;e&quot;&gt;é&amp;");
     }
 
     #[test]
-    fn links() {
+    fn only_harmless_link_schemes_are_safe() {
         for safe in ["https://a.b", " HTTP://x", "mailto:a@b", "#part"] {
             assert!(is_safe_link(safe), "{safe}");
         }

@@ -1,4 +1,4 @@
-//! Foreign HTML: what of it may stand in a page, and what needs a frame of its own.
+//! Foreign HTML: the part that is safe in a page, and whether it needs a frame instead.
 
 use super::code::CLASSES;
 use super::{escape, is_safe_link};
@@ -6,16 +6,16 @@ use ammonia::Builder;
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-/// What `src` says of a picture that is an attachment of the cell. Only markdown's own post-processing knows them.
+/// Scheme of pictures that are attachments of the cell. Only the markdown renderer resolves them.
 pub(super) const ATTACHMENT: &str = "attachment:";
 
-/// Ids in foreign HTML and links to them get this in front, so that they never meet those of the page.
+/// Prefix of ids in foreign HTML and of links to them, so that they do not collide with ids of the page.
 const ID_PREFIX: &str = "c-";
 
 /// Deepest nesting of foreign HTML: parsing is quadratic in it, and browsers flatten at 512.
 const MAX_DEPTH: usize = 256;
 
-/// Elements that a sanitised page would lose, with what they are for: they need a frame.
+/// Elements that sanitising would remove together with their purpose: they need a frame.
 const FRAMED: &[&str] = &[
     "script", "style", "iframe", "object", "embed", "link", "form", "canvas", "svg", "math", "button", "input", "select",
     "textarea", "template", "frameset", "dialog", "portal", "base", "meta",
@@ -48,7 +48,7 @@ fn builder() -> Builder<'static> {
     builder
 }
 
-/// Style properties that stay: looks, and nothing that could lie over the page or fetch something.
+/// Permitted style properties: appearance, nothing that could cover the page or load a resource.
 const STYLES: &[&str] = &[
     "background-color",
     "border",
@@ -88,7 +88,7 @@ const STYLES: &[&str] = &[
     "word-break",
 ];
 
-/// Links and sources: ammonia has looked at their schemes; this looks at what each may be used for.
+/// Checks links and sources by element. ammonia has checked their schemes.
 fn attribute<'u>(element: &str, attribute: &str, value: &'u str) -> Option<Cow<'u, str>> {
     match (element, attribute) {
         (_, "style") if value.contains(['(', '\\', '@', '<']) => harmless_style(value),
@@ -106,7 +106,7 @@ fn attribute<'u>(element: &str, attribute: &str, value: &'u str) -> Option<Cow<'
     }
 }
 
-/// Colours are functions too; `url(…)` and its relatives are not wanted.
+/// Colour functions are permitted; `url(…)` and similar ones are not.
 fn harmless_style(value: &str) -> Option<Cow<'_, str>> {
     let lower = value.to_ascii_lowercase();
     let fetches = ["url", "image", "expression", "\\", "@", "<", "src("].iter().any(|word| lower.contains(word));
@@ -118,7 +118,7 @@ fn is_data_of(url: &str, family: &str) -> bool {
         && url.get(5..5 + family.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(family))
 }
 
-/// A picture that tells which one is missing: pages fetch nothing.
+/// A picture that names the one that was not loaded, since pages load nothing.
 pub(super) fn not_loaded(source: &str) -> String {
     use base64::Engine as _;
     let short: String = source.chars().take(60).collect();
@@ -132,7 +132,7 @@ pub(super) fn not_loaded(source: &str) -> String {
     format!("data:image/svg+xml;base64,{}", base64::engine::general_purpose::STANDARD.encode(svg))
 }
 
-/// The part of foreign HTML that may stand in a page.
+/// The part of foreign HTML that is safe in a page.
 pub fn clean(html: &str) -> String {
     if is_too_deep(html) {
         let mut out = String::from("<pre>");
@@ -143,7 +143,7 @@ pub fn clean(html: &str) -> String {
     BUILDER.clean(html).to_string()
 }
 
-/// Counts tags that open without one that closes. Rough, and never too small by more than the void elements.
+/// Counts opening tags without closing ones. An estimate, too small by the void elements at most.
 fn is_too_deep(html: &str) -> bool {
     let (mut depth, mut deepest) = (0_usize, 0_usize);
     let bytes = html.as_bytes();
@@ -165,22 +165,22 @@ fn is_void(tag: &str) -> bool {
     VOID.iter().any(|void| void.eq_ignore_ascii_case(&tag[..end]))
 }
 
-/// Whether HTML would lose something in [`clean`] that a frame can show: scripts, styles, drawings, forms.
+/// Whether [`clean`] would remove something that a frame can show: scripts, styles, drawings, forms.
 pub fn needs_frame(html: &str) -> bool {
     tags(html).any(|(name, rest)| match name.as_str() {
-        // pandas brings one with each table; the page styles tables itself.
+        // pandas writes one with each table; the page has its own style for tables.
         "style" => !rest.trim_start().starts_with("scoped"),
         _ => FRAMED.contains(&name.as_str()) || has_handler(rest),
     })
 }
 
-/// Whether HTML holds anything that runs.
+/// Whether HTML contains anything that runs.
 pub fn has_script(html: &str) -> bool {
     tags(html).any(|(name, rest)| matches!(name.as_str(), "script" | "iframe") || has_handler(rest))
 }
 
-/// The tags that open something: their names in lower case, and what stands behind the name. Each byte belongs to one
-/// tag at most, so that this is linear in whatever comes.
+/// The opening tags: their names in lower case, and the text after the name. Each byte belongs to at most one tag, so the time is
+/// linear for any input.
 fn tags(html: &str) -> impl Iterator<Item = (String, &str)> {
     let mut rest = html;
     std::iter::from_fn(move || {
@@ -207,7 +207,7 @@ fn has_handler(tag: &str) -> bool {
         })
 }
 
-/// Whether letters and an equals sign stand here. The longest event has a name of 25 letters.
+/// Whether the text starts with letters and an equals sign. The longest event name has 25 letters.
 fn is_assigned(text: &str) -> bool {
     let letters = text.bytes().take(30).take_while(u8::is_ascii_alphabetic).count();
     letters > 0 && text[letters..].trim_start().starts_with('=')
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_stay_and_scripts_go() {
+    fn tables_are_kept_and_scripts_removed() {
         let pandas = "<div>\n<style scoped>.dataframe tbody tr th { x }</style>\n<table border=\"1\" class=\"dataframe\"><thead>\
             <tr style=\"text-align: right;\"><th></th><th>a</th></tr></thead><tbody><tr><th>0</th><td>1</td></tr></tbody></table></div>";
         assert!(!needs_frame(pandas));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_and_links() {
+    fn remote_sources_are_removed_and_ids_prefixed() {
         let cleaned = clean(
             "<img src=\"http://x/a.png\" alt=\"a\"><img src=\"data:image/png;base64,aaaa\"><a href=\"#p\" id=\"q\">l</a>",
         );
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_frame() {
+    fn active_or_styled_html_needs_a_frame() {
         for html in [
             "<SCRIPT>",
             "<style>",
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_costs_no_time() {
+    fn deep_nesting_is_refused_quickly() {
         let begun = std::time::Instant::now();
         for tag in ["<div>", "<b>", "<blockquote>", "<table>", "<td>", "<p>", "<li>", "<a>"] {
             clean(&tag.repeat(20_000));

@@ -31,8 +31,8 @@ fn invalid_file_is_refused_with_position() {
         ("hello", "not JSON at line 1 column 1"),
         ("[]", "not a notebook"),
         (r#"{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}}"#, "more text after the end"),
-        (r#"{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": {}}"#, "cells is missing or no list"),
-        (r#"{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [1]}"#, "cell 0 is no object"),
+        (r#"{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": {}}"#, "cells is missing or not a list"),
+        (r#"{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [1]}"#, "cell 0 is not an object"),
         (&future, "notebook format 5 is not supported"),
         (&deep, "nested deeper than"),
     ] {

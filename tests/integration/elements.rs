@@ -1,5 +1,5 @@
-//! What a person does with cells in a browser: tables, editing with completion, earlier runs, one line, chips; and that all
-//! of it can be used without seeing it, in light and dark, at two widths.
+//! Cells in a browser: tables, editing with completion, previous executions, collapsed cells and phase chips. Also accessibility, in
+//! light and dark, at two widths.
 
 use serde_json::{Value, json};
 
@@ -31,7 +31,7 @@ async fn tables_are_sorted_paged_and_copied() {
         page.look("small", "all('thead [aria-sort]').map(head => head.ariaSort + head.scope).join()").await,
         "nonecol,nonecol"
     );
-    // Numbers as numbers, what is missing last, whichever way; the third time it is as it was.
+    // Numbers sort by value, missing values last in both directions; the third click restores the order.
     for (order, sorted) in
         [("ascending", "-1.5,9.0,10.0,NaN"), ("descending", "10.0,9.0,-1.5,NaN"), ("none", "10.0,9.0,NaN,-1.5")]
     {
@@ -44,7 +44,7 @@ async fn tables_are_sorted_paged_and_copied() {
     page.look("small", "button('Copy').click()").await;
     let copied = "\tn\ts\n1\t9.0\ta\n2\tNaN\tä\n0\t10.0\tb\n3\t-1.5\tc";
     page.until("small", "window.copied", json!(copied)).await;
-    // A long one is read page by page.
+    // A long table has pages.
     page.until("large", "all('.pager span')[0]?.textContent", json!("1–50 of 5,000 rows")).await;
     page.look("large", "all('.pager button')[3].click()").await;
     assert_eq!(
@@ -58,13 +58,13 @@ async fn tables_are_sorted_paged_and_copied() {
     assert!(took < 2000.0, "{took} ms");
     page.look("large", "button('Copy').click()").await;
     page.until("large", "window.copied.split('\\n').length", json!(5001)).await;
-    // What a long table holds is as dead as in a short one.
+    // The rows of a long table are sanitised, too.
     page.until("odd", "all('table, cellkeep-frame').length", json!(1)).await;
     assert_eq!(page.look("odd", "[window.__pwned === undefined, all('script').length]").await, json!([true, 0]));
     assert_eq!(page.end().await, [""; 0]);
 }
 
-/// Texts that patterns with a way back would be read many times by, as expressions, and what they are shown as.
+/// Texts on which backtracking patterns would take quadratic time, as expressions, and how they are shown.
 const SLOW: &[(&str, &str, &str)] = &[
     ("text/html", "'< style='.repeat(20000)", ".scroll"),
     ("text/html", "'<p' + ' style=position '.repeat(10000)", ".scroll"),
@@ -87,7 +87,7 @@ const SLOW: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_text_holds_the_page_up() {
+async fn hostile_text_does_not_block_the_page() {
     let Some(mut page) = start("elements-slow", &[]).await else { return };
     for (kind, text, shown) in SLOW {
         let show = format!(
@@ -103,18 +103,18 @@ async fn no_text_holds_the_page_up() {
     assert_eq!(page.end().await, [""; 0]);
 }
 
-/// Puts a cell of a notebook with one HTML output into the page.
+/// Adds a notebook cell with one HTML output to the page.
 async fn show_html(page: &mut Mounted, html: &str, fields: &str) {
     let show = format!(
         "document.body.replaceChildren(Object.assign(document.createElement('cellkeep-cell'), {{id: 'shown', {fields} content: {{cell_type: 'code', source: '', outputs: [{{output_type: 'display_data', metadata: {{}}, data: {{'text/html': {}}}}}]}}}}))",
         json!(html)
     );
-    // As if a person had just pressed a button.
+    // Simulates a recent click of the person.
     page.browser.call("Runtime.evaluate", json!({"expression": show, "userGesture": true})).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_in_a_frame_is_followed_by_a_person_only() {
+async fn only_a_person_follows_links_of_frames() {
     let Some(mut page) = start("elements-links", &[]).await else { return };
     page.browser.evaluate("window.open = address => { window.opened = address }; 0").await;
     let html =
@@ -123,7 +123,7 @@ async fn a_link_in_a_frame_is_followed_by_a_person_only() {
     let link = "(a => [a?.href, a?.textContent, a?.rel, window.opened ?? null])(all('cellkeep-frame')[0]?.renderRoot.querySelector('.link a'))";
     let address = "https://elsewhere.invalid/?secret";
     page.until("shown", link, json!([address, address, "noopener noreferrer nofollow", null])).await;
-    // Frames are the named server's, also for a cell that is in no session; out of view, this one is not made.
+    // Frames come from `server`, also for a cell without a session. This one is out of view, so it is not loaded.
     page.browser.evaluate("document.body.style.paddingTop = '5000px'; 0").await;
     show_html(&mut page, html, "server: 'https://other.invalid/',").await;
     page.until("shown", "all('cellkeep-frame')[0]?.server", json!("https://other.invalid")).await;
@@ -131,7 +131,7 @@ async fn a_link_in_a_frame_is_followed_by_a_person_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reused_id_shows_nothing_of_the_deleted_cell() {
+async fn reused_cell_id_shows_no_old_outputs() {
     let Some(mut page) = start("elements-reused", &[("a", "print('one')")]).await else { return };
     page.until("a", "[phase, raw]", json!(["ok", "one"])).await;
     page.held.client.delete(&page.held.path("/cells/a")).await;
@@ -141,7 +141,6 @@ async fn a_reused_id_shows_nothing_of_the_deleted_cell() {
     assert_eq!(page.end().await, [""; 0]);
 }
 
-/// Presses a key in a cell's editor.
 async fn press(page: &mut Mounted, cell: &str, key: &str, with: &str) {
     let event = format!("{{key: '{key}', {with}: true, bubbles: true, cancelable: true}}");
     page.look(cell, &format!("root.querySelector('.cm-content').dispatchEvent(new KeyboardEvent('keydown', {event}))"))
@@ -149,7 +148,7 @@ async fn press(page: &mut Mounted, cell: &str, key: &str, with: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cell_is_edited_run_again_and_compared() {
+async fn edited_cell_shows_its_previous_run() {
     let Some(mut page) = start("elements-edit", &[("a", "some_long_name = 41\nprint('one')"), ("b", "6 * 7")]).await else {
         return;
     };
@@ -157,7 +156,7 @@ async fn a_cell_is_edited_run_again_and_compared() {
     assert_eq!(page.look("a", "button('Previous run') === undefined").await, true);
     let loaded = "performance.getEntriesByType('resource').map(one => one.name).join()";
     let first = page.look("a", loaded).await;
-    // The editor stands where the source stood.
+    // The editor has the position of the source.
     let first_character = |place: &str| {
         format!(
             "((text, range) => (range.setStart(text, 0), range.setEnd(text, 1), (at => [at.left, at.top].map(Math.round).join())(range.getBoundingClientRect())))
@@ -167,11 +166,11 @@ async fn a_cell_is_edited_run_again_and_compared() {
     let stood = page.look("a", &first_character(".source")).await;
     page.look("a", "root.querySelector('.source').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true}))").await;
     page.until("a", "root.activeElement?.classList.contains('cm-content')", json!(true)).await;
-    // It has the focus before its lines are drawn.
+    // It gets the focus before its lines are drawn.
     page.until("a", "root.querySelector('.cm-line').textContent", json!("some_long_name = 41")).await;
     assert_eq!(page.look("a", &first_character(".cm-line")).await, stood, "it moved");
     assert_ne!(page.look("a", loaded).await, first, "the editor was there before it was needed");
-    // Escape leaves, and nothing has changed.
+    // Escape closes the editor without a change.
     page.browser.insert("# more").await;
     press(&mut page, "a", "Escape", "bubbles").await;
     page.until("a", "root.querySelector('pre.source')?.textContent", json!("some_long_name = 41\nprint('one')")).await;
@@ -180,7 +179,7 @@ async fn a_cell_is_edited_run_again_and_compared() {
     page.until("a", "root.activeElement?.classList.contains('cm-content')", json!(true)).await;
     press(&mut page, "a", "a", "ctrlKey").await;
     page.browser.insert("é = some_lon").await;
-    // The first answer of this kind may take longer than a person would wait.
+    // The first completion of a kernel may take several seconds.
     let asked = json!({"code": "some_lon", "cursor_pos": 8});
     while page.held.client.post(&page.held.path("/complete"), asked.clone()).await.status == 409 {}
     press(&mut page, "a", "Tab", "bubbles").await;
@@ -196,7 +195,7 @@ async fn a_cell_is_edited_run_again_and_compared() {
     )
     .await;
     assert_eq!(page.held.cell("a").await["source"], "é = some_long_name\nprint(é)");
-    // What the run before showed.
+    // The outputs of the previous execution.
     page.until("a", "button('Previous run') !== undefined", json!(true)).await;
     page.look("a", "button('Previous run').click()").await;
     page.until("a", "[...root.querySelectorAll('.earlier cellkeep-output')].map(one => one.renderRoot.querySelector('pre')?.textContent.trim()).join()", json!("one")).await;
@@ -208,7 +207,7 @@ const PLOT: &str =
     "import matplotlib.pyplot as plt\nprint('some text')\nplt.figure(figsize=(2, 1)); plt.plot([1, 2]); plt.show()";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chips_say_where_a_cell_is_and_one_line_keeps_plots() {
+async fn chips_show_phases_and_collapsed_cells_keep_plots() {
     let waits = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)";
     let cells =
         [("plot", PLOT), ("asks", "word = input('שם? ')"), ("runs", waits), ("queued", "1"), ("rtl", "print('שלום abc')")];
@@ -222,12 +221,12 @@ async fn chips_say_where_a_cell_is_and_one_line_keeps_plots() {
     .await;
     page.until("queued", "[phase, root.querySelector('[data-phase]').textContent.trim()]", json!(["queued", "queued"]))
         .await;
-    // Focus is in the question already, since it was nowhere else; an answer goes on.
+    // The question has the focus, since no other element had it.
     page.until("asks", "root.activeElement?.id", json!("answer")).await;
     page.browser.insert("x").await;
     page.look("asks", "root.querySelector('.question').requestSubmit()").await;
     page.until("runs", "phase", json!("running")).await;
-    // The timer lives, and stands still for who wants that.
+    // The timer runs, and the animation respects reduced motion.
     let timer = page.look("runs", "root.querySelector('[data-phase]').textContent").await;
     page.until("runs", &format!("root.querySelector('[data-phase]').textContent !== {timer}"), json!(true)).await;
     page.browser.media(&[("prefers-reduced-motion", "reduce")]).await;
@@ -235,7 +234,7 @@ async fn chips_say_where_a_cell_is_and_one_line_keeps_plots() {
     page.held.client.put(&page.held.path("/files/go"), "").await;
     page.until("rtl", "[phase, raw, getComputedStyle(all('pre')[0]).unicodeBidi]", json!(["ok", "שלום abc", "plaintext"]))
         .await;
-    // One line: the source's first, and the plots.
+    // Collapsed: the first line of the source, and the plots.
     page.look("plot", "root.querySelector('.collapse').click()").await;
     let collapsed = "[root.querySelector('pre.source'), root.querySelector('.line')?.textContent, raw, all('img').length, root.querySelector('.collapse').ariaExpanded]";
     page.until("plot", collapsed, json!([null, "import matplotlib.pyplot as plt", "", 1, "false"])).await;
@@ -244,7 +243,7 @@ async fn chips_say_where_a_cell_is_and_one_line_keeps_plots() {
     assert_eq!(page.end().await, [""; 0]);
 }
 
-/// What axe finds; a page of nothing but cells has neither landmarks nor a heading, and is not asked for them.
+/// The findings of axe. A page of cells only has neither landmarks nor a heading, so those rules are skipped.
 const AXE: &str = "(rules => { window.found = undefined;
     axe.run(document, {iframes: false, rules: Object.fromEntries(rules.map(rule => [rule, {enabled: false}]))})
       .then(({violations}) => window.found = violations.map(({id, nodes}) => `${id}: ${nodes.slice(0, 4).map(node => node.target.join(' ') + ' ' + node.html.slice(0, 120) + ' ' + node.failureSummary).join(' | ')}`), error => window.found = [String(error)]) })(RULES); 0";
@@ -254,8 +253,8 @@ pub fn axe_file() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("web/node_modules/axe-core/axe.min.js")
 }
 
-/// Looks at a page in light and dark, wide and narrow; none may be wider than the window.
-pub async fn look_over(browser: &mut Browser, script: &str, name: &str, without: &[&str]) {
+/// Runs axe on a page in light and dark, wide and narrow. The page must not be wider than the window.
+pub async fn check_accessibility(browser: &mut Browser, script: &str, name: &str, without: &[&str]) {
     browser.evaluate(&format!("{script}; 0")).await;
     let mut all = Vec::new();
     for scheme in ["light", "dark"] {
@@ -277,7 +276,7 @@ pub async fn look_over(browser: &mut Browser, script: &str, name: &str, without:
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn axe_finds_nothing() {
+async fn page_and_cells_are_accessible() {
     let Ok(script) = std::fs::read_to_string(axe_file()) else { return skip("axe is not there (make web)") };
     let cells = [
         ("frame", SMALL),
@@ -301,16 +300,16 @@ async fn axe_finds_nothing() {
     page.look("plot", "button('Edit').click()").await;
     page.until("plot", "root.querySelector('.cm-content') !== null", json!(true)).await;
     page.look("error", "all('details').forEach(one => one.open = true)").await;
-    look_over(&mut page.browser, &script, "elements", NOT_OF_CELLS).await;
+    check_accessibility(&mut page.browser, &script, "elements", NOT_OF_CELLS).await;
     // The page itself, with the same session.
     let link = format!("{}/#token={}", page.origin(), crate::server::TOKEN);
-    // Only another address in between loads it anew.
+    // Only another address in between reloads the page.
     page.browser.open("about:blank").await;
     page.browser.open(&link).await;
     let choose = "document.querySelector('cellkeep-page')?.renderRoot?.querySelector('nav li:not(.here) .open')?.click()";
     let cells =
         "JSON.stringify(document.querySelector('cellkeep-page')?.renderRoot?.querySelectorAll('cellkeep-cell').length ?? 0)";
     page.browser.until(choose, cells, |cells| *cells == json!(11)).await;
-    look_over(&mut page.browser, &script, "page", &[]).await;
+    check_accessibility(&mut page.browser, &script, "page", &[]).await;
     assert_eq!(page.end().await, [""; 0]);
 }

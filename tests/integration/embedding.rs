@@ -1,4 +1,4 @@
-//! Pages of others that show cells: the guide's examples, as they stand, from origins of their own.
+//! Other sites that show cells: the unchanged examples of the guide, from their own origins.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,12 +14,12 @@ use crate::server::{Server, TOKEN};
 use crate::support::browser::Browser;
 use crate::support::{TestSandbox, skip};
 
-/// Serves one of the guide's files, whatever is asked for.
+/// Serves an example of the guide for any request path.
 async fn serve_example(name: &str) -> SocketAddr {
     serve(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/embed").join(name)).unwrap(), "").await
 }
 
-/// Serves a page with this policy, whatever is asked for.
+/// Serves a page with this policy for any request path.
 pub async fn serve(page: Vec<u8>, policy: &str) -> SocketAddr {
     let policy = policy.to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -42,7 +42,7 @@ pub async fn serve(page: Vec<u8>, policy: &str) -> SocketAddr {
     address
 }
 
-/// A server that pages of `origin` may use, and a browser. `None` where there is no browser or no page in this build.
+/// A server that permits pages of `origin`, and a browser. `None` if there is no browser or this build has no page.
 async fn start(name: &str, origin: &str) -> Option<(Server, Browser)> {
     let Some(program) = Browser::program() else {
         skip("there is no chromium");
@@ -73,7 +73,7 @@ async fn end(server: Server, browser: Browser, origins: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plain_page_shows_cells() {
+async fn plain_page_shows_cells() {
     let page = serve_example("plain.html").await;
     let origin = format!("http://{page}");
     let Some((server, mut browser)) = start("embed-plain", &origin).await else { return };
@@ -103,10 +103,10 @@ async fn a_plain_page_shows_cells() {
     end(server, browser, &[&origin, &address]).await;
 }
 
-/// A chat of one's own: its visitor's browser never has its token, and sees the cells all the same.
+/// A chat server of another site: the browser of its visitor sees the cells without the token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chat_server_of_ones_own_shows_cells() {
-    // A port of its own, which its origin is made of before it starts.
+async fn foreign_chat_server_shows_cells() {
+    // The port is reserved first, since the origin contains it.
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let origin = format!("http://127.0.0.1:{port}");
     let Some((server, mut browser)) = start("embed-chat", &origin).await else { return };
@@ -135,13 +135,13 @@ async fn a_chat_server_of_ones_own_shows_cells() {
     .await;
     let held = browser.evaluate("document.querySelector('cellkeep-cell').token").await;
     assert_ne!(held, TOKEN);
-    // Its session is gone: the conversation goes on in another.
+    // After its session ended, the conversation continues in another.
     let client = server.client();
     let gone = client.session_ids().await.remove(0);
     client.delete(&format!("/v1/sessions/{gone}")).await;
     browser.evaluate(&say("=7*7")).await;
     until(&mut browser, "output(cells[1])?.textContent.trim().startsWith('49')", &json!(true)).await;
-    // Pages of others are not answered.
+    // Requests from pages of other origins are refused.
     let mut other = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let request = format!(
         "POST /say HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\norigin: http://elsewhere.invalid\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}"
@@ -153,9 +153,9 @@ async fn a_chat_server_of_ones_own_shows_cells() {
     end(server, browser, &[&origin, &address]).await;
 }
 
-/// The guide's React page, built as it says, in a browser.
+/// The React example of the guide, built as described, in a browser.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_react_page_shows_cells() {
+async fn react_page_shows_cells() {
     if !package::web().join("node_modules/react-dom").exists() {
         return skip("react is not there (make web)");
     }
@@ -171,7 +171,7 @@ async fn a_react_page_shows_cells() {
     until(&mut browser, "document.querySelector('form button') !== null", &json!(true)).await;
     browser.evaluate("document.querySelector('form').requestSubmit()").await;
     until(&mut browser, "output(cells[0])?.textContent.trim().startsWith('285')", &json!(true)).await;
-    // What a person writes goes through React's own state.
+    // Typed text goes through React's state.
     let write = "(area => { Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(area, 'print(input(\"? \") * 2)'); area.dispatchEvent(new Event('input', {bubbles: true})) })(document.querySelector('textarea'))";
     browser.evaluate(write).await;
     browser.evaluate("document.querySelector('form').requestSubmit()").await;
@@ -180,7 +180,7 @@ async fn a_react_page_shows_cells() {
         .evaluate("(form => { form.querySelector('input').value = 'ab'; form.requestSubmit() })(document.querySelectorAll('cellkeep-cell')[1].renderRoot.querySelector('.question'))")
         .await;
     until(&mut browser, "output(cells[1])?.textContent.includes('abab')", &json!(true)).await;
-    // What the element cannot do, the page says.
+    // The page shows errors of the element.
     let client = server.client();
     let id = client.session_ids().await.remove(0);
     client.delete(&format!("/v1/sessions/{id}")).await;
@@ -197,7 +197,7 @@ async fn a_react_page_shows_cells() {
     server.end().await;
 }
 
-/// Builds the example by its own script, with the packages that are here.
+/// Builds the example by its own script, with the installed packages.
 fn build_react(site: &Path) {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/embed/react");
     std::fs::create_dir_all(site).unwrap();
@@ -208,7 +208,7 @@ fn build_react(site: &Path) {
     package::run(site, "npm", &["run", "--silent", "build"]);
 }
 
-/// Ways in which a script leads a frame elsewhere: its own, one inside, and those around it.
+/// Ways in which a script navigates a frame: its own, an inner one, and outer ones.
 const DEPARTURES: &[&str] = &[
     "<script>location = 'ELSEWHERE/own'</script>",
     "<script>location.replace('ELSEWHERE/replaced?' + encodeURIComponent(document.body.textContent))</script>",
@@ -227,9 +227,9 @@ const DEPARTURES: &[&str] = &[
     "<script>parent.postMessage('begin', '*', [new MessageChannel().port2, new MessageChannel().port2]); location = 'ELSEWHERE/after'</script>",
 ];
 
-/// Whoever shows outputs need not know what scripts in them can do: nothing of them leaves, on a page without any policy.
+/// Sites without any content security policy are safe, too: no script of an output can send data.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_leaves_a_page_without_a_policy() {
+async fn no_data_leaves_a_page_without_policy() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let elsewhere = format!("http://{}", listener.local_addr().unwrap());
     let told = tokio::spawn(first_words(listener));
@@ -250,7 +250,7 @@ async fn nothing_leaves_a_page_without_a_policy() {
             "import('{address}/-/assets/cellkeep-cell.js').then(() => document.body.append(Object.assign(document.createElement('cellkeep-cell'), {{server: '{address}', content: {content}}}))); 0"
         ))
         .await;
-    // All come into view, and have acted: each has been drawn, or has left for a page that it may not show.
+    // All come into view, and each has been drawn or has tried to navigate.
     let all = "[...cells[0]?.renderRoot?.querySelectorAll('cellkeep-output') ?? []].map(output => output.renderRoot.querySelector('cellkeep-frame'))";
     let walk = format!(
         "{{ {CELLS} const all = {all}; window.step = ((window.step ?? 0) + 1) % (all.length || 1); all[window.step]?.scrollIntoView() }}"

@@ -1,4 +1,4 @@
-//! `cellkeep export` as a person uses it, and its pages in a real browser.
+//! The command `cellkeep export`, and its pages in a real browser.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ fn export(arguments: &[&str], notebook: &Path) -> Done {
 }
 
 #[test]
-fn each_format_has_its_place() {
+fn each_format_has_a_default_output_path() {
     let folder = scratch("export-formats");
     let picture = json!([{"output_type": "display_data", "metadata": {}, "data": {"image/png": "iVBORw0KGgo="}}]);
     let path = notebook(&folder, "a b.ipynb", &json!([code("a", "x = 1", &picture)]));
@@ -41,7 +41,7 @@ fn each_format_has_its_place() {
     assert!(read("a b.md").contains("![output](a%20b_files/cell-01-output-1.png)"));
     assert_eq!(std::fs::read(folder.join("a b_files/cell-01-output-1.png")).unwrap(), b"\x89PNG\r\n\x1a\n");
     assert!(read("a b.py").ends_with("x = 1\n"));
-    // Notebooks are not written over themselves.
+    // A notebook is not overwritten by its export.
     let onto_itself = export(&["--to", "ipynb", "--no-outputs"], &path);
     assert!(onto_itself.code == 2 && onto_itself.stderr.contains("is the notebook itself"), "{}", onto_itself.stderr);
     let bare = export(&["--to", "ipynb", "--no-outputs", "-o", "-"], &path);
@@ -49,7 +49,7 @@ fn each_format_has_its_place() {
 }
 
 #[test]
-fn pipes_and_many_notebooks() {
+fn exports_pipes_and_several_notebooks() {
     let folder = scratch("export-many");
     let bytes = std::fs::read(notebook(&folder, "a.ipynb", &json!([code("a", "x", &json!([]))]))).unwrap();
     let piped = Cli::new(&["export", "-", "--to", "script", "--script-style", "percent"]).input(&bytes).run();
@@ -67,7 +67,7 @@ fn pipes_and_many_notebooks() {
 }
 
 #[test]
-fn pdf_without_a_browser_tells_the_way_out() {
+fn pdf_without_browser_suggests_an_alternative() {
     let folder = scratch("export-no-pdf");
     let path = notebook(&folder, "a.ipynb", &json!([]));
     let none = Cli::new(&["export", "--to", "pdf"]).path(&path).env("PATH", "/nowhere").env("CELLKEEP_CHROMIUM", "").run();
@@ -93,10 +93,10 @@ fn pdf_is_printed() {
     assert!(pdf.starts_with(b"%PDF-") && pdf.len() > 50_000, "{}", pdf.len());
 }
 
-/// The page with every kind of output: nothing is fetched, nothing is complained of, the notebook's scripts reach
-/// nothing outside of their frames, and the plots are drawn.
+/// The page with every kind of output: no requests, no console errors, no access of the notebook's scripts outside their frames, and
+/// all plots are drawn.
 #[tokio::test]
-async fn a_browser_shows_every_output() {
+async fn browser_shows_every_output() {
     let folder = scratch("export-browser");
     let Some(program) = Browser::program() else { return skip("there is no chromium") };
     let page = folder.join("every.html");
@@ -104,7 +104,7 @@ async fn a_browser_shows_every_output() {
     assert_eq!(done.code, 0, "{}", done.stderr);
     let mut browser = Browser::start(&program, &folder.join("profile")).await;
     browser.open(&format!("file://{}", page.display())).await;
-    // Frames are made as they come into view, so the page is read as a person reads it.
+    // Frames load when they come into view, so the test scrolls.
     let state = "JSON.stringify({pwned: window.pwned, images: [...document.images].every(i => i.complete && i.naturalWidth > 0), \
         plots: document.querySelectorAll('.plot').length, maths: document.querySelectorAll('math').length, \
         frames: [...document.querySelectorAll('iframe')].map(f => [f.title, f.getAttribute('sandbox'), f.offsetHeight, f.dataset.drawn])})";
@@ -125,7 +125,7 @@ async fn a_browser_shows_every_output() {
     for frame in seen["frames"].as_array().unwrap() {
         assert_eq!(frame[1], "allow-scripts allow-downloads", "{frame}");
     }
-    // Colours change, in the frames too, and plots are drawn anew.
+    // The theme changes in frames, too, and plots are drawn again.
     browser.evaluate("document.getElementById('theme').click()").await;
     assert_eq!(browser.evaluate("document.documentElement.dataset.theme").await, "dark");
     browser.evaluate("document.getElementById('code').click()").await;
@@ -137,9 +137,9 @@ async fn a_browser_shows_every_output() {
     assert_eq!(requests, [""; 0]);
 }
 
-/// Where no output has scripts of its own, every script of the page is named by its hash, and plots are drawn all the same.
+/// If no output has scripts of its own, the policy lists every script by its hash, and plots are still drawn.
 #[tokio::test]
-async fn plots_are_drawn_under_the_strictest_policy() {
+async fn plots_are_drawn_under_the_strict_policy() {
     let folder = scratch("export-strict");
     let Some(program) = Browser::program() else { return skip("there is no chromium") };
     let display = |mime: &str, spec: &Value| json!([{"output_type": "display_data", "metadata": {}, "data": {mime: spec}}]);
@@ -177,9 +177,9 @@ async fn plots_are_drawn_under_the_strictest_policy() {
     assert_eq!(browser.finish().await, (Vec::new(), Vec::new()));
 }
 
-/// What a notebook says in every place that a text can be in, as a browser reads it: no script of it reaches the page.
+/// Scripts in every text position of a notebook, parsed by a browser: none runs in the page.
 #[tokio::test]
-async fn no_script_of_a_notebook_reaches_the_page() {
+async fn no_notebook_script_runs_in_the_page() {
     let folder = scratch("export-attacks");
     let Some(program) = Browser::program() else { return skip("there is no chromium") };
     let act = "try{window.pwned=1;parent.pwned=1;top.pwned=1}catch(e){}";
@@ -223,7 +223,7 @@ async fn no_script_of_a_notebook_reaches_the_page() {
             "source": format!("# {attack}\n\n{attack}\n\n```{attack}\n{attack}\n```\n\n![{attack}](attachment:a)"),
             "attachments": {"a": {"image/svg+xml": attack}}}));
     }
-    // No policy forbids WebRTC: a frame's height tells whether its scripts find it.
+    // No policy forbids WebRTC: the frame's height shows whether its scripts have access to it.
     let tall = "<script>document.body.style.height = typeof RTCPeerConnection === 'undefined' ? '900px' : '9px'</script>";
     let output = json!([{"output_type": "display_data", "data": {"text/html": tall}, "metadata": {}}]);
     cells.push(code("rtc", "1", &output));
@@ -250,7 +250,7 @@ async fn no_script_of_a_notebook_reaches_the_page() {
     assert_eq!(requests, [""; 0]);
 }
 
-/// Whether the build has the libraries, as it tells by the page: `make test` sees to it.
+/// Whether the build has the plotting libraries, by the content of the page. `make test` builds them.
 fn cellkeep_has_libraries(page: &Path) -> bool {
     let has = std::fs::read_to_string(page).unwrap().contains("id=\"lib-vega\"");
     if !has {

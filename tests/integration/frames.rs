@@ -1,4 +1,4 @@
-//! Frames of outputs, with scripts that want out of them, and many at once.
+//! Frames of outputs: scripts that try to escape, themes, and many frames at once.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ async fn start(name: &str) -> Option<Mounted> {
     Some(page)
 }
 
-/// Puts a cell of a notebook with these HTML outputs into the page.
+/// Adds a notebook cell with these HTML outputs to the page.
 async fn show(page: &mut Mounted, outputs: &[String], attributes: &str) {
     let outputs: Vec<_> = outputs
         .iter()
@@ -37,8 +37,8 @@ async fn in_frames(page: &mut Mounted, expression: &str, value: Value) {
     }
 }
 
-/// Ways to a document without our hand in it. Each tells what it finds of `RTCPeerConnection` there. The first of them are
-/// for pages that let scripts make the policy.
+/// Ways to a document without the guard. Each reports whether it finds `RTCPeerConnection` there. The first ones are for pages that let
+/// scripts create the Trusted Types policy.
 const WAYS: &str = r#"<div id=place></div>
 <iframe SrcDoc="<script>parent.postMessage(['initial', typeof RTCPeerConnection], '*')</script>"></iframe>
 <script>
@@ -46,7 +46,7 @@ window.told = {}; window.threw = {};
 addEventListener("message", ({data}) => { if (Array.isArray(data)) told[data[0]] = data[1] });
 const page = way => `<script>parent.postMessage(['${way}', typeof RTCPeerConnection], '*')<\/script>`;
 const quoted = way => page(way).replaceAll('"', '&quot;').replaceAll("'", '&apos;').replaceAll('<', '&lt;');
-// Not spelled out, or it would be our name for it already.
+// The name is assembled, since the guard would rename it in the text.
 const name = "src" + "doc", tag = "if" + "rame";
 const make = () => place.appendChild(document.createElement(tag));
 const native = Element.prototype.setAttribute;
@@ -73,7 +73,7 @@ const ways = {
   xslt: way => { const sheet = new DOMParser().parseFromString(`<x:stylesheet version="1.0" xmlns:x="http://www.w3.org/1999/XSL/Transform"><x:template match="/"><x:element name="${tag}" namespace="http://www.w3.org/1999/xhtml"><x:attribute name="{concat('src','doc')}">${quoted(way)}</x:attribute></x:element></x:template></x:stylesheet>`, "text/xml");
     const processor = new XSLTProcessor(); processor.importStylesheet(sheet); place.append(processor.transformToFragment(new DOMParser().parseFromString("<a/>", "text/xml"), document)) },
   approved: way => native.call(make(), name, trustedTypes.defaultPolicy.createHTML(page(way))),
-  // These two the sandbox refuses.
+  // The sandbox refuses these two.
   script: way => { make().src = `javascript:parent.postMessage(['${way}', typeof RTCPeerConnection], '*')` },
   reached: way => told[way] = typeof make().contentWindow.RTCPeerConnection,
   command: way => { const box = document.createElement("div"); box.contentEditable = true; place.append(box); box.focus(); document.execCommand("insertHTML", false, `<${tag} ${name}="${quoted(way)}"></${tag}>`) },
@@ -84,7 +84,7 @@ window.last = () => make()[name] = page("last");
 told.here = typeof RTCPeerConnection;
 </script>"#;
 
-/// What is written in pieces takes the place of the document: it is tried by itself.
+/// `document.write` in pieces replaces the document, so it is tried alone.
 const WRITTEN: &str = r#"<script>
 window.told = {};
 try { trustedTypes.createPolicy("default", {createHTML: text => text, createScript: text => text}) } catch {}
@@ -100,11 +100,11 @@ window.last = () => document.body.appendChild(document.createElement("if" + "ram
 
 /// What answers in a frame of ours, as an ordinary page would have it.
 const WORK: &[&str] = &["initial", "property", "attribute", "inner", "outer", "adjacent", "fragment", "parsed", "cloned"];
-/// What no frame without an origin may do, guarded or not.
+/// Ways that no frame without an origin permits, with or without the guard.
 const REFUSED: &[&str] = &["script", "reached"];
 
-/// What was told, when all that comes has come: these first, then what was begun after them.
-async fn told(page: &mut Mounted, work: &[&str]) -> Value {
+/// The reports of all ways, after the last one has arrived.
+async fn reports(page: &mut Mounted, work: &[&str]) -> Value {
     for way in work {
         in_frames(page, &format!("globalThis.told?.{way}"), json!("undefined")).await;
     }
@@ -116,22 +116,22 @@ async fn told(page: &mut Mounted, work: &[&str]) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_document_in_a_frame_has_webrtc() {
+async fn guarded_frames_have_no_webrtc() {
     let Some(mut page) = start("frames-rtc").await else { return };
     for (html, work) in [(WAYS, WORK), (WRITTEN, &["written"][..])] {
         show(&mut page, &[html.to_owned()], "id").await;
-        let told = told(&mut page, work).await;
+        let told = reports(&mut page, work).await;
         for (way, found) in told.as_object().unwrap() {
             assert_eq!(found, "undefined", "{way} of {told}");
         }
     }
-    // Each way that was refused is complained of, and none of them asked anything of anybody.
+    // Each refused way is a console error, and none made a request.
     page.end().await;
 }
 
-/// Else the test above would prove nothing: with the same policies, but without what we run first, each way leads out.
+/// Control of the test above: with the same policies but without the guard, each way finds WebRTC.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_way_to_webrtc_works_in_a_frame_that_is_not_guarded() {
+async fn unguarded_frames_have_webrtc_by_each_way() {
     let Some(mut page) = start("frames-unguarded").await else { return };
     let ours = page.server.client().anonymous().get("/-/frame/inner").await;
     let policy = format!("{}, frame-src {}/-/frame/inner", ours.header("content-security-policy"), page.origin());
@@ -146,9 +146,9 @@ async fn each_way_to_webrtc_works_in_a_frame_that_is_not_guarded() {
     page.server.end().await;
 }
 
-/// Other documents of the server have other policies.
+/// Other documents of the server have other policies, so frames must not load them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frame_in_a_frame_goes_nowhere_else_on_the_server() {
+async fn nested_frame_cannot_load_other_server_documents() {
     let Some(mut page) = start("frames-narrow").await else { return };
     let origin = page.origin();
     let html = format!(
@@ -157,12 +157,12 @@ async fn a_frame_in_a_frame_goes_nowhere_else_on_the_server() {
     );
     show(&mut page, &[html], "id").await;
     in_frames(&mut page, "globalThis.refused", json!(["frame-src", origin])).await;
-    // That it was refused is all that is complained of.
+    // The refusal is the only console error.
     page.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frames_look_as_their_cell_does() {
+async fn frames_follow_the_theme_of_their_cell() {
     let Some(mut page) = start("frames-theme").await else { return };
     let nested = "<iframe srcdoc='<p>nested</p>'></iframe><script>window.mine = true</script>".to_owned();
     show(&mut page, &[nested], "theme = 'dark'").await;
@@ -177,7 +177,7 @@ async fn frames_look_as_their_cell_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_frames_a_few_are_alive() {
+async fn only_few_of_many_frames_stay_loaded() {
     let Some(mut page) = start("frames-many").await else { return };
     let plots: Vec<_> = (0..80)
         .map(|at| format!("<div style='height: 320px'>plot {at}</div><script>window.mark ??= Math.random()</script>"))
@@ -189,12 +189,12 @@ async fn of_many_frames_a_few_are_alive() {
         let drawn = format!("outputs[{at}].querySelector('cellkeep-frame')?.dataset.drawn");
         page.until("shown", &drawn, json!("html")).await;
         let alive = "all('cellkeep-frame').filter(frame => frame.renderRoot.querySelector('iframe')).length";
-        // Before they are drawn they are low, and many are near the view.
+        // Before they are drawn they are low, so many are near the view.
         let alive = page.look("shown", alive).await.as_u64().unwrap();
         most = most.max(if at < 40 { 0 } else { alive });
     }
     assert!((20..=24).contains(&most), "{most} were alive");
-    // What was given up keeps its place, and is there again when it is looked at.
+    // An unloaded frame keeps its height, and is drawn again when it comes into view.
     let heights = page.look("shown", "new Set(all('cellkeep-frame').map(frame => frame.offsetHeight)).size").await;
     assert_eq!(heights, 1, "something around them moved");
     let first = "outputs[0].querySelector('cellkeep-frame').dataset.drawn ?? null";

@@ -1,4 +1,4 @@
-//! Public notebooks give what they give under nbclient, on the same kernel (`tests/nbclient_oracle.py` compares).
+//! Public notebooks produce the same outputs as under nbclient, on the same kernel (`tests/nbclient_oracle.py` compares).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use cellkeep::kernels;
 use crate::cli::scratch;
 use crate::support::skip;
 
-/// The notebooks that `scripts/notebook-sources.sh` has fetched.
+/// The notebooks that `scripts/notebook-sources.sh` downloaded.
 fn notebooks(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.map(|entry| entry.unwrap().path());
@@ -24,7 +24,7 @@ fn notebooks(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn public_notebooks_give_what_nbclient_gives() {
+fn public_notebooks_match_nbclient() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (sources, python) = (root.join("target/notebook-sources"), root.join("target/test-venv/bin/python"));
     let kernel = kernels::environment(&Paths::from_environment(), kernels::find("python").unwrap());

@@ -1,4 +1,4 @@
-//! The page at `/`, open in a real browser, for tests that do there what a person does.
+//! The page at `/` in a real browser, for tests that use it as a person does.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::server::{Server, TOKEN};
 use crate::support::browser::Browser;
 use crate::support::{TestSandbox, skip};
 
-/// What every look needs.
+/// JavaScript helpers for every expression.
 pub const TOOLS: &str = "const page = document.querySelector('cellkeep-page')?.renderRoot, cells = [...(page?.querySelectorAll('cellkeep-cell') ?? [])];
     const within = cell => [...(cell?.renderRoot?.querySelectorAll('cellkeep-output') ?? [])].map(output => output.renderRoot);
     const spoken = output => { const copy = document.createElement('div'); copy.append(...[...output.childNodes].map(node => node.cloneNode(true)));
@@ -21,12 +21,12 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// `None` where there is no browser, or no page in this build.
+    /// `None` if there is no browser, or if this build has no page.
     pub async fn start(name: &str) -> Option<Self> {
         Self::start_with(name, &[]).await
     }
 
-    /// With options for the server.
+    /// As [`Self::start`], with options for the server.
     pub async fn start_with(name: &str, options: &[&str]) -> Option<Self> {
         let Some(program) = Browser::program() else {
             skip("there is no chromium");
@@ -47,10 +47,10 @@ impl Opened {
         format!("http://{}", self.server.client().address())
     }
 
-    /// Opens the link that a person is given.
+    /// Opens the link that `serve` prints.
     pub async fn open(&mut self) {
         let link = format!("{}/#token={TOKEN}", self.origin());
-        // Only another address in between loads it anew.
+        // Only another address in between reloads the page.
         self.browser.open("about:blank").await;
         self.browser.open(&link).await;
         self.until("page?.querySelector('#create:not([disabled])') !== null && page !== undefined", &json!(true)).await;
@@ -66,7 +66,7 @@ impl Opened {
         self.browser.evaluate(&format!("(() => {{ {TOOLS} {script} }})()")).await;
     }
 
-    /// Writes into the composer and runs it by key; gives the place of the new cell.
+    /// Writes into the composer and runs it by key. Returns the index of the new cell.
     pub async fn run(&mut self, source: &str) -> usize {
         let count = self.look("cells.length").await.as_u64().unwrap();
         self.act(&format!(
@@ -93,7 +93,7 @@ impl Opened {
         .await;
     }
 
-    /// Ends both. Gives what the page complained of; nothing may have been asked of others.
+    /// Ends both. Returns the console errors of the page. Fails if the page made requests to other servers.
     pub async fn end(self) -> Vec<String> {
         let origin = self.origin();
         let complaints = self.browser.end(&[&origin]).await;

@@ -1,5 +1,4 @@
-//! The page at `/` in a real browser: what a person does there, what becomes of it when the connection or the server goes
-//! away, and that nothing which code says acts on the page.
+//! The page at `/` in a real browser: what a person does there, a lost connection or server, and that no output is active in the page.
 
 use serde_json::json;
 use tokio::io::AsyncReadExt;
@@ -8,9 +7,9 @@ use crate::opened::{Opened, TOOLS};
 use crate::server::Server;
 use crate::support::TestSandbox;
 
-/// Files with policies, of which none needs a token and none holds anything of anybody.
+/// Public files need no token, contain no data of users, and have strict policies.
 #[tokio::test]
-async fn what_is_served_without_a_token_is_strict() {
+async fn public_files_have_strict_policies() {
     let server = Server::start("page-files", TestSandbox::process(), &[]).await;
     let anyone = server.client().anonymous();
     let page = anyone.get("/").await;
@@ -47,16 +46,15 @@ async fn what_is_served_without_a_token_is_strict() {
     server.end().await;
 }
 
-/// One click draws a plot; text is there while its cell runs; a question is answered in place, also after the page was
-/// loaded anew.
+/// One click draws a plot, text appears while its cell runs, and a question can be answered after a reload of the page.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_runs_cells() {
+async fn cells_run_edit_and_answer_questions() {
     let Some(mut opened) = Opened::start("page-person").await else { return };
     opened.until("location.hash.includes('token') || location.search.includes('token')", &json!(false)).await;
     opened.act("page.querySelector('.chips button').click()").await;
     opened.until("within(cells[0])[0]?.querySelector('img')?.naturalWidth > 100", &json!(true)).await;
     opened.until("phase(cells[0])", &json!("ok")).await;
-    // As the page is told to look, its cells look.
+    // Cells follow the theme of the page.
     let scheme = "getComputedStyle(cells[0]).getPropertyValue('--ck-scheme').trim()";
     for theme in ["dark", "light"] {
         opened.act(&format!("document.querySelector('cellkeep-page').setAttribute('theme', '{theme}')")).await;
@@ -90,7 +88,7 @@ async fn a_person_runs_cells() {
         .await;
     opened.act(&format!("within(cells[{long}])[0].querySelector('.fold').click()")).await;
     opened.until(&format!("text(cells[{long}]).includes('line 300 ')"), &json!(true)).await;
-    // In mid-cell, the page is loaded anew.
+    // The page is reloaded while the cell runs.
     let asks = opened.run("print('before')\nword = input('word? ')\nprint('got', word)").await;
     opened.until(&format!("[phase(cells[{asks}]), text(cells[{asks}])]"), &json!(["input", "before"])).await;
     opened.browser.evaluate("location.reload()").await;
@@ -99,7 +97,7 @@ async fn a_person_runs_cells() {
         .await;
     opened.answer(asks, "ägypt").await;
     opened.until(&format!("[phase(cells[{asks}]), text(cells[{asks}])]"), &json!(["ok", "before got ägypt"])).await;
-    // It is edited in place, and run again.
+    // The cell is edited and executed again.
     opened.act(&format!("[...cells[{asks}].renderRoot.querySelectorAll('.actions button')].find(button => button.textContent === 'Edit').click()")).await;
     let editor = format!("cells[{asks}].renderRoot.querySelector('.cm-content')");
     opened.until(&format!("document.activeElement.renderRoot !== undefined && {editor} != null"), &json!(true)).await;
@@ -113,7 +111,7 @@ async fn a_person_runs_cells() {
     opened.until(&format!("{editor}.textContent"), &json!("print(6 * 7)")).await;
     opened.act(&press("Enter", "shiftKey")).await;
     opened.until(&format!("[phase(cells[{asks}]), text(cells[{asks}]), cells[{asks}].renderRoot.querySelector('pre.source')?.textContent]"), &json!(["ok", "42", "print(6 * 7)"])).await;
-    // What runs is stopped.
+    // The running cell is stopped.
     let runs = opened.run("import time\nprint('on')\ntime.sleep(600)").await;
     opened.until(&format!("[phase(cells[{runs}]), text(cells[{runs}])]"), &json!(["running", "on"])).await;
     opened.act(&format!("[...cells[{runs}].renderRoot.querySelectorAll('.actions button')].find(button => button.textContent === 'Stop').click()")).await;
@@ -121,7 +119,7 @@ async fn a_person_runs_cells() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
-/// Drops a file on the page, as a person does.
+/// Drops a file on the page.
 fn drop_file(name: &str, text: &str) -> String {
     format!(
         "const files = new DataTransfer(); files.items.add(new File([{}], {}));
@@ -131,9 +129,9 @@ fn drop_file(name: &str, text: &str) -> String {
     )
 }
 
-/// A notebook that is dropped is the session's, a file that is dropped is the kernel's, and passwords are not shown.
+/// A dropped notebook is imported, a dropped file is uploaded to the workspace, and passwords are hidden.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn notebooks_and_files_are_dropped_on_the_page() {
+async fn dropped_notebooks_are_imported_and_files_uploaded() {
     let Some(mut opened) = Opened::start("page-files-dropped").await else { return };
     opened.act("page.querySelector('#create').click()").await;
     opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
@@ -153,7 +151,7 @@ async fn notebooks_and_files_are_dropped_on_the_page() {
     opened.until(&format!("cells[{cell}].renderRoot.querySelector('.question input')?.type"), &json!("password")).await;
     opened.answer(cell, "secret").await;
     opened.until(&format!("[phase(cells[{cell}]), text(cells[{cell}])]"), &json!(["ok", "a;b 6"])).await;
-    // Its plots and cells outlive the choice of another session, and its deletion leaves the page whole.
+    // Plots and cells are still there after another session was selected, and the page works after the deletion.
     opened.act("page.querySelector('#create').click()").await;
     opened.until("[cells.length, page.querySelectorAll('nav li').length]", &json!([0, 2])).await;
     opened.act("[...page.querySelectorAll('nav li:not(.here) .open')][0].click()").await;
@@ -165,9 +163,9 @@ async fn notebooks_and_files_are_dropped_on_the_page() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
-/// The files of a session that was left come late: they are not shown, nor deleted, as those of the one that is looked at.
+/// Late responses about the previous session are neither shown nor deleted as files of the selected one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn late_answers_are_not_another_sessions() {
+async fn late_responses_do_not_reach_another_session() {
     let Some(mut opened) = Opened::start("page-late").await else { return };
     for count in 1..=2 {
         opened.act("page.querySelector('#create').click()").await;
@@ -200,10 +198,9 @@ async fn late_answers_are_not_another_sessions() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
-/// The server is killed in mid-cell, and another takes its place: nothing is missing on the page, and nothing is there
-/// twice.
+/// The server is killed while a cell runs, and another one takes over: the page misses nothing and shows nothing twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_page_outlives_its_server() {
+async fn page_continues_with_a_new_server() {
     let Some(mut opened) = Opened::start("page-killed").await else { return };
     opened.act("page.querySelector('#create').click()").await;
     opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
@@ -226,7 +223,7 @@ async fn a_page_outlives_its_server() {
     assert_eq!(others, [""; 0]);
 }
 
-/// Scripts in every place that code can write to. Those that a frame runs find neither the page nor a network.
+/// Scripts in every output that code can produce. Those that a frame runs have access to neither the page nor the network.
 const ATTACKS: &str = r#"
 import json
 hit = "try{top.__pwned=1}catch(e){};try{parent.__pwned=1}catch(e){};window.__pwned=1;fetch('http://127.0.0.1:9/f').catch(e=>0);new Image().src='http://127.0.0.1:9/i';"
@@ -249,7 +246,7 @@ open("<img src=x onerror=window.__pwned=1>.txt", "w").write("x")
 raise ValueError(tag)
 "#;
 
-/// What is said first to whoever listens here. Never ends if nothing is.
+/// The first bytes that a client sends to the listener. Never returns if there are none.
 pub async fn first_words(listener: tokio::net::TcpListener) -> String {
     let (words, mut heard) = tokio::sync::mpsc::channel(1);
     let accepting = async {
@@ -271,17 +268,17 @@ pub async fn first_words(listener: tokio::net::TcpListener) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_code_says_acts_on_the_page() {
+async fn no_output_is_active_in_the_page() {
     let Some(mut opened) = Opened::start("page-attacks").await else { return };
     opened.act("page.querySelector('#create').click()").await;
     opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
-    // Whom all attacks would tell, if they could.
+    // The server that all attacks would contact.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let elsewhere = listener.local_addr().unwrap().to_string();
     let told = tokio::spawn(first_words(listener));
     let cell = opened.run(&ATTACKS.replace("127.0.0.1:9", &elsewhere)).await;
     opened.until(&format!("phase(cells[{cell}])"), &json!("error")).await;
-    // Each output is looked at, since frames begin when they come into view; those with scripts have drawn or left.
+    // The test scrolls to each output, since frames load in view. Those with scripts have drawn or tried to navigate.
     let walk = format!(
         "{{ {TOOLS} const all = within(cells[{cell}]); window.step = ((window.step ?? 0) + 1) % all.length; all[window.step].host.scrollIntoView() }}"
     );
@@ -295,7 +292,7 @@ async fn nothing_that_code_says_acts_on_the_page() {
             has("html") && has("script") && has("plotly")
         })
         .await;
-    // Addresses in text are links, and lead to pages and nowhere else.
+    // Addresses in text become links with safe schemes.
     let anchors = format!("within(cells[{cell}]).flatMap(output => [...output.querySelectorAll('a[href]')])");
     let odd = format!(
         "{anchors}.filter(a => !a.href.startsWith('http://{elsewhere}/') || a.target !== '_blank' || !a.rel.includes('noopener')).length"
@@ -307,7 +304,7 @@ async fn nothing_that_code_says_acts_on_the_page() {
         "[...new Set(within(cells[{cell}]).map(output => output.querySelector('cellkeep-frame')?.renderRoot.querySelector('iframe')?.getAttribute('sandbox')).filter(flags => flags))]"
     );
     assert_eq!(opened.look(&flags).await, json!(["allow-scripts allow-downloads allow-pointer-lock"]));
-    // Text, in the page's own document.
+    // Markdown, in the page's own document.
     opened.act("[...page.querySelectorAll('.kinds input')].find(input => input.value === 'markdown').click()").await;
     let note = opened
         .run("# T\n\n<script>window.__pwned=1</script><img src=x onerror='window.__pwned=1'>\n\n[l](javascript:window.__pwned=1) ![p](http://elsewhere/n)\n\n<iframe src='javascript:top.__pwned=1'></iframe>".replace("elsewhere", &elsewhere).as_str())
@@ -321,8 +318,8 @@ async fn nothing_that_code_says_acts_on_the_page() {
         opened.look("[window.__pwned === undefined, document.querySelectorAll('iframe, script:not([src])').length]").await,
         json!([true, 0])
     );
-    // What was tried is complained of by the policies that stopped it, so complaints and tries are not counted: what arrived
-    // is. A browser opens a connection for a page that it then does not ask for, so only what was said over it counts.
+    // The policies report each attempt, so neither reports nor attempts count, only what arrived. A browser may open a connection
+    // for a page that it then does not request, so only bytes on the connection count.
     let Opened { server, browser } = opened;
     browser.finish().await;
     assert!(!told.is_finished(), "a request left the origin: {:?}", told.await);

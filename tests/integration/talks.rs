@@ -3,7 +3,7 @@
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::elements::{axe_file, look_over};
+use crate::elements::{axe_file, check_accessibility};
 use crate::opened::Opened;
 use crate::server::Client;
 use crate::support::model::{Model, Say};
@@ -297,7 +297,7 @@ async fn conversation_passes_accessibility_checks() {
     let Some(mut opened) = Opened::start_with("talk-axe", &["--model-url", &url, "--model", "tiny-model-7b"]).await else {
         return;
     };
-    look_over(&mut opened.browser, &script, "welcome", &[]).await;
+    check_accessibility(&mut opened.browser, &script, "welcome", &[]).await;
     compose(&mut opened, "ask", "Which of Oslo, Rome and Lima has the most people? Show me a plot, please.").await;
     opened.until("[cells.length, page.querySelector('.answers')]", &json!([8, null])).await;
     compose(&mut opened, "ask", "Can I run something by hand as well?").await;
@@ -310,11 +310,11 @@ async fn conversation_passes_accessibility_checks() {
     opened.until("page.querySelector('.notice.bad') !== null", &json!(true)).await;
     compose(&mut opened, "code", "name = input('Your name? ')").await;
     opened.until("phase(cells.at(-1))", &json!("input")).await;
-    look_over(&mut opened.browser, &script, "talk", &[]).await;
+    check_accessibility(&mut opened.browser, &script, "talk", &[]).await;
     for panel in ["Files", "Plots", "Variables", "Share"] {
         open_panel(&mut opened, panel).await;
         opened.until("page.querySelector('.panel')?.ariaLabel", &json!(panel)).await;
-        look_over(&mut opened.browser, &script, &format!("panel-{panel}"), &[]).await;
+        check_accessibility(&mut opened.browser, &script, &format!("panel-{panel}"), &[]).await;
     }
     opened.end().await;
 }

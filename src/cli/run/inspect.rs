@@ -8,7 +8,7 @@ use super::plan::Job;
 use super::progress::ProgressDisplay;
 use super::settings::Settings;
 use crate::cli::Exit;
-use crate::notebook::parameters::{self, Declared};
+use crate::notebook::parameters::{self, DeclaredParameter};
 
 pub(super) fn inspect(settings: &Settings, jobs: &[Job], display: &ProgressDisplay, as_json: bool) -> anyhow::Result<Exit> {
     let mut all = Vec::new();
@@ -37,11 +37,11 @@ pub(super) fn inspect(settings: &Settings, jobs: &[Job], display: &ProgressDispl
     Ok(Exit::Ok)
 }
 
-fn declared_json(one: &Declared) -> Value {
+fn declared_json(one: &DeclaredParameter) -> Value {
     json!({"name": one.name, "type": one.kind, "default": one.default, "help": one.help})
 }
 
-fn lines(declared: &[Declared], cell: Option<&str>) -> String {
+fn lines(declared: &[DeclaredParameter], cell: Option<&str>) -> String {
     let mut lines: Vec<String> = declared
         .iter()
         .map(|one| {

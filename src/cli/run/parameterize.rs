@@ -13,7 +13,7 @@ use super::settings::Settings;
 use crate::cli::nbval;
 use crate::kernels::KernelSpec;
 use crate::notebook::Notebook;
-use crate::notebook::parameters::{self, Parameters, Place};
+use crate::notebook::parameters::{self, InjectionPoint, Parameters};
 use crate::output::StreamStyle;
 
 /// A notebook that is ready to run.
@@ -37,7 +37,7 @@ impl ParameterizedNotebook {
             progress.notice(&format!("warning: {message}; it is injected all the same"));
         }
         settings.parameter_args.add_paths(&mut parameters, &job.source, job.target.as_deref().unwrap_or(Path::new("")));
-        if !parameters.is_empty() && parameters::place(&notebook) == Place::Top {
+        if !parameters.is_empty() && parameters::injection_point(&notebook) == InjectionPoint::Top {
             progress.notice("warning: no cell is tagged `parameters`, so the parameters go before the first cell");
         }
         parameters::inject(&mut notebook, &kernel.language, &parameters)?;
@@ -59,7 +59,7 @@ impl ParameterizedNotebook {
 fn undeclared(notebook: &Notebook, kernel: &KernelSpec, parameters: &Parameters) -> Vec<String> {
     let declared = match parameters::declared(notebook, &kernel.language) {
         Some(declared) => declared,
-        None if parameters::place(notebook) == Place::Top => Vec::new(),
+        None if parameters::injection_point(notebook) == InjectionPoint::Top => Vec::new(),
         None => return Vec::new(),
     };
     let names = parameters.iter().map(|(name, _)| name);

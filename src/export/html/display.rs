@@ -1,6 +1,6 @@
-//! Displays and results in a page: which representation is shown, and how.
+//! Displays and results in a page: which representation of the MIME bundle is shown, and how.
 
-use super::{Page, lines};
+use super::{Page, terminal_text};
 use crate::export::{bundle, text};
 use crate::mime;
 use crate::output::strip_ansi;
@@ -9,14 +9,14 @@ use crate::web::Library;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
 
-/// A drawing larger than this gives way to a picture in pixels, if the output has one.
+/// In bytes. For a larger SVG, a bitmap is preferred if the output has one.
 const LARGE_SVG: usize = 300 << 10;
-/// Rows of a CSV table.
+/// Rows of a CSV table, with the header.
 const MAX_ROWS: usize = 200;
 
-/// What a representation becomes.
+/// How a representation is written into the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lane {
+enum Rendering {
     Plotly(Library),
     Vega,
     Html,
@@ -33,7 +33,7 @@ enum Lane {
     Text,
 }
 
-/// The type of a picture as a data URL may name it; none for what browsers show no picture of.
+/// The MIME type of a picture for a data URL; `None` if browsers do not show the type as a picture.
 pub(super) fn picture(mime: &str) -> Option<&'static str> {
     const KNOWN: &[&str] =
         &["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp", "image/svg+xml", "image/x-icon"];
@@ -44,7 +44,7 @@ pub(super) fn picture(mime: &str) -> Option<&'static str> {
     KNOWN.iter().find(|known| **known == kind).copied()
 }
 
-/// A drawing that browsers accept as a picture: some kernels leave out the namespace.
+/// An SVG with its namespace, without which browsers do not show it as a picture. Some kernels omit it.
 pub(super) fn svg(source: &str) -> String {
     match source.find("<svg") {
         Some(at) if !source[at..].split('>').next().unwrap_or_default().contains("xmlns=") => {
@@ -57,8 +57,8 @@ pub(super) fn svg(source: &str) -> String {
 impl Page<'_> {
     pub(super) fn display(&mut self, output: &Value) {
         let Some(data) = bundle(output) else {
-            // Not an output that the format knows: what it says is better than nothing.
-            return lines::html(&text::plain(output), "", &mut self.out);
+            // An output type that the format does not have: its text is better than nothing.
+            return terminal_text::html(&text::plain(output), "", &mut self.out);
         };
         if self.options.prompts
             && let Some(count) = output.get("execution_count").and_then(Value::as_u64)
@@ -69,18 +69,18 @@ impl Page<'_> {
         let metadata = output.get("metadata").and_then(Value::as_object).unwrap_or(&none);
         let order = mime::display_order(data.keys().map(String::as_str));
         for mime in &order {
-            if let Some(lane) = lane(mime, data)
-                && self.represent(lane, mime, data, metadata)
+            if let Some(rendering) = rendering_of(mime, data)
+                && self.represent(rendering, mime, data, metadata)
             {
-                self.others(mime, lane, data);
+                self.alternatives(mime, rendering, data);
                 return;
             }
         }
-        self.last_resort(&order, data);
+        self.fallback(&order, data);
     }
 
-    /// Nothing that a page can show as it is: plots without their library, widgets, unknown types.
-    fn last_resort(&mut self, order: &[&str], data: &Map<String, Value>) {
+    /// For bundles without a representation that a page can show: plots without their library, widgets, unknown types.
+    fn fallback(&mut self, order: &[&str], data: &Map<String, Value>) {
         let Some(mime) = order.first() else {
             return self.push("<p class=\"hint\">An empty output.</p>\n");
         };
@@ -89,22 +89,28 @@ impl Page<'_> {
         if mime::is_plotly(&kind) || mime::is_vega(&kind) {
             self.push("<p class=\"hint\">An interactive plot. This page was made without its library; here is its specification.</p>\n");
             let spec = value.as_str().and_then(|text| crate::wire::json::parse_lenient(text.as_bytes()).ok());
-            super::tree::html(spec.as_ref().unwrap_or(value), "plot", false, &mut self.out);
+            super::json_tree::html(spec.as_ref().unwrap_or(value), "plot", false, &mut self.out);
         } else if kind.contains("widget-view") || kind.contains("bokeh") || kind.contains("holoviews") {
             self.push("<p class=\"hint\">An interactive output (<code>");
             self.push_escaped(&kind);
             self.push("</code>) that needs a running kernel.</p>\n");
         } else {
-            self.chip(mime, value);
+            self.download_link(mime, value);
         }
     }
 
-    fn represent(&mut self, lane: Lane, mime: &str, data: &Map<String, Value>, metadata: &Map<String, Value>) -> bool {
+    fn represent(
+        &mut self,
+        rendering: Rendering,
+        mime: &str,
+        data: &Map<String, Value>,
+        metadata: &Map<String, Value>,
+    ) -> bool {
         let value = &data[mime];
-        match lane {
-            Lane::Plotly(library) => return self.plotly(library, value),
-            Lane::Vega => return self.vega(mime, value),
-            Lane::Html => {
+        match rendering {
+            Rendering::Plotly(library) => return self.plotly(library, value),
+            Rendering::Vega => return self.vega(mime, value),
+            Rendering::Html => {
                 let cleaned = sanitize::clean(&text::text(value));
                 self.push("<div class=\"html\" role=\"region\" tabindex=\"0\" aria-label=\"");
                 self.label("Table or text");
@@ -112,18 +118,18 @@ impl Page<'_> {
                 self.push(&cleaned);
                 self.push("</div>\n");
             }
-            Lane::Frame => self.framed(&text::text(value)),
-            Lane::Markdown => {
+            Rendering::Frame => self.framed(&text::text(value)),
+            Rendering::Markdown => {
                 let (html, _) = markdown::html(&text::text(value), &|_| None);
                 self.push("<div class=\"md\" style=\"margin-left:0\">");
                 self.push(&html);
                 self.push("</div>\n");
             }
-            Lane::Latex => {
+            Rendering::Latex => {
                 math::latex_html(&text::text(value), &mut self.out);
                 self.push("\n");
             }
-            Lane::Svg => {
+            Rendering::Svg => {
                 let mut url = String::from("data:image/svg+xml;base64,");
                 text::encode(&svg(&text::text(value)), &mut url);
                 self.picture(mime, data, metadata, |out| {
@@ -131,59 +137,59 @@ impl Page<'_> {
                     true
                 });
             }
-            Lane::Picture => self.picture(mime, data, metadata, |out| {
+            Rendering::Picture => self.picture(mime, data, metadata, |out| {
                 out.push_str("data:");
                 out.push_str(picture(mime).unwrap_or("image/png"));
                 out.push_str(";base64,");
                 text::push_base64(value, out)
             }),
-            Lane::Audio | Lane::Video => return self.media(lane, mime, value),
-            Lane::Csv => return self.csv(&text::text(value)),
-            Lane::Script => {
-                // What the script finds: an element to write into.
+            Rendering::Audio | Rendering::Video => return self.media(rendering, mime, value),
+            Rendering::Csv => return self.csv(&text::text(value)),
+            Rendering::Script => {
+                // The script finds an element to write into, as in Jupyter.
                 let script = text::text(value).replace("</script", "<\\/script").replace("<!--", "<\\!--");
                 self.framed(&format!(
                     "<div id=\"output\"></div><script>const element=document.getElementById(\"output\");</script><script>{script}</script>"
                 ));
             }
-            Lane::Json => {
+            Rendering::Json => {
                 let own = |key: &str| metadata.get(mime).and_then(|own| own.get(key)).or_else(|| metadata.get(key));
                 let open = own("expanded").and_then(Value::as_bool).unwrap_or(false);
                 let root = own("root").and_then(Value::as_str).unwrap_or("root").to_owned();
-                super::tree::html(value, &root, open, &mut self.out);
+                super::json_tree::html(value, &root, open, &mut self.out);
             }
-            Lane::Text => {
-                let shown = text::shown(text::text(value));
-                lines::html(text::trimmed(&shown), "wide", &mut self.out);
+            Rendering::Text => {
+                let shown = text::as_terminal(text::text(value));
+                terminal_text::html(text::trimmed(&shown), "wide", &mut self.out);
             }
         }
         true
     }
 
-    /// A label for readers who do not see the place.
+    /// Appends a label for screen readers.
     fn label(&mut self, what: &str) {
-        let _ = write!(self.out, "{what}, output {} of cell {}", self.place.output, self.place.cell);
+        let _ = write!(self.out, "{what}, output {} of cell {}", self.position.output, self.position.cell);
     }
 
     fn framed(&mut self, html: &str) {
-        let wanted = super::frame_html::library(html, plotly_bundle).filter(|library| library.is_here());
-        let (html, left_out) = super::frame_html::without_fetches(html);
-        let title = format!("Output {} of cell {}", self.place.output, self.place.cell);
-        if let Some(library) = wanted {
+        let library = super::remote_references::library(html, plotly_bundle).filter(|library| library.is_available());
+        let (html, disabled) = super::remote_references::disable(html);
+        let title = format!("Output {} of cell {}", self.position.output, self.position.cell);
+        if let Some(library) = library {
             return self.frames.plot_html(library, &html, &title, &mut self.out);
         }
-        if left_out > 0 {
-            let cell = self.place.cell;
+        if disabled > 0 {
+            let cell = self.position.cell;
             self.push(
                 "<p class=\"hint\">This output wants files from the network, which an exported page does not load.</p>\n",
             );
-            self.notes.push(format!("cell {cell}: an output wants files from the network; the page does not load them"));
+            self.notes.push(format!("cell {cell}: an output refers to files on the network, which the page does not load"));
         }
         self.frames.html(&html, &title, &mut self.out);
     }
 
     fn plotly(&mut self, library: Library, value: &Value) -> bool {
-        if !library.is_here() {
+        if !library.is_available() {
             self.library_missing("plotly");
             return false;
         }
@@ -199,12 +205,12 @@ impl Page<'_> {
     }
 
     fn vega(&mut self, mime: &str, value: &Value) -> bool {
-        if !Library::Vega.is_here() {
+        if !Library::Vega.is_available() {
             self.library_missing("vega");
             return false;
         }
         let mode = if mime::essence(mime).contains("vegalite") { "vega-lite" } else { "vega" };
-        // Some senders give the specification as text.
+        // Some programs send the specification as text.
         let parsed = value.as_str().and_then(|text| crate::wire::json::parse_lenient(text.as_bytes()).ok());
         let value = parsed.as_ref().unwrap_or(value);
         let name = value.get("title").and_then(|title| title.as_str().or_else(|| title.get("text")?.as_str()));
@@ -243,7 +249,7 @@ impl Page<'_> {
         let size =
             |key: &str| own(key).and_then(Value::as_f64).filter(|size| (1.0..=20_000.0).contains(size)).map(f64::round);
         let (width, height) = match (size("width"), size("height")) {
-            (None, None) => pixels(mime, &data[mime]).unwrap_or((None, None)),
+            (None, None) => png_size(mime, &data[mime]).unwrap_or((None, None)),
             sizes => sizes,
         };
         for (name, size) in [("width", width), ("height", height)] {
@@ -261,15 +267,15 @@ impl Page<'_> {
             self.push("<p class=\"hint\">A picture (");
             self.push_escaped(&mime::essence(mime));
             self.push(") whose data is not valid base64.</p>\n");
-            self.notes.push(format!("cell {}: a picture is not valid base64", self.place.cell));
+            self.notes.push(format!("cell {}: a picture is not valid base64", self.position.cell));
         }
     }
 
-    fn alt(&mut self, data: &Map<String, Value>, told: Option<&Value>) {
+    fn alt(&mut self, data: &Map<String, Value>, declared: Option<&Value>) {
         let plain = data.get("text/plain").map(|value| strip_ansi(&text::text(value)));
-        let told = told.and_then(Value::as_str).map(str::to_owned);
-        // `<Figure size 640x480 with 1 Axes>` says less than the place does.
-        match told.or(plain).filter(|text| !text.trim().is_empty() && !text.starts_with('<')) {
+        let declared = declared.and_then(Value::as_str).map(str::to_owned);
+        // `<Figure size 640x480 with 1 Axes>` tells less than the position.
+        match declared.or(plain).filter(|text| !text.trim().is_empty() && !text.starts_with('<')) {
             Some(text) => {
                 let short: String = text.trim().chars().take(300).collect();
                 self.push_escaped(&short);
@@ -278,12 +284,12 @@ impl Page<'_> {
         }
     }
 
-    fn media(&mut self, lane: Lane, mime: &str, value: &Value) -> bool {
-        let kind = safe_kind(mime);
-        let tag = if lane == Lane::Audio { "audio" } else { "video" };
+    fn media(&mut self, rendering: Rendering, mime: &str, value: &Value) -> bool {
+        let kind = safe_mime(mime);
+        let tag = if rendering == Rendering::Audio { "audio" } else { "video" };
         let before = self.out.len();
         self.push(&format!("<{tag} controls preload=\"metadata\" aria-label=\""));
-        self.label(if lane == Lane::Audio { "Sound" } else { "Film" });
+        self.label(if rendering == Rendering::Audio { "Sound" } else { "Film" });
         self.push(&format!("\" src=\"data:{kind};base64,"));
         if !text::push_base64(value, &mut self.out) {
             self.out.truncate(before);
@@ -322,17 +328,17 @@ impl Page<'_> {
         }
         self.push("</div>\n");
         if rows.len() > MAX_ROWS {
-            self.chip("text/csv", &Value::from(source));
+            self.download_link("text/csv", &Value::from(source));
         }
         true
     }
 
-    /// A link that saves the value: for what browsers do not show.
-    fn chip(&mut self, mime: &str, value: &Value) {
+    /// A link that saves the value, for types that browsers do not show.
+    fn download_link(&mut self, mime: &str, value: &Value) {
         let extension = mime::extension(mime);
         self.push(&format!(
             "<a class=\"chip\" download=\"cell-{:02}-output-{}.{extension}\" href=\"data:application/octet-stream;base64,",
-            self.place.cell, self.place.output
+            self.position.cell, self.position.output
         ));
         if !mime::is_binary(mime) || !text::push_base64(value, &mut self.out) {
             text::encode(&text::text(value), &mut self.out);
@@ -343,17 +349,17 @@ impl Page<'_> {
         self.push("</small></a>\n");
     }
 
-    /// What the output also says, as text.
-    fn others(&mut self, shown: &str, lane: Lane, data: &Map<String, Value>) {
-        if matches!(lane, Lane::Text | Lane::Json) {
+    /// The text representations of an output that shows another one.
+    fn alternatives(&mut self, shown: &str, rendering: Rendering, data: &Map<String, Value>) {
+        if matches!(rendering, Rendering::Text | Rendering::Json) {
             return;
         }
-        let others = ["text/plain", "text/latex"].into_iter().filter(|mime| *mime != shown).filter_map(|mime| {
+        let alternatives = ["text/plain", "text/latex"].into_iter().filter(|mime| *mime != shown).filter_map(|mime| {
             let text = strip_ansi(&text::text(data.get(mime)?));
-            // The name of an object says nothing to a reader.
+            // `<Object at 0x…>` tells the reader nothing.
             (!text.trim().is_empty() && !text.starts_with('<') && text.len() <= 4000).then_some((mime, text))
         });
-        for (mime, text) in others.collect::<Vec<_>>() {
+        for (mime, text) in alternatives.collect::<Vec<_>>() {
             let what = if mime == "text/plain" { "as text" } else { "as LaTeX" };
             self.push(&format!("<details class=\"alts\"><summary>{what}</summary><pre class=\"wide\">\n"));
             if mime == "text/latex" {
@@ -366,35 +372,35 @@ impl Page<'_> {
     }
 }
 
-/// What a representation becomes; none for what needs more than a page has.
-fn lane(mime: &str, data: &Map<String, Value>) -> Option<Lane> {
+/// How a type is rendered; `None` if a page cannot show it.
+fn rendering_of(mime: &str, data: &Map<String, Value>) -> Option<Rendering> {
     let kind = mime::essence(mime);
     let value = &data[mime];
-    let has_pixels = || data.keys().any(|other| other != mime && picture(other).is_some_and(|kind| kind != "image/svg+xml"));
+    let has_bitmap = || data.keys().any(|other| other != mime && picture(other).is_some_and(|kind| kind != "image/svg+xml"));
     Some(match kind.as_str() {
-        _ if mime::is_plotly(&kind) && value.is_object() => Lane::Plotly(plotly_bundle(value)),
-        _ if mime::is_vega(&kind) && (value.is_object() || value.is_string()) => Lane::Vega,
+        _ if mime::is_plotly(&kind) && value.is_object() => Rendering::Plotly(plotly_bundle(value)),
+        _ if mime::is_vega(&kind) && (value.is_object() || value.is_string()) => Rendering::Vega,
         _ if mime::is_plotly(&kind) || mime::is_vega(&kind) => return None,
         _ if kind.contains("widget-view") || kind.contains("bokehjs") || kind.contains("holoviews") => return None,
-        "text/html" if sanitize::needs_frame(&text::text(value)) => Lane::Frame,
-        "text/html" => Lane::Html,
-        "text/markdown" => Lane::Markdown,
-        "text/latex" => Lane::Latex,
-        "image/svg+xml" if has_pixels() && text::pieces(value).map(str::len).sum::<usize>() > LARGE_SVG => return None,
-        "image/svg+xml" => Lane::Svg,
-        _ if picture(&kind).is_some() => Lane::Picture,
-        _ if kind.starts_with("audio/") => Lane::Audio,
-        _ if kind.starts_with("video/") => Lane::Video,
-        "text/csv" => Lane::Csv,
-        "application/javascript" | "text/javascript" => Lane::Script,
-        "application/json" => Lane::Json,
-        _ if kind.ends_with("+json") || kind.ends_with(".json") => Lane::Json,
-        _ if kind.starts_with("text/") => Lane::Text,
+        "text/html" if sanitize::needs_frame(&text::text(value)) => Rendering::Frame,
+        "text/html" => Rendering::Html,
+        "text/markdown" => Rendering::Markdown,
+        "text/latex" => Rendering::Latex,
+        "image/svg+xml" if has_bitmap() && text::pieces(value).map(str::len).sum::<usize>() > LARGE_SVG => return None,
+        "image/svg+xml" => Rendering::Svg,
+        _ if picture(&kind).is_some() => Rendering::Picture,
+        _ if kind.starts_with("audio/") => Rendering::Audio,
+        _ if kind.starts_with("video/") => Rendering::Video,
+        "text/csv" => Rendering::Csv,
+        "application/javascript" | "text/javascript" => Rendering::Script,
+        "application/json" => Rendering::Json,
+        _ if kind.ends_with("+json") || kind.ends_with(".json") => Rendering::Json,
+        _ if kind.starts_with("text/") => Rendering::Text,
         _ => return None,
     })
 }
 
-/// The smallest of Plotly's bundles that draws all traces.
+/// The smallest bundle of Plotly that can draw all traces.
 fn plotly_bundle(figure: &Value) -> Library {
     const BASIC: &[&str] = &["scatter", "bar", "pie"];
     const CARTESIAN: &[&str] = &[
@@ -408,7 +414,7 @@ fn plotly_bundle(figure: &Value) -> Library {
         "scatterternary",
         "violin",
     ];
-    // Traces inside of a template are drawn by nobody.
+    // Traces in a template are not drawn.
     let traces = figure.get("data").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let of = |trace: &Value| match trace.get("type").map_or(Some("scatter"), Value::as_str) {
         Some(kind) if BASIC.contains(&kind) => Library::PlotlyBasic,
@@ -418,15 +424,15 @@ fn plotly_bundle(figure: &Value) -> Library {
     traces.iter().map(of).max().unwrap_or(Library::PlotlyBasic)
 }
 
-/// A type that may stand in an attribute and a data URL.
-fn safe_kind(mime: &str) -> String {
+/// The MIME type if it is safe in an attribute and a data URL; otherwise `application/octet-stream`.
+fn safe_mime(mime: &str) -> String {
     let kind = mime::essence(mime);
     let safe = kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'+' | b'.'));
     if safe { kind } else { "application/octet-stream".to_owned() }
 }
 
-/// The size that a PNG gives itself, so that a page does not jump when it appears.
-fn pixels(mime: &str, value: &Value) -> Option<(Option<f64>, Option<f64>)> {
+/// Width and height from the header of a PNG, so that the page does not jump when the picture appears.
+fn png_size(mime: &str, value: &Value) -> Option<(Option<f64>, Option<f64>)> {
     if mime::essence(mime) != "image/png" {
         return None;
     }

@@ -1,6 +1,6 @@
-//! Errors in a page: what went wrong first, then the way there, frames of libraries folded.
+//! Errors in a page: the message first, then the traceback with the frames of libraries folded.
 
-use super::{Page, lines};
+use super::{Page, terminal_text};
 use crate::export::text::{field, text, trimmed};
 use crate::output::strip_ansi;
 use crate::render::escape;
@@ -24,7 +24,7 @@ impl Page<'_> {
         if !entries.is_empty() {
             self.push("<details class=\"fold\" open><summary>Traceback</summary>\n<div class=\"frames\">\n");
             if frames == 0 {
-                lines::html(&entries.join("\n"), "wide", &mut self.out);
+                terminal_text::html(&entries.join("\n"), "wide", &mut self.out);
             } else {
                 self.entries(&entries);
             }
@@ -33,13 +33,13 @@ impl Page<'_> {
         self.push("</div>\n");
     }
 
-    /// The user's own frames open; neighbouring frames of libraries behind one line each run.
+    /// The user's own frames are open. Neighbouring frames of libraries are folded into one line.
     fn entries(&mut self, entries: &[std::borrow::Cow<'_, str>]) {
         let mut at = 0;
         while at < entries.len() {
             let run = entries[at..].iter().take_while(|entry| is_library(entry)).count();
             if run == 0 {
-                lines::html(trimmed(&entries[at]), "wide", &mut self.out);
+                terminal_text::html(trimmed(&entries[at]), "wide", &mut self.out);
                 at += 1;
                 continue;
             }
@@ -47,20 +47,20 @@ impl Page<'_> {
             self.push("<details class=\"fold\"><summary>");
             escape(&what, &mut self.out);
             self.push("</summary>\n");
-            lines::html(trimmed(&entries[at..at + run].join("\n")), "wide", &mut self.out);
+            terminal_text::html(trimmed(&entries[at..at + run].join("\n")), "wide", &mut self.out);
             self.push("</details>\n");
             at += run;
         }
     }
 }
 
-/// The line of hyphens that IPython begins with.
+/// The line of hyphens at the start of an IPython traceback.
 fn is_rule(entry: &str) -> bool {
     let bare = strip_ansi(entry);
     bare.len() > 10 && bare.trim().bytes().all(|byte| byte == b'-')
 }
 
-/// A frame as IPython writes it.
+/// Whether an entry is a stack frame of IPython.
 fn is_frame(entry: &str) -> bool {
     let line = first_line(entry);
     line.starts_with("File ")
@@ -69,7 +69,7 @@ fn is_frame(entry: &str) -> bool {
         || line.starts_with("<ipython-input")
 }
 
-/// A frame in an installed file.
+/// Whether an entry is a stack frame of an installed library.
 fn is_library(entry: &str) -> bool {
     let line = first_line(entry);
     line.starts_with("File ")
@@ -79,7 +79,6 @@ fn is_library(entry: &str) -> bool {
 }
 
 fn first_line(entry: &str) -> String {
-    // Only the first line counts, and a frame's line is short.
     let line = entry.lines().next().unwrap_or_default();
     strip_ansi(line).trim().chars().take(300).collect()
 }

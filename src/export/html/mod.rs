@@ -1,36 +1,36 @@
-//! A notebook as one page that holds all it needs.
+//! A notebook as one self-contained HTML page.
 //!
-//! Two lanes. What cannot act stands in the page: texts, tables without script, pictures as `<img>`, trees. What can
-//! act (HTML with scripts or styles of its own, JavaScript, interactive plots) stands in frames without an origin
-//! (`sandbox` without `allow-same-origin`). The page's content policy lets nothing be fetched, and where no frame
-//! has foreign scripts it names every script by its hash.
+//! Passive content is part of the page: texts, tables without script, pictures as `<img>`, JSON trees. Active content (HTML with
+//! scripts or styles of its own, JavaScript, interactive plots) runs in frames without an origin (`sandbox` without
+//! `allow-same-origin`). The content security policy forbids all requests. If no frame has foreign scripts, it lists every script
+//! by its hash.
 
 mod display;
 mod errors;
-mod frame;
-mod frame_html;
-mod lines;
-mod tree;
+mod frames;
+mod json_tree;
+mod remote_references;
+mod terminal_text;
 
-use super::speaker::Speakers;
+use super::chat_roles::RoleLabels;
 use super::text;
-use super::visible::{self, Show, Visible};
-use super::{ExportOptions, Exported, Theme, TitleFrom, language, title};
+use super::visibility::{self, CellVisibility, Visibility};
+use super::{ExportOptions, Exported, Theme, TitleSource, language, title};
 use crate::mime;
 use crate::notebook::{Cell, Notebook};
 use crate::render::markdown::Heading;
 use crate::render::{code, escape, escaped, markdown};
-use frame::Frames;
+use frames::Frames;
 use serde_json::Value;
 
 const STYLE: &str = include_str!("assets/page.css");
 const SCRIPT: &str = include_str!("assets/page.js");
 
-/// Contents are listed from this many headings on.
-const CONTENTS_FROM: usize = 4;
+/// With fewer headings, the page has no table of contents.
+const MIN_HEADINGS_FOR_CONTENTS: usize = 4;
 
 pub(super) fn page(notebook: &Notebook, options: &ExportOptions) -> Exported {
-    let (title, title_from) = title(notebook, options);
+    let (title, title_source) = title(notebook, options);
     let mut page = Page {
         options,
         language: language(notebook),
@@ -38,30 +38,28 @@ pub(super) fn page(notebook: &Notebook, options: &ExportOptions) -> Exported {
         headings: Vec::new(),
         frames: Frames::new(options.eager),
         notes: Vec::new(),
-        place: Place::default(),
-        speakers: Speakers::default(),
+        position: Position::default(),
+        role_labels: RoleLabels::default(),
     };
     page.head(&title);
     let policy_at = page.out.len();
-    page.opening(notebook, &title, title_from);
+    page.opening(notebook, &title, title_source);
     let contents_at = page.out.len();
     for (index, cell) in notebook.cells().enumerate() {
         page.cell(index, cell);
     }
     page.closing();
     page.contents(contents_at);
-    // Which policy holds is known only now.
+    // The policy depends on all frames, so it is known only now.
     let policy = format!("<meta http-equiv=\"Content-Security-Policy\" content=\"{}\">\n", page.frames.policy(SCRIPT));
     page.out.insert_str(policy_at, &policy);
     Exported { notes: page.notes, ..Exported::plain(page.out, "text/html; charset=utf-8", "html") }
 }
 
-/// Where the page stands: for labels.
+/// The current cell and output, for labels. Numbers start at 1.
 #[derive(Debug, Default, Clone, Copy)]
-struct Place {
-    /// The cell's number from 1.
+struct Position {
     cell: usize,
-    /// The output's number from 1.
     output: usize,
 }
 
@@ -72,8 +70,8 @@ struct Page<'a> {
     headings: Vec<Heading>,
     frames: Frames,
     notes: Vec<String>,
-    place: Place,
-    speakers: Speakers,
+    position: Position,
+    role_labels: RoleLabels,
 }
 
 impl Page<'_> {
@@ -97,7 +95,7 @@ impl Page<'_> {
         self.push("</title>\n");
     }
 
-    fn opening(&mut self, notebook: &Notebook, title: &str, title_from: TitleFrom) {
+    fn opening(&mut self, notebook: &Notebook, title: &str, title_source: TitleSource) {
         self.push(
             "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
              <meta name=\"referrer\" content=\"no-referrer\">\n<meta name=\"generator\" content=\"Cellkeep\">\n<style>\n",
@@ -106,7 +104,7 @@ impl Page<'_> {
         self.push("</style>\n</head>\n");
         self.push(if self.options.prompts { "<body>\n" } else { "<body class=\"bare\">\n" });
         self.push("<a class=\"vh skip\" href=\"#notebook\">Skip to the notebook</a>\n<header>\n");
-        if title_from == TitleFrom::Outside {
+        if title_source == TitleSource::Outside {
             self.push("<h1>");
             self.push_escaped(title);
             self.push("</h1>\n");
@@ -134,15 +132,15 @@ impl Page<'_> {
 
     fn closing(&mut self) {
         self.push("</main>\n<footer>Exported by Cellkeep</footer>\n");
-        self.frames.blocks(&mut self.out);
+        self.frames.shared_blocks(&mut self.out);
         self.push("<script>");
         self.push(SCRIPT);
         self.push("</script>\n</body>\n</html>\n");
     }
 
-    /// Puts the contents in front of the cells, where there are enough headings for that.
+    /// Inserts the table of contents before the cells, if there are enough headings.
     fn contents(&mut self, at: usize) {
-        if self.headings.len() < CONTENTS_FROM {
+        if self.headings.len() < MIN_HEADINGS_FOR_CONTENTS {
             return;
         }
         let top = self.headings.iter().map(|heading| heading.level).min().unwrap_or(1);
@@ -159,21 +157,21 @@ impl Page<'_> {
         self.out.insert_str(at, &contents);
     }
 
-    /// A part behind a line that opens it.
-    fn folded(&mut self, show: Show, what: &str, write: impl FnOnce(&mut Self)) {
-        if show == Show::Folded {
+    /// Writes a part, inside `<details>` if it is folded.
+    fn folded(&mut self, show: Visibility, what: &str, write: impl FnOnce(&mut Self)) {
+        if show == Visibility::Folded {
             self.push(&format!("<details class=\"fold\"><summary>{what}</summary>\n"));
         }
         write(self);
-        if show == Show::Folded {
+        if show == Visibility::Folded {
             self.push("</details>\n");
         }
     }
 
     fn cell(&mut self, index: usize, cell: Cell<'_>) {
-        self.place = Place { cell: index + 1, output: 0 };
-        let visible = Visible::of(cell, self.options);
-        if visible.cell == Show::No {
+        self.position = Position { cell: index + 1, output: 0 };
+        let visible = CellVisibility::of(cell, self.options);
+        if visible.cell == Visibility::Hidden {
             return;
         }
         let kind = match cell.cell_type() {
@@ -187,7 +185,7 @@ impl Page<'_> {
             escaped(cell.id()),
             index + 1
         ));
-        if let Some(who) = self.speakers.begins(cell) {
+        if let Some(who) = self.role_labels.label(cell) {
             self.push(&format!("<p class=\"who\">{who}</p>\n"));
         }
         self.folded(visible.cell, "Cell", |page| match kind {
@@ -216,34 +214,35 @@ impl Page<'_> {
         }
     }
 
-    fn code_cell(&mut self, cell: Cell<'_>, visible: Visible) {
+    fn code_cell(&mut self, cell: Cell<'_>, visible: CellVisibility) {
         let source = cell.source();
         let prompt = match cell.execution_count() {
             Some(count) => format!("[{count}]"),
             None => "[ ]".to_owned(),
         };
-        if visible.input != Show::No && !source.trim().is_empty() {
+        if visible.input != Visibility::Hidden && !source.trim().is_empty() {
             self.input(&source, &prompt, visible.input);
         }
-        let shown: Vec<(&Value, Show)> = cell.outputs().iter().map(|output| (output, visible::output(output))).collect();
-        if visible.outputs == Show::No || shown.iter().all(|(_, show)| *show == Show::No) {
+        let shown: Vec<(&Value, Visibility)> =
+            cell.outputs().iter().map(|output| (output, visibility::output(output))).collect();
+        if visible.outputs == Visibility::Hidden || shown.iter().all(|(_, show)| *show == Visibility::Hidden) {
             return;
         }
-        self.push(&format!("<div class=\"out\" role=\"group\" aria-label=\"Output of cell {}\">\n", self.place.cell));
+        self.push(&format!("<div class=\"out\" role=\"group\" aria-label=\"Output of cell {}\">\n", self.position.cell));
         self.folded(visible.outputs, "Output", |page| {
-            for (at, (output, show)) in shown.into_iter().enumerate().filter(|(_, (_, show))| *show != Show::No) {
-                page.place.output = at + 1;
+            for (at, (output, show)) in shown.into_iter().enumerate().filter(|(_, (_, show))| *show != Visibility::Hidden) {
+                page.position.output = at + 1;
                 page.folded(show, "Output", |page| page.output(output));
             }
         });
         self.push("</div>\n");
     }
 
-    fn input(&mut self, source: &str, prompt: &str, show: Show) {
-        let open = if show == Show::Open { " open" } else { "" };
+    fn input(&mut self, source: &str, prompt: &str, show: Visibility) {
+        let open = if show == Visibility::Open { " open" } else { "" };
         let lines = source.trim_end().lines().count();
         let unit = if lines == 1 { "line" } else { "lines" };
-        let cell = self.place.cell;
+        let cell = self.position.cell;
         self.push(&format!("<details class=\"in\"{open}><summary><span class=\"vh\">Code of cell {cell} </span>"));
         if self.options.prompts {
             self.push(&format!("<span class=\"p\">{prompt}</span>"));
@@ -264,7 +263,7 @@ impl Page<'_> {
     }
 
     fn stream(&mut self, output: &Value) {
-        let text = text::shown(text::field(output, "text"));
+        let text = text::as_terminal(text::field(output, "text"));
         let text = text::trimmed(&text);
         if text.is_empty() {
             return;
@@ -273,14 +272,14 @@ impl Page<'_> {
         if is_stderr {
             self.push("<div class=\"err-stream\" role=\"group\" aria-label=\"Standard error\"><span class=\"label\">stderr</span>\n");
         }
-        lines::html(text, "", &mut self.out);
+        terminal_text::html(text, "", &mut self.out);
         if is_stderr {
             self.push("</div>\n");
         }
     }
 }
 
-/// The data URL of a picture in a cell's attachments: a bundle as outputs have it.
+/// The data URL of a picture in a cell's attachments. An attachment is a MIME bundle, as in outputs.
 fn attachment(bundle: &Value) -> Option<String> {
     let bundle = bundle.as_object()?;
     let mimes = mime::display_order(bundle.keys().map(String::as_str));

@@ -1,25 +1,25 @@
-//! What the tagged cell says of a notebook's parameters: names, types, defaults and the comments behind them.
+//! Infers the parameters of a notebook from its tagged cell: names, types, defaults and trailing comments.
 
 use super::syntax::Syntax;
 
-/// One parameter, as the notebook declares it.
+/// A parameter that a notebook declares.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Declared {
+pub struct DeclaredParameter {
     /// Its name.
     pub name: String,
-    /// Its type, where the cell names one (an annotation, or a comment `type: int`).
+    /// Its type, if the cell names one (an annotation, or a comment `type: int`).
     pub kind: Option<String>,
     /// The default, as code.
     pub default: String,
-    /// The comment behind it.
+    /// The trailing comment.
     pub help: String,
-    /// The word before it: `let`, `const`, `var`, `export` and the like; mostly empty.
+    /// The keyword before it, such as `let`, `const`, `var` or `export`; mostly empty.
     pub keyword: &'static str,
 }
 
-/// The assignments at the outermost level of a cell.
-pub(super) fn infer(syntax: Syntax, source: &str) -> Vec<Declared> {
-    let mut declared: Vec<Declared> = Vec::new();
+/// The top-level assignments of a cell.
+pub(super) fn infer(syntax: Syntax, source: &str) -> Vec<DeclaredParameter> {
+    let mut declared: Vec<DeclaredParameter> = Vec::new();
     for (code, comment) in statements(syntax, source) {
         let Some(mut found) = assignment(syntax, &code) else { continue };
         let mut help = comment.trim();
@@ -34,7 +34,7 @@ pub(super) fn infer(syntax: Syntax, source: &str) -> Vec<Declared> {
     declared
 }
 
-/// The statements that begin in the first column, each with the comment at its end. Brackets and texts keep lines together.
+/// The statements that start in the first column, each with its trailing comment. Brackets and strings join lines.
 fn statements(syntax: Syntax, source: &str) -> Vec<(String, String)> {
     let (mut all, mut code, mut comment) = (Vec::new(), String::new(), String::new());
     let (mut depth, mut quote) = (0usize, None::<String>);
@@ -47,7 +47,7 @@ fn statements(syntax: Syntax, source: &str) -> Vec<(String, String)> {
                 taken = end.len();
                 quote = None;
             }
-            // A text of one line that is not closed there is a mistake, which the kernel will tell.
+            // An unclosed string on one line is a syntax error, which the kernel will report.
             Some(end) if symbol == '\n' && end.len() == 1 && !matches!(end.as_str(), "`") => quote = None,
             Some(_) => {}
             None if rest.starts_with(syntax.comment) => {
@@ -81,7 +81,7 @@ fn statements(syntax: Syntax, source: &str) -> Vec<(String, String)> {
     all
 }
 
-fn assignment(syntax: Syntax, code: &str) -> Option<Declared> {
+fn assignment(syntax: Syntax, code: &str) -> Option<DeclaredParameter> {
     let mut code = code.trim_end().trim_end_matches(';').trim_end();
     let rules = syntax.rules;
     let mut keyword = "";
@@ -106,7 +106,7 @@ fn assignment(syntax: Syntax, code: &str) -> Option<Declared> {
     let value = rules.assignment_signs.iter().find_map(|sign| rest.strip_prefix(sign.as_str()))?;
     let is_comparison = value.starts_with('=');
     let default = value.trim().to_owned();
-    (!is_comparison).then(|| Declared { name: name.to_owned(), kind, default, help: String::new(), keyword })
+    (!is_comparison).then(|| DeclaredParameter { name: name.to_owned(), kind, default, help: String::new(), keyword })
 }
 
 #[cfg(test)]
@@ -118,27 +118,31 @@ mod tests {
         Syntax::of(language).unwrap()
     }
 
-    fn told(syntax: Syntax, source: &str) -> Vec<String> {
-        let tell = |one: Declared| format!("{}|{}|{}|{}", one.name, one.kind.unwrap_or_default(), one.default, one.help);
+    fn described(syntax: Syntax, source: &str) -> Vec<String> {
+        let tell =
+            |one: DeclaredParameter| format!("{}|{}|{}|{}", one.name, one.kind.unwrap_or_default(), one.default, one.help);
         infer(syntax, source).into_iter().map(tell).collect()
     }
 
     #[test]
-    fn assignments_of_every_language() {
+    fn assignments_of_every_language_are_found() {
         let python = "import x\na = 1  # how many\nb: float = 2.5\nc = [1,\n  2]  # type: List[int] a list\nd = 'a # b' # text\nif a == 1:\n    e = 2\na == 3\nf: 'Optional[int]' = None\nx.y = 1\na = 9";
         assert_eq!(
-            told(syntax("python"), python),
+            described(syntax("python"), python),
             ["b|float|2.5|", "c|List[int]|[1,\n  2]|a list", "d||'a # b'|text", "f|Optional[int]|None|", "a||9|"]
         );
-        assert_eq!(told(syntax("r"), "a <- 1 # n\nmy.b = 'x'\nf(a = 1)"), ["a||1|n", "my.b||'x'|"]);
-        assert_eq!(told(syntax("julia"), "n::Int = 3\nconst s = \"x\""), ["n|Int|3|", "s||\"x\"|"]);
-        assert_eq!(told(syntax("typescript"), "let n: number = 1; // n\nvar s = `a\n=b`;"), ["n|number|1|n", "s||`a\n=b`|"]);
-        assert_eq!(told(syntax("bash"), "A=1 # one\nexport B='x y'\nC = 1"), ["A||1|one", "B||'x y'|"]);
+        assert_eq!(described(syntax("r"), "a <- 1 # n\nmy.b = 'x'\nf(a = 1)"), ["a||1|n", "my.b||'x'|"]);
+        assert_eq!(described(syntax("julia"), "n::Int = 3\nconst s = \"x\""), ["n|Int|3|", "s||\"x\"|"]);
+        assert_eq!(
+            described(syntax("typescript"), "let n: number = 1; // n\nvar s = `a\n=b`;"),
+            ["n|number|1|n", "s||`a\n=b`|"]
+        );
+        assert_eq!(described(syntax("bash"), "A=1 # one\nexport B='x y'\nC = 1"), ["A||1|one", "B||'x y'|"]);
     }
 
     proptest! {
         #[test]
-        fn any_source_is_read(source in "[a-c=:#'\"`\\\\\n (){}é/-]{0,60}") {
+        fn any_source_is_accepted(source in "[a-c=:#'\"`\\\\\n (){}é/-]{0,60}") {
             for language in crate::languages::with_parameters() {
                 infer(syntax(language), &source);
             }

@@ -1,5 +1,5 @@
-//! Parameters, put into a notebook as papermill does it: a cell tagged `injected-parameters` behind the one tagged `parameters`,
-//! in the place of an earlier injected one, or on top.
+//! Parameters are injected into a notebook as papermill does: in a cell tagged `injected-parameters`, which replaces an earlier one,
+//! or follows the cell tagged `parameters`, or is the first cell.
 //!
 //! Values are written as literals of the kernel's language, escaped so that no value can become code.
 
@@ -8,7 +8,7 @@ mod path;
 mod syntax;
 mod value;
 
-pub use infer::Declared;
+pub use infer::DeclaredParameter;
 pub use path::{PathError, expand};
 pub use value::{Literal, guess};
 
@@ -21,48 +21,35 @@ use crate::languages;
 
 /// The tag of the cell with the defaults.
 const DEFAULTS: &str = "parameters";
-/// The tag of the cell that we put in.
+/// The tag of the injected cell.
 const INJECTED: &str = "injected-parameters";
 
-/// Why a parameter cannot be given to a notebook.
+/// Why parameters cannot be injected.
 #[derive(Debug, Error)]
 pub enum ParameterError {
     /// Not a variable's name.
-    #[error("{name:?} is not a name that a parameter can have: letters, digits and _, not beginning with a digit")]
-    Name {
-        /// The name.
-        name: String,
-    },
+    #[error("{name:?} is not a valid parameter name: use letters, digits and _, and do not begin with a digit")]
+    Name { name: String },
     /// The language has no literal for the value.
     #[error("parameter {name}: {language} has no way to write {what}")]
-    Value {
-        /// The name.
-        name: String,
-        /// The language.
-        language: String,
-        /// The kind of value.
-        what: &'static str,
-    },
-    /// We do not know how the language writes values.
+    Value { name: String, language: String, what: &'static str },
+    /// The language has no row for parameter syntax.
     #[error(
         "parameters cannot be given to a notebook in {language}; they can in {}",
         languages::with_parameters().collect::<Vec<_>>().join(", ")
     )]
-    Language {
-        /// The language.
-        language: String,
-    },
+    Language { language: String },
     /// The notebook does not take the cell.
     #[error(transparent)]
     Notebook(#[from] NotebookError),
 }
 
-/// Names with values, in the order in which they were first given.
+/// Names with values, in the order of their first assignment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters(Vec<(String, Literal)>);
 
 impl Parameters {
-    /// Sets a value; one that the name had is replaced in its place.
+    /// Sets a value. The position of an existing name is kept.
     pub fn set(&mut self, name: String, value: Literal) {
         match self.0.iter_mut().find(|(known, _)| *known == name) {
             Some((_, old)) => *old = value,
@@ -70,40 +57,36 @@ impl Parameters {
         }
     }
 
-    /// Takes over all of another's.
     pub fn extend(&mut self, others: impl IntoIterator<Item = (String, Literal)>) {
         others.into_iter().for_each(|(name, value)| self.set(name, value));
     }
 
-    /// The value of a name.
     pub fn get(&self, name: &str) -> Option<&Literal> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
-    /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &(String, Literal)> {
         self.0.iter()
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// As a JSON object, for a record of the run.
+    /// A JSON object, for the record of a run.
     pub fn to_json(&self) -> Value {
         Value::Object(self.0.iter().map(|(name, value)| (name.clone(), value.to_json())).collect::<Map<_, _>>())
     }
 }
 
-/// Where the parameters' cell goes.
+/// Where the cell with parameters is injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// In the place of an earlier one.
-    Over(usize),
-    /// Before the cell of this index, which follows the defaults.
-    Behind(usize),
-    /// On top: no cell is tagged `parameters`.
+pub enum InjectionPoint {
+    /// Replaces the injected cell at this index.
+    Replace(usize),
+    /// Before the cell at this index, which follows the defaults.
+    Before(usize),
+    /// Before the first cell, since no cell is tagged `parameters`.
     Top,
 }
 
@@ -111,43 +94,36 @@ fn tagged(notebook: &Notebook, tag: &str) -> Option<usize> {
     notebook.cells().position(|cell| cell.is_code() && cell.has_tag(tag))
 }
 
-/// Where [`inject`] puts the cell.
-pub fn place(notebook: &Notebook) -> Place {
+pub fn injection_point(notebook: &Notebook) -> InjectionPoint {
     match (tagged(notebook, INJECTED), tagged(notebook, DEFAULTS)) {
-        (Some(index), _) => Place::Over(index),
-        (None, Some(index)) => Place::Behind(index + 1),
-        (None, None) => Place::Top,
+        (Some(index), _) => InjectionPoint::Replace(index),
+        (None, Some(index)) => InjectionPoint::Before(index + 1),
+        (None, None) => InjectionPoint::Top,
     }
 }
 
-/// The parameters that the notebook declares: `None` if no cell is tagged, or in a language that we do not read.
-pub fn declared(notebook: &Notebook, language: &str) -> Option<Vec<Declared>> {
+/// The parameters that the notebook declares. `None` if no cell is tagged, or if the syntax of the language is unknown.
+pub fn declared(notebook: &Notebook, language: &str) -> Option<Vec<DeclaredParameter>> {
     let cell = notebook.cell(tagged(notebook, DEFAULTS)?)?;
     Some(infer::infer(Syntax::of(language)?, &cell.source()))
 }
 
-/// Puts the parameters into the notebook.
-///
-/// # Errors
-/// [`ParameterError`]; the notebook is then unchanged.
+/// Injects the parameters. On an error, the notebook is unchanged.
 pub fn inject(notebook: &mut Notebook, language: &str, parameters: &Parameters) -> Result<(), ParameterError> {
     if parameters.is_empty() {
         return Ok(());
     }
     let source = source(notebook, language, parameters)?;
-    let index = match place(notebook) {
-        Place::Over(index) => return Ok(notebook.set_source(index, &source)?),
-        Place::Behind(index) => index,
-        Place::Top => 0,
+    let index = match injection_point(notebook) {
+        InjectionPoint::Replace(index) => return Ok(notebook.set_source(index, &source)?),
+        InjectionPoint::Before(index) => index,
+        InjectionPoint::Top => 0,
     };
     notebook.insert_cell(index, NewCell::code(source).with_tags(&[INJECTED]).with_id(INJECTED));
     Ok(())
 }
 
-/// The source of the cell that [`inject`] puts in.
-///
-/// # Errors
-/// [`ParameterError`].
+/// The source of the injected cell.
 pub fn source(notebook: &Notebook, language: &str, parameters: &Parameters) -> Result<String, ParameterError> {
     let syntax = Syntax::of(language).ok_or_else(|| ParameterError::Language { language: language.to_owned() })?;
     let declared = declared(notebook, language).unwrap_or_default();
@@ -192,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_declared_again_by_the_word_that_it_has() {
+    fn injected_assignments_keep_their_declaring_keyword() {
         let mut notebook = notebook(&[&["parameters"]]);
         notebook.set_source(0, "let a = 1;\nconst b = 2;\nvar c = 3").unwrap();
         let source = source(&notebook, "typescript", &parameters(json!({"a": 1, "b": 2, "c": 3, "d": 4}))).unwrap();
@@ -200,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cell_goes_behind_the_defaults_or_over_an_earlier_one_or_on_top() {
+    fn cell_is_injected_where_papermill_does() {
         let values = parameters(json!({"x": 1}));
         for (tags, place, count) in [
             (&[&[][..], &["parameters"][..], &[][..]][..], 2, 4),
@@ -217,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn literals() {
+    fn values_become_literals_of_each_language() {
         let value = json!({"a": [1, 2.5, "it's \"$x\"\n", null], "b": {"k": true}});
         let both = |language: &str| written(language, &parameters(value.clone())).unwrap();
         assert_eq!(both("python"), "# Parameters\na = [1, 2.5, \"it's \\\"$x\\\"\\n\", None]\nb = {\"k\": True}");
@@ -246,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_beyond_json() {
+    fn numbers_outside_json_become_literals() {
         let mut values = Parameters::default();
         values.set("big".to_owned(), guess("123456789012345678901234567890"));
         values.set("none".to_owned(), guess("nan"));
@@ -260,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_notebook_tells_what_it_takes() {
+    fn declared_parameters_are_inferred() {
         let mut notebook = notebook(&[&["parameters"]]);
         notebook.set_source(0, "x = 1  # how many").unwrap();
         let all = declared(&notebook, "python").unwrap();

@@ -1,31 +1,20 @@
-//! Names in paths: `out/{region}-{pm.run_uuid}.ipynb`, as papermill has them.
+//! Placeholders in paths, as in papermill: `out/{region}-{pm.run_uuid}.ipynb`.
 
 use super::{Literal, Parameters};
 use thiserror::Error;
 
-/// Why a path cannot be made of what stands in it.
+/// Why a path cannot be expanded.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum PathError {
-    /// A name that nobody has given a value.
-    #[error("{{{name}}} in {path:?} is no parameter; write {{{{ and }}}} for braces that are part of the path")]
-    Unknown {
-        /// The name.
-        name: String,
-        /// The path.
-        path: String,
-    },
-    /// A brace without its other.
-    #[error("a brace in {path:?} has no other; write {{{{ and }}}} for braces that are part of the path")]
-    Brace {
-        /// The path.
-        path: String,
-    },
+    /// A placeholder without a value.
+    #[error("{{{name}}} in {path:?} is not a parameter; write {{{{ and }}}} for braces that are part of the path")]
+    Unknown { name: String, path: String },
+    /// An unmatched brace.
+    #[error("a brace in {path:?} is unmatched; write {{{{ and }}}} for braces that are part of the path")]
+    Brace { path: String },
 }
 
-/// Puts values into a path: `{name}`, `{name[key]}` and `{name.key}` for what is in a mapping, `{{` and `}}` for braces.
-///
-/// # Errors
-/// [`PathError`].
+/// Expands placeholders: `{name}`, `{name[key]}` and `{name.key}` for entries of a mapping, `{{` and `}}` for braces.
 pub fn expand(path: &str, parameters: &Parameters) -> Result<String, PathError> {
     let (mut out, mut rest) = (String::new(), path);
     while let Some(at) = rest.find(['{', '}']) {
@@ -66,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_go_into_paths() {
+    fn placeholders_are_expanded() {
         let mut parameters = Parameters::default();
         parameters.set("year".to_owned(), Literal::Integer("2026".to_owned()));
         parameters.set("pm".to_owned(), Literal::Map(vec![("run_uuid".to_owned(), Literal::Text("u".to_owned()))]));

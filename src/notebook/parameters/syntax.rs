@@ -7,7 +7,7 @@ use serde_json::Value;
 /// The largest integer that a double holds exactly.
 const MAX_SAFE: i64 = (1 << 53) - 1;
 
-/// A language that parameters can be written in.
+/// The parameter syntax of a language.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Syntax {
     pub rules: &'static ParameterSyntax,
@@ -20,26 +20,25 @@ impl Syntax {
         Some(Self { rules: language.parameters()?, comment: &language.line_comment })
     }
 
-    /// Whether a variable can have this name.
     pub fn accepts_name(self, name: &str) -> bool {
         let is_first = |c: char| c.is_ascii_alphabetic() || c == '_' && self.rules.leading_underscore;
         name.starts_with(is_first) && name.chars().all(|c| c.is_ascii() && self.is_in_name(c))
     }
 
-    /// Whether a name can hold this character, were it in ASCII or not.
+    /// Whether a name can contain this character; also true for letters outside ASCII.
     pub fn is_in_name(self, c: char) -> bool {
         c.is_alphanumeric() || c == '_' || self.rules.name_characters.contains(c)
     }
 
-    /// An assignment; `word` is the one with which the notebook's own cell declares the name, if any.
+    /// An assignment. `word`: the keyword with which the notebook's own cell declares the name; may be empty.
     pub fn assignment(self, name: &str, literal: &str, word: &str) -> String {
         let is_redeclared = self.rules.redeclaration_words.iter().any(|known| known == word);
         let template = if is_redeclared { &self.rules.redeclaration } else { &self.rules.assignment };
-        // The value comes last: what is in it is no placeholder.
+        // The value is inserted last, since it may contain a placeholder.
         template.replace("{word}", word).replace("{name}", name).replace("{value}", literal)
     }
 
-    /// The value as code, or what it is that the language cannot write.
+    /// The value as code. The error names the kind of value that the language cannot write.
     pub fn literal(self, value: &Literal) -> Result<String, &'static str> {
         let rules = self.rules;
         match value {
@@ -72,7 +71,7 @@ impl Syntax {
             _ if number.is_nan() => self.rules.nan.clone(),
             f64::INFINITY => self.rules.infinity.clone(),
             f64::NEG_INFINITY => format!("-{}", self.rules.infinity),
-            // Always with a point or an exponent, so that it stays a float.
+            // Always with a point or an exponent, so that it is a float.
             _ => format!("{number:?}"),
         }
     }
@@ -94,7 +93,7 @@ impl Syntax {
         Ok(format!("{open}{}{close}", entries.join(", ")))
     }
 
-    /// A JSON string is a literal of nearly all languages, apart from what some read differently.
+    /// A JSON string is a literal in nearly all languages, except for characters that some interpret.
     fn text(self, text: &str) -> Result<String, &'static str> {
         let json = Value::from(text).to_string();
         match self.rules.strings {
@@ -107,8 +106,8 @@ impl Syntax {
     }
 }
 
-/// In single quotes nothing is special. Control characters are written as escapes: bash reads the cell from a terminal, where
-/// some of them are commands, and its kernel cuts the cell into lines as Python sees them.
+/// Single quotes make every character literal. Control characters are escaped: bash reads the cell from a terminal, where some are
+/// commands, and the kernel splits the cell into lines as Python does.
 fn bash_text(text: &str) -> String {
     let is_special = |symbol: char| symbol.is_control() || matches!(symbol, '\u{2028}' | '\u{2029}');
     if !text.chars().any(is_special) {

@@ -1,30 +1,26 @@
-//! A parameter's value, and the readings of it: what a command line means, YAML, JSON.
+//! Values of parameters, from the command line, YAML and JSON.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value, json};
 use std::fmt;
 
-/// What a parameter can be. Beyond JSON: integers of any size, and floats that are no numbers.
+/// A value. Other than JSON, it has integers of any size, infinite floats and NaN.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Literal {
-    /// Nothing.
     Null,
-    /// True or false.
     Bool(bool),
-    /// Decimal digits, with a sign where it is negative.
+    /// Decimal digits, with a minus sign if negative.
     Integer(String),
-    /// Also infinite, or not a number.
+    /// May be infinite or NaN.
     Float(f64),
-    /// Text.
     Text(String),
-    /// A list.
     List(Vec<Literal>),
-    /// Names with values, in their order.
+    /// Names with values, in order.
     Map(Vec<(String, Literal)>),
 }
 
-/// The value that `text` means on a command line, as papermill guesses: `True`, `False`, `None`, what Python's `int` or `float`
-/// would read, else text.
+/// The value of a command-line argument, by papermill's rules: `True`, `False`, `None`, what Python's `int` or `float` would accept,
+/// otherwise text.
 pub fn guess(text: &str) -> Literal {
     match text {
         "True" => Literal::Bool(true),
@@ -35,7 +31,7 @@ pub fn guess(text: &str) -> Literal {
 }
 
 fn number(text: &str) -> Option<Literal> {
-    // Python takes 1_000, but no underscore at an end or beside another.
+    // Python accepts 1_000, but no underscore at an end or next to another.
     let grouped = text.as_bytes().windows(3).all(|w| w[1] != b'_' || w[0].is_ascii_digit() && w[2].is_ascii_digit());
     if !grouped || text.starts_with('_') || text.ends_with('_') {
         return None;
@@ -60,7 +56,7 @@ fn integer(negative: bool, digits: &str) -> Literal {
 }
 
 impl Literal {
-    /// The value for a JSON file. What JSON has no number for is text there.
+    /// The value as JSON. Numbers that JSON cannot represent become text.
     pub fn to_json(&self) -> Value {
         match self {
             Self::Null => Value::Null,
@@ -77,7 +73,7 @@ impl Literal {
         }
     }
 
-    /// What a path shows of it.
+    /// The text of the value in a path.
     pub fn to_text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
@@ -95,7 +91,7 @@ impl From<Value> for Literal {
         match value {
             Value::Null => Self::Null,
             Value::Bool(flag) => Self::Bool(flag),
-            // The digits as they were written: they may be more than any machine number holds.
+            // The digits as written: there may be more than a machine number can hold.
             Value::Number(written) => {
                 let text = written.to_string();
                 let is_float = text.contains(['.', 'e', 'E']);
@@ -165,7 +161,7 @@ impl<'de> Visitor<'de> for Reader {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Literal, A::Error> {
         let mut all = Vec::new();
-        // Keys that are no texts are written as such, as papermill does.
+        // Keys that are not text become text, as in papermill.
         while let Some((key, value)) = entries.next_entry::<Literal, Literal>()? {
             all.push((key.to_text(), value));
         }
@@ -178,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guesses_as_papermill_does() {
+    fn arguments_are_interpreted_as_in_papermill() {
         let integer = |digits: &str| Literal::Integer(digits.to_owned());
         assert_eq!(guess("True"), Literal::Bool(true));
         assert_eq!(guess("None"), Literal::Null);

@@ -1,15 +1,15 @@
-//! HTML for a frame without what it would fetch: pages load nothing, and a script that cannot be loaded is an error.
+//! Remote references in the HTML of a frame: they are disabled, since a page loads nothing and a blocked script is an error.
 
 use crate::web::Library;
 use serde_json::{Value, json};
 
-/// The library that HTML of Altair or Plotly would load from elsewhere. Which of Plotly's bundles the traces tell.
+/// The library that HTML of Altair or Plotly loads from a CDN. `bundle` selects the bundle of Plotly for a figure.
 pub(super) fn library(html: &str, bundle: impl Fn(&Value) -> Library) -> Option<Library> {
     if html.contains("vega-embed") && html.contains("vegaEmbed") && html.contains("https://") {
         return Some(Library::Vega);
     }
     let call = html.find("Plotly.newPlot(")?;
-    // Plotly itself, where it is in the HTML, is larger than any call.
+    // This HTML contains Plotly itself, which is larger than any call.
     if html[..call].len() > 500_000 {
         return None;
     }
@@ -18,7 +18,7 @@ pub(super) fn library(html: &str, bundle: impl Fn(&Value) -> Library) -> Option<
     Some(bundle(&json!({ "data": traces })))
 }
 
-/// Bytes of the JSON list at the start.
+/// Length in bytes of the JSON list at the start.
 fn list_len(text: &str) -> usize {
     let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
     for (at, byte) in text.bytes().enumerate() {
@@ -39,8 +39,8 @@ fn list_len(text: &str) -> usize {
     text.len()
 }
 
-/// Gives the HTML with the addresses of other places taken out, and how many there were.
-pub(super) fn without_fetches(html: &str) -> (String, usize) {
+/// Renames attributes with remote addresses. Returns the HTML and the number of them.
+pub(super) fn disable(html: &str) -> (String, usize) {
     let mut out = String::with_capacity(html.len());
     let mut rest = html;
     let mut count = 0;
@@ -58,11 +58,11 @@ pub(super) fn without_fetches(html: &str) -> (String, usize) {
             continue;
         }
         let end = tag_len(rest);
-        let (tag, found) = disarmed(&rest[..end]);
+        let (tag, found) = disable_in_tag(&rest[..end]);
         out.push_str(&tag);
         count += found;
         rest = &rest[end..];
-        // What stands in a script is no HTML.
+        // The text of a script is not HTML.
         if name == "script" {
             let end = rest.to_ascii_lowercase().find("</script").unwrap_or(rest.len());
             out.push_str(&rest[..end]);
@@ -73,7 +73,7 @@ pub(super) fn without_fetches(html: &str) -> (String, usize) {
     (out, count)
 }
 
-/// Bytes of the tag at the start; `>` inside quotes does not end it.
+/// Length in bytes of the tag at the start; `>` inside quotes does not end it.
 fn tag_len(text: &str) -> usize {
     let mut quote = None;
     for (at, byte) in text.bytes().enumerate() {
@@ -87,8 +87,8 @@ fn tag_len(text: &str) -> usize {
     text.len()
 }
 
-/// A tag whose addresses of other places are renamed.
-fn disarmed(tag: &str) -> (String, usize) {
+/// A tag with its remote attributes renamed, and the number of them.
+fn disable_in_tag(tag: &str) -> (String, usize) {
     let lower = tag.to_ascii_lowercase();
     let mut out = String::with_capacity(tag.len());
     let (mut from, mut count) = (0, 0);
@@ -96,14 +96,14 @@ fn disarmed(tag: &str) -> (String, usize) {
         let mut at = 0;
         while let Some(found) = lower[at..].find(name).map(|found| at + found) {
             at = found + name.len();
-            let begins = lower[..found].ends_with(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '/'));
+            let starts_name = lower[..found].ends_with(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '/'));
             let Some(value) = lower[at..].trim_start().strip_prefix('=') else { continue };
             let value = value.trim_start().trim_start_matches(['"', '\'']).trim_start();
-            let own = value.starts_with("data:")
+            let is_local = value.starts_with("data:")
                 || value.starts_with("blob:")
                 || value.starts_with('#')
                 || value.starts_with("about:");
-            if begins && !own && found >= from {
+            if starts_name && !is_local && found >= from {
                 out.push_str(&tag[from..found]);
                 out.push_str("data-not-loaded-");
                 from = found;
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_that_are_wanted() {
+    fn libraries_of_altair_and_plotly_are_found() {
         let bundle =
             |figure: &Value| if figure["data"][0]["type"] == "bar" { Library::PlotlyBasic } else { Library::PlotlyFull };
         let plotly = "<script src='https://cdn'></script><script>Plotly.newPlot(\"a\", [{\"type\":\"bar\",\"x\":\"]\"}], {\"x\":[]})</script>";
@@ -131,16 +131,16 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_other_places_go() {
+    fn remote_addresses_are_disabled() {
         let html = "<script src=\"https://cdn/x.js\"></script><script>a='<img src=x>'</script><img src='data:image/png;base64,a' alt='src'>";
-        let (out, count) = without_fetches(html);
+        let (out, count) = disable(html);
         assert_eq!(count, 1);
         assert!(
             out.starts_with("<script data-not-loaded-src=\"https://cdn/x.js\"></script><script>a='<img src=x>'"),
             "{out}"
         );
         assert!(out.ends_with("<img src='data:image/png;base64,a' alt='src'>"));
-        assert_eq!(without_fetches("<link rel=stylesheet href=//x><iframe src=/y></iframe><b src=x>").1, 2);
-        assert_eq!(without_fetches("<img"), ("<img".to_owned(), 0));
+        assert_eq!(disable("<link rel=stylesheet href=//x><iframe src=/y></iframe><b src=x>").1, 2);
+        assert_eq!(disable("<img"), ("<img".to_owned(), 0));
     }
 }

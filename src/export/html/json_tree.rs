@@ -1,17 +1,17 @@
-//! JSON as a tree to open.
+//! JSON as a tree of `<details>`.
 
-use super::lines::grouped;
+use super::terminal_text::with_separators;
 use crate::render::escape;
 use serde_json::Value;
 
-/// Deeper values are shown as one line.
+/// Deeper values are shown on one line.
 const MAX_DEPTH: usize = 40;
-/// Longer lists are shown in parts of so many.
+/// Longer lists are divided into parts of this size.
 const PART: usize = 100;
 /// Longer strings are cut in the tree.
 const MAX_STRING: usize = 20_000;
 
-/// A value as a tree. `open` opens all of it that is small.
+/// A value as a tree. `open`: nodes with few children are open.
 pub(super) fn html(value: &Value, name: &str, open: bool, out: &mut String) {
     out.push_str("<div class=\"tree\">");
     node(Some(name).filter(|name| !name.is_empty()), value, true, open, 0, out);
@@ -21,13 +21,13 @@ pub(super) fn html(value: &Value, name: &str, open: bool, out: &mut String) {
 fn node(key: Option<&str>, value: &Value, first: bool, open: bool, depth: usize, out: &mut String) {
     match value {
         Value::Object(fields) if !fields.is_empty() && depth < MAX_DEPTH => {
-            branch(key, &format!("{{{}}}", grouped(fields.len())), first || open && fields.len() <= PART, out);
+            branch(key, &format!("{{{}}}", with_separators(fields.len())), first || open && fields.len() <= PART, out);
             let children: Vec<(String, &Value)> = fields.iter().map(|(key, value)| (key.clone(), value)).collect();
             parts(&children, open, depth, out);
             out.push_str("</div></details>");
         }
         Value::Array(items) if !items.is_empty() && depth < MAX_DEPTH => {
-            branch(key, &format!("[{}]", grouped(items.len())), (first || open) && items.len() <= PART, out);
+            branch(key, &format!("[{}]", with_separators(items.len())), (first || open) && items.len() <= PART, out);
             let children: Vec<(String, &Value)> =
                 items.iter().enumerate().map(|(at, item)| (at.to_string(), item)).collect();
             parts(&children, open, depth, out);
@@ -57,7 +57,7 @@ fn label(key: Option<&str>, out: &mut String) {
     }
 }
 
-/// Children, in parts where they are many.
+/// Writes children, divided into parts if they are many.
 fn parts(children: &[(String, &Value)], open: bool, depth: usize, out: &mut String) {
     if children.len() <= PART {
         children.iter().for_each(|(key, value)| node(Some(key), value, false, open, depth + 1, out));
@@ -75,7 +75,11 @@ fn scalar(value: &Value, out: &mut String) {
     let (class, text) = match value {
         Value::String(text) if text.len() > MAX_STRING => (
             "s",
-            format!("{}… ({} characters)", Value::from(&text[..text.floor_char_boundary(MAX_STRING)]), grouped(text.len())),
+            format!(
+                "{}… ({} characters)",
+                Value::from(&text[..text.floor_char_boundary(MAX_STRING)]),
+                with_separators(text.len())
+            ),
         ),
         Value::String(_) => ("s", value.to_string()),
         Value::Number(_) => ("n", value.to_string()),
@@ -92,7 +96,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn trees_hold_all() {
+    fn trees_contain_every_value() {
         let mut out = String::new();
         html(&json!({"a<": [1, {"b": null}], "big": (0..250).collect::<Vec<_>>(), "s": "x\"y"}), "root", false, &mut out);
         for piece in

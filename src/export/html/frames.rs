@@ -1,4 +1,4 @@
-//! Frames without an origin, for outputs that act; what they share; and the page's content policy.
+//! Frames without an origin for active outputs, the scripts that they share, and the page's content security policy.
 
 use crate::render::{escape, sanitize};
 use crate::web::Library;
@@ -9,27 +9,26 @@ use std::collections::BTreeSet;
 const STYLE: &str = include_str!("assets/frame.css");
 const SCRIPT: &str = include_str!("assets/frame.js");
 const LOADER: &str = include_str!("assets/loader.js");
-/// What no content policy forbids that browsers know: connections of WebRTC, to any host.
+/// Removes WebRTC, which can connect to any host and which no content security policy forbids.
 const NO_RTC: &str = include_str!("assets/no_rtc.js");
 
-/// The frames of a page.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    /// Whether all are loaded at once and not as they come into view.
+    /// Whether all frames load at once and not when they come into view.
     eager: bool,
-    /// Whether one has scripts of the notebook's.
+    /// Whether a frame has scripts of the notebook.
     foreign_scripts: bool,
-    /// Whether there is one with HTML.
+    /// Whether a frame has foreign HTML.
     html: bool,
     plots: bool,
-    /// The bundle that draws all of the page's Plotly figures.
+    /// The smallest bundle that draws all Plotly figures of the page.
     plotly: Option<Library>,
     vega: bool,
-    /// The hashes of the libraries that went into the page.
+    /// The hashes of the libraries in the page.
     hashes: Vec<String>,
 }
 
-/// What a frame may do: its own scripts or only ours, and nothing that is fetched.
+/// The policy of a frame: these scripts, and no requests.
 fn inner_policy(scripts: &str) -> String {
     format!(
         "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; media-src data: blob:; \
@@ -51,41 +50,40 @@ fn hash(script: &str) -> String {
 }
 
 impl Frames {
-    /// None yet.
     pub(super) fn new(eager: bool) -> Self {
         Self { eager, ..Self::default() }
     }
 
-    /// A frame with foreign HTML. Its scripts run there; where it has none, none can run.
+    /// A frame with foreign HTML. If the HTML has no scripts, its policy permits none.
     pub(super) fn html(&mut self, html: &str, title: &str, out: &mut String) {
-        let acts = sanitize::has_script(html);
-        self.foreign_scripts |= acts;
+        let has_script = sanitize::has_script(html);
+        self.foreign_scripts |= has_script;
         self.html = true;
-        let policy = if acts { inner_policy(ANY_SCRIPT) } else { inner_policy(&hash(SCRIPT)) };
+        let policy = if has_script { inner_policy(ANY_SCRIPT) } else { inner_policy(&hash(SCRIPT)) };
         out.push_str("<iframe class=\"frame\" sandbox=\"allow-scripts allow-downloads\" ");
         out.push_str(if self.eager { "title=\"" } else { "loading=\"lazy\" title=\"" });
         escape(title, out);
         out.push_str("\" srcdoc=\"");
-        let first = if acts { format!("<script>{NO_RTC}</script>") } else { String::new() };
-        for part in [&head(&policy), &first, html, "\n<script>", SCRIPT, "</script></body></html>"] {
+        let webrtc_guard = if has_script { format!("<script>{NO_RTC}</script>") } else { String::new() };
+        for part in [&head(&policy), &webrtc_guard, html, "\n<script>", SCRIPT, "</script></body></html>"] {
             escape(part, out);
         }
         out.push_str("\"></iframe>\n");
     }
 
-    /// The place of a plot: the page's script makes its frame from the specification and the library.
+    /// The placeholder of a plot: the page's script creates its frame from the specification and the library.
     pub(super) fn plot(&mut self, library: Library, json: &str, height: Option<u64>, title: &str, out: &mut String) {
         let height = height.map(|height| format!(" data-height=\"{}\"", height.min(4000))).unwrap_or_default();
-        self.place(library, &height, json, title, out);
+        self.placeholder(library, &height, json, title, out);
     }
 
-    /// The place of foreign HTML that wants a library from elsewhere, which the page has.
+    /// The placeholder of foreign HTML that loads a library from a CDN. The page contains that library.
     pub(super) fn plot_html(&mut self, library: Library, html: &str, title: &str, out: &mut String) {
         self.foreign_scripts = true;
-        self.place(library, " data-html=\"1\"", &serde_json::json!({ "html": html }).to_string(), title, out);
+        self.placeholder(library, " data-html=\"1\"", &serde_json::json!({ "html": html }).to_string(), title, out);
     }
 
-    fn place(&mut self, library: Library, attributes: &str, json: &str, title: &str, out: &mut String) {
+    fn placeholder(&mut self, library: Library, attributes: &str, json: &str, title: &str, out: &mut String) {
         self.plots = true;
         let name = if library == Library::Vega {
             self.vega = true;
@@ -99,13 +97,13 @@ impl Frames {
         out.push_str("\" aria-label=\"");
         escape(title, out);
         out.push_str("\"><script type=\"application/json\">");
-        // In JSON a less-than sign stands in strings only, where it may be written by its number.
+        // In JSON, `<` occurs only in strings, where it can be escaped.
         out.push_str(&json.replace('<', "\\u003c"));
         out.push_str("</script><noscript><p class=\"hint\">This plot needs JavaScript.</p></noscript></div>\n");
     }
 
-    /// What plots share, once for the page: text that the page's script puts into each frame.
-    pub(super) fn blocks(&mut self, out: &mut String) {
+    /// What all plots share, once per page: text that the page's script inserts into each frame.
+    pub(super) fn shared_blocks(&mut self, out: &mut String) {
         if !self.plots {
             return;
         }
@@ -127,15 +125,15 @@ impl Frames {
         }
     }
 
-    /// The page's content policy. Frames inherit it, so it allows what they need; scripts by their hashes, unless a
-    /// frame has scripts that nobody can know.
+    /// The page's content security policy. Frames inherit it, so it permits what they need. Scripts are listed by their hashes,
+    /// unless a frame has foreign scripts.
     pub(super) fn policy(&self, page_script: &str) -> String {
         let mut scripts = BTreeSet::from([hash(page_script)]);
         if self.html || self.plots {
             scripts.insert(hash(SCRIPT));
         }
         scripts.extend(self.hashes.iter().cloned());
-        // Plotly's drawing in three dimensions makes functions from text.
+        // The 3D plots of Plotly create functions from text.
         if self.plotly == Some(Library::PlotlyFull) {
             scripts.insert("'unsafe-eval'".to_owned());
         }

@@ -1,53 +1,53 @@
-//! Text of terminals in a page: colours, and long texts folded in the middle.
+//! Terminal text in a page: colours, and long texts folded in the middle.
 
 use crate::render::ansi::{Span, spans};
 
 /// Longer texts are folded.
 const FOLD_LINES: usize = 160;
 const FOLD_BYTES: usize = 24_000;
-/// What stays to be seen of them: lines at the start and at the end, and bytes where lines are long.
+/// The visible ends of a folded text: lines at the start and at the end, and at most this many bytes each.
 const HEAD_LINES: usize = 20;
 const TAIL_LINES: usize = 20;
 const SHOWN_BYTES: usize = 4000;
 
-/// A text with colours in a `<pre>`; the middle of a long one behind a line that opens it.
+/// A text with colours in a `<pre>`; the middle of a long text is folded.
 pub(super) fn html(text: &str, class: &str, out: &mut String) {
     let spans = spans(text);
     let lengths: usize = spans.iter().map(|span| span.text.len()).sum();
-    let lines = spans.iter().map(|span| count(span.text)).sum::<usize>() + 1;
+    let lines = spans.iter().map(|span| newlines(span.text)).sum::<usize>() + 1;
     if lines <= FOLD_LINES && lengths <= FOLD_BYTES {
         open(class, out);
         spans.iter().for_each(|span| span.html(span.text, out));
         out.push_str("</pre>\n");
         return;
     }
-    let (head, tail) = cuts(&spans, lengths, lines);
+    let (head, tail) = fold_bounds(&spans, lengths, lines);
     open(class, out);
-    piece(&spans, 0, head, out);
+    push_range(&spans, 0, head, out);
     let hidden = match spans_lines(&spans, head, tail) {
-        0 | 1 => format!("{} characters", grouped(tail - head)),
-        lines => format!("{} lines", grouped(lines)),
+        0 | 1 => format!("{} characters", with_separators(tail - head)),
+        lines => format!("{} lines", with_separators(lines)),
     };
     out.push_str(&format!("</pre>\n<details class=\"fold\"><summary>{hidden} more</summary>\n"));
     open(class, out);
-    piece(&spans, head, tail, out);
+    push_range(&spans, head, tail, out);
     out.push_str("</pre>\n</details>\n");
     open(class, out);
-    piece(&spans, tail, lengths, out);
+    push_range(&spans, tail, lengths, out);
     out.push_str("</pre>\n");
 }
 
 fn open(class: &str, out: &mut String) {
-    // The first line feed behind <pre> is none: an empty line at the start must not get lost.
+    // HTML ignores a line feed directly after <pre>: an empty first line must not get lost.
     out.push_str(if class.is_empty() { "<pre>\n" } else { "<pre class=\"wide\">\n" });
 }
 
-fn count(text: &str) -> usize {
+fn newlines(text: &str) -> usize {
     text.bytes().filter(|byte| *byte == b'\n').count()
 }
 
-/// Where the first part ends and the last begins, in bytes of all spans' texts.
-fn cuts(spans: &[Span<'_>], all: usize, lines: usize) -> (usize, usize) {
+/// The end of the head and the start of the tail, in bytes of the text of all spans.
+fn fold_bounds(spans: &[Span<'_>], all: usize, lines: usize) -> (usize, usize) {
     let (mut at, mut line) = (0, 0);
     let (mut head, mut tail) = (None, None);
     for span in spans {
@@ -68,7 +68,7 @@ fn cuts(spans: &[Span<'_>], all: usize, lines: usize) -> (usize, usize) {
     (boundary(spans, head), boundary(spans, tail))
 }
 
-/// The place itself, or the start of the character that it is in the middle of.
+/// The offset, or the start of the character that contains it.
 fn boundary(spans: &[Span<'_>], place: usize) -> usize {
     let mut at = 0;
     for span in spans {
@@ -80,13 +80,13 @@ fn boundary(spans: &[Span<'_>], place: usize) -> usize {
     at
 }
 
-/// The part of the text between two places.
-fn piece(spans: &[Span<'_>], from: usize, to: usize, out: &mut String) {
+/// Appends the text between two offsets.
+fn push_range(spans: &[Span<'_>], from: usize, to: usize, out: &mut String) {
     parts(spans, from, to).for_each(|(span, text)| span.html(text, out));
 }
 
 fn spans_lines(spans: &[Span<'_>], from: usize, to: usize) -> usize {
-    parts(spans, from, to).map(|(_, text)| count(text)).sum()
+    parts(spans, from, to).map(|(_, text)| newlines(text)).sum()
 }
 
 fn parts<'a>(spans: &'a [Span<'a>], from: usize, to: usize) -> impl Iterator<Item = (&'a Span<'a>, &'a str)> {
@@ -99,8 +99,8 @@ fn parts<'a>(spans: &'a [Span<'a>], from: usize, to: usize) -> impl Iterator<Ite
     })
 }
 
-/// A number with its thousands apart.
-pub(super) fn grouped(number: usize) -> String {
+/// A number with separators of thousands.
+pub(super) fn with_separators(number: usize) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -119,7 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn long_texts_are_folded_and_whole() {
+    fn long_texts_are_folded_and_complete() {
         let text: String = (0..1000).map(|line| format!("\u{1b}[3{}m{line}\n", line % 8)).collect();
         let mut out = String::new();
         html(text.trim_end(), "", &mut out);
@@ -139,7 +139,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_gets_lost(lines in 100..400_usize, width in 0..200_usize) {
+        fn folding_keeps_every_character(lines in 100..400_usize, width in 0..200_usize) {
             let text: String = (0..lines).map(|line| format!("{}\u{1b}[1m{line}é\u{1b}[0m\n", "x".repeat(width))).collect();
             let mut out = String::new();
             html(&text, "", &mut out);
