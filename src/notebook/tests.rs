@@ -158,7 +158,7 @@ fn errors_name_the_kind_of_file() {
         (b"{\"cells\": [", "the JSON text ends early, at line 1 column 12"),
         (b"<html>", "not JSON at line 1 column 1: expected a value (this looks like a web page, not a notebook)"),
         (b"{\n<<<<<<< HEAD\n", "unresolved merge conflicts"),
-        (b"[]", "JSON, but not a notebook: the file holds no JSON object"),
+        (b"[]", "JSON, but not a notebook: the file is not a JSON object"),
         (b"{}", "JSON, but not a notebook: nbformat is missing"),
         (b"{\"nbformat\": 2}", "notebook format 2 is not supported"),
         (b"{\"nbformat\": 5}", "newer program"),
