@@ -1,7 +1,7 @@
 //! MIME types of outputs: which are base64 and which text, their file extensions, and their display order.
 
-/// Display order, best first, after the orders of JupyterLab and nteract. [`display_rank`] ranks families by prefix or suffix, in the
-/// gaps between these entries.
+/// Display order, best first, after the orders of JupyterLab and nteract. [`display_rank`] ranks families by prefix or
+/// suffix, in the gaps between these entries.
 const ORDER: &[(&str, u16)] = &[
     ("application/vnd.jupyter.widget-view+json", 20),
     ("application/vnd.plotly.v1+json", 30),
@@ -122,7 +122,8 @@ fn is_text_application(subtype: &str) -> bool {
 }
 
 /// Whether Python's nbformat writes a string of this type as a list of lines (`text/*`, `application/javascript`,
-/// `image/svg+xml`). The comparison is exact and case-sensitive, as in nbformat: the bytes of a written notebook depend on it.
+/// `image/svg+xml`). The comparison is exact and case-sensitive, as in nbformat: the bytes of a written notebook depend on
+/// it.
 pub fn is_split_on_write(mime: &str) -> bool {
     mime.starts_with("text/") || mime == "application/javascript" || mime == "image/svg+xml"
 }

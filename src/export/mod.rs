@@ -1,7 +1,7 @@
 //! A notebook as a document for readers: a page, markdown, a script, or a notebook file.
 //!
-//! [`export`] depends only on the notebook and the options, so files, runs and live sessions share it. A page is self-contained;
-//! markdown has side files.
+//! [`export`] depends only on the notebook and the options, so files, runs and live sessions share it. A page is
+//! self-contained; markdown has side files.
 
 mod chat_roles;
 mod html;

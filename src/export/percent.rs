@@ -1,7 +1,7 @@
 //! Percent cells, which editors and jupytext can read back: `# %%` before code, `# %% [markdown]` before text as comments.
 //!
-//! IPython syntax (magics, shell commands, help requests) is commented out. A comment that looks like commented-out syntax gets one
-//! more comment sign, since the reader removes one from each such line.
+//! IPython syntax (magics, shell commands, help requests) is commented out. A comment that looks like commented-out syntax
+//! gets one more comment sign, since the reader removes one from each such line.
 
 use super::script::{commented, quotes_after};
 use crate::notebook::{Cell, Notebook};

@@ -1,4 +1,5 @@
-//! Which parts of a cell are shown, by its tags and metadata. Supports the conventions of nbconvert, JupyterLab and Jupyter Book.
+//! Which parts of a cell are shown, by its tags and metadata. Supports the conventions of nbconvert, JupyterLab and Jupyter
+//! Book.
 
 use super::ExportOptions;
 use crate::notebook::Cell;

@@ -13,8 +13,8 @@ pub(super) fn is_valid(id: &str) -> bool {
     (1..=MAX_LEN).contains(&id.len()) && id.bytes().all(allowed)
 }
 
-/// An unused id, derived from the cell's position and source. With random ids, each conversion of a file would produce a different
-/// file.
+/// An unused id, derived from the cell's position and source. With random ids, each conversion of a file would produce a
+/// different file.
 pub(super) fn derive(index: usize, source: &str, taken: &dyn Fn(&str) -> bool) -> String {
     let mut attempt = 0u64;
     loop {

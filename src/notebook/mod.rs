@@ -1,8 +1,8 @@
 //! Notebook files: parse, read, edit and print.
 //!
-//! The model is the file's own JSON. Nothing is rebuilt: unknown fields are kept, and the printed text is, byte for byte, that of
-//! Python's `nbformat.write` for the same notebook. Files of major version 3 are upgraded, 4.0 to 4.4 become 4.5 (cells get ids),
-//! invalid parts of 4.5 are repaired, and newer minor versions are kept.
+//! The model is the file's own JSON. Nothing is rebuilt: unknown fields are kept, and the printed text is, byte for byte,
+//! that of Python's `nbformat.write` for the same notebook. Files of major version 3 are upgraded, 4.0 to 4.4 become 4.5
+//! (cells get ids), invalid parts of 4.5 are repaired, and newer minor versions are kept.
 
 mod cell;
 mod error;
@@ -143,7 +143,8 @@ impl Notebook {
         Ok(())
     }
 
-    /// Restores outputs of this notebook, or of the one it was made from. They are not changed: types of a later format are kept.
+    /// Restores outputs of this notebook, or of the one it was made from. They are not changed: types of a later format are
+    /// kept.
     pub fn restore_outputs(&mut self, index: usize, outputs: Vec<Value>) -> Result<(), NotebookError> {
         self.code_cell_mut(index)?.insert("outputs".to_owned(), Value::Array(outputs));
         Ok(())
@@ -173,8 +174,8 @@ impl Notebook {
         Ok(())
     }
 
-    /// Inserts a cell before the one at `index` (after the last for [`Notebook::len`] and more). Returns its id: the requested one
-    /// if it is valid and unused, otherwise one derived from position and source, so that it is reproducible.
+    /// Inserts a cell before the one at `index` (after the last for [`Notebook::len`] and more). Returns its id: the
+    /// requested one if it is valid and unused, otherwise one derived from position and source, so that it is reproducible.
     pub fn insert_cell(&mut self, index: usize, cell: NewCell) -> String {
         let index = index.min(self.len());
         let taken: std::collections::HashSet<&str> = self.cells().map(|cell| cell.id()).collect();
@@ -185,8 +186,8 @@ impl Notebook {
         id
     }
 
-    /// Replaces the cells. A cell whose id exists keeps its other fields, such as outputs and attachments; cells that are not
-    /// listed are removed. Ids must be valid and unique, as those of a session's cells are.
+    /// Replaces the cells. A cell whose id exists keeps its other fields, such as outputs and attachments; cells that are
+    /// not listed are removed. Ids must be valid and unique, as those of a session's cells are.
     pub fn rearrange(&mut self, cells: Vec<NewCell>) {
         let old = std::mem::take(self.raw_cells_mut()).into_iter();
         let id_of = |cell: &Value| cell.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();

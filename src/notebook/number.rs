@@ -1,8 +1,8 @@
 //! Numbers as Python prints them after parsing them.
 
-/// Appends the JSON number as `json.dumps(json.loads(text))` prints it: integers keep all digits, others become the shortest form of
-/// the nearest double (`1e-07`, `1.0`, `1e+16`). Numbers outside the range of doubles are unchanged: Python would print `Infinity`,
-/// which is not JSON.
+/// Appends the JSON number as `json.dumps(json.loads(text))` prints it: integers keep all digits, others become the shortest
+/// form of the nearest double (`1e-07`, `1.0`, `1e+16`). Numbers outside the range of doubles are unchanged: Python would
+/// print `Infinity`, which is not JSON.
 pub(super) fn push_number(text: &str, out: &mut String) {
     if !text.contains(['.', 'e', 'E']) {
         out.push_str(if text == "-0" { "0" } else { text });
@@ -14,8 +14,8 @@ pub(super) fn push_number(text: &str, out: &mut String) {
     }
 }
 
-/// Python's `repr` of a finite float: fixed notation for exponents from -4 to 15, otherwise scientific with at least two exponent
-/// digits.
+/// Python's `repr` of a finite float: fixed notation for exponents from -4 to 15, otherwise scientific with at least two
+/// exponent digits.
 fn push_float(number: f64, out: &mut String) {
     // Both languages print the shortest digits that read back as the same double; only the layout differs.
     let scientific = format!("{number:e}");

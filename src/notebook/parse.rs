@@ -128,8 +128,8 @@ fn require(
     }
 }
 
-/// Assigns a new id to every cell without one, with an invalid one, or with that of an earlier cell. In formats without ids, a
-/// missing id is no warning.
+/// Assigns a new id to every cell without one, with an invalid one, or with that of an earlier cell. In formats without ids,
+/// a missing id is no warning.
 fn repair_ids(notebook: &mut Notebook, warns_of_missing: bool) {
     let mut taken: HashSet<String> =
         notebook.cells().map(|cell| cell.id().to_owned()).filter(|id| ids::is_valid(id)).collect();

@@ -1,7 +1,7 @@
 //! Prints a notebook as Python's `nbformat.write` does, byte for byte.
 //!
-//! That is `json.dumps(indent=1, sort_keys=True, separators=(",", ": "), ensure_ascii=False)` after texts are split into lists of
-//! lines and transient metadata is dropped. The writer does both while it prints, without a copy of the notebook.
+//! That is `json.dumps(indent=1, sort_keys=True, separators=(",", ": "), ensure_ascii=False)` after texts are split into
+//! lists of lines and transient metadata is dropped. The writer does both while it prints, without a copy of the notebook.
 
 use super::lines;
 use super::number::push_number;
@@ -144,7 +144,8 @@ impl Writer {
         });
     }
 
-    /// A multi-line string in either form: as a list of lines if `split`, otherwise as one string. Other values are unchanged.
+    /// A multi-line string in either form: as a list of lines if `split`, otherwise as one string. Other values are
+    /// unchanged.
     fn text(&mut self, value: &Value, split: bool) {
         if split && is_split_already(value) {
             return self.value(value);
@@ -157,7 +158,8 @@ impl Writer {
     }
 }
 
-/// Whether a value is already the list of lines that splitting would produce, as in most files. It saves joining and splitting.
+/// Whether a value is already the list of lines that splitting would produce, as in most files. It saves joining and
+/// splitting.
 fn is_split_already(value: &Value) -> bool {
     let Value::Array(items) = value else { return false };
     let last = items.len().saturating_sub(1);

@@ -1,9 +1,10 @@
 //! Syntax colours of code.
 //!
-//! A lexer of our own, driven by the rows of [`languages`], instead of a highlighting library: libraries with all our languages load and
-//! compile their grammars at the first cell. syntect with two-face's grammars, measured on two slow cores, takes 74 ms for the first Python
-//! cell and 1 ms for each of 500 small ones, while a whole export may take 10 ms for a tiny notebook and 50 ms for 500 cells. With this
-//! lexer a page of those 500 cells takes 20 ms, process start included. Its time is linear in the code.
+//! A lexer of our own, driven by the rows of [`languages`], instead of a highlighting library: libraries with all our
+//! languages load and compile their grammars at the first cell. syntect with two-face's grammars, measured on two slow
+//! cores, takes 74 ms for the first Python cell and 1 ms for each of 500 small ones, while a whole export may take 10 ms for
+//! a tiny notebook and 50 ms for 500 cells. With this lexer a page of those 500 cells takes 20 ms, process start included.
+//! Its time is linear in the code.
 
 use super::escape;
 use crate::languages::{self, BlockComment, LexerStyle, LexerTable, StringSyntax};
@@ -72,8 +73,8 @@ pub fn html(source: &str, language: &str, out: &mut String) {
     }
 }
 
-/// Splits code into tokens. Concatenated, they are the code again. A Python cell that begins with the magic of another language (`%%bash`) is split
-/// as that language.
+/// Splits code into tokens. Concatenated, they are the code again. A Python cell that begins with the magic of another
+/// language (`%%bash`) is split as that language.
 pub fn tokens<'a>(source: &'a str, language: &str) -> Vec<(Kind, &'a str)> {
     let Some((table, line_comment)) = find(language) else { return vec![(Kind::Text, source)] };
     if table.style == LexerStyle::Python
@@ -274,8 +275,8 @@ fn number_len(text: &str) -> usize {
     at.max(1)
 }
 
-/// Length of a string literal whose content starts at `before`, in bytes. An unclosed literal reaches to the end of its line or of the
-/// text.
+/// Length of a string literal whose content starts at `before`, in bytes. An unclosed literal reaches to the end of its line
+/// or of the text.
 fn string_len(text: &str, before: usize, quote: &StringSyntax, escapes: bool) -> usize {
     let bytes = text.as_bytes();
     let mut at = before + quote.open.len();

@@ -21,7 +21,8 @@ pub struct Heading {
     pub id: String,
 }
 
-/// Renders markdown, and returns its headings. `attachment` returns the data URL of a picture in the cell's attachments, by name.
+/// Renders markdown, and returns its headings. `attachment` returns the data URL of a picture in the cell's attachments, by
+/// name.
 pub fn html(source: &str, attachment: &dyn Fn(&str) -> Option<String>) -> (String, Vec<Heading>) {
     let source: Cow<'_, str> =
         if source.contains([OPEN, CLOSE]) { source.replace([OPEN, CLOSE], "\u{fffd}").into() } else { source.into() };
@@ -170,7 +171,8 @@ fn replace_placeholders(text: &str, out: &mut String, replace: &mut dyn FnMut(us
     out.push_str(rest);
 }
 
-/// Inserts what the sanitiser must not see: formulas, and the bytes of attachments. Inside a tag, a formula is inserted as its source.
+/// Inserts what the sanitiser must not see: formulas, and the bytes of attachments. Inside a tag, a formula is inserted as
+/// its source.
 fn insert_content(clean: &str, source: &str, formulas: &[Formula], attachment: &dyn Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(clean.len() + 256);
     let mut rest = clean;

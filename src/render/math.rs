@@ -73,7 +73,8 @@ fn convert(tex: &str, display: bool) -> Result<String, String> {
     Ok(result.mathml)
 }
 
-/// An upper bound of the nesting of a formula: opening delimiters, and commands in a row, which can be arguments of each other.
+/// An upper bound of the nesting of a formula: opening delimiters, and commands in a row, which can be arguments of each
+/// other.
 fn depth(tex: &str) -> usize {
     let (mut open, mut chain, mut deepest) = (0_usize, 0_usize, 0_usize);
     let mut bytes = tex.bytes().peekable();

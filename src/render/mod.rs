@@ -1,7 +1,7 @@
 //! The texts of notebooks as passive HTML: terminal colours, code, markdown, formulas, foreign HTML.
 //!
-//! For any input, the result has no script, no event handler, no links other than `http`, `https`, `mailto` and `#`, and nothing that
-//! a browser fetches. Pages add their own style: the classes are those of [`code::Kind`] and [`ansi::Style`].
+//! For any input, the result has no script, no event handler, no links other than `http`, `https`, `mailto` and `#`, and
+//! nothing that a browser fetches. Pages add their own style: the classes are those of [`code::Kind`] and [`ansi::Style`].
 
 pub mod ansi;
 pub mod code;

@@ -179,8 +179,8 @@ pub fn has_script(html: &str) -> bool {
     tags(html).any(|(name, rest)| matches!(name.as_str(), "script" | "iframe") || has_handler(rest))
 }
 
-/// The opening tags: their names in lower case, and the text after the name. Each byte belongs to at most one tag, so the time is
-/// linear for any input.
+/// The opening tags: their names in lower case, and the text after the name. Each byte belongs to at most one tag, so the
+/// time is linear for any input.
 fn tags(html: &str) -> impl Iterator<Item = (String, &str)> {
     let mut rest = html;
     std::iter::from_fn(move || {

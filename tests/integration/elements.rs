@@ -1,5 +1,5 @@
-//! Cells in a browser: tables, editing with completion, previous executions, collapsed cells and phase chips. Also accessibility, in
-//! light and dark, at two widths.
+//! Cells in a browser: tables, editing with completion, previous executions, collapsed cells and phase chips. Also
+//! accessibility, in light and dark, at two widths.
 
 use serde_json::{Value, json};
 

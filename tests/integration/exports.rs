@@ -93,8 +93,8 @@ fn pdf_is_printed() {
     assert!(pdf.starts_with(b"%PDF-") && pdf.len() > 50_000, "{}", pdf.len());
 }
 
-/// The page with every kind of output: no requests, no console errors, no access of the notebook's scripts outside their frames, and
-/// all plots are drawn.
+/// The page with every kind of output: no requests, no console errors, no access of the notebook's scripts outside their
+/// frames, and all plots are drawn.
 #[tokio::test]
 async fn browser_shows_every_output() {
     let folder = scratch("export-browser");

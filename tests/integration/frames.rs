@@ -37,8 +37,8 @@ async fn in_frames(page: &mut Mounted, expression: &str, value: Value) {
     }
 }
 
-/// Ways to a document without the guard. Each reports whether it finds `RTCPeerConnection` there. The first ones are for pages that let
-/// scripts create the Trusted Types policy.
+/// Ways to a document without the guard. Each reports whether it finds `RTCPeerConnection` there. The first ones are for
+/// pages that let scripts create the Trusted Types policy.
 const WAYS: &str = r#"<div id=place></div>
 <iframe SrcDoc="<script>parent.postMessage(['initial', typeof RTCPeerConnection], '*')</script>"></iframe>
 <script>
@@ -98,7 +98,7 @@ addEventListener("message", ({data}) => { if (Array.isArray(data)) told[data[0]]
 window.last = () => document.body.appendChild(document.createElement("if" + "rame"))["src" + "doc"] = page("last").replaceAll("&lt;", "<");
 </script>"#;
 
-/// What answers in a frame of ours, as an ordinary page would have it.
+/// The ways that report from an unguarded frame, as from an ordinary page.
 const WORK: &[&str] = &["initial", "property", "attribute", "inner", "outer", "adjacent", "fragment", "parsed", "cloned"];
 /// Ways that no frame without an origin permits, with or without the guard.
 const REFUSED: &[&str] = &["script", "reached"];

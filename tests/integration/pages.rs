@@ -1,4 +1,5 @@
-//! The page at `/` in a real browser: what a person does there, a lost connection or server, and that no output is active in the page.
+//! The page at `/` in a real browser: what a person does there, a lost connection or server, and that no output is active in
+//! the page.
 
 use serde_json::json;
 use tokio::io::AsyncReadExt;
@@ -318,8 +319,8 @@ async fn no_output_is_active_in_the_page() {
         opened.look("[window.__pwned === undefined, document.querySelectorAll('iframe, script:not([src])').length]").await,
         json!([true, 0])
     );
-    // The policies report each attempt, so neither reports nor attempts count, only what arrived. A browser may open a connection
-    // for a page that it then does not request, so only bytes on the connection count.
+    // The policies report each attempt, so neither reports nor attempts count, only what arrived. A browser may open a
+    // connection for a page that it then does not request, so only bytes on the connection count.
     let Opened { server, browser } = opened;
     browser.finish().await;
     assert!(!told.is_finished(), "a request left the origin: {:?}", told.await);

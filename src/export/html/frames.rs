@@ -125,8 +125,8 @@ impl Frames {
         }
     }
 
-    /// The page's content security policy. Frames inherit it, so it permits what they need. Scripts are listed by their hashes,
-    /// unless a frame has foreign scripts.
+    /// The page's content security policy. Frames inherit it, so it permits what they need. Scripts are listed by their
+    /// hashes, unless a frame has foreign scripts.
     pub(super) fn policy(&self, page_script: &str) -> String {
         let mut scripts = BTreeSet::from([hash(page_script)]);
         if self.html || self.plots {

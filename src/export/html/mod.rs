@@ -1,9 +1,9 @@
 //! A notebook as one self-contained HTML page.
 //!
-//! Passive content is part of the page: texts, tables without script, pictures as `<img>`, JSON trees. Active content (HTML with
-//! scripts or styles of its own, JavaScript, interactive plots) runs in frames without an origin (`sandbox` without
-//! `allow-same-origin`). The content security policy forbids all requests. If no frame has foreign scripts, it lists every script
-//! by its hash.
+//! Passive content is part of the page: texts, tables without script, pictures as `<img>`, JSON trees. Active content (HTML
+//! with scripts or styles of its own, JavaScript, interactive plots) runs in frames without an origin (`sandbox` without
+//! `allow-same-origin`). The content security policy forbids all requests. If no frame has foreign scripts, it lists every
+//! script by its hash.
 
 mod display;
 mod errors;

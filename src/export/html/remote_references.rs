@@ -1,4 +1,7 @@
 //! Remote references in the HTML of a frame: they are disabled, since a page loads nothing and a blocked script is an error.
+//!
+//! The scanner renames attributes in place and leaves all other bytes unchanged. The API of `lol_html` can set and remove
+//! attributes but not rename them, so it would move them within their tags and change exported pages.
 
 use crate::web::Library;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! Parameters are injected into a notebook as papermill does: in a cell tagged `injected-parameters`, which replaces an earlier one,
-//! or follows the cell tagged `parameters`, or is the first cell.
+//! Parameters are injected into a notebook as papermill does: in a cell tagged `injected-parameters`, which replaces an
+//! earlier one, or follows the cell tagged `parameters`, or is the first cell.
 //!
 //! Values are written as literals of the kernel's language, escaped so that no value can become code.
 

@@ -106,8 +106,8 @@ impl Syntax {
     }
 }
 
-/// Single quotes make every character literal. Control characters are escaped: bash reads the cell from a terminal, where some are
-/// commands, and the kernel splits the cell into lines as Python does.
+/// Single quotes make every character literal. Control characters are escaped: bash reads the cell from a terminal, where
+/// some are commands, and the kernel splits the cell into lines as Python does.
 fn bash_text(text: &str) -> String {
     let is_special = |symbol: char| symbol.is_control() || matches!(symbol, '\u{2028}' | '\u{2029}');
     if !text.chars().any(is_special) {

@@ -19,8 +19,8 @@ pub enum Literal {
     Map(Vec<(String, Literal)>),
 }
 
-/// The value of a command-line argument, by papermill's rules: `True`, `False`, `None`, what Python's `int` or `float` would accept,
-/// otherwise text.
+/// The value of a command-line argument, by papermill's rules: `True`, `False`, `None`, what Python's `int` or `float` would
+/// accept, otherwise text.
 pub fn guess(text: &str) -> Literal {
     match text {
         "True" => Literal::Bool(true),
