@@ -1,7 +1,7 @@
-# Two commands do everything on a fresh Debian machine with Rust:
-#   make demo   installs what is missing, builds, and runs a notebook in a sandbox
-#   make test   installs what the tests need (engine, images, R, ...), and passes all of them
-# Both are safe to repeat, and quick the second time.
+# The two main targets, for a fresh Debian machine with Rust:
+#   make demo   installs what is missing, builds, runs a notebook in a sandbox, and starts a server in the background
+#   make test   installs what the tests need (engine, images, R, ...), and runs all tests
+# Both are idempotent, and fast when nothing has changed.
 
 CELLKEEP := target/release/cellkeep
 TEST_KERNELS := python r deno bash
@@ -11,12 +11,12 @@ OUT := target/demo
 
 all: build
 
-# build.rs builds the agent statically and puts it into the binary.
+# build.rs builds the agent statically and embeds it in the binary.
 build: web
 	cargo build --release --locked
 
-# The page of `cellkeep serve` and the plotting libraries of exported pages, from npm. A build without them works: it has no page,
-# and its plots are not interactive.
+# The page of `cellkeep serve` and the plotting libraries of exported pages, built with npm. Without them the build works, but
+# has no page, and plots of exported pages are not interactive.
 web: web/dist/vega.js
 
 web/dist/vega.js: web/package-lock.json web/build.mjs web/tsconfig.json web/tsconfig.npm.json web/npm.md web/languages.mjs $(wildcard web/src/*) $(wildcard languages/*)
@@ -35,7 +35,8 @@ demo: setup-demo build
 	@$(CELLKEEP) run notebooks/quickstart.ipynb -o $(OUT)/quickstart.ipynb --artifacts $(OUT)/plots --sandbox process
 	@sh scripts/demo-serve.sh $(CELLKEEP) $(OUT)
 
-# All tests run, or fail: none is left out because something is missing. They use the debug build, so a machine that only tests never waits for a release build.
+# CELLKEEP_TEST_ALL makes tests fail, instead of being skipped, if something that they need is missing. The tests use the
+# debug build, so a machine that only tests needs no release build.
 test: export CELLKEEP_TEST_ALL := 1
 test: setup-test web check kernels images unit
 
@@ -53,7 +54,7 @@ check:
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --quiet --no-deps --all-features --document-private-items
 	@sh scripts/check-links.sh
 
-# Unit, architecture, oracle and integration tests, all in one run.
+# Unit, architecture, oracle and integration tests.
 unit:
 	cargo nextest run --locked --all-features --no-fail-fast
 

@@ -2,7 +2,7 @@
 """Checks that every relative link and anchor in the repository's Markdown files points to something that exists. No network.
 
 Also checks that each problem code of the HTTP API (src/api, src/chat/error.rs) has a heading in docs/problems.md, because
-the `type` of a problem names it, and the other way round.
+the `type` of a problem is the address of that heading, and that each heading is a code of the API.
 """
 
 import re
@@ -38,14 +38,14 @@ def markdown_files():
 def anchors(path):
     """The anchors of a Markdown file, as GitHub makes them from its headings."""
     text = FENCE.sub("", path.read_text())
-    found, counts = set(NAMED.findall(text)), {}
+    names, counts = set(NAMED.findall(text)), {}
     for heading in HEADING.findall(text):
         heading = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").replace("*", "")
         slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         number = counts.get(slug, 0)
         counts[slug] = number + 1
-        found.add(f"{slug}-{number}" if number else slug)
-    return found
+        names.add(f"{slug}-{number}" if number else slug)
+    return names
 
 
 def broken_links(path):
@@ -54,10 +54,10 @@ def broken_links(path):
         if re.match(r"[a-z][a-z0-9+.-]*:|//", target):
             continue
         name, _, anchor = unquote(target).partition("#")
-        place = path if not name else (ROOT / name[1:] if name.startswith("/") else path.parent / name)
-        if not place.exists():
+        file = path if not name else (ROOT / name[1:] if name.startswith("/") else path.parent / name)
+        if not file.exists():
             yield f"{target}: there is no such file"
-        elif anchor and place.suffix == ".md" and anchor not in anchors(place):
+        elif anchor and file.suffix == ".md" and anchor not in anchors(file):
             yield f"{target}: there is no such heading"
 
 
@@ -70,7 +70,7 @@ def problem_differences():
         codes |= set(CODE.findall(code))
     chat = (ROOT / "src" / "chat" / "error.rs").read_text().split("pub fn code")[1].split("\n    }\n")[0]
     codes |= set(CHAT_CODE.findall(chat))
-    codes.add("interrupted")  # src/chat/mod.rs, for turns of a server that was stopped
+    codes.add("interrupted")  # src/chat/mod.rs: turns that the stop of a server interrupted
     for code in sorted(codes - documented):
         yield f"the code {code} of the API has no section `### \\`{code}\\``"
     for code in sorted(documented - codes):
@@ -78,8 +78,8 @@ def problem_differences():
 
 
 def main():
-    broken = [f"{path.relative_to(ROOT)}: {what}" for path in markdown_files() for what in broken_links(path)]
-    broken += [f"docs/problems.md: {what}" for what in problem_differences()]
+    broken = [f"{path.relative_to(ROOT)}: {problem}" for path in markdown_files() for problem in broken_links(path)]
+    broken += [f"docs/problems.md: {problem}" for problem in problem_differences()]
     for line in broken:
         print(line, file=sys.stderr)
     sys.exit(1 if broken else 0)

@@ -1,4 +1,4 @@
-"""The work of docs-pictures.sh. Arguments: cellkeep, Chromium, folder of installed kernels, repository."""
+"""Creates the pictures for docs-pictures.sh. Arguments: cellkeep, Chromium, folder of installed kernels, repository."""
 
 import base64
 import html
@@ -41,26 +41,26 @@ CELLS = [
 def request(server, token, method, path, body=None):
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
-    wanted = urllib.request.Request(server + path, data, headers, method=method)
+    prepared = urllib.request.Request(server + path, data, headers, method=method)
     try:
-        with urllib.request.urlopen(wanted, timeout=DEADLINE_S) as answer:
-            return json.loads(answer.read() or b"null")
+        with urllib.request.urlopen(prepared, timeout=DEADLINE_S) as response:
+            return json.loads(response.read() or b"null")
     except urllib.error.HTTPError as error:
         sys.exit(f"docs-pictures: {method} {path}: {error.read().decode()}")
 
 
-def until(what, condition):
+def until(description, condition):
     """Waits until a condition is true; returns its value."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         if value := condition():
             return value
         time.sleep(0.1)
-    sys.exit(f"docs-pictures: waited {DEADLINE_S} s for {what}")
+    sys.exit(f"docs-pictures: waited {DEADLINE_S} s for {description}")
 
 
 class Browser:
-    """A headless Chromium, controlled over the DevTools protocol on a pipe: messages are JSON, each ended by a NUL byte."""
+    """A headless Chromium, controlled over the DevTools protocol on a pipe. Messages are JSON and end with a NUL byte."""
 
     def __init__(self, program, profile):
         to_browser, self.output = os.pipe()
@@ -91,16 +91,16 @@ class Browser:
         os.write(self.output, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self.buffer:
-                piece = os.read(self.input, 1 << 20)
-                if not piece:
+                chunk = os.read(self.input, 1 << 20)
+                if not chunk:
                     sys.exit("docs-pictures: Chromium ended")
-                self.buffer += piece
+                self.buffer += chunk
             line, self.buffer = self.buffer.split(b"\0", 1)
-            answer = json.loads(line)
-            if answer.get("id") == self.id:
-                if "error" in answer:
-                    sys.exit(f"docs-pictures: {method}: {answer['error']}")
-                return answer["result"]
+            message = json.loads(line)
+            if message.get("id") == self.id:
+                if "error" in message:
+                    sys.exit(f"docs-pictures: {method}: {message['error']}")
+                return message["result"]
 
     def evaluate(self, expression):
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
@@ -142,15 +142,15 @@ def page_picture(cellkeep, chromium, kernels, folder, picture):
         browser.call("Emulation.setDeviceMetricsOverride", **SIZE)
         browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
         browser.call("Page.navigate", url=f"{server}/#token={token}")
-        look = f"""(() => {{
+        is_shown = f"""(() => {{
             const page = document.querySelector('cellkeep-page')?.renderRoot;
             const cells = [...(page?.querySelectorAll('cellkeep-cell') ?? [])];
             const outputs = cells.flatMap(cell => [...(cell.renderRoot?.querySelectorAll('cellkeep-output') ?? [])]);
             const images = outputs.flatMap(output => [...output.renderRoot.querySelectorAll('img')]);
             return cells.length === {len(CELLS)} && images.some(image => image.naturalWidth > 100);
         }})()"""
-        until("the page with its plot", lambda: browser.evaluate(look))
-        time.sleep(1)  # fonts, transitions, and the usage of the session
+        until("the page with its plot", lambda: browser.evaluate(is_shown))
+        time.sleep(1)  # for fonts, transitions and the usage of the session
         shot = browser.call("Page.captureScreenshot", format="png", optimizeForSpeed=False)
         picture.write_bytes(base64.b64decode(shot["data"]))
     finally:
@@ -161,7 +161,7 @@ def page_picture(cellkeep, chromium, kernels, folder, picture):
 
 
 def run_picture(cellkeep, repository, folder, picture):
-    """The lines of a real run, drawn as SVG. Paths are relative, so none of this machine is shown."""
+    """Draws the output lines of a run as SVG. Paths are relative, so the picture shows no path of this machine."""
     notebook = folder / "quickstart.ipynb"
     notebook.write_bytes((repository / "notebooks" / "quickstart.ipynb").read_bytes())
     arguments = ["run", "quickstart.ipynb", "--artifacts", "plots"]
@@ -192,7 +192,7 @@ def main():
     pictures = repository / "docs" / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cellkeep-pictures-", ignore_cleanup_errors=True) as folder:
-        os.chmod(folder, 0o755)  # sandboxes have other uids, which must be able to enter the data folder
+        os.chmod(folder, 0o755)  # sandboxes run with other uids, which must be able to enter the data folder
         page_picture(cellkeep, chromium, kernels, Path(folder), pictures / "page.png")
         run_picture(cellkeep, repository, Path(folder), pictures / "run.svg")
     for picture in ["page.png", "run.svg"]:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the pictures of the documents: docs/pictures/page.png, a screenshot of the real page, and docs/pictures/run.svg, a
-# real run of notebooks/quickstart.ipynb. Needs a built cellkeep with the page (make build, or make web and cargo build), an
+# Creates the pictures of the documentation: docs/pictures/page.png, a screenshot of the page, and docs/pictures/run.svg, a
+# run of notebooks/quickstart.ipynb. Needs a built cellkeep with the page (make build, or make web and cargo build), an
 # installed Python kernel, Chromium, and Python 3 (standard library only).
 #
 #   sh scripts/docs-pictures.sh [CELLKEEP]      default: target/release/cellkeep, else target/debug/cellkeep

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes this machine able to build and run Cellkeep's kernel images without any image registry:
-# an engine that answers, and a local `debian:bookworm-slim` for the Dockerfiles to start from.
+# Sets this machine up to build and run Cellkeep's kernel images without an image registry: a running container engine, and a
+# local `debian:bookworm-slim` as the base of the Dockerfiles.
 #
-# Idempotent. Silent when nothing is to be done; otherwise one line per step. Root or sudo.
+# Idempotent. Prints one line per step, and nothing if there is nothing to do. Needs root or sudo.
 set -eu
 . "$(dirname "$0")/common.sh"
 
@@ -18,9 +18,9 @@ has_base_image() { docker image inspect "$base_image" >/dev/null 2>&1; }
 
 install_missing() {
     missing=
-    # Another vendor's engine is as good as Debian's: look for the programs, not for the packages.
+    # Engines of other vendors work as well, so look for the programs and not for Debian's packages.
     command -v docker >/dev/null && { engine_answers || command -v dockerd >/dev/null; } ||
-        missing="docker.io iptables" # for its bridge network the engine needs iptables, which is only recommended
+        missing="docker.io iptables" # the bridge network needs iptables, which docker.io only recommends
     command -v debootstrap >/dev/null || has_base_image || missing="$missing debootstrap"
     # shellcheck disable=SC2086  # a list of words
     [ -z "$missing" ] || apt_install $missing
@@ -30,18 +30,18 @@ install_missing() {
 
 start_engine() {
     engine_answers && return 0
-    as_root docker version >/dev/null 2>&1 && die "this user may not use the engine (see Debian's group docker)"
+    as_root docker version >/dev/null 2>&1 && die "this user may not use the engine; add it to the group docker"
     log=${TMPDIR:-/tmp}/cellkeep-dockerd.log
     if [ -d /run/systemd/system ] && as_root systemctl start docker 2>/dev/null; then
         say "started docker.service"
     else
         say "starting dockerd (log: $log)"
-        # A session of its own, so that it outlives this script, the terminal and `make`.
+        # In its own session, so that it outlives this script, the terminal and `make`.
         as_root setsid nohup dockerd --storage-driver overlay2 >"$log" 2>&1 </dev/null &
     fi
     waited=0
     until engine_answers; do
-        [ "$waited" -lt "$start_deadline_s" ] || die "no answer from the engine after $start_deadline_s s (log: $log)"
+        [ "$waited" -lt "$start_deadline_s" ] || die "the engine does not respond after $start_deadline_s s (log: $log)"
         sleep 1
         waited=$((waited + 1))
     done
@@ -49,15 +49,15 @@ start_engine() {
 
 # --- 3. base image ---------------------------------------------------------------------------------------------
 
-# This machine's own apt sources for the suite, one `deb` line each: whatever mirror works here works in the image,
-# and no mirror is named in this file. Third-party sources (other suites) fall through the filter.
+# The apt sources of this machine for the suite, as `deb` lines: a mirror that works here works in the image, and this file
+# needs no name of a mirror. The filter removes third-party sources, which have other suites.
 apt_sources() {
-    # shellcheck disable=SC2016  # apt's own placeholders
+    # shellcheck disable=SC2016  # placeholders of apt
     apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
         awk -v s="$suite" '$4 == "main" && ($3 == s || $3 == s "-updates" || $3 == s "-security") && !seen[$0]++'
 }
 
-# A finished root file system, cached: debootstrap takes a minute, `docker import` a few seconds.
+# Makes the root file system as a tarball for the cache: debootstrap takes a minute, `docker import` a few seconds.
 # $1: tarball to write, $2: file with apt sources, $3: CA bundle
 make_rootfs_tarball() {
     root=$(mktemp -d "${TMPDIR:-/tmp}/cellkeep-base.XXXXXX")
@@ -68,16 +68,16 @@ make_rootfs_tarball() {
     as_root install -m 644 "$2" "$root/etc/apt/sources.list"
     # Outside /etc/ssl/certs: installing ca-certificates in a child image rebuilds that folder.
     as_root install -D -m 644 "$3" "$root/usr/local/share/cellkeep-ca.pem"
-    # What Debian's slim image leaves out too: kept out in child images by the same dpkg rule.
+    # Exclude what Debian's slim image excludes. The dpkg rule applies to child images too.
     printf '%s\n' 'path-exclude /usr/share/doc/*' 'path-exclude /usr/share/man/*' 'path-exclude /usr/share/info/*' \
         'path-exclude /usr/share/locale/*' 'path-include /usr/share/doc/*/copyright' |
         as_root tee "$root/etc/dpkg/dpkg.cfg.d/slim" >/dev/null
     as_root find "$root/usr/share/doc" -type f ! -name copyright -delete
     as_root sh -c "rm -rf '$root'/var/lib/apt/lists/* '$root'/var/cache/apt/*.bin '$root'/var/cache/apt/archives/*.deb \
         '$root'/var/log/* '$root'/usr/share/man/* '$root'/usr/share/info/* '$root'/usr/share/locale/*"
-    # The engine gives each container its own; the machine's would be frozen in otherwise.
+    # The engine creates these files in each container. Otherwise the image would contain those of this machine.
     as_root rm -f "$root/etc/resolv.conf" "$root/etc/hostname"
-    # Under another name until complete: an interrupted run must not leave half a cache entry.
+    # Written under another name until it is complete, so that an interrupted run leaves no partial cache entry.
     as_root tar -C "$root" --numeric-owner --one-file-system -czf - . >"$1.part"
     mv "$1.part" "$1"
     as_root rm -rf "$root"
@@ -91,12 +91,12 @@ make_base_image() {
     [ -r "$ca" ] || die "no CA bundle at $ca (set SSL_CERT_FILE, or install ca-certificates)"
     sources=$(mktemp)
     apt_sources >"$sources"
-    grep -q " $suite main" "$sources" || die "this machine's apt has no source for $suite main"
-    # The two things that differ between machines are in the name, so a stale entry is never used.
+    grep -q " $suite main" "$sources" || die "the apt sources of this machine have no $suite main"
+    # The name contains a hash of the apt sources, the CA bundle and this script, so a stale entry is never used.
     key=$(cat "$sources" "$ca" "$0" | sha256sum | cut -c1-12)
     tarball=$cache_dir/base-$suite-$key.tar.gz
     if ! [ -s "$tarball" ]; then
-        rm -f "$cache_dir/base-$suite-"* # of other sources, CAs or versions of this script
+        rm -f "$cache_dir/base-$suite-"* # entries of other sources, CA bundles or versions of this script
         make_rootfs_tarball "$tarball" "$sources" "$ca"
     fi
     rm -f "$sources"

@@ -1,9 +1,9 @@
 #!/bin/sh
-# What `make test` needs: everything of `make demo`, a container engine with a base image, cargo-nextest, the R packages
-# of the R kernel (the process sandbox runs the host's), a Chromium that opens exported pages, and Jupyter's own clients, which
-# the tests use as oracles.
+# Installs what `make test` needs: everything for `make demo`, a container engine with a base image, cargo-nextest, the Debian
+# packages of the R kernel (the process sandbox runs the R of the host), Chromium to open exported pages, and the Jupyter
+# clients that the tests use as oracles.
 #
-# Idempotent. Silent when nothing is to be done; otherwise one line per step. Root or sudo.
+# Idempotent. Prints one line per step, and nothing if there is nothing to do. Needs root or sudo.
 set -eu
 . "$(dirname "$0")/common.sh"
 
@@ -16,7 +16,7 @@ if ! cargo nextest --version >/dev/null 2>&1; then
 fi
 
 missing=
-# Exported pages are opened in a browser.
+# The tests open exported pages in a browser.
 command -v chromium >/dev/null || missing="chromium fonts-dejavu-core"
 while read -r package; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
@@ -24,7 +24,7 @@ done <"$repository/kernel-images/r/apt.txt"
 # shellcheck disable=SC2086  # a list of words
 [ -z "$missing" ] || apt_install $missing
 
-# The copy inside the environment tells which requirements it was made from, and that it was made to the end.
+# The environment contains a copy of its requirements. The copy is written last, so it also shows that the setup is complete.
 requirements=$repository/scripts/test-requirements.txt
 venv=$repository/target/test-venv
 if ! cmp -s "$requirements" "$venv/made-from.txt"; then

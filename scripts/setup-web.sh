@@ -1,7 +1,7 @@
 #!/bin/sh
-# What `make web` needs: Node and npm, which fetch and pack the plotting libraries of exported pages.
+# Installs what `make web` needs: Node and npm, which build the page and bundle the plotting libraries of exported pages.
 #
-# Idempotent. Silent when nothing is to be done; otherwise one line per step. Root or sudo.
+# Idempotent. Prints one line per step, and nothing if there is nothing to do. Needs root or sudo.
 set -eu
 . "$(dirname "$0")/common.sh"
 

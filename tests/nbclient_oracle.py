@@ -2,13 +2,14 @@
 
 nbclient_oracle.py CELLKEEP KERNEL_DIR WORK_DIR CACHE_DIR WHEEL NOTEBOOK...
 
-Prints one line for each notebook: `same`, `left out` with a reason, or `DIFFERENT` with the first difference. Fails on any of the
-last kind. Outputs are compared after what nbclient's own tests do to theirs: addresses, file names of cells, colours and the
-model ids of widgets are masked, base64 is decoded. Neighbouring pieces of one stream are put together in both, since where they
-are cut depends on time.
+Prints one line for each notebook: `same`, `left out` with a reason, or `DIFFERENT` with the first difference. Fails if any
+notebook is `DIFFERENT`. Outputs are normalized before the comparison, like those in nbclient's own tests: addresses, file
+names of cells, colours and the model ids of widgets are masked, and base64 is decoded. Adjacent outputs of one stream are
+merged on both sides, because their boundaries depend on timing.
 
-What nbclient made of a notebook is kept in CACHE_DIR, under a name that says all that it depends on: the notebook, the kernel's
-environment, and the versions of nbclient and everything beside it. What Cellkeep makes of it is always made anew.
+The results of nbclient are cached in CACHE_DIR. The name of an entry is a hash of everything that the result depends on: the
+notebook, the kernel's environment, the versions of nbclient and of all packages beside it, and this file. The results of
+Cellkeep are never cached.
 """
 
 import asyncio
@@ -36,20 +37,20 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import upgrade
 
 TIMEOUT = 60
-# Notebooks that are run at once. Most of a small one's time is waiting: for a kernel to start, to answer, to end.
-AT_ONCE = 6
+# The number of notebooks that run in parallel. Small notebooks mostly wait for their kernel to start, to reply and to end.
+PARALLEL_NOTEBOOKS = 6
 
-# Where we mean to differ from nbclient, by the notebook's name.
+# Notebooks on which Cellkeep differs from nbclient on purpose, or that cannot be compared, by file name.
 DEVIATIONS = {
     "Autokill.ipynb": "kills its kernel: nbclient raises, Cellkeep also stores an output that says how the kernel ended",
-    "Interrupt.ipynb": "never ends: nbclient goes on after the time limit if told to, Cellkeep ends the run",
-    "Parallel Execute A.ipynb": "waits for a file of another notebook's run",
-    "keyboard_interrupt.ipynb": "sleeps for a minute, and waits to be interrupted by hand",
-    "nbconvert_library.ipynb": "fetches a page, and a sandbox has no network",
-    "Parallel Execute B.ipynb": "waits for a file of another notebook's run",
+    "Interrupt.ipynb": "never ends: nbclient can continue after the time limit, Cellkeep ends the run",
+    "Parallel Execute A.ipynb": "waits for a file that another notebook writes",
+    "keyboard_interrupt.ipynb": "sleeps for a minute, and waits for a manual interrupt",
+    "nbconvert_library.ipynb": "downloads a page, and the sandbox has no network",
+    "Parallel Execute B.ipynb": "waits for a file that another notebook writes",
 }
 
-# The kernel's environment has no ipywidgets; both sides find it in the folder that they work in.
+# The kernel's environment has no ipywidgets. Both sides import it from a wheel in their working folder.
 USE_WIDGETS = "import sys, importlib; sys.path.insert(0, '{}'); importlib.invalidate_caches()"
 
 ADDRESS = re.compile(r"0x[0-9a-f]{6,16}")
@@ -106,7 +107,7 @@ def outputs_of(cell):
 
 
 def difference(theirs, ours):
-    """The first difference between two executed notebooks, in words; None where there is none."""
+    """Describes the first difference between two executed notebooks. None if they are equal."""
     if len(theirs["cells"]) != len(ours["cells"]):
         return f"{len(theirs['cells'])} and {len(ours['cells'])} cells"
     for index, (their, our) in enumerate(zip(theirs["cells"], ours["cells"])):
@@ -138,12 +139,12 @@ def cleared(notebook):
     return notebook
 
 
-class Lab:
+class Comparison:
     def __init__(self, cellkeep, kernel, work, cache, wheel):
         self.cellkeep, self.work, self.cache, self.wheel = cellkeep, Path(work), Path(cache), Path(wheel)
         self.cache.mkdir(parents=True, exist_ok=True)
-        packages = sorted(f"{one.metadata['Name']}=={one.version}" for one in metadata.distributions())
-        self.circumstances = [Path(__file__).read_text(), Path(kernel).name, self.wheel.name, sys.version, *packages]
+        packages = sorted(f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions())
+        self.cache_key = [Path(__file__).read_text(), Path(kernel).name, self.wheel.name, sys.version, *packages]
         spec = json.loads(Path(kernel, "kernel.json").read_text())
         spec["argv"] = [argument.replace("/opt/kernel", kernel) for argument in spec["argv"]]
         spec["env"] = {name: value.replace("/opt/kernel", kernel) for name, value in spec["env"].items()}
@@ -152,19 +153,19 @@ class Lab:
         Path(specs, "kernel.json").write_text(json.dumps(spec))
         self.kernels = str(specs.parent)
 
-    def nbclient(self, notebook, again=False):
-        """What nbclient makes of it; `again` gives a second opinion."""
+    def run_nbclient(self, notebook, again=False):
+        """Runs the notebook with nbclient, or reads the cached result. `again` is a second run with its own cache entry."""
         notebook = cleared(notebook)
-        # Cells that came without an id get a new one each time.
+        # Without the ids of cells: cells of files without ids get new ones at each reading.
         cells = [[cell.cell_type, cell.source, cell.metadata] for cell in notebook.cells]
-        facts = [*self.circumstances, json.dumps([cells, notebook.metadata]), str(again)]
-        kept = self.cache / f"{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()}.ipynb"
-        if kept.exists():
-            return nbformat.read(kept, as_version=4)
+        key = [*self.cache_key, json.dumps([cells, notebook.metadata]), str(again)]
+        cached = self.cache / f"{hashlib.sha256(chr(0).join(key).encode()).hexdigest()}.ipynb"
+        if cached.exists():
+            return nbformat.read(cached, as_version=4)
         self.execute(notebook)
-        partial = kept.with_suffix(f".{threading.get_ident()}")
+        partial = cached.with_suffix(f".{threading.get_ident()}")
         nbformat.write(notebook, partial)
-        partial.rename(kept)
+        partial.rename(cached)
         return notebook
 
     def execute(self, notebook):
@@ -179,7 +180,7 @@ class Lab:
             finally:
                 asyncio.run(manager.shutdown_kernel(now=True))
 
-    def ours(self, notebook, name):
+    def run_cellkeep(self, notebook, name):
         source, target = self.work / f"{name}.in.ipynb", self.work / f"{name}.out.ipynb"
         nbformat.write(cleared(notebook), source)
         target.unlink(missing_ok=True)
@@ -187,52 +188,52 @@ class Lab:
             self.cellkeep, "run", source, "-o", target, "--sandbox", "process", "--compat", "nbclient", "--allow-errors",
             "--timeout", str(TIMEOUT), "--memory", "1g", "--cpus", "2", "--file", self.wheel,
         ]  # fmt: skip
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
         if not target.exists():
-            raise RuntimeError(f"cellkeep wrote nothing: {ran.stderr}")
+            raise RuntimeError(f"cellkeep wrote no notebook: {process.stderr}")
         return nbformat.read(target, as_version=4)
 
     def compare(self, path):
         if path.name in DEVIATIONS:
             return "left out", DEVIATIONS[path.name]
         try:
-            # nbformat itself asks for ids only when it validates; both sides get the same ones.
+            # nbformat adds missing ids only when it validates. Adding them here gives both sides the same ids.
             notebook = upgrade(nbformat.read(path, as_version=4))
-        except Exception as error:  # whatever nbformat makes of a file that is no notebook
+        except Exception as error:  # nbformat raises various errors for files that are not notebooks
             return "left out", f"nbformat cannot read it: {type(error).__name__}"
         if any("widgets" in cell.source for cell in notebook.cells if cell.cell_type == "code"):
             notebook.cells.insert(0, nbformat.v4.new_code_cell(USE_WIDGETS.format(self.wheel.name), id="use-widgets"))
         language = notebook.metadata.get("kernelspec", {}).get("language", "python")
         if language != "python":
-            return "left out", f"in {language}"
+            return "left out", f"its language is {language}"
         try:
-            theirs = self.nbclient(notebook)
+            theirs = self.run_nbclient(notebook)
         except (DeadKernelError, CellTimeoutError) as error:
-            return "left out", f"nbclient does not get through it: {type(error).__name__}"
+            return "left out", f"nbclient fails: {type(error).__name__}"
         name = hashlib.sha256(str(path).encode()).hexdigest()[:12]
-        found = difference(theirs, self.ours(notebook, name))
-        if found is None:
+        mismatch = difference(theirs, self.run_cellkeep(notebook, name))
+        if mismatch is None:
             return "same", f"{sum(cell.cell_type == 'code' for cell in notebook.cells)} code cells"
-        if (unsteady := difference(theirs, self.nbclient(notebook, again=True))) is not None:
-            return "left out", f"nbclient differs from itself: {unsteady.splitlines()[0]}"
-        return "DIFFERENT", found
+        if (unsteady := difference(theirs, self.run_nbclient(notebook, again=True))) is not None:
+            return "left out", f"two runs of nbclient differ: {unsteady.splitlines()[0]}"
+        return "DIFFERENT", mismatch
 
 
-def tell(lab, path):
+def report(comparison, path):
     try:
-        verdict, why = lab.compare(path)
-    except Exception as error:  # told as a failure of this notebook, and the others go on
-        verdict, why = "DIFFERENT", f"{type(error).__name__}: {error}"
-    print(f"{verdict}: {path.parent.name}/{path.name}: {why}", flush=True)
+        verdict, reason = comparison.compare(path)
+    except Exception as error:  # counts as a difference of this notebook; the other notebooks still run
+        verdict, reason = "DIFFERENT", f"{type(error).__name__}: {error}"
+    print(f"{verdict}: {path.parent.name}/{path.name}: {reason}", flush=True)
     return verdict
 
 
 def main():
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    lab = Lab(*sys.argv[1:6])
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        verdicts = list(pool.map(lambda path: tell(lab, Path(path)), sys.argv[6:]))
+    comparison = Comparison(*sys.argv[1:6])
+    with ThreadPoolExecutor(PARALLEL_NOTEBOOKS) as pool:
+        verdicts = list(pool.map(lambda path: report(comparison, Path(path)), sys.argv[6:]))
     count = {verdict: verdicts.count(verdict) for verdict in ("same", "left out", "DIFFERENT")}
     print(json.dumps(count))
     sys.exit(count["DIFFERENT"] != 0)

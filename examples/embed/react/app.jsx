@@ -1,27 +1,27 @@
-// Cells in React 19, which gives custom elements their properties as they are.
+// Cells in React 19, which passes properties to custom elements.
 import { useCallback, useEffect, useRef, useState } from "react";
 import { createRoot } from "react-dom/client";
 
 // index.html#server=http://127.0.0.1:7788&token=...
 const { server, token } = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-const loaded = import(/* a server's own module */ `${server}/-/assets/cellkeep-cell.js`);
+const loaded = import(/* the module is loaded from the server, so that esbuild does not bundle it */ `${server}/-/assets/cellkeep-cell.js`);
 
 async function call(path, body) {
   const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
   const response = await fetch(server + path, { method: "POST", headers, body: JSON.stringify(body) });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.detail);
-  return answer;
+  const result = await response.json();
+  if (!response.ok) throw new Error(result.detail);
+  return result;
 }
 
-/** A cell, live. `onError` hears of what the element could not do. */
+/** A live cell. `onError` gets the message of an action that failed. */
 function Cell({ session, cell, onError }) {
   const element = useRef(null);
   useEffect(() => {
     const { current } = element;
-    const tell = (event) => onError(event.detail.message);
-    current.addEventListener("cellkeep-error", tell);
-    return () => current.removeEventListener("cellkeep-error", tell);
+    const reportError = (event) => onError(event.detail.message);
+    current.addEventListener("cellkeep-error", reportError);
+    return () => current.removeEventListener("cellkeep-error", reportError);
   }, [onError]);
   return <cellkeep-cell ref={element} server={server} token={token} session={session} cell={cell} language="python" />;
 }
