@@ -19,7 +19,7 @@ pub(crate) struct UseCounter {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InUse {
     pub total: u64,
-    /// The part of the principal who asks.
+    /// The part of the principal that requests the guard.
     pub own: u64,
 }
 

@@ -162,12 +162,12 @@ fn with_nbclient(lab: &Lab, folder: &Path, source: &Path, argv: &[String], patie
     command.arg(crate::project().join("benches/peers/notebook.py")).arg(source).arg(&target).arg(patience.to_string());
     command.env("JUPYTER_PATH", folder).env("HOME", folder).env("IPYTHONDIR", folder.join("ipython"));
     let (said, seconds) = timed(&mut command)?;
-    let said: Value = serde_json::from_str(&said).context("nbclient did not tell its times")?;
+    let said: Value = serde_json::from_str(&said).context("nbclient did not report its times")?;
     let cells = [0, 1].map(|index| said["cells"][index].as_f64().unwrap_or(f64::NAN));
     Ok(Run { texts: texts_of(&target)?, cells, whole: seconds })
 }
 
-/// The kernelspec `bench`, which whoever has the folder in `JUPYTER_PATH` finds.
+/// Writes the kernelspec `bench`. Programs with the folder in `JUPYTER_PATH` find it.
 pub(crate) fn write_kernel_spec(lab: &Lab, folder: &Path, argv: &[String]) -> anyhow::Result<()> {
     let spec = folder.join("kernels/bench");
     fs::create_dir_all(&spec)?;

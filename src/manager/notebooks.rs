@@ -269,7 +269,7 @@ impl SessionReader {
         let (cells, mut events): (Vec<Cell>, Vec<Vec<EventRow>>) =
             self.cells_and_events(id, access).await?.into_iter().unzip();
         let was_executed = cells.iter().any(|cell| cell.execution.result.is_some());
-        // An imported file of which nothing was executed is exported unchanged.
+        // An imported file is exported unchanged if none of its cells was executed.
         let sets_metadata = was_executed || !was_imported;
         if let Some(language_info) = language_info.filter(|_| sets_metadata) {
             notebook.set_language_info(language_info.clone());

@@ -1,5 +1,5 @@
-//! What a thread prints after its cell's end belongs to the cell that started it, whatever runs meanwhile, whoever is
-//! killed.
+//! Output that a thread prints after the end of its cell goes to the cell that started the thread, whatever runs meanwhile and
+//! whichever process is killed.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::support::TestSandbox;
 
 in_every_sandbox!(threads_print_into_the_cell_that_started_them);
 
-/// A thread that prints a line whenever it is told to by a file, and ends with a picture and a line on stderr.
+/// A thread that prints a line whenever a file appears, and ends with a picture and a line on stderr.
 const THREAD: &str = r"
 import os, sys, threading, time
 def wait(name):
@@ -69,7 +69,7 @@ async fn threads_print_into_the_cell_that_started_them(place: TestSandbox) {
         shows(&session, "thread", &text).await;
         assert_eq!(printed(&told), "told\n");
     }
-    // A pool's threads print for whoever gave them work.
+    // The output of a pool's thread goes to the cell that submitted its work.
     let pool =
         "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(print, 'a').result()";
     assert_eq!(printed(&run("makes".to_owned(), pool.to_owned()).await), "a\n");

@@ -266,7 +266,7 @@ impl Machine {
             active.progress.stop(StopReason::Interrupt);
         }
         self.cancel_queue(cx, "the kernel was restarted before it");
-        // A kernel of which nothing was heard yet is new already; and a restart that is requested twice could end the new kernel too.
+        // A kernel that has sent nothing yet is new already. A second restart request could also end the new kernel.
         if self.kernel.generation() != Generation(0) && !self.kernel.restart_is_pending() {
             self.restart_kernel(cx);
         }

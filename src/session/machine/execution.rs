@@ -77,7 +77,7 @@ impl ExecutionResult {
         Some(json!({"output_type": "error", "ename": ename, "evalue": evalue, "traceback": traceback}))
     }
 
-    /// The end of an execution that never started, or of which nothing is known.
+    /// The result of an execution that never started, or whose end is unknown.
     pub(super) fn not_run(status: ExecutionStatus, why: &str, now: SystemTime) -> Self {
         Self {
             status,

@@ -1,5 +1,4 @@
-//! A model of the tests' own: speaks OpenAI's chat completions over HTTP, streaming and tool calls included, and says what
-//! it is told to say.
+//! A chat model for tests: OpenAI's chat completions over HTTP, with streaming and tool calls. Its answers are scripted.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
