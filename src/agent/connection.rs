@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use super::buffer::{EventBuffer, Lookup};
-use super::hub::Input;
+use super::input::Input;
 use crate::agent_protocol::{
     FrameReader, FromAgent, Hello, Listen, PREAMBLE, ToAgent, encode_event_frames, read_preamble, write_all_vectored,
 };

@@ -22,6 +22,7 @@ mod connection;
 mod executions;
 mod files;
 mod hub;
+mod input;
 mod kernel;
 mod shared_memory;
 mod stdio;

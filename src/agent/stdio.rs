@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
-use super::hub::Input;
+use super::input::Input;
 use crate::ids::Generation;
 
 /// Read size, bytes.

@@ -9,9 +9,12 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use super::handle::{Command, Reply, SessionHandle, SessionState};
-use super::journal::{CellChange, Journal, OutputMode, Transaction};
-use super::machine::{Cell, Context, Denied, Effect, Machine, MachineConfig, QueuedExecution, Stored};
+use super::cell::{Cell, QueuedExecution};
+use super::handle::{Command, Reply, SessionHandle};
+use super::journal::Journal;
+use super::machine::{Context, Denied, Effect, Machine, MachineConfig, Stored};
+use super::state::SessionState;
+use super::transaction::{CellChange, OutputMode, Transaction};
 use crate::agent_protocol::{Request, SignalKind};
 use crate::ids::{self, CellNumber, ExecutionId, Generation};
 use crate::link::{AbortOnDrop, Link, LinkError, LinkEvents, Position};

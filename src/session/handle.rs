@@ -4,57 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::machine::{Cell, CellEdit, Denied, ExecutionOptions, NewCell, Query, QueuedExecution};
+use super::cell::{Cell, CellEdit, ExecutionOptions, NewCell, QueuedExecution};
+use super::machine::{Denied, Query};
+use super::state::SessionState;
 use crate::agent_protocol::{AnswerBody, Request, UsageReading};
-use crate::ids::SessionPhase;
 use crate::link::LinkError;
 use crate::wire::requests::KernelRequest;
 
 /// How long the agent may take to answer. While the link is cut, requests wait for the next connection.
 const AGENT_DEADLINE: Duration = Duration::from_secs(20);
-
-/// State of a session, with the names of the HTTP API.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SessionState {
-    /// The first kernel has not answered yet.
-    Starting,
-    Idle,
-    /// Executing a cell.
-    Busy,
-    /// Executing a cell that is being stopped.
-    Interrupting,
-    /// The kernel is being restarted in its sandbox.
-    Restarting,
-    /// The session is over.
-    Gone {
-        /// For people.
-        why: String,
-    },
-}
-
-impl SessionState {
-    /// The state without its details.
-    pub fn phase(&self) -> SessionPhase {
-        match self {
-            Self::Starting => SessionPhase::Starting,
-            Self::Idle => SessionPhase::Idle,
-            Self::Busy => SessionPhase::Busy,
-            Self::Interrupting => SessionPhase::Interrupting,
-            Self::Restarting => SessionPhase::Restarting,
-            Self::Gone { .. } => SessionPhase::Gone,
-        }
-    }
-
-    pub fn name(&self) -> &'static str {
-        self.phase().as_str()
-    }
-}
 
 /// Why a command to a session failed.
 #[derive(Debug, Error, PartialEq)]

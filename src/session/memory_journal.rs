@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 
-use super::journal::{Journal, JournalError, SessionEvent, Transaction};
+use super::journal::{Journal, JournalError};
+use super::transaction::{SessionEvent, Transaction};
 use crate::link::byte_bounded_channel::{self, ByteBoundedReceiver, ByteBoundedSender};
 
 /// Bytes of events that may wait for the reader.

@@ -16,28 +16,31 @@
 //!                                               │ commit first, then effects (Journal)
 //! ```
 //!
-//! [`machine`] is the pure logic, `driver` the one task that owns it, `handle` what others hold of a session, `journal` what is
-//! committed, `upload` a file on its way into the sandbox. Every accepted execution ends exactly once, in one of the [`ExecutionStatus`]es.
+//! `cell`, `execution`, `state` and `transaction` are plain types. [`machine`] is the pure logic, `driver` the one task that owns it,
+//! `handle` what others hold of a session, `journal` where it commits, `upload` a file on its way into the sandbox. Every accepted execution ends exactly once, in one of the [`ExecutionStatus`]es.
 //! Nothing has an effect outside before it is in the [`Journal`].
 
+mod cell;
 mod driver;
+mod execution;
 mod handle;
 mod journal;
 mod machine;
 mod memory_journal;
 #[cfg(test)]
 mod simulation;
+mod state;
+mod transaction;
 mod upload;
 
 pub use crate::agent_protocol::ExecutionUsage;
+pub use cell::{Cell, CellEdit, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell};
 pub use driver::{SessionParts, end_stored, start};
-pub use handle::{SessionError, SessionHandle, SessionState};
-pub use journal::{
-    CellChange, EventBody, Journal, JournalError, NotebookChange, OutputMode, OutputState, SessionEvent, Transaction,
-};
-pub use machine::{
-    CLEARED, Cell, CellEdit, CellExecution, CellPhase, CellType, Denied, ExecutionOptions, ExecutionResult, ExecutionStatus,
-    NewCell, Stored, metrics,
-};
+pub use execution::{ExecutionResult, ExecutionStatus, metrics};
+pub use handle::{SessionError, SessionHandle};
+pub use journal::{Journal, JournalError};
+pub use machine::{CLEARED, Denied, Stored};
 pub use memory_journal::{MemoryJournal, SessionEvents};
+pub use state::SessionState;
+pub use transaction::{CellChange, EventBody, NotebookChange, OutputMode, OutputState, SessionEvent, Transaction};
 pub use upload::Upload;

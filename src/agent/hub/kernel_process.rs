@@ -12,9 +12,10 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Hub, Input};
+use super::Hub;
 use crate::agent::channels::{self, Received, Senders};
 use crate::agent::executions::Executions;
+use crate::agent::input::Input;
 use crate::agent::kernel::{self, StdioTail};
 use crate::agent::stdio;
 use crate::agent_protocol::{AnswerBody, KernelEvent, KernelExit, KernelState, KillReason, SignalKind};

@@ -19,56 +19,27 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 use self::kernel_process::KernelInstance;
 use super::buffer::EventBuffer;
-use super::channels::{Received, Senders};
 use super::coalesce::Coalescer;
 use super::connection::{self, Connection};
 use super::executions::Executions;
 use super::files::Files;
+use super::input::Input;
 use super::kernel;
 use super::uploads::Uploads;
 use super::usage::UsageMeter;
-use crate::agent_protocol::{AgentConfig, Hello, KernelEvent, ToAgent};
+use crate::agent_protocol::{AgentConfig, Hello, KernelEvent};
 use crate::ids::{Epoch, Generation};
 
 /// The interval of memory samples: where the agent enforces the limit, and during executions.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 /// Capacity of the event buffer beyond the output limit of one execution, bytes.
 const BUFFER_SLACK: usize = 32 << 20;
-
-/// Inputs of the event loop.
-pub(super) enum Input {
-    Connection(UnixStream),
-    Frame {
-        connection: u64,
-        frame: ToAgent,
-    },
-    Closed {
-        connection: u64,
-    },
-    /// The result of connecting to the kernel's sockets.
-    Connected {
-        generation: Generation,
-        result: Result<(Senders, JoinSet<()>), String>,
-    },
-    Received {
-        generation: Generation,
-        received: Received,
-    },
-    /// Bytes that the kernel process wrote to its stdout or stderr.
-    Stdio {
-        generation: Generation,
-        name: &'static str,
-        bytes: Bytes,
-    },
-}
 
 struct Hub {
     config: AgentConfig,

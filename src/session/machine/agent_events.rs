@@ -1,6 +1,5 @@
 //! What the link reports: messages of the kernel, and what happens to the kernel and to the connection.
 
-use super::execution::{StopReason, describe_failed_start};
 use super::executions::Charge;
 use super::introspection::Answered;
 use super::link_state::Attached;
@@ -11,8 +10,9 @@ use super::{Context, Machine};
 use crate::agent_protocol::{Event, Hello, KernelEvent, KernelExit, KernelState, KillReason};
 use crate::ids::{CellNumber, Generation, Seq};
 use crate::link::LinkEvent;
-use crate::session::handle::SessionState;
-use crate::session::journal::{EventBody, OutputMode};
+use crate::session::execution::{StopReason, describe_failed_start};
+use crate::session::state::SessionState;
+use crate::session::transaction::{EventBody, OutputMode};
 use crate::wire::content::InputRequest;
 use crate::wire::{Channel, Header, Message};
 
@@ -321,8 +321,8 @@ impl Machine {
 mod tests {
     use serde_json::json;
 
-    use crate::session::journal::EventBody;
     use crate::session::machine::bench::Bench;
+    use crate::session::transaction::EventBody;
     use crate::wire::Channel;
 
     impl Bench {

@@ -5,15 +5,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::{Cell, Denied, ExecutionStatus, NewCell, Stored};
-use super::{Context, Effect, Machine, MachineConfig};
+use super::{Context, Denied, Effect, Machine, MachineConfig, Stored};
 use crate::agent_protocol::{Event, Hello, KernelEvent, KernelExit, KernelState, KillReason};
 use crate::ids::{self, Epoch, ExecutionId, Generation, Seq};
 use crate::link::LinkEvent;
 use crate::output::OutputTarget;
 use crate::policy::Limits;
-use crate::session::SessionState;
-use crate::session::journal::{OutputMode, OutputState, Transaction};
+use crate::session::transaction::{OutputMode, OutputState, Transaction};
+use crate::session::{Cell, ExecutionStatus, NewCell, SessionState};
 use crate::wire::{Channel, Message};
 
 fn config() -> MachineConfig {

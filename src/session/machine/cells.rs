@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
-use super::cell::{Cell, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell, QueuedExecution};
 use super::context::Context;
 use super::denied::Denied;
 use crate::ids::{CellNumber, ExecutionId};
-use crate::session::journal::json_size;
+use crate::session::cell::{Cell, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell, QueuedExecution};
+use crate::session::transaction::json_size;
 
 /// Most cells of one session.
 pub(super) const MAX_CELLS: usize = 100_000;

@@ -4,14 +4,13 @@ use bytes::Bytes;
 
 use super::cells::{MAX_CELLS, MAX_NOTEBOOK, Placement, size_of_cell};
 use super::denied::check_sendable;
-use super::execution::StopReason;
 use super::outbox::Effect;
-use super::{
-    Cell, CellEdit, CellExecution, CellPhase, CellType, Context, Denied, ExecutionOptions, Machine, NewCell, Query,
-};
+use super::{Context, Denied, Machine, Query};
 use crate::ids::{CellNumber, Generation};
-use crate::session::handle::SessionState;
-use crate::session::journal::{CellChange, EventBody, NotebookChange, json_size};
+use crate::session::cell::{Cell, CellEdit, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell};
+use crate::session::execution::StopReason;
+use crate::session::state::SessionState;
+use crate::session::transaction::{CellChange, EventBody, NotebookChange, json_size};
 use crate::wire::requests::KernelRequest;
 use crate::wire::{Channel, Message};
 

@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::active_execution::{ActiveExecution, JournaledExecution};
-use super::cell::{CellPhase, ExecutionOptions};
 use super::cells::Cells;
 use super::context::Context;
 use super::denied::Denied;
-use super::execution::ExecutionResult;
 use super::progress::Progress;
 use super::recent_executions::{RecentExecution, RecentExecutions};
 use crate::ids::{CellNumber, ExecutionId, Seq};
 use crate::policy::Limits;
+use crate::session::cell::{CellPhase, ExecutionOptions};
+use crate::session::execution::ExecutionResult;
 use crate::wire::Message;
 use crate::wire::requests::KernelRequest;
 
@@ -318,7 +318,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::session::machine::cell::NewCell;
+    use crate::session::cell::NewCell;
 
     fn cx() -> Context {
         Context {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::context::Context;
 use super::denied::Denied;
 use crate::ids::Generation;
-use crate::session::handle::SessionState;
+use crate::session::state::SessionState;
 use crate::wire::json as wire_json;
 
 /// How long a kernel may take to answer for the first time. Julia with precompilation takes half of it.

@@ -18,12 +18,10 @@ mod active_execution;
 mod agent_events;
 #[cfg(test)]
 pub(in crate::session) mod bench;
-mod cell;
 mod cells;
 mod commands;
 mod context;
 mod denied;
-mod execution;
 mod executions;
 mod interrupt_escalation;
 mod introspection;
@@ -42,13 +40,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub(in crate::session) use cell::QueuedExecution;
-pub use cell::{Cell, CellEdit, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell};
 use cells::Cells;
 pub(in crate::session) use context::Context;
 pub use denied::Denied;
-use execution::StopReason;
-pub use execution::{ExecutionResult, ExecutionStatus, metrics};
 use executions::{Executions, Submission};
 use interrupt_escalation::{Step, describe_step};
 pub(in crate::session) use introspection::Query;
@@ -62,8 +56,10 @@ use outputs::{CellOutputs, Shown};
 pub use resume::Stored;
 use resume::{Resume, StoredState};
 
-use super::handle::SessionState;
-use super::journal::{CellChange, EventBody, OutputMode, OutputState, Transaction};
+use super::cell::{Cell, CellPhase, QueuedExecution};
+use super::execution::{ExecutionResult, ExecutionStatus, StopReason};
+use super::state::SessionState;
+use super::transaction::{CellChange, EventBody, OutputMode, OutputState, Transaction};
 use crate::ids::{CellNumber, ExecutionId, Generation, Seq};
 use crate::link::{LinkError, Position};
 use crate::output::OutputTarget;

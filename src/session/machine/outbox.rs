@@ -12,8 +12,8 @@ use super::denied::Denied;
 use crate::agent_protocol::SignalKind;
 use crate::ids::{CellNumber, ExecutionId, Generation, Seq};
 use crate::link::Position;
-use crate::session::handle::SessionState;
-use crate::session::journal::{CellChange, EventBody, SessionEvent, Transaction};
+use crate::session::state::SessionState;
+use crate::session::transaction::{CellChange, EventBody, SessionEvent, Transaction};
 use crate::wire::{Channel, Message};
 
 /// Flush limits for deferred acknowledgements. Messages without visible effect (a cell's `busy`, its echoed input, its reply) are

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::recent_executions::RecentExecution;
 use crate::ids::CellNumber;
 use crate::output::{Change, Fold, FoldedOutputs, OutputTarget, OutputWidgets, StoredOutputs, StreamStyle, WidgetId};
-use crate::session::journal::{EventBody, OutputState, value_size};
+use crate::session::transaction::{EventBody, OutputState, value_size};
 use crate::wire::Message;
 
 /// Most Output widgets of one kernel. What others would capture is shown where it is made.
@@ -427,8 +427,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::session::ExecutionStatus;
-    use crate::session::journal::{EventBody, Transaction};
     use crate::session::machine::bench::Bench;
+    use crate::session::transaction::{EventBody, Transaction};
     use crate::wire::Channel;
 
     impl Bench {

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::context::Context;
-use super::execution::{ExecutionResult, ExecutionStatus, StopReason, death_error, error_info, memory_error};
 use crate::agent_protocol::{ExecutionUsage, KernelExit};
 use crate::ids::ExecutionId;
+use crate::session::execution::{ExecutionResult, ExecutionStatus, StopReason, death_error, error_info, memory_error};
 use crate::wire::content::{self, ErrorInfo, ExecutionState, ReplyStatus};
 use crate::wire::{Channel, Header};
 

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Cell;
 use super::executions::JournaledExecutions;
 use super::kernel_lifecycle::JournaledLifecycle;
 use super::outputs::{JournaledWidgets, StoredRow};
 use crate::ids::Seq;
 use crate::link::Position;
 use crate::output::OutputTarget;
+use crate::session::cell::Cell;
 
 /// A session as an earlier server has stored it.
 #[derive(Debug, Default)]

@@ -5,12 +5,12 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::bench::Bench;
-use super::{CellEdit, CellPhase, CellType, Denied, Effect, ExecutionOptions, ExecutionStatus, NewCell, Query};
+use super::{Denied, Effect, Query};
 use crate::agent_protocol::{KernelEvent, KillReason, SignalKind};
 use crate::ids::{ExecutionId, Seq};
 use crate::link::{LinkError, LinkEvent};
-use crate::session::SessionState;
-use crate::session::journal::{EventBody, SessionEvent};
+use crate::session::transaction::{EventBody, SessionEvent};
+use crate::session::{CellEdit, CellPhase, CellType, ExecutionOptions, ExecutionStatus, NewCell, SessionState};
 use crate::wire::{Channel, Message};
 
 fn complete() -> Query {
