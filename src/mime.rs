@@ -162,7 +162,8 @@ pub fn is_plotly(mime: &str) -> bool {
     mime.starts_with("application/vnd.plotly.")
 }
 
-/// Rank of a type in the display order. The type with the lowest rank in a bundle is shown, the others are alternatives.
+/// Rank of a type in the display order of exports, text and artifacts: the type with the lowest rank is shown. The page has an order of
+/// its own (`web/src/mime.ts`), since it can show more.
 pub fn display_rank(mime: &str) -> u16 {
     let mime = essence(mime);
     if let Some((_, rank)) = ORDER.iter().find(|(known, _)| *known == mime) {

@@ -75,14 +75,14 @@ pub const DENIED: &[&str] = &[
     "vmsplice",
 ];
 
-/// Denied system calls that exist only on x86.
+/// Denied system calls of the x86 hardware, which other architectures do not have. A few calls in [`DENIED`] are also x86 only.
 pub const DENIED_X86: &[&str] = &["iopl", "ioperm", "modify_ldt"];
 
 /// System calls that return ENOSYS, on which programs fall back to an older call. `clone3` takes its flags from memory,
 /// which a filter cannot read.
 pub const UNKNOWN: &[&str] = &["clone3"];
 
-/// The first number that did not exist when the table was written (Linux 6.12 ends at 466). It and all higher ones return
+/// The first number that did not exist when the table was written. It and all higher ones return
 /// ENOSYS.
 pub const FIRST_UNKNOWN: u32 = 467;
 

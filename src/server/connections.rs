@@ -29,7 +29,8 @@ const MAX_CONNECTIONS: usize = 10_000;
 const RESERVED_DESCRIPTORS: usize = 1_000;
 /// How long the head of a request may take, and how long a connection may be idle between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a client may read nothing. A subscriber that is disconnected reconnects and continues by event number.
+/// How long a client may read nothing while there is data for it. Slower than that is bounded by [`STALL_BUDGET`]. A subscriber that is
+/// disconnected reconnects and continues by event number.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
 /// The largest head of a request, and the read buffer of its body. Bytes.
 const READ_BUFFER: usize = 64 << 10;

@@ -1,4 +1,5 @@
-//! Disconnects slow readers. Each connection has a stall budget of 10 minutes; every 64 KB read restores one second of it.
+//! Disconnects slow readers. Each connection has a stall budget of 10 minutes; every 64 KB read restores one second of it. A single
+//! pause is bounded more tightly, by `WRITE_TIMEOUT` in `connections.rs`.
 //! Without it, a client that reads a byte now and then would occupy memory, a spool file and a connection for days.
 
 use std::io;
@@ -14,7 +15,7 @@ pub(super) const STALL_BUDGET: Duration = Duration::from_secs(600);
 /// The bytes that restore one second of the budget.
 const BYTES_PER_SECOND: f64 = (64 << 10) as f64;
 
-/// A stream whose reader must not exceed the stall budget. A single pause within the budget is allowed.
+/// A stream whose reader must not exceed the stall budget.
 #[derive(Debug)]
 pub(super) struct SlowReaderLimit<S> {
     stream: S,

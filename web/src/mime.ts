@@ -48,7 +48,7 @@ function rank(mime: string, data: Record<string, unknown>): number {
 const isText = (value: unknown) =>
   typeof value === "string" || (Array.isArray(value) && value.every((piece) => typeof piece === "string")) || typeof (value as { artifact?: unknown } | null)?.artifact === "string";
 
-/** All MIME types of an output, the one to show first in front. */
+/** All MIME types of an output, the one to show first in front. Exports have an order of their own (`src/mime.rs`). */
 export function rankedTypes(data: Record<string, unknown>): string[] {
   return Object.keys(data).sort((a, b) => rank(a, data) - rank(b, data));
 }

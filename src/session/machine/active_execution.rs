@@ -104,7 +104,7 @@ impl ActiveExecution {
 
     /// When the time limit is reached. `None` once the reply was seen: late output does not count as the cell's time.
     pub fn times_out_at(&self) -> Option<Instant> {
-        let limit = self.timeout.filter(|_| !self.progress.is_stopping() && self.progress.deadline().is_none())?;
+        let limit = self.timeout.filter(|_| !self.progress.is_stopping() && self.progress.ends_at().is_none())?;
         let at = self.progress.started().checked_add(limit)?;
         Some(self.grace_until.map_or(at, |grace| at.max(grace)))
     }

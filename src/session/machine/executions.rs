@@ -236,7 +236,7 @@ impl Executions {
     /// Deadlines: of the end that is awaited (only while the link is up to date), of the time limit, and of the next interrupt.
     pub fn deadlines(&self, is_current: bool) -> [Option<Instant>; 3] {
         let Some(active) = &self.active else { return [None; 3] };
-        [active.progress.deadline().filter(|_| is_current), active.times_out_at(), active.next_step_at()]
+        [active.progress.ends_at().filter(|_| is_current), active.times_out_at(), active.next_step_at()]
     }
 
     /// The time limit of the active execution, if it has been reached.
@@ -257,9 +257,9 @@ impl Executions {
         if *counter <= self.output_cap { Charge::Accepted } else { Charge::OverLimit { is_running } }
     }
 
-    /// The cell at which late output is shown: the one whose recent execution sent it, else the last one. Output without a parent
-    /// (`is_stray`) is of a process whose cell nobody knows; of an execution that is not recent any more only outputs count
-    /// (`is_output`).
+    /// The cell at which late output is shown. If the execution `id` is recent, it is its own cell. Otherwise it is the cell that ended
+    /// last, or the running one if none has ended; but only for output of a process whose cell is unknown (`is_stray`), and for messages
+    /// that add or update an output (`is_output`) of an older execution of this session.
     pub fn late_output_cell(&self, id: &str, is_output: bool, is_stray: bool) -> Option<CellNumber> {
         self.recent.cell_of(id).or_else(|| {
             let is_ours = is_output && self.ids.contains(id);

@@ -14,7 +14,8 @@ use crate::wire::json as wire_json;
 
 /// How long a kernel may take to answer for the first time. Julia with precompilation takes half of it.
 const START_DEADLINE: Duration = Duration::from_secs(120);
-/// How many times in a row a kernel may end by itself, without an execution that ended between, and still be started again.
+/// How many deaths in a row are followed by a restart. Only deaths of a kernel that was ready and ended by itself count, and an
+/// execution that ends resets the count. A kernel that dies while it starts is not started again.
 const MAX_DEATHS: u32 = 3;
 
 /// See the [module](self) text.
@@ -196,8 +197,8 @@ impl KernelLifecycle {
         self.requested_restart_of = None;
     }
 
-    /// Counts a death and returns whether the kernel is to be started again.
-    pub fn count_death(&mut self, by_itself: bool) -> bool {
+    /// Counts a death, and returns whether the kernel is to be started again.
+    pub fn allows_restart(&mut self, by_itself: bool) -> bool {
         self.deaths += u32::from(by_itself);
         self.deaths <= MAX_DEATHS
     }
@@ -242,10 +243,10 @@ mod tests {
     #[test]
     fn deaths_in_a_row_are_limited() {
         let mut kernel = lifecycle();
-        assert!(kernel.count_death(false), "one that was asked for does not count");
-        assert_eq!([true, true, true, false], [(); 4].map(|()| kernel.count_death(true)));
+        assert!(kernel.allows_restart(false), "one that was asked for does not count");
+        assert_eq!([true, true, true, false], [(); 4].map(|()| kernel.allows_restart(true)));
         kernel.reset_deaths();
-        assert!(kernel.count_death(true));
+        assert!(kernel.allows_restart(true));
     }
 
     #[test]

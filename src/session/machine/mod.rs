@@ -424,7 +424,7 @@ impl Machine {
     fn replace_kernel(&mut self, cx: Context, by_itself: bool) {
         // The queued cells counted on what the kernel knew.
         self.cancel_queue(cx, "the kernel died before it");
-        if self.kernel.count_death(by_itself) {
+        if self.kernel.allows_restart(by_itself) {
             self.restart_kernel(cx);
         } else {
             self.end(cx, &format!("the kernel died {} times in a row, and no run ended between", self.kernel.deaths()));

@@ -176,7 +176,7 @@ impl Progress {
 
     /// When the execution has ended if no further message comes; `None` before its reply. With `idle` that is at once, without it
     /// when the wait for it is given up.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn ends_at(&self) -> Option<Instant> {
         let (reply, at) = (self.journaled.reply.as_ref()?, self.replied_at?);
         let quiet = self.last_message + self.late_output;
         let is_complete = self.journaled.idle || *reply == ReplyStatus::Aborted;
@@ -187,7 +187,7 @@ impl Progress {
 
     /// The result, if the messages seen so far end the execution.
     pub fn finished(&self, now: Instant) -> Option<ExecutionResult> {
-        self.deadline().filter(|at| *at <= now)?;
+        self.ends_at().filter(|at| *at <= now)?;
         let (status, error) = self.outcome()?;
         Some(self.result(status, error, now, false))
     }

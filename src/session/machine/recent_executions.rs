@@ -42,7 +42,8 @@ impl RecentExecutions {
         evicted
     }
 
-    /// The cell was queued again or deleted: late output of its former execution is no longer added to it.
+    /// The cell was queued again or deleted: its former execution is no longer recent. Late output of it goes to the last cell, as that of
+    /// any old execution does.
     pub fn forget(&mut self, number: CellNumber) {
         self.changed.insert(number);
         self.executions.retain(|execution| execution.number != number);
