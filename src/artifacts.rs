@@ -51,8 +51,12 @@ impl Blobs {
     pub async fn put(&self, bytes: &[u8]) -> io::Result<String> {
         let hash = hex::encode(Sha256::digest(bytes));
         let path = self.path(&hash);
-        if fs::try_exists(&path).await? {
-            self.flush_folder_of(&path).await?;
+        // One of another length was cut off by a power cut, and is written again.
+        if fs::metadata(&path).await.is_ok_and(|known| known.len() == bytes.len() as u64) {
+            if self.flushes {
+                fs::File::open(&path).await?.sync_all().await?;
+            }
+            self.flush_folders_of(&path).await?;
             return Ok(hash);
         }
         let temporary = path.with_file_name(format!("{hash}.{}", ids::random_uuid()));
@@ -65,7 +69,7 @@ impl Blobs {
                 fs::File::open(&temporary).await?.sync_all().await?;
             }
             fs::rename(&temporary, &path).await?;
-            self.flush_folder_of(&path).await
+            self.flush_folders_of(&path).await
         };
         if let Err(error) = written.await {
             let _ = fs::remove_file(&temporary).await;
@@ -74,12 +78,12 @@ impl Blobs {
         Ok(hash)
     }
 
-    /// A name reaches the disk with its folder.
-    async fn flush_folder_of(&self, path: &Path) -> io::Result<()> {
-        match path.parent().filter(|_| self.flushes) {
-            Some(folder) => fs::File::open(folder).await?.sync_all().await,
-            None => Ok(()),
+    /// A name reaches the disk with its folder. The folders may be new themselves.
+    async fn flush_folders_of(&self, path: &Path) -> io::Result<()> {
+        for folder in path.ancestors().skip(1).take(3).filter(|_| self.flushes) {
+            fs::File::open(folder).await?.sync_all().await?;
         }
+        Ok(())
     }
 
     /// The bytes of a blob. `None` if it does not exist.

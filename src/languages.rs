@@ -193,9 +193,12 @@ pub struct MapSyntax {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StringEscape {
+    /// A JSON string. Only for languages that replace nothing in such a literal: neither `$name` nor `#{code}`.
     Json,
     /// As JSON, with `$` escaped.
     Julia,
+    /// As JSON, with `#` escaped.
+    Ruby,
     /// As JSON; a NUL cannot be written.
     R,
     /// In single quotes, or `$'…'` for control characters; a NUL cannot be written.
@@ -250,7 +253,9 @@ pub fn find(name: &str) -> Option<&'static Language> {
     let name = name.trim().to_ascii_lowercase();
     let exact =
         |name: &str| all().iter().find(|language| language.name == name || language.aliases.iter().any(|a| a == name));
-    exact(&name).or_else(|| exact(name.trim_end_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '-' | '_'))))
+    let unversioned = name.trim_end_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '-' | '_'));
+    // Short names with a number are names of their own: s3, c99.
+    exact(&name).or_else(|| exact(unversioned).filter(|_| unversioned.len() > 2))
 }
 
 /// The language of a source file with this ending (without the dot).
@@ -314,6 +319,14 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
+/// The row in the documentation, for tests.
+#[cfg(test)]
+pub(crate) fn documented_example() -> Language {
+    let document = include_str!("../docs/add-a-kernel.md");
+    let row = document.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    parse("ruby", row).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -332,14 +345,13 @@ mod tests {
 
     #[test]
     fn documented_row_adds_a_language() {
-        let document = include_str!("../docs/add-a-kernel.md");
-        let row = document.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
-        let ruby = parse("ruby", row).unwrap();
+        let ruby = documented_example();
         assert!(find("ruby").is_none(), "the example is a language that is not there");
         assert_eq!((ruby.extension.as_str(), ruby.lexer().unwrap().style), ("rb", LexerStyle::Plain));
         assert_eq!(ruby.seed_code(7).as_deref(), Some("srand(7)"));
         assert!(ruby.packages_code("/work/x").unwrap().starts_with("File.write(\"/work/x\""));
-        assert_eq!(ruby.parameters().unwrap().null, "nil");
+        // Ruby runs what is between `#{` and `}` in a double-quoted string.
+        assert_eq!(ruby.parameters().unwrap().strings, StringEscape::Ruby);
     }
 
     #[test]
@@ -366,7 +378,7 @@ mod tests {
         ] {
             assert_eq!(find(name).map(|language| language.name.as_str()), Some(found), "{name}");
         }
-        assert!(find("cobol").is_none() && find("").is_none() && find("3").is_none());
+        assert!(["cobol", "", "3", "s3", "c99"].into_iter().all(|unknown| find(unknown).is_none()));
         assert_eq!(of_source_file("R").map(|language| language.name.as_str()), Some("r"));
     }
 

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::{Exit, Failure};
 use crate::auth::{self, Identity, Scope};
 use crate::config::Paths;
-use crate::store::{Store, now_ms};
+use crate::store::{Durability, Store, now_ms};
 
 /// Create, list and revoke access tokens of a server. A running server notices within seconds.
 #[derive(Subcommand)]
@@ -68,7 +68,8 @@ fn parse_name(text: &str) -> Result<String, &'static str> {
 
 fn open(paths: &Paths) -> Result<Store, Failure> {
     std::fs::create_dir_all(paths.data()).map_err(Failure::usage)?;
-    Store::open(&paths.journal()).map_err(Failure::usage)
+    // A revocation must not be undone by a power cut.
+    Store::open_with(&paths.journal(), Durability::Full).map_err(Failure::usage)
 }
 
 async fn list(store: &Store, as_json: bool) -> Result<(), Failure> {

@@ -151,7 +151,11 @@ fn language(notebook: &Notebook) -> String {
     let named = notebook.language().filter(|name| !name.is_empty());
     let by_kernel = || {
         let kernelspec = notebook.kernelspec_name()?;
-        Some(languages::find(kernelspec).map_or(kernelspec, |language| language.name.as_str()))
+        // Environments are often named after their language: `python38-azureml`, `julia-1.9-nthreads-4`.
+        let by_prefix =
+            || ["python", "julia"].into_iter().find(|name| kernelspec.starts_with(name)).and_then(languages::find);
+        let language = languages::find(kernelspec).or_else(by_prefix);
+        Some(language.map_or(kernelspec, |language| language.name.as_str()))
     };
     named.or_else(by_kernel).unwrap_or("python").to_lowercase()
 }

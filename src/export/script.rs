@@ -25,7 +25,10 @@ impl From<&'static Language> for Script {
 }
 
 pub(super) fn script(notebook: &Notebook, options: &ExportOptions) -> Exported {
-    let script = languages::find(&language(notebook)).map_or(OTHER, Script::from);
+    let language = language(notebook);
+    // A kernel that calls itself some Python has IPython's lines.
+    let other = Script { ipython_lines: language.contains("python"), ..OTHER };
+    let script = languages::find(&language).map_or(other, Script::from);
     let body = match options.script_style {
         ScriptStyle::Plain => script.plain(notebook, options),
         ScriptStyle::Percent => percent::cells(notebook, script.comment, script.extension, script.ipython_lines),
@@ -185,9 +188,13 @@ mod tests {
     #[test]
     fn comment_signs_depend_on_the_language() {
         let mut notebook = notebook_of(json!([{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "t"}]));
-        for (language, extension, line) in
-            [("R", "R", "# t"), ("typescript", "ts", "// t"), ("bash", "sh", "# t"), ("q", "txt", "# t")]
-        {
+        for (language, extension, line) in [
+            ("R", "R", "# t"),
+            ("typescript", "ts", "// t"),
+            ("bash", "sh", "# t"),
+            ("q", "txt", "# t"),
+            ("c99", "txt", "# t"),
+        ] {
             notebook.set_language_info(json!({"name": language}));
             let exported = script(&notebook, &ExportOptions::default());
             assert!(exported.extension == extension && exported.body.ends_with(&format!("\n{line}\n")), "{}", exported.body);

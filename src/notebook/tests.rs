@@ -163,7 +163,7 @@ fn errors_name_the_kind_of_file() {
         (b"{\"nbformat\": 2}", "notebook format 2 is not supported"),
         (b"{\"nbformat\": 5}", "newer program"),
         (b"{\"nbformat\": 4, \"nbformat_minor\": 5}", "cells is missing"),
-        (b"{\"nbformat\": 4, \"nbformat_minor\": 5, \"cells\": [1]}", "cell 0 is no object"),
+        (b"{\"nbformat\": 4, \"nbformat_minor\": 5, \"cells\": [1]}", "cell 0 is not an object"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
     ];
     for (bytes, expected) in cases {

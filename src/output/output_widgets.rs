@@ -26,6 +26,9 @@ pub struct OutputWidgets {
     next_id: u32,
     /// Most widgets, and most captures: a hostile kernel can open any number. What others would capture is treated as the cell's own.
     limit: usize,
+    /// Whether a widget or a capture was refused because of the limit.
+    #[serde(skip)]
+    has_refused: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,7 +41,7 @@ struct Capture {
 impl OutputWidgets {
     pub fn new(limit: usize) -> Self {
         let (widgets, captures) = Default::default();
-        Self { widgets, captures, capture_count: 0, next_id: 0, limit }
+        Self { widgets, captures, capture_count: 0, next_id: 0, limit, has_refused: false }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -71,8 +74,17 @@ impl OutputWidgets {
         }
     }
 
+    /// Whether a widget or a capture was refused because of the limit.
+    pub fn has_refused(&self) -> bool {
+        self.has_refused
+    }
+
     fn open(&mut self, comm_id: &str) {
-        if self.widgets.len() < self.limit && !self.widgets.contains_key(comm_id) {
+        if self.widgets.contains_key(comm_id) {
+            return;
+        }
+        self.has_refused |= self.widgets.len() >= self.limit;
+        if self.widgets.len() < self.limit {
             let id = WidgetId(self.next_id);
             // Below the bit by which `OutputTarget::code` marks widgets.
             self.next_id = (self.next_id + 1) % (1 << 31);
@@ -84,6 +96,7 @@ impl OutputWidgets {
     fn capture(&mut self, comm_id: &str, msg_id: &str) {
         let Some(capture) = self.widgets.get_mut(comm_id) else { return };
         if !msg_id.is_empty() {
+            self.has_refused |= self.capture_count >= self.limit;
             if self.capture_count < self.limit {
                 capture.executions.push(msg_id.to_owned());
                 self.captures.entry(msg_id.to_owned()).or_default().push(capture.id);
@@ -115,7 +128,7 @@ impl OutputWidgets {
 }
 
 /// Whether a `comm_open` opens an Output widget.
-fn is_output_widget(content: &Value) -> bool {
+pub(super) fn is_output_widget(content: &Value) -> bool {
     let state = &content["data"]["state"];
     content["target_name"] == "jupyter.widget"
         && state["_model_module"] == "@jupyter-widgets/output"
@@ -159,7 +172,7 @@ mod tests {
             open(&mut widgets, &format!("w{number}"));
             capture(&mut widgets, "w0", &format!("run {number}"));
         }
-        assert_eq!((widgets.widgets.len(), widgets.captures.len()), (3, 3));
+        assert_eq!((widgets.widgets.len(), widgets.captures.len(), widgets.has_refused()), (3, 3, true));
         assert_eq!(widgets.target_of("run 0"), widgets.get("w0"), "what it has, it keeps");
         open(&mut widgets, &"i".repeat(MAX_ID + 1));
         capture(&mut widgets, "not open", "run 0");

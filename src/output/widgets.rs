@@ -3,6 +3,7 @@
 //! The kernel leaves it to its front end to put outputs into an Output widget ([`OutputWidgets`]). A program that runs a notebook must
 //! act as that front end, as nbclient does: it keeps the captured outputs in the widget's state and tells the kernel of them.
 
+use super::output_widgets::is_output_widget;
 use super::outputs::weight;
 use super::{OutputTarget, OutputWidgets, Outputs, StreamStyle, WidgetId};
 use crate::wire::Message;
@@ -126,8 +127,10 @@ impl Widgets {
             return;
         }
         self.captures.update(msg_type, content);
+        self.is_truncated |= self.captures.has_refused();
         let model = self.models.entry(comm_id.to_owned()).or_default();
         if msg_type == "comm_open"
+            && is_output_widget(content)
             && let Some(widget) = self.captures.get(comm_id)
         {
             model.output = Some(OutputModel::new(OutputTarget::Widget(widget)));

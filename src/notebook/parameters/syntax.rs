@@ -16,7 +16,9 @@ pub(super) struct Syntax {
 
 impl Syntax {
     pub fn of(language: &str) -> Option<Self> {
-        let language = languages::find(language)?;
+        // By its own name only: aliases are languages that look alike, and a literal of one can be code in the other (bash and sh).
+        let name = language.to_ascii_lowercase();
+        let language = languages::find(&name).filter(|language| language.name == name)?;
         Some(Self { rules: language.parameters()?, comment: &language.line_comment })
     }
 
@@ -99,6 +101,7 @@ impl Syntax {
         match self.rules.strings {
             StringEscape::Json => Ok(json),
             StringEscape::Julia => Ok(json.replace('$', "\\$")),
+            StringEscape::Ruby => Ok(json.replace('#', "\\#")),
             StringEscape::R | StringEscape::Bash if text.contains('\0') => Err("a text with a NUL"),
             StringEscape::R => Ok(json),
             StringEscape::Bash => Ok(bash_text(text)),
@@ -128,4 +131,27 @@ fn bash_text(text: &str) -> String {
     }
     out.push('\'');
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_no_code_where_strings_interpolate() {
+        let ruby: &'static _ = Box::leak(Box::new(languages::documented_example()));
+        let syntax = Syntax { rules: ruby.parameters().unwrap(), comment: "#" };
+        let text = |text: &str| syntax.literal(&Literal::Text(text.to_owned())).unwrap();
+        assert_eq!(text("#{`id`} #$x \\"), r##""\#{`id`} \#$x \\""##);
+        let julia = Syntax::of("julia").unwrap();
+        assert_eq!(julia.literal(&Literal::Text("$(run(`id`))".to_owned())).unwrap(), r#""\$(run(`id`))""#);
+    }
+
+    #[test]
+    fn aliases_have_no_parameters_of_their_own() {
+        for alias in ["sh", "zsh", "sage", "node", "python3"] {
+            assert!(Syntax::of(alias).is_none(), "{alias}");
+        }
+        assert!(["Python", "R", "typescript"].into_iter().all(|name| Syntax::of(name).is_some()));
+    }
 }

@@ -109,13 +109,14 @@ impl Machine {
     /// execution ends as lost.
     pub fn restore(config: MachineConfig, stored: Stored, cx: Context) -> Self {
         let mut machine = Self::new(config, cx);
-        let state = resume::read(&stored);
+        let StoredState { resume, rows, useless } = resume::read(&stored);
         machine.cells = Cells::restore(stored.cells);
         machine.executions.restore_queue(&machine.cells);
         machine.outbox = Outbox::restore(stored.last_seq);
         machine.link = LinkState::restore(stored.position, false);
         machine.kernel.restore_info(stored.kernel_info.as_deref());
-        if let Some(StoredState { resume, rows }) = state {
+        useless.into_iter().for_each(|target| machine.outputs.discard_row(target));
+        if let Some(resume) = resume {
             let restore_row = |(target, row)| machine.outputs.restore_row(target, row);
             let recent = rows.into_iter().filter_map(restore_row).collect();
             machine.executions.restore(resume.executions, recent, &machine.cells, cx);

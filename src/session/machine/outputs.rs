@@ -372,6 +372,12 @@ impl CellOutputs {
         Some(OutputState { target, json: Some(json) })
     }
 
+    /// A row in the journal cannot be used: the next transaction removes it.
+    pub fn discard_row(&mut self, target: OutputTarget) {
+        self.journaled.insert(target);
+        self.fold.forget(target);
+    }
+
     /// Goes on from a row. Returns the execution in it.
     pub fn restore_row(&mut self, target: OutputTarget, row: StoredRow) -> Option<RecentExecution> {
         self.journaled.insert(target);

@@ -39,13 +39,21 @@ pub(super) struct Resume<W> {
 
 /// What a [`Stored`] session holds besides its cells, read.
 pub(super) struct StoredState {
-    pub resume: Resume<JournaledWidgets>,
+    /// `None` if it cannot be read, for example because another version wrote it. Then no row is of use either.
+    pub resume: Option<Resume<JournaledWidgets>>,
     pub rows: Vec<(OutputTarget, StoredRow)>,
+    /// Targets whose row is of no use, and is to be removed.
+    pub useless: Vec<OutputTarget>,
 }
 
-/// `None` where some of it cannot be read, for example because another version wrote it.
-pub(super) fn read(stored: &Stored) -> Option<StoredState> {
-    let resume = serde_json::from_str(stored.resume.as_deref()?).ok()?;
-    let rows = stored.outputs.iter().map(|(target, json)| Some((*target, serde_json::from_str(json).ok()?)));
-    Some(StoredState { resume, rows: rows.collect::<Option<_>>()? })
+pub(super) fn read(stored: &Stored) -> StoredState {
+    let resume = stored.resume.as_deref().and_then(|text| serde_json::from_str(text).ok());
+    let (mut rows, mut useless) = (Vec::new(), Vec::new());
+    for (target, json) in &stored.outputs {
+        match serde_json::from_str(json) {
+            Ok(row) if resume.is_some() => rows.push((*target, row)),
+            _ => useless.push(*target),
+        }
+    }
+    StoredState { resume, rows, useless }
 }

@@ -9,7 +9,7 @@ use super::{Denied, Effect, Query};
 use crate::agent_protocol::{KernelEvent, KillReason, SignalKind};
 use crate::ids::{ExecutionId, Seq};
 use crate::link::{LinkError, LinkEvent};
-use crate::session::transaction::{EventBody, SessionEvent};
+use crate::session::transaction::{EventBody, OutputState, SessionEvent};
 use crate::session::{CellEdit, CellPhase, CellType, ExecutionOptions, ExecutionStatus, NewCell, SessionState};
 use crate::wire::{Channel, Message};
 
@@ -311,9 +311,12 @@ fn old_thread_output_goes_to_last_cell() {
 #[test]
 fn unreadable_state_costs_the_execution_only() {
     let mut bench = Bench::ready();
-    bench.run("a");
+    let run = bench.run("a");
+    bench.prints(&run, "of a row that is of no use then");
     bench.add("b", true).unwrap();
     bench.restore(|_| Some("of another version".to_owned()));
+    let is_removed = |state: &OutputState| state.json.is_none();
+    assert!(bench.out().0.outputs.iter().any(is_removed), "else every later server would find it unreadable");
     assert_eq!(bench.status("a"), Some(ExecutionStatus::KernelDied));
     bench.attach();
     let run = bench.cell("b").execution.id.clone().expect("what waited is run").0;
