@@ -576,7 +576,7 @@ async fn full_durability_loses_nothing_either(place: TestSandbox) {
     server.start_again().await;
     let cell = held.cell_until("flood", |cell| cell["state"] == "finished").await;
     assert_eq!((cell["status"].as_str(), printed(&cell)), (Some("ok"), (0..300).map(|i| format!("{i}\n")).collect()));
-    assert_eq!(held.ok("6*7").await, "42");
+    assert_eq!(held.ok("print(6 * 7)").await, "42\n");
     held.delete().await;
     server.end().await;
 }
