@@ -146,7 +146,7 @@ async fn session_is_shared_from_the_page() {
     let listed = client.get(&held.path("/shares")).await.is(200);
     let id = listed["shares"][0]["id"].as_str().unwrap();
     client.delete(&held.path(&format!("/shares/{id}"))).await.is(204);
-    opened.until("page.querySelector('.notice.bad')?.textContent.includes('not valid')", &json!(true)).await;
+    opened.until("page.querySelector('.notice.bad')?.textContent.includes('revoked or expired')", &json!(true)).await;
     // A new share in the same tab replaces the old one.
     let renewed = client.post(&held.path("/shares"), json!({"days": 1})).await.is(201);
     let renewed = format!("{}{}", opened.origin(), renewed["path"].as_str().unwrap());
