@@ -78,18 +78,10 @@ impl EventAssembler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent_protocol::{FromAgent, KernelEvent, KernelExit, RawFrame};
+    use crate::agent_protocol::codec::tests::{frame, message};
+    use crate::agent_protocol::{FromAgent, KernelEvent, KernelExit};
     use crate::ids::Generation;
-    use crate::wire::{Channel, Message};
-
-    fn frame(pieces: Vec<Bytes>) -> RawFrame {
-        let all: Bytes = pieces.concat().into();
-        RawFrame { kind: all[4], payload: all.slice(5..) }
-    }
-
-    fn message(size: usize) -> Message {
-        Message::new_request("s", "stream", &serde_json::json!({"text": "x".repeat(size)}))
-    }
+    use crate::wire::Channel;
 
     fn split_and_reassemble(event: &Event) -> Option<Event> {
         let mut assembler = EventAssembler::default();

@@ -228,18 +228,18 @@ fn take_u32(payload: &mut Bytes, what: &'static str) -> Result<usize, ProtocolEr
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::agent_protocol::{AnswerBody, Hello, KernelState, Request, UsageReading};
 
-    fn frame(pieces: Vec<Bytes>) -> RawFrame {
+    pub fn frame(pieces: Vec<Bytes>) -> RawFrame {
         let all: Bytes = pieces.concat().into();
         RawFrame { kind: all[4], payload: all.slice(5..) }
     }
 
-    fn message(size: usize) -> Message {
+    pub fn message(size: usize) -> Message {
         Message::new_request("s", "stream", &serde_json::json!({"text": "x".repeat(size)}))
     }
 
