@@ -22,6 +22,7 @@ const CONFINED: &[(&str, &str)] = &[
     ("jupyter_protocol", "wire/requests.rs kernels/catalog.rs"),
     ("hyper_rustls", "http_client.rs"),
     ("opentelemetry", "telemetry"),
+    ("utoipa", "api"),
 ];
 
 /// Pure code, as beginnings of paths below `src`. It does no I/O: none of [`IMPURE`] is in it.

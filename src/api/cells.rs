@@ -8,13 +8,15 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
 use super::events::{self, OutputForm};
 use super::response_spool::{self, MAX_SMALL, ProducePermit};
 use super::sessions::check_timeout;
-use super::{Api, Body, Caller, CellInPath, Query, SessionInPath, User, extract, guard, view};
+use super::view::{self, CellList, CellTypeName, CellView, EventView};
+use super::{Api, Body, Caller, CellInPath, Query, SessionInPath, User, extract, guard};
 use crate::ids::SessionId;
 use crate::manager::{EventRow, OverByteLimit, may_reference_artifacts};
 use crate::session::{Cell, CellEdit, CellPhase, CellType, ExecutionOptions, NewCell, SessionHandle};
@@ -25,25 +27,57 @@ const MAX_WAIT: f64 = 3600.0;
 /// Cached events up to this size are returned without a permit. Bytes.
 const MAX_CACHED_BYTES: usize = 64 << 10;
 
-#[derive(Debug, Deserialize)]
+/// A new cell.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewCell, examples(json!({"source": "6*7", "id": "answer"})))]
 pub(super) struct Add {
     source: String,
+    #[schema(value_type = Option<CellTypeName>, default = "code")]
     cell_type: Option<String>,
+    /// Whether a code cell is executed.
+    #[schema(default = true)]
     run: Option<bool>,
+    /// The timeout in seconds. The default is the one of the session.
+    #[schema(exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
+    /// Whether the code may request input.
+    #[schema(default = false)]
     allow_stdin: Option<bool>,
+    /// The metadata of the cell in the notebook.
+    #[schema(value_type = Option<Object>)]
     metadata: Option<Box<RawValue>>,
+    /// 1 to 64 letters, digits, `-` and `_`. A second request with the same id gets 409 `cell_exists`, so requests can be
+    /// retried.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
     id: Option<String>,
+    /// The id of the cell after which this cell is inserted. The default is the last cell.
     after: Option<String>,
 }
 
-/// The query of requests that return a cell.
-#[derive(Debug, Default, Deserialize)]
+/// The query of requests that read cells.
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct OutputsQuery {
+    /// The form of outputs: `inline` embeds binary data as base64, `refs` replaces large binary data by the hash of its
+    /// artifact, `none` leaves outputs out.
+    #[param(inline, value_type = Option<OutputForm>)]
+    outputs: Option<String>,
+}
+
+/// The query of requests that run a cell.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct CellQuery {
-    /// Seconds to wait for the end of the execution.
+    /// Seconds that the response may wait for the end of the execution. When they are over, the response has the current
+    /// state of the cell.
+    #[param(minimum = 0, maximum = 3600)]
     wait: Option<f64>,
+    /// The form of outputs: `inline` embeds binary data as base64, `refs` replaces large binary data by the hash of its
+    /// artifact, `none` leaves outputs out.
+    #[param(inline, value_type = Option<OutputForm>)]
     outputs: Option<String>,
 }
 
@@ -100,6 +134,19 @@ pub(super) fn run_options(
     Ok(ExecutionOptions { timeout_seconds, allow_stdin: allow_stdin.unwrap_or(false), ..ExecutionOptions::default() })
 }
 
+/// Add a cell, and run it
+///
+/// Code cells run unless `run` is false. With `Accept: text/event-stream`, the response is the events of the cell until its
+/// execution ends.
+#[utoipa::path(
+    post, path = "/cells", operation_id = "add_cell", tag = "cells",
+    params(SessionInPath, CellQuery), request_body = Add,
+    responses(
+        (status = 200, description = "The events of the cell, if the client accepts them", body = EventView,
+            content_type = "text/event-stream"),
+        (status = 201, description = "The cell", body = CellView,
+            headers(("Location" = String, description = "The path of the cell")))),
+)]
 pub(super) async fn add(
     State(api): State<Api>,
     User(caller): User,
@@ -174,10 +221,10 @@ async fn view_stored(
     caller: &Caller,
     cell: &str,
     form: OutputForm,
-) -> Result<(Value, Option<ProducePermit>), Problem> {
+) -> Result<(CellView, Option<ProducePermit>), Problem> {
     if form == OutputForm::None {
         let stored = api.reader.cell(id, &caller.access(), cell).await?;
-        return Ok((view::cell(&stored.ok_or_else(|| no_cell(cell))?, None), None));
+        return Ok((CellView::new(&stored.ok_or_else(|| no_cell(cell))?, None), None));
     }
     let read = async |max_bytes| {
         let found = api.reader.cell_and_events(id, &caller.access(), cell, max_bytes).await?;
@@ -202,7 +249,7 @@ async fn view_from_cache(
     caller: &Caller,
     cell: &Cell,
     form: OutputForm,
-) -> Result<Option<Value>, Problem> {
+) -> Result<Option<CellView>, Problem> {
     let Some(cached) = api.reader.cached_events_after(id, &caller.access(), events::cursor_before(cell))? else {
         return Ok(None);
     };
@@ -226,7 +273,7 @@ async fn view_after_effect(
     caller: &Caller,
     cell: &str,
     form: OutputForm,
-) -> Result<(Value, Option<ProducePermit>), Problem> {
+) -> Result<(CellView, Option<ProducePermit>), Problem> {
     match view_stored(api, id, caller, cell, form).await {
         Err(problem) if problem.is_busy() => view_stored(api, id, caller, cell, OutputForm::None).await,
         result => result,
@@ -239,56 +286,82 @@ async fn view_with_outputs<'a>(
     cell: &Cell,
     events: impl IntoIterator<Item = &'a EventRow>,
     form: OutputForm,
-) -> Result<Value, Problem> {
+) -> Result<CellView, Problem> {
     if form == OutputForm::None {
-        return Ok(view::cell(cell, None));
+        return Ok(CellView::new(cell, None));
     }
     // A cell that is no longer a code cell has no outputs.
     let events = events.into_iter().filter(|_| cell.cell_type == CellType::Code);
     let outputs = view::outputs(events, api.reader.blobs(), form == OutputForm::Refs).await?;
-    Ok(view::cell(cell, Some(outputs)))
+    Ok(CellView::new(cell, Some(outputs)))
 }
 
+/// List the cells
+#[utoipa::path(
+    get, path = "/cells", operation_id = "list_cells", tag = "cells",
+    params(SessionInPath, OutputsQuery),
+    responses((status = 200, description = "All cells", body = CellList)),
+)]
 pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
-    Query(query): Query<CellQuery>,
+    Query(query): Query<OutputsQuery>,
 ) -> Result<Response, Problem> {
-    let form = query.form()?;
+    let form = OutputForm::parse(query.outputs.as_deref())?;
     let (mut cells, mut permit) = (Vec::new(), None);
     if form == OutputForm::None {
-        cells.extend(api.reader.cells(&id, &caller.access()).await?.iter().map(|cell| view::cell(cell, None)));
+        cells.extend(api.reader.cells(&id, &caller.access()).await?.iter().map(|cell| CellView::new(cell, None)));
     } else {
         permit = api.spool.acquire(api.reader.output_bytes(&id, &caller.access()).await?).await?;
         for (cell, events) in api.reader.cells_and_events(&id, &caller.access()).await? {
             cells.push(view_with_outputs(&api, &cell, &events, form).await?);
         }
     }
-    Ok(response_spool::with_permit(permit, Json(json!({"cells": cells}))))
+    Ok(response_spool::with_permit(permit, Json(CellList { cells })))
 }
 
+/// Get a cell with its outputs
+#[utoipa::path(
+    get, path = "/cells/{cell}", operation_id = "get_cell", tag = "cells",
+    params(SessionInPath, CellInPath, OutputsQuery),
+    responses((status = 200, description = "The cell", body = CellView)),
+)]
 pub(super) async fn get_one(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
     CellInPath(cell): CellInPath,
-    Query(query): Query<CellQuery>,
+    Query(query): Query<OutputsQuery>,
 ) -> Result<Response, Problem> {
-    let (cell, permit) = view_stored(&api, &id, &caller, &cell, query.form()?).await?;
+    let form = OutputForm::parse(query.outputs.as_deref())?;
+    let (cell, permit) = view_stored(&api, &id, &caller, &cell, form).await?;
     Ok(response_spool::with_permit(permit, Json(cell)))
 }
 
-#[derive(Debug, Deserialize)]
+/// Changes of a cell. Absent fields stay as they are.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CellPatch, examples(json!({"source": "6*9"})))]
 pub(super) struct Edit {
     source: Option<String>,
+    #[schema(value_type = Option<CellTypeName>)]
     cell_type: Option<String>,
+    /// Replaces all metadata.
+    #[schema(value_type = Option<Object>)]
     metadata: Option<Box<RawValue>>,
     /// The id of the cell after which this one moves. An empty id moves it to the beginning.
     after: Option<String>,
 }
 
+/// Change a cell
+///
+/// A running execution continues with the previous source.
+#[utoipa::path(
+    patch, path = "/cells/{cell}", operation_id = "update_cell", tag = "cells",
+    params(SessionInPath, CellInPath), request_body = Edit,
+    responses((status = 200, description = "The cell", body = CellView)),
+)]
 pub(super) async fn patch(
     State(api): State<Api>,
     User(caller): User,
@@ -308,6 +381,14 @@ pub(super) async fn patch(
     Ok(response_spool::with_permit(permit, Json(cell)))
 }
 
+/// Delete a cell
+///
+/// A queued cell is cancelled. A running cell cannot be deleted: 409 `cell_in_progress`.
+#[utoipa::path(
+    delete, path = "/cells/{cell}", operation_id = "delete_cell", tag = "cells",
+    params(SessionInPath, CellInPath),
+    responses((status = 204, description = "Deleted")),
+)]
 pub(super) async fn delete(
     State(api): State<Api>,
     User(caller): User,
@@ -318,13 +399,29 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Debug, Deserialize)]
+/// How a cell runs again. Without any field, it runs as the last time.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = RunCell, examples(json!({"timeout_seconds": 300})))]
 pub(super) struct Run {
+    /// The timeout in seconds.
+    #[schema(exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
+    /// Whether the code may request input.
     allow_stdin: Option<bool>,
 }
 
+/// Run a cell again
+///
+/// Its previous outputs are removed. With `Accept: text/event-stream`, the response is the events of the cell until its
+/// execution ends.
+#[utoipa::path(
+    post, path = "/cells/{cell}/run", operation_id = "run_cell", tag = "cells",
+    params(SessionInPath, CellInPath, CellQuery), request_body = Option<Run>,
+    responses((status = 200, description = "The cell",
+        content((CellView = "application/json"), (EventView = "text/event-stream")),
+        headers(("Location" = String, description = "The path of the cell")))),
+)]
 pub(super) async fn run(
     State(api): State<Api>,
     User(caller): User,
@@ -347,6 +444,12 @@ pub(super) async fn run(
     respond(&api, (&id, &handle), &caller, cell, reply, &headers).await
 }
 
+/// Cancel a queued cell, or interrupt a running one
+#[utoipa::path(
+    post, path = "/cells/{cell}/cancel", operation_id = "cancel_cell", tag = "cells",
+    params(SessionInPath, CellInPath),
+    responses((status = 202, description = "The current state of the cell", body = CellView)),
+)]
 pub(super) async fn cancel(
     State(api): State<Api>,
     User(caller): User,
@@ -354,5 +457,5 @@ pub(super) async fn cancel(
     CellInPath(cell): CellInPath,
 ) -> Result<Response, Problem> {
     let cell = api.sessions.handle(&id, &caller.access())?.cancel_cell(&cell).await?;
-    Ok((StatusCode::ACCEPTED, Json(view::cell(&cell, None))).into_response())
+    Ok((StatusCode::ACCEPTED, Json(CellView::new(&cell, None))).into_response())
 }

@@ -1,89 +1,49 @@
-//! The OpenAPI description and the documentation page. They load nothing from other servers.
+//! `/openapi.json` and `/docs`: the description of the API for programs and for people. The page has no scripts, and loads
+//! nothing but its style.
+
+mod curl;
+mod page;
+
+use std::sync::LazyLock;
 
 use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse;
 
-const OPENAPI: &str = include_str!("docs/openapi.json");
-const PAGE: &str = include_str!("docs/docs.html");
-const SCRIPT: &str = include_str!("docs/docs.js");
+use super::openapi::document;
+
 const STYLE: &str = include_str!("docs/docs.css");
+const POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 fn asset(kind: &'static str, text: &'static str) -> impl IntoResponse {
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
-        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'self'; frame-ancestors 'none'")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     ];
     (headers, text)
 }
 
+/// Get this description
+#[utoipa::path(
+    get, path = "/openapi.json", operation_id = "get_openapi", tag = "server", security(()),
+    responses((status = 200, description = "The OpenAPI description", body = inline(serde_json::Map<String, serde_json::Value>))),
+)]
 pub(super) async fn openapi() -> impl IntoResponse {
-    asset("application/json", OPENAPI)
+    static TEXT: LazyLock<String> = LazyLock::new(|| document().to_string());
+    asset("application/json", &TEXT)
 }
 
+/// Read this description as a page
+#[utoipa::path(
+    get, path = "/docs", operation_id = "get_docs", tag = "server", security(()),
+    responses((status = 200, description = "A page without scripts", body = String, content_type = "text/html")),
+)]
 pub(super) async fn page() -> impl IntoResponse {
-    asset("text/html; charset=utf-8", PAGE)
-}
-
-pub(super) async fn script() -> impl IntoResponse {
-    asset("text/javascript; charset=utf-8", SCRIPT)
+    static TEXT: LazyLock<String> = LazyLock::new(|| page::html(document()));
+    asset("text/html; charset=utf-8", &TEXT)
 }
 
 pub(super) async fn style() -> impl IntoResponse {
     asset("text/css; charset=utf-8", STYLE)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    /// Paths and methods in the source code of the router.
-    fn routes() -> BTreeSet<(String, String)> {
-        let source: String = include_str!("mod.rs").split_whitespace().collect();
-        let mut routes = BTreeSet::new();
-        // Four routers in the order of the source: two for one session (without and with queries), /v1, and the rest.
-        let prefixes = ["/v1/sessions/{session}", "/v1/sessions/{session}", "/v1", "/"];
-        let pieces: Vec<_> = source.split("Router::new()").skip(1).collect();
-        assert_eq!(pieces.len(), prefixes.len());
-        for (piece, prefix) in pieces.into_iter().zip(prefixes) {
-            for route in piece.split(".route(\"").skip(1) {
-                let (path, methods) = route.split_once('"').unwrap();
-                let methods = methods.split(".route(").next().unwrap();
-                let path = format!("{}{path}", prefix.trim_end_matches('/')).replace("{*path}", "{path}");
-                let path = if path == "/v1/sessions/{session}/" { "/v1/sessions/{session}".to_owned() } else { path };
-                for method in ["get", "put", "post", "patch", "delete"] {
-                    let is_called = [",", "."].iter().any(|before| methods.contains(&format!("{before}{method}(")));
-                    if is_called && !(path.starts_with("/docs") || path == "/openapi.json") {
-                        routes.insert((path.clone(), method.to_owned()));
-                    }
-                }
-            }
-        }
-        routes
-    }
-
-    #[test]
-    fn openapi_describes_exactly_the_routes() {
-        let description: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
-        let mut described = BTreeSet::new();
-        for (path, item) in description["paths"].as_object().unwrap() {
-            for method in item.as_object().unwrap().keys().filter(|key| *key != "parameters") {
-                described.insert((path.clone(), method.clone()));
-            }
-        }
-        let routes = routes();
-        assert!(routes.len() > 25, "{routes:?}");
-        assert_eq!(described, routes);
-    }
-
-    #[test]
-    fn every_openapi_reference_resolves() {
-        let description: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
-        for reference in OPENAPI.split("\"$ref\": \"#").skip(1) {
-            let pointer = reference.split('"').next().unwrap();
-            assert!(description.pointer(pointer).is_some(), "{pointer}");
-        }
-    }
 }

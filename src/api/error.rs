@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::chat::AskError;
 use crate::manager::{FileError, ManagerError, ServiceError, StoreError, VariablesError};
@@ -13,6 +14,30 @@ use crate::session::{Denied, SessionError};
 
 /// Where each code has its section: what it means, and what to do.
 const PROBLEM_PAGE: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/problems.md#");
+
+/// Why a request failed (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem, examples(json!({
+    "type": "https://github.com/cellkeep/cellkeep/blob/main/docs/problems.md#bad_timeout", "title": "Unprocessable Entity",
+    "status": 422, "code": "bad_timeout", "field": "timeout_seconds",
+    "detail": "a timeout must be a positive number of seconds, at most 315360000, which is ten years"
+})))]
+pub(super) struct ProblemView {
+    /// The address of the section about the code: what it means, and what to do.
+    r#type: String,
+    /// The name of the status.
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// What failed, for people.
+    detail: String,
+    /// A stable code for programs, for example `no_session`. New versions may have more codes.
+    code: &'static str,
+    /// The invalid field of the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    field: Option<String>,
+}
 
 /// An error response.
 #[derive(Debug)]
@@ -62,23 +87,22 @@ impl Problem {
         self.code == "busy"
     }
 
-    /// The problem as a JSON object.
-    pub fn body(&self) -> Value {
-        let title = self.status.canonical_reason().unwrap_or("Error");
-        let mut body = json!({
-            "type": format!("{PROBLEM_PAGE}{}", self.code), "title": title,
-            "status": self.status.as_u16(), "detail": self.detail, "code": self.code,
-        });
-        if let Some(field) = &self.field {
-            body["field"] = field.as_ref().into();
+    /// The body of the response.
+    pub fn view(&self) -> ProblemView {
+        ProblemView {
+            r#type: format!("{PROBLEM_PAGE}{}", self.code),
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: self.detail.clone(),
+            code: self.code,
+            field: self.field.as_deref().map(str::to_owned),
         }
-        body
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
+        let mut response = (self.status, Json(self.view())).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = self.retry_after {

@@ -12,9 +12,11 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
-use super::{Api, Caller, Query, SessionInPath, guard, view};
+use super::view::{self, EventView};
+use super::{Api, Caller, Query, SessionInPath, guard};
 use crate::artifacts::Blobs;
 use crate::ids::{Seq, SessionId, SessionPhase};
 use crate::manager::{EventKind, EventRow, EventSubscription, Store, StoreError, parse_body};
@@ -24,7 +26,8 @@ use crate::session::{Cell, SessionState};
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The form of large binary data in outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "snake_case", default = "inline")]
 pub(super) enum OutputForm {
     /// As base64.
     Inline,
@@ -48,13 +51,20 @@ impl OutputForm {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
+    /// Only events with larger numbers. A `Last-Event-ID` header wins over it.
     after: Option<u64>,
+    /// The form of outputs: `inline` embeds binary data as base64, `refs` replaces large binary data by the hash of its
+    /// artifact. `none` means `refs` here.
+    #[param(inline, value_type = Option<OutputForm>)]
     outputs: Option<String>,
-    /// Read by the guard.
+    /// The token, for clients that cannot set the `Authorization` header.
+    // Read by the guard.
     #[serde(rename = "token")]
+    #[param(value_type = Option<String>)]
     _token: Option<IgnoredAny>,
 }
 
@@ -68,6 +78,16 @@ impl EventsQuery {
     }
 }
 
+/// Stream the events of a session
+///
+/// First the stored events after a number, then live ones, as server-sent events until the session is deleted or the token
+/// becomes invalid. The SSE id of an event is its number, and its data is the event as JSON. A client that reconnects
+/// continues after the last number that it has seen.
+#[utoipa::path(
+    get, path = "/events", operation_id = "stream_events", tag = "events",
+    params(SessionInPath, EventsQuery, LastEventId),
+    responses((status = 200, description = "Events", body = EventView, content_type = "text/event-stream")),
+)]
 pub(super) async fn stream(
     State(api): State<Api>,
     caller: Caller,
@@ -99,6 +119,16 @@ pub(super) fn stream_session(
     }
     let reader = EventReader { until_gone, ..EventReader::new(api, caller, id, subscription, query.form()?) };
     sse(reader, api, caller)
+}
+
+/// The header with which an `EventSource` continues a stream.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "the description of a header, which `last_event_id` reads")]
+pub(super) struct LastEventId {
+    /// The number of the last event that the client has seen.
+    #[param(rename = "Last-Event-ID")]
+    id: Option<u64>,
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {

@@ -10,6 +10,7 @@ mod extract;
 mod files;
 mod guard;
 mod notebooks;
+mod openapi;
 mod output_text;
 mod rate_limit;
 mod response_spool;
@@ -28,16 +29,20 @@ use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::middleware;
-use axum::response::IntoResponse;
-use axum::routing::{delete, get, patch, post, put};
-use serde_json::json;
+use axum::routing::get;
+use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 use tower_http::timeout::RequestBodyTimeoutLayer;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::{ObjectBuilder, Required, Type};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::auth::{Identity, Scope, TokenHash, Tokens};
 use crate::chat::Chats;
 use crate::ids::{Access, SessionId};
-use crate::manager::{SessionReader, SessionService};
+use crate::manager::{SandboxKind, SessionReader, SessionService};
 use crate::telemetry;
 use error::Problem;
 use extract::{Body, Query};
@@ -74,60 +79,83 @@ impl OpenConnection {
 }
 
 /// Routes below one session that take no query.
-fn session_routes() -> Router<Api> {
-    Router::new()
-        .route("/", get(sessions::get_one).patch(sessions::patch).delete(sessions::delete))
-        .route("/interrupt", post(sessions::interrupt))
-        .route("/restart", post(sessions::restart))
-        .route("/input", post(sessions::input))
-        .route("/complete", post(sessions::complete))
-        .route("/inspect", post(sessions::inspect))
-        .route("/variables", post(sessions::variables))
-        .route("/chat", get(chat::status))
-        .route("/chat/cancel", post(chat::cancel))
-        .route("/shares", get(shares::list).post(shares::create))
-        .route("/shares/{share}", delete(shares::delete))
-        .route("/artifacts", get(sessions::artifacts))
-        .route("/cells/{cell}", patch(cells::patch).delete(cells::delete))
-        .route("/cells/{cell}/cancel", post(cells::cancel))
-        .route("/notebook", put(notebooks::put))
-        .route("/files/{*path}", get(files::get).put(files::put).delete(files::delete))
+fn session_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(sessions::get_one, sessions::patch, sessions::delete))
+        .routes(routes!(sessions::interrupt))
+        .routes(routes!(sessions::restart))
+        .routes(routes!(sessions::input))
+        .routes(routes!(sessions::complete))
+        .routes(routes!(sessions::inspect))
+        .routes(routes!(sessions::variables))
+        .routes(routes!(sessions::artifacts))
+        .routes(routes!(cells::patch, cells::delete))
+        .routes(routes!(cells::cancel))
+        .routes(routes!(notebooks::put))
+        .routes(routes!(files::get, files::put, files::delete))
+        .routes(routes!(chat::status))
+        .routes(routes!(chat::cancel))
+        .routes(routes!(shares::list, shares::create))
+        .routes(routes!(shares::delete))
 }
 
 /// Routes below one session that take a query.
-fn session_query_routes() -> Router<Api> {
-    Router::new()
-        .route("/chat", post(chat::ask))
-        .route("/events", get(events::stream))
-        .route("/socket", get(socket::open))
-        .route("/cells", get(cells::list).post(cells::add))
-        .route("/cells/{cell}", get(cells::get_one))
-        .route("/cells/{cell}/run", post(cells::run))
-        .route("/cells/{cell}/outputs/{output}/text", get(output_text::get))
-        .route("/notebook", get(notebooks::get))
-        .route("/notebook/run", post(notebooks::run))
-        .route("/files/", get(files::list))
+fn session_query_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(events::stream))
+        .routes(routes!(socket::open))
+        .routes(routes!(cells::list, cells::add))
+        .routes(routes!(cells::get_one))
+        .routes(routes!(cells::run))
+        .routes(routes!(output_text::get))
+        .routes(routes!(notebooks::get))
+        .routes(routes!(notebooks::run))
+        .routes(routes!(files::list))
+        .routes(routes!(chat::ask))
+}
+
+/// Routes below `/v1` that take no query.
+fn other_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(sessions::list, sessions::create))
+        .routes(routes!(sessions::artifact))
+        .routes(routes!(runs::list))
+        .routes(routes!(runs::get_one, runs::delete))
+        .routes(routes!(runs::cancel))
+        .routes(routes!(runs::artifacts))
+        .routes(routes!(list_kernels))
+        .routes(routes!(chat::model))
+        .routes(routes!(shares::token))
+}
+
+/// Routes of jobs that take a query.
+fn run_query_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(runs::create)).routes(routes!(runs::stream)).routes(routes!(runs::notebook))
+}
+
+/// The routes below `/v1`, which need a token.
+fn v1_routes() -> OpenApiRouter<Api> {
+    let no_query = || middleware::from_fn(extract::no_query);
+    // Nesting a second router at the same path would replace its description, so the two are merged first.
+    let one_session = session_query_routes().merge(session_routes().layer(no_query()));
+    let all_others = run_query_routes().merge(other_routes().layer(no_query()));
+    all_others.nest("/sessions/{session}", one_session)
+}
+
+/// The routes that need no token.
+fn public_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(health))
+        .routes(routes!(ready))
+        .routes(routes!(metrics))
+        .routes(routes!(docs::openapi))
+        .routes(routes!(docs::page))
+        .route("/docs.css", get(docs::style))
 }
 
 /// All routes of the API.
 pub fn router(api: Api) -> Router {
-    let without_query = Router::new()
-        .route("/sessions", get(sessions::list).post(sessions::create))
-        .nest("/sessions/{session}", session_routes())
-        .route("/runs", get(runs::list))
-        .route("/runs/{session}", get(runs::get_one).delete(runs::delete))
-        .route("/runs/{session}/cancel", post(runs::cancel))
-        .route("/runs/{session}/artifacts", get(sessions::artifacts))
-        .route("/artifacts/{sha256}", get(sessions::artifact))
-        .route("/kernels", get(list_kernels))
-        .route("/model", get(chat::model))
-        .route("/token", get(shares::token))
-        .layer(middleware::from_fn(extract::no_query));
-    let v1 = without_query
-        .nest("/sessions/{session}", session_query_routes())
-        .route("/runs", post(runs::create))
-        .route("/runs/{session}/events", get(runs::stream))
-        .route("/runs/{session}/notebook", get(notebooks::get))
+    let v1 = Router::from(v1_routes())
         .layer(middleware::from_fn_with_state(api.clone(), response_spool::spool_large))
         .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
         .layer(middleware::from_fn(trace::record_span))
@@ -135,13 +163,7 @@ pub fn router(api: Api) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY));
     Router::new()
         .nest("/v1", v1)
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(async || "ready\n"))
-        .route("/metrics", get(metrics))
-        .route("/openapi.json", get(docs::openapi))
-        .route("/docs", get(docs::page))
-        .route("/docs.js", get(docs::script))
-        .route("/docs.css", get(docs::style))
+        .merge(Router::from(public_routes()))
         .fallback(async || Problem::not_found("no_such_path", "this path does not exist; /v1/sessions does, for example"))
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not support this method")
@@ -152,23 +174,94 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
+/// Whether the server process accepts requests
+#[utoipa::path(
+    get, path = "/healthz", operation_id = "get_health", tag = "server", security(()),
+    responses((status = 200, description = "It does", body = String, example = "ok\n")),
+)]
+async fn health() -> &'static str {
+    "ok\n"
+}
+
+/// Whether the server is ready
+///
+/// It has finished its recovery and accepts requests. Until then, connections wait. It does not check the disk, the kernels or
+/// the sandboxes, and answers like `/healthz`.
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "get_readiness", tag = "server", security(()),
+    responses((status = 200, description = "It is", body = String, example = "ready\n")),
+)]
+async fn ready() -> &'static str {
+    "ready\n"
+}
+
+/// Get the metrics of the server
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "get_metrics", tag = "server", security(()),
+    responses((status = 200, description = "Metrics in the Prometheus text format", body = String)),
+)]
 async fn metrics(State(api): State<Api>) -> Result<String, Problem> {
     api.sessions.update_gauges().await?;
     metrics::gauge!(telemetry::STREAMS).set(api.rate_limits.open_streams() as f64);
     Ok(telemetry::install().map(metrics_exporter_prometheus::PrometheusHandle::render).unwrap_or_default())
 }
 
-async fn list_kernels(State(api): State<Api>) -> impl IntoResponse {
+/// A kernel that this server knows.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Kernel)]
+struct KernelView {
+    name: &'static str,
+    language: &'static str,
+    /// The name for people.
+    display_name: &'static str,
+    /// Whether this server can run the kernel.
+    ready: bool,
+    /// The sandboxes that can run the kernel.
+    sandboxes: Vec<SandboxName>,
+    /// The number of ready sessions of this kernel in the pool.
+    pool: usize,
+}
+
+view::api_enum! {
+    #[schema(as = SandboxKind)]
+    SandboxName for SandboxKind { Process, Docker }
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({"kernels": [{
+    "name": "python", "language": "python", "display_name": "Python 3", "ready": true, "sandboxes": ["process"], "pool": 1
+}]})))]
+struct KernelList {
+    kernels: Vec<KernelView>,
+}
+
+/// List the kernels and the sandboxes that can run them
+#[utoipa::path(
+    get, path = "/kernels", operation_id = "list_kernels", tag = "server",
+    responses((status = 200, description = "All kernels", body = KernelList)),
+)]
+async fn list_kernels(State(api): State<Api>) -> axum::Json<KernelList> {
     let pool = api.sessions.pool_sizes();
-    let mut all = Vec::new();
-    for (kernel, sandboxes) in api.sessions.kernels().await {
-        all.push(json!({
-            "name": kernel.name, "language": kernel.language, "display_name": kernel.display_name,
-            "ready": !sandboxes.is_empty(), "sandboxes": sandboxes,
-            "pool": pool.get(&kernel.name).copied().unwrap_or(0),
-        }));
-    }
-    axum::Json(json!({"kernels": all}))
+    let kernels = api.sessions.kernels().await.into_iter().map(|(kernel, sandboxes)| KernelView {
+        name: &kernel.name,
+        language: &kernel.language,
+        display_name: &kernel.display_name,
+        ready: !sandboxes.is_empty(),
+        sandboxes: sandboxes.into_iter().map(SandboxName::from).collect(),
+        pool: pool.get(&kernel.name).copied().unwrap_or(0),
+    });
+    axum::Json(KernelList { kernels: kernels.collect() })
+}
+
+/// The description of a path parameter.
+fn path_parameter(name: &str, description: &str) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Path)
+        .required(Required::True)
+        .description(Some(description))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build()
 }
 
 /// The id of the session in the path.
@@ -183,6 +276,12 @@ impl<S: Send + Sync> FromRequestParts<S> for SessionInPath {
             .map_err(|rejection| Problem::bad_request("bad_path", rejection.body_text()))?;
         let id = fields.get("session").map(String::as_str).unwrap_or_default();
         SessionId::parse(id).map(Self).ok_or_else(|| Problem::not_found("no_session", format!("there is no session {id:?}")))
+    }
+}
+
+impl IntoParams for SessionInPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![path_parameter("session", "The id of the session. The id of a run is that of its session.")]
     }
 }
 
@@ -202,6 +301,12 @@ impl<S: Send + Sync> FromRequestParts<S> for CellInPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         path_field(parts, state, "cell").await.map(Self)
+    }
+}
+
+impl IntoParams for CellInPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![path_parameter("cell", "The id of the cell.")]
     }
 }
 

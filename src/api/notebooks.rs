@@ -8,34 +8,60 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
 
 use super::cells::parse_wait;
 use super::error::Problem;
 use super::sessions::check_timeout;
+use super::view::{self, CellState, CellStatus, ExecutionMetrics, NotebookFile};
 use super::{Api, Body, Caller, Query, SessionInPath, User, extract, guard, response_spool};
-use crate::export::{self, ExportOptions, Format, ScriptStyle, Theme};
+use crate::export::{ExportOptions, Format, ScriptStyle, Theme};
 use crate::ids::{Seq, SessionId};
 use crate::manager::{EventKind, NotebookRun, first_failure};
 use crate::notebook::Notebook;
-use crate::session::{Cell, CellPhase, ExecutionStatus};
+use crate::session::{Cell, CellPhase, ExecutionStatus, metrics};
 use crate::wire::json as wire_json;
 
 /// The content security policy of an exported page. Scripts of its plots run in an opaque origin, without access to the
 /// storage or the API of this server, and pages of other sites cannot frame it.
 const EXPORT_POLICY: &str = "sandbox allow-scripts allow-popups allow-downloads; frame-ancestors 'self'";
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ExportQuery {
+    /// The format of the document.
+    #[param(inline, value_type = Option<FormatName>)]
     to: Option<String>,
+    /// The colour theme of an HTML page.
+    #[param(inline, value_type = Option<ThemeName>)]
     theme: Option<String>,
+    /// The form of a script: a plain program, or cells that begin with `# %%`.
+    #[param(inline, value_type = Option<ScriptForm>)]
     script: Option<String>,
+    /// Whether the document contains the code.
+    #[param(default = true)]
     inputs: Option<bool>,
+    /// Whether the document contains the outputs.
+    #[param(default = true)]
     outputs: Option<bool>,
 }
+
+/// Declares the names that a field of a query may have, as a schema.
+macro_rules! query_names {
+    ($name:ident, $default:literal { $($value:ident),* }) => {
+        #[derive(ToSchema)]
+        #[schema(rename_all = "snake_case", default = $default)]
+        #[expect(dead_code, reason = "a schema")]
+        enum $name { $($value),* }
+    };
+}
+query_names! { FormatName, "ipynb" { Ipynb, Html, Markdown, Script } }
+query_names! { ThemeName, "auto" { Auto, Light, Dark } }
+query_names! { ScriptForm, "plain" { Plain, Percent } }
 
 impl ExportQuery {
     fn format(&self) -> Result<Format, Problem> {
@@ -70,12 +96,27 @@ fn unknown_value(field: &'static str, value: &str, known: &str) -> Problem {
     Problem::bad_request("bad_query", format!("{field}={value:?} is unknown; {known}")).field(field)
 }
 
+/// Export the cells as a notebook, an HTML page, Markdown or a script
+///
+/// An HTML page has a content security policy with `sandbox`. The media type of a script depends on the language: for example
+/// `text/x-python`, or `text/plain` if the language has none.
+#[utoipa::path(
+    get, path = "/notebook", operation_id = "export_notebook", tag = "notebooks",
+    params(SessionInPath, ExportQuery),
+    responses((status = 200, description = "The document", content(
+        (NotebookFile = "application/x-ipynb+json"), (String = "text/html"), (String = "text/markdown"), (String = "text/*")))),
+)]
 pub(super) async fn get(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
     Query(query): Query<ExportQuery>,
 ) -> Result<Response, Problem> {
+    export(&api, &caller, id, &query).await
+}
+
+/// Exports the cells of a session, which may be that of a job.
+pub(super) async fn export(api: &Api, caller: &Caller, id: SessionId, query: &ExportQuery) -> Result<Response, Problem> {
     let format = query.format()?;
     let row = api.reader.row(&id, &caller.access()).await?;
     let name = row.name.unwrap_or_else(|| format!("session-{}", &id.as_str()[..8]));
@@ -86,7 +127,7 @@ pub(super) async fn get(
     if caller.identity.only.is_some() {
         notebook.metadata_mut().remove("widgets");
     }
-    let exported = run_blocking(move || export::export(&notebook, format, &options)).await?;
+    let exported = run_blocking(move || crate::export::export(&notebook, format, &options)).await?;
     let mut response = response_spool::with_permit(permit, exported.body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(exported.mime));
@@ -123,31 +164,64 @@ pub(super) async fn parse(bytes: Bytes) -> Result<Notebook, Problem> {
     parsed.map_err(|error| Problem::unprocessable("bad_notebook", error.to_string()).field("notebook"))
 }
 
+/// The result of an import.
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({"cells": 12, "warnings": []})))]
+#[schema(as = ImportResult)]
+pub(super) struct Imported {
+    /// The number of cells.
+    cells: usize,
+    /// Defects of the file that were repaired.
+    warnings: Vec<String>,
+}
+
+/// Import a notebook file
+///
+/// Its cells and outputs replace those of the session; nothing is run. The file may have any content type.
+#[utoipa::path(
+    put, path = "/notebook", operation_id = "import_notebook", tag = "notebooks",
+    params(SessionInPath), request_body = NotebookFile,
+    responses((status = 200, description = "The result of the import", body = Imported)),
+)]
 pub(super) async fn put(
     State(api): State<Api>,
     User(caller): User,
     SessionInPath(id): SessionInPath,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Imported>, Problem> {
     let bytes = extract::read_body(request).await?;
     let notebook = parse(bytes).await?;
     api.sessions.import_notebook(&id, &caller.access(), &notebook).await?;
-    let warnings: Vec<String> = notebook.warnings().iter().map(ToString::to_string).collect();
-    Ok(Json(json!({"cells": notebook.len(), "warnings": warnings})))
+    let warnings = notebook.warnings().iter().map(ToString::to_string).collect();
+    Ok(Json(Imported { cells: notebook.len(), warnings }))
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// How the cells of a session run. All fields are optional.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = RunNotebook, examples(json!({"parameters": {"year": 2026}})))]
 pub(super) struct Run {
+    /// Values of the notebook's parameters. They are set in a cell tagged `injected-parameters`, which is inserted after the
+    /// cell tagged `parameters`.
+    #[schema(value_type = Option<Object>)]
     parameters: Option<Box<RawValue>>,
+    /// The id of the first cell to run.
     from: Option<String>,
+    /// Whether cells after a failed cell run.
+    #[serde(default)]
+    #[schema(default = false)]
     allow_errors: bool,
+    /// The timeout of each cell in seconds. The default is the one of the session.
+    #[schema(exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
+    /// Seconds that the response may wait for the end. When they are over, the response has the current state.
+    #[param(minimum = 0, maximum = 3600)]
     wait: Option<f64>,
 }
 
@@ -170,6 +244,16 @@ pub(super) fn parameters(raw: Option<&str>) -> Result<Map<String, Value>, Proble
     }
 }
 
+/// Run the code cells of the session in order
+///
+/// A cell that fails cancels the cells after it, unless `allow_errors` is set.
+#[utoipa::path(
+    post, path = "/notebook/run", operation_id = "run_notebook", tag = "notebooks",
+    params(SessionInPath, WaitQuery), request_body = Option<Run>,
+    responses(
+        (status = 200, description = "All cells have ended", body = RunOutcome),
+        (status = 202, description = "Cells are queued or running", body = RunOutcome)),
+)]
 pub(super) async fn run(
     State(api): State<Api>,
     User(caller): User,
@@ -200,8 +284,11 @@ pub(super) async fn run(
         }
     }
     let outcome = RunOutcome::read(&api, &id, &caller, &cells).await?;
-    let status = if outcome.is_over { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, Json(outcome.to_json())).into_response())
+    let status = match outcome.state {
+        RunState::Finished => StatusCode::OK,
+        RunState::Running => StatusCode::ACCEPTED,
+    };
+    Ok((status, Json(outcome)).into_response())
 }
 
 /// Waits until each of these cells has ended at least once after an event.
@@ -224,10 +311,60 @@ pub(super) async fn until_ended(
 }
 
 /// The state of cells that were queued together.
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({
+    "state": "finished", "cells": [{"id": "ae18a2f3", "state": "finished", "status": "ok", "metrics": {"wall_ms": 12.4}}],
+    "cells_total": 1, "cells_done": 1, "status": "ok"
+})))]
 pub(super) struct RunOutcome {
-    cells: Vec<Cell>,
-    /// Whether all cells have ended.
-    pub is_over: bool,
+    state: RunState,
+    /// In the order of the notebook.
+    cells: Vec<CellSummary>,
+    cells_total: usize,
+    /// The number of cells that have ended.
+    cells_done: usize,
+    /// `ok`, or the status of the first cell that failed. Absent while no cell has failed and not all have ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    status: Option<CellStatus>,
+    /// The error of the first cell that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    error: Option<RunError>,
+}
+
+/// Whether all cells have ended.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum RunState {
+    Running,
+    Finished,
+}
+
+/// A cell of a run, without its outputs.
+#[derive(Serialize, ToSchema)]
+struct CellSummary {
+    id: String,
+    state: CellState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    status: Option<CellStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = ExecutionMetrics, nullable = false)]
+    metrics: Option<Value>,
+}
+
+/// The error of the cell that ended a run.
+#[derive(Serialize, ToSchema)]
+struct RunError {
+    /// The id of the cell.
+    cell: String,
+    /// The class of the error, for example `ValueError`.
+    ename: String,
+    /// The message.
+    evalue: String,
+    /// Lines for a terminal, with ANSI colours.
+    traceback: Vec<String>,
 }
 
 impl RunOutcome {
@@ -235,35 +372,36 @@ impl RunOutcome {
         let all = api.reader.cells(id, &caller.access()).await?;
         let ids: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let cells: Vec<Cell> = all.into_iter().filter(|cell| ids.contains(cell.id.as_str())).collect();
-        let is_over = cells.iter().all(|cell| cell.execution.phase == CellPhase::Finished);
-        Ok(Self { cells, is_over })
+        Ok(Self::of(&cells))
     }
 
-    pub fn to_json(&self) -> Value {
-        let mut json = json!({
-            "state": if self.is_over { "finished" } else { "running" },
-            "cells": self.cells.iter().map(summary).collect::<Vec<_>>(),
-            "cells_total": self.cells.len(),
-            "cells_done": self.cells.iter().filter(|cell| cell.execution.phase == CellPhase::Finished).count(),
-        });
-        let failure = first_failure(&self.cells);
-        if self.is_over || failure.is_some() {
-            let status = failure.and_then(|cell| cell.execution.status()).unwrap_or(ExecutionStatus::Ok);
-            json["status"] = status.name().into();
+    fn of(cells: &[Cell]) -> Self {
+        let cells_done = cells.iter().filter(|cell| cell.execution.phase == CellPhase::Finished).count();
+        let is_over = cells_done == cells.len();
+        let failure = first_failure(cells);
+        let status = failure.and_then(|cell| cell.execution.status()).unwrap_or(ExecutionStatus::Ok);
+        Self {
+            state: if is_over { RunState::Finished } else { RunState::Running },
+            cells: cells.iter().map(CellSummary::of).collect(),
+            cells_total: cells.len(),
+            cells_done,
+            status: (is_over || failure.is_some()).then(|| status.into()),
+            error: failure.and_then(RunError::of),
         }
-        if let Some((cell, error)) = failure.and_then(|cell| Some((cell, cell.execution.result.as_ref()?.error.as_ref()?))) {
-            json["error"] =
-                json!({"cell": cell.id, "ename": error.ename, "evalue": error.evalue, "traceback": error.traceback});
-        }
-        json
     }
 }
 
-fn summary(cell: &Cell) -> Value {
-    let mut summary = json!({"id": cell.id, "state": cell.execution.phase.name()});
-    if let Some(result) = &cell.execution.result {
-        summary["status"] = result.status.name().into();
-        summary["metrics"] = crate::session::metrics(result);
+impl CellSummary {
+    fn of(cell: &Cell) -> Self {
+        let result = cell.execution.result.as_ref();
+        let (status, metrics) = (result.map(|result| result.status.into()), result.map(metrics));
+        Self { id: cell.id.clone(), state: cell.execution.phase.into(), status, metrics }
     }
-    summary
+}
+
+impl RunError {
+    fn of(cell: &Cell) -> Option<Self> {
+        let view::ExecutionError { ename, evalue, traceback } = view::error(cell.execution.result.as_ref()?)?;
+        Some(Self { cell: cell.id.clone(), ename, evalue, traceback })
+    }
 }

@@ -3,24 +3,41 @@
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::openapi::path::{Parameter, ParameterIn};
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
 use super::notebooks::run_blocking;
 use super::response_spool::MAX_SMALL;
-use super::{Api, Caller, CellInPath, Query, SessionInPath};
+use super::{Api, Caller, CellInPath, Query, SessionInPath, path_parameter};
 use crate::manager::{EventRow, OutputEvent, OverByteLimit, apply_edit};
 
 /// The largest range of one response in bytes.
 const MAX_RANGE: usize = 1 << 20;
 
 /// A range of bytes. Both ends are optional.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Range {
+    /// The offset of the first byte.
+    #[param(default = 0)]
     from: Option<u64>,
+    /// The offset after the last byte. The default is as far as one response goes.
     to: Option<u64>,
+}
+
+/// A range of a text. Offsets are bytes of UTF-8.
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({"from": 0, "to": 6, "total": 1048576, "text": "line 1"})))]
+pub(super) struct TextRange {
+    from: usize,
+    to: usize,
+    /// The length of the whole text.
+    total: usize,
+    /// The text of the range.
+    text: String,
 }
 
 /// The index of the output in the path, as events have it.
@@ -37,6 +54,20 @@ impl<S: Send + Sync> FromRequestParts<S> for OutputInPath {
     }
 }
 
+impl IntoParams for OutputInPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![path_parameter("output", "The index of the output among the outputs of the cell, as events have it.")]
+    }
+}
+
+/// Get a range of the text of a stream output
+///
+/// A range has at most 1 MB and ends between characters.
+#[utoipa::path(
+    get, path = "/cells/{cell}/outputs/{output}/text", operation_id = "get_output_text", tag = "cells",
+    params(SessionInPath, CellInPath, OutputInPath, Range),
+    responses((status = 200, description = "The range", body = TextRange)),
+)]
 pub(super) async fn get(
     State(api): State<Api>,
     caller: Caller,
@@ -44,7 +75,7 @@ pub(super) async fn get(
     CellInPath(cell): CellInPath,
     OutputInPath(output): OutputInPath,
     Query(range): Query<Range>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<TextRange>, Problem> {
     let read = async |max_bytes| {
         let found = api.reader.cell_and_events(&id, &caller.access(), &cell, max_bytes).await?;
         found.ok_or_else(|| Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session")))
@@ -62,7 +93,7 @@ pub(super) async fn get(
             Problem::not_found("no_output", format!("there is no stream at index {output} among this cell's outputs"))
         })?;
         let (from, to) = char_range(&text, range.from, range.to)?;
-        Ok(Json(json!({"from": from, "to": to, "total": text.len(), "text": &text[from..to]})))
+        Ok(Json(TextRange { from, to, total: text.len(), text: text[from..to].to_owned() }))
     })
     .await?
 }
@@ -97,6 +128,8 @@ fn char_range(text: &str, from: Option<u64>, to: Option<u64>) -> Result<(usize, 
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::ids::Seq;
     use crate::manager::EventKind;

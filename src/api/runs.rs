@@ -8,41 +8,119 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::error::Problem;
+use super::events::{self, EventsQuery, LastEventId};
 use super::extract::{self, InvalidInput};
-use super::notebooks::{self, RunOutcome, WaitQuery};
-use super::sessions::{self, Create, DEFAULT_TIMEOUT, check_timeout};
-use super::{Api, Body, Caller, Query, SessionInPath, User, events, guard, view};
+use super::notebooks::{self, ExportQuery, RunOutcome, WaitQuery};
+use super::sessions::{self, Create, DEFAULT_TIMEOUT, RequestedLimits, check_timeout};
+use super::view::{self, ArtifactList, Binary, EventView, NetworkMode, NotebookFile};
+use super::{Api, Body, Caller, Query, SessionInPath, User, guard};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
 use crate::manager::{JobConfig, NotebookRun, SessionConfig, SessionRow};
 use crate::policy::Limits;
 
-/// The body of a request that starts a job.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// A notebook, and how it runs.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewRun, examples(json!({
+    "notebook": {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}, "parameters": {"year": 2026}
+})))]
 struct JobRequest {
+    /// The JSON of the .ipynb file.
+    #[schema(value_type = NotebookFile, required)]
     notebook: Option<Box<RawValue>>,
+    /// Values of the notebook's parameters. They are set in a cell tagged `injected-parameters`, which is inserted after the
+    /// cell tagged `parameters`.
+    #[schema(value_type = Option<Object>)]
     parameters: Option<Box<RawValue>>,
+    /// Whether cells after a failed cell run.
+    #[serde(default)]
+    #[schema(default = false)]
     allow_errors: bool,
+    /// The seed of the random number generators, set before the first cell if the kernel supports it.
+    #[schema(maximum = 4294967295_u32, format = Int64)]
     seed: Option<u32>,
+    /// Run the notebook only with the image or environment and the packages of its record (`metadata.cellkeep`).
+    #[serde(default)]
+    #[schema(default = false)]
     frozen: bool,
+    /// The name, an alias or the language of a kernel. The default is the kernel that the notebook names.
     kernel: Option<String>,
+    /// A name for people.
+    #[schema(max_length = 200)]
     name: Option<String>,
+    /// Environment variables of the kernel, as for a new session.
+    #[serde(default)]
     env: HashMap<String, String>,
-    #[serde(deserialize_with = "sessions::limits")]
+    #[serde(default, deserialize_with = "sessions::limits")]
+    #[schema(value_type = RequestedLimits)]
     limits: Limits,
+    #[schema(value_type = Option<NetworkMode>, default = "none")]
     network: Option<String>,
     /// The timeout of each cell in seconds.
+    #[schema(default = 60, exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
-    /// An alias of `timeout_seconds`, named like the option of the command line.
+    /// An alias of `timeout_seconds`, which wins if both are given. It is named like the option of the command line.
+    #[schema(exclusive_minimum = 0, maximum = 315360000)]
     timeout: Option<f64>,
+    /// The lifetime of the session in seconds. The default is no limit.
+    #[schema(maximum = 315360000)]
     ttl_seconds: Option<u64>,
+    /// At most 50 labels. A key or a value has at most 200 characters.
+    #[serde(default)]
     labels: HashMap<String, String>,
+}
+
+/// The same as a form. Other fields are those of `NewRun` as JSON text.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the schema of a form, which `JobRequest::from_form` reads")]
+struct NewRunForm {
+    /// The .ipynb file.
+    #[schema(value_type = String, format = Binary)]
+    notebook: Binary,
+    /// The parameters as JSON.
+    #[schema(nullable = false)]
+    parameters: Option<String>,
+    /// The name, an alias or the language of a kernel, as plain text.
+    #[schema(nullable = false)]
+    kernel: Option<String>,
+    /// A name for people, as plain text.
+    #[schema(nullable = false)]
+    name: Option<String>,
+    /// `none` or `open`, as plain text.
+    #[schema(nullable = false)]
+    network: Option<String>,
+}
+
+/// A notebook job.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Run)]
+pub(super) struct RunView {
+    #[serde(flatten)]
+    outcome: RunOutcome,
+    #[schema(value_type = String)]
+    id: SessionId,
+    /// The session of the run. It ends with the run and stays readable.
+    #[schema(value_type = String)]
+    session: SessionId,
+    #[schema(required)]
+    name: Option<String>,
+    /// The name of the kernel.
+    kernel: String,
+    #[schema(format = DateTime)]
+    created_at: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct RunList {
+    /// Oldest first.
+    runs: Vec<RunView>,
 }
 
 impl JobRequest {
@@ -96,6 +174,16 @@ async fn read(request: Request) -> Result<(JobRequest, Bytes), Problem> {
     Ok((job, notebook))
 }
 
+/// Run a notebook as a job
+///
+/// The job has a session of its own, which ends with the job. A server that starts after a crash continues its jobs.
+#[utoipa::path(
+    post, path = "/runs", operation_id = "create_run", tag = "runs",
+    params(WaitQuery),
+    request_body(content((JobRequest = "application/json"), (NewRunForm = "multipart/form-data"))),
+    responses((status = 201, description = "The run", body = RunView,
+        headers(("Location" = String, description = "The path of the run")))),
+)]
 pub(super) async fn create(
     State(api): State<Api>,
     User(caller): User,
@@ -150,41 +238,61 @@ async fn find(api: &Api, id: &SessionId, caller: &Caller) -> Result<(SessionRow,
     Ok((row, job))
 }
 
-async fn show(api: &Api, id: &SessionId, caller: &Caller) -> Result<Value, Problem> {
+async fn show(api: &Api, id: &SessionId, caller: &Caller) -> Result<RunView, Problem> {
     let (row, job) = find(api, id, caller).await?;
     describe(api, &row, &job, caller).await
 }
 
-async fn describe(api: &Api, row: &SessionRow, job: &JobConfig, caller: &Caller) -> Result<Value, Problem> {
-    let mut json = RunOutcome::read(api, &row.id, caller, &job.cells).await?.to_json();
-    json["id"] = row.id.as_str().into();
-    json["session"] = row.id.as_str().into();
-    json["name"] = row.name.clone().into();
-    json["kernel"] = row.kernel.clone().into();
-    json["created_at"] = view::time(row.created_at).into();
-    Ok(json)
+async fn describe(api: &Api, row: &SessionRow, job: &JobConfig, caller: &Caller) -> Result<RunView, Problem> {
+    Ok(RunView {
+        outcome: RunOutcome::read(api, &row.id, caller, &job.cells).await?,
+        id: row.id.clone(),
+        session: row.id.clone(),
+        name: row.name.clone(),
+        kernel: row.kernel.clone(),
+        created_at: view::time(row.created_at),
+    })
 }
 
-pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<Value>, Problem> {
+/// List the notebook runs
+#[utoipa::path(
+    get, path = "/runs", operation_id = "list_runs", tag = "runs",
+    responses((status = 200, description = "All runs", body = RunList)),
+)]
+pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<RunList>, Problem> {
     let mut runs = Vec::new();
     for row in api.reader.rows(&caller.access()).await? {
         let Some(job) = SessionConfig::of_row(&row).job else { continue };
         // A job that is deleted meanwhile is left out.
-        if let Ok(json) = describe(&api, &row, &job, &caller).await {
-            runs.push(json);
+        if let Ok(run) = describe(&api, &row, &job, &caller).await {
+            runs.push(run);
         }
     }
-    Ok(Json(json!({"runs": runs})))
+    Ok(Json(RunList { runs }))
 }
 
+/// Get a run
+#[utoipa::path(
+    get, path = "/runs/{session}", operation_id = "get_run", tag = "runs",
+    params(SessionInPath),
+    responses((status = 200, description = "The run", body = RunView)),
+)]
 pub(super) async fn get_one(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<RunView>, Problem> {
     show(&api, &id, &caller).await.map(Json)
 }
 
+/// Cancel a run
+///
+/// Its results so far stay.
+#[utoipa::path(
+    post, path = "/runs/{session}/cancel", operation_id = "cancel_run", tag = "runs",
+    params(SessionInPath),
+    responses((status = 202, description = "The run is being cancelled", body = RunView)),
+)]
 pub(super) async fn cancel(
     State(api): State<Api>,
     User(caller): User,
@@ -200,6 +308,14 @@ pub(super) async fn cancel(
     Ok((StatusCode::ACCEPTED, Json(show(&api, &id, &caller).await?)).into_response())
 }
 
+/// Delete a run and its results
+///
+/// An unfinished run is ended.
+#[utoipa::path(
+    delete, path = "/runs/{session}", operation_id = "delete_run", tag = "runs",
+    params(SessionInPath),
+    responses((status = 204, description = "Deleted")),
+)]
 pub(super) async fn delete(
     State(api): State<Api>,
     User(caller): User,
@@ -210,14 +326,56 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The events of the job's session until it ends.
+/// Stream the events of a run
+///
+/// The events of its session, until the session ends. A stream that is opened after all events of an ended session were seen
+/// is answered by 204, which stops an `EventSource`.
+#[utoipa::path(
+    get, path = "/runs/{session}/events", operation_id = "stream_run_events", tag = "runs",
+    params(SessionInPath, EventsQuery, LastEventId),
+    responses(
+        (status = 200, description = "Events", body = EventView, content_type = "text/event-stream"),
+        (status = 204, description = "There are no more events")),
+)]
 pub(super) async fn stream(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
-    Query(query): Query<events::EventsQuery>,
+    Query(query): Query<EventsQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     find(&api, &id, &caller).await?;
     events::stream_session(&api, id, &caller, &query, &headers, true)
+}
+
+/// Export the notebook of a run with the outputs so far
+///
+/// As for a session.
+#[utoipa::path(
+    get, path = "/runs/{session}/notebook", operation_id = "export_run", tag = "runs",
+    params(SessionInPath, ExportQuery),
+    responses((status = 200, description = "The document", content(
+        (NotebookFile = "application/x-ipynb+json"), (String = "text/html"), (String = "text/markdown"), (String = "text/*")))),
+)]
+pub(super) async fn notebook(
+    State(api): State<Api>,
+    caller: Caller,
+    SessionInPath(id): SessionInPath,
+    Query(query): Query<ExportQuery>,
+) -> Result<Response, Problem> {
+    notebooks::export(&api, &caller, id, &query).await
+}
+
+/// List the plots and files that the cells of a run have displayed
+#[utoipa::path(
+    get, path = "/runs/{session}/artifacts", operation_id = "list_run_artifacts", tag = "runs",
+    params(SessionInPath),
+    responses((status = 200, description = "The artifacts", body = ArtifactList)),
+)]
+pub(super) async fn artifacts(
+    State(api): State<Api>,
+    caller: Caller,
+    SessionInPath(id): SessionInPath,
+) -> Result<Json<ArtifactList>, Problem> {
+    sessions::list_artifacts(&api, &caller, &id).await
 }

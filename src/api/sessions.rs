@@ -8,18 +8,20 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
-use serde::{Deserialize, Deserializer};
-use serde_json::{Value, json};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use tokio_util::io::ReaderStream;
+use utoipa::ToSchema;
 
 use super::error::Problem;
 use super::events::ShareFilter;
 use super::extract::object;
-use super::{Api, Body, Caller, SessionInPath, User, view};
-use crate::ids::{Access, SessionId};
-use crate::manager::{
-    ArtifactRow, NewSession, SandboxRecord, SessionConfig, SessionProperties, SessionRow, now_ms, seconds_in_ms,
+use super::view::{
+    ArtifactList, ArtifactView, Binary, CompleteReply, InspectReply, NetworkMode, SessionList, SessionView, UsageView,
 };
+use super::{Api, Body, Caller, SessionInPath, User};
+use crate::ids::{Access, SessionId};
+use crate::manager::{ArtifactRow, NewSession, SessionConfig, SessionProperties, SessionRow, now_ms, seconds_in_ms};
 use crate::policy::Limits;
 use crate::session::{SessionError, SessionState};
 
@@ -39,34 +41,66 @@ const MAX_ENV: usize = 1 << 20;
 /// The largest duration in seconds: ten years.
 const MAX_SECONDS: u64 = 315_360_000;
 
-#[derive(Debug, Deserialize)]
+/// The configuration of a new session. All fields are optional.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewSession, examples(json!({"kernel": "python", "name": "report", "limits": {"memory_mb": 1024}})))]
 pub(super) struct Create {
+    /// The name, an alias or the language of a kernel.
+    #[schema(default = "python")]
     pub kernel: Option<String>,
+    /// A name for people.
+    #[schema(max_length = 200)]
     pub name: Option<String>,
+    /// Environment variables of the kernel. They exist only in the sandbox and are not stored. A variable has at most 131070
+    /// bytes including its name; all together have at most 1 MB.
     #[serde(default)]
     pub env: HashMap<String, String>,
     #[serde(default, deserialize_with = "limits")]
+    #[schema(value_type = RequestedLimits)]
     pub limits: Limits,
+    #[schema(value_type = Option<NetworkMode>, default = "none")]
     pub network: Option<String>,
+    /// The timeout of cells that have none of their own, in seconds.
+    #[schema(default = 60, exclusive_minimum = 0, maximum = 315360000)]
     pub timeout_seconds: Option<f64>,
+    /// The lifetime of the session in seconds. The default is no limit.
+    #[schema(maximum = 315360000)]
     pub ttl_seconds: Option<u64>,
+    /// The session ends after this many seconds without use. Running or changing cells, input, completion and access to files
+    /// count as use; reading events and cells does not. The default is that of the server.
+    #[schema(maximum = 315360000)]
     pub idle_timeout_seconds: Option<u64>,
+    /// At most 50 labels. A key or a value has at most 200 characters.
     #[serde(default)]
     pub labels: HashMap<String, String>,
 }
 
+/// Limits of a new session. A limit that is absent has its default.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewLimits)]
+pub(super) struct RequestedLimits {
+    /// Memory of all processes of the session together, in MB.
+    #[schema(default = 512, minimum = 64, maximum = 16777216)]
+    memory_mb: Option<u64>,
+    /// The number of CPUs. Fractions are allowed.
+    #[schema(default = 1, minimum = 0.01, maximum = 256)]
+    cpus: Option<f64>,
+    /// The number of processes and threads.
+    #[schema(default = 256, minimum = 16, maximum = 65536)]
+    pids: Option<u64>,
+    /// The size of the workspace in MB.
+    #[schema(default = 256, minimum = 1, maximum = 1048576)]
+    disk_mb: Option<u64>,
+    /// Output of one execution in MB. A message counts its content as the kernel writes it, plus 256 bytes. Text that is
+    /// written in quick succession is joined into few messages.
+    #[schema(default = 100, minimum = 1, maximum = 16384)]
+    output_mb: Option<u64>,
+}
+
 /// Reads limits from a request. Unlike stored limits, they must not have unknown fields.
 pub(super) fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Limits, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct RequestedLimits {
-        memory_mb: Option<u64>,
-        cpus: Option<f64>,
-        pids: Option<u64>,
-        disk_mb: Option<u64>,
-        output_mb: Option<u64>,
-    }
     let (requested, default) = (object::<_, RequestedLimits>(deserializer)?, Limits::default());
     Ok(Limits {
         memory_mb: requested.memory_mb.unwrap_or(default.memory_mb),
@@ -170,6 +204,15 @@ pub(super) fn check_timeout(seconds: Option<f64>) -> Result<Option<f64>, Problem
     }
 }
 
+/// Create a session
+///
+/// The response comes when the kernel of the session is ready.
+#[utoipa::path(
+    post, path = "/sessions", operation_id = "create_session", tag = "sessions",
+    request_body = Create,
+    responses((status = 201, description = "The session", body = SessionView,
+        headers(("Location" = String, description = "The path of the session")))),
+)]
 pub(super) async fn create(
     State(api): State<Api>,
     User(caller): User,
@@ -181,7 +224,12 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(session)).into_response())
 }
 
-pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<Value>, Problem> {
+/// List the sessions that the token can access
+#[utoipa::path(
+    get, path = "/sessions", operation_id = "list_sessions", tag = "sessions",
+    responses((status = 200, description = "All sessions", body = SessionList)),
+)]
+pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<SessionList>, Problem> {
     let rows = api.reader.rows(&caller.access()).await?;
     let counts = api.reader.store().count_all_cells().await?;
     let described = rows.into_iter().map(|row| {
@@ -192,54 +240,67 @@ pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<
     // A session that is deleted meanwhile is left out.
     let sessions =
         stream::iter(described).buffered(CONCURRENT_USAGE_REQUESTS).filter_map(|session| std::future::ready(session.ok()));
-    Ok(Json(json!({"sessions": sessions.collect::<Vec<_>>().await})))
+    Ok(Json(SessionList { sessions: sessions.collect().await }))
 }
 
+/// Get a session and its resource usage
+#[utoipa::path(
+    get, path = "/", operation_id = "get_session", tag = "sessions",
+    params(SessionInPath),
+    responses((status = 200, description = "The session", body = SessionView)),
+)]
 pub(super) async fn get_one(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<SessionView>, Problem> {
     read_session(&api, &id, &caller.access()).await.map(Json)
 }
 
-async fn read_session(api: &Api, id: &SessionId, access: &Access) -> Result<Value, Problem> {
+async fn read_session(api: &Api, id: &SessionId, access: &Access) -> Result<SessionView, Problem> {
     let row = api.reader.row(id, access).await?;
     let counts = api.reader.store().count_cells(id).await?;
     describe(api, &row, access, counts).await
 }
 
 /// A session with its isolation and, while it lives, the usage of its sandbox.
-async fn describe(api: &Api, row: &SessionRow, access: &Access, (cells, queued): (usize, usize)) -> Result<Value, Problem> {
+async fn describe(api: &Api, row: &SessionRow, access: &Access, counts: (usize, usize)) -> Result<SessionView, Problem> {
     let handle = api.sessions.peek(&row.id, access)?;
     let state = handle.state();
-    let record = row.sandbox.as_deref().and_then(|record| serde_json::from_str::<SandboxRecord>(record).ok());
-    let isolation = record.and_then(|record| serde_json::to_value(record.isolation).ok());
-    let mut session = view::session(row, state.phase(), isolation, (cells, queued), api.sessions.idle_timeout());
-    if let SessionState::Gone { why } = &state {
+    let mut session = SessionView::new(row, state.phase(), counts, api.sessions.idle_timeout());
+    if let SessionState::Gone { why } = state {
         // The row may be older than the state.
-        session["why"] = why.as_str().into();
+        session.why = Some(why);
+        return Ok(session);
     }
-    let is_gone = matches!(state, SessionState::Gone { .. });
-    let usage = async { if is_gone { None } else { handle.usage().await.ok() } };
     // If the sandbox does not answer, the response has no usage.
-    if let Ok(Some(usage)) = tokio::time::timeout(USAGE_TIMEOUT, usage).await {
-        session["usage"] = json!({
-            "memory_bytes": usage.memory_bytes, "peak_memory_bytes": usage.peak_memory_bytes,
-            "cpu_seconds": usage.cpu_seconds, "processes": usage.processes,
+    if let Ok(Ok(usage)) = tokio::time::timeout(USAGE_TIMEOUT, handle.usage()).await {
+        session.usage = Some(UsageView {
+            memory_bytes: usage.memory_bytes,
+            peak_memory_bytes: usage.peak_memory_bytes,
+            cpu_seconds: usage.cpu_seconds,
+            processes: usage.processes,
         });
     }
     Ok(session)
 }
 
-#[derive(Debug, Deserialize)]
+/// Changes of a session. Absent fields stay as they are.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = SessionPatch, examples(json!({"name": "report", "ttl_seconds": 3600})))]
 pub(super) struct Patch {
+    #[schema(max_length = 200)]
     name: Option<String>,
+    /// Replaces all labels.
     labels: Option<HashMap<String, String>>,
+    /// The timeout of cells that have none of their own, in seconds.
+    #[schema(exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
-    /// Counts from the time of the request.
+    /// The lifetime in seconds, counted from this request.
+    #[schema(maximum = 315360000)]
     ttl_seconds: Option<u64>,
+    #[schema(maximum = 315360000)]
     idle_timeout_seconds: Option<u64>,
 }
 
@@ -256,12 +317,18 @@ impl Patch {
     }
 }
 
+/// Change the name, the labels or the timeouts of a session
+#[utoipa::path(
+    patch, path = "/", operation_id = "update_session", tag = "sessions",
+    params(SessionInPath), request_body = Patch,
+    responses((status = 200, description = "The session", body = SessionView)),
+)]
 pub(super) async fn patch(
     State(api): State<Api>,
     User(caller): User,
     SessionInPath(id): SessionInPath,
     Body(patch): Body<Patch>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<SessionView>, Problem> {
     check_texts(patch.name.as_deref(), patch.labels.as_ref().unwrap_or(&HashMap::new()))?;
     check_timeout(patch.timeout_seconds)?;
     check_seconds("ttl_seconds", patch.ttl_seconds)?;
@@ -270,6 +337,12 @@ pub(super) async fn patch(
     read_session(&api, &id, &caller.access()).await.map(Json)
 }
 
+/// End a session and delete its data
+#[utoipa::path(
+    delete, path = "/", operation_id = "delete_session", tag = "sessions",
+    params(SessionInPath),
+    responses((status = 204, description = "Deleted")),
+)]
 pub(super) async fn delete(
     State(api): State<Api>,
     User(caller): User,
@@ -279,6 +352,14 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Interrupt the running cell
+///
+/// A kernel that does not react to the interrupt is stopped by escalating signals: SIGINT, again, SIGTERM, SIGKILL.
+#[utoipa::path(
+    post, path = "/interrupt", operation_id = "interrupt_kernel", tag = "kernel",
+    params(SessionInPath),
+    responses((status = 202, description = "Accepted")),
+)]
 pub(super) async fn interrupt(
     State(api): State<Api>,
     User(caller): User,
@@ -288,6 +369,14 @@ pub(super) async fn interrupt(
     Ok(StatusCode::ACCEPTED)
 }
 
+/// Restart the kernel
+///
+/// Cells and files stay; queued cells are cancelled.
+#[utoipa::path(
+    post, path = "/restart", operation_id = "restart_kernel", tag = "kernel",
+    params(SessionInPath),
+    responses((status = 202, description = "Accepted")),
+)]
 pub(super) async fn restart(
     State(api): State<Api>,
     User(caller): User,
@@ -297,12 +386,23 @@ pub(super) async fn restart(
     Ok(StatusCode::ACCEPTED)
 }
 
-#[derive(Debug, Deserialize)]
+/// The input that the running code requests.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(examples(json!({"value": "yes"})))]
 pub(super) struct Input {
+    /// The text, without a line end.
     value: String,
 }
 
+/// Send the input that the running code requests
+///
+/// 409 `no_input_wanted` if it requests none.
+#[utoipa::path(
+    post, path = "/input", operation_id = "send_input", tag = "kernel",
+    params(SessionInPath), request_body = Input,
+    responses((status = 202, description = "Sent")),
+)]
 pub(super) async fn input(
     State(api): State<Api>,
     User(caller): User,
@@ -313,11 +413,13 @@ pub(super) async fn input(
     Ok(StatusCode::ACCEPTED)
 }
 
-#[derive(Debug, Deserialize)]
+/// Code, and a position in it.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(examples(json!({"code": "pri", "cursor_pos": 3})))]
 pub(super) struct CodePosition {
     code: String,
-    /// In Unicode characters. The default is the end of the code.
+    /// The position of the cursor in Unicode characters. The default is the end of the code.
     cursor_pos: Option<usize>,
 }
 
@@ -333,6 +435,14 @@ impl CodePosition {
     }
 }
 
+/// Request code completions from the kernel
+///
+/// A kernel that cannot answer while a cell runs answers after it: 409 `kernel_busy` if that takes longer than 10 seconds.
+#[utoipa::path(
+    post, path = "/complete", operation_id = "complete_code", tag = "kernel",
+    params(SessionInPath), request_body = CodePosition,
+    responses((status = 200, description = "The completions", body = CompleteReply)),
+)]
 pub(super) async fn complete(
     State(api): State<Api>,
     User(caller): User,
@@ -343,6 +453,14 @@ pub(super) async fn complete(
     with_timeout(handle.complete(&position.code, position.cursor()?)).await
 }
 
+/// Request the kernel's documentation of the name at the cursor
+///
+/// A kernel that cannot answer while a cell runs answers after it: 409 `kernel_busy` if that takes longer than 10 seconds.
+#[utoipa::path(
+    post, path = "/inspect", operation_id = "inspect_code", tag = "kernel",
+    params(SessionInPath), request_body = CodePosition,
+    responses((status = 200, description = "The documentation", body = InspectReply)),
+)]
 pub(super) async fn inspect(
     State(api): State<Api>,
     User(caller): User,
@@ -353,16 +471,48 @@ pub(super) async fn inspect(
     with_timeout(handle.inspect(&position.code, position.cursor()?)).await
 }
 
+/// A variable of the kernel.
+#[derive(Serialize, ToSchema)]
+struct Variable {
+    name: String,
+    /// The type, in the words of the language.
+    #[serde(rename = "type")]
+    kind: String,
+    /// A short text that shows the value.
+    summary: String,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({
+    "variables": [{"name": "rows", "type": "list", "summary": "[1, 2, 3]"}], "truncated": false
+})))]
+pub(super) struct VariableList {
+    /// At most 500, sorted by name.
+    variables: Vec<Variable>,
+    /// Whether there are more.
+    truncated: bool,
+}
+
+/// List the variables of the kernel
+///
+/// For Python, R and bash, between two cells: 409 `kernel_busy` while a cell runs. It does not count as an execution.
+#[utoipa::path(
+    post, path = "/variables", operation_id = "list_variables", tag = "kernel",
+    params(SessionInPath),
+    responses((status = 200, description = "The variables", body = VariableList)),
+)]
 pub(super) async fn variables(
     State(api): State<Api>,
     User(caller): User,
     SessionInPath(id): SessionInPath,
-) -> Result<Json<Value>, Problem> {
-    let (variables, is_truncated) = api.sessions.variables(&id, &caller.access()).await?;
-    let variables = variables
-        .into_iter()
-        .map(|variable| json!({"name": variable.name, "type": variable.kind, "summary": variable.summary}));
-    Ok(Json(json!({"variables": variables.collect::<Value>(), "truncated": is_truncated})))
+) -> Result<Json<VariableList>, Problem> {
+    let (variables, truncated) = api.sessions.variables(&id, &caller.access()).await?;
+    let variables = variables.into_iter().map(|variable| Variable {
+        name: variable.name,
+        kind: variable.kind,
+        summary: variable.summary,
+    });
+    Ok(Json(VariableList { variables: variables.collect(), truncated }))
 }
 
 /// Waits for the reply of the kernel. A kernel without subshells replies only after the running cell.
@@ -376,14 +526,25 @@ async fn with_timeout(reply: impl Future<Output = Result<Value, SessionError>>) 
     }
 }
 
+/// List the plots and files that cells have displayed
+#[utoipa::path(
+    get, path = "/artifacts", operation_id = "list_artifacts", tag = "artifacts",
+    params(SessionInPath),
+    responses((status = 200, description = "The artifacts", body = ArtifactList)),
+)]
 pub(super) async fn artifacts(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
-) -> Result<Json<Value>, Problem> {
-    api.reader.check_visible(&id, &caller.access())?;
-    let rows = visible_artifacts(&api, &caller, &id).await?;
-    Ok(Json(json!({"artifacts": rows.iter().map(view::artifact).collect::<Vec<_>>()})))
+) -> Result<Json<ArtifactList>, Problem> {
+    list_artifacts(&api, &caller, &id).await
+}
+
+/// The artifacts of a session or of the session of a job.
+pub(super) async fn list_artifacts(api: &Api, caller: &Caller, id: &SessionId) -> Result<Json<ArtifactList>, Problem> {
+    api.reader.check_visible(id, &caller.access())?;
+    let rows = visible_artifacts(api, caller, id).await?;
+    Ok(Json(ArtifactList { artifacts: rows.into_iter().map(ArtifactView::from).collect() }))
 }
 
 /// The artifacts of a session that the caller can see.
@@ -398,6 +559,14 @@ async fn visible_artifacts(api: &Api, caller: &Caller, id: &SessionId) -> Result
 /// Types that a browser may display: images that cannot contain scripts.
 const INLINE_TYPES: &[&str] = &["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp"];
 
+/// Download an artifact
+///
+/// Images that cannot contain scripts are sent with the disposition `inline`, everything else as an attachment.
+#[utoipa::path(
+    get, path = "/artifacts/{sha256}", operation_id = "get_artifact", tag = "artifacts",
+    params(("sha256" = String, Path, description = "The hash of the artifact")),
+    responses((status = 200, description = "The bytes, with the media type of the artifact", body = inline(Binary), content_type = "*/*")),
+)]
 pub(super) async fn artifact(
     State(api): State<Api>,
     caller: Caller,

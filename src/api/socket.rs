@@ -7,11 +7,12 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use futures_util::{SinkExt as _, StreamExt as _};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use utoipa::ToSchema;
 
-use super::error::Problem;
+use super::error::{Problem, ProblemView};
 use super::events::{EventReader, EventsQuery};
 use super::rate_limit::OpenStream;
 use super::{Api, Caller, OpenConnection, Query, SessionInPath, cells, extract, guard};
@@ -24,6 +25,15 @@ use crate::wire::json as wire_json;
 /// The largest command in bytes.
 const MAX_COMMAND: usize = 32 << 20;
 
+/// Open a WebSocket
+///
+/// The server sends the events of the session as JSON text, as `GET /v1/sessions/{session}/events` does. The client sends
+/// commands (`SocketCommand`) as JSON text of at most 32 MB, and the server answers each with a `SocketReply`.
+#[utoipa::path(
+    get, path = "/socket", operation_id = "open_socket", tag = "events",
+    params(SessionInPath, EventsQuery),
+    responses((status = 101, description = "The connection is a WebSocket")),
+)]
 pub(super) async fn open(
     State(api): State<Api>,
     caller: Caller,
@@ -90,11 +100,11 @@ async fn serve(socket: WebSocket, mut reader: EventReader, client: Client) {
             message = receiver.next() => match message {
                 Some(Ok(Message::Text(text))) => {
                     let reply = handle_command(text.as_str(), &client).await;
-                    sender.send(Message::text(reply.to_string())).await
+                    sender.send(reply.message()).await
                 }
                 Some(Ok(Message::Binary(_))) => {
                     let problem = Problem::bad_request("not_text", "commands must be JSON text");
-                    sender.send(Message::text(failed(Value::Null, &problem).to_string())).await
+                    sender.send(Reply::failed(Value::Null, &problem).message()).await
                 }
                 Some(Ok(_)) => Ok(()),
                 Some(Err(_)) | None => return,
@@ -106,23 +116,82 @@ async fn serve(socket: WebSocket, mut reader: EventReader, client: Client) {
     }
 }
 
-/// A command. `id` is chosen by the client and repeated in the reply.
-#[derive(Debug, Deserialize)]
+/// A command that a client sends over the WebSocket of a session.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Command {
-    /// Any JSON.
+#[schema(as = SocketCommand, examples(
+    json!({"id": 1, "op": "run", "source": "6*7"}), json!({"id": 2, "op": "input", "value": "yes"})
+))]
+pub(super) struct Command {
+    /// Any JSON. The reply has the same.
+    #[schema(value_type = Option<Value>)]
     id: Option<Box<RawValue>>,
+    #[schema(value_type = SocketOperation)]
     op: String,
+    /// For `run`: the code of a new cell.
     source: Option<String>,
+    /// For `run`: the id of the new cell, or without `source` the id of the cell that runs again. For `cancel`: the id of the
+    /// cell.
     cell: Option<String>,
+    /// For `input`: the text.
     value: Option<String>,
+    /// For `run`: the timeout in seconds.
+    #[schema(exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
+    /// For `run`: whether the code may request input.
     allow_stdin: Option<bool>,
+    /// For `run`: the trace that the execution belongs to.
     traceparent: Option<String>,
 }
 
-fn failed(id: Value, problem: &Problem) -> Value {
-    json!({"type": "reply", "id": id, "ok": false, "error": problem.body()})
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "a schema")]
+enum SocketOperation {
+    Run,
+    Cancel,
+    Interrupt,
+    Restart,
+    Input,
+}
+
+/// The reply to a command.
+#[derive(Serialize, ToSchema)]
+#[schema(as = SocketReply, examples(json!({"type": "reply", "id": 1, "ok": true, "cell": "ae18a2f3"})))]
+pub(super) struct Reply {
+    r#type: ReplyType,
+    /// The id of the command.
+    id: Value,
+    ok: bool,
+    /// For `run`: the id of the cell. Absent if the command failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    cell: Option<Option<String>>,
+    /// Why the command failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    error: Option<ProblemView>,
+}
+
+/// Tells replies from events.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ReplyType {
+    Reply,
+}
+
+impl Reply {
+    fn done(id: Value, cell: Option<String>) -> Self {
+        Self { r#type: ReplyType::Reply, id, ok: true, cell: Some(cell), error: None }
+    }
+
+    fn failed(id: Value, problem: &Problem) -> Self {
+        Self { r#type: ReplyType::Reply, id, ok: false, cell: None, error: Some(problem.view()) }
+    }
+
+    fn message(&self) -> Message {
+        Message::text(serde_json::to_string(self).unwrap_or_default())
+    }
 }
 
 /// The id of a command. It is arbitrary JSON, so our own parser reads it: serde's would interpret some keys.
@@ -130,26 +199,26 @@ fn parse_id(id: Option<&RawValue>) -> Value {
     id.and_then(|id| wire_json::parse_lenient(id.get().as_bytes()).ok()).unwrap_or(Value::Null)
 }
 
-async fn handle_command(text: &str, client: &Client) -> Value {
+async fn handle_command(text: &str, client: &Client) -> Reply {
     let command: Command = match extract::read_object(text.as_bytes()) {
         Ok(command) => command,
         Err(invalid) => {
             let id =
                 wire_json::parse_lenient(text.as_bytes()).ok().and_then(|mut command| Some(command.get_mut("id")?.take()));
-            return failed(id.unwrap_or_default(), &invalid.in_command());
+            return Reply::failed(id.unwrap_or_default(), &invalid.in_command());
         }
     };
     let id = parse_id(command.id.as_deref());
     if client.caller.identity.scope < Scope::Use {
         let status = axum::http::StatusCode::FORBIDDEN;
-        return failed(id, &Problem::new(status, "scope_too_narrow", "this token can only read"));
+        return Reply::failed(id, &Problem::new(status, "scope_too_narrow", "this token can only read"));
     }
     if let Err(after) = client.api.rate_limits.check_request(&client.caller.identity.rate_key()) {
-        return failed(id, &guard::too_fast("of this principal", after));
+        return Reply::failed(id, &guard::too_fast("of this principal", after));
     }
     match execute(command, client).await {
-        Ok(cell) => json!({"type": "reply", "id": id, "ok": true, "cell": cell}),
-        Err(problem) => failed(id, &problem),
+        Ok(cell) => Reply::done(id, cell),
+        Err(problem) => Reply::failed(id, &problem),
     }
 }
 

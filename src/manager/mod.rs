@@ -47,10 +47,10 @@ use crate::kernels::KernelSpec;
 use crate::policy::{LimitOutOfRange, Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
-use crate::sandbox::{self, Sandbox, SandboxError, SandboxKind, SandboxSpec};
+use crate::sandbox::{self, Sandbox, SandboxError, SandboxSpec};
 use crate::session::{self, MemoryJournal, OutputMode, SessionError, SessionEvents, SessionHandle, SessionParts};
 
-pub use crate::sandbox::SandboxRecord;
+pub use crate::sandbox::{SandboxKind, SandboxRecord};
 pub use crate::store::{
     ArtifactRow, EventKind, EventRow, OverByteLimit, SessionRow, Store, StoreError, from_ms, now_ms, seconds_in_ms,
 };

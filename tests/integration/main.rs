@@ -10,6 +10,7 @@ mod action;
 mod bad_notebooks;
 mod chats;
 mod cli;
+mod contract;
 mod crash;
 mod deaths;
 mod elements;

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
+use crate::contract;
 use crate::server::{Client, RemoteSession, Server, base64_bytes, printed};
 use crate::support::{PATIENCE, TestSandbox};
 
@@ -250,6 +251,7 @@ pub async fn next_message(socket: &mut Socket, mut what: impl FnMut(&Value) -> b
             let message = socket.next().await.unwrap().unwrap();
             let Message::Text(text) = message else { panic!("{message:?}") };
             let value: Value = serde_json::from_str(&text).unwrap();
+            contract::check_message(&value);
             if what(&value) {
                 return value;
             }

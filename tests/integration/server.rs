@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::contract;
 use crate::support::{PATIENCE, TestSandbox};
 
 /// The token of the test servers, with the scope `admin`.
@@ -349,10 +350,12 @@ impl Client {
     /// One attempt, which fails if the server is killed meanwhile.
     pub async fn attempt(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, Failed> {
         let whole = async {
-            let response = self.open(method, path, body).await?;
+            let response = self.open(method.clone(), path, body).await?;
             let (head, body) = response.into_parts();
             let body = body.collect().await?.to_bytes();
-            Ok(Reply { status: head.status.as_u16(), headers: head.headers, body })
+            let reply = Reply { status: head.status.as_u16(), headers: head.headers, body };
+            contract::check(&method, path, &reply);
+            Ok(reply)
         };
         tokio::time::timeout(PATIENCE, whole).await.map_err(|_| "no answer in time")?
     }
@@ -457,6 +460,7 @@ impl EventStream {
                 let Some(data) = field("data: ") else { continue };
                 let event: Value = serde_json::from_str(data)?;
                 assert_eq!(field("id: ").unwrap(), event["seq"].to_string(), "the id is the number");
+                contract::check_event(&event);
                 return Ok(Some(event));
             }
             match self.body.frame().await {
