@@ -1,13 +1,15 @@
 # The two main targets, for a fresh Debian machine with Rust:
 #   make demo   installs what is missing, builds, runs a notebook in a sandbox, and starts a server in the background
 #   make test   installs what the tests need (engine, images, R, ...), and runs all tests
-# Both are idempotent, and fast when nothing has changed.
+# Both are idempotent, and fast when nothing has changed. `make release` makes what strangers install.
 
 CELLKEEP := target/release/cellkeep
 TEST_KERNELS := python r deno bash
 OUT := target/demo
 
-.PHONY: all build web demo test check unit bench images kernels setup-demo setup-test clean
+RELEASE_STEPS := tools binary deb wheel crate npm image sbom sums check
+
+.PHONY: all build web demo test check unit bench images kernels release setup-demo setup-test clean
 
 all: build
 
@@ -63,6 +65,10 @@ bench: setup-test build
 	@-$(CELLKEEP) images build python
 	@-target/test-venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/bench-requirements.txt
 	cargo bench --locked --bench spine
+
+# Packages of all kinds for this architecture, in target/release-artifacts, each installed and tried in a clean root.
+release: setup-demo web
+	@for step in $(RELEASE_STEPS); do sh scripts/release/$$step.sh || exit 1; done
 
 clean:
 	cargo clean

@@ -28,9 +28,80 @@ fn action_file_is_valid() {
         // No input is expanded in the script text, where it could become code.
         assert!(!step["run"].as_str().unwrap_or_default().contains("${{"), "{step}");
         for (_, value) in step["env"].as_object().into_iter().flatten() {
-            let name = value.as_str().unwrap().trim_start_matches("${{ inputs.").trim_end_matches(" }}");
-            assert!(inputs.contains_key(name), "{value} is no input");
+            let name = value.as_str().unwrap().trim_start_matches("${{ ").trim_end_matches(" }}");
+            let is_input = name.strip_prefix("inputs.").is_some_and(|name| inputs.contains_key(name));
+            assert!(is_input || GITHUB_CONTEXT.contains(&name), "{value} is no input");
         }
+    }
+}
+
+/// What the action reads of GitHub's context.
+const GITHUB_CONTEXT: &[&str] = &["github.action_ref", "github.action_repository", "github.server_url"];
+
+/// A folder with a release as GitHub serves it. Its cellkeep is a script.
+fn release(folder: &Path, version: &str) {
+    let name = format!("cellkeep-{version}-{}-linux-gnu", std::env::consts::ARCH);
+    let files = folder.join(format!("cellkeep/cellkeep/releases/download/v{version}"));
+    std::fs::create_dir_all(files.join(&name)).unwrap();
+    std::fs::write(files.join(&name).join("cellkeep"), "#!/bin/sh\necho released\n").unwrap();
+    let pack = format!("chmod +x {name}/cellkeep && tar -czf {name}.tar.gz {name} && sha256sum {name}.tar.gz >SHA256SUMS");
+    assert!(Command::new("sh").args(["-c", &pack]).current_dir(&files).status().unwrap().success());
+}
+
+/// Runs the step that gets the binary, and returns its exit code, its messages, and what the binary prints.
+fn get(folder: &Path, version: &str, action_ref: &str) -> (Option<i32>, String, Option<String>) {
+    let action = action();
+    let step = step(&action, "get");
+    let temporary = folder.join(format!("runner-{version}-{action_ref}"));
+    std::fs::create_dir_all(&temporary).unwrap();
+    let mut command = Command::new("bash");
+    command.args(["--noprofile", "--norc", "-eo", "pipefail", "-c"]).arg(step["run"].as_str().unwrap());
+    for (name, value) in step["env"].as_object().unwrap() {
+        command.env(
+            name,
+            match value.as_str().unwrap() {
+                "${{ inputs.version }}" => version.to_owned(),
+                "${{ github.action_ref }}" => action_ref.to_owned(),
+                "${{ github.action_repository }}" => "cellkeep/cellkeep".to_owned(),
+                "${{ github.server_url }}" => format!("file://{}", folder.display()),
+                other => panic!("{other}"),
+            },
+        );
+    }
+    let done = command.env("RUNNER_TEMP", &temporary).output().unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    let binary = Command::new(temporary.join("cellkeep/cellkeep")).output().ok();
+    (done.status.code(), told, binary.map(|ran| String::from_utf8_lossy(&ran.stdout).into_owned()))
+}
+
+#[test]
+fn action_takes_the_release_that_is_named() {
+    let folder = scratch("action-release");
+    release(&folder, "1.2.3");
+    for (version, action_ref) in [("1.2.3", "main"), ("v1.2.3", ""), ("", "v1.2.3")] {
+        let (code, told, printed) = get(&folder, version, action_ref);
+        assert_eq!((code, printed.as_deref()), (Some(0), Some("released\n")), "{version} {action_ref}: {told}");
+    }
+}
+
+#[test]
+fn action_refuses_wrong_or_missing_releases() {
+    let folder = scratch("action-no-release");
+    release(&folder, "1.2.3");
+    let sums = folder.join("cellkeep/cellkeep/releases/download/v1.2.3/SHA256SUMS");
+    for (version, action_ref, message) in
+        [("", "main", "is not a release"), ("", "", "is not a release"), ("9.9.9", "main", "is there a release 9.9.9")]
+    {
+        let (code, told, printed) = get(&folder, version, action_ref);
+        assert!(code == Some(1) && told.contains("::error::") && told.contains(message), "{told}");
+        assert_eq!(printed, None);
+    }
+    let right = std::fs::read_to_string(&sums).unwrap();
+    for (runner, wrong) in [("v1.2.3", right.replace(&right[..4], "0000")), ("1.2.3", String::new())] {
+        std::fs::write(&sums, wrong).unwrap();
+        let (code, told, printed) = get(&folder, runner, "main");
+        assert!(code == Some(1) && told.contains("does not match"), "{told}");
+        assert_eq!(printed, None);
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cellkeep::config::Paths;
 use serde_json::{Value, json};
 
-use crate::support::skip;
+use crate::support::{require_setup, skip};
 
 /// A call of the `cellkeep` binary.
 pub struct Cli {
@@ -25,6 +25,7 @@ pub struct Done {
 
 impl Cli {
     pub fn new(arguments: &[&str]) -> Self {
+        require_setup();
         let mut command = Command::new(env!("CARGO_BIN_EXE_cellkeep"));
         command.args(arguments);
         Self { command, input: Vec::new() }

@@ -277,7 +277,7 @@ pub async fn check_accessibility(browser: &mut Browser, script: &str, name: &str
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn page_and_cells_are_accessible() {
-    let Ok(script) = std::fs::read_to_string(axe_file()) else { return skip("axe is not there (make web)") };
+    let Ok(script) = std::fs::read_to_string(axe_file()) else { return skip("axe is not installed; run: make web") };
     let cells = [
         ("frame", SMALL),
         ("plot", PLOT),

@@ -45,12 +45,12 @@ pub async fn serve(page: Vec<u8>, policy: &str) -> SocketAddr {
 /// A server that permits pages of `origin`, and a browser. `None` if there is no browser or this build has no page.
 async fn start(name: &str, origin: &str) -> Option<(Server, Browser)> {
     let Some(program) = Browser::program() else {
-        skip("there is no chromium");
+        skip("there is no Chromium; run: make setup-test");
         return None;
     };
     let server = Server::start(name, TestSandbox::process(), &["--allow-origin", origin]).await;
     if server.client().anonymous().get("/-/assets/cellkeep-cell.js").await.status != 200 {
-        skip("this build has no page (make web)");
+        skip("this build has no page; run: make web");
         return None;
     }
     let browser = Browser::start(&program, &server.data().join("profile")).await;
@@ -114,7 +114,9 @@ async fn foreign_chat_server_shows_cells() {
     let mut command = tokio::process::Command::new("node");
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/embed/chat-server.mjs"));
     command.env("CELLKEEP_URL", &address).env("CELLKEEP_TOKEN", TOKEN).env("PORT", port.to_string());
-    let Ok(mut chat) = command.stdout(Stdio::piped()).kill_on_drop(true).spawn() else { return skip("there is no node") };
+    let Ok(mut chat) = command.stdout(Stdio::piped()).kill_on_drop(true).spawn() else {
+        return skip("there is no Node; run: make web");
+    };
     let mut line = String::new();
     BufReader::new(chat.stdout.take().unwrap()).read_line(&mut line).await.unwrap();
     assert!(line.contains(&origin), "{line}");
@@ -157,7 +159,7 @@ async fn foreign_chat_server_shows_cells() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn react_page_shows_cells() {
     if !package::web().join("node_modules/react-dom").exists() {
-        return skip("react is not there (make web)");
+        return skip("react is not installed; run: make web");
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());

@@ -84,7 +84,7 @@ fn pdf_without_browser_suggests_an_alternative() {
 fn pdf_is_printed() {
     let folder = scratch("export-pdf");
     if Browser::program().is_none() {
-        return skip("there is no chromium");
+        return skip("there is no Chromium; run: make setup-test");
     }
     let out = folder.join("every.pdf");
     let done = Cli::new(&["export", "--to", "pdf", "-o"]).path(&out).path(&every_output()).run();
@@ -98,7 +98,7 @@ fn pdf_is_printed() {
 #[tokio::test]
 async fn browser_shows_every_output() {
     let folder = scratch("export-browser");
-    let Some(program) = Browser::program() else { return skip("there is no chromium") };
+    let Some(program) = Browser::program() else { return skip("there is no Chromium; run: make setup-test") };
     let page = folder.join("every.html");
     let done = Cli::new(&["export", "-o"]).path(&page).path(&every_output()).run();
     assert_eq!(done.code, 0, "{}", done.stderr);
@@ -141,7 +141,7 @@ async fn browser_shows_every_output() {
 #[tokio::test]
 async fn plots_are_drawn_under_the_strict_policy() {
     let folder = scratch("export-strict");
-    let Some(program) = Browser::program() else { return skip("there is no chromium") };
+    let Some(program) = Browser::program() else { return skip("there is no Chromium; run: make setup-test") };
     let display = |mime: &str, spec: &Value| json!([{"output_type": "display_data", "metadata": {}, "data": {mime: spec}}]);
     let bars = json!({"data": {"values": [{"a": "x", "b": 1}, {"a": "y", "b": 2}]}, "mark": "bar",
         "transform": [{"calculate": "datum.b * 2", "as": "c"}],
@@ -181,7 +181,7 @@ async fn plots_are_drawn_under_the_strict_policy() {
 #[tokio::test]
 async fn no_notebook_script_runs_in_the_page() {
     let folder = scratch("export-attacks");
-    let Some(program) = Browser::program() else { return skip("there is no chromium") };
+    let Some(program) = Browser::program() else { return skip("there is no Chromium; run: make setup-test") };
     let act = "try{window.pwned=1;parent.pwned=1;top.pwned=1}catch(e){}";
     let attacks = [
         format!("<script>{act}</script>"),
@@ -254,7 +254,7 @@ async fn no_notebook_script_runs_in_the_page() {
 fn cellkeep_has_libraries(page: &Path) -> bool {
     let has = std::fs::read_to_string(page).unwrap().contains("id=\"lib-vega\"");
     if !has {
-        skip("make web has not been run");
+        skip("the plotting libraries are not built; run: make web");
     }
     has
 }

@@ -29,7 +29,7 @@ fn public_notebooks_match_nbclient() {
     let (sources, python) = (root.join("target/notebook-sources"), root.join("target/test-venv/bin/python"));
     let kernel = kernels::environment(&Paths::from_environment(), kernels::find("python").unwrap());
     let (true, true, Ok(kernel)) = (sources.join("made-from.txt").exists(), python.exists(), kernel) else {
-        return skip("no public notebooks, nbclient or kernel here: run scripts/setup-test.sh");
+        return skip("no public notebooks, nbclient or kernel; run: make setup-test kernels");
     };
     let entries = std::fs::read_dir(&sources).unwrap().map(|entry| entry.unwrap().path());
     let wheel = entries.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "whl")).unwrap();

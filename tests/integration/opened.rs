@@ -29,12 +29,12 @@ impl Opened {
     /// As [`Self::start`], with options for the server.
     pub async fn start_with(name: &str, options: &[&str]) -> Option<Self> {
         let Some(program) = Browser::program() else {
-            skip("there is no chromium");
+            skip("there is no Chromium; run: make setup-test");
             return None;
         };
         let server = Server::start(name, TestSandbox::process(), options).await;
         if !server.client().anonymous().get("/").await.text().contains("<cellkeep-page>") {
-            skip("this build has no page (make web)");
+            skip("this build has no page; run: make web");
             return None;
         }
         let browser = Browser::start(&program, &server.data().join("profile")).await;

@@ -29,7 +29,7 @@ async fn output_widgets_show_captured_output() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/notebook-sources");
     let entries = std::fs::read_dir(&sources).into_iter().flatten().flatten().map(|entry| entry.path());
     let Some(wheel) = entries.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "whl")) else {
-        return skip("no ipywidgets here: run scripts/setup-test.sh");
+        return skip("no ipywidgets; run: make setup-test");
     };
     let mut server = Server::start("output-widgets", TestSandbox::process(), &[]).await;
     let session = server.client().create(json!({"kernel": "python"})).await;

@@ -97,9 +97,9 @@ pub async fn serve(listener: TcpListener, folder: PathBuf) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn package_works_from_another_origin() {
-    let Some(program) = Browser::program() else { return skip("chromium is not installed") };
+    let Some(program) = Browser::program() else { return skip("there is no Chromium; run: make setup-test") };
     if !web().join("npm/package.json").exists() {
-        return skip("the package is not built (make web)");
+        return skip("the package is not built; run: make web");
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = format!("http://{}", listener.local_addr().unwrap());

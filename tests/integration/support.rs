@@ -4,7 +4,9 @@ pub mod browser;
 pub mod model;
 pub mod mounted;
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Once;
 use std::time::Duration;
 
 use cellkeep::config::Paths;
@@ -50,6 +52,26 @@ pub fn skip(reason: &str) {
     eprintln!("skipped: {reason}");
 }
 
+/// Ends the test program with one line that says what to run, if this machine was never set up: otherwise hundreds of tests
+/// would fail, each for the same reason.
+pub fn require_setup() {
+    static CHECKED: Once = Once::new();
+    CHECKED.call_once(|| {
+        let python = kernels::find("python").unwrap();
+        if kernels::status(&Paths::from_environment(), python) == kernels::Status::Missing {
+            // To the descriptor: `eprintln` would be captured with the output of this test.
+            let _ = std::io::stderr().write_all(NOT_SET_UP.as_bytes());
+            std::process::exit(1);
+        }
+    });
+}
+
+const NOT_SET_UP: &str = "
+These tests drive real kernels, which are not installed. Run once:  make setup-test web kernels images
+Tests that need nothing:  cargo test --lib --test architecture
+
+";
+
 /// The sandbox in which a test runs.
 #[derive(Clone, Copy)]
 pub struct TestSandbox {
@@ -58,15 +80,17 @@ pub struct TestSandbox {
 
 impl TestSandbox {
     pub fn process() -> Self {
+        require_setup();
         Self { kind: SandboxKind::Process }
     }
 
     /// `None`, with the reason printed, if there is no engine; see [`skip`].
     pub async fn docker() -> Option<Self> {
+        require_setup();
         match engine().await {
             Engine::Usable { .. } => Some(Self { kind: SandboxKind::Docker }),
             Engine::Unusable { reason, .. } => {
-                skip(&format!("no container engine: {reason}"));
+                skip(&format!("no container engine ({reason}); run: make setup-test images"));
                 None
             }
         }

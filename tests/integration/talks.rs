@@ -283,7 +283,7 @@ async fn gallery_loads_visible_plots() {
 /// A long conversation with all kinds of output passes the accessibility checks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conversation_passes_accessibility_checks() {
-    let Ok(script) = std::fs::read_to_string(axe_file()) else { return skip("axe is not there (make web)") };
+    let Ok(script) = std::fs::read_to_string(axe_file()) else { return skip("axe is not installed; run: make web") };
     let model = Model::start([
         Say::Run("I load the table and look at its first rows.", "import pandas as pd\ntable = pd.DataFrame({'city': ['Oslo', 'Rome', 'Lima'], 'people': [709037, 2748109, 10092000]})\ntable"),
         Say::Run("Now a bar for each city, by its **people**:", "import plotly.express as px\npx.bar(table, x='city', y='people')"),

@@ -46,12 +46,12 @@ impl Mounted {
     /// `None` without a browser, or if this build has no page.
     pub async fn start(name: &str, kernel: &str, limits: Value) -> Option<Self> {
         let Some(program) = Browser::program() else {
-            skip("chromium is not installed");
+            skip("there is no Chromium; run: make setup-test");
             return None;
         };
         let server = Server::start(name, TestSandbox::process(), &[]).await;
         if !server.client().anonymous().get("/").await.text().contains("<cellkeep-page>") {
-            skip("this build has no page (make web)");
+            skip("this build has no page; run: make web");
             return None;
         }
         let held = server.client().create(json!({"kernel": kernel, "limits": limits})).await;
