@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -224,9 +225,11 @@ pub(crate) fn texts_of(path: &Path) -> anyhow::Result<[String; 2]> {
 pub(crate) struct Folder(pub PathBuf);
 
 impl Folder {
-    /// A new one, empty, of one kind there is one at a time.
+    /// A new, empty folder.
     pub fn new(kind: &str) -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("cellkeep-bench-{}-{kind}", std::process::id()));
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("cellkeep-bench-{}-{kind}-{number}", std::process::id()));
         fs::create_dir_all(&path)?;
         Ok(Self(path))
     }
