@@ -24,6 +24,17 @@ pub fn close_all_at_exec() -> io::Result<()> {
     if result == 0 { Ok(()) } else { mark_one_by_one() }
 }
 
+/// Lets the program that is executed next inherit a descriptor, after [`close_all_at_exec`]. Safe between fork and exec.
+///
+/// # Errors
+/// If it is not open.
+pub fn keep_at_exec(number: std::os::fd::RawFd) -> io::Result<()> {
+    // SAFETY: the descriptor is only borrowed for one system call, which fails if it is not open.
+    #[expect(unsafe_code, reason = "the child of a fork knows inherited descriptors by their numbers")]
+    let descriptor = unsafe { rustix::fd::BorrowedFd::borrow_raw(number) };
+    Ok(rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?)
+}
+
 fn mark_one_by_one() -> io::Result<()> {
     let folder = open(c"/proc/self/fd", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut buffer = [MaybeUninit::uninit(); 4096];

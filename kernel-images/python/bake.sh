@@ -24,7 +24,7 @@ MPLCONFIGDIR=$env_dir/share/mplcache "$python" -B -c 'import matplotlib.font_man
 # -f: pip may have left byte code with time stamps. Some packages contain files that are not valid Python 3.11, so errors are
 # ignored.
 "$python" -B -m compileall -qq -f -j 0 --invalidation-mode unchecked-hash -s "$env_dir" -p /opt/kernel \
-    "$site" "$env_dir/launcher.py" "$env_dir/cellkeep_interrupts.py" || true
+    "$site" "$env_dir/launcher.py" "$env_dir"/cellkeep_*.py || true
 
 # Check that nothing necessary was removed.
 "$python" -B -c 'import altair, ipykernel, matplotlib.pyplot, pandas, PIL, plotly.express, scipy.stats, seaborn

@@ -10,6 +10,7 @@ The stack tells where the signal arrived. Flags could be left wrong by the very 
 
 import os
 import signal
+import sys
 import threading
 import types
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ class Interrupts:
         self.executing = False
         # A deferred signal, which the next statement raises.
         self.pending = False
+        # Whether the code of this execution was interrupted before, and went on.
+        self.repeated = False
         # Whether the cell's code is running or, in an async cell, awaiting.
         self.in_code = False
         # Event loop and task of an async cell.
@@ -42,7 +45,11 @@ class Interrupts:
             return
         in_code, in_hook = locate(frame)
         if in_code:
-            raise keyboard_interrupt()
+            repeated, self.repeated = self.repeated, True
+            error = keyboard_interrupt(Interrupted if repeated else KeyboardInterrupt)
+            if repeated:
+                interrupt_handlers(frame)
+            raise error
         if in_hook:
             # IPython continues after a failed hook. If the hook ran before the code, the code must not start.
             self.pending = True
@@ -60,13 +67,14 @@ class Interrupts:
     def execution(self):
         # An earlier cell may have installed another handler.
         self.install()
-        self.pending = self.in_code = False
+        self.pending = self.in_code = self.repeated = False
         self.task = None
         self.executing = True
         try:
             yield
         finally:
             self.executing = False
+            sys.settrace(None)
             self.install()
 
     @contextmanager
@@ -78,9 +86,35 @@ class Interrupts:
             self.task = None
 
 
-def keyboard_interrupt():
-    """A KeyboardInterrupt whose traceback omits the frames of this file."""
-    error = KeyboardInterrupt()
+class Interrupted(BaseException):
+    """Raised from the second interrupt on, for code that catches KeyboardInterrupt and goes on."""
+
+
+Interrupted.__name__ = Interrupted.__qualname__ = "KeyboardInterrupt"
+Interrupted.__module__ = "builtins"
+
+
+def interrupt_handlers(frame):
+    """Also raises at the next line that the code executes, once. If it catches everything, that line is in its handler, out of which
+    the exception leaves the loop."""
+
+    def raise_at_line(frame, event, argument):
+        if event == "call":  # not in what the code calls now
+            return None
+        if event != "line":
+            return raise_at_line
+        sys.settrace(None)
+        raise keyboard_interrupt(Interrupted)
+
+    while frame and frame.f_code is not run_statement.__code__:
+        frame.f_trace = raise_at_line
+        frame = frame.f_back
+    sys.settrace(raise_at_line)
+
+
+def keyboard_interrupt(error_class=KeyboardInterrupt):
+    """An exception for an interrupt whose traceback omits the frames of this file."""
+    error = error_class()
 
     def render():
         entries = []
@@ -93,7 +127,7 @@ def keyboard_interrupt():
             if entry.tb_frame.f_code.co_filename != __file__:
                 shown = types.TracebackType(shown, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
         shell = InteractiveShell.instance()
-        return shell.InteractiveTB.structured_traceback(KeyboardInterrupt, error, shown)
+        return shell.InteractiveTB.structured_traceback(error_class, error, shown)
 
     error._render_traceback_ = render  # IPython calls it
     return error
@@ -126,6 +160,15 @@ class Kernel(IPythonKernel):
         # A subclass of the shell would not do: libraries detect notebooks by the name of its class.
         run_code = self.shell.run_code
         self.shell.run_code = lambda *args, **kwargs: run_statement(run_code, *args, **kwargs)
+        self.shown_error = None
+        show_traceback = self.shell._showtraceback
+
+        def note_and_show(error_class, error, traceback):
+            if is_drawing(sys._getframe()):
+                self.shown_error = error_class.__name__, str(error), traceback
+            show_traceback(error_class, error, traceback)
+
+        self.shell._showtraceback = note_and_show
 
     def pre_handler_hook(self):
         """Upstream lets SIGINT raise during any request."""
@@ -140,17 +183,33 @@ class Kernel(IPythonKernel):
             return await super().execute_request(stream, ident, parent)
 
     async def do_execute(self, code, silent, *args, **kwargs):
+        self.shown_error = None
         try:
-            return await super().do_execute(code, silent, *args, **kwargs)
-        except KeyboardInterrupt:  # raised while leaving a hook; the request still needs its reply
-            error = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": ["KeyboardInterrupt"]}
-            return {"status": "error", "execution_count": self.shell.execution_count - 1, "payload": [], **error}
+            reply = await super().do_execute(code, silent, *args, **kwargs)
+            # An error while something is drawn is shown by IPython, but leaves the status ok.
+            failed = self.shown_error is not None and reply["status"] == "ok"
+            return self.error_reply(*self.shown_error) if failed else reply
+        except (KeyboardInterrupt, Interrupted):  # raised while leaving a hook; the request still needs its reply
+            return self.error_reply("KeyboardInterrupt", "", ["KeyboardInterrupt"])
+
+    def error_reply(self, name, value, traceback):
+        error = {"ename": name, "evalue": value, "traceback": traceback}
+        return {"status": "error", "execution_count": self.shell.execution_count - 1, "payload": [], **error}
 
     @contextmanager
     def _cancel_on_sigint(self, future):
         # Upstream installs a handler that can only cancel, which has no effect on a loop that never awaits.
         with INTERRUPTS.awaiting(future.get_loop(), future):
             yield
+
+
+def is_drawing(frame):
+    """Whether IPython is showing an object or calling an event hook, which may draw plots. Code that shows an error of its own is not."""
+    while frame:
+        if frame.f_globals.get("__name__") == "IPython.core.formatters" or frame.f_code is EventManager.trigger.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def locate(frame):

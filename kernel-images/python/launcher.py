@@ -4,12 +4,12 @@ Usage: `python launcher.py -f CONNECTION_FILE`. Settings that need no code are i
 done once, by bake.sh.
 """
 
-import codecs
 import contextlib
-import importlib.abc
-import importlib.util
+import json
 import logging
 import os
+import re
+import subprocess
 import sys
 import threading
 import warnings
@@ -34,70 +34,46 @@ def use_baked_font_cache():
         print(f"launcher: no font cache: {error}", file=sys.stderr)
 
 
-class AltairMimetypeHook(importlib.abc.MetaPathFinder):
-    """Makes Altair emit Vega-Lite JSON instead of HTML that loads scripts from a CDN.
+def pack_text(pack):
+    """Serialises messages also with lone surrogates, which JSON in UTF-8 cannot contain: they are shown as escapes."""
 
-    Altair can only be configured through its API, and importing it at kernel start would take half a second each time. So the
-    renderer is set right after the user's `import altair`; the user can still choose another one.
+    def pack_message(message):
+        try:
+            return pack(message)
+        except UnicodeEncodeError:
+            text = json.dumps(message, default=str, ensure_ascii=False, allow_nan=False)
+            return re.sub("[\ud800-\udfff]", lambda lone: f"\\\\u{ord(lone[0]):04x}", text).encode()
+
+    return pack_message
+
+
+def run_command(shell):
+    """Runs `!command` without a terminal: its input is empty, and its output goes the same way as that of all children.
+
+    Upstream gives it a terminal, from which `cat` or `read` would wait for input for ever.
     """
 
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != "altair":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        exec_module = spec.loader.exec_module
+    def system(command):
+        ran = subprocess.run(shell.var_expand(command, depth=1), shell=True, executable="/bin/bash", stdin=subprocess.DEVNULL)
+        # As upstream: negative for a signal.
+        shell.user_ns["_exit_code"] = ran.returncode
 
-        def exec_module_and_enable(module):
-            exec_module(module)
-            module.renderers.enable("mimetype")
-
-        spec.loader.exec_module = exec_module_and_enable
-        return spec
+    shell.system = shell.system_piped = shell.system_raw = system
 
 
-def watch_pipe(stream):
-    """Reads the output of child processes and other output that bypasses sys.stdout.
+class CellExit(BaseException):
+    """Raised by exit() and quit()."""
 
-    Upstream also copies it to the stdout of the process, which Cellkeep shows too, so it would appear twice. That copy had a side
-    effect: child processes waited until it was read. Here they wait until each piece is sent; otherwise a flood of output would fill
-    the kernel's memory before the output limit can stop it.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    try:
-        while (data := os.read(stream._fid, 16384)) and stream._should_watch:
-            stream.write(decoder.decode(data))
-            stream.flush()
-    except Exception:
-        stream._exc = sys.exc_info()
+    def _render_traceback_(self):  # IPython calls it
+        return [str(self)]
 
 
-# Characters that a cell may print before it waits until they are sent.
-MAX_UNSENT = 1 << 20
+CellExit.__name__ = CellExit.__qualname__ = "SystemExit"
+CellExit.__module__ = "builtins"
 
 
-def bounded(write):
-    """Limits the output that is printed but not sent yet.
-
-    Upstream sends the accumulated output five times a second. In that time a loop can print a hundred megabytes, of which half a dozen
-    copies are made: more than a sandbox's memory. The cell would run out of memory with output within its limit.
-    """
-
-    def write_in_pieces(stream, text):
-        if not isinstance(text, str) or not stream._is_master_process():
-            return write(stream, text)
-        for start in range(0, len(text), MAX_UNSENT):
-            piece = text[start : start + MAX_UNSENT]
-            write(stream, piece)
-            stream.unsent = getattr(stream, "unsent", 0) + len(piece)
-            if stream.unsent >= MAX_UNSENT:
-                stream.unsent = 0
-                stream.flush()
-        return len(text)
-
-    return write_in_pieces
+def end_cell():
+    raise CellExit("exit() ended the cell. The kernel keeps running, with all variables; restart the session for a fresh one.")
 
 
 # Threads of pools work for the cell that submitted their task, not for the cell that started the pool.
@@ -128,21 +104,18 @@ def attribute_threads_to_cells(shell):
 
 
 def main():
+    from cellkeep_display import show_in_cells
     from cellkeep_interrupts import INTERRUPTS, Kernel
+    from cellkeep_output import use_pipes
 
     # Python puts the folder of this script first in sys.path. (-P prevents that, but IPython then omits the user's folder too.)
     sys.path.remove(str(ENV_ROOT))
     # There are no widgets: tqdm correctly falls back to its text bar, and its advice to install them is noise.
     warnings.filterwarnings("ignore", message="IProgress not found")
     use_baked_font_cache()
-    sys.meta_path.insert(0, AltairMimetypeHook())
 
     import zmq
-    from ipykernel.iostream import OutStream
     from ipykernel.kernelapp import IPKernelApp
-
-    OutStream._watch_pipe_fd = watch_pipe
-    OutStream.write = bounded(OutStream.write)
 
     class KernelApp(IPKernelApp):
         def init_signal(self):
@@ -171,12 +144,17 @@ def main():
         parent_handle=1,
         # Suppresses the warning about unencrypted TCP, which does not apply to the loopback of a sandbox.
         log_level=logging.ERROR,
+        **use_pipes(),
     )
     # A sandbox has one session; a history on disk would only take time.
     app.config.HistoryManager.hist_file = ":memory:"
     app.initialize()
     # IPython keeps all printed output in memory for %notebook. Cellkeep stores it outside of the sandbox.
     app.shell._tee = lambda channel: contextlib.nullcontext()
+    app.session.pack = pack_text(app.session.pack)
+    app.shell.ask_exit = end_cell
+    run_command(app.shell)
+    show_in_cells(app.shell)
     attribute_threads_to_cells(app.shell)
     app.start()
 

@@ -9,4 +9,73 @@ options(
     menu.graphics = FALSE
 )
 
-IRkernel::main()
+# Makes IRkernel send through the pipes of Cellkeep's agent, which keep output however the process ends: text goes to the process's own
+# stdout at once, instead of after each expression, and messages go to a pipe. `numbers`: the pipe, and the page on which the agent
+# says how much it has read. src/agent/iopub_pipe.rs and positions_page.rs define both.
+use_pipes <- function(numbers) {
+    paths <- paste0("/proc/self/fd/", strsplit(numbers, ",")[[1]])
+    pipe <- file(paths[[1]], "wb", raw = TRUE)
+    process <- Sys.getpid()
+    number <- 0L
+    written <- 0
+
+    little <- function(values, size) writeBin(as.integer(values), raw(), size = size, endian = "little")
+    read_by_agent <- function() sum(as.integer(readBin(paths[[2]], "raw", 32L)[25:32]) * 256^(0:7))
+
+    # Sends a message, and waits until the agent has read it: text that is printed afterwards then comes after it.
+    send <- function(parts) suspendInterrupts({
+        # closeAllConnections() closes it too.
+        if (!tryCatch(isOpen(pipe), error = function(e) FALSE)) pipe <<- file(paths[[1]], "wb", raw = TRUE)
+        number <<- number %% .Machine$integer.max + 1L
+        packed <- c(little(c(length(parts), lengths(parts)), 4L), unlist(parts))
+        # A fragment is at most 4096 bytes, which the system writes completely or not at all.
+        room <- 4096L - 24L
+        starts <- seq(1L, length(packed), room)
+        for (start in starts) {
+            payload <- packed[start:min(start + room - 1L, length(packed))]
+            kind <- if (start == tail(starts, 1L)) 2L else 1L
+            header <- c(little(length(payload), 2L), as.raw(c(kind, 0L)), little(number, 4L), rep(as.raw(255L), 16L))
+            writeBin(c(header, payload), pipe)
+            flush(pipe)
+            written <<- written + length(header) + length(payload)
+        }
+        while (read_by_agent() < written) Sys.sleep(0.0002)
+    })
+
+    kernel <- getFromNamespace("Kernel", "IRkernel")$new(connection_file = commandArgs(TRUE)[[1]])
+    # Upstream rejects requests that arrive shortly after an error or interrupt. Cellkeep sends the next one only after the reply.
+    kernel$executor$abort_queued_messages <- function() NULL
+    send_by_zmq <- pbdZMQ::zmq.send.multipart
+    replace_import("zmq.send.multipart", function(socket, parts, ...) {
+        if (!identical(socket, kernel$sockets$iopub)) {
+            send_by_zmq(socket, parts, ...)
+        } else if (Sys.getpid() == process) {
+            send(tail(parts, 4L))  # without routing and signature
+        }  # else a forked child, which must not use the sockets of its parent
+    })
+    # Upstream captures text, and hands it over after each expression.
+    assignInNamespace("watchout", function(debug = FALSE) list(
+        get_new = function(plot = FALSE, incomplete_plots = FALSE, text_callback = identity, graphics_callback = identity) {
+            graphics <- if (plot) getFromNamespace("plot_snapshot", "evaluate")(incomplete_plots)
+            if (!is.null(graphics)) graphics_callback(graphics)
+            Filter(Negate(is.null), list(graphics))
+        },
+        pause = function() NULL, unpause = function() NULL, close = function() character(), get_con = stdout
+    ), "evaluate")
+    kernel
+}
+
+# Replaces a function that IRkernel imports.
+replace_import <- function(name, replacement) {
+    imports <- parent.env(asNamespace("IRkernel"))
+    unlockBinding(name, imports)
+    assign(name, replacement, imports)
+}
+
+numbers <- Sys.getenv("CELLKEEP_IOPUB_PIPE")
+Sys.unsetenv("CELLKEEP_IOPUB_PIPE")
+if (numbers == "") {
+    IRkernel::main()
+} else {
+    local(use_pipes(numbers)$run())
+}

@@ -11,7 +11,7 @@ use super::usage::UsageSample;
 use crate::agent_protocol::ExecutionUsage;
 
 /// Executions remembered. Output of older or unknown ones is charged to the newest.
-const MAX_REMEMBERED: usize = 8;
+const MAX_REMEMBERED: usize = 32;
 
 #[derive(Default)]
 struct Execution {
@@ -123,6 +123,16 @@ impl Executions {
     /// The header of the running execution's request.
     pub fn running_header(&self) -> Option<Bytes> {
         self.recent.front().filter(|run| run.running).map(|run| run.header.clone())
+    }
+
+    /// The header of the request of a recent execution.
+    pub fn header(&self, msg_id: &str) -> Option<Bytes> {
+        self.recent.iter().find(|run| run.msg_id == msg_id).map(|run| run.header.clone())
+    }
+
+    /// The header of the request of the newest execution, also after its end.
+    pub fn newest_header(&self) -> Option<Bytes> {
+        self.recent.front().map(|run| run.header.clone()).filter(|header| !header.is_empty())
     }
 
     /// Charges an output of `size` bytes to an execution.

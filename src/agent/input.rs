@@ -1,6 +1,5 @@
-//! The inputs of the agent's event loop. What waits for something outside sends them: connections, the kernel's sockets and streams.
+//! The inputs of the agent's event loop. What waits for something outside sends them: connections and the kernel's sockets.
 
-use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
@@ -25,11 +24,5 @@ pub(super) enum Input {
     Received {
         generation: Generation,
         received: Received,
-    },
-    /// Bytes that the kernel process wrote to its stdout or stderr.
-    Stdio {
-        generation: Generation,
-        name: &'static str,
-        bytes: Bytes,
     },
 }

@@ -3,26 +3,31 @@
 use std::fs;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 
 use super::confine::Confinement;
+use super::output_pipes::OutputPipes;
+use super::positions_page::PositionsPage;
 use crate::agent_protocol::AgentConfig;
+use crate::descriptors;
 use crate::ids::Generation;
 use crate::wire::connection_file::{ConnectionInfo, Transport};
 
 /// Makes the OOM killer prefer the kernel to the agent and the manager.
 const OOM_SCORE_ADJ: &str = "500";
+/// The variable that tells a kernel the numbers of its iopub pipe and of the page of positions, separated by a comma.
+const IOPUB_PIPE_VARIABLE: &str = "CELLKEEP_IOPUB_PIPE";
 
 pub(super) struct SpawnedKernel {
     pub pid: Pid,
     pub connection: ConnectionInfo,
-    pub stdout: OwnedFd,
-    pub stderr: OwnedFd,
+    pub output: OutputPipes,
 }
 
 /// Starts the kernel of `generation`.
@@ -35,6 +40,9 @@ pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<Spaw
     write_private(&path, &connection).map_err(|error| format!("cannot write {path}: {error}"))?;
     let argv: Vec<String> = config.argv.iter().map(|argument| argument.replace("{connection_file}", &path)).collect();
     let [program, arguments @ ..] = argv.as_slice() else { return Err("the kernelspec has no argv".to_owned()) };
+    let iopub =
+        if config.iopub_pipe { Some(IopubPipe::create().map_err(|error| format!("no iopub pipe: {error}"))?) } else { None };
+    let inherited = iopub.as_ref().map(IopubPipe::numbers);
     let mut confinement =
         Confinement::prepare(config).map_err(|error| format!("cannot prepare the kernel's confinement: {error}"))?;
     let mut command = Command::new(program);
@@ -42,6 +50,7 @@ pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<Spaw
         .args(arguments)
         .env_clear()
         .envs(&config.env)
+        .envs(inherited.map(|[iopub, positions]| (IOPUB_PIPE_VARIABLE, format!("{iopub},{positions}"))))
         .current_dir(&config.workspace)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -50,16 +59,43 @@ pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<Spaw
     // makes system calls on prepared data.
     #[expect(unsafe_code, reason = "confinement must be applied in the child, before exec")]
     unsafe {
-        command.pre_exec(move || confinement.apply());
+        command.pre_exec(move || {
+            confinement.apply()?;
+            inherited.into_iter().flatten().try_for_each(descriptors::keep_at_exec)
+        });
     }
     let mut child = command.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err("the kernel has no output pipes".to_owned());
     };
+    let iopub = iopub.map(|pipe| (pipe.reader, pipe.page));
+    let output = OutputPipes::new(stdout.into(), stderr.into(), iopub)
+        .map_err(|error| format!("cannot read the kernel's output: {error}"))?;
     let pid = Pid::from_child(&child);
     // Best effort: raising the score is always allowed, and a system without the file has no OOM killer.
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj", pid = pid.as_raw_nonzero()), OOM_SCORE_ADJ);
-    Ok(SpawnedKernel { pid, connection, stdout: stdout.into(), stderr: stderr.into() })
+    Ok(SpawnedKernel { pid, connection, output })
+}
+
+/// The iopub pipe and its page, with the ends that the kernel inherits.
+struct IopubPipe {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    page: PositionsPage,
+    positions: OwnedFd,
+}
+
+impl IopubPipe {
+    fn create() -> io::Result<Self> {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (page, positions) = PositionsPage::create()?;
+        Ok(Self { reader, writer, page, positions })
+    }
+
+    /// The numbers of the inherited descriptors: the pipe and the page.
+    fn numbers(&self) -> [RawFd; 2] {
+        [self.writer.as_raw_fd(), self.positions.as_raw_fd()]
+    }
 }
 
 fn connection_info(config: &AgentConfig, generation: Generation) -> io::Result<ConnectionInfo> {
@@ -113,13 +149,13 @@ pub(super) fn reap() -> Vec<(Pid, ExitStatus)> {
     ended
 }
 
-/// The tail of what the kernel process wrote to stdout and stderr.
+/// The tail of what the kernel process wrote to stdout and stderr while it started.
 #[derive(Default)]
-pub(super) struct StdioTail {
+pub(super) struct StartLog {
     bytes: Vec<u8>,
 }
 
-impl StdioTail {
+impl StartLog {
     const CAPACITY: usize = 4096;
 
     pub fn push(&mut self, bytes: &[u8]) {

@@ -6,9 +6,10 @@
 //! as a gap.
 //!
 //! ```text
-//!  kernel sockets ─▶ channels   ─┐                     ┌─▶ connection (one at a time, the newest)
-//!  kernel process ─▶ reaper     ─┼─▶ hub ─▶ buffer ────┘
-//!  manager frames ─▶ connection ─┘   one loop, owns all state, awaits nothing but its inputs
+//!  kernel sockets ─▶ channels     ─┐                     ┌─▶ connection (one at a time, the newest)
+//!  kernel output  ─▶ output_pipes ─┤
+//!  kernel process ─▶ reaper       ─┼─▶ hub ─▶ buffer ────┘
+//!  manager frames ─▶ connection   ─┘   one loop, owns all state, awaits nothing but its inputs
 //! ```
 //!
 //! Every input from a kernel carries its generation, so that a late message of an earlier kernel never affects a later one.
@@ -23,11 +24,15 @@ mod executions;
 mod files;
 mod hub;
 mod input;
+mod iopub_pipe;
 mod kernel;
+mod output_order;
+mod output_pipes;
+mod positions_page;
 mod shared_memory;
-mod stdio;
 mod uploads;
 mod usage;
+mod whole_characters;
 
 use std::io::Write;
 use std::process::ExitCode;

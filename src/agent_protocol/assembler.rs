@@ -102,7 +102,7 @@ mod tests {
             let event = Event::Message { channel: Channel::Iopub, generation: Generation(1), message: message(size) };
             assert_eq!(split_and_reassemble(&event), Some(event));
         }
-        let exit = KernelExit { code: None, signal: Some(9), out_of_memory: true, reason: None, last_words: "x".into() };
+        let exit = KernelExit { code: None, signal: Some(9), out_of_memory: true, reason: None, start_log: "x".into() };
         let event = Event::Kernel { generation: Generation(1), event: KernelEvent::Exited(exit) };
         assert_eq!(split_and_reassemble(&event), Some(event));
     }

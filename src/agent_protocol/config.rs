@@ -12,6 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::policy::Limits;
 use crate::wire::connection_file::Transport;
 
+/// The type of the message that marks the end of an execution's outputs.
+pub const END_MARKER: &str = "cellkeep_end";
+
 /// The agent's confirmation that it has received its configuration.
 const CONFIRMATION: &[u8] = b"taken";
 
@@ -35,6 +38,13 @@ pub struct AgentConfig {
     /// The kernel's complete environment.
     pub env: BTreeMap<String, String>,
     pub transport: Transport,
+    /// Whether the kernel broadcasts on a pipe that it inherits, in addition to the ZeroMQ socket; see `agent::iopub_pipe`.
+    pub iopub_pipe: bool,
+    /// Code that the agent runs silently after each start of the kernel, before the kernel counts as ready.
+    pub startup_code: Option<String>,
+    /// Code that broadcasts a message of type [`END_MARKER`], for a kernel that broadcasts outputs after their execution's
+    /// reply and idle. The agent runs it after each execution, and passes reply and idle on when the message has come.
+    pub end_marker: Option<String>,
     /// Whether interrupts are sent as `interrupt_request` on control (kernelspec `interrupt_mode: message`) instead of
     /// SIGINT.
     pub interrupt_by_message: bool,
@@ -90,6 +100,9 @@ mod tests {
             // More than the maximum length of a program argument.
             env: BTreeMap::from([("BIG".to_owned(), "x".repeat(1 << 20))]),
             transport: Transport::Ipc,
+            iopub_pipe: true,
+            startup_code: None,
+            end_marker: None,
             interrupt_by_message: false,
             workspace: "/work".into(),
             runtime_dir: "/run/kernel".into(),

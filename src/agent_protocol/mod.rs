@@ -27,7 +27,7 @@ mod types;
 
 pub use assembler::{EVENT_CHUNK, EventAssembler, MAX_MESSAGE, encode_event_frames};
 pub use codec::{FILE_CHUNK, ProtocolError, SUBMIT_MAX};
-pub use config::{AgentConfig, Listen, receive_config, send_config};
+pub use config::{AgentConfig, END_MARKER, Listen, receive_config, send_config};
 pub use frame::{FrameError, FrameReader, PREAMBLE, RawFrame, encode_frame, read_preamble, write_all_vectored};
 pub use types::{
     Answer, AnswerBody, Event, ExecutionUsage, FileEntry, FromAgent, Hello, KernelEvent, KernelExit, KernelState,

@@ -236,8 +236,8 @@ pub struct KernelExit {
     pub out_of_memory: bool,
     /// The reason that the agent recorded before it sent a signal, if it did.
     pub reason: Option<KillReason>,
-    /// The tail of what the process wrote to its stdout and stderr, for people.
-    pub last_words: String,
+    /// The tail of what the process wrote to its stdout and stderr while it started, for people.
+    pub start_log: String,
 }
 
 /// Events of the kernel process.
@@ -281,7 +281,7 @@ impl KernelEvent {
     fn size(&self) -> usize {
         match self {
             Self::Ready { info: text } | Self::Failed { reason: text } | Self::BadMessage { reason: text } => text.len(),
-            Self::Exited(exit) => exit.last_words.len(),
+            Self::Exited(exit) => exit.start_log.len(),
             Self::OutputCapped { msg_id, .. } | Self::RunUsed { msg_id, .. } => msg_id.len(),
             Self::Starting | Self::ChildOutOfMemory => 0,
         }

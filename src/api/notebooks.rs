@@ -365,6 +365,8 @@ struct RunError {
     evalue: String,
     /// Lines for a terminal, with ANSI colours.
     traceback: Vec<String>,
+    /// Whether the variables of the session are gone.
+    state_lost: bool,
 }
 
 impl RunOutcome {
@@ -401,7 +403,7 @@ impl CellSummary {
 
 impl RunError {
     fn of(cell: &Cell) -> Option<Self> {
-        let view::ExecutionError { ename, evalue, traceback } = view::error(cell.execution.result.as_ref()?)?;
-        Some(Self { cell: cell.id.clone(), ename, evalue, traceback })
+        let view::ExecutionError { ename, evalue, traceback, state_lost } = view::error(cell.execution.result.as_ref()?)?;
+        Some(Self { cell: cell.id.clone(), ename, evalue, traceback, state_lost })
     }
 }

@@ -223,9 +223,7 @@ fn report(outputs: &[Value], result: &ExecutionResult, files: &[PathBuf]) -> Val
         "status": result.status.name(),
         "execution_count": result.execution_count,
         "outputs": outputs,
-        "error": result.error.as_ref().map(|error| json!({
-            "ename": error.ename, "evalue": error.evalue, "traceback": error.traceback,
-        })),
+        "error": result.error,
         "metrics": metrics(result),
         "artifacts": files,
     })

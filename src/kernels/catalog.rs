@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use jupyter_protocol::JupyterKernelspec;
 use rust_embed::RustEmbed;
@@ -32,8 +31,12 @@ pub struct KernelSpec {
     /// Whether it is interrupted by `interrupt_request` instead of SIGINT.
     pub interrupt_by_message: bool,
     pub transport: Transport,
-    /// How long iopub must be quiet after `idle` before an execution counts as ended: Deno sends output after `idle`.
-    pub late_output: Duration,
+    /// Whether it broadcasts on an inherited pipe; see `agent::iopub_pipe`.
+    pub iopub_pipe: bool,
+    /// Code that runs silently after each start; the content of the file that `metadata.cellkeep.startup_file` names.
+    pub startup_code: Option<String>,
+    /// Code that marks the end of an execution's outputs; see `AgentConfig`.
+    pub end_marker: Option<String>,
     aliases: Vec<String>,
     kernelspec_names: Vec<String>,
 }
@@ -50,7 +53,9 @@ pub struct KernelError {
 struct CellkeepMetadata {
     transport: Transport,
     #[serde(default)]
-    late_output_ms: u64,
+    iopub_pipe: bool,
+    startup_file: Option<String>,
+    end_marker: Option<String>,
     #[serde(default)]
     language_aliases: Vec<String>,
     #[serde(default)]
@@ -78,6 +83,10 @@ fn parse(name: &str, kernelspec: &[u8]) -> Option<KernelSpec> {
     let spec: JupyterKernelspec = serde_json::from_slice(kernelspec).ok()?;
     let own = spec.metadata.and_then(|mut metadata| metadata.remove("cellkeep"))?;
     let own: CellkeepMetadata = serde_json::from_value(own).ok()?;
+    let startup_code = match own.startup_file {
+        Some(file) => Some(text_file(name, &file)?),
+        None => None,
+    };
     Some(KernelSpec {
         name: name.to_owned(),
         display_name: spec.display_name,
@@ -86,10 +95,17 @@ fn parse(name: &str, kernelspec: &[u8]) -> Option<KernelSpec> {
         env: spec.env.unwrap_or_default().into_iter().collect(),
         interrupt_by_message: spec.interrupt_mode.as_deref() == Some("message"),
         transport: own.transport,
-        late_output: Duration::from_millis(own.late_output_ms),
+        iopub_pipe: own.iopub_pipe,
+        startup_code,
+        end_marker: own.end_marker,
         aliases: own.language_aliases,
         kernelspec_names: own.kernelspec_names,
     })
+}
+
+/// A file in the folder of a kernel. `None` if it does not exist or is not UTF-8.
+fn text_file(kernel: &str, file: &str) -> Option<String> {
+    String::from_utf8(Folders::get(&format!("{kernel}/{file}"))?.data.into_owned()).ok()
 }
 
 /// Finds a kernel by its name, an alias (`py`, `js`, `sh`, ...) or a kernelspec name (`python3`, `ir`, `julia-1.11`).

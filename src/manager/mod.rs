@@ -159,7 +159,6 @@ impl Manager {
             sandbox: sandbox.clone(),
             record: record.clone(),
             limits: spec.limits,
-            late_output: spec.kernel.late_output,
             output_mode: OutputMode::Messages,
             journal: Box::new(journal),
             durable: false,

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
@@ -335,7 +335,6 @@ impl SessionService {
             sandbox: sandbox.engine.clone(),
             record: record.clone(),
             limits: config.limits.clone(),
-            late_output: kernels::find(&record.kernel).map_or(Duration::ZERO, |kernel| kernel.late_output),
             output_mode: OutputMode::Changes,
             journal,
             durable: true,

@@ -35,8 +35,6 @@ pub struct SessionParts {
     pub sandbox: Arc<dyn Sandbox>,
     pub record: SandboxRecord,
     pub limits: Limits,
-    /// How long after its `idle` the kernel may still send output.
-    pub late_output: Duration,
     pub output_mode: OutputMode,
     pub journal: Box<dyn Journal>,
     /// Whether the journal outlives this process, so that a later server can go on.
@@ -77,8 +75,8 @@ enum Outcome {
 /// Starts the driver of a session whose sandbox exists. It ends with the session, or when the last handle is dropped; in the latter
 /// case the session itself lives on in its sandbox.
 pub fn start(parts: SessionParts) -> SessionHandle {
-    let SessionParts { sandbox, record, limits, late_output, output_mode, journal, durable, stored } = parts;
-    let config = MachineConfig { session: record.session.to_string(), limits, late_output, durable, output_mode };
+    let SessionParts { sandbox, record, limits, output_mode, journal, durable, stored } = parts;
+    let config = MachineConfig { session: record.session.to_string(), limits, durable, output_mode };
     let machine = match stored {
         Some(stored) => Machine::restore(config, stored, context()),
         None => Machine::new(config, context()),
@@ -113,7 +111,7 @@ pub async fn end_stored(stored: Stored, was_over: bool, why: &str, mut journal: 
     let gone = SessionState::Gone { why: why.to_owned() };
     if !was_over {
         let (session, limits, output_mode) = (String::new(), Limits::default(), OutputMode::Changes);
-        let config = MachineConfig { session, limits, late_output: Duration::ZERO, durable: true, output_mode };
+        let config = MachineConfig { session, limits, durable: true, output_mode };
         let mut machine = Machine::restore(config, stored, context());
         machine.end(context(), why);
         let (transaction, _) = machine.take_out(context());

@@ -72,8 +72,12 @@ pub struct ExecutionResult {
 impl ExecutionResult {
     /// The error as an nbformat output where the kernel could not send one, because it was stopped or dead.
     pub fn unsent_error(&self) -> Option<Value> {
-        let was_sent = matches!(self.status, ExecutionStatus::Ok | ExecutionStatus::Error | ExecutionStatus::Interrupted);
-        let ErrorInfo { ename, evalue, traceback } = self.error.as_ref().filter(|_| !was_sent)?;
+        let was_sent = match self.status {
+            ExecutionStatus::Ok | ExecutionStatus::Error => true,
+            ExecutionStatus::Interrupted => !self.kernel_gone,
+            _ => false,
+        };
+        let ErrorInfo { ename, evalue, traceback, .. } = self.error.as_ref().filter(|_| !was_sent)?;
         Some(json!({"output_type": "error", "ename": ename, "evalue": evalue, "traceback": traceback}))
     }
 
@@ -136,7 +140,13 @@ impl StopReason {
 }
 
 pub(super) fn error_info(ename: &str, evalue: String) -> ErrorInfo {
-    ErrorInfo { ename: ename.to_owned(), traceback: vec![format!("{ename}: {evalue}")], evalue }
+    ErrorInfo { ename: ename.to_owned(), traceback: vec![format!("{ename}: {evalue}")], evalue, state_lost: false }
+}
+
+/// The same error, of a kernel that has ended: it also says that the variables are gone. `why`: what is appended to the message, or empty.
+pub(super) fn with_lost_state(error: &ErrorInfo, why: &str) -> ErrorInfo {
+    let evalue = format!("{}{why}; all variables are gone", error.evalue);
+    ErrorInfo { state_lost: true, ..error_info(&error.ename, evalue) }
 }
 
 pub(super) fn memory_error(memory_mb: u64) -> ErrorInfo {
@@ -152,9 +162,7 @@ pub(super) fn death_error(exit: &KernelExit) -> ErrorInfo {
         (None, Some(code)) => format!("with exit code {code}"),
         (None, None) => "in an unknown way".to_owned(),
     };
-    let last_words =
-        if exit.last_words.is_empty() { String::new() } else { format!("; its last words: {}", exit.last_words) };
-    error_info("KernelDied", format!("the kernel process ended {how} while the cell ran{last_words}"))
+    error_info("KernelDied", format!("the kernel process ended {how} while the cell ran"))
 }
 
 /// Why a kernel never became ready.
@@ -165,8 +173,8 @@ pub(super) fn describe_failed_start(exit: &KernelExit) -> String {
         (_, _, Some(code)) => format!("exit code {code}"),
         _ => "unknown reason".to_owned(),
     };
-    let last_words = if exit.last_words.is_empty() { String::new() } else { format!("\n{}", exit.last_words) };
-    format!("the kernel ended before it was ready ({how}){last_words}")
+    let log = if exit.start_log.is_empty() { String::new() } else { format!("\n{}", exit.start_log) };
+    format!("the kernel ended before it was ready ({how}){log}")
 }
 
 fn signal_name(signal: i32) -> &'static str {

@@ -139,18 +139,16 @@ struct World {
     crash: Option<Crash>,
     watching: bool,
     sandbox_ended: bool,
-    late_output: Duration,
     start: (Instant, SystemTime),
     passed: Duration,
     executed: Vec<String>,
 }
 
 impl World {
-    fn new(buffer: usize, late_output: u64) -> Self {
-        let late_output = Duration::from_millis(late_output);
+    fn new(buffer: usize) -> Self {
         let start = (Instant::now(), SystemTime::now());
         Self {
-            machine: Machine::new(config(late_output), context(start)),
+            machine: Machine::new(config(), context(start)),
             agent: Agent::new(1, buffer),
             journal: CheckedJournal::default(),
             connection: Connection::default(),
@@ -158,7 +156,6 @@ impl World {
             crash: None,
             watching: false,
             sandbox_ended: false,
-            late_output,
             start,
             passed: Duration::ZERO,
             executed: Vec::new(),
@@ -222,7 +219,7 @@ impl World {
         (self.connection, self.watching) = (Connection::default(), false);
         self.taken.clear();
         if !self.journal.is_gone() {
-            self.machine = Machine::restore(config(self.late_output), self.journal.stored(), self.cx());
+            self.machine = Machine::restore(config(), self.journal.stored(), self.cx());
             self.commit_and_apply();
         }
     }
@@ -467,9 +464,9 @@ impl World {
     }
 }
 
-fn config(late_output: Duration) -> MachineConfig {
+fn config() -> MachineConfig {
     let (session, limits, output_mode) = ("simulation".to_owned(), Limits::default(), OutputMode::Changes);
-    MachineConfig { session, limits, late_output, durable: true, output_mode }
+    MachineConfig { session, limits, durable: true, output_mode }
 }
 
 fn context((instant, time): (Instant, SystemTime)) -> Context {
@@ -488,9 +485,8 @@ fn runner(cases: u32) -> TestRunner {
 }
 
 fn simulate(cases: u32, buffer: impl Strategy<Value = usize>) {
-    let late_output = prop_oneof![Just(0u64), Just(150)];
-    let result = runner(cases).run(&(buffer, late_output, steps()), |(buffer, late_output, steps)| {
-        let mut world = World::new(buffer, late_output);
+    let result = runner(cases).run(&(buffer, steps()), |(buffer, steps)| {
+        let mut world = World::new(buffer);
         steps.into_iter().for_each(|step| world.apply_step(step));
         world.settle();
         Ok(())

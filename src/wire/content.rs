@@ -43,6 +43,9 @@ pub struct ErrorInfo {
     pub evalue: String,
     /// Lines for a terminal, with ANSI colours.
     pub traceback: Vec<String>,
+    /// Whether the variables of the session are gone, since the kernel, or what it ran the code in, has ended.
+    #[serde(default)]
+    pub state_lost: bool,
 }
 
 impl ErrorInfo {
@@ -60,7 +63,8 @@ impl ErrorInfo {
             Some(Value::String(line)) => vec![line.clone()],
             _ => Vec::new(),
         };
-        Self { ename: text("ename"), evalue: text("evalue"), traceback }
+        let state_lost = content.get("state_lost") == Some(&Value::Bool(true));
+        Self { ename: text("ename"), evalue: text("evalue"), traceback, state_lost }
     }
 }
 

@@ -13,11 +13,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Hub;
+use super::execution_end::ExecutionEnd;
 use crate::agent::channels::{self, Received, Senders};
 use crate::agent::executions::Executions;
 use crate::agent::input::Input;
-use crate::agent::kernel::{self, StdioTail};
-use crate::agent::stdio;
+use crate::agent::kernel::{self, StartLog};
+use crate::agent::output_pipes::OutputPipes;
 use crate::agent_protocol::{AnswerBody, KernelEvent, KernelExit, KernelState, KillReason, SignalKind};
 use crate::ids::Generation;
 use crate::wire::connection_file::ConnectionInfo;
@@ -40,6 +41,8 @@ pub(super) struct KernelInstance {
     pub socket_tasks: Option<JoinSet<()>>,
     /// Content of the `kernel_info_reply`.
     pub info: Option<String>,
+    /// Whether the startup code has run, or there is none.
+    pub prepared: bool,
     /// Whether a message arrived on iopub.
     pub iopub_seen: bool,
     pub info_requests: usize,
@@ -50,7 +53,12 @@ pub(super) struct KernelInstance {
     /// An interrupt is deferred until its execution starts.
     pub interrupt_deferred: bool,
     pub oom_kills_before: u64,
-    pub last_words: StdioTail,
+    pub output: Option<OutputPipes>,
+    /// The execution to which text of the process belongs, by its `msg_id`. `None`: the running one.
+    pub text_owner: Option<String>,
+    pub start_log: StartLog,
+    /// The reply and idle of an execution whose last outputs are still to come.
+    pub end: Option<ExecutionEnd>,
 }
 
 impl KernelInstance {
@@ -63,6 +71,8 @@ impl KernelInstance {
             tasks: JoinSet::new(),
             socket_tasks: None,
             info: None,
+            prepared: false,
+            end: None,
             iopub_seen: false,
             info_requests: 0,
             next_info_request: None,
@@ -70,7 +80,9 @@ impl KernelInstance {
             kill_reason: None,
             interrupt_deferred: false,
             oom_kills_before,
-            last_words: StdioTail::default(),
+            output: None,
+            text_owner: None,
+            start_log: StartLog::default(),
         }
     }
 }
@@ -87,12 +99,9 @@ impl Hub {
             }
         };
         self.kernel.pid = Some(process.pid);
-        let tasks = &mut self.kernel.tasks;
-        for (name, fd) in [("stdout", process.stdout), ("stderr", process.stderr)] {
-            tasks.spawn_local(stdio::read(generation, name, fd, self.inputs.clone()));
-        }
+        self.kernel.output = Some(process.output);
         let inputs = self.inputs.clone();
-        tasks.spawn_local(async move {
+        self.kernel.tasks.spawn_local(async move {
             let result = connect(&process.connection, generation, inputs.clone()).await;
             let _ = inputs.send(Input::Connected { generation, result }).await;
         });
@@ -108,12 +117,29 @@ impl Hub {
     }
 
     pub(super) fn check_ready(&mut self) {
-        if let (KernelState::Starting, true, Some(info)) =
-            (self.kernel.state, self.kernel.iopub_seen, self.kernel.info.take())
+        if self.kernel.state != KernelState::Starting || self.kernel.info.is_none() || !self.kernel.iopub_seen {
+            return;
+        }
+        if self.kernel.next_info_request.take().is_some()
+            && let Some(code) = self.config.startup_code.clone()
+        {
+            self.run_silently(&code);
+        } else if (self.kernel.prepared || self.config.startup_code.is_none())
+            && let Some(info) = self.kernel.info.take()
         {
             self.kernel.state = KernelState::Ready;
-            self.kernel.next_info_request = None;
             self.emit_kernel(KernelEvent::Ready { info });
+        }
+    }
+
+    /// Lets the kernel run code of the agent. Its reply has the agent's session in its parent.
+    pub(super) fn run_silently(&self, code: &str) {
+        let content = json!({
+            "code": code, "silent": true, "store_history": false, "user_expressions": {}, "allow_stdin": false,
+            "stop_on_error": false,
+        });
+        if let Some(senders) = &self.kernel.senders {
+            senders.send(Channel::Shell, Message::new_request(&self.own_session, "execute_request", &content));
         }
     }
 
@@ -124,12 +150,14 @@ impl Hub {
                 self.kernel.exit = Some((status, Instant::now() + DRAIN_QUIET));
                 // Its child processes must not outlive it, nor write into the output of the next generation.
                 kernel::kill_all(None);
+                self.finish_output();
             }
         }
     }
 
     pub(super) fn report_exit(&mut self, status: ExitStatus) {
         self.flush_streams();
+        self.pass_on_end();
         let reason = self.kernel.kill_reason;
         let counted = self.meter.oom_kills() > self.kernel.oom_kills_before && status.signal() == Some(libc::SIGKILL);
         // Without a cgroup, the counters of a process disappear with it.
@@ -145,7 +173,7 @@ impl Hub {
             signal: status.signal(),
             out_of_memory,
             reason,
-            last_words: self.kernel.last_words.text(),
+            start_log: self.kernel.start_log.text(),
         }));
         if reason == Some(KillReason::Restart) {
             self.start_kernel(Generation(self.kernel.generation.0 + 1));

@@ -9,6 +9,7 @@
 //!
 //! [`kernel_process`] implements the diagram above, [`requests`] the manager's requests, [`output`] the kernel's messages.
 
+mod execution_end;
 mod kernel_process;
 mod output;
 mod requests;
@@ -91,6 +92,11 @@ pub(super) async fn run(config: AgentConfig) -> io::Result<()> {
                     hub.executions.set_baseline(hub.meter.sample());
                 }
             }
+            () = hub.output_readable() => {
+                hub.read_output();
+                // A kernel that always writes must not keep the connection to the manager from sending.
+                tokio::task::yield_now().await;
+            }
             () = due, if deadline.is_some() => {}
         }
         if hub.run_timers(Instant::now()) {
@@ -147,12 +153,13 @@ impl Hub {
                 }
                 Err(reason) => self.emit_kernel(KernelEvent::BadMessage { reason }),
             },
-            Input::Received { generation, received } if generation == self.kernel.generation => self.receive(received),
-            Input::Stdio { generation, name, bytes } if generation == self.kernel.generation => {
-                self.process_output(name, &bytes)
+            Input::Received { generation, received } if generation == self.kernel.generation => {
+                // Output that the kernel wrote before this message comes first.
+                self.read_output();
+                self.receive(received);
             }
             // Of an earlier generation.
-            Input::Connected { .. } | Input::Received { .. } | Input::Stdio { .. } => {}
+            Input::Connected { .. } | Input::Received { .. } => {}
         }
         false
     }
@@ -185,10 +192,15 @@ impl Hub {
     fn next_deadline(&self) -> Option<Instant> {
         let exit = self.kernel.exit.map(|(_, settled)| settled);
         let orphan = self.orphan_deadline();
-        [self.coalescer.deadline(), self.kernel.next_info_request, exit, orphan, self.next_memory_check, self.next_sample]
+        let (text, marker) = (self.coalescer.deadline(), self.marker_deadline());
+        [text, marker, self.kernel.next_info_request, exit, orphan, self.next_memory_check, self.next_sample]
             .into_iter()
             .flatten()
             .min()
+    }
+
+    fn marker_deadline(&self) -> Option<Instant> {
+        self.kernel.end.as_ref().and_then(|end| end.give_up_at)
     }
 
     fn orphan_deadline(&self) -> Option<Instant> {
@@ -201,6 +213,9 @@ impl Hub {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(self.coalescer.deadline()) {
             self.flush_streams();
+        }
+        if due(self.marker_deadline()) {
+            self.pass_on_end();
         }
         if due(self.kernel.next_info_request) {
             self.request_kernel_info(now);

@@ -2,20 +2,59 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use serde_json::json;
 
 use super::Hub;
+use super::execution_end::is_idle;
 use super::kernel_process::DRAIN_QUIET;
 use crate::agent::channels::Received;
 use crate::agent::coalesce;
 use crate::agent::executions::OutputAllowance;
-use crate::agent_protocol::{Event, KernelEvent, MAX_MESSAGE};
+use crate::agent::iopub_pipe::Broadcast;
+use crate::agent::output_order::Stream;
+use crate::agent::output_pipes::{Output, OutputPipes};
+use crate::agent_protocol::{Event, KernelEvent, KernelState, MAX_MESSAGE};
 use crate::wire::{Channel, Header, Message};
 
 /// How many rejected messages of one execution are reported.
 const MAX_REPORTED_REJECTIONS: u32 = 10;
 
 impl Hub {
+    /// Waits until the kernel's process has written something.
+    pub(super) async fn output_readable(&self) {
+        match &self.kernel.output {
+            Some(output) => output.readable().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn read_output(&mut self) {
+        self.handle_outputs(OutputPipes::read);
+    }
+
+    /// Handles the rest of the output of an exited kernel.
+    pub(super) fn finish_output(&mut self) {
+        self.handle_outputs(OutputPipes::finish);
+        self.kernel.output = None;
+    }
+
+    fn handle_outputs(&mut self, read: impl FnOnce(&mut OutputPipes) -> Vec<Output>) {
+        for output in self.kernel.output.as_mut().map(read).unwrap_or_default() {
+            match output {
+                Output::Text(stream, bytes) => self.process_output(stream, &bytes),
+                Output::Broadcast(Broadcast::Message(message)) => self.receive((Channel::Iopub, message)),
+                Output::Broadcast(Broadcast::TextOwner(owner)) => self.kernel.text_owner = owner,
+                Output::Broadcast(Broadcast::TooLarge) => {
+                    self.reject(&format!("the message is larger than {} MB", MAX_MESSAGE >> 20));
+                }
+                Output::Broadcast(Broadcast::Malformed) => {
+                    self.reject("the iopub pipe has malformed data; it is not read any more")
+                }
+            }
+        }
+    }
+
     pub(super) fn receive(&mut self, (channel, message): Received) {
         // The kernel has exited: its report waits until the sockets are drained.
         if let Some((_, settled)) = &mut self.kernel.exit {
@@ -25,17 +64,20 @@ impl Hub {
             Ok(message) => message,
             Err(error) => return self.reject(&error.to_string()),
         };
-        let (header, parent) = (message.header(), message.parent());
+        let header = message.header();
         if channel == Channel::Iopub {
             self.kernel.iopub_seen = true;
         }
-        if parent.session == self.own_session || header.msg_type == "iopub_welcome" {
-            if header.msg_type == "kernel_info_reply" {
-                self.kernel.info = Some(String::from_utf8_lossy(&message.content).into_owned());
-            }
-            return self.check_ready();
+        if message.parent().session != self.own_session && header.msg_type != "iopub_welcome" {
+            self.check_ready();
+            self.receive_message(channel, &header, message);
+        } else if let Some(output) = self.receive_own(channel, &header, message) {
+            self.receive_message(channel, &header, output);
         }
-        self.check_ready();
+    }
+
+    fn receive_message(&mut self, channel: Channel, header: &Header, message: Message) {
+        let parent = message.parent();
         if message.size() > MAX_MESSAGE {
             return self.reject(&format!("the message is larger than {} MB", MAX_MESSAGE >> 20));
         }
@@ -47,12 +89,12 @@ impl Hub {
                 {
                     self.interrupt();
                 }
-                self.broadcast(&header, &parent.msg_id, message);
+                self.broadcast(header, &parent.msg_id, message);
             }
             Channel::Shell if header.msg_type == "execute_reply" && self.executions.finish(&parent.msg_id) => {
                 self.check_child_oom();
-                self.emit_usage(parent.msg_id);
-                self.emit_message(channel, message);
+                self.emit_usage(parent.msg_id.clone());
+                self.emit_end(channel, &parent.msg_id, message);
             }
             _ => self.emit_message(channel, message),
         }
@@ -64,6 +106,9 @@ impl Hub {
                 let mut out = Vec::new();
                 self.coalescer.push(message, Instant::now(), &mut |message| out.push(message));
                 out.into_iter().for_each(|text| self.store_text(text));
+            }
+            "status" if self.executions.header(run).is_some() && is_idle(&message) => {
+                self.emit_end(Channel::Iopub, run, message);
             }
             "status" | "execute_input" => self.emit_message(Channel::Iopub, message),
             _ => {
@@ -118,23 +163,27 @@ impl Hub {
         self.emit_kernel(KernelEvent::RunUsed { msg_id, used });
     }
 
-    /// Bytes that bypass the protocol (C code, child processes) are output of the running execution too. Without one they
-    /// have no parent and belong to the session.
-    pub(super) fn process_output(&mut self, name: &'static str, bytes: &[u8]) {
-        self.kernel.last_words.push(bytes);
-        if let Some((_, settled)) = &mut self.kernel.exit {
-            *settled = Instant::now() + DRAIN_QUIET;
+    /// Text that the process or its children wrote to stdout or stderr. It belongs to the execution that the kernel named, or
+    /// else to the running one; without any it has no parent and belongs to the session. Text of a starting kernel is no output.
+    fn process_output(&mut self, stream: Stream, bytes: &[u8]) {
+        if self.kernel.state == KernelState::Starting {
+            return self.kernel.start_log.push(bytes);
         }
-        let content = json!({"name": name, "text": String::from_utf8_lossy(bytes)});
+        let content = json!({"name": stream.name(), "text": String::from_utf8_lossy(bytes)});
         let mut message = Message::new_request(&self.own_session, "stream", &content);
-        if let Some(parent_header) = self.executions.running_header() {
+        if let Some(parent_header) = self.text_parent() {
             message.parent_header = parent_header;
         }
         let (header, parent) = (message.header(), message.parent());
         self.broadcast(&header, &parent.msg_id, message);
     }
 
-    fn emit_message(&mut self, channel: Channel, message: Message) {
+    fn text_parent(&self) -> Option<Bytes> {
+        let Some(owner) = &self.kernel.text_owner else { return self.executions.running_header() };
+        self.executions.header(owner).or_else(|| Some(json!({"msg_id": owner}).to_string().into()))
+    }
+
+    pub(super) fn emit_message(&mut self, channel: Channel, message: Message) {
         self.flush_streams();
         self.store_message(channel, message);
     }

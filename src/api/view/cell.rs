@@ -11,7 +11,7 @@ use crate::artifacts::Blobs;
 use crate::ids::Seq;
 use crate::manager::{EventRow, inline_artifacts, outputs_from_events};
 use crate::session::{Cell, CellPhase, CellType, ExecutionResult, ExecutionStatus, metrics};
-use crate::wire::content::iso8601;
+use crate::wire::content::{ErrorInfo, iso8601};
 
 /// A cell, and the result of its last execution.
 #[derive(Serialize, ToSchema)]
@@ -118,12 +118,14 @@ pub(in crate::api) struct ExecutionError {
     pub evalue: String,
     /// Lines for a terminal, with ANSI colours.
     pub traceback: Vec<String>,
+    /// Whether the variables of the session are gone: the kernel has ended, or what it ran the code in.
+    pub state_lost: bool,
 }
 
 /// The error of an execution, if it failed.
 pub(in crate::api) fn error(result: &ExecutionResult) -> Option<ExecutionError> {
-    let error = result.error.clone()?;
-    Some(ExecutionError { ename: error.ename, evalue: error.evalue, traceback: error.traceback })
+    let ErrorInfo { ename, evalue, traceback, state_lost } = result.error.clone()?;
+    Some(ExecutionError { ename, evalue, traceback, state_lost })
 }
 
 /// The resources that an execution used. Only `wall_ms` is known if the kernel ended during the execution.

@@ -66,8 +66,8 @@ impl ActiveExecution {
         }
     }
 
-    pub fn restore(stored: JournaledExecution, late_output: Duration, cx: Context) -> Self {
-        let progress = Progress::restore(stored.progress, late_output, cx);
+    pub fn restore(stored: JournaledExecution, cx: Context) -> Self {
+        let progress = Progress::restore(stored.progress, cx);
         // An escalation that was under way begins again.
         let escalation = progress.is_stopping().then(|| InterruptEscalation::new(cx.instant));
         let JournaledExecution { number, output_bytes, timeout, source, .. } = stored;

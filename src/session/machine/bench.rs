@@ -1,7 +1,7 @@
 //! A machine driven by hand, for unit tests: its agent says what the test makes it say.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -16,8 +16,8 @@ use crate::session::{Cell, ExecutionStatus, NewCell, SessionState};
 use crate::wire::{Channel, Message};
 
 fn config() -> MachineConfig {
-    let (limits, late_output) = (Limits { output_mb: 1, ..Limits::default() }, Duration::ZERO);
-    MachineConfig { session: "test".to_owned(), limits, late_output, durable: true, output_mode: OutputMode::Changes }
+    let limits = Limits { output_mb: 1, ..Limits::default() };
+    MachineConfig { session: "test".to_owned(), limits, durable: true, output_mode: OutputMode::Changes }
 }
 
 fn context() -> Context {
@@ -110,13 +110,13 @@ impl Bench {
     }
 
     pub fn exits(&mut self, reason: Option<KillReason>) {
-        let last_words = String::new();
+        let start_log = String::new();
         self.kernel(KernelEvent::Exited(KernelExit {
             code: None,
             signal: Some(9),
             out_of_memory: false,
             reason,
-            last_words,
+            start_log,
         }));
     }
 

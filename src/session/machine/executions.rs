@@ -64,7 +64,6 @@ pub(super) struct Executions {
     active: Option<ActiveExecution>,
     recent: RecentExecutions,
     /// How long after its `idle` the kernel may still send output.
-    late_output: Duration,
     /// Bytes of output after which an execution is stopped here, even if the agent did not stop it.
     output_cap: u64,
 }
@@ -102,14 +101,13 @@ pub(super) enum Charge {
 }
 
 impl Executions {
-    pub fn new(cx: Context, limits: &Limits, late_output: Duration) -> Self {
+    pub fn new(cx: Context, limits: &Limits) -> Self {
         let limit = limits.output_bytes();
         Self {
             ids: ExecutionIds::new(cx),
             queue: VecDeque::new(),
             active: None,
             recent: RecentExecutions::default(),
-            late_output,
             output_cap: limit.saturating_add(limit / 8 + OUTPUT_SLACK),
         }
     }
@@ -131,7 +129,7 @@ impl Executions {
         recent.sort_by_key(|recent| cells.get(recent.number).map(|cell| cell.execution.first_seq));
         self.recent = RecentExecutions::restore(recent);
         self.ids = stored.ids;
-        self.active = stored.active.map(|active| ActiveExecution::restore(active, self.late_output, cx));
+        self.active = stored.active.map(|active| ActiveExecution::restore(active, cx));
     }
 
     pub fn to_journal(&self) -> JournaledExecutions {
@@ -181,7 +179,7 @@ impl Executions {
         let cell = cells.get(number)?;
         let id = self.ids.next();
         let message = execute_request(cx, &id, session, &cell.id, &cell.source, &cell.options);
-        let progress = Progress::new(id.clone(), self.late_output, cx);
+        let progress = Progress::new(id.clone(), cx);
         self.active = Some(ActiveExecution::new(number, progress, timeout_of(&cell.options)));
         Some(Submission { number, id, message })
     }
@@ -330,7 +328,7 @@ mod tests {
 
     fn with_cells(options: &[ExecutionOptions]) -> (Executions, Cells) {
         let (mut cells, limits) = (Cells::default(), Limits { output_mb: 1, ..Limits::default() });
-        let mut executions = Executions::new(cx(), &limits, Duration::ZERO);
+        let mut executions = Executions::new(cx(), &limits);
         for (index, options) in options.iter().enumerate() {
             let new = NewCell { id: Some(format!("c{index}")), options: options.clone(), ..NewCell::default() };
             let (cell, _) = cells.prepare(cx(), new).unwrap();

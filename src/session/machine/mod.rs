@@ -36,7 +36,7 @@ mod resume;
 mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -72,8 +72,6 @@ pub(in crate::session) struct MachineConfig {
     /// Id of the session, which is its name in the headers of its requests.
     pub session: String,
     pub limits: Limits,
-    /// How long after its `idle` the kernel may still send output.
-    pub late_output: Duration,
     /// Whether the journal outlives this process, so that a later server can go on.
     pub durable: bool,
     pub output_mode: OutputMode,
@@ -94,7 +92,7 @@ pub(in crate::session) struct Machine {
 impl Machine {
     pub fn new(config: MachineConfig, cx: Context) -> Self {
         Self {
-            executions: Executions::new(cx, &config.limits, config.late_output),
+            executions: Executions::new(cx, &config.limits),
             config,
             cells: Cells::default(),
             kernel: KernelLifecycle::new(cx),

@@ -13,7 +13,9 @@ use serde_json::Value;
 use super::context::Context;
 use crate::agent_protocol::{ExecutionUsage, KernelExit};
 use crate::ids::ExecutionId;
-use crate::session::execution::{ExecutionResult, ExecutionStatus, StopReason, death_error, error_info, memory_error};
+use crate::session::execution::{
+    ExecutionResult, ExecutionStatus, StopReason, death_error, error_info, memory_error, with_lost_state,
+};
 use crate::wire::content::{self, ErrorInfo, ExecutionState, ReplyStatus};
 use crate::wire::{Channel, Header};
 
@@ -28,8 +30,6 @@ pub(super) struct Progress {
     journaled: JournaledProgress,
     /// When the request was handed to the kernel.
     started: Instant,
-    /// How long iopub must have been quiet after the reply. Deno sends output, even results, after its `idle`.
-    late_output: Duration,
     last_message: Instant,
     replied_at: Option<Instant>,
 }
@@ -59,7 +59,7 @@ pub(super) enum Meaning {
 }
 
 impl Progress {
-    pub fn new(id: ExecutionId, late_output: Duration, cx: Context) -> Self {
+    pub fn new(id: ExecutionId, cx: Context) -> Self {
         let journaled = JournaledProgress {
             id,
             started_at: cx.time,
@@ -71,14 +71,14 @@ impl Progress {
             stop: None,
             used: None,
         };
-        Self { journaled, started: cx.instant, late_output, last_message: cx.instant, replied_at: None }
+        Self { journaled, started: cx.instant, last_message: cx.instant, replied_at: None }
     }
 
-    pub fn restore(journaled: JournaledProgress, late_output: Duration, cx: Context) -> Self {
+    pub fn restore(journaled: JournaledProgress, cx: Context) -> Self {
         let elapsed = cx.time.duration_since(journaled.started_at).unwrap_or_default();
         let started = cx.instant.checked_sub(elapsed).unwrap_or(cx.instant);
         let replied_at = journaled.reply.is_some().then_some(cx.instant);
-        Self { journaled, started, late_output, last_message: cx.instant, replied_at }
+        Self { journaled, started, last_message: cx.instant, replied_at }
     }
 
     pub fn to_journal(&self) -> &JournaledProgress {
@@ -178,11 +178,10 @@ impl Progress {
     /// when the wait for it is given up.
     pub fn ends_at(&self) -> Option<Instant> {
         let (reply, at) = (self.journaled.reply.as_ref()?, self.replied_at?);
-        let quiet = self.last_message + self.late_output;
         let is_complete = self.journaled.idle || *reply == ReplyStatus::Aborted;
         // Messages that still come show that the idle is queued behind them: a hundred megabytes take their time.
         let give_up = (at.max(self.last_message) + IDLE_GRACE).min(at + MAX_IDLE_WAIT);
-        Some(if is_complete { quiet } else { quiet.max(give_up) })
+        Some(if is_complete { self.last_message } else { give_up })
     }
 
     /// The result, if the messages seen so far end the execution.
@@ -207,16 +206,16 @@ impl Progress {
 
     /// The result when the kernel process has ended.
     pub fn kernel_died(&self, exit: &KernelExit, memory_mb: u64, now: Instant) -> ExecutionResult {
-        // The execution had ended before; only late output was awaited.
+        // The execution had ended before; only its idle was awaited.
         if let Some((status, error)) = self.outcome() {
             return self.result(status, error, now, true);
         }
-        let (status, error) = match self.journaled.stop {
-            Some(stop) => (stop.status(), stop.error()),
-            None if exit.out_of_memory => (ExecutionStatus::MemoryExceeded, memory_error(memory_mb)),
-            None => (ExecutionStatus::KernelDied, death_error(exit)),
+        let (status, error, why) = match self.journaled.stop {
+            Some(stop) => (stop.status(), stop.error(), ". It ignored the interrupt, so the kernel was killed"),
+            None if exit.out_of_memory => (ExecutionStatus::MemoryExceeded, memory_error(memory_mb), ""),
+            None => (ExecutionStatus::KernelDied, death_error(exit), ""),
         };
-        self.result(status, Some(error), now, true)
+        self.result(status, Some(with_lost_state(&error, why)), now, true)
     }
 
     /// The result when the whole sandbox is gone.
@@ -225,7 +224,7 @@ impl Progress {
             return self.result(status, error, now, true);
         }
         let error = error_info("SandboxGone", format!("the sandbox ended under the running cell: {why}"));
-        self.result(ExecutionStatus::KernelDied, Some(error), now, true)
+        self.result(ExecutionStatus::KernelDied, Some(with_lost_state(&error, "")), now, true)
     }
 
     /// The result when the agent did not take the request.
@@ -263,7 +262,7 @@ mod tests {
 
     fn run() -> (Progress, Instant) {
         let now = Instant::now();
-        (Progress::new(ExecutionId("run".to_owned()), Duration::ZERO, context(now)), now)
+        (Progress::new(ExecutionId("run".to_owned()), context(now)), now)
     }
 
     fn idle(run: &mut Progress, now: Instant) {
@@ -318,20 +317,6 @@ mod tests {
     }
 
     #[test]
-    fn output_after_idle_still_counts() {
-        let now = Instant::now();
-        let late = Duration::from_millis(150);
-        let mut run = Progress::new(ExecutionId("run".to_owned()), late, context(now));
-        reply(&mut run, json!({"status": "ok"}), now);
-        idle(&mut run, now);
-        assert!(run.finished(now).is_none());
-        let meaning = run.take(Channel::Iopub, &header("stream"), || json!({}), context(now + late / 2));
-        assert_eq!(meaning, Meaning::Output);
-        assert!(run.finished(now + late).is_none());
-        assert!(run.finished(now + late / 2 + late).is_some());
-    }
-
-    #[test]
     fn lost_reply_ends_it_with_end_lost() {
         let (mut run, now) = run();
         run.assume_reply_lost(now);
@@ -358,7 +343,7 @@ mod tests {
         reply(&mut run, json!({"status": "error", "ename": "KeyboardInterrupt"}), now);
         idle(&mut run, now);
         assert_eq!(run.finished(now).unwrap().status, ExecutionStatus::Timeout);
-        let exit = KernelExit { code: None, signal: Some(9), out_of_memory: false, reason: None, last_words: String::new() };
+        let exit = KernelExit { code: None, signal: Some(9), out_of_memory: false, reason: None, start_log: String::new() };
         assert_eq!(run.kernel_died(&exit, 512, now).status, ExecutionStatus::Timeout);
     }
 
@@ -366,11 +351,11 @@ mod tests {
     fn kernel_death_names_signal_and_memory() {
         let (run, now) = run();
         let mut exit =
-            KernelExit { code: None, signal: Some(11), out_of_memory: false, reason: None, last_words: "oops".into() };
+            KernelExit { code: None, signal: Some(11), out_of_memory: false, reason: None, start_log: "oops".into() };
         let result = run.kernel_died(&exit, 512, now);
         assert_eq!(result.status, ExecutionStatus::KernelDied);
         let evalue = result.error.unwrap().evalue;
-        assert!(evalue.contains("SIGSEGV") && evalue.contains("oops"), "{evalue}");
+        assert!(evalue.contains("SIGSEGV") && !evalue.contains("oops"), "{evalue}");
         exit.out_of_memory = true;
         assert_eq!(run.kernel_died(&exit, 512, now).status, ExecutionStatus::MemoryExceeded);
     }

@@ -209,8 +209,8 @@ impl Agent {
     /// The process ends, which is reported at its next step.
     pub fn die(&mut self, reason: Option<KillReason>) {
         if self.state != KernelState::Exited && self.dying.is_none() {
-            let last_words = String::new();
-            self.dying = Some(KernelExit { code: None, signal: Some(9), out_of_memory: false, reason, last_words });
+            let start_log = String::new();
+            self.dying = Some(KernelExit { code: None, signal: Some(9), out_of_memory: false, reason, start_log });
             (self.jobs, self.late) = (VecDeque::new(), VecDeque::new());
             self.interrupt_held = false;
         }

@@ -1,0 +1,50 @@
+// Runs silently when the kernel starts. Deno's kernel queues all text in its memory, and loses what is written by other ways than
+// `console`. Here text goes to the process's own stdout and stderr at once, so it outlives the process.
+(() => {
+  // The original, for the end marker (kernel.json): code may replace the public one.
+  Deno.jupyter[Symbol.for("cellkeep.broadcast")] = Deno.jupyter.broadcast;
+  const encoder = new TextEncoder();
+  const open = (stream) => Deno.openSync(`/proc/self/fd/${stream}`, { write: true });
+  const files = { stdout: open(1), stderr: open(2) };
+  const writeAll = (file, bytes) => {
+    for (let rest = bytes; rest.length > 0; ) rest = rest.subarray(file.writeSync(rest));
+    return bytes.length;
+  };
+
+  const print = (text, level) => writeAll(level > 1 ? files.stderr : files.stdout, encoder.encode(text));
+  Object.assign(console, new Deno[Deno.internal].Console(print));
+
+  for (const [name, file] of Object.entries(files)) {
+    const stream = Deno[name];
+    const writable = new WritableStream({ write: (chunk) => void writeAll(file, chunk) });
+    Object.defineProperties(stream, {
+      writeSync: { value: (bytes) => writeAll(file, bytes) },
+      write: { value: async (bytes) => writeAll(file, bytes) },
+      writable: { get: () => writable },
+    });
+  }
+
+  // The streams of Node.js. Its `process` takes 200 ms to load, so they are changed when it is used.
+  const adapt = (process) => {
+    for (const [name, file] of Object.entries(files)) {
+      process[name].write = (chunk, encoding, callback) => {
+        const named = typeof encoding === "string" ? encoding : undefined;
+        writeAll(file, typeof chunk === "string" ? Buffer.from(chunk, named) : chunk);
+        const done = typeof encoding === "function" ? encoding : callback;
+        if (done) queueMicrotask(done);
+        return true;
+      };
+    }
+    return process;
+  };
+  const { get: loadProcess } = Object.getOwnPropertyDescriptor(globalThis, "process");
+  const define = (property) => Object.defineProperty(globalThis, "process", { configurable: true, ...property });
+  define({
+    get() {
+      const process = loadProcess.call(globalThis);
+      define({ value: process, writable: true });
+      return adapt(process);
+    },
+    set: (value) => define({ value, writable: true }),
+  });
+})();
