@@ -15,7 +15,7 @@ rm -rf "$site"/pip "$site"/pip-* "$site"/setuptools "$site"/setuptools-* "$site"
 # -f: pip may have left byte code with time stamps. Some packages contain files that are not valid Python 3.11, so errors are
 # ignored.
 "$python" -B -m compileall -qq -f -j 0 --invalidation-mode unchecked-hash -s "$env_dir" -p /opt/kernel \
-    "$site" "$env_dir/launcher.py" || true
+    "$site" "$env_dir/launcher.py" "$env_dir/shell.py" || true
 
 # Check that nothing necessary was removed.
-"$python" -B -c 'import bash_kernel.kernel, ipykernel.kernelapp'
+"$python" -B -c 'import ipykernel.kernelapp'
