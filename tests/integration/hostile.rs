@@ -147,7 +147,6 @@ fn start_in(sandbox: Arc<Scripted>, limits: Limits) -> (SessionHandle, SessionEv
         sandbox,
         record,
         limits,
-        late_output: Duration::ZERO,
         output_mode: OutputMode::Messages,
         journal: Box::new(journal),
         durable: false,

@@ -74,7 +74,7 @@ async fn every_kind_of_code_is_interrupted(place: TestSandbox) {
     living.ok("kept = 'kept'\nimport asyncio, subprocess, threading, time\n%time pass").await;
     for code in [
         "time.sleep(600)",
-        "while True: print('x' * 100)",
+        "while True: print('x' * 100); time.sleep(0.0001)",
         "await asyncio.sleep(600)",
         "await asyncio.sleep(0)\nwhile True: pass",
         "for i in range(10 ** 9): await asyncio.sleep(0)",

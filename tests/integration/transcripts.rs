@@ -201,6 +201,7 @@ fn assert_same_content(ours: &Value, oracle: &JupyterMessageContent) {
                 (OracleStatus::Aborted, _) => ReplyStatus::Aborted,
                 (OracleStatus::Error, error) => {
                     let error = error.as_ref().map(|error| ErrorInfo {
+                        state_lost: false,
                         ename: error.ename.clone(),
                         evalue: error.evalue.clone(),
                         traceback: error.traceback.clone(),
