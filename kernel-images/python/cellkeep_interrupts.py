@@ -220,6 +220,8 @@ def locate(frame):
         code = frame.f_code
         if code is run_statement.__code__:
             return True, False
+        if code is InteractiveShell.showtraceback.__code__:
+            return False, False  # the cell is ending; an exception here would replace its error by a note of IPython
         # Only the hook itself, not the loop that calls the hooks.
         in_hook = in_hook or (code is EventManager.trigger.__code__ and called is not None)
         if code is Kernel.do_execute.__code__:

@@ -154,6 +154,9 @@ class IopubPipe:
         if owner != self.owner or other:
             self.set_owner(owner)
         write_all(descriptor, text)
+        if descriptor == self.stderr:
+            # The agent reads stdout first. So this comes before what native code may write to stdout next.
+            self.set_owner(owner)
 
 
 def write_all(descriptor, text):

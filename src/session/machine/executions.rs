@@ -63,7 +63,6 @@ pub(super) struct Executions {
     queue: VecDeque<CellNumber>,
     active: Option<ActiveExecution>,
     recent: RecentExecutions,
-    /// How long after its `idle` the kernel may still send output.
     /// Bytes of output after which an execution is stopped here, even if the agent did not stop it.
     output_cap: u64,
 }
