@@ -73,6 +73,7 @@ class BashKernel(Kernel):
 
     def shell_exited(self, how, silent):
         """Starts a new shell, and says that the state of the old one is gone."""
+        self.shell_process.close()
         self.shell_process = Shell()
         lost = "its variables, functions and working directory are gone, and a new shell has started"
         return self.failed("ShellExited", f"the shell exited {how} (exit, exec, set -e or a signal); {lost}", silent, state_lost=True)

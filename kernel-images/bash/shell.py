@@ -1,10 +1,11 @@
 """The bash process of the kernel, and how cells run in it.
 
 bash is interactive, since then an interrupt or an error ends the cell and not the shell. Its standard input is a pipe of commands,
-each on one line; cells have another standard input. What it has to say comes as records on a third pipe.
+each on one line; cells have another standard input. It reports the end of each cell as a record on another pipe.
 """
 
 import base64
+import contextlib
 import os
 import re
 import select
@@ -75,6 +76,13 @@ class Shell:
         self.send(STARTUP.format(stderr=stderr, records=RECORDS, pipe=pipe))
         self.cell = self.last_status = 0
         self.version = next((values[0] for kind, *values in self.read_records() if kind == "started"), "")
+
+    def close(self):
+        """Releases the descriptors of a shell that has exited."""
+        with contextlib.suppress(BrokenPipeError):  # commands that it did not read
+            self.process.stdin.close()
+        os.close(self.records)
+        self.close_input()
 
     def watch(self, pipe):
         code = self.process.wait()

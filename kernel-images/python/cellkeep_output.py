@@ -128,7 +128,7 @@ class IopubPipe:
         self.write_fragment(LAST_PART, self.number, positions, packed[last:])
 
     def mark(self):
-        """Orders what was written so far before what a new child writes."""
+        """Sends the text so far, and a fragment that orders it before what others write next."""
         with self.lock:
             self.send_text()
             if self.process == os.getpid() and (unread(self.stdout) or unread(self.stderr)):
@@ -239,7 +239,6 @@ class PipedOutStream(OutStream):
             super().flush()
         with self.pipe.lock:
             self.pipe.send_text()
-
 
 
 def send_before_others_write(pipe):

@@ -9,12 +9,12 @@ use super::Hub;
 use crate::agent_protocol::END_MARKER;
 use crate::wire::{Channel, Header, Message};
 
-/// What is held back until the marker has arrived.
+/// The reply and the idle status of an execution. They wait here until the marker has arrived.
 pub(super) struct ExecutionEnd {
     /// The `msg_id` of the `execute_request`.
     execution: String,
     held: Vec<(Channel, Message)>,
-    /// When the marker is given up: its reply has come, and it comes before that.
+    /// When the messages are passed on without the marker. Set by the marker's reply, which normally follows the marker.
     pub give_up_at: Option<Instant>,
 }
 
