@@ -12,7 +12,7 @@ use super::execution_traces::ExecutionTraces;
 use crate::artifacts::Blobs;
 use crate::ids::{CellNumber, SessionId, SessionPhase};
 use crate::mime;
-use crate::output::{ArtifactOptions, artifacts_of};
+use crate::output::{ArtifactOptions, artifacts_of, image_size};
 use crate::session::{
     self, Cell, CellChange, CellExecution, EventBody, ExecutionOptions, Journal, JournalError, SessionEvent, SessionState,
     Transaction,
@@ -128,12 +128,13 @@ impl StoreJournal {
             // Data that cannot be decoded stays in the output as the kernel sent it.
             let Ok(bytes) = artifact.content else { continue };
             let sha256 = self.blobs.put(&bytes).await?;
-            let (width, height) = image_size(&output, &artifact.mime);
+            let size = image_size(&artifact.mime, &bytes);
+            let (width, height) = size.map(|(width, height)| (i64::from(width), i64::from(height))).unzip();
             if mime::is_binary(&artifact.mime)
                 && bytes.len() > MAX_INLINE_BYTES
                 && let Some(value) = output.get_mut("data").and_then(|data| data.get_mut(&artifact.mime))
             {
-                *value = json!({"artifact": sha256});
+                *value = reference(&sha256, bytes.len(), size);
             }
             let (name, mime, bytes) = (artifact.name, artifact.mime, bytes.len() as i64);
             rows.push(ArtifactRow { sha256, cell: cell.clone(), name, mime, bytes, width, height, seq: event.seq });
@@ -151,11 +152,14 @@ fn escape_artifact_references(output: &mut Value) {
     }
 }
 
-/// The width and height that the kernel sent in the metadata of an image.
-fn image_size(output: &Value, mime: &str) -> (Option<i64>, Option<i64>) {
-    let metadata = output.get("metadata").and_then(|metadata| metadata.get(mime));
-    let number = |key| metadata.and_then(|metadata| metadata.get(key)).and_then(Value::as_i64);
-    (number("width"), number("height"))
+/// What stands for the data of an artifact in an output. `artifact` is the first field, by which references are found.
+fn reference(sha256: &str, bytes: usize, size: Option<(u32, u32)>) -> Value {
+    let mut reference = json!({"artifact": sha256, "bytes": bytes});
+    if let Some((width, height)) = size {
+        reference["width"] = width.into();
+        reference["height"] = height.into();
+    }
+    reference
 }
 
 fn kind_of(body: &EventBody) -> EventKind {

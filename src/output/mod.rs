@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 mod artifact;
 mod content;
 mod fold;
+mod image_size;
 mod output_widgets;
 mod outputs;
 mod repair;
@@ -23,6 +24,7 @@ mod widgets;
 
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts, artifacts_of};
 pub use fold::{Fold, FoldedOutputs, StoredOutputs};
+pub use image_size::image_size;
 pub use output_widgets::{OutputWidgets, WidgetId};
 pub use outputs::Outputs;
 pub use repair::repair_output;

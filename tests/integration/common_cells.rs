@@ -11,6 +11,7 @@ in_every_sandbox!(
     python_commands_and_exits_end,
     python_code_that_catches_interrupts_keeps_its_state,
     deno_text_of_every_kind_is_in_its_cell,
+    images_of_every_kernel_have_their_size,
     r_text_is_streamed_and_unchanged,
 );
 
@@ -86,6 +87,37 @@ async fn python_code_that_catches_interrupts_keeps_its_state(place: TestSandbox)
         assert_eq!((&cell["status"], &cell["error"]["state_lost"]), (&json!("timeout"), &json!(false)), "{code}: {cell}");
         assert_eq!(session.ok("print(kept)").await, "5\n", "{code}");
     }
+}
+
+/// The media types and sizes of the artifacts of one cell.
+async fn artifact_sizes(place: TestSandbox, kernel: &str, code: &str) -> Vec<String> {
+    let (_server, session) = session(place, kernel).await;
+    let cell = session.run(code).await;
+    assert_eq!(cell["status"], "ok", "{cell}");
+    let listed = session.client.get(&session.path("/artifacts")).await.is(200);
+    let size = |one: &Value| format!("{} {}x{}", one["mime"].as_str().unwrap(), one["width"], one["height"]);
+    listed["artifacts"].as_array().unwrap().iter().map(size).collect()
+}
+
+async fn images_of_every_kernel_have_their_size(place: TestSandbox) {
+    let python = "import io, base64
+from PIL import Image
+from IPython.display import display, SVG
+for kind in 'png', 'jpeg', 'gif', 'webp':
+    file = io.BytesIO(); Image.effect_noise((320, 200), 9).convert('RGB').save(file, kind)
+    display({f'image/{kind}': base64.b64encode(file.getvalue()).decode()}, raw=True)
+display(SVG('<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"30\" height=\"3in\"/>'))";
+    let sizes = artifact_sizes(place, "python", python).await;
+    assert_eq!(
+        sizes,
+        ["image/png 320x200", "image/jpeg 320x200", "image/gif 320x200", "image/webp 320x200", "image/svg+xml 30x288"]
+    );
+    let r = "options(repr.plot.width = 5, repr.plot.height = 4, repr.plot.res = 100); plot(1:3)";
+    assert_eq!(artifact_sizes(place, "r", r).await, ["image/png 500x400"]);
+    let svg = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 12 7'/>";
+    let deno = format!("await Deno.jupyter.display({{'image/svg+xml': \"{svg}\"}}, {{raw: true}})");
+    assert_eq!(artifact_sizes(place, "deno", &deno).await, ["image/svg+xml 12x7"]);
+    assert_eq!(artifact_sizes(place, "bash", &format!("echo \"{svg}\" | display")).await, ["image/svg+xml 12x7"]);
 }
 
 async fn deno_text_of_every_kind_is_in_its_cell(place: TestSandbox) {

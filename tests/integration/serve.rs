@@ -351,6 +351,11 @@ async fn plots_become_artifacts() {
     let png = listed.iter().find(|artifact| artifact["mime"] == "image/png").unwrap();
     assert_eq!((&png["sha256"], &png["cell"], &png["bytes"]), (&json!(hash), &cell["id"], &json!(plot.len())));
     assert!(png["name"].as_str().is_some_and(|name| name.ends_with(".png")), "{png}");
+    let reference = &refs["outputs"][0]["data"]["image/png"];
+    assert!(
+        ["width", "height", "bytes"].iter().all(|key| reference[key].is_u64() && reference[key] == png[key]),
+        "{reference}"
+    );
     for artifact in listed {
         let reply = ann.get(&format!("/v1/artifacts/{}", artifact["sha256"].as_str().unwrap())).await;
         reply.is(200);

@@ -47,7 +47,7 @@ schema_only! {
     open_object(
         "An output in the form of nbformat 4.5. `stream` has `name` and `text`. `display_data` and `execute_result` have a MIME \
          bundle in `data`, and `metadata`. `error` has `ename`, `evalue` and `traceback`. With `outputs=refs`, large binary \
-         data of a bundle is `{\"artifact\": SHA256}` instead of base64.",
+         data of a bundle is `{\"artifact\": SHA256, \"bytes\": N}` instead of base64, with `width` and `height` for images.",
     )
     .property("output_type", field(Type::String, "`stream`, `display_data`, `execute_result` or `error`"))
     .property("name", field(Type::String, "`stdout` or `stderr`"))

@@ -57,10 +57,10 @@ pub(super) struct ArtifactView {
     cell: String,
     /// A file name.
     name: String,
-    /// The width in pixels, if the kernel named it.
+    /// The width in pixels of an image (PNG, JPEG, GIF, WebP), or in CSS pixels of an SVG.
     #[schema(required)]
     width: Option<i64>,
-    /// The height in pixels, if the kernel named it.
+    /// The height, in the unit of the width.
     #[schema(required)]
     height: Option<i64>,
 }
