@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what `make test` needs: everything for `make demo`, a container engine with a base image, cargo-nextest, the Debian
-# packages of the R kernel (the process sandbox runs the R of the host), Chromium to open exported pages, and the Jupyter
-# clients that the tests use as oracles.
+# packages of the R kernel and of the commands (the process sandbox runs those of the host), Chromium to open exported pages,
+# and the Jupyter clients that the tests use as oracles.
 #
 # Idempotent. Prints one line per step, and nothing if there is nothing to do. Needs root or sudo.
 set -eu
@@ -18,9 +18,9 @@ fi
 missing=
 # The tests open exported pages in a browser.
 command -v chromium >/dev/null || missing="chromium fonts-dejavu-core"
-while read -r package; do
+for package in $(cat "$repository/kernel-images/r/apt.txt" "$repository/kernel-images/common/packages.txt"); do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
-done <"$repository/kernel-images/r/apt.txt"
+done
 # shellcheck disable=SC2086  # a list of words
 [ -z "$missing" ] || apt_install $missing
 

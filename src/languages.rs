@@ -170,6 +170,8 @@ pub struct ListSyntax {
     /// Whether an item may be a list.
     #[serde(default = "yes")]
     pub nests: bool,
+    /// Opens a list of items of different types, where `open` would convert them to one type.
+    pub mixed_open: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -10,6 +10,7 @@ site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 find "$env_dir/bin" -type f -delete
 rm -rf "$site"/pip "$site"/pip-* "$site"/setuptools "$site"/setuptools-* "$site"/pkg_resources \
     "$site"/_distutils_hack "$site"/distutils-precedence.pth "$site"/debugpy "$site"/debugpy-*
+sh "$env_dir/common/commands.sh" "$env_dir"
 
 # Byte code, unchecked: image layers and copies change time stamps, and the environment is read-only anyway.
 # -f: pip may have left byte code with time stamps. Some packages contain files that are not valid Python 3.11, so errors are

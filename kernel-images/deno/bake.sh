@@ -7,5 +7,6 @@ env_dir=$1
 # Deno is a single binary; Python was needed only to download it. Everything else is removed.
 find "$env_dir/bin" ! -type d ! -name deno -delete
 rm -rf "$env_dir/lib" "$env_dir/lib64" "$env_dir/include" "$env_dir/share" "$env_dir/pyvenv.cfg"
+sh "$env_dir/common/commands.sh" "$env_dir"
 
 "$env_dir/bin/deno" --version >/dev/null

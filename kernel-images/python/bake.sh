@@ -15,10 +15,15 @@ for package in matplotlib mpl_toolkits numpy pandas scipy sklearn statsmodels sy
     find "$site/$package" -depth -type d -name tests -exec rm -rf {} +
 done
 
-# matplotlib's font index, which launcher.py copies to a writable folder.
+sh "$env_dir/common/commands.sh" "$env_dir"
+sh "$env_dir/common/fonts.sh" "$env_dir"
 rm -rf "$env_dir/share/mplcache"
 mkdir -p "$env_dir/share/mplcache"
-MPLCONFIGDIR=$env_dir/share/mplcache "$python" -B -c 'import matplotlib.font_manager'
+"$python" -B "$env_dir/bake_fonts.py" "$env_dir"
+cp "$env_dir/cellkeep_fonts.py" "$site/matplotlib/_cellkeep_fonts.py"
+adapt() { printf '\n\nfrom matplotlib import _cellkeep_fonts\n_cellkeep_fonts.%s\n' "$2" >>"$site/matplotlib/$1.py"; }
+adapt font_manager 'adapt_font_manager(FontManager, FontPath)'
+adapt _mathtext 'adapt_mathtext(UnicodeFonts)'
 
 # Byte code, unchecked: image layers and copies change time stamps, and the environment is read-only anyway.
 # -f: pip may have left byte code with time stamps. Some packages contain files that are not valid Python 3.11, so errors are

@@ -6,7 +6,9 @@ options(
     # One image per plot. No SVG, which grows with the data: a scatter plot of 100,000 points takes tens of megabytes.
     jupyter.plot_mimetypes = c("text/plain", "image/png"),
     # Nobody can answer a menu.
-    menu.graphics = FALSE
+    menu.graphics = FALSE,
+    # The settings of the machine are not read. The first mirror is the nearest one.
+    repos = c(CRAN = utils::getCRANmirrors(local.only = TRUE)[1L, "URL"])
 )
 
 # Makes IRkernel send through the pipes of Cellkeep's agent, which keep output however the process ends: text goes to the process's own

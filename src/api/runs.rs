@@ -23,7 +23,6 @@ use super::{Api, Body, Caller, Query, SessionInPath, User, guard};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
 use crate::manager::{JobConfig, NotebookRun, SessionConfig, SessionRow};
-use crate::policy::Limits;
 
 /// A notebook, and how it runs.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -58,9 +57,8 @@ struct JobRequest {
     /// Environment variables of the kernel, as for a new session.
     #[serde(default)]
     env: HashMap<String, String>,
-    #[serde(default, deserialize_with = "sessions::limits")]
-    #[schema(value_type = RequestedLimits)]
-    limits: Limits,
+    #[serde(default, deserialize_with = "super::extract::object")]
+    limits: RequestedLimits,
     #[schema(value_type = Option<NetworkMode>, default = "none")]
     network: Option<String>,
     /// The timeout of each cell in seconds.

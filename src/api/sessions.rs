@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::io::ReaderStream;
 use utoipa::ToSchema;
@@ -21,6 +21,7 @@ use super::view::{
 };
 use super::{Api, Body, Caller, SessionInPath, User};
 use crate::ids::{Access, SessionId};
+use crate::kernels::{self, KernelSpec};
 use crate::manager::{ArtifactRow, NewSession, SessionConfig, SessionProperties, SessionRow, now_ms, seconds_in_ms};
 use crate::policy::Limits;
 use crate::session::{SessionError, SessionState};
@@ -56,9 +57,8 @@ pub(super) struct Create {
     /// bytes including its name; all together have at most 1 MB.
     #[serde(default)]
     pub env: HashMap<String, String>,
-    #[serde(default, deserialize_with = "limits")]
-    #[schema(value_type = RequestedLimits)]
-    pub limits: Limits,
+    #[serde(default, deserialize_with = "object")]
+    pub limits: RequestedLimits,
     #[schema(value_type = Option<NetworkMode>, default = "none")]
     pub network: Option<String>,
     /// The timeout of cells that have none of their own, in seconds.
@@ -77,11 +77,11 @@ pub(super) struct Create {
 }
 
 /// Limits of a new session. A limit that is absent has its default.
-#[derive(Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = NewLimits)]
 pub(super) struct RequestedLimits {
-    /// Memory of all processes of the session together, in MB.
+    /// Memory of all processes of the session together, in MB. The default of Julia is 1024.
     #[schema(default = 512, minimum = 64, maximum = 16777216)]
     memory_mb: Option<u64>,
     /// The number of CPUs. Fractions are allowed.
@@ -99,16 +99,16 @@ pub(super) struct RequestedLimits {
     output_mb: Option<u64>,
 }
 
-/// Reads limits from a request. Unlike stored limits, they must not have unknown fields.
-pub(super) fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Limits, D::Error> {
-    let (requested, default) = (object::<_, RequestedLimits>(deserializer)?, Limits::default());
-    Ok(Limits {
-        memory_mb: requested.memory_mb.unwrap_or(default.memory_mb),
-        cpus: requested.cpus.unwrap_or(default.cpus),
-        pids: requested.pids.unwrap_or(default.pids),
-        disk_mb: requested.disk_mb.unwrap_or(default.disk_mb),
-        output_mb: requested.output_mb.unwrap_or(default.output_mb),
-    })
+impl RequestedLimits {
+    fn over(&self, default: Limits) -> Limits {
+        Limits {
+            memory_mb: self.memory_mb.unwrap_or(default.memory_mb),
+            cpus: self.cpus.unwrap_or(default.cpus),
+            pids: self.pids.unwrap_or(default.pids),
+            disk_mb: self.disk_mb.unwrap_or(default.disk_mb),
+            output_mb: self.output_mb.unwrap_or(default.output_mb),
+        }
+    }
 }
 
 /// The default timeout of a cell in seconds.
@@ -130,12 +130,15 @@ impl Create {
         check_seconds("ttl_seconds", self.ttl_seconds)?;
         check_seconds("idle_timeout_seconds", self.idle_timeout_seconds)?;
         let timeout_seconds = check_timeout(self.timeout_seconds)?.or(Some(DEFAULT_TIMEOUT));
+        let kernel = self.kernel.unwrap_or_else(|| "python".to_owned());
+        // An unknown kernel is refused when the session is created.
+        let default_limits = kernels::find(&kernel).map(KernelSpec::default_limits).unwrap_or_default();
         Ok(NewSession {
-            kernel: self.kernel.unwrap_or_else(|| "python".to_owned()),
+            kernel,
             name: self.name,
             env: self.env.into_iter().collect(),
             config: SessionConfig {
-                limits: self.limits,
+                limits: self.limits.over(default_limits),
                 open_network,
                 timeout_seconds,
                 ttl_seconds: self.ttl_seconds,

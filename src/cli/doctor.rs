@@ -1,6 +1,6 @@
 //! `cellkeep doctor`: checks what works on this machine, and shows how to fix what does not.
 
-use super::kernels::{image_status, state_name};
+use super::kernels::{image_status, missing_commands, state_name};
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Status};
@@ -29,6 +29,8 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
             );
         }
     }
+    let commands = missing_commands().map_or("all installed".to_owned(), |remedy| format!("some missing; {remedy}"));
+    print_line!("commands          process sandbox: {commands}");
     if process || docker {
         return Ok(Exit::Ok);
     }

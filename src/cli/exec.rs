@@ -84,7 +84,7 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
             if forwarder.interrupt.is_requested() {
                 let _ = session.handle.interrupt().await;
             }
-            run_to_end(&session.handle, &mut session.events, args.sandbox.limits().output_memory(), !args.json).await
+            run_to_end(&session.handle, &mut session.events, args.sandbox.limits(kernel).output_memory(), !args.json).await
         }
         Err(error) => Err(error.into()),
     };

@@ -44,6 +44,9 @@ pub(super) async fn run(paths: &Paths, command: KernelsCommand) -> Result<Exit, 
                 installed.map_err(|error| Failure { exit: Exit::CellFailed, error })?;
                 remove_unused(paths, kernel).await;
             }
+            if let Some(remedy) = missing_commands() {
+                eprint_line!("warning: some commands are missing in sandboxes; {remedy}");
+            }
             Ok(Exit::Ok)
         }
     }
@@ -60,6 +63,12 @@ pub(super) fn state_name(status: Status) -> &'static str {
 /// The status of a kernel's container image; `None` if no container engine answers.
 pub(super) async fn image_status(images: Option<&Images>, kernel: &KernelSpec) -> Option<Status> {
     Some(images?.status(kernel).await.ok()?.status)
+}
+
+/// How to install the commands that process sandboxes lack, if they lack any.
+pub(super) fn missing_commands() -> Option<String> {
+    let packages = kernels::missing_command_packages();
+    (!packages.is_empty()).then(|| format!("as root, run: apt-get install {}", packages.join(" ")))
 }
 
 /// A kernel and its status in each sandbox.
@@ -99,16 +108,29 @@ async fn list(paths: &Paths, as_json: bool) {
             serde_json::json!({
                 "name": kernel.name, "display_name": kernel.display_name, "language": kernel.language,
                 "process": state_name(*process), "docker": docker.map(state_name),
+                "memory_mb": kernel.default_limits().memory_mb,
             })
         };
         print_line!("{}", rows.iter().map(as_value).collect::<serde_json::Value>());
         return;
     }
-    print_line!("{:<8} {:<24} {:<10} {:<8} {:<8} UPDATE WITH", "NAME", "KERNEL", "LANGUAGE", "PROCESS", "DOCKER");
+    print_line!(
+        "{:<8} {:<18} {:<10} {:<8} {:<8} {:<8} UPDATE WITH",
+        "NAME",
+        "KERNEL",
+        "LANGUAGE",
+        "MEMORY",
+        "PROCESS",
+        "DOCKER"
+    );
     for row in rows {
         let KernelSpec { name, display_name, language, .. } = row.kernel;
         let (process, docker) = (state_name(row.process), row.docker.map_or("-", state_name));
-        let line = format!("{name:<8} {display_name:<24} {language:<10} {process:<8} {docker:<8} {}", row.update_commands());
+        let memory = format!("{} MB", row.kernel.default_limits().memory_mb);
+        let line = format!(
+            "{name:<8} {display_name:<18} {language:<10} {memory:<8} {process:<8} {docker:<8} {}",
+            row.update_commands()
+        );
         print_line!("{}", line.trim_end());
     }
 }

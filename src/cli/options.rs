@@ -51,9 +51,9 @@ pub(super) struct SandboxArgs {
     /// The sandbox of the kernel; auto prefers the process sandbox
     #[arg(long, value_enum, default_value = "auto", env = "CELLKEEP_SANDBOX", help_heading = "Sandbox")]
     sandbox: SandboxOption,
-    /// Memory limit of the whole session
-    #[arg(long, default_value = "512m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
-    memory: u64,
+    /// Memory limit of the whole session [default: 512m; 1g for Julia]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
+    memory: Option<u64>,
     /// CPU limit; fractions are allowed
     #[arg(long, default_value_t = 1.0, value_name = "N", help_heading = "Sandbox")]
     cpus: f64,
@@ -104,8 +104,10 @@ pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
 }
 
 impl SandboxArgs {
-    pub fn limits(&self) -> Limits {
-        Limits { memory_mb: self.memory, cpus: self.cpus, pids: self.pids, disk_mb: self.disk, output_mb: self.output_limit }
+    /// The limits of a session with this kernel.
+    pub fn limits(&self, kernel: &KernelSpec) -> Limits {
+        let memory_mb = self.memory.unwrap_or_else(|| kernel.default_limits().memory_mb);
+        Limits { memory_mb, cpus: self.cpus, pids: self.pids, disk_mb: self.disk, output_mb: self.output_limit }
     }
 
     /// Creates a session and uploads its files, unless `stopped` resolves first. `env` comes before the user's variables.
@@ -116,7 +118,7 @@ impl SandboxArgs {
         mut env: Vec<(String, String)>,
         stopped: impl Future<Output = ()>,
     ) -> Result<Session, Failure> {
-        let limits = self.limits();
+        let limits = self.limits(kernel);
         let sandbox = self.sandbox.choice();
         let network = match self.network {
             NetworkOption::None => Network::None,

@@ -10,11 +10,15 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::policy::Limits;
 use crate::wire::connection_file::Transport;
 
 #[derive(RustEmbed)]
 #[folder = "kernel-images/"]
 struct Folders;
+
+/// The folder of files that all kernels share: fonts, commands.
+const COMMON: &str = "common";
 
 /// A kernel that Cellkeep can run: its kernelspec and our settings for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +41,10 @@ pub struct KernelSpec {
     pub startup_code: Option<String>,
     /// Code that marks the end of an execution's outputs; see `AgentConfig`.
     pub end_marker: Option<String>,
+    /// The default memory limit of its sessions, MiB, if it needs another one than [`Limits::default`].
+    memory_mb: Option<u64>,
+    /// Whether notebooks name it with its version, as its own kernelspec does (`Julia 1.11`).
+    versioned_name: bool,
     aliases: Vec<String>,
     kernelspec_names: Vec<String>,
 }
@@ -56,6 +64,9 @@ struct CellkeepMetadata {
     iopub_pipe: bool,
     startup_file: Option<String>,
     end_marker: Option<String>,
+    memory_mb: Option<u64>,
+    #[serde(default)]
+    versioned_name: bool,
     #[serde(default)]
     language_aliases: Vec<String>,
     #[serde(default)]
@@ -98,6 +109,8 @@ fn parse(name: &str, kernelspec: &[u8]) -> Option<KernelSpec> {
         iopub_pipe: own.iopub_pipe,
         startup_code,
         end_marker: own.end_marker,
+        memory_mb: own.memory_mb,
+        versioned_name: own.versioned_name,
         aliases: own.language_aliases,
         kernelspec_names: own.kernelspec_names,
     })
@@ -130,11 +143,14 @@ pub fn for_notebook(kernelspec: Option<&str>, language: Option<&str>) -> Result<
     }
 }
 
-/// The files of a kernel's folder, sorted by name: the build context of its image.
+/// The files of a kernel's folder and the folder [`COMMON`], sorted by name: the build context of its image.
 pub fn context(kernel: &KernelSpec) -> Vec<(String, Cow<'static, [u8]>)> {
-    let prefix = format!("{}/", kernel.name);
+    let (own, common) = (format!("{}/", kernel.name), format!("{COMMON}/"));
     let mut files: Vec<_> = Folders::iter()
-        .filter_map(|path| Some((path.strip_prefix(&prefix)?.to_owned(), Folders::get(&path)?.data)))
+        .filter_map(|path| {
+            let name = path.strip_prefix(&own).or_else(|| path.starts_with(&common).then_some(&path))?;
+            Some((name.to_owned(), Folders::get(&path)?.data))
+        })
         .collect();
     files.sort_by(|a, b| a.0.cmp(&b.0));
     files
@@ -149,7 +165,7 @@ impl KernelSpec {
             || names.any(|name| name == wanted || name.strip_suffix('*').is_some_and(|prefix| wanted.starts_with(prefix)))
     }
 
-    /// A hash of the kernel's folder; images and environments with another one are stale.
+    /// A hash of [`context()`]; images and environments with another one are stale.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         for (name, data) in context(self) {
@@ -159,6 +175,19 @@ impl KernelSpec {
             hash.update(&data);
         }
         hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The limits of a session that does not set its own.
+    pub fn default_limits(&self) -> Limits {
+        let default = Limits::default();
+        Limits { memory_mb: self.memory_mb.unwrap_or(default.memory_mb), ..default }
+    }
+
+    /// The name for people in a notebook. `version`: that of the language, as the running kernel says.
+    pub fn display_name_in_notebook(&self, version: Option<&str>) -> String {
+        let Some(version) = version.filter(|_| self.versioned_name) else { return self.display_name.clone() };
+        let major_and_minor: Vec<&str> = version.splitn(3, '.').take(2).collect();
+        format!("{} {}", self.display_name, major_and_minor.join("."))
     }
 
     /// The kernelspec name in Jupyter, for notebooks without one.
@@ -181,9 +210,22 @@ impl KernelSpec {
 
     /// The Debian packages that it requires.
     pub fn packages(&self) -> Vec<String> {
-        let text = self.file("apt.txt");
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+        words(&self.file("apt.txt"))
     }
+}
+
+/// The Debian packages of the commands that sandboxes have. A kernel works without them.
+pub fn command_packages() -> Vec<String> {
+    words(&text_file(COMMON, "packages.txt").unwrap_or_default())
+}
+
+/// The names of the commands that sandboxes have, apart from those of the kernels.
+pub fn commands() -> Vec<String> {
+    words(&text_file(COMMON, "commands.txt").unwrap_or_default())
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.lines().filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -192,8 +234,10 @@ mod tests {
 
     #[test]
     fn every_folder_has_a_readable_kernelspec() {
-        let folders: std::collections::BTreeSet<_> =
-            Folders::iter().filter_map(|path| Some(path.split_once('/')?.0.to_owned())).collect();
+        let folders: std::collections::BTreeSet<_> = Folders::iter()
+            .filter_map(|path| Some(path.split_once('/')?.0.to_owned()))
+            .filter(|name| name != COMMON)
+            .collect();
         let kernels: std::collections::BTreeSet<_> = all().iter().map(|kernel| kernel.name.clone()).collect();
         assert_eq!(kernels, folders);
         assert_eq!(kernels.len(), 5);
@@ -201,6 +245,15 @@ mod tests {
             assert!(kernel.argv.iter().any(|argument| argument.contains("{connection_file}")), "{}", kernel.name);
             assert!(!kernel.file("Dockerfile").is_empty());
         }
+    }
+
+    #[test]
+    fn julia_has_its_own_memory_and_name() {
+        let (julia, python) = (find("julia").unwrap(), find("python").unwrap());
+        assert_eq!((julia.default_limits().memory_mb, python.default_limits()), (1024, Limits::default()));
+        assert_eq!(julia.display_name_in_notebook(Some("1.5.3")), "Julia 1.5");
+        assert_eq!(julia.display_name_in_notebook(None), "Julia");
+        assert_eq!(python.display_name_in_notebook(Some("3.11.2")), "Python 3");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use thiserror::Error;
 
-use super::catalog::{KernelSpec, context};
+use super::catalog::{KernelSpec, command_packages, context};
 use super::versions;
 use crate::config::Paths;
 
@@ -213,23 +213,41 @@ fn uv(paths: &Paths, progress: Progress<'_>) -> Option<PathBuf> {
     own.exists().then_some(own)
 }
 
+/// Installs the Debian packages of a kernel and of the commands. Only root can; without root, only those of the kernel must be
+/// there.
 fn install_packages(kernel: &KernelSpec, progress: Progress<'_>) -> Result<(), InstallError> {
-    let missing: Vec<String> = kernel.packages().into_iter().filter(|package| !is_installed(package)).collect();
-    if missing.is_empty() {
+    let missing = missing(kernel.packages());
+    if !rustix::process::geteuid().is_root() {
+        return if missing.is_empty() { Ok(()) } else { Err(InstallError::Packages { packages: missing.join(" ") }) };
+    }
+    apt_install(&missing, progress)?;
+    // A failure is reported by the caller, who asks for the missing ones.
+    let _ = apt_install(&missing_command_packages(), progress);
+    Ok(())
+}
+
+fn apt_install(packages: &[String], progress: Progress<'_>) -> Result<(), InstallError> {
+    if packages.is_empty() {
         return Ok(());
     }
-    let packages = missing.join(" ");
-    if !rustix::process::geteuid().is_root() {
-        return Err(InstallError::Packages { packages });
-    }
+    let step = format!("installing {}", packages.join(" "));
     let mut apt = Command::new("apt-get");
-    apt.args(["install", "-y", "--no-install-recommends"]).args(&missing).env("DEBIAN_FRONTEND", "noninteractive");
-    if run(&format!("installing {packages}"), &mut apt, progress).is_ok() {
+    apt.args(["install", "-y", "--no-install-recommends"]).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+    if run(&step, &mut apt, progress).is_ok() {
         return Ok(());
     }
     // The package lists may be missing.
     run("apt-get update", Command::new("apt-get").arg("update"), progress)?;
-    run(&format!("installing {packages}"), &mut apt, progress)
+    run(&step, &mut apt, progress)
+}
+
+/// The Debian packages whose commands are absent in process sandboxes, because they are not installed on this machine.
+pub fn missing_command_packages() -> Vec<String> {
+    missing(command_packages())
+}
+
+fn missing(packages: Vec<String>) -> Vec<String> {
+    packages.into_iter().filter(|package| !is_installed(package)).collect()
 }
 
 fn is_installed(package: &str) -> bool {

@@ -256,16 +256,18 @@ impl SessionReader {
     pub async fn notebook(&self, id: &SessionId, access: &Access) -> Result<Notebook, ServiceError> {
         let row = self.row(id, access).await?;
         let kernel = kernels::find(&row.kernel)?;
-        let new_notebook = || Notebook::new(kernel.kernelspec_name(), &kernel.display_name, &kernel.language);
         // The stored text was printed by this program, so parsing does not fail.
         let imported = match self.store().notebook(id).await? {
             Some(text) => run_blocking(move || Notebook::parse(text.as_bytes()).ok()).await?,
             None => None,
         };
         let was_imported = imported.is_some();
-        let mut notebook = imported.unwrap_or_else(new_notebook);
         let info = row.kernel_info.as_deref().and_then(|info| crate::wire::json::parse_lenient(info.as_bytes()).ok());
         let language_info = info.as_ref().and_then(|info| info.get("language_info")).filter(|info| info.is_object());
+        let version = language_info.and_then(|info| info.get("version")?.as_str());
+        let display_name = kernel.display_name_in_notebook(version);
+        let new_notebook = || Notebook::new(kernel.kernelspec_name(), &display_name, &kernel.language);
+        let mut notebook = imported.unwrap_or_else(new_notebook);
         let (cells, mut events): (Vec<Cell>, Vec<Vec<EventRow>>) =
             self.cells_and_events(id, access).await?.into_iter().unzip();
         let was_executed = cells.iter().any(|cell| cell.execution.result.is_some());
@@ -275,7 +277,7 @@ impl SessionReader {
             notebook.set_language_info(language_info.clone());
         }
         if sets_metadata && notebook.kernelspec_name().is_none() {
-            notebook.set_kernelspec(kernel.kernelspec_name(), &kernel.display_name, &kernel.language);
+            notebook.set_kernelspec(kernel.kernelspec_name(), &display_name, &kernel.language);
         }
         notebook.rearrange(cells.iter().map(as_file_cell).collect());
         for (index, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.cell_type == CellType::Code) {

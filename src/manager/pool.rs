@@ -9,7 +9,6 @@ use tokio::sync::Notify;
 
 use super::registry::SessionEntry;
 use super::service::SessionService;
-use super::session_config::NewSession;
 use crate::ids::SessionId;
 use crate::session::SessionState;
 
@@ -89,8 +88,7 @@ pub(super) async fn fill(service: SessionService, wanted: Vec<(String, usize)>) 
             tokio::time::sleep(YIELD_DELAY).await;
             continue;
         }
-        let new = NewSession { kernel: kernel.clone(), ..NewSession::default() };
-        match service.create_for_pool(new).await {
+        match service.create_for_pool(kernel).await {
             Ok(pooled) => service.pool().put(kernel, pooled),
             Err(error) => {
                 tracing::warn!(kernel, %error, "cannot fill the pool; retrying later");

@@ -25,7 +25,7 @@ use crate::config::Paths;
 use crate::counters::UseCounter;
 use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 use crate::kernels::{self, KernelSpec, Status};
-use crate::policy::{Limits, Network};
+use crate::policy::Network;
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{self, OutputMode, SessionHandle, SessionParts, Stored};
@@ -232,7 +232,7 @@ impl SessionService {
         kernel: &KernelSpec,
         new: &NewSession,
     ) -> Result<Option<SessionId>, ServiceError> {
-        if !new.env.is_empty() || new.config.open_network || new.config.limits != Limits::default() {
+        if !new.env.is_empty() || new.config.open_network || new.config.limits != kernel.default_limits() {
             return Ok(None);
         }
         let (pooled, dead) = self.0.pool.take(&kernel.name);
@@ -269,9 +269,11 @@ impl SessionService {
         self.0.pending.total() > 0
     }
 
-    pub(super) async fn create_for_pool(&self, new: NewSession) -> Result<Pooled, ServiceError> {
-        let kernel = kernels::find(&new.kernel)?.clone();
-        self.start_new(&POOL_OWNER.into(), &kernel, &new).await
+    pub(super) async fn create_for_pool(&self, kernel: &str) -> Result<Pooled, ServiceError> {
+        let kernel = kernels::find(kernel)?;
+        let config = SessionConfig { limits: kernel.default_limits(), ..SessionConfig::default() };
+        let new = NewSession { kernel: kernel.name.clone(), config, ..NewSession::default() };
+        self.start_new(&POOL_OWNER.into(), kernel, &new).await
     }
 
     async fn start_new(

@@ -27,6 +27,7 @@ pub const MASKED: &[&str] = &[
 /// Read-only paths of `/proc`. Programs read parts of `/proc/sys`.
 pub const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Folders beneath `/usr` with settings and sources of the host, which kernels do not need. Hidden where the sandbox shares
-/// the host's `/usr`.
-pub const HOST_FOLDERS: &[&str] = &["/usr/etc", "/usr/local/etc", "/usr/local/src", "/usr/local/var", "/usr/src"];
+/// Folders beneath `/usr` with settings, programs, packages and translations that the host has beyond our lists. Hidden where the
+/// sandbox shares the host's `/usr`.
+pub const HOST_FOLDERS: &[&str] =
+    &["/usr/etc", "/usr/lib/python3/dist-packages", "/usr/local", "/usr/share/locale", "/usr/src"];

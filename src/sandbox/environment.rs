@@ -44,7 +44,7 @@ fn kernel_environment(spec: &SandboxSpec) -> BTreeMap<String, String> {
     // By default, libraries start a thread per CPU of the host, although the session may use only one or two.
     let threads = (spec.limits.cpus.ceil() as u64).max(1).to_string();
     let own = [
-        ("PATH", "/opt/kernel/bin:/usr/local/bin:/usr/bin:/bin"),
+        ("PATH", "/opt/kernel/bin:/opt/kernel/commands"),
         ("HOME", WORKSPACE),
         ("TMPDIR", "/tmp"),
         ("LANG", "C.UTF-8"),

@@ -39,6 +39,7 @@ mod package;
 mod pages;
 mod parameters;
 mod removal;
+mod same_results;
 mod secrets;
 mod serve;
 mod served_notebooks;

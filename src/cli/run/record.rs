@@ -40,7 +40,7 @@ fn run_record(executed: &ExecutedNotebook, settings: &Settings, job: &Job) -> Va
     if let Some(environment) = &executed.environment {
         environment.write(&mut record);
     }
-    record.insert("limits".to_owned(), json!(settings.sandbox.limits()));
+    record.insert("limits".to_owned(), json!(settings.sandbox.limits(executed.kernel)));
     record.insert("parameters".to_owned(), executed.parameters.to_json());
     if let Some(seed) = settings.seed {
         record.insert("seed".to_owned(), json!(seed));

@@ -198,7 +198,10 @@ mod tests {
         let both = |language: &str| written(language, &parameters(value.clone())).unwrap();
         assert_eq!(both("python"), "# Parameters\na = [1, 2.5, \"it's \\\"$x\\\"\\n\", None]\nb = {\"k\": True}");
         assert_eq!(both("R"), "# Parameters\na = list(1, 2.5, \"it's \\\"$x\\\"\\n\", NULL)\nb = list(\"k\" = TRUE)");
-        assert_eq!(both("julia"), "# Parameters\na = [1, 2.5, \"it's \\\"\\$x\\\"\\n\", nothing]\nb = Dict(\"k\" => true)");
+        assert_eq!(
+            both("julia"),
+            "# Parameters\na = Any[1, 2.5, \"it's \\\"\\$x\\\"\\n\", nothing]\nb = Dict(\"k\" => true)"
+        );
         assert_eq!(
             both("typescript"),
             "// Parameters\nvar a = [1, 2.5, \"it's \\\"$x\\\"\\n\", null];\nvar b = {\"k\": true};"

@@ -51,7 +51,8 @@ impl Syntax {
             Literal::Float(number) => Ok(self.float(*number)),
             Literal::Text(text) => self.text(text),
             Literal::List(items) => {
-                let ListSyntax { open, close, separator, nests } = &rules.list;
+                let ListSyntax { open, close, separator, nests, mixed_open } = &rules.list;
+                let open = mixed_open.as_ref().filter(|_| is_mixed(items)).unwrap_or(open);
                 let item = |item: &Literal| match item {
                     Literal::List(_) if !nests => Err("a list in a list"),
                     item => self.literal(item),
@@ -109,6 +110,23 @@ impl Syntax {
     }
 }
 
+/// Whether items differ in type, at any depth. Integers beyond 64 bits have a type of their own.
+fn is_mixed(items: &[Literal]) -> bool {
+    items.windows(2).any(|pair| !have_one_type(&pair[0], &pair[1]))
+}
+
+fn have_one_type(one: &Literal, other: &Literal) -> bool {
+    match (one, other) {
+        (Literal::Integer(one), Literal::Integer(other)) => one.parse::<i64>().is_ok() == other.parse::<i64>().is_ok(),
+        (Literal::List(one), Literal::List(other)) => match (one.first(), other.first()) {
+            (Some(first), Some(second)) => !is_mixed(one) && !is_mixed(other) && have_one_type(first, second),
+            (one, other) => one.is_none() && other.is_none(),
+        },
+        // Julia finds a type for mappings that keeps their values.
+        (one, other) => std::mem::discriminant(one) == std::mem::discriminant(other),
+    }
+}
+
 /// Single quotes make every character literal. Control characters are escaped: bash reads the cell from a terminal, where
 /// some are commands, and the kernel splits the cell into lines as Python does.
 fn bash_text(text: &str) -> String {
@@ -145,6 +163,29 @@ mod tests {
         assert_eq!(text("#{`id`} #$x \\"), r##""\#{`id`} \#$x \\""##);
         let julia = Syntax::of("julia").unwrap();
         assert_eq!(julia.literal(&Literal::Text("$(run(`id`))".to_owned())).unwrap(), r#""\$(run(`id`))""#);
+    }
+
+    #[test]
+    fn mixed_list_keeps_its_types() {
+        let literal = |language: &str, json: &str| {
+            let value = Literal::from(serde_json::from_str::<Value>(json).unwrap());
+            Syntax::of(language).unwrap().literal(&value).unwrap()
+        };
+        for (json, julia) in [
+            ("[]", "[]"),
+            ("[1, 2]", "[1, 2]"),
+            ("[1, 2.5]", "Any[1, 2.5]"),
+            ("[true, 1]", "Any[true, 1]"),
+            (r#"[null, "a"]"#, r#"Any[nothing, "a"]"#),
+            ("[1, 9223372036854775808]", "Any[1, 9223372036854775808]"),
+            ("[[1], [2]]", "[[1], [2]]"),
+            ("[[1], [2.5]]", "Any[[1], [2.5]]"),
+            ("[[], [1]]", "Any[[], [1]]"),
+            (r#"[[1, "a"], [1, "a"]]"#, r#"Any[Any[1, "a"], Any[1, "a"]]"#),
+        ] {
+            assert_eq!(literal("julia", json), julia, "{json}");
+        }
+        assert_eq!(literal("python", "[1, 2.5]"), "[1, 2.5]");
     }
 
     #[test]

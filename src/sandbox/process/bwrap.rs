@@ -23,21 +23,26 @@ use crate::policy::{Network, hidden_paths};
 use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
-/// System files and folders that kernels read besides `/usr`. Missing ones are skipped.
-const ETC: &[&str] = &[
-    "/etc/alternatives",
-    "/etc/ld.so.cache",
-    "/etc/ld.so.conf",
-    "/etc/ld.so.conf.d",
-    "/etc/fonts",
-    "/etc/localtime",
-    "/etc/R",
-    "/etc/mime.types",
-    "/etc/python3",
-    "/etc/python3.11",
-];
+/// System files that kernels read besides `/usr`. Missing ones are skipped.
+const ETC: &[&str] = &["/etc/ld.so.cache", "/etc/R/Makeconf", "/etc/R/Renviron", "/etc/R/ldpaths", "/etc/R/repositories"];
 /// As [`ETC`], for sessions with a network.
 const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/services", "/etc/protocols"];
+
+/// Folders of the environment, and the folders of the host in whose place they are. Without the first, the second is hidden.
+const OWN_FOLDERS: &[(&str, &str)] = &[("fonts", "/usr/share/fonts"), ("common/fontconfig", "/etc/fonts")];
+
+/// The programs and libraries behind names in `/etc/alternatives`: as in the images, whatever the host's choice is. Used if they
+/// exist.
+const ALTERNATIVES: &[(&str, &str)] = &[
+    ("awk", "/usr/bin/mawk"),
+    ("nawk", "/usr/bin/mawk"),
+    ("pager", "/usr/bin/less"),
+    ("which", "/usr/bin/which.debianutils"),
+    ("libblas.so.3-x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu/blas/libblas.so.3"),
+    ("liblapack.so.3-x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu/lapack/liblapack.so.3"),
+    ("libblas.so.3-aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu/blas/libblas.so.3"),
+    ("liblapack.so.3-aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu/lapack/liblapack.so.3"),
+];
 
 /// Size of the empty tmpfs that hides a folder, bytes.
 const COVER_BYTES: u64 = 4096;
@@ -124,11 +129,18 @@ impl Launch<'_> {
 
     fn system(&self, options: &mut Options) -> io::Result<()> {
         options.bind(Path::new("/usr"), "/usr");
-        // The target of a symlink is not visible in the sandbox, so symlinks need not be hidden.
-        for path in
-            hidden_paths::HOST_FOLDERS.iter().filter(|path| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()))
-        {
+        for path in hidden_paths::HOST_FOLDERS.iter().filter(|path| is_folder(path)) {
             options.hide_folder(path);
+        }
+        hide_locales(options);
+        for (own, target) in OWN_FOLDERS {
+            let own = self.environment.join(own);
+            match own.is_dir() {
+                // A mount point cannot be made in the read-only /usr.
+                true if is_folder(target) || !target.starts_with("/usr/") => options.bind(&own, target),
+                false if is_folder(target) && target.starts_with("/usr/") => options.hide_folder(target),
+                _ => {}
+            }
         }
         for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
             let path = PathBuf::from("/").join(name);
@@ -142,6 +154,10 @@ impl Launch<'_> {
         for path in ETC.iter().chain(network) {
             options.add(&["--ro-bind-try", path, path]);
         }
+        for (name, target) in ALTERNATIVES.iter().filter(|(_, target)| Path::new(target).exists()) {
+            options.add(&["--symlink", target, &format!("/etc/alternatives/{name}")]);
+        }
+        options.add(&["--symlink", "../usr/lib/os-release", "/etc/os-release"]);
         for (name, content) in [
             ("passwd", format!("cellkeep:x:{SANDBOX_UID}:{SANDBOX_UID}::{WORKSPACE}:/bin/bash\n")),
             ("group", format!("cellkeep:x:{SANDBOX_UID}:\n")),
@@ -151,6 +167,26 @@ impl Launch<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether it is a folder. The target of a symlink is not visible in a sandbox, so symlinks need not be hidden.
+fn is_folder(path: &str) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
+/// Hides all locales except C.UTF-8, the only one of the images. Without it, programs would take text for ASCII.
+fn hide_locales(options: &mut Options) {
+    const LOCALES: &str = "/usr/lib/locale";
+    if !is_folder(LOCALES) {
+        return;
+    }
+    options.tmpfs("0755", COVER_BYTES, LOCALES);
+    for locale in fs::read_dir(LOCALES).into_iter().flatten().flatten() {
+        if locale.file_name().to_string_lossy().starts_with("C.") {
+            options.bind(&locale.path(), &locale.path().display().to_string());
+        }
+    }
+    options.add(&["--remount-ro", LOCALES]);
 }
 
 /// Options, and the descriptors to which they refer.
