@@ -12,6 +12,7 @@ in_every_sandbox!(
     python_code_that_catches_interrupts_keeps_its_state,
     deno_text_of_every_kind_is_in_its_cell,
     images_of_every_kernel_have_their_size,
+    r_tables_are_html_with_all_characters,
     r_text_is_streamed_and_unchanged,
 );
 
@@ -142,6 +143,20 @@ async fn deno_text_of_every_kind_is_in_its_cell(place: TestSandbox) {
             "{cell}"
         );
     }
+}
+
+async fn r_tables_are_html_with_all_characters(place: TestSandbox) {
+    let (_server, session) = session(place, "r").await;
+    session.ok("table <- data.frame(Stadt = c('Köln', '東京', '<b>'), Wert = c(1.5, NA, 3))").await;
+    for code in ["table", "tibble::as_tibble(table)", "data.table::as.data.table(table)", "as.matrix(table)"] {
+        let cell = session.run(code).await;
+        let html = cell["outputs"][0]["data"]["text/html"].as_str().unwrap_or_default();
+        let expected = ["<table", "Stadt", "Köln", "東京", "&lt;b&gt;", "1.5", "NA"];
+        assert!(expected.iter().all(|part| html.contains(part)), "{code}: {cell}");
+    }
+    let cell = session.run("htmltools::tags$p('größer', style = 'color: red')").await;
+    let html = cell["outputs"][0]["data"]["text/html"].as_str().unwrap_or_default();
+    assert!(html.contains("<p style=\"color: red\">größer</p>"), "{cell}");
 }
 
 async fn r_text_is_streamed_and_unchanged(place: TestSandbox) {

@@ -155,7 +155,7 @@ async fn commands_are_those_of_the_list() {
     let found = format!("for name in {}; do command -v \"$name\" >/dev/null || echo \"$name\"; done", names.join(" "));
     // What a desktop or a build machine has, and an image does not.
     let others = "for name in pip pip3 gcc cc xdg-open open chromium vim node dpkg apt-get; do command -v $name; done; true";
-    let uses = "git --version; git config --list; jq -n '1+1'; echo 'a b' | awk '{print $2}'; sqlite3 :memory: 'select 2'; rg --version | head -1
+    let uses = "git --version; git config --list; jq -n '1+1'; echo 'a b' | awk '{print $2}'; sqlite3 :memory: 'select 2'; echo abc | rg -o b
 bc <<< '2*3'; echo x | xz | unxz; echo x | zstd | zstdcat; tree --version | cut -c1-6; file /bin/sh; which ls; date +%Z; perl -e 'print 7'; python3 -c 'import sys; print(sys.path)'";
     let outputs = same_outputs("bash", &[], &[&found, others, uses, "bash -lc 'echo $PATH'; cat /etc/os-release"]).await;
     assert_eq!((text(&outputs[0]).as_str(), text(&outputs[1]).as_str()), ("", ""));
