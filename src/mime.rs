@@ -1,4 +1,4 @@
-//! MIME types of outputs: which are base64 and which text, their file extensions, and their display order.
+//! MIME types: which are base64 and which text in outputs, their file extensions and display order, and the types of files.
 
 /// Display order, best first, after the orders of JupyterLab and nteract. [`display_rank`] ranks families by prefix or
 /// suffix, in the gaps between these entries.
@@ -153,6 +153,48 @@ pub fn extension(mime: &str) -> &'static str {
     if is_binary(&mime) { "bin" } else { "txt" }
 }
 
+/// File extensions whose types are not the first ones with this extension in [`EXTENSIONS`].
+const TYPES: &[(&str, &str)] = &[
+    ("ipynb", "application/x-ipynb+json"),
+    ("jl", "text/x-julia"),
+    ("js", "text/javascript"),
+    ("py", "text/x-python"),
+    ("r", "text/x-r"),
+    ("ts", "text/x-typescript"),
+];
+
+/// The type of a file by the extension of its name, if it is known.
+pub fn of_name(name: &str) -> Option<&'static str> {
+    let (stem, extension) = name.rsplit_once('.')?;
+    // The name of a hidden file is no extension.
+    if stem.is_empty() || stem.ends_with('/') {
+        return None;
+    }
+    let extension = extension.to_ascii_lowercase();
+    let own = TYPES.iter().find(|(known, _)| *known == extension).map(|(_, mime)| *mime);
+    let known = || EXTENSIONS.iter().find(|(_, known)| *known == extension).map(|(mime, _)| *mime);
+    own.or_else(known).or_else(|| mime_guess::from_ext(&extension).first_raw())
+}
+
+/// The type of a file by its first bytes.
+pub fn of_content(head: &[u8]) -> &'static str {
+    match infer::get(head) {
+        Some(kind) => kind.mime_type(),
+        None if is_text(head) => "text/plain",
+        None => "application/octet-stream",
+    }
+}
+
+/// Whether the first bytes of a file are UTF-8 without control characters. The last character may be cut off.
+pub fn is_text(head: &[u8]) -> bool {
+    let text = match std::str::from_utf8(head) {
+        Ok(text) => text,
+        Err(error) if error.error_len().is_none() => std::str::from_utf8(&head[..error.valid_up_to()]).unwrap_or_default(),
+        Err(_) => return false,
+    };
+    !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\x0c' | '\x1b'))
+}
+
 /// Whether this is a Vega or Vega-Lite specification (`application/vnd.vegalite.v5+json`, `…v6.json` and relatives).
 pub fn is_vega(mime: &str) -> bool {
     mime.starts_with("application/vnd.vegalite.") || mime.starts_with("application/vnd.vega.")
@@ -237,5 +279,37 @@ mod tests {
             display_order(bundle),
             ["application/vnd.vegalite.v5+json", "text/html", "image/png", "text/plain", "x/unknown"]
         );
+    }
+
+    #[test]
+    fn files_have_types_by_name() {
+        let cases = [
+            ("a.csv", Some("text/csv")),
+            ("A.PNG", Some("image/png")),
+            ("deep/x.tar.gz", Some("application/gzip")),
+            ("n.ipynb", Some("application/x-ipynb+json")),
+            ("a.js", Some("text/javascript")),
+            ("a.py", Some("text/x-python")),
+            ("a.jpg", Some("image/jpeg")),
+            ("a.parquet", Some("application/vnd.apache.parquet")),
+            ("Makefile", None),
+            (".csv", None),
+            ("a.unknown-extension", None),
+        ];
+        for (name, mime) in cases {
+            assert_eq!(of_name(name), mime, "{name}");
+        }
+    }
+
+    #[test]
+    fn files_have_types_by_content() {
+        assert_eq!(of_content(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), "image/png");
+        assert_eq!(of_content(b"PK\x03\x04\x14\0\0\0"), "application/zip");
+        assert_eq!(of_content("hällo\n".as_bytes()), "text/plain");
+        assert_eq!(of_content(&"hä".as_bytes()[..2]), "text/plain", "a character is cut off");
+        assert_eq!(of_content(b""), "text/plain");
+        for binary in [&b"\0\x01\x02"[..], b"a\xffb", b"x\x00"] {
+            assert_eq!(of_content(binary), "application/octet-stream");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Reads, lists and removes files of the workspace.
+//! Reads files of the workspace, and resolves paths for [`folders`](super::folders) and [`uploads`](super::uploads).
 //!
 //! The system resolves every path beneath the workspace (`openat2` with RESOLVE_BENEATH, no magic links), inside the
 //! sandbox: a symlink that leads out is an error, even if it is swapped in meanwhile. The host never opens a path that a
@@ -6,27 +6,17 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::agent_protocol::{AnswerBody, FILE_CHUNK, FileEntry, RefusalCause, Refused};
+use crate::agent_protocol::{FILE_CHUNK, FileStat, RefusalCause, Refused, decode_name};
 
-/// The most entries of a listing.
-const MAX_ENTRIES: usize = 10_000;
-/// The largest listing as JSON, bytes. An answer may be four times as large, so escaped names cannot exceed its cap.
-const MAX_LISTING: usize = FILE_CHUNK;
-
-/// Size and identity of a file when a chunk of it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileStat {
-    pub size: u64,
-    pub inode: u64,
-}
+/// The longest path, bytes (`PATH_MAX` of Linux).
+pub(super) const MAX_PATH: usize = 4096;
 
 /// Serves file requests beneath the workspace.
 pub(super) struct Files {
@@ -35,16 +25,16 @@ pub(super) struct Files {
 
 /// The refusal for a failed system call.
 pub(super) fn refusal_of(error: Errno) -> Refused {
-    let missing = |reason: &str| Refused { reason: reason.to_owned(), cause: RefusalCause::NotFound };
+    let with = |cause, reason: &str| Refused { reason: reason.to_owned(), cause };
     match error {
-        Errno::NOENT => missing("no such file"),
+        Errno::NOENT => with(RefusalCause::NotFound, "no such file"),
         Errno::XDEV | Errno::LOOP => "the path leads out of the workspace".into(),
         Errno::ISDIR => "it is a folder".into(),
-        Errno::NOTDIR => missing("a component of the path is not a folder"),
+        Errno::NOTDIR => with(RefusalCause::NotFound, "a component of the path is not a folder"),
+        Errno::EXIST => with(RefusalCause::Exists, "something exists at this path already"),
+        Errno::NOTEMPTY => with(RefusalCause::Exists, "the folder is not empty"),
         Errno::NAMETOOLONG => "the name is too long".into(),
-        Errno::NOSPC | Errno::FBIG | Errno::DQUOT => {
-            Refused { reason: "the workspace is full".to_owned(), cause: RefusalCause::NoSpace }
-        }
+        Errno::NOSPC | Errno::FBIG | Errno::DQUOT => with(RefusalCause::NoSpace, "the workspace is full"),
         other => io::Error::from(other).to_string().into(),
     }
 }
@@ -53,13 +43,29 @@ pub(super) fn refusal_of_io(error: &io::Error) -> Refused {
     error.raw_os_error().map_or_else(|| error.to_string().into(), |code| refusal_of(Errno::from_raw_os_error(code)))
 }
 
-/// Accepts relative paths without `.`, `..`, empty components and NUL. The system checks the rest.
-pub(super) fn check_relative_path(path: &str) -> Result<&str, Refused> {
-    let is_invalid = path.starts_with('/')
-        || path.contains('\0')
-        || path.len() > 4096
-        || (!path.is_empty() && path.split('/').any(|part| matches!(part, "" | "." | "..")));
-    if is_invalid { Err(format!("{path:?} is not a path inside the workspace").into()) } else { Ok(path) }
+/// Decodes a path. Accepts relative paths without `.`, `..`, empty components and NUL. The system checks the rest.
+pub(super) fn check_relative_path(path: &str) -> Result<Vec<u8>, Refused> {
+    let is_valid = |path: &Vec<u8>| {
+        let mut parts = path.split(|byte| *byte == b'/');
+        path.len() <= MAX_PATH && (path.is_empty() || parts.all(|part| !matches!(part, b"" | b"." | b"..")))
+    };
+    decode_name(path).filter(is_valid).ok_or_else(|| format!("{path:?} is not a path inside the workspace").into())
+}
+
+/// Splits a path into its folder and its name.
+pub(super) fn split_name(path: &[u8]) -> (&[u8], &[u8]) {
+    path.iter().rposition(|byte| *byte == b'/').map_or((b"", path), |slash| (&path[..slash], &path[slash + 1..]))
+}
+
+pub(super) fn stat_of(file: &File) -> io::Result<FileStat> {
+    let metadata = file.metadata()?;
+    let ns = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+    Ok(FileStat {
+        size: metadata.len(),
+        inode: metadata.ino(),
+        modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
+        changed_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
+    })
 }
 
 impl Files {
@@ -68,9 +74,9 @@ impl Files {
         Ok(Self { workspace: rustix::fs::open(workspace, flags, Mode::empty())? })
     }
 
-    pub(super) fn open(&self, path: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+    pub(super) fn open(&self, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let path = if path.is_empty() { "." } else { path };
+        let path = if path.is_empty() { b"." } else { path };
         // EAGAIN: a rename raced with the path walk, and the system requests a retry.
         for _ in 0..100 {
             match rustix::fs::openat2(&self.workspace, path, flags | OFlags::CLOEXEC, mode, resolve) {
@@ -81,15 +87,20 @@ impl Files {
         Err(Errno::AGAIN)
     }
 
+    pub(super) fn open_folder(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        self.open(path, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
+    }
+
     /// Reads a chunk of a regular file. Does not wait for the writer of a FIFO, and never reads a device.
-    pub fn get(&self, path: &str, offset: u64) -> Result<(FileStat, Bytes), Refused> {
+    pub fn get(&self, path: &str, offset: u64, length: u64) -> Result<(FileStat, Bytes), Refused> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = File::from(self.open(check_relative_path(path)?, flags, Mode::empty()).map_err(refusal_of)?);
+        let file = File::from(self.open(&check_relative_path(path)?, flags, Mode::empty()).map_err(refusal_of)?);
         let metadata = file.metadata().map_err(|error| refusal_of_io(&error))?;
         if !metadata.is_file() {
             return Err(if metadata.is_dir() { "it is a folder" } else { "it is not a regular file" }.into());
         }
-        let wanted = metadata.len().saturating_sub(offset).min(FILE_CHUNK as u64) as usize;
+        let stat = stat_of(&file).map_err(|error| refusal_of_io(&error))?;
+        let wanted = stat.size.saturating_sub(offset).min(length).min(FILE_CHUNK as u64) as usize;
         let mut data = vec![0; wanted];
         let mut filled = 0;
         while filled < wanted {
@@ -99,114 +110,84 @@ impl Files {
             }
         }
         data.truncate(filled);
-        Ok((FileStat { size: metadata.len(), inode: metadata.ino() }, data.into()))
+        Ok((stat, data.into()))
     }
 
-    /// Creates the parent folders of a path.
-    pub(super) fn create_parents(&self, path: &str) -> Result<(), Refused> {
-        let Some(parent) = Path::new(path).parent() else { return Ok(()) };
-        let mut walked = String::new();
-        for part in parent.iter().filter_map(|part| part.to_str()) {
-            let folder = self.open(&walked, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refusal_of)?;
+    /// Creates a folder and its parents, where they do not exist.
+    pub(super) fn create_folders(&self, path: &[u8]) -> Result<(), Refused> {
+        let mut walked = Vec::new();
+        for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+            let folder = self.open_folder(&walked).map_err(refusal_of)?;
             match rustix::fs::mkdirat(&folder, part, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(refusal_of(error)),
             }
-            walked = if walked.is_empty() { part.to_owned() } else { format!("{walked}/{part}") };
+            if !walked.is_empty() {
+                walked.push(b'/');
+            }
+            walked.extend_from_slice(part);
         }
         Ok(())
-    }
-
-    /// The entries of a folder, and whether the listing is truncated.
-    pub fn list(&self, path: &str) -> Result<(Vec<FileEntry>, bool), Refused> {
-        let folder =
-            self.open(check_relative_path(path)?, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refusal_of)?;
-        let (mut entries, mut size) = (Vec::new(), 0);
-        for entry in Dir::read_from(&folder).map_err(refusal_of)? {
-            let entry = entry.map_err(refusal_of)?;
-            if matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let Ok(stat) = rustix::fs::statat(&folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else { continue };
-            let kind = match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => "file",
-                FileType::Directory => "folder",
-                FileType::Symlink => "link",
-                _ => "other",
-            };
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let entry = FileEntry { name, kind: kind.to_owned(), size: stat.st_size as u64 };
-            size += entry.json_size();
-            if entries.len() == MAX_ENTRIES || size > MAX_LISTING {
-                return Ok((entries, true));
-            }
-            entries.push(entry);
-        }
-        Ok((entries, false))
-    }
-
-    /// Removes a file, a symlink (not its target) or an empty folder.
-    pub fn remove(&self, path: &str) -> Result<(), Refused> {
-        let path = check_relative_path(path)?;
-        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-        if name.is_empty() {
-            return Err("the workspace itself cannot be removed".into());
-        }
-        let folder = self.open(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refusal_of)?;
-        match rustix::fs::unlinkat(folder.as_fd(), name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => rustix::fs::unlinkat(folder.as_fd(), name, AtFlags::REMOVEDIR).map_err(refusal_of),
-            other => other.map_err(refusal_of),
-        }
-    }
-}
-
-/// The answer to a request that returns no data.
-pub(super) fn to_answer(result: Result<(), Refused>) -> AnswerBody {
-    match result {
-        Ok(()) => AnswerBody::Done { repeated: false },
-        Err(refused) => AnswerBody::Refused(refused),
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+
+    use rustix::fs::FileType;
 
     use super::*;
-    use crate::agent_protocol::{Answer, FromAgent};
 
-    fn workspace(name: &str) -> (std::path::PathBuf, Files) {
-        let root = std::env::temp_dir().join(format!("cellkeep-files-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&root);
-        fs::create_dir_all(root.join("work")).unwrap();
-        fs::write(root.join("secret"), "secret").unwrap();
-        let files = Files::new(root.join("work").to_str().unwrap()).unwrap();
-        (root, files)
+    /// A folder with a workspace in it, and a file beside the workspace.
+    pub struct TestWorkspace {
+        pub root: PathBuf,
+        pub work: PathBuf,
+        pub files: Files,
+    }
+
+    impl TestWorkspace {
+        pub fn new(name: &str) -> Self {
+            let root = std::env::temp_dir().join(format!("cellkeep-files-{}-{name}", std::process::id()));
+            let _ = fs::remove_dir_all(&root);
+            let work = root.join("work");
+            fs::create_dir_all(&work).unwrap();
+            fs::write(root.join("secret"), "secret").unwrap();
+            let files = Files::new(work.to_str().unwrap()).unwrap();
+            Self { root, work, files }
+        }
+
+        pub fn read(&self, path: &str) -> String {
+            fs::read_to_string(self.work.join(path)).unwrap()
+        }
+    }
+
+    impl Drop for TestWorkspace {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.root);
+        }
     }
 
     #[test]
     fn files_are_read_in_chunks() {
-        let (root, files) = workspace("pieces");
-        fs::create_dir_all(root.join("work/a/b")).unwrap();
-        fs::write(root.join("work/a/b/c.bin"), "hello world").unwrap();
-        let (opened, bytes) = files.get("a/b/c.bin", 0).unwrap();
+        let place = TestWorkspace::new("pieces");
+        fs::create_dir_all(place.work.join("a/b")).unwrap();
+        fs::write(place.work.join("a/b/c.bin"), "hello world").unwrap();
+        let (opened, bytes) = place.files.get("a/b/c.bin", 0, u64::MAX).unwrap();
         assert_eq!((opened.size, bytes), (11, Bytes::from_static(b"hello world")));
-        assert_eq!(files.get("a/b/c.bin", 6).unwrap(), (opened, Bytes::from_static(b"world")));
-        assert_eq!(files.list("a").unwrap().0[0].kind, "folder");
-        assert!(files.remove("a").is_err());
-        files.remove("a/b/c.bin").unwrap();
-        files.remove("a/b").unwrap();
-        assert!(files.list("a").unwrap() == (Vec::new(), false));
-        fs::remove_dir_all(root).unwrap();
+        assert_eq!(place.files.get("a/b/c.bin", 6, u64::MAX).unwrap(), (opened, Bytes::from_static(b"world")));
+        assert_eq!(place.files.get("a/b/c.bin", 6, 2).unwrap(), (opened, Bytes::from_static(b"wo")));
+        assert_eq!(place.files.get("a/b/c.bin", 99, 2).unwrap(), (opened, Bytes::new()));
     }
 
     #[test]
     fn paths_cannot_leave_the_workspace() {
-        let (root, files) = workspace("outside");
-        symlink("../secret", root.join("work/link")).unwrap();
-        symlink(&root, root.join("work/folder")).unwrap();
-        symlink("/proc/self/root", root.join("work/magic")).unwrap();
+        let place = TestWorkspace::new("outside");
+        symlink("../secret", place.work.join("link")).unwrap();
+        symlink(&place.root, place.work.join("folder")).unwrap();
+        symlink("/proc/self/root", place.work.join("magic")).unwrap();
         for path in [
             "link",
             "folder/secret",
@@ -217,34 +198,17 @@ mod tests {
             "./x",
             "a//b",
             "a\0b",
+            "a\u{0}2e",
         ] {
-            assert!(files.get(path, 0).is_err(), "{path:?}");
+            assert!(place.files.get(path, 0, 1).is_err(), "{path:?}");
         }
-        assert_eq!(fs::read_to_string(root.join("secret")).unwrap(), "secret");
-        files.remove("link").unwrap();
-        assert!(root.join("secret").exists());
-        fs::remove_dir_all(root).unwrap();
-    }
-
-    #[test]
-    fn large_listing_is_truncated() {
-        let (root, files) = workspace("listing");
-        // Control characters take six bytes each in JSON, bytes that are not UTF-8 three.
-        let name = |i: usize, filler: &str| root.join("work").join(format!("{i:05}{}", filler.repeat(250)));
-        (0..3000).for_each(|i| fs::write(name(i, "\u{1}"), "").unwrap());
-        let (entries, truncated) = files.list("").unwrap();
-        assert!(truncated && entries.len() > 500);
-        let answer = Answer { id: 1, body: AnswerBody::Listing { entries, truncated }, data: Bytes::new() };
-        let size: usize = FromAgent::Answer(answer).encode().iter().map(Bytes::len).sum();
-        assert!(size < FromAgent::cap(0x84).unwrap(), "{size}");
-        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn pipes_are_refused_without_blocking() {
-        let (root, files) = workspace("pipe");
-        rustix::fs::mknodat(rustix::fs::CWD, root.join("work/fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-        assert!(files.get("fifo", 0).unwrap_err().reason.contains("regular"));
-        fs::remove_dir_all(root).unwrap();
+        let place = TestWorkspace::new("pipe");
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, place.work.join("fifo"), FileType::Fifo, mode, 0).unwrap();
+        assert!(place.files.get("fifo", 0, 1).unwrap_err().reason.contains("regular"));
     }
 }

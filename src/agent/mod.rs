@@ -22,6 +22,7 @@ mod confine;
 mod connection;
 mod executions;
 mod files;
+mod folders;
 mod hub;
 mod input;
 mod iopub_pipe;

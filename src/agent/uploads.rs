@@ -9,11 +9,11 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::files::{Files, check_relative_path, refusal_of, refusal_of_io};
-use crate::agent_protocol::{RefusalCause, Refused};
+use super::files::{Files, check_relative_path, refusal_of, refusal_of_io, split_name, stat_of};
+use crate::agent_protocol::{FileStat, PutOptions, RefusalCause, Refused};
 
 /// The most open uploads of a connection.
 const MAX_UPLOADS: usize = 200;
@@ -25,23 +25,24 @@ const MAX_SYMLINKS: usize = 40;
 pub(super) struct Uploads(HashMap<u64, Upload>);
 
 impl Uploads {
-    /// Writes a chunk. Offset 0 starts an upload, and the last chunk finishes it. An error discards the upload.
-    pub fn write_chunk(&mut self, files: &Files, chunk: &Chunk, data: &[u8]) -> Result<(), Refused> {
+    /// Writes a chunk. Offset 0 starts an upload, and the last chunk finishes it. An error discards the upload. Returns the state
+    /// of the finished file.
+    pub fn write_chunk(&mut self, files: &Files, chunk: &Chunk, data: &[u8]) -> Result<Option<FileStat>, Refused> {
         let mut upload = match (chunk.offset, self.0.remove(&chunk.upload)) {
             (0, _) if self.0.len() >= MAX_UPLOADS => {
                 return Err(refusal("too many uploads at once", RefusalCause::Busy));
             }
-            (0, _) => Upload::create(files, chunk.path)?,
+            (0, _) => Upload::create(files, chunk.path, chunk.options)?,
             (offset, Some(upload)) if upload.length == offset => upload,
             _ => return Err(refusal("the upload was interrupted; send the file again", RefusalCause::Interrupted)),
         };
         upload.file.write_all_at(data, upload.length).map_err(|error| refusal_of_io(&error))?;
         upload.length += data.len() as u64;
         if chunk.last {
-            return upload.finish();
+            return upload.finish().map(Some);
         }
         self.0.insert(chunk.upload, upload);
-        Ok(())
+        Ok(None)
     }
 
     pub fn discard(&mut self, upload: u64) {
@@ -63,6 +64,8 @@ pub(super) struct Chunk<'a> {
     pub path: &'a str,
     pub offset: u64,
     pub last: bool,
+    /// Of the upload; those of its first chunk count.
+    pub options: PutOptions,
 }
 
 struct Upload {
@@ -71,7 +74,8 @@ struct Upload {
     temporary_name: Option<String>,
     length: u64,
     folder: OwnedFd,
-    name: String,
+    name: Vec<u8>,
+    options: PutOptions,
 }
 
 /// A new file, and its temporary name unless it is unnamed.
@@ -90,8 +94,8 @@ fn create_named(folder: &OwnedFd) -> Result<NewFile, Errno> {
 }
 
 impl Upload {
-    fn create(files: &Files, path: &str) -> Result<Self, Refused> {
-        Self::create_with(files, path, |folder| match create_unnamed(folder) {
+    fn create(files: &Files, path: &str, options: PutOptions) -> Result<Self, Refused> {
+        Self::create_with(files, path, options, |folder| match create_unnamed(folder) {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => create_named(folder),
             file => file,
         })
@@ -100,33 +104,43 @@ impl Upload {
     fn create_with(
         files: &Files,
         path: &str,
+        options: PutOptions,
         create_file: impl FnOnce(&OwnedFd) -> Result<NewFile, Errno>,
     ) -> Result<Self, Refused> {
         let path = check_relative_path(path)?;
         if path.is_empty() {
             return Err("a file needs a name".into());
         }
-        files.create_parents(path)?;
-        let (folder, name, old_mode) = resolve_target(files, path.to_owned())?;
+        files.create_folders(split_name(&path).0)?;
+        let Target { folder, name, mode, is_link } = resolve_target(files, path)?;
+        if options.is_new && (mode.is_some() || is_link) {
+            return Err(refusal_of(Errno::EXIST));
+        }
         let (file, temporary_name) = create_file(&folder).map_err(refusal_of)?;
-        let upload = Self { file: File::from(file), temporary_name, length: 0, folder, name };
-        if let Some(mode) = old_mode {
+        let upload = Self { file: File::from(file), temporary_name, length: 0, folder, name, options };
+        if let Some(mode) = mode.or(options.is_executable.then_some(Mode::from_raw_mode(0o755))) {
             rustix::fs::fchmod(&upload.file, mode).map_err(refusal_of)?;
         }
         Ok(upload)
     }
 
     /// Moves the file to its name, replacing an existing file.
-    fn finish(mut self) -> Result<(), Refused> {
+    fn finish(mut self) -> Result<FileStat, Refused> {
+        if let Some(ms) = self.options.modified_ms {
+            let time = Timespec { tv_sec: ms.div_euclid(1000), tv_nsec: ms.rem_euclid(1000) * 1_000_000 };
+            let times = Timestamps { last_access: time, last_modification: time };
+            rustix::fs::futimens(&self.file, &times).map_err(refusal_of)?;
+        }
         if self.temporary_name.is_none() {
             let (name, own_path) = (random_name().map_err(refusal_of)?, format!("/proc/self/fd/{}", self.file.as_raw_fd()));
             rustix::fs::linkat(CWD, own_path, &self.folder, &name, AtFlags::SYMLINK_FOLLOW).map_err(refusal_of)?;
             self.temporary_name = Some(name);
         }
         let temporary = self.temporary_name.as_deref().unwrap_or_default();
-        rustix::fs::renameat(&self.folder, temporary, &self.folder, &self.name).map_err(refusal_of)?;
+        let flags = if self.options.is_new { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
+        rustix::fs::renameat_with(&self.folder, temporary, &self.folder, &self.name, flags).map_err(refusal_of)?;
         self.temporary_name = None;
-        Ok(())
+        stat_of(&self.file).map_err(|error| refusal_of_io(&error))
     }
 }
 
@@ -138,16 +152,26 @@ impl Drop for Upload {
     }
 }
 
-/// Resolves a path to folder and file name, following symlinks inside the workspace. Also returns the mode of an existing
-/// file.
-fn resolve_target(files: &Files, mut path: String) -> Result<(OwnedFd, String, Option<Mode>), Refused> {
-    for _ in 0..MAX_SYMLINKS {
-        let (parent, name) = path.rsplit_once('/').unwrap_or(("", &path));
-        let folder = files.open(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(refusal_of)?;
+/// Where an upload goes.
+struct Target {
+    folder: OwnedFd,
+    name: Vec<u8>,
+    /// Of an existing file.
+    mode: Option<Mode>,
+    /// Whether the path was that of a symlink.
+    is_link: bool,
+}
+
+/// Resolves a path to folder and file name, following symlinks inside the workspace.
+fn resolve_target(files: &Files, mut path: Vec<u8>) -> Result<Target, Refused> {
+    for followed in 0..MAX_SYMLINKS {
+        let (parent, name) = split_name(&path);
+        let folder = files.open_folder(parent).map_err(refusal_of)?;
         // The target of a symlink to `..` or `folder/`.
-        if matches!(name, "" | "." | "..") {
+        if matches!(name, b"" | b"." | b"..") {
             return Err(refusal_of(Errno::ISDIR));
         }
+        let is_link = followed > 0;
         // Opening for writing refuses what cannot be overwritten: folders, pipes without a reader, read-only files.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&folder, name, flags, Mode::empty()) {
@@ -156,14 +180,16 @@ fn resolve_target(files: &Files, mut path: String) -> Result<(OwnedFd, String, O
                 if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
                     return Err("it is not a regular file".into());
                 }
-                return Ok((folder, name.to_owned(), Some(Mode::from_raw_mode(stat.st_mode & 0o777))));
+                let mode = Some(Mode::from_raw_mode(stat.st_mode & 0o777));
+                return Ok(Target { folder, name: name.to_vec(), mode, is_link });
             }
-            Err(Errno::NOENT) => return Ok((folder, name.to_owned(), None)),
+            Err(Errno::NOENT) => return Ok(Target { folder, name: name.to_vec(), mode: None, is_link }),
             Err(Errno::LOOP) => {
-                let target = rustix::fs::readlinkat(&folder, name, Vec::new()).map_err(refusal_of)?;
-                let target = target.to_str().ok().filter(|target| !target.starts_with('/')).ok_or(Errno::XDEV);
-                let target = target.map_err(refusal_of)?;
-                path = if parent.is_empty() { target.to_owned() } else { format!("{parent}/{target}") };
+                let target = rustix::fs::readlinkat(&folder, name, Vec::new()).map_err(refusal_of)?.into_bytes();
+                if target.starts_with(b"/") {
+                    return Err(refusal_of(Errno::XDEV));
+                }
+                path = if parent.is_empty() { target } else { [parent, b"/", &target].concat() };
             }
             Err(error) => return Err(refusal_of(error)),
         }
@@ -181,50 +207,43 @@ fn random_name() -> Result<String, Errno> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use rustix::fs::FileType;
 
+    use super::super::files::tests::TestWorkspace;
     use super::*;
 
-    struct TestWorkspace {
-        root: PathBuf,
-        work: PathBuf,
-        files: Files,
+    struct Uploading {
+        place: TestWorkspace,
         uploads: Uploads,
     }
 
-    impl TestWorkspace {
+    impl std::ops::Deref for Uploading {
+        type Target = TestWorkspace;
+
+        fn deref(&self) -> &TestWorkspace {
+            &self.place
+        }
+    }
+
+    impl Uploading {
         fn new(name: &str) -> Self {
-            let root = std::env::temp_dir().join(format!("cellkeep-uploads-{}-{name}", std::process::id()));
-            let _ = fs::remove_dir_all(&root);
-            let work = root.join("work");
-            fs::create_dir_all(&work).unwrap();
-            fs::write(root.join("secret"), "secret").unwrap();
-            let files = Files::new(work.to_str().unwrap()).unwrap();
-            Self { root, work, files, uploads: Uploads::default() }
+            Self { place: TestWorkspace::new(&format!("uploads-{name}")), uploads: Uploads::default() }
         }
 
         fn put(&mut self, upload: u64, path: &str, offset: u64, data: &str, last: bool) -> Result<(), Refused> {
-            self.uploads.write_chunk(&self.files, &Chunk { upload, path, offset, last }, data.as_bytes())
+            let chunk = Chunk { upload, path, offset, last, options: PutOptions::default() };
+            self.uploads.write_chunk(&self.place.files, &chunk, data.as_bytes()).map(drop)
         }
 
         fn whole(&mut self, path: &str, data: &str) -> Result<(), Refused> {
             self.put(1, path, 0, data, true)
         }
 
-        fn read(&self, path: &str) -> String {
-            fs::read_to_string(self.work.join(path)).unwrap()
-        }
-
         fn mode(&self, path: &str) -> u32 {
             fs::metadata(self.work.join(path)).unwrap().permissions().mode() & 0o7777
-        }
-    }
-
-    impl Drop for TestWorkspace {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.root);
         }
     }
 
@@ -237,7 +256,7 @@ mod tests {
 
     #[test]
     fn file_appears_with_its_last_chunk() {
-        let mut place = TestWorkspace::new("pieces");
+        let mut place = Uploading::new("pieces");
         place.whole("a/b/c.bin", "old").unwrap();
         fs::set_permissions(place.work.join("a/b/c.bin"), fs::Permissions::from_mode(0o750)).unwrap();
         place.put(7, "a/b/c.bin", 0, "hello ", false).unwrap();
@@ -252,9 +271,10 @@ mod tests {
 
     #[test]
     fn named_temporary_file_appears_at_the_end() {
-        let mut place = TestWorkspace::new("named");
+        let mut place = Uploading::new("named");
         place.whole("kept", "old").unwrap();
-        let begin = |place: &TestWorkspace| Upload::create_with(&place.files, "kept", create_named).unwrap();
+        let begin =
+            |place: &Uploading| Upload::create_with(&place.files, "kept", PutOptions::default(), create_named).unwrap();
         let upload = begin(&place);
         upload.file.write_all_at(b"half", 0).unwrap();
         assert_eq!((names(&place.work).len(), place.read("kept").as_str()), (2, "old"));
@@ -268,7 +288,7 @@ mod tests {
 
     #[test]
     fn interrupted_upload_leaves_old_file() {
-        let mut place = TestWorkspace::new("cut");
+        let mut place = Uploading::new("cut");
         place.whole("kept", "old").unwrap();
         place.put(1, "kept", 0, "half", false).unwrap();
         assert!(place.put(1, "kept", 9, "a hole", true).is_err());
@@ -288,8 +308,31 @@ mod tests {
     }
 
     #[test]
+    fn options_of_a_new_file_hold() {
+        let mut place = Uploading::new("options");
+        let options = PutOptions { is_new: true, is_executable: true, modified_ms: Some(1_500) };
+        let put = |place: &mut Uploading, path| {
+            let chunk = Chunk { upload: 1, path, offset: 0, last: true, options };
+            place.uploads.write_chunk(&place.place.files, &chunk, b"x")
+        };
+        let written = put(&mut place, "new").unwrap().unwrap();
+        assert_eq!((written.size, written.modified_ns, place.mode("new")), (1, 1_500_000_000, 0o755));
+        let modified = fs::metadata(place.work.join("new")).unwrap().modified().unwrap();
+        assert_eq!(modified, UNIX_EPOCH + Duration::from_millis(1500));
+        symlink("nowhere", place.work.join("link")).unwrap();
+        for taken in ["new", "link"] {
+            assert_eq!(put(&mut place, taken).unwrap_err().cause, RefusalCause::Exists, "{taken}");
+        }
+        // A file that comes meanwhile is kept.
+        let upload = Upload::create(&place.files, "raced", options).unwrap();
+        fs::write(place.work.join("raced"), "theirs").unwrap();
+        assert_eq!(upload.finish().unwrap_err().cause, RefusalCause::Exists);
+        assert_eq!((place.read("raced").as_str(), names(&place.work).len()), ("theirs", 3), "no temporary file is left");
+    }
+
+    #[test]
     fn symlinks_are_followed_only_inside() {
-        let mut place = TestWorkspace::new("links");
+        let mut place = Uploading::new("links");
         place.whole("deep/target", "old").unwrap();
         symlink("deep/target", place.work.join("link")).unwrap();
         symlink("../link", place.work.join("deep/back")).unwrap();

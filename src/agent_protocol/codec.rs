@@ -232,7 +232,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::agent_protocol::{AnswerBody, Hello, KernelState, Request, UsageReading};
+    use crate::agent_protocol::{AnswerBody, Hello, KernelState, PutOptions, Request, UsageReading};
 
     pub fn frame(pieces: Vec<Bytes>) -> RawFrame {
         let all: Bytes = pieces.concat().into();
@@ -257,7 +257,13 @@ pub(super) mod tests {
             },
             ToAgent::Request {
                 id: 8,
-                request: Request::FilePut { upload: 3, path: "a".into(), offset: 5, last: true },
+                request: Request::FilePut {
+                    upload: 3,
+                    path: "a".into(),
+                    offset: 5,
+                    last: true,
+                    options: PutOptions::default(),
+                },
                 data: Bytes::from_static(b"\0\xff"),
             },
         ];

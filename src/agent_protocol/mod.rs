@@ -22,14 +22,16 @@
 mod assembler;
 mod codec;
 mod config;
+mod file_names;
 mod frame;
 mod types;
 
 pub use assembler::{EVENT_CHUNK, EventAssembler, MAX_MESSAGE, encode_event_frames};
 pub use codec::{FILE_CHUNK, ProtocolError, SUBMIT_MAX};
 pub use config::{AgentConfig, END_MARKER, Listen, receive_config, send_config};
+pub use file_names::{decode_name, encode_name};
 pub use frame::{FrameError, FrameReader, PREAMBLE, RawFrame, encode_frame, read_preamble, write_all_vectored};
 pub use types::{
-    Answer, AnswerBody, Event, ExecutionUsage, FileEntry, FromAgent, Hello, KernelEvent, KernelExit, KernelState,
-    KillReason, RefusalCause, Refused, Request, SignalKind, ToAgent, UsageReading,
+    Answer, AnswerBody, EntryKind, Event, ExecutionUsage, FileEntry, FileStat, FromAgent, Hello, KernelEvent, KernelExit,
+    KernelState, KillReason, PutOptions, RefusalCause, Refused, Request, SignalKind, ToAgent, UsageReading,
 };

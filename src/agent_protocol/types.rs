@@ -65,36 +65,63 @@ pub enum Request {
     Usage,
     /// Read a chunk of a regular file.
     FileGet {
-        /// Relative to the workspace.
+        /// Relative to the workspace, as [`encode_name`](super::encode_name) writes it, like all paths here.
         path: String,
         /// Bytes from the start of the file.
         offset: u64,
+        /// Bytes wanted; the answer has at most [`FILE_CHUNK`](super::FILE_CHUNK).
+        length: u64,
     },
     /// Write a chunk of a file; the frame's data is the content. The first chunk has offset 0. The last chunk replaces the
     /// file atomically: until then, or if it never comes, an existing file stays unchanged.
     FilePut {
         /// Chosen by the manager; unique among the open uploads of a connection.
         upload: u64,
-        /// Relative to the workspace.
         path: String,
         /// Bytes that were sent before this chunk.
         offset: u64,
         /// Whether this is the final chunk.
         last: bool,
+        options: PutOptions,
     },
     /// Discard an unfinished upload; not an error if there is none.
     FileDrop {
         upload: u64,
     },
-    /// List a folder.
-    FileList {
-        /// Relative to the workspace; empty for the workspace itself.
+    /// Describe an entry; a symlink is not followed. An empty path is the workspace itself.
+    FileStat {
         path: String,
     },
-    /// Remove a file or an empty folder.
-    FileRemove {
-        /// Relative to the workspace.
+    /// List a page of a folder.
+    FileList {
+        /// Empty for the workspace itself.
         path: String,
+        /// The name after which the page begins; empty for the first page.
+        after: String,
+        /// The most entries of the page.
+        limit: usize,
+    },
+    /// Create a folder and its parents; not an error if it exists.
+    FileMakeFolder {
+        path: String,
+    },
+    /// Create a symlink.
+    FileLink {
+        path: String,
+        target: String,
+    },
+    /// Give an entry another path, whose parents are created.
+    FileMove {
+        path: String,
+        to: String,
+        /// Whether an existing file or empty folder is replaced.
+        replace: bool,
+    },
+    /// Remove a file, a symlink (not its target) or a folder.
+    FileRemove {
+        path: String,
+        /// Whether the contents of a folder are removed, too: a bounded number by each request.
+        recursive: bool,
     },
 }
 
@@ -117,21 +144,48 @@ pub struct ExecutionUsage {
     pub peak_memory_bytes: u64,
 }
 
-/// One entry of a folder listing.
+/// How a file is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutOptions {
+    /// Refuse to replace an existing file.
+    pub is_new: bool,
+    /// Whether a new file can be executed.
+    pub is_executable: bool,
+    /// The modification time, milliseconds since 1970.
+    pub modified_ms: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKind {
+    File,
+    Folder,
+    /// A symlink.
+    Link,
+    /// A device, pipe or socket.
+    Other,
+}
+
+/// One entry of a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// The name within the folder; bytes that are not UTF-8 are replaced.
+    /// The name within the folder, as [`encode_name`](super::encode_name) writes it.
     pub name: String,
-    /// `file`, `folder`, `link` or `other`.
-    pub kind: String,
+    pub kind: EntryKind,
     pub size: u64,
+    /// The modification time, milliseconds since 1970.
+    pub modified_ms: i64,
+    /// The permission bits.
+    pub mode: u32,
+    /// The target of a symlink.
+    pub target: Option<String>,
 }
 
 impl FileEntry {
     /// Upper bound of its size in the JSON of an answer, bytes.
     pub fn json_size(&self) -> usize {
         let escaped = |text: &str| text.chars().map(|c| if c < ' ' { 6 } else { c.len_utf8() + 1 }).sum::<usize>();
-        escaped(&self.name) + escaped(&self.kind) + 64
+        escaped(&self.name) + self.target.as_deref().map_or(0, escaped) + 192
     }
 }
 
@@ -157,6 +211,8 @@ pub enum RefusalCause {
     /// The workspace is full.
     #[serde(rename = "no_room")]
     NoSpace,
+    /// Something else exists at the path.
+    Exists,
     /// Too many requests at once; a retry can succeed.
     Busy,
     /// The connection was lost during an upload, and the chunks before this one with it.
@@ -187,19 +243,32 @@ pub enum AnswerBody {
     },
     Refused(Refused),
     Usage(UsageReading),
-    /// A chunk of a file; its bytes are the frame's data.
-    File {
-        /// The file's size when it was opened, bytes.
-        size: u64,
-        /// Identifies the file: the path may lead to another file by the next chunk.
-        inode: u64,
-    },
+    /// A chunk of a file, whose bytes are the frame's data; or a written file.
+    File(FileStat),
+    Entry(FileEntry),
     Listing {
-        /// In no particular order.
+        /// Ordered by the bytes of their names.
         entries: Vec<FileEntry>,
-        /// Whether the folder has more entries than fit into an answer.
-        truncated: bool,
+        /// The name after which the next page begins, if there is one.
+        next: Option<String>,
     },
+    /// Entries were removed.
+    Removed {
+        /// Whether the request must be repeated to remove the rest.
+        more: bool,
+    },
+}
+
+/// The state of a file when it was read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// Bytes.
+    pub size: u64,
+    /// Identifies the file: the path may lead to another file by the next chunk.
+    pub inode: u64,
+    /// The times of the last change of the content, and of content, name or mode. Nanoseconds since 1970.
+    pub modified_ns: i64,
+    pub changed_ns: i64,
 }
 
 /// An answer and the id of its request.

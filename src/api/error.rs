@@ -177,6 +177,9 @@ impl From<FileError> for Problem {
         match error {
             FileError::Missing(_) => Self::not_found("no_file", detail),
             FileError::Refused(_) => Self::unprocessable("bad_file", detail).field("path"),
+            FileError::Exists(_) => Self::new(StatusCode::CONFLICT, "file_exists", detail).field("path"),
+            FileError::BadArchive(_) => Self::unprocessable("bad_archive", detail),
+            FileError::ArchiveTooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "archive_too_large", detail),
             FileError::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, "workspace_full", detail),
             FileError::Busy(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_files", detail).retry_after(5),
             FileError::Cut => Self::bad_request("cut_off", detail),

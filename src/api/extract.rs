@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -11,16 +10,14 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use futures_util::StreamExt as _;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::MAX_BODY;
 use super::error::Problem;
+use crate::mime;
 
-/// How long the rest of a refused body is read.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest part of a client's text at each end that an error repeats, in bytes.
 const MAX_REPEATED: usize = 200;
 
@@ -52,21 +49,18 @@ pub(super) fn check_length(request: Request) -> Result<Request, Problem> {
     if length.and_then(|length| length.to_str().ok()?.parse().ok()).is_none_or(|length: u64| length <= MAX_BODY as u64) {
         return Ok(request);
     }
-    // Closing a connection with unread bytes resets it, and a client that is still sending would not see the response.
-    tokio::spawn(tokio::time::timeout(DRAIN_TIMEOUT, async move {
-        let (mut body, mut read) = (request.into_body().into_data_stream(), 0);
-        while read < 2 * MAX_BODY
-            && let Some(Ok(bytes)) = body.next().await
-        {
-            read += bytes.len();
-        }
-    }));
     Err(too_large())
 }
 
 fn too_large() -> Problem {
     let detail = format!("the body is larger than {} MB", MAX_BODY >> 20);
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+/// The media type of a body without its parameters, in lower case.
+pub(super) fn media_type(headers: &HeaderMap) -> String {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    mime::essence(kind)
 }
 
 /// Whether the `Accept` header names this media type explicitly.

@@ -95,9 +95,27 @@ pub(super) async fn check_host(State(api): State<Api>, request: Request, next: N
 pub(super) fn cors_layer(guard: Arc<Guard>) -> CorsLayer {
     let is_allowed =
         move |origin: &HeaderValue, _: &Parts| origin.to_str().is_ok_and(|origin| guard.is_configured_origin(origin));
+    let conditions = [
+        header::RANGE,
+        header::IF_RANGE,
+        header::IF_MATCH,
+        header::IF_NONE_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::IF_UNMODIFIED_SINCE,
+    ];
     let request_headers =
         [header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("last-event-id"), REQUEST_ID];
-    let response_headers = [header::LOCATION, header::RETRY_AFTER, header::CONTENT_DISPOSITION, REQUEST_ID];
+    let request_headers: Vec<_> = request_headers.into_iter().chain(conditions).collect();
+    let response_headers = [
+        header::LOCATION,
+        header::RETRY_AFTER,
+        header::CONTENT_DISPOSITION,
+        header::CONTENT_RANGE,
+        header::ACCEPT_RANGES,
+        header::ETAG,
+        header::LAST_MODIFIED,
+        REQUEST_ID,
+    ];
     CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(is_allowed))
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])

@@ -12,7 +12,9 @@ mod guard;
 mod notebooks;
 mod openapi;
 mod output_text;
+mod paging;
 mod rate_limit;
+mod refused_body;
 mod response_spool;
 mod runs;
 mod sessions;
@@ -92,7 +94,7 @@ fn session_routes() -> OpenApiRouter<Api> {
         .routes(routes!(cells::patch, cells::delete))
         .routes(routes!(cells::cancel))
         .routes(routes!(notebooks::put))
-        .routes(routes!(files::get, files::put, files::delete))
+        .routes(routes!(files::get, files::put, files::patch))
         .routes(routes!(chat::status))
         .routes(routes!(chat::cancel))
         .routes(routes!(shares::list, shares::create))
@@ -110,16 +112,16 @@ fn session_query_routes() -> OpenApiRouter<Api> {
         .routes(routes!(output_text::get))
         .routes(routes!(notebooks::get))
         .routes(routes!(notebooks::run))
-        .routes(routes!(files::list))
+        .routes(routes!(files::delete))
+        .routes(routes!(files::list, files::create))
         .routes(routes!(chat::ask))
 }
 
 /// Routes below `/v1` that take no query.
 fn other_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
-        .routes(routes!(sessions::list, sessions::create))
+        .routes(routes!(sessions::create))
         .routes(routes!(sessions::artifact))
-        .routes(routes!(runs::list))
         .routes(routes!(runs::get_one, runs::delete))
         .routes(routes!(runs::cancel))
         .routes(routes!(runs::artifacts))
@@ -128,17 +130,26 @@ fn other_routes() -> OpenApiRouter<Api> {
         .routes(routes!(shares::token))
 }
 
-/// Routes of jobs that take a query.
-fn run_query_routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(runs::create)).routes(routes!(runs::stream)).routes(routes!(runs::notebook))
+/// Other routes that take a query.
+fn other_query_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(sessions::list))
+        .routes(routes!(runs::list, runs::create))
+        .routes(routes!(runs::stream))
+        .routes(routes!(runs::notebook))
+}
+
+/// Routes whose bodies have limits of their own.
+fn upload_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(files::upload)).layer(DefaultBodyLimit::disable())
 }
 
 /// The routes below `/v1`, which need a token.
 fn v1_routes() -> OpenApiRouter<Api> {
     let no_query = || middleware::from_fn(extract::no_query);
     // Nesting a second router at the same path would replace its description, so the two are merged first.
-    let one_session = session_query_routes().merge(session_routes().layer(no_query()));
-    let all_others = run_query_routes().merge(other_routes().layer(no_query()));
+    let one_session = session_query_routes().merge(upload_routes()).merge(session_routes().layer(no_query()));
+    let all_others = other_query_routes().merge(other_routes().layer(no_query()));
     all_others.nest("/sessions/{session}", one_session)
 }
 
@@ -168,6 +179,7 @@ pub fn router(api: Api) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not support this method")
         })
+        .layer(middleware::from_fn(refused_body::drain))
         .layer(guard::cors_layer(api.guard.clone()))
         .layer(middleware::from_fn_with_state(api.clone(), guard::check_host))
         .layer(middleware::from_fn(trace::assign_request_id))

@@ -1,4 +1,4 @@
-//! Large responses. A bounded number of megabytes is produced at once, and slow clients read from spool files. Otherwise a
+//! Large responses, and archives that are uploaded. A bounded number of megabytes is produced at once, and slow clients read from spool files. Otherwise a
 //! few clients that request much and read nothing would fill the memory of the server.
 
 use std::io;
@@ -20,8 +20,9 @@ use tokio_util::io::ReaderStream;
 use super::Api;
 use super::error::Problem;
 use crate::auth::Identity;
-use crate::counters::{InUse, UseCounter};
+use crate::counters::{InUse, UseCounter, UseGuard};
 use crate::ids::PrincipalId;
+use crate::manager::FileError;
 use crate::memory;
 
 /// Responses up to this size are produced without a permit, and stay in memory until they are sent. Bytes.
@@ -66,25 +67,58 @@ impl ResponseSpool {
         permit.ok().and_then(Result::ok).map(|permit| Some(ProducePermit(Arc::new(permit)))).ok_or_else(busy)
     }
 
-    /// Moves a body into a spool file, and returns a body that reads from it. The bytes count until that body is sent or
-    /// dropped.
-    async fn spool(&self, principal: &PrincipalId, body: Body, bytes: u64) -> Result<Body, Problem> {
-        // A single response may exceed the limit of a principal, if it is the only one.
+    /// Counts bytes in spool files.
+    fn count(&self, principal: &PrincipalId, bytes: u64) -> Result<UseGuard, Problem> {
+        // A single file may exceed the limit of a principal, if it is the only one.
         let admits = |used: InUse| {
             used.total.saturating_add(bytes) <= MAX_SPOOLED
                 && (used.own == 0 || used.own.saturating_add(bytes) <= MAX_SPOOLED_PER_PRINCIPAL)
         };
-        let guard = self.spooled.try_count(principal, bytes, admits).ok_or_else(busy)?;
-        let file = write(self.folder.clone(), body).await.map_err(|error| {
-            tracing::error!(%error, "cannot spool a response");
-            let detail = format!("the response cannot be spooled: {error}; request less, for example with outputs=refs");
-            Problem::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail)
-        })?;
+        self.spooled.try_count(principal, bytes, admits).ok_or_else(busy)
+    }
+
+    /// Receives a request body as a file. A body without a length counts as the largest one.
+    pub(super) async fn receive(
+        &self,
+        principal: &PrincipalId,
+        body: Body,
+        length: Option<u64>,
+        most: u64,
+    ) -> Result<SpooledFile, Problem> {
+        let guard = self.count(principal, length.unwrap_or(most))?;
+        let file = open(self.folder.clone()).await.map_err(|error| cannot_spool("body", &error))?;
+        let (mut file, mut received) = (file, 0);
+        let mut chunks = body.into_data_stream();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|_| FileError::Cut)?;
+            received += chunk.len() as u64;
+            if received > most {
+                return Err(FileError::TooLarge.into());
+            }
+            file.write_all(&chunk).await.map_err(|error| cannot_spool("body", &error))?;
+        }
+        file.flush().await.map_err(|error| cannot_spool("body", &error))?;
+        file.rewind().await.map_err(|error| cannot_spool("body", &error))?;
+        Ok(SpooledFile { file: file.into_std().await, guard })
+    }
+
+    /// Moves a body into a spool file, and returns a body that reads from it. The bytes count until that body is sent or
+    /// dropped.
+    async fn spool(&self, principal: &PrincipalId, body: Body, bytes: u64) -> Result<Body, Problem> {
+        let guard = self.count(principal, bytes)?;
+        let file = write(self.folder.clone(), body).await.map_err(|error| cannot_spool("response", &error))?;
         let counted = move |_: &io::Result<Bytes>| {
             let _until_the_stream_ends = &guard;
         };
         Ok(Body::from_stream(ReaderStream::with_capacity(file, READ_SIZE).inspect(counted)))
     }
+}
+
+/// A request body in a file without a name. Its bytes count until it is dropped.
+pub(super) struct SpooledFile {
+    pub file: std::fs::File,
+    #[expect(dead_code, reason = "counts the bytes")]
+    guard: UseGuard,
 }
 
 /// A response that carries its permit.
@@ -100,9 +134,20 @@ fn busy() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).retry_after(5)
 }
 
-async fn write(folder: PathBuf, body: Body) -> io::Result<File> {
+fn cannot_spool(what: &str, error: &io::Error) -> Problem {
+    tracing::error!(%error, what, "cannot write a spool file");
+    let hint = if what == "response" { "; request less, for example with outputs=refs" } else { "" };
+    let detail = format!("the {what} cannot be spooled: {error}{hint}");
+    Problem::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail)
+}
+
+async fn open(folder: PathBuf) -> io::Result<File> {
     let opened = tokio::task::spawn_blocking(move || tempfile::tempfile_in(folder)).await;
-    let mut file = File::from_std(opened.map_err(io::Error::other)??);
+    Ok(File::from_std(opened.map_err(io::Error::other)??))
+}
+
+async fn write(folder: PathBuf, body: Body) -> io::Result<File> {
+    let mut file = open(folder).await?;
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         file.write_all(&chunk.map_err(io::Error::other)?).await?;

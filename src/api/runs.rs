@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
 use super::events::{self, EventsQuery, LastEventId};
@@ -19,10 +19,10 @@ use super::extract::{self, InvalidInput};
 use super::notebooks::{self, ExportQuery, RunOutcome, WaitQuery};
 use super::sessions::{self, Create, DEFAULT_TIMEOUT, RequestedLimits, check_timeout};
 use super::view::{self, ArtifactList, Binary, EventView, NetworkMode, NotebookFile};
-use super::{Api, Body, Caller, Query, SessionInPath, User, guard};
+use super::{Api, Body, Caller, Query, SessionInPath, User, guard, paging};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
-use crate::manager::{JobConfig, NotebookRun, SessionConfig, SessionRow};
+use crate::manager::{JobConfig, NotebookRun, SessionConfig, SessionFilter, SessionRow};
 
 /// A notebook, and how it runs.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -117,8 +117,11 @@ pub(super) struct RunView {
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct RunList {
-    /// Oldest first.
+    /// Oldest first. Runs that are deleted meanwhile are left out.
     runs: Vec<RunView>,
+    /// The cursor of the next page; null at the end.
+    #[schema(required)]
+    next_cursor: Option<String>,
 }
 
 impl JobRequest {
@@ -152,9 +155,7 @@ impl JobRequest {
 
 async fn read(request: Request) -> Result<(JobRequest, Bytes), Problem> {
     let request = extract::check_length(request)?;
-    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    let (job, file) = if kind.eq_ignore_ascii_case("multipart/form-data") {
+    let (job, file) = if extract::media_type(request.headers()) == "multipart/form-data" {
         let form = Multipart::from_request(request, &()).await;
         JobRequest::from_form(form.map_err(|rejection| Problem::bad_request("bad_form", rejection.body_text()))?).await?
     } else {
@@ -252,21 +253,44 @@ async fn describe(api: &Api, row: &SessionRow, job: &JobConfig, caller: &Caller)
     })
 }
 
+/// The query of the list of runs.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// The largest number of runs.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Labels that a run must have, with their values: `team:research`, or several with commas between them.
+    label: Option<String>,
+}
+
 /// List the notebook runs
 #[utoipa::path(
     get, path = "/runs", operation_id = "list_runs", tag = "runs",
-    responses((status = 200, description = "All runs", body = RunList)),
+    params(ListQuery),
+    responses((status = 200, description = "A page of the runs", body = RunList)),
 )]
-pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<RunList>, Problem> {
+pub(super) async fn list(
+    State(api): State<Api>,
+    caller: Caller,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<RunList>, Problem> {
+    let labels = sessions::labels(query.label.as_deref())?;
+    let filter = SessionFilter { labels, only_jobs: true, ..SessionFilter::default() };
+    let (limit, after) = (paging::limit(query.limit)?, paging::position(query.cursor.as_deref())?);
+    let (rows, next) = api.reader.page(&caller.access(), filter, after, limit).await?;
     let mut runs = Vec::new();
-    for row in api.reader.rows(&caller.access()).await? {
+    for row in rows {
         let Some(job) = SessionConfig::of_row(&row).job else { continue };
         // A job that is deleted meanwhile is left out.
         if let Ok(run) = describe(&api, &row, &job, &caller).await {
             runs.push(run);
         }
     }
-    Ok(Json(RunList { runs }))
+    Ok(Json(RunList { runs, next_cursor: next.as_ref().map(paging::cursor) }))
 }
 
 /// Get a run

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::kernels::image_status;
 use super::{Exit, Failure};
-use crate::agent_protocol::FILE_CHUNK;
+use crate::agent_protocol::{FILE_CHUNK, PutOptions};
 use crate::config::Paths;
 use crate::kernels::{self, KernelSpec, Status};
 use crate::manager::{Manager, ManagerError, SandboxChoice, Session, SessionSpec};
@@ -185,12 +185,12 @@ async fn upload_file(session: &SessionHandle, path: &Path) -> anyhow::Result<()>
     if !file.metadata()?.is_file() {
         bail!("it is not a regular file");
     }
-    let mut upload = Upload::new(session.clone(), name);
+    let mut upload = Upload::new(session.clone(), name, PutOptions::default());
     loop {
         let mut chunk = Vec::new();
         let read = (&mut file).take(FILE_CHUNK as u64).read_to_end(&mut chunk)?;
         if read < FILE_CHUNK {
-            return Ok(upload.finish(chunk.into()).await?);
+            return Ok(upload.finish(chunk.into()).await.map(drop)?);
         }
         upload.push(chunk.into()).await?;
     }

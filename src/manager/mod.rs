@@ -52,13 +52,17 @@ use crate::session::{self, MemoryJournal, OutputMode, SessionError, SessionEvent
 
 pub use crate::sandbox::{SandboxKind, SandboxRecord};
 pub use crate::store::{
-    ArtifactRow, EventKind, EventRow, OverByteLimit, SessionRow, Store, StoreError, from_ms, now_ms, seconds_in_ms,
+    ArtifactRow, CellPage, CellPosition, EventKind, EventRow, OverByteLimit, SessionFilter, SessionPosition, SessionRow,
+    Store, StoreError, from_ms, now_ms, seconds_in_ms,
 };
 pub use cell_outputs::{
     OutputEvent, apply_edit, fold_outputs, inline_artifacts, may_reference_artifacts, outputs_from_events, parse_body,
 };
 pub use event_feed::EventSubscription;
-pub use files::{FileEntry, FileError, MAX_FILE};
+pub use files::{
+    ArchiveFormat, EntryKind, FileError, FilePage, FileStat, MAX_FILE, OpenFile, PutOptions, Staging, Summary, Workspace,
+    WorkspaceEntry, printable,
+};
 pub use notebooks::{NotebookRun, first_failure};
 pub use reader::SessionReader;
 pub use reaper::Reaper;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::silent_execution::run_silently;
-use crate::agent_protocol::{AnswerBody, Request};
+use crate::agent_protocol::{AnswerBody, FILE_CHUNK, Request};
 use crate::kernels::KernelSpec;
 use crate::languages;
 use crate::session::SessionHandle;
@@ -22,11 +22,11 @@ pub(super) async fn list_packages(session: &SessionHandle, kernel: &KernelSpec) 
     let code = language.and_then(|language| language.packages_code(&format!("/work/{FILE}")));
     let Some(code) = code else { return Ok(BTreeMap::new()) };
     run_silently(session, &code).await?;
-    let get = Request::FileGet { path: FILE.to_owned(), offset: 0 };
+    let get = Request::FileGet { path: FILE.to_owned(), offset: 0, length: FILE_CHUNK as u64 };
     let answer = session.ask_agent(get, Bytes::new()).await.map_err(|error| error.to_string())?;
-    let _ = session.ask_agent(Request::FileRemove { path: FILE.to_owned() }, Bytes::new()).await;
+    let _ = session.ask_agent(Request::FileRemove { path: FILE.to_owned(), recursive: false }, Bytes::new()).await;
     match answer {
-        (AnswerBody::File { .. }, data) => Ok(parse_list(&String::from_utf8_lossy(&data))),
+        (AnswerBody::File(_), data) => Ok(parse_list(&String::from_utf8_lossy(&data))),
         (AnswerBody::Refused(refused), _) => Err(refused.reason),
         _ => Err("the agent answered a file request with something else".to_owned()),
     }

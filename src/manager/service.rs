@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::event_feed::EventFeed;
 use super::execution_traces::ExecutionTraces;
+use super::files::ArchiveLoad;
 use super::journal::StoreJournal;
 use super::pool::{self, POOL_OWNER, Pool, Pooled};
 use super::quota::Quota;
@@ -65,6 +66,7 @@ pub(super) struct Inner {
     starting: Semaphore,
     /// Requests whose sessions are being created.
     pending: Arc<UseCounter>,
+    pub archive_load: Arc<ArchiveLoad>,
 }
 
 impl SessionService {
@@ -79,6 +81,7 @@ impl SessionService {
             blobs,
             store,
             registry,
+            archive_load: Arc::default(),
             quota: Quota::new(settings.max_data_mb),
             removal_backlog: RemovalBacklog::default(),
             environments: Mutex::default(),

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::TryStreamExt as _;
 use serde_json::Value;
 use thiserror::Error;
 
+use super::files::Workspace;
 use super::{FileError, ServiceError, SessionService};
 use crate::ids::{self, Access, SessionId, SessionPhase};
 use crate::languages;
@@ -57,11 +58,11 @@ impl SessionService {
             state => return Err(VariablesError::Busy { state: state.name() }),
         }
         // In a task of its own, so that the file is removed even if the client disconnects.
-        let (service, id, access) = (self.clone(), id.clone(), access.clone());
+        let workspace = self.workspace(id, access)?;
         let listing = tokio::spawn(async move {
             let reply = handle.run_silently(&code).await;
-            let text = service.read_small_file(&id, &access, &file).await;
-            let _ = service.remove_file(&id, &access, &file).await;
+            let text = read_small_file(&workspace, &file).await;
+            let _ = workspace.remove(&file, false).await;
             (reply, text)
         });
         let busy = |_| VariablesError::Busy { state: SessionPhase::Busy.as_str() };
@@ -77,19 +78,19 @@ impl SessionService {
         let is_truncated = variables.len() >= MAX_VARIABLES;
         Ok((variables, is_truncated))
     }
+}
 
-    async fn read_small_file(&self, id: &SessionId, access: &Access, path: &str) -> Result<String, FileError> {
-        let (size, chunks) = self.read_file(id, access, path).await?;
-        if size > MAX_FILE {
-            return Err(FileError::TooLarge);
-        }
-        let mut chunks = std::pin::pin!(chunks);
-        let mut bytes = Vec::new();
-        while let Some(chunk) = chunks.next().await {
-            bytes.extend_from_slice(&chunk?);
-        }
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+async fn read_small_file(workspace: &Workspace, path: &str) -> Result<String, FileError> {
+    let file = workspace.open(path).await?;
+    let size = file.stat().size;
+    if size > MAX_FILE {
+        return Err(FileError::TooLarge);
     }
+    let bytes = file.read(0..size).try_fold(Vec::new(), async |mut all, chunk| {
+        all.extend_from_slice(&chunk);
+        Ok(all)
+    });
+    Ok(String::from_utf8_lossy(&bytes.await?).into_owned())
 }
 
 /// Parses the kernel's file. User code can write anything into it.

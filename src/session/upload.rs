@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::{SessionError, SessionHandle};
-use crate::agent_protocol::Request;
+use crate::agent_protocol::{AnswerBody, FileStat, PutOptions, Request};
+use crate::link::LinkError;
 
 /// Number of the next upload; agents tell uploads apart by it.
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
@@ -16,6 +17,7 @@ pub struct Upload {
     handle: SessionHandle,
     number: u64,
     path: String,
+    options: PutOptions,
     offset: u64,
     /// Whether the agent may hold a part of it.
     is_open: bool,
@@ -23,9 +25,9 @@ pub struct Upload {
 
 impl Upload {
     /// `path` is relative to the workspace. Missing folders are made.
-    pub fn new(handle: SessionHandle, path: &str) -> Self {
+    pub fn new(handle: SessionHandle, path: &str, options: PutOptions) -> Self {
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        Self { handle, number, path: path.to_owned(), offset: 0, is_open: false }
+        Self { handle, number, path: path.to_owned(), options, offset: 0, is_open: false }
     }
 
     /// Bytes sent so far.
@@ -36,23 +38,27 @@ impl Upload {
     /// Sends a chunk that is not the last one, of 1 to [`FILE_CHUNK`](crate::agent_protocol::FILE_CHUNK) bytes. After an error the
     /// upload cannot go on.
     pub async fn push(&mut self, chunk: Bytes) -> Result<(), SessionError> {
-        self.send(chunk, false).await
+        self.send(chunk, false).await.map(drop)
     }
 
     /// Sends the last chunk, which may be empty. After an error the former file stays, unless the connection broke before the answer.
-    pub async fn finish(mut self, chunk: Bytes) -> Result<(), SessionError> {
-        self.send(chunk, true).await?;
+    pub async fn finish(mut self, chunk: Bytes) -> Result<FileStat, SessionError> {
+        let answer = self.send(chunk, true).await?;
         self.is_open = false;
-        Ok(())
+        match answer {
+            AnswerBody::File(stat) => Ok(stat),
+            _ => Err(LinkError::Unexpected.into()),
+        }
     }
 
-    async fn send(&mut self, chunk: Bytes, last: bool) -> Result<(), SessionError> {
+    async fn send(&mut self, chunk: Bytes, last: bool) -> Result<AnswerBody, SessionError> {
         self.is_open = true;
         let length = chunk.len() as u64;
-        let request = Request::FilePut { upload: self.number, path: self.path.clone(), offset: self.offset, last };
-        self.handle.ask_agent(request, chunk).await?;
+        let Self { number: upload, offset, options, .. } = *self;
+        let request = Request::FilePut { upload, path: self.path.clone(), offset, last, options };
+        let (answer, _) = self.handle.ask_agent(request, chunk).await?;
         self.offset += length;
-        Ok(())
+        Ok(answer)
     }
 }
 

@@ -1,19 +1,20 @@
 //! Files in and out of the workspace, against code that tries to trick the server.
 
 use bytes::Bytes;
-use cellkeep::agent_protocol::{AnswerBody, Request};
+use cellkeep::agent_protocol::{AnswerBody, EntryKind, PutOptions, Request};
 
 use crate::support::{TestSandbox, TestSession};
 
 in_every_sandbox!(in_and_out, tricks);
 
 async fn get(living: &TestSession, path: &str) -> Result<Bytes, String> {
-    let request = Request::FileGet { path: path.to_owned(), offset: 0 };
+    let request = Request::FileGet { path: path.to_owned(), offset: 0, length: 1 << 20 };
     living.session.handle.ask_agent(request, Bytes::new()).await.map(|(_, data)| data).map_err(|error| error.to_string())
 }
 
 async fn put(living: &TestSession, path: &str, data: &'static [u8]) -> Result<(), String> {
-    let request = Request::FilePut { upload: 1, path: path.to_owned(), offset: 0, last: true };
+    let request =
+        Request::FilePut { upload: 1, path: path.to_owned(), offset: 0, last: true, options: PutOptions::default() };
     living.session.handle.ask_agent(request, Bytes::from_static(data)).await.map(drop).map_err(|error| error.to_string())
 }
 
@@ -22,13 +23,12 @@ async fn in_and_out(place: TestSandbox) {
     put(&living, "data/in.bin", b"\x00\xffin").await.unwrap();
     living.ok("open('out.bin', 'wb').write(open('data/in.bin', 'rb').read() + b'out')").await;
     assert_eq!(get(&living, "out.bin").await.unwrap(), b"\x00\xffinout".as_slice());
-    let (answer, _) =
-        living.session.handle.ask_agent(Request::FileList { path: String::new() }, Bytes::new()).await.unwrap();
-    let AnswerBody::Listing { entries, truncated: false } = answer else { panic!("{answer:?}") };
-    let mut names: Vec<_> = entries.iter().map(|entry| format!("{} {}", entry.kind, entry.name)).collect();
-    names.retain(|name| !name.contains(" ."));
-    names.sort();
-    assert_eq!(names, ["file out.bin", "folder data"]);
+    let list = Request::FileList { path: String::new(), after: "a".to_owned(), limit: 10 };
+    let (answer, _) = living.session.handle.ask_agent(list, Bytes::new()).await.unwrap();
+    let AnswerBody::Listing { entries, next: None } = answer else { panic!("{answer:?}") };
+    let entries: Vec<_> = entries.iter().map(|entry| (entry.name.as_str(), entry.kind, entry.size)).collect();
+    assert_eq!((entries[0].0, entries[0].1), ("data", EntryKind::Folder));
+    assert_eq!(entries[1..], [("out.bin", EntryKind::File, 7)]);
     let usage = living.session.handle.usage().await.unwrap();
     assert!(
         usage.memory_bytes > 10 << 20 && usage.peak_memory_bytes >= usage.memory_bytes && usage.cpu_seconds > 0.05,

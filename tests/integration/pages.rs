@@ -164,6 +164,38 @@ async fn dropped_notebooks_are_imported_and_files_uploaded() {
     assert_eq!(opened.end().await, [""; 0]);
 }
 
+/// A folder is opened, renamed and deleted in the panel, a file is renamed, and a folder is downloaded as an archive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn panel_renames_and_deletes_files() {
+    let Some(mut opened) = Opened::start("page-panel").await else { return };
+    opened.act("page.querySelector('#create').click()").await;
+    opened.until("page.querySelector('.state')?.dataset.state", &json!("idle")).await;
+    let client = opened.server.client();
+    let id = client.session_ids().await.remove(0);
+    for name in ["in/b.txt", "a.txt"] {
+        client.put(&format!("/v1/sessions/{id}/files/{name}"), "x").await.is(204);
+    }
+    opened.act("[...page.querySelectorAll('.bar button')].find(button => button.textContent === 'Files').click()").await;
+    let panel = "page.querySelector('cellkeep-panel')?.renderRoot";
+    let names = format!("[...({panel}?.querySelectorAll('.name') ?? [])].map(name => name.textContent)");
+    let press = |label: &str| format!("{panel}.querySelector('[aria-label=\"{label}\"]').click()");
+    opened.until(&names, &json!(["a.txt", "in/"])).await;
+    opened.act(&format!("window.prompt = () => 'new.txt'; {}", press("Rename a.txt"))).await;
+    opened.until(&names, &json!(["in/", "new.txt"])).await;
+    opened.act(&format!("{panel}.querySelector('.name').click()")).await;
+    opened.until(&names, &json!(["b.txt"])).await;
+    opened.act(&format!("window.prompt = () => 'c.txt'; {}", press("Rename b.txt"))).await;
+    opened.until(&names, &json!(["c.txt"])).await;
+    opened.act(&format!("{panel}.querySelector('li button').click()")).await;
+    opened.until(&names, &json!(["in/", "new.txt"])).await;
+    let saved = "URL.createObjectURL = blob => { window.saved = [blob.type, blob.size > 100]; return 'blob:x' }";
+    opened.act(&format!("{saved}; HTMLAnchorElement.prototype.click = () => {{}}; {}", press("Download in"))).await;
+    opened.until("window.saved", &json!(["application/zip", true])).await;
+    opened.act(&format!("window.confirm = () => true; {}", press("Delete in"))).await;
+    opened.until(&names, &json!(["new.txt"])).await;
+    assert_eq!(opened.end().await, [""; 0]);
+}
+
 /// Late responses about the previous session are neither shown nor deleted as files of the selected one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_responses_do_not_reach_another_session() {

@@ -391,7 +391,10 @@ async fn files_move_in_and_out(place: TestSandbox) {
     client.put(&path("data/big.bin"), big.clone()).await.is(204);
     let got = client.get(&path("data/big.bin")).await;
     assert!(got.body == big, "{} bytes came back", got.body.len());
-    assert_eq!((got.header("content-disposition"), got.header("x-content-type-options")), ("attachment", "nosniff"));
+    assert_eq!(
+        (got.header("content-disposition"), got.header("x-content-type-options")),
+        ("attachment; filename*=UTF-8''big%2Ebin", "nosniff")
+    );
     let text = held.ok("import os; print(os.path.getsize('data/big.bin')); open('out.txt', 'w').write('hello')").await;
     assert_eq!(text.lines().next(), Some("20971520"));
     assert_eq!(client.get(&path("out.txt")).await.body, "hello");

@@ -36,6 +36,18 @@ export async function requestJson<T>(access: Access, method: string, path: strin
   return (response.status === 204 ? undefined : await response.json().catch(() => undefined)) as T;
 }
 
+/** All items of a list that is read in pages. `path` has a query. */
+export async function requestAll<T>(access: Access, path: string, items: string): Promise<T[]> {
+  const all: T[] = [];
+  let cursor = "";
+  for (;;) {
+    const page = await requestJson<Record<string, unknown>>(access, "GET", `${path}&limit=1000${cursor}`);
+    all.push(...(page[items] as T[]));
+    if (typeof page.next_cursor !== "string") return all;
+    cursor = `&cursor=${encodeURIComponent(page.next_cursor)}`;
+  }
+}
+
 const blobs = new Map<string, Promise<Blob>>();
 
 /** The bytes of an artifact; the latest 200 are cached. */

@@ -1,14 +1,15 @@
 // <cellkeep-panel>: the files of the session's workspace, or its artifacts (plots).
 import { type TemplateResult, css, html, nothing } from "lit";
 import { repeat } from "lit/directives/repeat.js";
-import { loadArtifact, request, requestJson, save } from "./api.js";
+import { loadArtifact, request, requestAll, requestJson, save } from "./api.js";
 import { SessionPanel } from "./session_panel.js";
 import { base } from "./style.js";
 
 interface Entry {
   name: string;
   kind: string;
-  size?: number;
+  size: number;
+  modified_at: string;
 }
 interface Artifact {
   sha256: string;
@@ -19,6 +20,7 @@ interface Artifact {
 
 const size = (bytes: number) => (bytes < 1000 ? `${bytes} B` : bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml"];
+const time = (text: string) => new Date(text).toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" });
 const address = (path: string) => path.split("/").map(encodeURIComponent).join("/");
 
 export class CellkeepPanel extends SessionPanel {
@@ -97,8 +99,8 @@ export class CellkeepPanel extends SessionPanel {
     const { session, folder } = this;
     return this.attempt(async () => {
       if (this.show === "files") {
-        const path = `${this.path}/files/?path=${encodeURIComponent(this.folder)}`;
-        const { entries } = await requestJson<{ entries: Entry[] }>(this.access, "GET", path);
+        const path = `${this.path}/files/?path=${encodeURIComponent(this.folder.slice(0, -1))}`;
+        const entries = await requestAll<Entry>(this.access, path, "entries");
         if (session === this.session && folder === this.folder) this.entries = entries;
         return;
       }
@@ -137,9 +139,29 @@ export class CellkeepPanel extends SessionPanel {
     });
   }
 
-  private delete(name: string): Promise<void> {
+  /** Downloads a folder of the one that is shown, or that one itself, as an archive. */
+  private downloadFolder(name: string): Promise<void> {
     return this.attempt(async () => {
-      await request(this.access, "DELETE", `${this.path}/files/${address(this.folder + name)}`);
+      const folder = name ? this.folder + name : this.folder.slice(0, -1);
+      const response = await request(this.access, "GET", `${this.path}/files/?format=zip&path=${encodeURIComponent(folder)}`);
+      save(await response.blob(), `${folder.split("/").pop() || "workspace"}.zip`);
+    });
+  }
+
+  private rename(entry: Entry): Promise<void> {
+    const name = prompt("New name", entry.name);
+    if (!name || name === entry.name) return Promise.resolve();
+    return this.attempt(async () => {
+      await request(this.access, "PATCH", `${this.path}/files/${address(this.folder + entry.name)}`, { path: this.folder + name });
+      await this.load();
+    });
+  }
+
+  private delete(entry: Entry): Promise<void> {
+    const isFolder = entry.kind === "folder";
+    if (isFolder && !confirm(`Delete the folder ${entry.name} with everything in it?`)) return Promise.resolve();
+    return this.attempt(async () => {
+      await request(this.access, "DELETE", `${this.path}/files/${address(this.folder + entry.name)}${isFolder ? "?recursive=true" : ""}`);
       await this.load();
     });
   }
@@ -158,14 +180,19 @@ export class CellkeepPanel extends SessionPanel {
       }}>Drop files here, or choose some<input type="file" multiple @change=${(event: Event) => this.upload((event.target as HTMLInputElement).files)}></label>
       <ul>
         ${this.folder ? html`<li><button @click=${() => (this.folder = up)}>← back</button></li>` : nothing}
-        ${this.entries?.map((entry) =>
-          entry.kind === "folder"
-            ? html`<li><button class="name" @click=${() => (this.folder = `${this.folder}${entry.name}/`)}>${entry.name}/</button></li>`
-            : html`<li><button class="name" title="Download" @click=${() => this.download(entry.name)}>${entry.name}</button>
-                <small>${entry.size === undefined ? "" : size(entry.size)}</small>
-                <button aria-label=${`Delete ${entry.name}`} @click=${() => this.delete(entry.name)}>✕</button></li>`,
+        ${this.entries?.map(
+          (entry) => html`<li>${
+            entry.kind === "folder"
+              ? html`<button class="name" @click=${() => (this.folder = `${this.folder}${entry.name}/`)}>${entry.name}/</button>
+                <button aria-label=${`Download ${entry.name}`} title="Download as zip" @click=${() => this.downloadFolder(entry.name)}>↓</button>`
+              : html`<button class="name" title="Download" @click=${() => this.download(entry.name)}>${entry.name}</button>
+                <small title=${time(entry.modified_at)}>${size(entry.size)}</small>`
+          }
+            <button aria-label=${`Rename ${entry.name}`} title="Rename" @click=${() => this.rename(entry)}>✎</button>
+            <button aria-label=${`Delete ${entry.name}`} title="Delete" @click=${() => this.delete(entry)}>✕</button></li>`,
         )}
       </ul>
+      ${this.entries?.length ? html`<p><button @click=${() => this.downloadFolder("")}>Download all as zip</button></p>` : nothing}
       ${this.entries?.length === 0 ? html`<p>No files yet. The kernel's working folder is shown here.</p>` : nothing}`;
   }
 

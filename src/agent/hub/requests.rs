@@ -5,10 +5,9 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::{Hub, MEMORY_INTERVAL};
-use crate::agent::files::{FileStat, to_answer};
 use crate::agent::kernel;
 use crate::agent::uploads::Chunk;
-use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Request, ToAgent};
+use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Refused, Request, ToAgent};
 use crate::ids::Generation;
 use crate::memory;
 use crate::wire::{Channel, Message};
@@ -17,6 +16,9 @@ use crate::wire::{Channel, Message};
 const TRIM_AFTER: usize = 256 * 1024;
 /// How many ids of submissions are remembered, to recognise repetitions.
 const MAX_SUBMITTED_IDS: usize = 4096;
+
+/// The answer to a request that returns nothing.
+const DONE: AnswerBody = AnswerBody::Done { repeated: false };
 
 impl Hub {
     pub(super) async fn handle_frame(&mut self, frame: ToAgent) -> bool {
@@ -35,7 +37,7 @@ impl Hub {
                 self.answer(id, body, Bytes::new());
             }
             ToAgent::Request { id, request: Request::Terminate, .. } => {
-                self.answer(id, AnswerBody::Done { repeated: false }, Bytes::new());
+                self.answer(id, DONE, Bytes::new());
                 if let Some(connection) = &self.connection {
                     connection.drain().await;
                 }
@@ -87,7 +89,7 @@ impl Hub {
             let oldest = self.submitted_order.pop_front();
             oldest.map(|id| self.submitted.remove(&id));
         }
-        AnswerBody::Done { repeated: false }
+        DONE
     }
 
     fn handle_request(&mut self, request: Request, data: &[u8]) -> (AnswerBody, Bytes) {
@@ -97,26 +99,32 @@ impl Hub {
                 if generation == self.kernel.generation {
                     self.restart();
                 }
-                AnswerBody::Done { repeated: false }
+                DONE
             }
             Request::Usage => AnswerBody::Usage(self.meter.read()),
-            Request::FileGet { path, offset } => match self.files.get(&path, offset) {
-                Ok((FileStat { size, inode }, data)) => return (AnswerBody::File { size, inode }, data),
+            Request::FileGet { path, offset, length } => match self.files.get(&path, offset, length) {
+                Ok((stat, data)) => return (AnswerBody::File(stat), data),
                 Err(refused) => AnswerBody::Refused(refused),
             },
-            Request::FilePut { upload, path, offset, last } => {
-                let chunk = Chunk { upload, path: &path, offset, last };
-                to_answer(self.uploads.write_chunk(&self.files, &chunk, data))
+            Request::FilePut { upload, path, offset, last, options } => {
+                let chunk = Chunk { upload, path: &path, offset, last, options };
+                to_answer(self.uploads.write_chunk(&self.files, &chunk, data), |stat| stat.map_or(DONE, AnswerBody::File))
             }
             Request::FileDrop { upload } => {
                 self.uploads.discard(upload);
-                AnswerBody::Done { repeated: false }
+                DONE
             }
-            Request::FileRemove { path } => to_answer(self.files.remove(&path)),
-            Request::FileList { path } => match self.files.list(&path) {
-                Ok((entries, truncated)) => AnswerBody::Listing { entries, truncated },
-                Err(refused) => AnswerBody::Refused(refused),
-            },
+            Request::FileStat { path } => to_answer(self.files.stat(&path), AnswerBody::Entry),
+            Request::FileList { path, after, limit } => {
+                let page = self.files.list(&path, &after, limit);
+                to_answer(page, |(entries, next)| AnswerBody::Listing { entries, next })
+            }
+            Request::FileMakeFolder { path } => to_answer(self.files.make_folder(&path), |()| DONE),
+            Request::FileLink { path, target } => to_answer(self.files.make_link(&path, &target), |()| DONE),
+            Request::FileMove { path, to, replace } => to_answer(self.files.rename(&path, &to, replace), |()| DONE),
+            Request::FileRemove { path, recursive } => {
+                to_answer(self.files.remove(&path, recursive), |more| AnswerBody::Removed { more })
+            }
             Request::Terminate => AnswerBody::Refused("the agent is already terminating".to_owned().into()),
         };
         (body, Bytes::new())
@@ -128,4 +136,9 @@ impl Hub {
             self.close(connection.id);
         }
     }
+}
+
+/// The answer to a request about files.
+fn to_answer<T>(result: Result<T, Refused>, answer: impl FnOnce(T) -> AnswerBody) -> AnswerBody {
+    result.map_or_else(AnswerBody::Refused, answer)
 }

@@ -20,6 +20,7 @@ pub(super) fn line(document: &Value, operation: &Operation<'_>) -> Option<String
     let (body, method) = match body(document, content) {
         Some(Body::Json(text)) => (Some(format!("-d {}", quoted(&text))), "post"),
         Some(Body::File) => (Some("-T FILE".to_owned()), "put"),
+        Some(Body::Form) => (Some("-F file=@FILE".to_owned()), "post"),
         None => (None, "get"),
     };
     if operation.method != method {
@@ -46,11 +47,14 @@ fn address(operation: &Operation<'_>) -> String {
 enum Body {
     Json(String),
     File,
+    Form,
 }
 
 fn body(document: &Value, content: &Value) -> Option<Body> {
     let Some(json) = content.get("application/json") else {
-        return content.get("application/octet-stream").map(|_| Body::File);
+        let has = |media_type: &str| content.get(media_type).is_some();
+        let form = has("multipart/form-data").then_some(Body::Form);
+        return if has("application/octet-stream") { Some(Body::File) } else { form };
     };
     // A schema, or a choice between null and a schema.
     let schema = &json["schema"];

@@ -1,0 +1,70 @@
+//! A file that is read chunk by chunk.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+
+use super::{FileError, FileStat, MAX_FILE, Workspace};
+
+/// Bytes that are read when a file is opened: enough to recognise its media type, and most files as a whole.
+const HEAD: u64 = 64 << 10;
+
+/// A file with its state when it was opened. No descriptor is held: the agent opens the file for each chunk.
+pub struct OpenFile {
+    workspace: Workspace,
+    path: String,
+    stat: FileStat,
+    head: Bytes,
+}
+
+impl Workspace {
+    /// Opens a regular file. A symlink is followed within the workspace.
+    pub async fn open(&self, path: &str) -> Result<OpenFile, FileError> {
+        let (stat, head) = self.read_chunk(path, 0, HEAD).await?;
+        if stat.size > MAX_FILE as u64 {
+            return Err(FileError::TooLarge);
+        }
+        Ok(OpenFile { workspace: self.clone(), path: path.to_owned(), stat, head })
+    }
+}
+
+impl OpenFile {
+    pub fn stat(&self) -> FileStat {
+        self.stat
+    }
+
+    /// The first bytes.
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Reads a range of the bytes, one chunk at a time. Fails if the file is replaced or truncated meanwhile. A file that grows is
+    /// read up to the size that it had.
+    pub fn read(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, FileError>> + Send + use<> {
+        stream::try_unfold((self, range), |(file, range)| async move {
+            if range.is_empty() {
+                return Ok(None);
+            }
+            let bytes = file.chunk(&range).await?;
+            let next = range.start + bytes.len() as u64..range.end;
+            Ok(Some((bytes, (file, next))))
+        })
+    }
+
+    /// The next bytes of a range, at least one.
+    async fn chunk(&self, range: &Range<u64>) -> Result<Bytes, FileError> {
+        let wanted = range.end - range.start;
+        if let Some(rest) = self.head.len().checked_sub(range.start as usize).filter(|rest| *rest > 0) {
+            let start = range.start as usize;
+            return Ok(self.head.slice(start..start + rest.min(usize::try_from(wanted).unwrap_or(rest))));
+        }
+        let (stat, mut bytes) = self.workspace.read_chunk(&self.path, range.start, wanted).await?;
+        if stat.inode != self.stat.inode || bytes.is_empty() {
+            return Err(FileError::Cut);
+        }
+        // The agent is not trusted to send no more than was asked for.
+        bytes.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+        Ok(bytes)
+    }
+}

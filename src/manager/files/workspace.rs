@@ -1,0 +1,127 @@
+//! The files of one session, by the requests that its agent answers.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{Stream, StreamExt};
+
+use super::{ArchiveLoad, FileError, MAX_FILE};
+use crate::agent_protocol::{AnswerBody, FILE_CHUNK, FileEntry, FileStat, PutOptions, Request};
+use crate::link::LinkError;
+use crate::manager::registry::SessionEntry;
+use crate::session::{SessionError, Upload};
+
+/// The most requests of one removal. Each removes a bounded number of entries.
+const MAX_REMOVALS: usize = 10_000;
+
+/// The workspace of a session. Paths are relative to it, without `.` and `..`. Clones share the session.
+#[derive(Clone)]
+pub struct Workspace {
+    pub(super) session: Arc<SessionEntry>,
+    pub(super) load: Arc<ArchiveLoad>,
+}
+
+fn unexpected() -> FileError {
+    SessionError::Link(LinkError::Unexpected).into()
+}
+
+impl Workspace {
+    pub(super) fn new(session: Arc<SessionEntry>, load: Arc<ArchiveLoad>) -> Self {
+        Self { session, load }
+    }
+
+    /// Asks the agent. Each request counts as a use, so that the session does not become idle during a slow transfer.
+    async fn ask(&self, request: Request) -> Result<(AnswerBody, Bytes), FileError> {
+        self.session.touch();
+        Ok(self.session.handle.ask_agent(request, Bytes::new()).await?)
+    }
+
+    async fn tell(&self, request: Request) -> Result<(), FileError> {
+        self.ask(request).await.map(drop)
+    }
+
+    /// At most `length` bytes of a file from `offset`, with the state of the file at that time.
+    pub(super) async fn read_chunk(&self, path: &str, offset: u64, length: u64) -> Result<(FileStat, Bytes), FileError> {
+        match self.ask(Request::FileGet { path: path.to_owned(), offset, length }).await? {
+            (AnswerBody::File(stat), bytes) => Ok((stat, bytes)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// An entry. A symlink is not followed.
+    pub async fn stat(&self, path: &str) -> Result<FileEntry, FileError> {
+        match self.ask(Request::FileStat { path: path.to_owned() }).await? {
+            (AnswerBody::Entry(entry), _) => Ok(entry),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// A page of a folder after the name `after`, and the name after which the next page begins.
+    pub(super) async fn list(
+        &self,
+        path: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<(Vec<FileEntry>, Option<String>), FileError> {
+        match self.ask(Request::FileList { path: path.to_owned(), after: after.to_owned(), limit }).await? {
+            (AnswerBody::Listing { entries, next }, _) => Ok((entries, next)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Creates a folder and its parents, where they do not exist.
+    pub async fn make_folder(&self, path: &str) -> Result<(), FileError> {
+        self.tell(Request::FileMakeFolder { path: path.to_owned() }).await
+    }
+
+    pub(super) async fn make_link(&self, path: &str, target: &str) -> Result<(), FileError> {
+        self.tell(Request::FileLink { path: path.to_owned(), target: target.to_owned() }).await
+    }
+
+    /// Moves an entry. The parents of the new path are created. `replace` allows that a file or an empty folder is replaced.
+    pub async fn rename(&self, path: &str, to: &str, replace: bool) -> Result<(), FileError> {
+        self.tell(Request::FileMove { path: path.to_owned(), to: to.to_owned(), replace }).await
+    }
+
+    /// Removes a file, a symlink or a folder; `recursive` with everything in it.
+    pub async fn remove(&self, path: &str, recursive: bool) -> Result<(), FileError> {
+        for _ in 0..MAX_REMOVALS {
+            match self.ask(Request::FileRemove { path: path.to_owned(), recursive }).await? {
+                (AnswerBody::Removed { more: true }, _) => {}
+                (AnswerBody::Removed { more: false }, _) => return Ok(()),
+                _ => return Err(unexpected()),
+            }
+        }
+        Err(FileError::Busy("files are being created as fast as they are removed; stop what creates them".to_owned()))
+    }
+
+    /// Starts an upload of one file.
+    pub(super) fn upload(&self, path: &str, options: PutOptions) -> Upload {
+        Upload::new(self.session.handle.clone(), path, options)
+    }
+
+    /// Writes a file and creates its folders. The file appears as a whole with its last chunk. Until then, and after an
+    /// error, an existing file stays unchanged; the workspace needs room for both.
+    pub async fn write<E>(
+        &self,
+        path: &str,
+        options: PutOptions,
+        chunks: impl Stream<Item = Result<Bytes, E>>,
+    ) -> Result<FileStat, FileError> {
+        let mut chunks = std::pin::pin!(chunks);
+        let mut upload = self.upload(path, options);
+        let mut buffer = BytesMut::new();
+        while let Some(chunk) = chunks.next().await.transpose().map_err(|_| FileError::Cut)? {
+            buffer.extend_from_slice(&chunk);
+            if upload.length() + buffer.len() as u64 > MAX_FILE as u64 {
+                return Err(FileError::TooLarge);
+            }
+            // A full chunk stays in the buffer, because it may be the last one.
+            while buffer.len() > FILE_CHUNK {
+                upload.push(buffer.split_to(FILE_CHUNK).freeze()).await?;
+            }
+            self.session.touch();
+        }
+        Ok(upload.finish(buffer.freeze()).await?)
+    }
+}
