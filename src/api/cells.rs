@@ -16,7 +16,7 @@ use super::events::{self, OutputForm};
 use super::response_spool::{self, MAX_SMALL, ProducePermit};
 use super::sessions::check_timeout;
 use super::view::{self, CellList, CellTypeName, CellView, EventView};
-use super::{Api, Body, Caller, CellInPath, Query, SessionInPath, User, extract, guard};
+use super::{Api, Body, Caller, CellInPath, Query, SessionInPath, User, extract, guard, paging};
 use crate::ids::SessionId;
 use crate::manager::{EventRow, OverByteLimit, may_reference_artifacts};
 use crate::session::{Cell, CellEdit, CellPhase, CellType, ExecutionOptions, NewCell, SessionHandle};
@@ -26,6 +26,11 @@ use crate::wire::json as wire_json;
 const MAX_WAIT: f64 = 3600.0;
 /// Cached events up to this size are returned without a permit. Bytes.
 const MAX_CACHED_BYTES: usize = 64 << 10;
+/// Sources and outputs of a page of cells, in bytes. A page with one cell may be larger.
+const MAX_PAGE_BYTES: u64 = 16 << 20;
+
+/// The position of a page: the bits of a cell's place, and its number.
+type PagePosition = (u64, u32);
 
 /// A new cell.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -296,29 +301,57 @@ async fn view_with_outputs<'a>(
     Ok(CellView::new(cell, Some(outputs)))
 }
 
+/// The query of the list of cells.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// The form of outputs: `inline` embeds binary data as base64, `refs` replaces large binary data by the hash of its
+    /// artifact, `none` leaves outputs out.
+    #[param(inline, value_type = Option<OutputForm>)]
+    outputs: Option<String>,
+    /// The largest number of cells. A page with large outputs has fewer.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
 /// List the cells
 #[utoipa::path(
     get, path = "/cells", operation_id = "list_cells", tag = "cells",
-    params(SessionInPath, OutputsQuery),
-    responses((status = 200, description = "All cells", body = CellList)),
+    params(SessionInPath, ListQuery),
+    responses((status = 200, description = "A page of the cells", body = CellList)),
 )]
 pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
-    Query(query): Query<OutputsQuery>,
+    Query(query): Query<ListQuery>,
 ) -> Result<Response, Problem> {
     let form = OutputForm::parse(query.outputs.as_deref())?;
-    let (mut cells, mut permit) = (Vec::new(), None);
-    if form == OutputForm::None {
-        cells.extend(api.reader.cells(&id, &caller.access()).await?.iter().map(|cell| CellView::new(cell, None)));
-    } else {
-        permit = api.spool.acquire(api.reader.output_bytes(&id, &caller.access()).await?).await?;
-        for (cell, events) in api.reader.cells_and_events(&id, &caller.access()).await? {
-            cells.push(view_with_outputs(&api, &cell, &events, form).await?);
-        }
+    let after = paging::position::<PagePosition>(query.cursor.as_deref())?;
+    let after = after.map(|(place, number)| (f64::from_bits(place), number));
+    let limit = paging::limit(query.limit)?;
+    api.reader.check_visible(&id, &caller.access())?;
+    let page = api.reader.store().cells_page(&id, after, limit, MAX_PAGE_BYTES, form != OutputForm::None).await?;
+    let last = page.rows.last().filter(|_| page.has_more);
+    let next_cursor = last.map(|row| paging::cursor(&(row.place.to_bits(), row.number)));
+    let permit = api.spool.acquire(page.bytes).await?;
+    let mut cells = Vec::new();
+    for row in page.rows {
+        // A cell that is removed meanwhile is left out.
+        let Some((cell, events)) = api.reader.cell_and_events(&id, &caller.access(), &row.id, max_bytes(form)).await? else {
+            continue;
+        };
+        cells.push(view_with_outputs(&api, &cell, &events.unwrap_or_default(), form).await?);
     }
-    Ok(response_spool::with_permit(permit, Json(CellList { cells })))
+    Ok(response_spool::with_permit(permit, Json(CellList { cells, next_cursor })))
+}
+
+/// The bytes of events that are read of each cell of a page. The sum is limited before.
+fn max_bytes(form: OutputForm) -> u64 {
+    if form == OutputForm::None { 0 } else { u64::MAX }
 }
 
 /// Get a cell with its outputs

@@ -11,7 +11,7 @@ use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::io::ReaderStream;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
 use super::events::ShareFilter;
@@ -19,10 +19,12 @@ use super::extract::object;
 use super::view::{
     ArtifactList, ArtifactView, Binary, CompleteReply, InspectReply, NetworkMode, SessionList, SessionView, UsageView,
 };
-use super::{Api, Body, Caller, SessionInPath, User};
-use crate::ids::{Access, SessionId};
+use super::{Api, Body, Caller, Query, SessionInPath, User, paging, view};
+use crate::ids::{Access, SessionId, SessionPhase};
 use crate::kernels::{self, KernelSpec};
-use crate::manager::{ArtifactRow, NewSession, SessionConfig, SessionProperties, SessionRow, now_ms, seconds_in_ms};
+use crate::manager::{
+    ArtifactRow, NewSession, SessionConfig, SessionFilter, SessionProperties, SessionRow, now_ms, seconds_in_ms,
+};
 use crate::policy::Limits;
 use crate::session::{SessionError, SessionState};
 
@@ -227,14 +229,57 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(session)).into_response())
 }
 
+/// The query of the list of sessions.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// The largest number of sessions.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Labels that a session must have, with their values: `team:research`, or several with commas between them.
+    label: Option<String>,
+    /// The state that a session must have.
+    #[param(inline, value_type = Option<view::SessionState>)]
+    state: Option<String>,
+}
+
+/// Reads the labels of a query.
+pub(super) fn labels(text: Option<&str>) -> Result<HashMap<String, String>, Problem> {
+    let pairs = text.into_iter().flat_map(|text| text.split(','));
+    let label = |pair: &str| pair.split_once(':').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let bad = || Problem::bad_request("bad_query", "label must be a key and a value: label=team:research").field("label");
+    pairs.map(label).collect::<Option<_>>().ok_or_else(bad)
+}
+
+fn visible_phase(name: &str) -> Result<SessionPhase, Problem> {
+    SessionPhase::VISIBLE.into_iter().find(|phase| phase.as_str() == name).ok_or_else(|| {
+        let states = SessionPhase::VISIBLE.map(SessionPhase::as_str).join(", ");
+        Problem::bad_request("bad_query", format!("{name:?} is not a state; use one of {states}")).field("state")
+    })
+}
+
 /// List the sessions that the token can access
 #[utoipa::path(
     get, path = "/sessions", operation_id = "list_sessions", tag = "sessions",
-    responses((status = 200, description = "All sessions", body = SessionList)),
+    params(ListQuery),
+    responses((status = 200, description = "A page of the sessions", body = SessionList)),
 )]
-pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<SessionList>, Problem> {
-    let rows = api.reader.rows(&caller.access()).await?;
-    let counts = api.reader.store().count_all_cells().await?;
+pub(super) async fn list(
+    State(api): State<Api>,
+    caller: Caller,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<SessionList>, Problem> {
+    let filter = SessionFilter {
+        labels: labels(query.label.as_deref())?,
+        phase: query.state.as_deref().map(visible_phase).transpose()?,
+        only_jobs: false,
+    };
+    let (limit, after) = (paging::limit(query.limit)?, paging::position(query.cursor.as_deref())?);
+    let (rows, next) = api.reader.page(&caller.access(), filter, after, limit).await?;
+    let counts = api.reader.store().count_cells_of(rows.iter().map(|row| &row.id)).await?;
     let described = rows.into_iter().map(|row| {
         let (api, caller) = (&api, &caller);
         let counts = counts.get(row.id.as_str()).copied().unwrap_or_default();
@@ -243,7 +288,7 @@ pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Json<
     // A session that is deleted meanwhile is left out.
     let sessions =
         stream::iter(described).buffered(CONCURRENT_USAGE_REQUESTS).filter_map(|session| std::future::ready(session.ok()));
-    Ok(Json(SessionList { sessions: sessions.collect().await }))
+    Ok(Json(SessionList { sessions: sessions.collect().await, next_cursor: next.as_ref().map(paging::cursor) }))
 }
 
 /// Get a session and its resource usage

@@ -10,7 +10,7 @@ use super::session_config::ServiceError;
 use crate::artifacts::Blobs;
 use crate::ids::{Access, Seq, SessionId};
 use crate::session::Cell;
-use crate::store::{EventRow, OverByteLimit, SessionRow, Store};
+use crate::store::{EventRow, OverByteLimit, SessionFilter, SessionPosition, SessionRow, Store};
 
 /// Read access to sessions. Clones share it.
 #[derive(Clone)]
@@ -60,14 +60,24 @@ impl SessionReader {
         self.store.session(id).await?.ok_or_else(|| ServiceError::not_found(id))
     }
 
-    /// The rows of all visible sessions. A session that is being created or deleted is not visible.
-    pub async fn rows(&self, access: &Access) -> Result<Vec<SessionRow>, ServiceError> {
-        let mut rows = self.store.sessions(access).await?;
+    /// A page of the visible sessions, oldest first, and the position of its last one if there are more. A session that is being
+    /// created or deleted is not visible, so a page may have fewer than `limit` rows.
+    pub async fn page(
+        &self,
+        access: &Access,
+        filter: SessionFilter,
+        after: Option<SessionPosition>,
+        limit: usize,
+    ) -> Result<(Vec<SessionRow>, Option<SessionPosition>), ServiceError> {
+        let mut rows = self.store.sessions_page(access, filter, after, limit + 1).await?;
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| has_more).map(|row| (row.created_at, row.id.to_string()));
         rows.retain(|row| self.registry.contains(&row.id));
-        Ok(rows)
+        Ok((rows, next))
     }
 
-    /// The cells in the order of the notebook.
+    /// All cells in the order of the notebook.
     pub async fn cells(&self, id: &SessionId, access: &Access) -> Result<Vec<Cell>, ServiceError> {
         self.check_visible(id, access)?;
         Ok(self.store.cells(id).await?.into_iter().filter_map(restore_cell).collect())

@@ -167,6 +167,24 @@ fn output_bytes_of_cell(connection: &Connection, session: &SessionId, cell: &Cel
     Ok(bytes.max(0).cast_unsigned())
 }
 
+/// The place of a cell in the notebook, and its number.
+pub type CellPosition = (f64, u32);
+
+/// A page of cells.
+#[derive(Debug, Default)]
+pub struct CellPage {
+    pub rows: Vec<CellRow>,
+    /// Their bytes, as far as they were counted.
+    pub bytes: u64,
+    /// Whether the session has further cells.
+    pub has_more: bool,
+}
+
+/// The statement that reads a page.
+pub(super) fn page_statement() -> String {
+    format!("SELECT {COLUMNS} FROM cells WHERE session = ?1 AND (place, number) > (?2, ?3) ORDER BY place, number LIMIT ?4")
+}
+
 /// The events of a cell exceed the limit of the reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverByteLimit {
@@ -191,6 +209,38 @@ impl Store {
         .await
     }
 
+    /// A page of the cells after a position, in the order of the notebook: at most `limit` cells, and only as many as have
+    /// `max_bytes` together, but at least one. With `with_outputs`, the bytes of outputs count.
+    pub async fn cells_page(
+        &self,
+        session: &SessionId,
+        after: Option<CellPosition>,
+        limit: usize,
+        max_bytes: u64,
+        with_outputs: bool,
+    ) -> Result<CellPage, StoreError> {
+        let id = session.clone();
+        let (place, number) = after.unwrap_or((f64::NEG_INFINITY, 0));
+        self.read(move |connection| {
+            let most = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
+            let mut select = connection.prepare_cached(&page_statement())?;
+            let mut page = CellPage::default();
+            for row in select.query_map(params![id.as_str(), place, number, most], read)? {
+                let row = row?;
+                let outputs = if with_outputs { output_bytes_of_cell(connection, &id, &row)? } else { 0 };
+                let bytes = page.bytes + outputs + (row.source.len() + row.metadata.len()) as u64;
+                if page.rows.len() == limit || (bytes > max_bytes && !page.rows.is_empty()) {
+                    page.has_more = true;
+                    break;
+                }
+                page.bytes = bytes;
+                page.rows.push(row);
+            }
+            Ok(page)
+        })
+        .await
+    }
+
     /// The number of cells in a session, and how many of them are queued.
     pub async fn count_cells(&self, session: &SessionId) -> Result<(usize, usize), StoreError> {
         let id = session.clone();
@@ -202,12 +252,18 @@ impl Store {
         .await
     }
 
-    /// The same for all sessions that have cells, by their ids.
-    pub async fn count_all_cells(&self) -> Result<HashMap<String, (usize, usize)>, StoreError> {
-        self.read(|connection| {
-            let select = "SELECT session, count(*), count(*) FILTER (WHERE state = 'queued') FROM cells GROUP BY session";
+    /// The same for these sessions, as far as they have cells, by their ids.
+    pub async fn count_cells_of(
+        &self,
+        sessions: impl IntoIterator<Item = &SessionId>,
+    ) -> Result<HashMap<String, (usize, usize)>, StoreError> {
+        let ids: Vec<&str> = sessions.into_iter().map(SessionId::as_str).collect();
+        let ids = serde_json::to_string(&ids).unwrap_or_default();
+        self.read(move |connection| {
+            let select = "SELECT session, count(*), count(*) FILTER (WHERE state = 'queued') FROM cells \
+                          WHERE session IN (SELECT value FROM json_each(?1)) GROUP BY session";
             let counts = |row: &Row<'_>| Ok((row.get(0)?, (count(row, 1)?, count(row, 2)?)));
-            connection.prepare_cached(select)?.query_map([], counts)?.collect()
+            connection.prepare_cached(select)?.query_map([ids], counts)?.collect()
         })
         .await
     }

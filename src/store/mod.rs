@@ -24,11 +24,11 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
 
-pub use cells::{CellRow, CellState, OverByteLimit};
+pub use cells::{CellPage, CellPosition, CellRow, CellState, OverByteLimit};
 pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
 pub use compact::Compactable;
 pub use events::{EventKind, EventRow};
-pub use sessions::SessionRow;
+pub use sessions::{SessionFilter, SessionPosition, SessionRow};
 pub use shares::ShareRow;
 pub use tokens::TokenRow;
 use writer::{BUSY_TIMEOUT, Writer};

@@ -1,5 +1,7 @@
 //! The rows of sessions.
 
+use std::collections::HashMap;
+
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
@@ -38,6 +40,33 @@ pub struct SessionRow {
 
 const COLUMNS: &str = "id, principal, name, kernel, language, spec, state, why, epoch, seq, last_seq, created_at, \
                        last_active_at, expires_at";
+
+/// Which sessions a list has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SessionFilter {
+    /// Labels that a session must have, with their values.
+    pub labels: HashMap<String, String>,
+    pub phase: Option<SessionPhase>,
+    /// Whether only sessions of notebook jobs are listed.
+    pub only_jobs: bool,
+}
+
+/// The place of a session in lists: the time of its creation and its id.
+pub type SessionPosition = (i64, String);
+
+/// The visible sessions after a position, oldest first.
+const PAGE: &str = "(created_at, id) > (:created_at, :id) AND state NOT IN ('creating', 'deleting') \
+                    AND (:state IS NULL OR state = :state) \
+                    AND (NOT :only_jobs OR json_extract(spec, '$.run') IS NOT NULL) \
+                    AND NOT EXISTS (SELECT 1 FROM json_each(:labels) AS wanted WHERE NOT EXISTS \
+                    (SELECT 1 FROM json_each(spec, '$.labels') AS own WHERE own.key = wanted.key AND own.value = wanted.value)) \
+                    ORDER BY created_at, id LIMIT :limit";
+
+/// The statement that reads a page. There are two, so that each has an index.
+pub(super) fn page_statement(of_one_principal: bool) -> String {
+    let whose = if of_one_principal { "principal = :principal" } else { ":principal IS NULL" };
+    format!("SELECT {} FROM sessions WHERE {whose} AND {PAGE}", columns_with(&[SANDBOX]))
+}
 
 /// Documents of a session: long texts in a table of their own.
 const SANDBOX: &str = "sandbox";
@@ -228,6 +257,28 @@ impl Store {
             let columns = columns_with(&[SANDBOX, RESUME, KERNEL_INFO]);
             let mut select = connection.prepare_cached(&format!("SELECT {columns} FROM sessions WHERE id = ?1"))?;
             select.query_map([id.as_str()], read)?.next().transpose()
+        })
+        .await
+    }
+
+    /// A page of the visible sessions after a position, oldest first. Long documents are left out as in [`Self::sessions`].
+    pub async fn sessions_page(
+        &self,
+        access: &Access,
+        filter: SessionFilter,
+        after: Option<SessionPosition>,
+        limit: usize,
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        let principal = access.principal().cloned();
+        let (created_at, id) = after.unwrap_or((i64::MIN, String::new()));
+        let labels = serde_json::to_string(&filter.labels).unwrap_or_default();
+        self.read(move |connection| {
+            let select = page_statement(principal.is_some());
+            let values = named_params! {
+                ":principal": principal, ":created_at": created_at, ":id": id, ":state": filter.phase,
+                ":only_jobs": filter.only_jobs, ":labels": labels, ":limit": i64::try_from(limit).unwrap_or(i64::MAX),
+            };
+            connection.prepare_cached(&select)?.query_map(values, read)?.collect()
         })
         .await
     }

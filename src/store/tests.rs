@@ -514,3 +514,62 @@ async fn log_is_checkpointed_as_it_grows() {
         assert!(began.elapsed() < Duration::from_secs(60), "{seq} commits, and the log has never restarted");
     }
 }
+
+#[tokio::test]
+async fn pages_are_read_by_an_index_without_sorting() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    let statements = [
+        (sessions::page_statement(true), "sessions_by_principal (principal=? AND (created_at,id)>(?,?))"),
+        (sessions::page_statement(false), "sessions_by_creation ((created_at,id)>(?,?))"),
+        (cells::page_statement(), "cells_by_place (session=? AND (place,number)>(?,?))"),
+    ];
+    for (statement, index) in statements {
+        let plan = store.read(move |connection| {
+            let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}"))?;
+            let (mut rows, mut plan) = (explain.raw_query(), Vec::new());
+            while let Some(row) = rows.next()? {
+                plan.push(row.get::<_, String>(3)?);
+            }
+            Ok(plan)
+        });
+        let plan = plan.await.unwrap();
+        assert!(plan[0].contains(index) && !plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_sessions_have_every_row_once() {
+    let folder = Folder::new();
+    let store = Store::open(&folder.file()).unwrap();
+    // Many have the same time, so the id decides.
+    for number in 0..25 {
+        let spec = format!(
+            r#"{{"labels": {{"n": "{}", "k\"": "ä"}}, "run": {}}}"#,
+            number % 2,
+            if number < 5 { "{}" } else { "null" }
+        );
+        let principal = if number % 3 == 0 { "a" } else { "b" };
+        store.insert_session(SessionRow { created_at: number / 10, spec, ..session(principal) }).await.unwrap();
+    }
+    let all = async |access: Access, filter: SessionFilter| {
+        let (mut ids, mut after) = (Vec::new(), None);
+        loop {
+            let rows = store.sessions_page(&access, filter.clone(), after, 4).await.unwrap();
+            let Some(last) = rows.last() else { return ids };
+            after = Some((last.created_at, last.id.to_string()));
+            ids.extend(rows.into_iter().map(|row| row.id));
+        }
+    };
+    let expected: Vec<_> = store.sessions(&Access::All).await.unwrap().into_iter().map(|row| row.id).collect();
+    assert_eq!(all(Access::All, SessionFilter::default()).await, expected);
+    let count = async |access, filter| all(access, filter).await.len();
+    let labels =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let labelled = |pairs: &[(&str, &str)]| SessionFilter { labels: labels(pairs), ..SessionFilter::default() };
+    assert_eq!(count(Access::Principal("a".into()), SessionFilter::default()).await, 9);
+    assert_eq!(count(Access::All, labelled(&[("n", "1"), ("k\"", "ä")])).await, 12);
+    assert_eq!(count(Access::All, labelled(&[("n", "1"), ("k\"", "a")])).await, 0);
+    assert_eq!(count(Access::All, SessionFilter { only_jobs: true, ..SessionFilter::default() }).await, 5);
+    assert_eq!(count(Access::All, SessionFilter { phase: Some(SessionPhase::Gone), ..SessionFilter::default() }).await, 0);
+}

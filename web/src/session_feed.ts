@@ -1,5 +1,5 @@
 // The live events of a session: one socket for all of its cells, which resumes by event number after a disconnect.
-import { type Access, ApiError, request, requestJson } from "./api.js";
+import { type Access, ApiError, request, requestAll, requestJson } from "./api.js";
 import { type CellState, type Event, applyEvent, newCell } from "./cell_state.js";
 
 export type Connection = "connecting" | "live" | "lost" | "ended" | "refused";
@@ -210,8 +210,8 @@ export class SessionFeed {
       return;
     }
     this.isListing = true;
-    requestJson<{ cells: ListedCell[] }>(this.access, "GET", `${this.path}/cells?outputs=none`)
-      .then(({ cells }) => {
+    requestAll<ListedCell>(this.access, `${this.path}/cells?outputs=none`, "cells")
+      .then((cells) => {
         for (const one of cells) {
           this.update(one);
         }

@@ -1,6 +1,6 @@
 // The list of sessions beside the conversation: loads, creates, names and deletes sessions.
 import { type TemplateResult, html, nothing } from "lit";
-import { ApiError, requestJson } from "./api.js";
+import { ApiError, requestAll, requestJson } from "./api.js";
 import type { PageContext } from "./page_context.js";
 
 export interface Session {
@@ -59,7 +59,7 @@ export class SessionList {
         this.setSessions([await requestJson<Session>(access, "GET", `/v1/sessions/${encodeURIComponent(only)}`)]);
         return;
       }
-      this.setSessions((await requestJson<{ sessions: Session[] }>(access, "GET", "/v1/sessions")).sessions);
+      this.setSessions(await requestAll<Session>(access, "/v1/sessions?", "sessions"));
       if (this.page.selected) this.replace(await requestJson<Session>(access, "GET", `/v1/sessions/${this.page.selected}`));
     } catch (error) {
       if (error instanceof ApiError && error.status === 401) throw error;

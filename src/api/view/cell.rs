@@ -86,6 +86,9 @@ impl CellView {
 pub(in crate::api) struct CellList {
     /// In the order of the notebook.
     pub cells: Vec<CellView>,
+    /// The cursor of the next page; null at the end.
+    #[schema(required)]
+    pub next_cursor: Option<String>,
 }
 
 api_enum! {

@@ -106,7 +106,11 @@ fn isolation(row: &SessionRow) -> Option<Isolation> {
 
 #[derive(Serialize, ToSchema)]
 pub(in crate::api) struct SessionList {
+    /// Oldest first. Sessions that are deleted meanwhile are left out.
     pub sessions: Vec<SessionView>,
+    /// The cursor of the next page; null at the end.
+    #[schema(required)]
+    pub next_cursor: Option<String>,
 }
 
 /// The state of a session. `gone` means that it has ended.
