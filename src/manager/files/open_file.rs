@@ -39,6 +39,11 @@ impl OpenFile {
         &self.head
     }
 
+    /// All bytes, if they were read when the file was opened.
+    pub(super) fn whole(&self) -> Option<Bytes> {
+        (self.head.len() as u64 == self.stat.size).then(|| self.head.clone())
+    }
+
     /// Reads a range of the bytes, one chunk at a time. Fails if the file is replaced or truncated meanwhile. A file that grows is
     /// read up to the size that it had.
     pub fn read(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, FileError>> + Send + use<> {

@@ -123,7 +123,16 @@ async fn write_file(
         file => file.map_err(|error| error.at(path))?,
     };
     let size = file.stat().size;
-    output.write(move |archive| archive.add(&name, &FileEntry { size, ..entry })).await?;
+    let entry = FileEntry { size, ..entry };
+    if let Some(bytes) = file.whole() {
+        let write = move |archive: &mut Archive| {
+            archive.add(&name, &entry)?;
+            archive.write_all(&bytes)?;
+            archive.end_file(size)
+        };
+        return output.write(write).await;
+    }
+    output.write(move |archive| archive.add(&name, &entry)).await?;
     let mut chunks = std::pin::pin!(file.read(0..size));
     while let Some(chunk) = chunks.try_next().await? {
         output.write(move |archive| archive.write_all(&chunk)).await?;
