@@ -56,7 +56,8 @@ class BashKernel(Kernel):
         if "\0" in code:
             return self.failed("InvalidCode", "bash code cannot contain NUL characters", silent)
         self._allow_stdin = allow_stdin  # what raw_input looks at
-        for kind, *values in self.shell_process.run(code, self.ask if allow_stdin else None):
+        context = (self.get_parent().get("metadata") or {}).get("cellkeep")
+        for kind, *values in self.shell_process.run(code, self.ask if allow_stdin else None, context):
             if kind == "display" and not silent:
                 self.display(*values)
             elif kind == "ended":

@@ -22,7 +22,21 @@ STARTUP = r"""PS1= PS2=
 exec 2>&{stderr} {stderr}>&- {records}>&{pipe} {pipe}>&-
 set +H +o history
 unset HISTFILE
-__cellkeep_ps1= __cellkeep_prompt_command= __cellkeep_trace= __cellkeep_ended=
+__cellkeep_ps1= __cellkeep_prompt_command= __cellkeep_trace= __cellkeep_ended= __cellkeep_restore=
+__cellkeep_export() {{
+    local former=
+    if [[ -v $1 ]]; then
+        former=$(builtin declare -p "$1")
+        __cellkeep_restore+="unset $1; builtin declare -g ${{former#declare }};"
+    else
+        __cellkeep_restore+="unset $1;"
+    fi
+    builtin export "$1=$2"
+}}
+__cellkeep_cd() {{
+    builtin printf -v __cellkeep_restore '%s builtin cd -- %q;' "$__cellkeep_restore" "$PWD"
+    builtin cd -- "$1"
+}}
 __cellkeep_begin() {{
     __cellkeep_ended=
     [[ ${{PS1@a}} == *r* ]] || PS1=$__cellkeep_ps1
@@ -58,6 +72,7 @@ class Shell:
     """One bash process. Methods are for the main thread."""
 
     def __init__(self):
+        self.workspace = os.getcwd()  # the agent starts the kernel there
         self.records, pipe = os.pipe()
         self.unread = b""
         self.fields = []
@@ -97,19 +112,22 @@ class Shell:
         except BrokenPipeError:
             pass  # it has exited, which a record says
 
-    def run(self, code, ask=None):
+    def run(self, code, ask=None, context=None):
         """Runs a cell and yields records: ("display", kind, display_id, path), then ("ended", status) or ("exited", how).
 
-        `ask` returns a line of input, or None for the end of input; without it, input is empty.
+        `ask` returns a line of input, or None for the end of input; without it, input is empty. `context` has environment variables
+        (`env`) and a working folder (`cwd`) for the time of the execution.
         """
         self.cell += 1
         code = code.replace("\r\n", "\n")
         # The left side of || may fail without setting off a trap or `set -e`: it gives the cell the status of the last one.
         status = f"__cellkeep_status {self.last_status} || " if self.last_status else ""
         self.send(
-            f'{{ __cellkeep_begin {self.cell}; }} 2>/dev/null; {status}eval "$__cellkeep_trace"{quote(code)} <{self.open_input(ask)}'
+            self.context_commands(context or {})
+            + f'{{ __cellkeep_begin {self.cell}; }} 2>/dev/null; {status}eval "$__cellkeep_trace"{quote(code)} <{self.open_input(ask)}'
             '; { __cellkeep_end "$?"; } 2>/dev/null\n'
             # Lines of their own, which an interrupt or a syntax error in the one above does not skip; the latter may swallow one.
+            + 2 * f'eval "$__cellkeep_restore" 2>/dev/null; __cellkeep_restore=\n' * bool(context)
             + 2 * f'__cellkeep_record ended {self.cell} "${{__cellkeep_ended:-$?}}" 2>/dev/null\n'
         )
         began = False
@@ -126,6 +144,16 @@ class Shell:
                 return
             elif kind in ("display", "exited"):
                 yield kind, *values
+
+    def context_commands(self, context):
+        """Commands, each on a line, that set the context of a cell and note how it is set back."""
+        env, folder = context.get("env", {}), context.get("cwd")
+        # Other names cannot be variables of bash.
+        names = [name for name in env if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)]
+        commands = [f"__cellkeep_export {name} {quote(env[name])}" for name in names]
+        if folder is not None:
+            commands.append(f"__cellkeep_cd {quote(os.path.join(self.workspace, folder))}")
+        return "".join(f"{{ {command}; }} 2>/dev/null\n" for command in commands)
 
     def capture(self, command):
         """The words that a command of ours prints, one a line. It changes neither state nor the last status."""

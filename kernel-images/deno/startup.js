@@ -3,6 +3,23 @@
 (() => {
   // The original, for the end marker (kernel.json): code may replace the public one.
   Deno.jupyter[Symbol.for("cellkeep.broadcast")] = Deno.jupyter.broadcast;
+
+  // The environment variables and the working folder of an execution: set by code in front of the cell's, set back by the end marker.
+  const workspace = Deno.cwd();
+  let restore = () => {};
+  Deno.jupyter[Symbol.for("cellkeep.enter")] = ({ env = {}, cwd }) => {
+    const former = Object.keys(env).map((name) => [name, Deno.env.get(name)]);
+    const folder = Deno.cwd();
+    restore = () => {
+      for (const [name, value] of former) value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value);
+      if (cwd !== undefined) Deno.chdir(folder);
+      restore = () => {};
+    };
+    for (const [name, value] of Object.entries(env)) Deno.env.set(name, value);
+    if (cwd !== undefined) Deno.chdir(`${workspace}/${cwd}`);
+  };
+  Deno.jupyter[Symbol.for("cellkeep.leave")] = () => restore();
+
   const encoder = new TextEncoder();
   const open = (stream) => Deno.openSync(`/proc/self/fd/${stream}`, { write: true });
   const files = { stdout: open(1), stderr: open(2) };

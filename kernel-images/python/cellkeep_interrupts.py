@@ -15,6 +15,7 @@ import threading
 import types
 from contextlib import contextmanager
 
+import cellkeep_context
 from IPython.core.events import EventManager
 from IPython.core.interactiveshell import InteractiveShell
 from ipykernel.ipkernel import IPythonKernel
@@ -185,10 +186,15 @@ class Kernel(IPythonKernel):
     async def do_execute(self, code, silent, *args, **kwargs):
         self.shown_error = None
         try:
-            reply = await super().do_execute(code, silent, *args, **kwargs)
+            with cellkeep_context.applied(self.get_parent()):
+                reply = await super().do_execute(code, silent, *args, **kwargs)
             # An error while something is drawn is shown by IPython, but leaves the status ok.
             failed = self.shown_error is not None and reply["status"] == "ok"
             return self.error_reply(*self.shown_error) if failed else reply
+        except OSError as error:  # of the working folder: what the code raises is caught by IPython
+            reply = self.error_reply(type(error).__name__, str(error), [f"{type(error).__name__}: {error}"])
+            self.send_response(self.iopub_socket, "error", {key: reply[key] for key in ("ename", "evalue", "traceback")})
+            return reply
         except (KeyboardInterrupt, Interrupted):  # raised while leaving a hook; the request still needs its reply
             return self.error_reply("KeyboardInterrupt", "", ["KeyboardInterrupt"])
 

@@ -47,6 +47,14 @@ use_pipes <- function(numbers) {
     kernel <- getFromNamespace("Kernel", "IRkernel")$new(connection_file = commandArgs(TRUE)[[1]])
     # Upstream rejects requests that arrive shortly after an error or interrupt. Cellkeep sends the next one only after the reply.
     kernel$executor$abort_queued_messages <- function() NULL
+    execute <- kernel$executor$execute
+    kernel$executor$execute <- function(request) {
+        context <- request$metadata$cellkeep
+        if (is.null(context)) return(execute(request))
+        restore <- apply_context(context)
+        on.exit(restore())
+        execute(request)
+    }
     send_by_zmq <- pbdZMQ::zmq.send.multipart
     replace_import("zmq.send.multipart", function(socket, parts, ...) {
         if (!identical(socket, kernel$sockets$iopub)) {
@@ -66,6 +74,23 @@ use_pipes <- function(numbers) {
     ), "evaluate")
     kernel
 }
+
+# Sets the environment variables and the working folder of a request. Returns a function that sets them back.
+apply_context <- function(context) {
+    names <- names(context$env)
+    former <- Sys.getenv(names, unset = NA, names = TRUE)
+    if (length(names)) do.call(Sys.setenv, as.list(context$env))
+    # The agent starts the kernel in the workspace.
+    folder <- getwd()
+    if (!is.null(context$cwd)) try(setwd(file.path(workspace, context$cwd)), silent = TRUE)
+    function() {
+        if (length(names)) Sys.unsetenv(names)
+        kept <- former[!is.na(former)]
+        if (length(kept)) do.call(Sys.setenv, as.list(kept))
+        if (!is.null(context$cwd)) try(setwd(folder), silent = TRUE)
+    }
+}
+workspace <- getwd()
 
 # Replaces a function that IRkernel imports.
 replace_import <- function(name, replacement) {

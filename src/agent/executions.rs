@@ -3,12 +3,13 @@
 //! Several executions are remembered because iopub is not ordered with shell: output may arrive after the reply, when the
 //! next execution has started.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+use super::artifact_patterns::matches_any;
 use super::usage::UsageSample;
-use crate::agent_protocol::ExecutionUsage;
+use crate::agent_protocol::{ChangeKind, ExecutionContext, ExecutionUsage, FileChange, FileChanges};
 
 /// Executions remembered. Output of older or unknown ones is charged to the newest.
 const MAX_REMEMBERED: usize = 32;
@@ -28,6 +29,27 @@ struct Execution {
     baseline: UsageSample,
     /// Highest memory sample while it ran, bytes.
     sampled_bytes: u64,
+    context: ExecutionContext,
+    /// The files that it leaves as artifacts, by path.
+    artifacts: BTreeMap<String, FileChange>,
+}
+
+/// Why a file is not kept as an artifact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CollectError {
+    /// It is larger than this many bytes.
+    TooLarge(u64),
+    /// With the output of the execution, it would exceed the limit of output, in bytes.
+    OverLimit(u64),
+}
+
+impl CollectError {
+    pub fn reason(self) -> String {
+        match self {
+            Self::TooLarge(limit) => format!("it is larger than {} MB", limit >> 20),
+            Self::OverLimit(limit) => format!("the cell would exceed its limit of {} MB of output", limit >> 20),
+        }
+    }
 }
 
 /// How much of an output the limit allows.
@@ -56,8 +78,8 @@ impl Executions {
     }
 
     /// Adds an execution whose request was handed to the kernel.
-    pub fn submit(&mut self, msg_id: String, header: Bytes) {
-        self.recent.push_front(Execution { msg_id, header, running: true, ..Execution::default() });
+    pub fn submit(&mut self, msg_id: String, header: Bytes, context: ExecutionContext) {
+        self.recent.push_front(Execution { msg_id, header, context, running: true, ..Execution::default() });
         self.recent.truncate(MAX_REMEMBERED);
     }
 
@@ -135,6 +157,50 @@ impl Executions {
         self.recent.front().map(|run| run.header.clone()).filter(|header| !header.is_empty())
     }
 
+    /// The `msg_id` of the newest execution, running or not; empty if there is none.
+    pub fn newest_id(&self) -> String {
+        self.recent.front().map(|run| run.msg_id.clone()).unwrap_or_default()
+    }
+
+    /// Whether the newest execution wants changed files to be hashed.
+    pub fn hashes_files(&self) -> bool {
+        self.recent.front().is_some_and(|run| run.context.hash_files)
+    }
+
+    /// Remembers the files that the newest execution leaves as artifacts, while it runs.
+    pub fn note_changes(&mut self, changes: &FileChanges) {
+        let Some(run) = self.recent.front_mut().filter(|run| !run.context.artifacts.is_empty()) else { return };
+        for change in changes.files.iter().filter(|change| matches_any(&run.context.artifacts, &change.path)) {
+            match change.change {
+                ChangeKind::Deleted => drop(run.artifacts.remove(&change.path)),
+                _ => drop(run.artifacts.insert(change.path.clone(), change.clone())),
+            }
+        }
+    }
+
+    /// The files that an execution leaves as artifacts.
+    pub fn take_artifacts(&mut self, msg_id: &str) -> Vec<FileChange> {
+        let run = self.recent.iter_mut().find(|run| run.msg_id == msg_id);
+        run.map(|run| std::mem::take(&mut run.artifacts).into_values().collect()).unwrap_or_default()
+    }
+
+    /// Charges an artifact of `size` bytes as output of an execution.
+    ///
+    /// # Errors
+    /// If it is larger than `max`, or the output would exceed the limit. Nothing is charged then.
+    pub fn reserve_artifact(&mut self, msg_id: &str, size: u64, max: u64) -> Result<(), CollectError> {
+        if size > max {
+            return Err(CollectError::TooLarge(max));
+        }
+        let over_limit = Err(CollectError::OverLimit(self.limit));
+        let Some(run) = self.recent.iter_mut().find(|run| run.msg_id == msg_id && !run.capped) else { return over_limit };
+        if size > self.limit.saturating_sub(run.output_bytes) {
+            return over_limit;
+        }
+        run.output_bytes += size;
+        Ok(())
+    }
+
     /// Charges an output of `size` bytes to an execution.
     pub fn charge_output(&mut self, msg_id: &str, size: u64) -> OutputAllowance {
         let known = self.recent.iter().position(|run| run.msg_id == msg_id).unwrap_or(0);
@@ -159,10 +225,10 @@ mod tests {
     #[test]
     fn late_output_is_charged_to_its_execution() {
         let mut executions = Executions::new(10);
-        executions.submit("a".into(), Bytes::new());
+        executions.submit("a".into(), Bytes::new(), ExecutionContext::default());
         assert_eq!(executions.charge_output("a", 6), OutputAllowance::Full);
         assert!(executions.finish("a") && !executions.finish("a"));
-        executions.submit("b".into(), Bytes::new());
+        executions.submit("b".into(), Bytes::new(), ExecutionContext::default());
         assert_eq!(executions.charge_output("b", 9), OutputAllowance::Full);
         assert_eq!(executions.charge_output("a", 4), OutputAllowance::Full, "late, but its own");
         assert_eq!(executions.charge_output("a", 3), OutputAllowance::Partial { bytes: 0, msg_id: "a".into() });
@@ -174,13 +240,13 @@ mod tests {
     fn earlier_peak_is_not_charged_to_execution() {
         let mut executions = Executions::new(10);
         let at = |cpu_seconds, memory_bytes, peak_bytes| UsageSample { cpu_seconds, memory_bytes, peak_bytes };
-        executions.submit("big".into(), Bytes::new());
+        executions.submit("big".into(), Bytes::new(), ExecutionContext::default());
         executions.set_baseline(at(1.0, 10, 20));
         executions.sample_memory(80);
         assert_eq!(executions.usage("big", at(3.0, 30, 90)), ExecutionUsage { cpu_seconds: 2.0, peak_memory_bytes: 90 });
         executions.finish("big");
         executions.sample_memory(85);
-        executions.submit("small".into(), Bytes::new());
+        executions.submit("small".into(), Bytes::new(), ExecutionContext::default());
         executions.set_baseline(at(3.0, 30, 90));
         executions.sample_memory(50);
         assert_eq!(executions.usage("small", at(3.5, 40, 90)), ExecutionUsage { cpu_seconds: 0.5, peak_memory_bytes: 50 });
@@ -194,19 +260,54 @@ mod tests {
     fn execution_is_queued_until_kernel_mentions_it() {
         let mut executions = Executions::new(10);
         assert!(!executions.is_queued() && !executions.mark_started("a"));
-        executions.submit("a".into(), Bytes::new());
+        executions.submit("a".into(), Bytes::new(), ExecutionContext::default());
         assert!(executions.is_queued() && !executions.mark_started("b") && executions.is_queued());
         assert!(executions.mark_started("a") && !executions.mark_started("a") && !executions.is_queued());
-        executions.submit("b".into(), Bytes::new());
+        executions.submit("b".into(), Bytes::new(), ExecutionContext::default());
         executions.finish("b");
         assert!(!executions.is_queued(), "finished without having started");
+    }
+
+    #[test]
+    fn last_state_of_matching_files_is_kept() {
+        let change = |path: &str, change, size| FileChange {
+            path: path.to_owned(),
+            change,
+            size,
+            sha256: None,
+            artifact: false,
+            not_kept: None,
+        };
+        let mut executions = Executions::new(100);
+        let context = ExecutionContext { artifacts: vec!["*.csv".to_owned()], ..ExecutionContext::default() };
+        executions.submit("a".into(), Bytes::new(), context);
+        for files in [
+            vec![change("a.csv", ChangeKind::Created, 1), change("b.txt", ChangeKind::Created, 1)],
+            vec![change("a.csv", ChangeKind::Modified, 2), change("c.csv", ChangeKind::Created, 1)],
+            vec![change("c.csv", ChangeKind::Deleted, 0)],
+        ] {
+            executions.note_changes(&FileChanges { files, truncated: false });
+        }
+        assert_eq!(executions.take_artifacts("a"), [change("a.csv", ChangeKind::Modified, 2)]);
+        assert!(executions.take_artifacts("a").is_empty());
+    }
+
+    #[test]
+    fn artifacts_count_as_output() {
+        let mut executions = Executions::new(10);
+        executions.submit("a".into(), Bytes::new(), ExecutionContext::default());
+        assert_eq!(executions.reserve_artifact("a", 6, 6), Ok(()));
+        assert_eq!(executions.reserve_artifact("a", 7, 6), Err(CollectError::TooLarge(6)));
+        assert_eq!(executions.reserve_artifact("a", 5, 6), Err(CollectError::OverLimit(10)));
+        assert_eq!(executions.charge_output("a", 4), OutputAllowance::Full);
+        assert_eq!(executions.reserve_artifact("?", 0, 6), Err(CollectError::OverLimit(10)));
     }
 
     #[test]
     fn rejections_are_counted_per_execution() {
         let mut executions = Executions::new(10);
         assert_eq!((executions.count_rejected(), executions.count_rejected()), (1, 2));
-        executions.submit("a".into(), Bytes::new());
+        executions.submit("a".into(), Bytes::new(), ExecutionContext::default());
         assert_eq!(executions.count_rejected(), 1);
     }
 

@@ -91,6 +91,13 @@ impl Files {
         self.open(path, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
     }
 
+    /// Opens what is at a path without any symlink.
+    pub(super) fn open_plain(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { "." } else { path };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        rustix::fs::openat2(&self.workspace, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    }
+
     /// Reads a chunk of a regular file. Does not wait for the writer of a FIFO, and never reads a device.
     pub fn get(&self, path: &str, offset: u64, length: u64) -> Result<(FileStat, Bytes), Refused> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;

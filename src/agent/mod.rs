@@ -14,12 +14,14 @@
 //!
 //! Every input from a kernel carries its generation, so that a late message of an earlier kernel never affects a later one.
 
+mod artifact_patterns;
 mod bootstrap;
 mod buffer;
 mod channels;
 mod coalesce;
 mod confine;
 mod connection;
+mod execution_context;
 mod executions;
 mod files;
 mod folders;
@@ -34,6 +36,7 @@ mod shared_memory;
 mod uploads;
 mod usage;
 mod whole_characters;
+mod workspace_changes;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -24,6 +24,10 @@ pub(super) const EVENT: u8 = 0x82;
 const LOST: u8 = 0x83;
 const ANSWER: u8 = 0x84;
 
+/// The first byte of an event that is no message; that of a message is its channel.
+const KERNEL_EVENT: u8 = 0xff;
+const FILE_EVENT: u8 = 0xfe;
+
 /// An invalid payload in a valid frame.
 #[derive(Debug, Error)]
 pub enum ProtocolError {
@@ -42,7 +46,7 @@ pub enum ProtocolError {
 impl Event {
     /// Encodes the event as pieces that share its memory.
     pub fn encode(&self) -> Vec<Bytes> {
-        let mut head = BytesMut::with_capacity(6);
+        let mut head = BytesMut::with_capacity(9);
         match self {
             Self::Message { channel, generation, message } => {
                 head.put_u8(channel.code());
@@ -50,9 +54,16 @@ impl Event {
                 std::iter::once(head.freeze()).chain(message.pack()).collect()
             }
             Self::Kernel { generation, event } => {
-                head.put_u8(0xff);
+                head.put_u8(KERNEL_EVENT);
                 head.put_u32_le(generation.0);
                 vec![head.freeze(), to_json(event)]
+            }
+            Self::File { generation, file, data } => {
+                let json = to_json(file);
+                head.put_u8(FILE_EVENT);
+                head.put_u32_le(generation.0);
+                head.put_u32_le(json.len() as u32);
+                vec![head.freeze(), json, data.clone()]
             }
         }
     }
@@ -66,11 +77,18 @@ impl Event {
             return Err(ProtocolError::Malformed("event"));
         }
         let (tag, generation) = (bytes.get_u8(), Generation(bytes.get_u32_le()));
-        if tag == 0xff {
-            return Ok(Self::Kernel { generation, event: from_json("kernel event", &bytes)? });
+        match tag {
+            KERNEL_EVENT => Ok(Self::Kernel { generation, event: from_json("kernel event", &bytes)? }),
+            FILE_EVENT => {
+                let length = take_u32(&mut bytes, "file event")?;
+                let json = take(&mut bytes, length, "file event")?;
+                Ok(Self::File { generation, file: from_json("file event", &json)?, data: bytes })
+            }
+            tag => {
+                let channel = Channel::from_code(tag).ok_or(ProtocolError::Malformed("event channel"))?;
+                Ok(Self::Message { channel, generation, message: Message::unpack(&bytes)? })
+            }
         }
-        let channel = Channel::from_code(tag).ok_or(ProtocolError::Malformed("event channel"))?;
-        Ok(Self::Message { channel, generation, message: Message::unpack(&bytes)? })
     }
 }
 
@@ -232,7 +250,10 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::agent_protocol::{AnswerBody, Hello, KernelState, PutOptions, Request, UsageReading};
+    use crate::agent_protocol::{
+        AnswerBody, ChangeKind, CollectedFile, FileChange, FileChanges, Hello, KernelEvent, KernelState, PutOptions,
+        Request, UsageReading,
+    };
 
     pub fn frame(pieces: Vec<Bytes>) -> RawFrame {
         let all: Bytes = pieces.concat().into();
@@ -290,6 +311,28 @@ pub(super) mod tests {
         ];
         for sent in frames {
             assert_eq!(FromAgent::decode(frame(sent.encode())).unwrap(), sent);
+        }
+    }
+
+    #[test]
+    fn events_round_trip() {
+        let change = FileChange {
+            path: "out/ä.csv".into(),
+            change: ChangeKind::Created,
+            size: 3,
+            sha256: None,
+            artifact: true,
+            not_kept: None,
+        };
+        let changes = FileChanges { files: vec![change.clone()], truncated: true };
+        let file = CollectedFile { msg_id: "m".into(), change };
+        let generation = Generation(7);
+        for event in [
+            Event::Message { channel: Channel::Iopub, generation, message: message(10) },
+            Event::Kernel { generation, event: KernelEvent::FilesChanged { msg_id: "m".into(), changes } },
+            Event::File { generation, file, data: Bytes::from_static(b"\0\xff\n") },
+        ] {
+            assert_eq!(Event::decode(event.encode().concat().into()).unwrap(), event);
         }
     }
 

@@ -42,6 +42,9 @@ pub struct AgentConfig {
     pub iopub_pipe: bool,
     /// Code that the agent runs silently after each start of the kernel, before the kernel counts as ready.
     pub startup_code: Option<String>,
+    /// Code in front of a cell's that sets environment and working folder, for a kernel that cannot read the metadata of requests. It has
+    /// `{context}` where their JSON belongs. What it sets is set back by the end marker.
+    pub context_code: Option<String>,
     /// Code that broadcasts a message of type [`END_MARKER`], for a kernel that broadcasts outputs after their execution's
     /// reply and idle. The agent runs it after each execution, and passes reply and idle on when the message has come.
     pub end_marker: Option<String>,
@@ -102,6 +105,7 @@ mod tests {
             transport: Transport::Ipc,
             iopub_pipe: true,
             startup_code: None,
+            context_code: None,
             end_marker: None,
             interrupt_by_message: false,
             workspace: "/work".into(),

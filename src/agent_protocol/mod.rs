@@ -16,7 +16,7 @@
 //! The manager does not trust the agent: a tenant may control it. Every frame kind has a cap that is checked before anything
 //! is allocated, and both ends validate what they read. A framing error leads to a new connection, never to a dead kernel.
 //!
-//! [`frame`] delimits frames, [`types`] are their meaning, [`codec`] encodes them, [`assembler`] splits and reassembles
+//! [`frame`] delimits frames, [`types`] are their meaning, [`workspace`] what they say of its files, [`codec`] encodes them, [`assembler`] splits and reassembles
 //! events.
 
 mod assembler;
@@ -25,6 +25,7 @@ mod config;
 mod file_names;
 mod frame;
 mod types;
+mod workspace;
 
 pub use assembler::{EVENT_CHUNK, EventAssembler, MAX_MESSAGE, encode_event_frames};
 pub use codec::{FILE_CHUNK, ProtocolError, SUBMIT_MAX};
@@ -35,3 +36,4 @@ pub use types::{
     Answer, AnswerBody, EntryKind, Event, ExecutionUsage, FileEntry, FileStat, FromAgent, Hello, KernelEvent, KernelExit,
     KernelState, KillReason, PutOptions, RefusalCause, Refused, Request, SignalKind, ToAgent, UsageReading,
 };
+pub use workspace::{ChangeKind, CollectedFile, ExecutionContext, FileChange, FileChanges};

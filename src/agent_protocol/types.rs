@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::workspace::{CollectedFile, FileChanges};
 use crate::ids::{Epoch, Generation, Seq};
 use crate::wire::{Channel, Message};
 
@@ -339,6 +340,12 @@ pub enum KernelEvent {
         msg_id: String,
         used: ExecutionUsage,
     },
+    /// Files of the workspace have changed since the last report.
+    FilesChanged {
+        /// The `msg_id` of the newest `execute_request`, running or not; empty if there was none.
+        msg_id: String,
+        changes: FileChanges,
+    },
     /// A malformed message on the kernel's sockets was dropped.
     BadMessage {
         reason: String,
@@ -352,6 +359,7 @@ impl KernelEvent {
             Self::Ready { info: text } | Self::Failed { reason: text } | Self::BadMessage { reason: text } => text.len(),
             Self::Exited(exit) => exit.start_log.len(),
             Self::OutputCapped { msg_id, .. } | Self::RunUsed { msg_id, .. } => msg_id.len(),
+            Self::FilesChanged { msg_id, changes } => msg_id.len() + changes.size(),
             Self::Starting | Self::ChildOutOfMemory => 0,
         }
     }
@@ -364,6 +372,8 @@ pub enum Event {
     Message { channel: Channel, generation: Generation, message: Message },
     /// An event of the kernel process.
     Kernel { generation: Generation, event: KernelEvent },
+    /// A file that an execution leaves as an artifact, with its content, or empty if it cannot be kept.
+    File { generation: Generation, file: CollectedFile, data: Bytes },
 }
 
 impl Event {
@@ -372,6 +382,7 @@ impl Event {
         match self {
             Self::Message { message, .. } => message.size(),
             Self::Kernel { event, .. } => event.size(),
+            Self::File { file, data, .. } => file.change.path.len() + data.len(),
         }
     }
 }

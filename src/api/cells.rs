@@ -1,31 +1,31 @@
 //! Requests about cells: add, run, edit, cancel, delete, and read with outputs.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
+use super::cell_response::{
+    CellBody, CellForm, CellViewName, Reply, respond, view_after_effect, view_stored, view_with_outputs,
+};
 use super::error::Problem;
-use super::events::{self, OutputForm};
-use super::response_spool::{self, MAX_SMALL, ProducePermit};
-use super::sessions::check_timeout;
-use super::view::{self, CellList, CellTypeName, CellView, EventView};
-use super::{Api, Body, Caller, CellInPath, Query, SessionInPath, User, extract, guard, paging};
-use crate::ids::SessionId;
-use crate::manager::{EventRow, OverByteLimit, may_reference_artifacts};
-use crate::session::{Cell, CellEdit, CellPhase, CellType, ExecutionOptions, NewCell, SessionHandle};
+use super::events::OutputForm;
+use super::execution_options::RequestedOptions;
+use super::response_spool;
+use super::view::{CellList, CellTypeName, CellView, EventView};
+use super::{Api, Body, Caller, CellInPath, Query, SessionInPath, User, guard, paging};
+use crate::session::{CellEdit, CellType, NewCell};
 use crate::wire::json as wire_json;
 
 /// The largest value of `wait` in seconds.
 const MAX_WAIT: f64 = 3600.0;
-/// Cached events up to this size are returned without a permit. Bytes.
-const MAX_CACHED_BYTES: usize = 64 << 10;
 /// Sources and outputs of a page of cells, in bytes. A page with one cell may be larger.
 const MAX_PAGE_BYTES: u64 = 16 << 20;
 
@@ -49,6 +49,15 @@ pub(super) struct Add {
     /// Whether the code may request input.
     #[schema(default = false)]
     allow_stdin: Option<bool>,
+    /// Files that are kept as artifacts if the execution creates or modifies them: `*.csv` (in any folder), `plots/*.png`, or
+    /// `output/` for everything in that folder. At most 32.
+    artifacts: Option<Vec<String>>,
+    /// Whether the SHA-256 of each changed file is computed.
+    hash_files: Option<bool>,
+    /// Environment variables for the time of the execution. Code that starts later, such as threads, may not see them.
+    env: Option<HashMap<String, String>>,
+    /// The working folder for the time of the execution, relative to the workspace.
+    cwd: Option<String>,
     /// The metadata of the cell in the notebook.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Box<RawValue>>,
@@ -60,15 +69,25 @@ pub(super) struct Add {
     after: Option<String>,
 }
 
-/// The query of requests that read cells.
+/// The query of requests that read one cell.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct OutputsQuery {
+pub(super) struct OneCellQuery {
     /// The form of outputs: `inline` embeds binary data as base64, `refs` replaces large binary data by the hash of its
     /// artifact, `none` leaves outputs out.
     #[param(inline, value_type = Option<OutputForm>)]
     outputs: Option<String>,
+    /// The form of the cell. `model` is a summary for language models: plain text whose long parts are shortened, tables as
+    /// markdown, images by reference.
+    #[param(inline, value_type = Option<CellViewName>)]
+    view: Option<String>,
+    /// For `view=model`: the largest text of all outputs in bytes.
+    #[param(minimum = 1, maximum = 1048576, default = 16384)]
+    max_bytes: Option<usize>,
+    /// For `view=model`: the largest text of one output in bytes.
+    #[param(minimum = 1, maximum = 1048576, default = 6144)]
+    max_output_bytes: Option<usize>,
 }
 
 /// The query of requests that run a cell.
@@ -84,11 +103,21 @@ pub(super) struct CellQuery {
     /// artifact, `none` leaves outputs out.
     #[param(inline, value_type = Option<OutputForm>)]
     outputs: Option<String>,
+    /// The form of the cell. `model` is a summary for language models: plain text whose long parts are shortened, tables as
+    /// markdown, images by reference.
+    #[param(inline, value_type = Option<CellViewName>)]
+    view: Option<String>,
+    /// For `view=model`: the largest text of all outputs in bytes.
+    #[param(minimum = 1, maximum = 1048576, default = 16384)]
+    max_bytes: Option<usize>,
+    /// For `view=model`: the largest text of one output in bytes.
+    #[param(minimum = 1, maximum = 1048576, default = 6144)]
+    max_output_bytes: Option<usize>,
 }
 
 impl CellQuery {
-    fn form(&self) -> Result<OutputForm, Problem> {
-        OutputForm::parse(self.outputs.as_deref())
+    fn form(&self) -> Result<CellForm, Problem> {
+        CellForm::parse(self.view.as_deref(), self.outputs.as_deref(), self.max_bytes, self.max_output_bytes)
     }
 
     fn wait(&self) -> Result<Option<Duration>, Problem> {
@@ -124,21 +153,6 @@ fn metadata(raw: Option<&RawValue>) -> Result<Option<Map<String, Value>>, Proble
     .transpose()
 }
 
-/// Execution options from a request. The session has the defaults.
-pub(super) fn run_options(
-    api: &Api,
-    id: &SessionId,
-    caller: &Caller,
-    timeout: Option<f64>,
-    allow_stdin: Option<bool>,
-) -> Result<ExecutionOptions, Problem> {
-    let timeout_seconds = match check_timeout(timeout)? {
-        Some(seconds) => Some(seconds),
-        None => api.sessions.cell_timeout(id, &caller.access())?,
-    };
-    Ok(ExecutionOptions { timeout_seconds, allow_stdin: allow_stdin.unwrap_or(false), ..ExecutionOptions::default() })
-}
-
 /// Add a cell, and run it
 ///
 /// Code cells run unless `run` is false. With `Accept: text/event-stream`, the response is the events of the cell until its
@@ -149,7 +163,7 @@ pub(super) fn run_options(
     responses(
         (status = 200, description = "The events of the cell, if the client accepts them", body = EventView,
             content_type = "text/event-stream"),
-        (status = 201, description = "The cell", body = CellView,
+        (status = 201, description = "The cell", body = CellBody,
             headers(("Location" = String, description = "The path of the cell")))),
 )]
 pub(super) async fn add(
@@ -163,12 +177,20 @@ pub(super) async fn add(
     let (form, wait) = (query.form()?, query.wait()?);
     let _slot = guard::acquire_wait_slot(&api, &caller.identity, wait)?;
     let handle = api.sessions.handle_for_write(&id, &caller.access())?;
+    let requested = RequestedOptions {
+        timeout_seconds: add.timeout_seconds,
+        allow_stdin: add.allow_stdin,
+        artifacts: add.artifacts,
+        hash_files: add.hash_files,
+        env: add.env,
+        cwd: add.cwd,
+    };
     let new = NewCell {
         id: add.id,
         cell_type: cell_type(add.cell_type.as_deref())?,
         source: add.source,
         metadata: metadata(add.metadata.as_deref())?.unwrap_or_default(),
-        options: run_options(&api, &id, &caller, add.timeout_seconds, add.allow_stdin)?,
+        options: requested.resolve(&api, &id, &caller)?,
         after: add.after,
         run: add.run.unwrap_or(true),
         outputs: Vec::new(),
@@ -176,145 +198,6 @@ pub(super) async fn add(
     let cell = handle.add_cell(new).await?;
     let reply = Reply { status: StatusCode::CREATED, form, wait };
     respond(&api, (&id, &handle), &caller, cell, reply, &headers).await
-}
-
-/// How to respond to a request that has queued a cell.
-struct Reply {
-    status: StatusCode,
-    form: OutputForm,
-    wait: Option<Duration>,
-}
-
-/// Responds with the events of the cell as SSE, if the client accepts that, or with the cell: at once, or when its execution
-/// has ended.
-async fn respond(
-    api: &Api,
-    (id, handle): (&SessionId, &SessionHandle),
-    caller: &Caller,
-    cell: Cell,
-    Reply { status, form, wait }: Reply,
-    headers: &HeaderMap,
-) -> Result<Response, Problem> {
-    // A cell that is finished has no further events.
-    if extract::accepts(headers, "text/event-stream") && cell.execution.phase != CellPhase::Finished {
-        return events::stream_cell(api, id, caller, &cell, form);
-    }
-    let mut cached = None;
-    if let Some(wait) = wait.filter(|_| cell.execution.phase != CellPhase::Finished) {
-        // A timeout is not an error: the response has the current state of the cell. If the session or the cell is gone, the
-        // store has that state.
-        if let Ok(Ok(ended)) = tokio::time::timeout(wait, handle.ended(&cell)).await {
-            cached = view_from_cache(api, id, caller, &ended, form).await?;
-        }
-    }
-    let (body, permit) = match cached {
-        Some(body) => (body, None),
-        None => view_after_effect(api, id, caller, &cell.id, form).await?,
-    };
-    let location = format!("/v1/sessions/{id}/cells/{}", cell.id);
-    Ok(response_spool::with_permit(permit, (status, [(header::LOCATION, location)], Json(body))))
-}
-
-fn no_cell(cell: &str) -> Problem {
-    Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session"))
-}
-
-/// A cell from the store, with the permit of its response if that is large.
-async fn view_stored(
-    api: &Api,
-    id: &SessionId,
-    caller: &Caller,
-    cell: &str,
-    form: OutputForm,
-) -> Result<(CellView, Option<ProducePermit>), Problem> {
-    if form == OutputForm::None {
-        let stored = api.reader.cell(id, &caller.access(), cell).await?;
-        return Ok((CellView::new(&stored.ok_or_else(|| no_cell(cell))?, None), None));
-    }
-    let read = async |max_bytes| {
-        let found = api.reader.cell_and_events(id, &caller.access(), cell, max_bytes).await?;
-        found.ok_or_else(|| no_cell(cell))
-    };
-    let (cell, events, permit) = match read(MAX_SMALL).await? {
-        (cell, Ok(events)) => (cell, events, None),
-        (cell, Err(OverByteLimit { bytes })) => {
-            let permit = api.spool.acquire(bytes).await?;
-            // The outputs may have grown meanwhile.
-            (cell, read(u64::MAX).await?.1.unwrap_or_default(), permit)
-        }
-    };
-    Ok((view_with_outputs(api, &cell, &events, form).await?, permit))
-}
-
-/// A cell that has just ended, from cached events, which saves reading the store. `None` if the cache does not have all of
-/// its events, or if they are large.
-async fn view_from_cache(
-    api: &Api,
-    id: &SessionId,
-    caller: &Caller,
-    cell: &Cell,
-    form: OutputForm,
-) -> Result<Option<CellView>, Problem> {
-    let Some(cached) = api.reader.cached_events_after(id, &caller.access(), events::cursor_before(cell))? else {
-        return Ok(None);
-    };
-    // The cell may have been queued again meanwhile. Those events are left out.
-    let belongs = |event: &&EventRow| event.cell.as_deref() == Some(&cell.id) && event.seq <= cell.execution.last_seq;
-    let events: Vec<&EventRow> = cached.iter().map(AsRef::as_ref).filter(belongs).collect();
-    // Artifacts are read from files, and are larger than their events.
-    if events.iter().any(|event| may_reference_artifacts(event))
-        || events.iter().map(|event| event.body.len()).sum::<usize>() > MAX_CACHED_BYTES
-    {
-        return Ok(None);
-    }
-    Ok(Some(view_with_outputs(api, cell, events, form).await?))
-}
-
-/// Like [`view_stored`], after a request had its effect. The client must not retry the request because the server is busy,
-/// so the cell is returned without outputs then.
-async fn view_after_effect(
-    api: &Api,
-    id: &SessionId,
-    caller: &Caller,
-    cell: &str,
-    form: OutputForm,
-) -> Result<(CellView, Option<ProducePermit>), Problem> {
-    match view_stored(api, id, caller, cell, form).await {
-        Err(problem) if problem.is_busy() => view_stored(api, id, caller, cell, OutputForm::None).await,
-        result => result,
-    }
-}
-
-/// A cell with the outputs after these events.
-async fn view_with_outputs<'a>(
-    api: &Api,
-    cell: &Cell,
-    events: impl IntoIterator<Item = &'a EventRow>,
-    form: OutputForm,
-) -> Result<CellView, Problem> {
-    if form == OutputForm::None {
-        return Ok(CellView::new(cell, None));
-    }
-    // A cell that is no longer a code cell has no outputs.
-    let events = events.into_iter().filter(|_| cell.cell_type == CellType::Code);
-    let outputs = view::outputs(events, api.reader.blobs(), form == OutputForm::Refs).await?;
-    Ok(CellView::new(cell, Some(outputs)))
-}
-
-/// The query of the list of cells.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct ListQuery {
-    /// The form of outputs: `inline` embeds binary data as base64, `refs` replaces large binary data by the hash of its
-    /// artifact, `none` leaves outputs out.
-    #[param(inline, value_type = Option<OutputForm>)]
-    outputs: Option<String>,
-    /// The largest number of cells. A page with large outputs has fewer.
-    #[param(minimum = 1, maximum = 1000, default = 100)]
-    limit: Option<usize>,
-    /// The `next_cursor` of the page before.
-    cursor: Option<String>,
 }
 
 /// List the cells
@@ -357,17 +240,18 @@ fn max_bytes(form: OutputForm) -> u64 {
 /// Get a cell with its outputs
 #[utoipa::path(
     get, path = "/cells/{cell}", operation_id = "get_cell", tag = "cells",
-    params(SessionInPath, CellInPath, OutputsQuery),
-    responses((status = 200, description = "The cell", body = CellView)),
+    params(SessionInPath, CellInPath, OneCellQuery),
+    responses((status = 200, description = "The cell", body = CellBody)),
 )]
 pub(super) async fn get_one(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
     CellInPath(cell): CellInPath,
-    Query(query): Query<OutputsQuery>,
+    Query(query): Query<OneCellQuery>,
 ) -> Result<Response, Problem> {
-    let form = OutputForm::parse(query.outputs.as_deref())?;
+    let OneCellQuery { outputs, view, max_bytes, max_output_bytes } = query;
+    let form = CellForm::parse(view.as_deref(), outputs.as_deref(), max_bytes, max_output_bytes)?;
     let (cell, permit) = view_stored(&api, &id, &caller, &cell, form).await?;
     Ok(response_spool::with_permit(permit, Json(cell)))
 }
@@ -410,7 +294,7 @@ pub(super) async fn patch(
         after: edit.after.map(|after| (!after.is_empty()).then_some(after)),
     };
     let cell = handle.edit_cell(&cell, edit).await?;
-    let (cell, permit) = view_after_effect(&api, &id, &caller, &cell.id, OutputForm::Inline).await?;
+    let (cell, permit) = view_after_effect(&api, &id, &caller, &cell.id, CellForm::Full(OutputForm::Inline)).await?;
     Ok(response_spool::with_permit(permit, Json(cell)))
 }
 
@@ -442,6 +326,22 @@ pub(super) struct Run {
     timeout_seconds: Option<f64>,
     /// Whether the code may request input.
     allow_stdin: Option<bool>,
+    /// Files that are kept as artifacts if the execution creates or modifies them: `*.csv` (in any folder), `plots/*.png`, or
+    /// `output/` for everything in that folder. At most 32.
+    artifacts: Option<Vec<String>>,
+    /// Whether the SHA-256 of each changed file is computed.
+    hash_files: Option<bool>,
+    /// Environment variables for the time of the execution. Code that starts later, such as threads, may not see them.
+    env: Option<HashMap<String, String>>,
+    /// The working folder for the time of the execution, relative to the workspace.
+    cwd: Option<String>,
+}
+
+impl Run {
+    fn options(self) -> RequestedOptions {
+        let Self { timeout_seconds, allow_stdin, artifacts, hash_files, env, cwd } = self;
+        RequestedOptions { timeout_seconds, allow_stdin, artifacts, hash_files, env, cwd }
+    }
 }
 
 /// Run a cell again
@@ -452,7 +352,7 @@ pub(super) struct Run {
     post, path = "/cells/{cell}/run", operation_id = "run_cell", tag = "cells",
     params(SessionInPath, CellInPath, CellQuery), request_body = Option<Run>,
     responses((status = 200, description = "The cell",
-        content((CellView = "application/json"), (EventView = "text/event-stream")),
+        content((CellBody = "application/json"), (EventView = "text/event-stream")),
         headers(("Location" = String, description = "The path of the cell")))),
 )]
 pub(super) async fn run(
@@ -467,10 +367,11 @@ pub(super) async fn run(
     let (form, wait) = (query.form()?, query.wait()?);
     let _slot = guard::acquire_wait_slot(&api, &caller.identity, wait)?;
     let handle = api.sessions.handle_for_write(&id, &caller.access())?;
-    let options = match (run.timeout_seconds, run.allow_stdin) {
+    let options = run.options();
+    let options = match options == RequestedOptions::default() {
         // The options of its latest execution stay.
-        (None, None) => None,
-        (timeout, allow_stdin) => Some(run_options(&api, &id, &caller, timeout, allow_stdin)?),
+        true => None,
+        false => Some(options.resolve(&api, &id, &caller)?),
     };
     let cell = handle.run_cell(&cell, options).await?;
     let reply = Reply { status: StatusCode::OK, form, wait };

@@ -14,13 +14,14 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use utoipa::{IntoParams, ToSchema};
 
+use super::cell_response::no_cell;
 use super::error::Problem;
 use super::view::{self, EventView};
 use super::{Api, Caller, Query, SessionInPath, guard};
 use crate::artifacts::Blobs;
 use crate::ids::{Seq, SessionId, SessionPhase};
 use crate::manager::{EventKind, EventRow, EventSubscription, Store, StoreError, parse_body};
-use crate::session::{Cell, SessionState};
+use crate::session::{Cell, CellPhase, SessionState};
 
 /// The interval of keep-alive comments on a quiet stream. Proxies close idle connections after about a minute.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -68,6 +69,27 @@ pub(super) struct EventsQuery {
     _token: Option<IgnoredAny>,
 }
 
+/// The query of the events of a session, or of one cell.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct SessionEventsQuery {
+    /// Only events with larger numbers. A `Last-Event-ID` header wins over it.
+    after: Option<u64>,
+    /// The form of outputs: `inline` embeds binary data as base64, `refs` replaces large binary data by the hash of its
+    /// artifact. `none` means `refs` here.
+    #[param(inline, value_type = Option<OutputForm>)]
+    outputs: Option<String>,
+    /// Only events of this cell. The stream ends with the end of the cell's execution, or for a finished cell after its last
+    /// event (204 if there is none left). Without `after`, it begins with the latest execution.
+    cell: Option<String>,
+    /// The token, for clients that cannot set the `Authorization` header.
+    // Read by the guard.
+    #[serde(rename = "token")]
+    #[param(value_type = Option<String>)]
+    token: Option<IgnoredAny>,
+}
+
 impl EventsQuery {
     pub fn seq(&self) -> Seq {
         Seq(self.after.unwrap_or(0))
@@ -85,17 +107,22 @@ impl EventsQuery {
 /// continues after the last number that it has seen.
 #[utoipa::path(
     get, path = "/events", operation_id = "stream_events", tag = "events",
-    params(SessionInPath, EventsQuery, LastEventId),
+    params(SessionInPath, SessionEventsQuery, LastEventId),
     responses((status = 200, description = "Events", body = EventView, content_type = "text/event-stream")),
 )]
 pub(super) async fn stream(
     State(api): State<Api>,
     caller: Caller,
     SessionInPath(id): SessionInPath,
-    Query(query): Query<EventsQuery>,
+    Query(query): Query<SessionEventsQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    stream_session(&api, id, &caller, &query, &headers, false)
+    let SessionEventsQuery { after, outputs, cell, token } = query;
+    let query = EventsQuery { after, outputs, _token: token };
+    let Some(cell) = cell else { return stream_session(&api, id, &caller, &query, &headers, false) };
+    let cell = api.reader.cell(&id, &caller.access(), &cell).await?.ok_or_else(|| no_cell(&cell))?;
+    let after = last_event_id(&headers)?.or(query.after.map(Seq)).unwrap_or(cursor_before(&cell));
+    stream_cell(&api, &id, &caller, &cell, after, query.form()?)
 }
 
 /// Streams the events of a session: until it is deleted, or with `until_gone` until it ends.
@@ -145,27 +172,44 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
     Ok(Some(Seq(seq)))
 }
 
-/// Streams the events of one execution of a cell until it ends.
+/// Streams the events of a cell after a number until its execution ends. A finished cell has events up to its last one.
 pub(super) fn stream_cell(
     api: &Api,
     id: &SessionId,
     caller: &Caller,
     cell: &Cell,
+    after: Seq,
     form: OutputForm,
 ) -> Result<Response, Problem> {
-    let subscription = api.reader.subscribe(id, &caller.access(), cursor_before(cell))?;
-    let reader =
-        EventReader { cell: Some(cell.id.clone()), ..EventReader::new(api, caller, id.clone(), subscription, form) };
-    sse(reader, api, caller)
+    let last = (cell.execution.phase == CellPhase::Finished).then_some(cell.execution.last_seq);
+    if last.is_some_and(|last| last <= after) {
+        // This status stops an `EventSource` from reconnecting.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let subscription = api.reader.subscribe(id, &caller.access(), after)?;
+    let cell = Some(OneCell { id: cell.id.clone(), last });
+    sse(EventReader { cell, ..EventReader::new(api, caller, id.clone(), subscription, form) }, api, caller)
+}
+
+/// The cell whose events are read.
+struct OneCell {
+    id: String,
+    /// Its last event, if it was finished. Otherwise the end of its execution is the last one.
+    last: Option<Seq>,
+}
+
+impl OneCell {
+    fn ends_with(&self, event: &EventRow) -> bool {
+        match self.last {
+            Some(last) => event.seq >= last,
+            None => event.kind == EventKind::CellFinished,
+        }
+    }
 }
 
 /// The cursor before the first event of a cell's latest execution.
 pub(super) fn cursor_before(cell: &Cell) -> Seq {
     Seq(cell.execution.first_seq.0.saturating_sub(1))
-}
-
-fn ends_cell(event: &EventRow, cell: &str) -> bool {
-    event.cell.as_deref() == Some(cell) && event.kind == EventKind::CellFinished
 }
 
 fn ends_session(event: &EventRow) -> bool {
@@ -179,8 +223,8 @@ pub(super) struct EventReader {
     blobs: Blobs,
     subscription: EventSubscription,
     form: OutputForm,
-    /// Only events of this cell, until its execution ends.
-    cell: Option<String>,
+    /// Only events of this cell.
+    cell: Option<OneCell>,
     page: VecDeque<Arc<EventRow>>,
     share_filter: Option<ShareFilter>,
     /// Until the session ends, instead of until it is deleted.
@@ -222,15 +266,15 @@ impl EventReader {
     pub async fn next(&mut self) -> Option<(Seq, String)> {
         loop {
             while let Some(row) = self.page.front() {
-                if self.cell.is_some() && self.cell != row.cell {
+                if self.cell.as_ref().is_some_and(|cell| row.cell.as_ref() != Some(&cell.id)) {
                     self.page.pop_front();
                     continue;
                 }
                 // The event stays in the page until its JSON is complete, so that cancelling this future loses nothing.
                 let json = view::event(row, &self.id, &self.blobs, self.form != OutputForm::Inline).await.ok()?;
                 let row = self.page.pop_front()?;
-                self.is_finished = match self.cell.as_deref() {
-                    Some(cell) => ends_cell(&row, cell),
+                self.is_finished = match &self.cell {
+                    Some(cell) => cell.ends_with(&row),
                     None => self.until_gone && ends_session(&row),
                 };
                 return Some((row.seq, json));

@@ -1,11 +1,13 @@
 //! The HTTP API under `/v1`. It translates between HTTP and the manager, and owns no session state. JSON in and out, errors
 //! as `application/problem+json`, events over SSE and WebSocket.
 
+mod cell_response;
 mod cells;
 mod chat;
 mod docs;
 mod error;
 mod events;
+mod execution_options;
 mod extract;
 mod files;
 mod guard;

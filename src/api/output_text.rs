@@ -12,30 +12,60 @@ use super::notebooks::run_blocking;
 use super::response_spool::MAX_SMALL;
 use super::{Api, Caller, CellInPath, Query, SessionInPath, path_parameter};
 use crate::manager::{EventRow, OutputEvent, OverByteLimit, apply_edit};
+use crate::output::TextOffset;
 
 /// The largest range of one response in bytes.
 const MAX_RANGE: usize = 1 << 20;
 
-/// A range of bytes. Both ends are optional.
+/// A range of a text. Both ends are optional.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Range {
-    /// The offset of the first byte.
+    /// The offset of the first byte or code unit.
     #[param(default = 0)]
     from: Option<u64>,
     /// The offset after the last byte. The default is as far as one response goes.
     to: Option<u64>,
+    /// What offsets in the request count.
+    #[param(inline, value_type = Option<OffsetUnit>)]
+    unit: Option<String>,
 }
 
-/// A range of a text. Offsets are bytes of UTF-8.
+/// What offsets count: bytes of UTF-8, or UTF-16 code units, as in JavaScript.
+#[derive(Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "snake_case", default = "bytes")]
+enum OffsetUnit {
+    Bytes,
+    Utf16,
+}
+
+impl OffsetUnit {
+    fn parse(name: Option<&str>) -> Result<Self, Problem> {
+        match name {
+            None | Some("bytes") => Ok(Self::Bytes),
+            Some("utf16") => Ok(Self::Utf16),
+            Some(other) => {
+                let detail = format!("{other:?} is not a unit of offsets; use bytes or utf16");
+                Err(Problem::bad_request("bad_query", detail).field("unit"))
+            }
+        }
+    }
+}
+
+/// A range of a text. Offsets are in bytes of UTF-8 and in UTF-16 code units.
 #[derive(Serialize, ToSchema)]
-#[schema(examples(json!({"from": 0, "to": 6, "total": 1048576, "text": "line 1"})))]
+#[schema(examples(json!({
+    "from": 0, "to": 6, "total": 1048576, "from_utf16": 0, "to_utf16": 6, "total_utf16": 1048576, "text": "line 1"
+})))]
 pub(super) struct TextRange {
     from: usize,
     to: usize,
     /// The length of the whole text.
     total: usize,
+    from_utf16: usize,
+    to_utf16: usize,
+    total_utf16: usize,
     /// The text of the range.
     text: String,
 }
@@ -92,10 +122,39 @@ pub(super) async fn get(
         let text = stream_text(&events, output).ok_or_else(|| {
             Problem::not_found("no_output", format!("there is no stream at index {output} among this cell's outputs"))
         })?;
-        let (from, to) = char_range(&text, range.from, range.to)?;
-        Ok(Json(TextRange { from, to, total: text.len(), text: text[from..to].to_owned() }))
+        let unit = OffsetUnit::parse(range.unit.as_deref())?;
+        let in_bytes = |offset| if unit == OffsetUnit::Utf16 { utf16_to_bytes(&text, offset) } else { offset };
+        let (from, to) = char_range(&text, range.from.map(in_bytes), range.to.map(in_bytes))?;
+        Ok(Json(TextRange::new(&text, from, to)))
     })
     .await?
+}
+
+impl TextRange {
+    fn new(text: &str, from: usize, to: usize) -> Self {
+        let (start, range) = (TextOffset::of(&text[..from]), TextOffset::of(&text[from..to]));
+        let (end, rest) = (start + range, TextOffset::of(&text[to..]));
+        Self {
+            from,
+            to,
+            total: text.len(),
+            from_utf16: start.utf16,
+            to_utf16: end.utf16,
+            total_utf16: (end + rest).utf16,
+            text: text[from..to].to_owned(),
+        }
+    }
+}
+
+/// The byte offset of a UTF-16 offset; one between the units of a character counts as its beginning.
+fn utf16_to_bytes(text: &str, offset: u64) -> u64 {
+    let mut units = 0;
+    let found = text.char_indices().find(|(_, character)| {
+        units += character.len_utf16() as u64;
+        units > offset
+    });
+    // Beyond the text, the offset only has to stay beyond.
+    found.map_or(offset.max(text.len() as u64), |(at, _)| at as u64)
 }
 
 /// The text of a stream after these events.
@@ -153,6 +212,16 @@ mod tests {
         assert_eq!(stream_text(&cleared, 0).as_deref(), Some("new"));
         let plot = json!({"index": 0, "output": {"output_type": "display_data", "data": {"text/plain": "x"}}});
         assert_eq!(stream_text(&[event(EventKind::OutputAppend, &plot)], 0), None, "a plot is not a stream");
+    }
+
+    #[test]
+    fn offsets_are_given_in_both_units() {
+        let text = "aé€😀z";
+        for (utf16, bytes) in [(0, 0), (1, 1), (2, 3), (3, 6), (4, 6), (5, 10), (6, 11), (60, 60)] {
+            assert_eq!(utf16_to_bytes(text, utf16), bytes, "{utf16}");
+        }
+        let range = TextRange::new(text, 3, 10);
+        assert_eq!((range.from_utf16, range.to_utf16, range.total_utf16, range.text.as_str()), (2, 5, 6, "€😀"));
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl Create {
 }
 
 /// Checks the limits of Linux for environment variables.
-fn check_env(env: &HashMap<String, String>) -> Result<(), Problem> {
+pub(super) fn check_env(env: &HashMap<String, String>) -> Result<(), Problem> {
     let bad = |detail: String| Err(Problem::unprocessable("bad_env", detail).field("env"));
     // A program gets NAME=VALUE and a NUL.
     let size = |(name, value): (&String, &String)| name.len() + value.len() + 2;

@@ -14,8 +14,9 @@ use utoipa::ToSchema;
 
 use super::error::{Problem, ProblemView};
 use super::events::{EventReader, EventsQuery};
+use super::execution_options::RequestedOptions;
 use super::rate_limit::OpenStream;
-use super::{Api, Caller, OpenConnection, Query, SessionInPath, cells, extract, guard};
+use super::{Api, Caller, OpenConnection, Query, SessionInPath, extract, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
 use crate::session::{NewCell, SessionHandle};
@@ -229,9 +230,10 @@ async fn execute(command: Command, client: &Client) -> Result<Option<String>, Pr
         "run" => {
             let trace = command.traceparent.as_deref().and_then(traces::parse_foreign).or_else(|| client.trace.clone());
             let handle = api.sessions.handle_for_write(id, &caller.access())?.traced(trace);
-            let (timeout, allow_stdin) = (command.timeout_seconds, command.allow_stdin);
-            let has_options = timeout.is_some() || allow_stdin.is_some();
-            let options = cells::run_options(api, id, caller, timeout, allow_stdin)?;
+            let (timeout_seconds, allow_stdin) = (command.timeout_seconds, command.allow_stdin);
+            let has_options = timeout_seconds.is_some() || allow_stdin.is_some();
+            let requested = RequestedOptions { timeout_seconds, allow_stdin, ..RequestedOptions::default() };
+            let options = requested.resolve(api, id, caller)?;
             let cell = match (command.source, command.cell) {
                 (Some(source), id) => {
                     handle.add_cell(NewCell { id, source, options, run: true, ..NewCell::default() }).await?

@@ -10,14 +10,13 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::content::{self, Image, OutputSummary};
 use super::endpoint::{Endpoint, ReplyStream};
 use super::error::ChatError;
-use super::output_tail;
 use super::stream::{self, ModelReply, ToolCall};
 use super::thread::{self, CellCollector, ChatMetadata, KEY, Message, MessageState, ThreadCell};
 use crate::ids::{self, Access, Seq, SessionId};
-use crate::manager::{EventKind, SessionReader, SessionService, outputs_from_events};
+use crate::manager::{EventKind, SessionReader, SessionService};
+use crate::render::summary::{ArtifactInfo, Image, Summary, SummaryLimits, summarize};
 use crate::session::{Cell, CellEdit, CellPhase, CellType, Denied, ExecutionOptions, NewCell, SessionError, SessionState};
 
 /// The largest number of replies in one turn. Each of them may have tool calls.
@@ -26,8 +25,6 @@ pub(super) const MAX_STEPS: usize = 20;
 const WRITE_INTERVAL: Duration = Duration::from_millis(250);
 /// The number of latest cells that are considered for the thread.
 const MAX_CELLS: usize = 400;
-/// Bytes of a cell's events that are read at each end.
-const MAX_EVENT_BYTES: usize = 512 << 10;
 /// The interval of checking that the session still lives. It is shorter than the smallest idle timeout.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for a cancelled cell.
@@ -54,7 +51,7 @@ pub(super) struct AgentLoop {
     /// The endpoint refused a request with images and accepted it without.
     pub omit_images: bool,
     /// A cache of output summaries by cell, valid as long as the last event of the cell is the same.
-    pub summaries: HashMap<String, (Seq, OutputSummary)>,
+    pub summaries: HashMap<String, (Seq, Summary)>,
 }
 
 impl AgentLoop {
@@ -122,8 +119,7 @@ impl AgentLoop {
     /// Builds the messages of the thread. Returns the number of cells that are left out as well.
     async fn build_thread(&mut self, language: &str) -> Result<(Vec<Message>, usize), ChatError> {
         let cells = self.reader.cells(&self.id, &Access::All).await?;
-        let rows = self.reader.store().artifacts(&self.id).await?;
-        let sizes = rows.into_iter().map(|row| (row.sha256, row.bytes.max(0).cast_unsigned())).collect();
+        let artifacts = self.reader.artifact_infos(&self.id).await?;
         let count = cells.len();
         let mut collector = CellCollector::default();
         let mut cached = std::mem::take(&mut self.summaries);
@@ -135,10 +131,10 @@ impl AgentLoop {
             let known = cached.remove(&cell.id).filter(|(seq, _)| *seq == cell.execution.last_seq);
             let summary = match known {
                 Some((_, summary)) => summary,
-                None => self.summarize(&cell, &sizes).await?,
+                None => self.summarize(&cell, &artifacts).await?,
             };
             // Inline images can have megabytes, so they are not cached.
-            if !summary.images.iter().any(|image| matches!(image, Image::Inline { .. })) {
+            if !summary.images.iter().any(|image| image.base64.is_some()) {
                 self.summaries.insert(cell.id.clone(), (cell.execution.last_seq, summary.clone()));
             }
             collector.add(as_thread_cell(cell, summary));
@@ -148,21 +144,12 @@ impl AgentLoop {
         Ok((messages, count - read + left_out))
     }
 
-    /// Summarizes the outputs of a cell. `sizes` are those of the session's artifacts in bytes.
-    async fn summarize(&self, cell: &Cell, sizes: &HashMap<String, u64>) -> Result<OutputSummary, ChatError> {
+    /// Summarizes the outputs of a cell. `artifacts` are those of the session.
+    async fn summarize(&self, cell: &Cell, artifacts: &HashMap<String, ArtifactInfo>) -> Result<Summary, ChatError> {
         if cell.cell_type != CellType::Code {
-            return Ok(OutputSummary::default());
+            return Ok(Summary::default());
         }
-        let store = self.reader.store();
-        let (first, last) = store.ends_of_cell(&self.id, &cell.id, cell.execution.first_seq, MAX_EVENT_BYTES).await?;
-        let mut outputs = outputs_from_events(&first);
-        if !last.is_empty() {
-            // The model gets the beginning and the end of a long output. The events between them are not read.
-            outputs.push(json!({"output_type": "stream", "name": "stdout", "text": "[… much is left out here …]\n"}));
-            outputs.extend(output_tail::fold_tail(&last));
-        }
-        outputs.extend(cell.execution.result.as_ref().and_then(|result| result.unsent_error()));
-        Ok(content::summarize(&outputs, sizes))
+        Ok(summarize(&self.reader.output_ends(&self.id, cell).await?, artifacts, SummaryLimits::default()))
     }
 
     /// The body of a request, and whether it has images.
@@ -194,13 +181,14 @@ impl AgentLoop {
 
     /// An image as a data URL. `None` if its artifact is gone; the text still mentions the image.
     async fn data_url(&self, image: &Image) -> Option<String> {
-        match image {
-            Image::Inline { mime, base64 } => Some(format!("data:{mime};base64,{base64}")),
-            Image::Artifact { mime, sha256 } => {
-                let bytes = self.reader.blobs().get(sha256).await.ok()??;
-                Some(format!("data:{mime};base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes)))
+        let base64 = match &image.base64 {
+            Some(base64) => base64.clone(),
+            None => {
+                let bytes = self.reader.blobs().get(&image.sha256).await.ok()??;
+                base64::engine::general_purpose::STANDARD.encode(bytes)
             }
-        }
+        };
+        Some(format!("data:{};base64,{base64}", image.mime))
     }
 
     // ---- text of replies ---------------------------------------------------------------------------------------------
@@ -336,7 +324,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     }
 }
 
-fn as_thread_cell(cell: Cell, outputs: OutputSummary) -> ThreadCell {
+fn as_thread_cell(cell: Cell, outputs: Summary) -> ThreadCell {
     let status = match (cell.execution.phase, cell.execution.status()) {
         (CellPhase::Finished, status) => status.map(|status| format!("status: {}", status.name())),
         (phase, _) => Some(format!("status: {}", phase.name())),

@@ -4,7 +4,7 @@
 //! ```text
 //! person's cell ──▶ thread (pure): cells → messages ──▶ endpoint ──▶ stream (pure): events → text and tool calls
 //!                     ▲                                                    │ text: a growing markdown cell
-//!                     └── content (pure): outputs → text and images ◀──────┘ tool calls: code cells that run
+//!                     └── render::summary: outputs → text and images ◀────┘ tool calls: code cells that run
 //! ```
 //!
 //! The conversation happens in the server and outlives the client's connection. A killed server does not repeat a request:
@@ -12,10 +12,8 @@
 //! size limits.
 
 mod agent_loop;
-mod content;
 mod endpoint;
 mod error;
-mod output_tail;
 mod registry;
 mod stream;
 mod thread;

@@ -7,8 +7,8 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
-use super::content::{Image, MAX_IMAGES, OutputSummary, head_and_tail};
 use super::stream::ToolCall;
+use crate::render::summary::{Image, MAX_IMAGES, Summary, head_and_tail};
 
 /// The key of chat metadata in the metadata of a cell.
 pub(super) const KEY: &str = "cellkeep";
@@ -25,7 +25,7 @@ pub(super) struct ThreadCell {
     pub metadata: ChatMetadata,
     /// The status of its latest execution. `None` if it was never executed.
     pub status: Option<String>,
-    pub outputs: OutputSummary,
+    pub outputs: Summary,
 }
 
 /// Collects cells for a thread from the latest one backwards, so that the outputs of older cells need not be read once it is
@@ -356,9 +356,9 @@ mod tests {
 
     #[test]
     fn notebook_becomes_conversation() {
-        let image = Image::Inline { mime: "image/png", base64: "aGk=".to_owned() };
+        let image = Image { mime: "image/png", base64: Some("aGk=".to_owned()), ..Image::default() };
         let plot = ThreadCell {
-            outputs: OutputSummary { text: "[a picture, image/png]".to_owned(), images: vec![image] },
+            outputs: Summary { text: "[a picture, image/png]".to_owned(), images: vec![image], ..Summary::default() },
             ..cell(true, "plot()", Role::Assistant, 1, Some("a"))
         };
         let cells = [
@@ -411,9 +411,10 @@ mod tests {
     #[test]
     fn collector_stops_when_full() {
         let plot = |number: usize| ThreadCell {
-            outputs: OutputSummary {
+            outputs: Summary {
                 text: "x".repeat(1000),
-                images: vec![Image::Artifact { mime: "image/png", sha256: number.to_string() }; 2],
+                images: vec![Image { mime: "image/png", sha256: number.to_string(), ..Image::default() }; 2],
+                ..Summary::default()
             },
             ..cell(true, &"y".repeat(10 * MAX_SOURCE), Role::None, 0, None)
         };
@@ -435,9 +436,10 @@ mod tests {
     #[test]
     fn only_latest_images_are_sent() {
         let plot = |number: u64| ThreadCell {
-            outputs: OutputSummary {
+            outputs: Summary {
                 text: "[a picture, image/png]".to_owned(),
-                images: vec![Image::Artifact { mime: "image/png", sha256: number.to_string() }],
+                images: vec![Image { mime: "image/png", sha256: number.to_string(), ..Image::default() }],
+                ..Summary::default()
             },
             ..cell(true, "plot()", Role::Assistant, number, Some("a"))
         };
@@ -445,7 +447,7 @@ mod tests {
         let (messages, _) = messages(&cells, "python");
         let shown: Vec<_> = messages.iter().flat_map(|message| &message.images).collect();
         assert_eq!(shown.len(), MAX_IMAGES);
-        assert_eq!(shown.last(), Some(&&Image::Artifact { mime: "image/png", sha256: "8".to_owned() }));
+        assert_eq!(shown.last(), Some(&&Image { mime: "image/png", sha256: "8".to_owned(), ..Image::default() }));
         assert_eq!(messages.len(), 9 * 2 + MAX_IMAGES, "dropped images are not announced");
     }
 

@@ -39,6 +39,8 @@ pub struct KernelSpec {
     pub iopub_pipe: bool,
     /// Code that runs silently after each start; the content of the file that `metadata.cellkeep.startup_file` names.
     pub startup_code: Option<String>,
+    /// Code that sets the context of an execution; see `AgentConfig`.
+    pub context_code: Option<String>,
     /// Code that marks the end of an execution's outputs; see `AgentConfig`.
     pub end_marker: Option<String>,
     /// The default memory limit of its sessions, MiB, if it needs another one than [`Limits::default`].
@@ -63,6 +65,7 @@ struct CellkeepMetadata {
     #[serde(default)]
     iopub_pipe: bool,
     startup_file: Option<String>,
+    context_code: Option<String>,
     end_marker: Option<String>,
     memory_mb: Option<u64>,
     #[serde(default)]
@@ -108,6 +111,7 @@ fn parse(name: &str, kernelspec: &[u8]) -> Option<KernelSpec> {
         transport: own.transport,
         iopub_pipe: own.iopub_pipe,
         startup_code,
+        context_code: own.context_code,
         end_marker: own.end_marker,
         memory_mb: own.memory_mb,
         versioned_name: own.versioned_name,

@@ -8,17 +8,18 @@
 use serde_json::{Map, Value, json};
 
 use crate::ids::Seq;
+use crate::output::TextOffset;
 use crate::store::{EventKind, EventRow};
 use crate::wire::json as wire_json;
 
 /// The largest text of a merged event in bytes.
 const MAX_TEXT: usize = 256 << 10;
 
-/// An edit of a stream: the first `keep` bytes of its text stay, and `text` follows.
+/// An edit of a stream: its text before `keep` stays, and `text` follows.
 struct Edit {
     index: u64,
     name: String,
-    keep: usize,
+    keep: TextOffset,
     text: String,
     /// The edit removes nothing.
     is_append: bool,
@@ -32,7 +33,8 @@ impl Edit {
             _ => return None,
         };
         let Ok(Value::Object(mut body)) = wire_json::parse_lenient(row.body.as_bytes()) else { return None };
-        let keep = usize::try_from(body.get("keep")?.as_u64()?).ok()?;
+        let offset = |key| usize::try_from(body.get(key)?.as_u64()?).ok();
+        let keep = TextOffset { bytes: offset("keep")?, utf16: offset("keep_utf16")? };
         let index = body.get("index")?.as_u64()?;
         let output = body.get_mut("output")?.as_object_mut()?;
         let mut text = |key| match output.get_mut(key).map(Value::take) {
@@ -44,7 +46,7 @@ impl Edit {
 
     /// Merges the next edit of the same text into this one. Returns the edit if the two cannot be merged.
     fn merge(&mut self, later: Self) -> Result<(), Self> {
-        let kept = later.keep.checked_sub(self.keep);
+        let kept = later.keep.bytes.checked_sub(self.keep.bytes);
         let fits = match kept {
             None => true,
             Some(kept) => self.text.is_char_boundary(kept) && kept + later.text.len() <= MAX_TEXT,
@@ -67,7 +69,8 @@ impl Edit {
         let output = json!({"output_type": "stream", "name": self.name, "text": self.text});
         let mut body = Map::new();
         body.insert("index".to_owned(), self.index.into());
-        body.insert("keep".to_owned(), self.keep.into());
+        body.insert("keep".to_owned(), self.keep.bytes.into());
+        body.insert("keep_utf16".to_owned(), self.keep.utf16.into());
         body.insert("output".to_owned(), output);
         let kind = if self.is_append { EventKind::OutputAppend } else { EventKind::OutputUpdate };
         EventRow { first, kind, body: Value::Object(body).to_string(), ..last.clone() }
@@ -116,7 +119,8 @@ mod tests {
         let Some(edit) = Edit::parse(row) else { return };
         let index = usize::try_from(edit.index).unwrap();
         texts.resize(texts.len().max(index + 1), String::new());
-        texts[index].truncate(edit.keep);
+        assert_eq!(TextOffset::of(&texts[index][..edit.keep.bytes]), edit.keep);
+        texts[index].truncate(edit.keep.bytes);
         texts[index].push_str(&edit.text);
     }
 
@@ -136,7 +140,8 @@ mod tests {
             all.truncate(keep);
             all.push_str(text);
             let output = json!({"output_type": "stream", "name": "stdout", "text": text});
-            rows.push(row(seq, kind, json!({"index": index, "keep": keep, "output": output})));
+            let keep_utf16 = TextOffset::of(&all[..keep]).utf16;
+            rows.push(row(seq, kind, json!({"index": index, "keep": keep, "keep_utf16": keep_utf16, "output": output})));
         }
         rows
     }
@@ -152,7 +157,7 @@ mod tests {
     proptest! {
         #[test]
         fn merged_events_give_every_subscriber_the_same_text(
-            steps in prop::collection::vec((0u8..10, any::<usize>(), "[a-zé]{0,5}"), 0..60),
+            steps in prop::collection::vec((0u8..10, any::<usize>(), "[a-zé😀]{0,5}"), 0..60),
             seen in any::<prop::sample::Index>(),
         ) {
             let rows = history(&steps);
@@ -179,11 +184,10 @@ mod tests {
     fn progress_bar_becomes_one_event() {
         let output = |text: &str| json!({"output_type": "stream", "name": "stderr", "text": text});
         let mut rows = vec![row(1, EventKind::OutputAppend, json!({"index": 0, "output": output("0%")}))];
-        rows.extend(
-            (2..100).map(|n| {
-                row(n, EventKind::OutputUpdate, json!({"index": 0, "keep": 0, "output": output(&format!("{n}%"))}))
-            }),
-        );
+        rows.extend((2..100).map(|n| {
+            let output = output(&format!("{n}%"));
+            row(n, EventKind::OutputUpdate, json!({"index": 0, "keep": 0, "keep_utf16": 0, "output": output}))
+        }));
         let merged = merge(&rows);
         assert_eq!(merged.len(), 1);
         assert_eq!((merged[0].first, merged[0].seq, merged[0].kind), (Seq(2), Seq(99), EventKind::OutputUpdate));

@@ -14,8 +14,8 @@ use crate::ids::{CellNumber, SessionId, SessionPhase};
 use crate::mime;
 use crate::output::{ArtifactOptions, artifacts_of, image_size};
 use crate::session::{
-    self, Cell, CellChange, CellExecution, EventBody, ExecutionOptions, Journal, JournalError, SessionEvent, SessionState,
-    Transaction,
+    self, Cell, CellChange, CellExecution, EventBody, ExecutionOptions, FileChange, FileChanges, Journal, JournalError,
+    SessionEvent, SessionState, Transaction,
 };
 use crate::store::{
     self, ArtifactRow, CellRow, CellState, Commit, EventKind, EventRow, SessionChange, Store, from_ms, to_ms,
@@ -98,6 +98,10 @@ impl StoreJournal {
                     let output = self.store_artifacts(event, *index, output, &mut commit.artifacts).await?;
                     json!({"index": index, "output": output})
                 }
+                EventBody::ArtifactFile { change, data } => {
+                    let change = self.store_file(event, change, data, &mut commit.artifacts).await?;
+                    files_body(&FileChanges { files: vec![change], truncated: false })
+                }
                 body => body_of(body),
             };
             commit.events.push(EventRow {
@@ -141,6 +145,26 @@ impl StoreJournal {
         }
         Ok(output)
     }
+
+    /// Stores a file that an execution leaves as an artifact. Returns its change with the hash.
+    async fn store_file(
+        &self,
+        event: &SessionEvent,
+        change: &FileChange,
+        data: &[u8],
+        rows: &mut Vec<ArtifactRow>,
+    ) -> std::io::Result<FileChange> {
+        if !change.artifact {
+            return Ok(change.clone());
+        }
+        let sha256 = self.blobs.put(data).await?;
+        let mime = mime::of_name(&change.path).unwrap_or_else(|| mime::of_content(data)).to_owned();
+        let size = image_size(&mime, data);
+        let (width, height) = size.map(|(width, height)| (i64::from(width), i64::from(height))).unzip();
+        let (cell, name, bytes) = (event.cell.clone().unwrap_or_default(), change.path.clone(), data.len() as i64);
+        rows.push(ArtifactRow { sha256: sha256.clone(), cell, name, mime, bytes, width, height, seq: event.seq });
+        Ok(FileChange { sha256: Some(sha256), size: data.len() as u64, ..change.clone() })
+    }
 }
 
 /// Turns artifact references that came from a kernel or a file into text, which shows as a broken image. Only the journal
@@ -175,6 +199,7 @@ fn kind_of(body: &EventBody) -> EventKind {
         EventBody::Comm { .. } => EventKind::Comm,
         EventBody::Lost { .. } => EventKind::Lost,
         EventBody::Notebook(_) => EventKind::NotebookChanged,
+        EventBody::Files(_) | EventBody::ArtifactFile { .. } => EventKind::FilesChanged,
         EventBody::Message { .. } => EventKind::Message,
     }
 }
@@ -193,7 +218,8 @@ fn body_of(body: &EventBody) -> Value {
             Value::Object(fields)
         }
         EventBody::Stream { index, name, keep, text, .. } => {
-            json!({"index": index, "keep": keep, "output": {"output_type": "stream", "name": name, "text": text}})
+            let output = json!({"output_type": "stream", "name": name, "text": text});
+            json!({"index": index, "keep": keep.bytes, "keep_utf16": keep.utf16, "output": output})
         }
         EventBody::Input { prompt, password } => json!({"prompt": prompt, "password": password}),
         EventBody::Finished(result) => json!({
@@ -205,10 +231,15 @@ fn body_of(body: &EventBody) -> Value {
             let encoded = |bytes: &bytes::Bytes| base64::engine::general_purpose::STANDARD.encode(bytes);
             json!({"msg_type": msg_type, "content": content, "buffers": buffers.iter().map(encoded).collect::<Vec<_>>()})
         }
+        EventBody::Files(changes) => files_body(changes),
         EventBody::Lost { from, to } => json!({"from": from, "to": to}),
         EventBody::Notebook(change) => json!({"change": change}),
         _ => json!({}),
     }
+}
+
+fn files_body(changes: &FileChanges) -> Value {
+    json!({"files": changes.files, "truncated": changes.truncated})
 }
 
 fn phase_row(state: &SessionState) -> (SessionPhase, Option<String>) {

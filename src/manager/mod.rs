@@ -13,12 +13,14 @@
 //! ```
 
 mod cell_outputs;
+mod changed_files;
 mod compaction;
 mod event_feed;
 mod execution_traces;
 mod files;
 mod journal;
 mod notebooks;
+mod output_ends;
 mod packages;
 mod pool;
 mod quota;
@@ -58,6 +60,7 @@ pub use crate::store::{
 pub use cell_outputs::{
     OutputEvent, apply_edit, fold_outputs, inline_artifacts, may_reference_artifacts, outputs_from_events, parse_body,
 };
+pub use changed_files::changed_files;
 pub use event_feed::EventSubscription;
 pub use files::{
     ArchiveFormat, EntryKind, FileError, FilePage, FileStat, MAX_FILE, OpenFile, PutOptions, Staging, Summary, Workspace,

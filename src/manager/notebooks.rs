@@ -91,6 +91,7 @@ impl SessionService {
                     allow_stdin: false,
                     group: group.clone(),
                     allow_error,
+                    ..ExecutionOptions::default()
                 };
                 (cell.id, options)
             })

@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 
+use super::changed_files::changed_files;
 use super::event_feed::EventSubscription;
 use super::journal::restore_cell;
 use super::registry::SessionRegistry;
 use super::session_config::ServiceError;
 use crate::artifacts::Blobs;
 use crate::ids::{Access, Seq, SessionId};
-use crate::session::Cell;
-use crate::store::{EventRow, OverByteLimit, SessionFilter, SessionPosition, SessionRow, Store};
+use crate::session::{Cell, FileChanges};
+use crate::store::{EventKind, EventRow, OverByteLimit, SessionFilter, SessionPosition, SessionRow, Store, StoreError};
 
 /// Read access to sessions. Clones share it.
 #[derive(Clone)]
@@ -86,6 +87,12 @@ impl SessionReader {
     pub async fn cell(&self, id: &SessionId, access: &Access, cell: &str) -> Result<Option<Cell>, ServiceError> {
         self.check_visible(id, access)?;
         Ok(self.store.cell(id, cell).await?.and_then(restore_cell))
+    }
+
+    /// The files that a cell's latest execution has changed.
+    pub async fn changed_files(&self, id: &SessionId, cell: &Cell) -> Result<FileChanges, StoreError> {
+        let (from, kind) = (cell.execution.first_seq, EventKind::FilesChanged);
+        Ok(changed_files(&self.store.cell_events_of_kind(id, &cell.id, from, kind).await?))
     }
 
     /// One cell with the events of its latest execution, from one snapshot. Events above `max_bytes` are not read.

@@ -162,7 +162,7 @@ impl Fold {
         if let Some(open) = state.open.as_mut().filter(|open| open.name == name) {
             let before = open.terminal.len();
             let Edit { keep, tail } = open.terminal.write(text);
-            let (index, grows) = (state.len - 1, keep == before);
+            let (index, grows) = (state.len - 1, keep.bytes == before);
             changes.push(Change::Stream { target, index, name, keep, text: tail, grows });
             return;
         }

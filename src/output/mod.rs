@@ -20,6 +20,7 @@ mod outputs;
 mod repair;
 mod terminal_text;
 mod text;
+mod text_offset;
 mod widgets;
 
 pub use artifact::{Artifact, ArtifactError, ArtifactOptions, artifacts, artifacts_of};
@@ -31,6 +32,7 @@ pub use repair::repair_output;
 pub(crate) use terminal_text::{Escape, measure};
 pub use terminal_text::{strip_ansi, terminal_text};
 pub use text::{joined, text_of};
+pub use text_offset::TextOffset;
 pub use widgets::{Sync, Widgets};
 
 /// Longest id of a display, a comm or an execution that is accepted from a kernel, in bytes; usual ones have 36. Ids are kept and
@@ -126,14 +128,14 @@ pub enum Change {
         data: Value,
         metadata: Value,
     },
-    /// A stream output changed: the first `keep` bytes (UTF-8) of its text stay, and `text` follows them. Mostly `keep` is the whole
+    /// A stream output changed: its text before `keep` stays, and `text` follows it. Mostly `keep` is the whole
     /// former text; after a carriage return it is less.
     Stream {
         target: OutputTarget,
         index: usize,
         /// `stdout` or `stderr`.
         name: String,
-        keep: usize,
+        keep: TextOffset,
         text: String,
         /// Whether all of the former text stays.
         grows: bool,

@@ -94,7 +94,7 @@ impl Outputs {
                 touched.insert(target);
             }
             Change::Stream { target, index, keep, text, .. } => {
-                self.targets.entry(target).or_default().edit_stream(index, keep, &text, memory);
+                self.targets.entry(target).or_default().edit_stream(index, keep.bytes, &text, memory);
                 touched.insert(target);
             }
             Change::Update { places, data, metadata } => {

@@ -1,6 +1,7 @@
-//! The texts of notebooks as passive HTML: terminal colours, code, markdown, formulas, foreign HTML.
+//! The texts of notebooks as passive HTML: terminal colours, code, markdown, formulas, foreign HTML; and
+//! outputs as short plain text ([`summary`]).
 //!
-//! For any input, the result has no script, no event handler, no links other than `http`, `https`, `mailto` and `#`, and
+//! For any input, the HTML has no script, no event handler, no links other than `http`, `https`, `mailto` and `#`, and
 //! nothing that a browser fetches. Pages add their own style: the classes are those of [`code::Kind`] and [`ansi::Style`].
 
 pub mod ansi;
@@ -9,6 +10,7 @@ pub mod markdown;
 pub mod math;
 mod math_spans;
 pub mod sanitize;
+pub mod summary;
 
 /// Appends a text, escaped for element content and for attributes in double quotes.
 pub fn escape(text: &str, out: &mut String) {

@@ -26,6 +26,7 @@ pub(super) fn agent_config(spec: &SandboxSpec, listen: Listen, memory_enforced: 
         transport: spec.kernel.transport,
         iopub_pipe: spec.kernel.iopub_pipe,
         startup_code: spec.kernel.startup_code.clone(),
+        context_code: spec.kernel.context_code.clone(),
         end_marker: spec.kernel.end_marker.clone(),
         interrupt_by_message: spec.kernel.interrupt_by_message,
         workspace: WORKSPACE.to_owned(),

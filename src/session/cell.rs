@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::execution::{ExecutionResult, ExecutionStatus};
+use crate::agent_protocol::ExecutionContext;
 use crate::ids::{CellNumber, ExecutionId, Seq};
 
 /// Type of a cell, named as in nbformat and in the HTTP API.
@@ -46,6 +47,8 @@ pub struct ExecutionOptions {
     /// Whether an error in this cell leaves the rest of its group queued.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_error: bool,
+    #[serde(default, skip_serializing_if = "ExecutionContext::is_default")]
+    pub context: ExecutionContext,
 }
 
 /// State of a cell's last execution, named as in the HTTP API.

@@ -33,7 +33,7 @@ mod state;
 mod transaction;
 mod upload;
 
-pub use crate::agent_protocol::ExecutionUsage;
+pub use crate::agent_protocol::{ChangeKind, ExecutionContext, ExecutionUsage, FileChange, FileChanges};
 pub use cell::{Cell, CellEdit, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell};
 pub use driver::{SessionParts, end_stored, start};
 pub use execution::{ExecutionResult, ExecutionStatus, metrics};

@@ -383,6 +383,7 @@ impl World {
                     // Half of all cells: those that may ask.
                     group: stdin.then(|| "together".to_owned()),
                     allow_error: timeout,
+                    ..ExecutionOptions::default()
                 };
                 let trace = stdin.then(|| "a request".to_owned());
                 self.machine.add_cell(cx, NewCell { source, run, options, ..NewCell::default() }, trace).map(drop)

@@ -8,9 +8,10 @@ use serde_json::{Map, Value};
 use super::cell::{Cell, CellExecution, ExecutionOptions};
 use super::execution::ExecutionResult;
 use super::state::SessionState;
+use crate::agent_protocol::{FileChange, FileChanges};
 use crate::ids::{CellNumber, Seq};
 use crate::link::Position;
-use crate::output::OutputTarget;
+use crate::output::{OutputTarget, TextOffset};
 use crate::wire::Message;
 
 /// One event of a session, as subscribers see it.
@@ -45,14 +46,13 @@ pub enum EventBody {
         /// As an nbformat object.
         output: Value,
     },
-    /// A stream output changed: its first `keep` bytes stay, and `text` follows them.
+    /// A stream output changed: its text before `keep` stays, and `text` follows it.
     Stream {
         /// Index in the cell's list of outputs.
         index: usize,
         /// `stdout` or `stderr`.
         name: String,
-        /// Bytes (UTF-8) of the former text that stay.
-        keep: usize,
+        keep: TextOffset,
         text: String,
         /// Whether all of the former text stays.
         grows: bool,
@@ -76,6 +76,10 @@ pub enum EventBody {
         content: Value,
         buffers: Vec<bytes::Bytes>,
     },
+    /// Files of the workspace have changed.
+    Files(FileChanges),
+    /// A file that the execution leaves as an artifact, with its content, or empty if it is not kept.
+    ArtifactFile { change: FileChange, data: bytes::Bytes },
     /// Events of the agent were lost: its buffer overflowed while no server took from it. The numbers are the agent's.
     Lost {
         from: Seq,
@@ -117,6 +121,8 @@ impl SessionEvent {
                 EventBody::Message { message, .. } => message.size(),
                 EventBody::Append { output, .. } | EventBody::Update { output, .. } => value_size(output),
                 EventBody::Stream { text, .. } => text.len(),
+                EventBody::Files(changes) => changes.size(),
+                EventBody::ArtifactFile { change, data } => change.path.len() + data.len(),
                 EventBody::Comm { content, buffers, .. } => {
                     value_size(content) + buffers.iter().map(bytes::Bytes::len).sum::<usize>()
                 }

@@ -22,12 +22,13 @@ pub enum EventKind {
     /// Events of the agent were lost, because its buffer was full.
     Lost,
     NotebookChanged,
+    FilesChanged,
     /// A message of the kernel, for one-shot sessions.
     Message,
 }
 
 impl EventKind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::SessionState,
         Self::CellQueued,
         Self::CellStarted,
@@ -39,6 +40,7 @@ impl EventKind {
         Self::Comm,
         Self::Lost,
         Self::NotebookChanged,
+        Self::FilesChanged,
         Self::Message,
     ];
 
@@ -55,6 +57,7 @@ impl EventKind {
             Self::Comm => "comm",
             Self::Lost => "lost",
             Self::NotebookChanged => "notebook.changed",
+            Self::FilesChanged => "files.changed",
             Self::Message => "message",
         }
     }
@@ -231,6 +234,25 @@ impl Store {
                 all.append(&mut last);
             }
             Ok((all, last))
+        })
+        .await
+    }
+
+    /// The events of one kind of a cell from a number on, in order.
+    pub async fn cell_events_of_kind(
+        &self,
+        session: &SessionId,
+        cell: &str,
+        from: Seq,
+        kind: EventKind,
+    ) -> Result<Vec<EventRow>, StoreError> {
+        let (id, cell) = (session.clone(), cell.to_owned());
+        self.read(move |connection| {
+            let select = format!(
+                "SELECT {COLUMNS} FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq >= ?3 AND type = ?4 ORDER BY seq"
+            );
+            let values = params![id.as_str(), cell, signed(from.0), kind];
+            connection.prepare_cached(&select)?.query_map(values, read)?.collect()
         })
         .await
     }

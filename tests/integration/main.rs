@@ -10,6 +10,8 @@ mod action;
 mod archives;
 mod bad_notebooks;
 mod bash_kernel;
+mod cell_context;
+mod changed_files;
 mod chats;
 mod cli;
 mod common_cells;

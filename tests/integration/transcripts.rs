@@ -93,7 +93,7 @@ async fn record(kernel: &str, codes: &[&str]) {
                 lines.push(line(channel, &message));
                 message.header().msg_type == "execute_reply"
             }
-            Event::Kernel { .. } => false,
+            Event::Kernel { .. } | Event::File { .. } => false,
         };
         if is_idle {
             // Late output (Deno's) belongs to the previous execution.

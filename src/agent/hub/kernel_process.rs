@@ -160,6 +160,10 @@ impl Hub {
         self.pass_on_end();
         let reason = self.kernel.kill_reason;
         let counted = self.meter.oom_kills() > self.kernel.oom_kills_before && status.signal() == Some(libc::SIGKILL);
+        match self.executions.running_id() {
+            Some(run) => self.finish_changes(&run),
+            None => self.report_changes(),
+        }
         // Without a cgroup, the counters of a process disappear with it.
         if let Some(run) = self.executions.running_id().filter(|_| self.meter.counts_exited_processes()) {
             self.emit_usage(run);

@@ -7,12 +7,14 @@
 //!                        └──────────── exit ───────────▶ Exited ──── Restart ───┘ (next generation)
 //! ```
 //!
-//! [`kernel_process`] implements the diagram above, [`requests`] the manager's requests, [`output`] the kernel's messages.
+//! [`kernel_process`] implements the diagram above, [`requests`] the manager's requests, [`output`] the kernel's messages, [`workspace`]
+//! the reports of changed files.
 
 mod execution_end;
 mod kernel_process;
 mod output;
 mod requests;
+mod workspace;
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
@@ -25,6 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use self::kernel_process::KernelInstance;
+use self::workspace::ReportTimer;
 use super::buffer::EventBuffer;
 use super::coalesce::Coalescer;
 use super::connection::{self, Connection};
@@ -34,6 +37,7 @@ use super::input::Input;
 use super::kernel;
 use super::uploads::Uploads;
 use super::usage::UsageMeter;
+use super::workspace_changes::WorkspaceChanges;
 use crate::agent_protocol::{AgentConfig, Hello, KernelEvent};
 use crate::ids::{Epoch, Generation};
 
@@ -59,6 +63,8 @@ struct Hub {
     files: Files,
     /// Of the current connection; unfinished uploads are discarded with it.
     uploads: Uploads,
+    changes: WorkspaceChanges,
+    report_timer: ReportTimer,
     meter: UsageMeter,
     detached_since: Instant,
     next_memory_check: Option<Instant>,
@@ -97,6 +103,7 @@ pub(super) async fn run(config: AgentConfig) -> io::Result<()> {
                 // A kernel that always writes must not keep the connection to the manager from sending.
                 tokio::task::yield_now().await;
             }
+            () = hub.workspace_changed() => hub.report_timer.start(),
             () = due, if deadline.is_some() => {}
         }
         if hub.run_timers(Instant::now()) {
@@ -110,8 +117,11 @@ impl Hub {
     fn new(config: AgentConfig, inputs: mpsc::Sender<Input>) -> io::Result<Self> {
         let epoch = Epoch::random();
         let limit = config.limits.output_bytes() as usize + BUFFER_SLACK;
+        let files = Files::new(&config.workspace)?;
         Ok(Self {
-            files: Files::new(&config.workspace)?,
+            changes: WorkspaceChanges::new(&files),
+            report_timer: ReportTimer::default(),
+            files,
             uploads: Uploads::default(),
             own_session: format!("agent-{:016x}", epoch.0),
             epoch,
@@ -193,7 +203,8 @@ impl Hub {
         let exit = self.kernel.exit.map(|(_, settled)| settled);
         let orphan = self.orphan_deadline();
         let (text, marker) = (self.coalescer.deadline(), self.marker_deadline());
-        [text, marker, self.kernel.next_info_request, exit, orphan, self.next_memory_check, self.next_sample]
+        let (memory, report) = (self.next_memory_check, self.report_timer.due);
+        [text, marker, self.kernel.next_info_request, exit, orphan, memory, self.next_sample, report]
             .into_iter()
             .flatten()
             .min()
@@ -233,6 +244,9 @@ impl Hub {
         if due(self.next_sample) {
             self.next_sample = self.executions.is_running().then(|| now + MEMORY_INTERVAL);
             self.executions.sample_memory(self.meter.memory_now());
+        }
+        if due(self.report_timer.due) {
+            self.report_changes();
         }
         due(self.orphan_deadline())
     }

@@ -93,6 +93,7 @@ impl Hub {
             }
             Channel::Shell if header.msg_type == "execute_reply" && self.executions.finish(&parent.msg_id) => {
                 self.check_child_oom();
+                self.finish_changes(&parent.msg_id);
                 self.emit_usage(parent.msg_id.clone());
                 self.emit_end(channel, &parent.msg_id, message);
             }
@@ -205,7 +206,7 @@ impl Hub {
         self.store(&Event::Message { channel, generation: self.kernel.generation, message });
     }
 
-    fn store(&mut self, event: &Event) {
+    pub(super) fn store(&mut self, event: &Event) {
         self.buffer.borrow_mut().push(event.encode());
         if let Some(connection) = &self.connection {
             connection.wake();

@@ -5,8 +5,8 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::{Hub, MEMORY_INTERVAL};
-use crate::agent::kernel;
 use crate::agent::uploads::Chunk;
+use crate::agent::{execution_context, kernel};
 use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Refused, Request, ToAgent};
 use crate::ids::Generation;
 use crate::memory;
@@ -45,7 +45,9 @@ impl Hub {
                 return true;
             }
             ToAgent::Request { id, request, data } => {
+                let changed = changed_paths(&request);
                 let (body, data) = self.handle_request(request, &data);
+                changed.iter().for_each(|path| self.changes.absorb(&self.files, path));
                 self.answer(id, body, data);
             }
         }
@@ -72,13 +74,23 @@ impl Hub {
             (Some(senders), KernelState::Ready) => senders,
             (_, state) => return AnswerBody::Refused(format!("the kernel is not ready ({state:?})").into()),
         };
-        let header = message.header();
+        let (header, context) = (message.header(), execution_context::read(&message));
         let raw_header = message.header.clone();
+        if let Some(folder) = &context.cwd {
+            // If it cannot be created, the kernel says so.
+            let _ = self.files.create_folders(folder.as_bytes());
+        }
+        let message = match &self.config.context_code {
+            Some(template) => execution_context::prefix_code(message, &context, template),
+            None => message,
+        };
         if !senders.send(channel, message) {
             return AnswerBody::Refused(format!("cannot send on {}", channel.name()).into());
         }
         if channel == Channel::Shell && header.msg_type == "execute_request" {
-            self.executions.submit(header.msg_id, raw_header);
+            // What changed before belongs to the execution before.
+            self.report_changes();
+            self.executions.submit(header.msg_id, raw_header, context);
             self.baseline_due = true;
             self.next_sample = Some(Instant::now() + MEMORY_INTERVAL);
             self.kernel.interrupt_deferred = false;
@@ -141,4 +153,13 @@ impl Hub {
 /// The answer to a request about files.
 fn to_answer<T>(result: Result<T, Refused>, answer: impl FnOnce(T) -> AnswerBody) -> AnswerBody {
     result.map_or_else(AnswerBody::Refused, answer)
+}
+
+/// The paths whose files a request of the manager changes.
+fn changed_paths(request: &Request) -> Vec<String> {
+    match request {
+        Request::FilePut { path, last: true, .. } | Request::FileRemove { path, .. } => vec![path.clone()],
+        Request::FileMove { path, to, .. } => vec![path.clone(), to.clone()],
+        _ => Vec::new(),
+    }
 }

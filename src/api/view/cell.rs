@@ -5,12 +5,13 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::api_enum;
+use super::file_change::FileChangeView;
 use super::foreign::Output;
 use crate::api::error::Problem;
 use crate::artifacts::Blobs;
 use crate::ids::Seq;
 use crate::manager::{EventRow, inline_artifacts, outputs_from_events};
-use crate::session::{Cell, CellPhase, CellType, ExecutionResult, ExecutionStatus, metrics};
+use crate::session::{Cell, CellPhase, CellType, ExecutionResult, ExecutionStatus, FileChanges, metrics};
 use crate::wire::content::{ErrorInfo, iso8601};
 
 /// A cell, and the result of its last execution.
@@ -20,7 +21,8 @@ use crate::wire::content::{ErrorInfo, iso8601};
     "status": "ok", "execution_count": 1,
     "metrics": {"wall_ms": 12.4, "cpu_ms": 9.8, "peak_memory_bytes": 78643200},
     "finished_at": "2026-11-30T11:55:05.360000Z", "started_at": "2026-11-30T11:55:05.348000Z",
-    "outputs": [{"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": {"text/plain": "42"}}]
+    "outputs": [{"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": {"text/plain": "42"}}],
+    "files": [], "files_truncated": false
 })))]
 pub(in crate::api) struct CellView {
     pub id: String,
@@ -58,10 +60,21 @@ pub(in crate::api) struct CellView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<Output>, nullable = false)]
     pub outputs: Option<Vec<Value>>,
+    /// The regular files of the workspace that changed from the start of the execution until the start of the next one, by path. Absent
+    /// if the request did not ask for outputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub files: Option<Vec<FileChangeView>>,
+    /// Whether more files may have changed than are named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub files_truncated: Option<bool>,
 }
 
 impl CellView {
-    pub fn new(cell: &Cell, outputs: Option<Vec<Value>>) -> Self {
+    /// With outputs and changed files, if they were read.
+    pub fn new(cell: &Cell, content: Option<(Vec<Value>, FileChanges)>) -> Self {
+        let (outputs, files) = content.unzip();
         let result = cell.execution.result.as_ref();
         let started_at = cell.execution.started_at.filter(|_| cell.execution.phase != CellPhase::Queued);
         Self {
@@ -78,6 +91,8 @@ impl CellView {
             error: result.and_then(error),
             started_at: started_at.map(iso8601),
             outputs,
+            files_truncated: files.as_ref().map(|files| files.truncated),
+            files: files.map(|files| files.files.into_iter().map(FileChangeView::from).collect()),
         }
     }
 }

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::{Object, ObjectBuilder, Type};
 
 use super::cell::{CellStatus, ExecutionError, ExecutionMetrics};
+use super::file_change::ChangeKindName;
 use super::foreign::Output;
 use super::session::SessionState;
 use super::time;
@@ -108,6 +109,9 @@ events! {
         /// them.
         #[schema(nullable = false)]
         keep: Option<u64>,
+        /// The same in UTF-16 code units, as JavaScript counts.
+        #[schema(nullable = false)]
+        keep_utf16: Option<u64>,
         /// The output. For a stream with `keep`, only the text after the kept bytes.
         output: Output,
     }
@@ -119,6 +123,9 @@ events! {
         /// For streams: the number of bytes (UTF-8) of the previous text that stay. The text of the event follows them.
         #[schema(nullable = false)]
         keep: Option<u64>,
+        /// The same in UTF-16 code units, as JavaScript counts.
+        #[schema(nullable = false)]
+        keep_utf16: Option<u64>,
         /// The output. For a stream with `keep`, only the text after the kept bytes.
         output: Output,
     }
@@ -152,8 +159,36 @@ events! {
         to: u64,
     }
 
+    /// Files of the workspace have changed. Changes between two executions have the cell of the one before. An event may name a file
+    /// again, with its state at that time: one that is kept as an artifact has an event of its own.
+    FilesChangedEvent = "files.changed" {
+        files: Vec<FileChangeEntry>,
+        /// Whether more files may have changed than are named.
+        truncated: bool,
+    }
+
     /// A cell was added, edited or deleted.
     NotebookChangedEvent = "notebook.changed" { change: NotebookChange }
+}
+
+/// A change of a file in an event.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a schema")]
+struct FileChangeEntry {
+    /// The path in the workspace.
+    path: String,
+    change: ChangeKindName,
+    /// The size in bytes; 0 if deleted.
+    size: u64,
+    /// The hash of the content, if it was requested or the file is an artifact.
+    #[schema(nullable = false)]
+    sha256: Option<String>,
+    /// Whether the content is kept as an artifact. Absent if not.
+    #[schema(nullable = false)]
+    artifact: Option<bool>,
+    /// Why a file that was requested as an artifact is not kept.
+    #[schema(nullable = false)]
+    not_kept: Option<String>,
 }
 
 #[derive(ToSchema)]

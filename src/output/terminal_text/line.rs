@@ -1,6 +1,7 @@
 //! One line of a stream: its verbatim text, or single characters once the cursor went back into it.
 
 use super::style::StyleState;
+use crate::output::TextOffset;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -19,8 +20,8 @@ pub(super) struct Glyph {
 /// The content of a line.
 #[derive(Debug, Serialize, Deserialize)]
 enum Body {
-    /// The text with its escape sequences, the number of columns, and the style at the end.
-    Verbatim { text: String, width: usize, end: Style },
+    /// The text with its escape sequences, its length, the number of columns, and the style at the end.
+    Verbatim { text: String, length: TextOffset, width: usize, end: Style },
     /// A line that was overwritten.
     Glyphs(Vec<Glyph>),
 }
@@ -44,7 +45,7 @@ impl Line {
     /// As [`Line::new`], in the buffer of a former line.
     pub(super) fn reusing(mut text: String, style: &Style) -> Self {
         text.clear();
-        let body = Body::Verbatim { text, width: 0, end: style.clone() };
+        let body = Body::Verbatim { text, length: TextOffset::default(), width: 0, end: style.clone() };
         Self { body, start: style.clone(), ended: false }
     }
 
@@ -76,8 +77,9 @@ impl Line {
 
     /// Appends text of `columns` columns. Returns false where the line is no longer verbatim.
     pub(super) fn push_verbatim(&mut self, more: &str, columns: usize) -> bool {
-        let Body::Verbatim { text, width, .. } = &mut self.body else { return false };
+        let Body::Verbatim { text, length, width, .. } = &mut self.body else { return false };
         text.push_str(more);
+        *length += TextOffset::of(more);
         *width += columns;
         true
     }
@@ -120,14 +122,15 @@ impl Line {
         }
     }
 
-    /// Bytes that [`Line::render`] writes.
-    pub(super) fn rendered_len(&self, next: &Style) -> usize {
+    /// Length of what [`Line::render`] writes.
+    pub(super) fn rendered_len(&self, next: &Style) -> TextOffset {
         match &self.body {
-            Body::Verbatim { text, .. } => text.len() + usize::from(self.ended),
+            Body::Verbatim { length, .. } if self.ended => *length + TextOffset { bytes: 1, utf16: 1 },
+            Body::Verbatim { length, .. } => *length,
             Body::Glyphs(_) => {
                 let mut out = String::new();
                 self.render(next, &mut out);
-                out.len()
+                TextOffset::of(&out)
             }
         }
     }

@@ -15,11 +15,13 @@ mod escape;
 mod line;
 mod style;
 
+use crate::output::TextOffset;
 pub use escape::strip_ansi;
 pub(crate) use escape::{Escape, measure};
 use line::{Glyph, Line, Style, sgr_parameters};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::ops::Add;
 use style::StyleState;
 
 /// Lines that the cursor can move back to.
@@ -27,10 +29,10 @@ const LIVE_LINES: usize = 100;
 /// Most columns of a line.
 const WRAP: usize = 8192;
 
-/// The effect of a write on the text: its first `keep` bytes stay, and `tail` follows them.
+/// The effect of a write on the text: what is before `keep` stays, and `tail` follows it.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::output) struct Edit {
-    pub keep: usize,
+    pub keep: TextOffset,
     pub tail: String,
 }
 
@@ -42,8 +44,10 @@ pub fn terminal_text(text: &str) -> String {
 /// The state of one stream.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::output) struct Terminal {
-    /// Bytes of the lines that can no longer change, except those in `settling`.
-    settled: usize,
+    /// Length of the text, without an unfinished sequence at its end.
+    shown: TextOffset,
+    /// Length of the lines that can no longer change, except those in `settling`.
+    settled: TextOffset,
     /// Rendered lines that this write made unchangeable. Empty between writes.
     #[serde(skip)]
     settling: String,
@@ -57,18 +61,19 @@ pub(in crate::output) struct Terminal {
     style_state: StyleState,
     /// The start of an escape sequence whose end has not come yet.
     partial: String,
-    /// During a write: the first line, counted from the stream's start, that changed other than by growing, and the byte at which it
-    /// began if it has settled since.
+    /// During a write: the first line, counted from the stream's start, that changed other than by growing, and where it began if it
+    /// has settled since.
     #[serde(skip)]
-    dirty_line: usize,
+    dirty_line: Option<usize>,
     #[serde(skip)]
-    dirty_byte: usize,
+    dirty_start: Option<TextOffset>,
 }
 
 impl Terminal {
     pub fn new() -> Self {
         Self {
-            settled: 0,
+            shown: TextOffset::default(),
+            settled: TextOffset::default(),
             settling: String::new(),
             settled_lines: 0,
             live: VecDeque::from([Line::new(&None)]),
@@ -76,15 +81,14 @@ impl Terminal {
             column: 0,
             style_state: StyleState::default(),
             partial: String::new(),
-            dirty_line: usize::MAX,
-            dirty_byte: usize::MAX,
+            dirty_line: None,
+            dirty_start: None,
         }
     }
 
     /// Takes in a chunk of the stream.
     pub fn write(&mut self, chunk: &str) -> Edit {
-        let before = self.shown_len();
-        (self.dirty_line, self.dirty_byte) = (usize::MAX, usize::MAX);
+        (self.dirty_line, self.dirty_start) = (None, None);
         if self.partial.is_empty() {
             self.process(chunk);
         } else {
@@ -92,19 +96,21 @@ impl Terminal {
             text.push_str(chunk);
             self.process(&text);
         }
-        let keep = before.min(self.dirty_from());
-        Edit { keep, tail: self.tail(keep) }
+        let keep = self.dirty_from().map_or(self.shown, |dirty| dirty.min(self.shown));
+        let tail = self.tail(keep.bytes);
+        self.shown = keep + TextOffset::of(&tail[..tail.len() - self.partial.len()]);
+        Edit { keep, tail }
     }
 
     /// The text after its first `keep` bytes, which end in or before what this write has settled.
     fn tail(&mut self, keep: usize) -> String {
         let mut out = std::mem::take(&mut self.settling);
-        let mut from = self.settled;
-        self.settled += out.len();
-        let mut at = self.settled;
+        let mut from = self.settled.bytes;
+        self.settled += TextOffset::of(&out);
+        let mut at = self.settled.bytes;
         for (index, line) in self.live.iter().enumerate() {
             let next = self.style_after(index);
-            let end = at + line.rendered_len(next);
+            let end = at + line.rendered_len(next).bytes;
             if end > keep {
                 line.render(next, &mut out);
             } else {
@@ -126,28 +132,28 @@ impl Terminal {
 
     /// Bytes of the text.
     pub fn len(&self) -> usize {
-        self.shown_len() + self.partial.len()
+        self.shown.bytes + self.partial.len()
     }
 
-    /// Bytes of the text without an unfinished sequence at its end.
-    fn shown_len(&self) -> usize {
-        self.settled + self.settling.len() + self.live_len(self.live.len())
+    /// Length of the first `count` live lines.
+    fn live_len(&self, count: usize) -> TextOffset {
+        let lengths =
+            self.live.iter().take(count).enumerate().map(|(index, line)| line.rendered_len(self.style_after(index)));
+        lengths.fold(TextOffset::default(), TextOffset::add)
     }
 
-    /// Bytes of the first `count` live lines.
-    fn live_len(&self, count: usize) -> usize {
-        self.live.iter().take(count).enumerate().map(|(index, line)| line.rendered_len(self.style_after(index))).sum()
-    }
-
-    fn dirty_from(&self) -> usize {
-        if self.dirty_line < self.settled_lines || self.dirty_line == usize::MAX {
-            return self.dirty_byte;
-        }
-        self.settled + self.settling.len() + self.live_len(self.dirty_line - self.settled_lines)
+    /// Where the first line begins that this write has changed other than by growing.
+    fn dirty_from(&self) -> Option<TextOffset> {
+        let line = self.dirty_line?;
+        self.dirty_start.or_else(|| {
+            let live = self.live_len(line - self.settled_lines);
+            Some(self.settled + TextOffset::of(&self.settling) + live)
+        })
     }
 
     fn mark_dirty(&mut self, row: usize) {
-        self.dirty_line = self.dirty_line.min(self.settled_lines + row);
+        let line = self.settled_lines + row;
+        self.dirty_line = Some(self.dirty_line.map_or(line, |dirty| dirty.min(line)));
     }
 
     fn process(&mut self, mut rest: &str) {
@@ -261,8 +267,8 @@ impl Terminal {
     /// Moves the oldest live line to the settled text and returns its buffer. A new line is pushed right after.
     fn settle_first(&mut self) -> String {
         let Some(line) = self.live.pop_front() else { return String::new() };
-        if self.dirty_line <= self.settled_lines {
-            self.dirty_byte = self.dirty_byte.min(self.settled + self.settling.len());
+        if self.dirty_line == Some(self.settled_lines) {
+            self.dirty_start = Some(self.settled + TextOffset::of(&self.settling));
         }
         let next = self.live.front().map_or(self.style_state.style(), Line::start);
         line.render(next, &mut self.settling);

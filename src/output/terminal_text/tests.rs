@@ -8,9 +8,10 @@ struct Mirror(String);
 impl Mirror {
     fn write(&mut self, terminal: &mut Terminal, chunk: &str) -> usize {
         let Edit { keep, tail } = terminal.write(chunk);
-        self.0.truncate(keep);
+        assert_eq!(TextOffset::of(&self.0[..keep.bytes]), keep);
+        self.0.truncate(keep.bytes);
         self.0.push_str(&tail);
-        keep
+        keep.bytes
     }
 }
 

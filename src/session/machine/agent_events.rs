@@ -1,5 +1,7 @@
 //! What the link reports: messages of the kernel, and what happens to the kernel and to the connection.
 
+use bytes::Bytes;
+
 use super::executions::Charge;
 use super::introspection::Answered;
 use super::link_state::Attached;
@@ -7,7 +9,7 @@ use super::outbox::Effect;
 use super::outputs::adds_output;
 use super::progress::Meaning;
 use super::{Context, Machine};
-use crate::agent_protocol::{Event, Hello, KernelEvent, KernelExit, KernelState, KillReason};
+use crate::agent_protocol::{CollectedFile, Event, FileChanges, Hello, KernelEvent, KernelExit, KernelState, KillReason};
 use crate::ids::{CellNumber, Generation, Seq};
 use crate::link::LinkEvent;
 use crate::session::execution::{StopReason, describe_failed_start};
@@ -48,7 +50,8 @@ impl Machine {
         let known = self.kernel.generation();
         match event {
             // Of a kernel that has ended, and its executions with it.
-            Event::Message { generation, .. } | Event::Kernel { generation, .. } if generation < known => {}
+            Event::Message { generation, .. } | Event::Kernel { generation, .. } | Event::File { generation, .. }
+                if generation < known => {}
             Event::Message { channel, generation, message } => {
                 if generation > known && self.executions.is_active(&message.parent().msg_id) {
                     // The active execution was submitted to that kernel.
@@ -60,6 +63,10 @@ impl Machine {
             Event::Kernel { generation, event } => {
                 self.heard_of(cx, generation);
                 self.take_kernel_event(cx, event);
+            }
+            Event::File { generation, file, data } => {
+                self.heard_of(cx, generation);
+                self.file_collected(cx, file, data);
             }
         }
     }
@@ -83,10 +90,34 @@ impl Machine {
                     active.progress.set_usage(used);
                 }
             }
+            KernelEvent::FilesChanged { msg_id, changes } => self.files_changed(cx, &msg_id, changes),
             KernelEvent::BadMessage { reason } => {
                 self.notice(cx, format!("the kernel sent something that is no message: {reason}"));
             }
         }
+    }
+
+    // ---- files --------------------------------------------------------------------------------------------------------
+
+    /// Changes that no cell is known for are told without one.
+    fn files_changed(&mut self, cx: Context, execution: &str, changes: FileChanges) {
+        let number = self.cell_of(execution);
+        if number.is_none_or(|number| self.charge(cx, number, changes.size() as u64)) {
+            self.event(cx, number, EventBody::Files(changes));
+        }
+    }
+
+    fn file_collected(&mut self, cx: Context, file: CollectedFile, data: Bytes) {
+        let CollectedFile { msg_id, change } = file;
+        let Some(number) = self.cell_of(&msg_id) else { return };
+        if self.charge(cx, number, data.len() as u64) {
+            self.event(cx, Some(number), EventBody::ArtifactFile { change, data });
+        }
+    }
+
+    fn cell_of(&self, execution: &str) -> Option<CellNumber> {
+        let active = self.executions.active().filter(|active| active.id().0 == execution);
+        active.map(|active| active.number).or_else(|| self.executions.late_output_cell(execution, true, false))
     }
 
     // ---- messages -----------------------------------------------------------------------------------------------------

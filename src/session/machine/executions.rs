@@ -301,7 +301,11 @@ fn execute_request(
     let request = KernelRequest::execute(source, options.allow_stdin);
     let mut message = request.into_message(&id.0, session, cx.time);
     // Jupyter's own front ends send it, so that kernels know which cell is executed.
-    message.metadata = json!({"cellId": cell_id}).to_string().into();
+    let mut metadata = json!({"cellId": cell_id});
+    if !options.context.is_default() {
+        metadata["cellkeep"] = json!(options.context);
+    }
+    message.metadata = metadata.to_string().into();
     message
 }
 

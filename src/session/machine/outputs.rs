@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::recent_executions::RecentExecution;
 use crate::ids::CellNumber;
-use crate::output::{Change, Fold, FoldedOutputs, OutputTarget, OutputWidgets, StoredOutputs, StreamStyle, WidgetId};
+use crate::output::{
+    Change, Fold, FoldedOutputs, OutputTarget, OutputWidgets, StoredOutputs, StreamStyle, TextOffset, WidgetId,
+};
 use crate::session::transaction::{EventBody, OutputState, value_size};
 use crate::wire::Message;
 
@@ -392,7 +394,7 @@ impl CellOutputs {
 struct StreamEdit {
     index: usize,
     name: String,
-    keep: usize,
+    keep: TextOffset,
     text: String,
     grows: bool,
 }
@@ -407,8 +409,11 @@ fn append(cell: CellNumber, index: usize, mut output: Value, events: &mut Vec<(C
 fn split_long_stream(index: usize, output: &mut Value) -> Option<StreamEdit> {
     let name = output.get("name")?.as_str()?.to_owned();
     let Some(Value::String(text)) = output.get_mut("text") else { return None };
-    let keep = text.floor_char_boundary(MAX_TEXT);
-    (keep < text.len()).then(|| StreamEdit { index, name, keep, text: text.split_off(keep), grows: true })
+    let cut = text.floor_char_boundary(MAX_TEXT);
+    (cut < text.len()).then(|| {
+        let rest = text.split_off(cut);
+        StreamEdit { index, name, keep: TextOffset::of(text), text: rest, grows: true }
+    })
 }
 
 /// Adds a stream's text as events of at most [`MAX_TEXT`] bytes each.
@@ -422,7 +427,7 @@ fn push_text(cell: CellNumber, edit: StreamEdit, events: &mut Vec<(CellNumber, E
         let (part, rest) = left.split_at(left.floor_char_boundary(MAX_TEXT));
         let (name, text) = (name.clone(), part.to_owned());
         events.push((cell, EventBody::Stream { index, name, keep, text, grows }));
-        (keep, grows, left) = (keep + part.len(), true, rest);
+        (keep, grows, left) = (keep + TextOffset::of(part), true, rest);
     }
 }
 
@@ -432,6 +437,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
+    use crate::output::TextOffset;
     use crate::session::ExecutionStatus;
     use crate::session::machine::bench::Bench;
     use crate::session::transaction::{EventBody, Transaction};
@@ -482,7 +488,10 @@ mod tests {
                 }
                 EventBody::Update { index, output } => outputs[*index] = text(output),
                 EventBody::Stream { index, keep, text, .. } => {
-                    outputs[*index].truncate(*keep);
+                    // A test may leave a transaction out.
+                    let kept = outputs[*index].get(..keep.bytes);
+                    assert!(kept.is_none_or(|kept| TextOffset::of(kept) == *keep));
+                    outputs[*index].truncate(keep.bytes);
                     outputs[*index].push_str(text);
                 }
                 EventBody::Clear | EventBody::Queued => outputs.clear(),

@@ -256,7 +256,7 @@ impl View {
                 let output = self.outputs.get_mut(*index).expect("a stream that is there");
                 assert_eq!(output["name"], **name);
                 let before = output["text"].as_str().unwrap_or_default().to_owned();
-                output["text"] = format!("{}{text}", before.get(..*keep).expect("the kept text is there")).into();
+                output["text"] = format!("{}{text}", before.get(..keep.bytes).expect("the kept text is there")).into();
             }
             EventBody::Update { index, output } => {
                 *self.outputs.get_mut(*index).expect("an output that is there") = output.clone();
@@ -264,6 +264,7 @@ impl View {
             EventBody::Clear => self.outputs.clear(),
             EventBody::State { .. } | EventBody::Lost { .. } | EventBody::Comm { .. } => {}
             EventBody::Notebook(_) | EventBody::Input { .. } => {}
+            EventBody::Files(_) | EventBody::ArtifactFile { .. } => {}
             body => panic!("not expected: {body:?}"),
         }
     }

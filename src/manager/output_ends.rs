@@ -1,14 +1,49 @@
-//! The end of a long output: the last events of a cell, folded without the events before them. Pure.
+//! The beginning and the end of a cell's outputs, for readers that show no more. The events between them are not read.
 
 use std::collections::HashMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::manager::{EventRow, OutputEvent, fold_outputs};
+use super::cell_outputs::{OutputEvent, fold_outputs, outputs_from_events};
+use super::reader::SessionReader;
+use crate::ids::SessionId;
+use crate::render::summary::ArtifactInfo;
+use crate::session::Cell;
+use crate::store::{EventRow, StoreError};
+
+/// Bytes of a cell's events that are read at each end.
+const MAX_EVENT_BYTES: usize = 512 << 10;
+
+impl SessionReader {
+    /// The outputs of a cell's latest execution as nbformat objects, with our error if the kernel could not send one. Of long ones, the
+    /// beginning and the end, with a note between them.
+    pub async fn output_ends(&self, id: &SessionId, cell: &Cell) -> Result<Vec<Value>, StoreError> {
+        let (first, last) = self.store().ends_of_cell(id, &cell.id, cell.execution.first_seq, MAX_EVENT_BYTES).await?;
+        let mut outputs = outputs_from_events(&first);
+        if !last.is_empty() {
+            outputs.push(json!({"output_type": "stream", "name": "stdout", "text": "[… much is left out here …]\n"}));
+            outputs.extend(fold_tail(&last));
+        }
+        outputs.extend(cell.execution.result.as_ref().and_then(|result| result.unsent_error()));
+        Ok(outputs)
+    }
+
+    /// What is known of the artifacts of a session, by their hashes.
+    pub async fn artifact_infos(&self, id: &SessionId) -> Result<HashMap<String, ArtifactInfo>, StoreError> {
+        let rows = self.store().artifacts(id).await?.into_iter();
+        Ok(rows
+            .map(|row| {
+                let pixels = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
+                let size = pixels(row.width).zip(pixels(row.height));
+                (row.sha256, ArtifactInfo { bytes: row.bytes.max(0).cast_unsigned(), size })
+            })
+            .collect())
+    }
+}
 
 /// The outputs after the last events of a cell. `keep` of an edit counts from the beginning of the whole text. The known
 /// text begins at the first of these edits, so offsets are rebased to that.
-pub(super) fn fold_tail(events: &[EventRow]) -> Vec<Value> {
+fn fold_tail(events: &[EventRow]) -> Vec<Value> {
     let mut starts = HashMap::new();
     fold_outputs(events.iter().filter_map(OutputEvent::parse).map(|event| rebase(event, &mut starts)))
 }
@@ -37,7 +72,8 @@ mod tests {
 
     use super::*;
     use crate::ids::Seq;
-    use crate::manager::{EventKind, parse_body};
+    use crate::manager::cell_outputs::parse_body;
+    use crate::store::EventKind;
 
     fn event(seq: u64, kind: EventKind, body: &Value) -> EventRow {
         EventRow { seq: Seq(seq), first: Seq(seq), time: 0, cell: Some("c".to_owned()), kind, body: body.to_string() }

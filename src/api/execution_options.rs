@@ -1,0 +1,102 @@
+//! How an execution is requested: its time limit, its input, its environment, and what is kept of its files.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::error::Problem;
+use super::sessions::{check_env, check_timeout};
+use super::{Api, Caller};
+use crate::ids::SessionId;
+use crate::session::{ExecutionContext, ExecutionOptions};
+
+/// The most patterns of artifacts, and the longest one in bytes.
+const MAX_PATTERNS: usize = 32;
+const MAX_PATTERN: usize = 256;
+/// The longest path of a working folder in bytes.
+const MAX_FOLDER: usize = 4096;
+
+/// The options of an execution in a request. The session has the defaults.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct RequestedOptions {
+    pub timeout_seconds: Option<f64>,
+    pub allow_stdin: Option<bool>,
+    pub artifacts: Option<Vec<String>>,
+    pub hash_files: Option<bool>,
+    pub env: Option<HashMap<String, String>>,
+    pub cwd: Option<String>,
+}
+
+impl RequestedOptions {
+    pub fn resolve(self, api: &Api, id: &SessionId, caller: &Caller) -> Result<ExecutionOptions, Problem> {
+        let timeout_seconds = match check_timeout(self.timeout_seconds)? {
+            Some(seconds) => Some(seconds),
+            None => api.sessions.cell_timeout(id, &caller.access())?,
+        };
+        let allow_stdin = self.allow_stdin.unwrap_or(false);
+        let context = self.context()?;
+        Ok(ExecutionOptions { timeout_seconds, allow_stdin, context, ..ExecutionOptions::default() })
+    }
+
+    fn context(self) -> Result<ExecutionContext, Problem> {
+        let (artifacts, env) = (self.artifacts.unwrap_or_default(), self.env.unwrap_or_default());
+        check_patterns(&artifacts)?;
+        check_env(&env)?;
+        let cwd = self.cwd.map(|folder| check_folder(&folder)).transpose()?;
+        let env: BTreeMap<String, String> = env.into_iter().collect();
+        Ok(ExecutionContext { env, cwd, artifacts, hash_files: self.hash_files.unwrap_or(false) })
+    }
+}
+
+fn check_patterns(patterns: &[String]) -> Result<(), Problem> {
+    let bad = |detail: String| Err(Problem::unprocessable("bad_artifacts", detail).field("artifacts"));
+    if patterns.len() > MAX_PATTERNS {
+        return bad(format!("at most {MAX_PATTERNS} patterns are allowed"));
+    }
+    if patterns.iter().any(|pattern| pattern.len() > MAX_PATTERN) {
+        return bad(format!("a pattern has at most {MAX_PATTERN} bytes"));
+    }
+    let leads_out =
+        |pattern: &&String| pattern.is_empty() || pattern.starts_with('/') || pattern.split('/').any(|part| part == "..");
+    match patterns.iter().find(leads_out) {
+        Some(pattern) => {
+            bad(format!("{pattern:?} is no pattern of files in the workspace; for example: *.csv, plots/*.png, output/"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The folder without `.` and empty parts.
+fn check_folder(folder: &str) -> Result<String, Problem> {
+    let parts: Vec<&str> = folder.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if folder.starts_with('/') || folder.len() > MAX_FOLDER || folder.contains('\0') || parts.contains(&"..") {
+        let detail = "the working folder must be a path inside the workspace, relative to it";
+        return Err(Problem::unprocessable("bad_cwd", detail).field("cwd"));
+    }
+    Ok(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_stay_in_the_workspace() {
+        let check = |pattern: &str| check_patterns(&[pattern.to_owned()]).is_ok();
+        for good in ["*.csv", "output/", "a/**/b.*", "{a,b}.txt", "..a"] {
+            assert!(check(good), "{good}");
+        }
+        for bad in ["", "/etc/*", "../x", "a/../b", &"x".repeat(257)] {
+            assert!(!check(bad), "{bad}");
+        }
+        assert!(check_patterns(&vec!["a".to_owned(); 33]).is_err());
+    }
+
+    #[test]
+    fn working_folder_is_normalised() {
+        let folder = |path: &str| check_folder(path).ok();
+        assert_eq!(folder("./a//b/."), Some("a/b".to_owned()));
+        assert_eq!(folder(""), Some(String::new()));
+        for bad in ["/a", "a/..", "..", "a\0b", &"a/".repeat(3000)] {
+            assert_eq!(folder(bad), None, "{bad:?}");
+        }
+    }
+}

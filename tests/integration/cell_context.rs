@@ -1,0 +1,129 @@
+//! Environment variables and the working folder of one execution, and the view of a cell for models.
+
+use serde_json::{Value, json};
+
+use crate::server::{EventStream, RemoteSession, Server, printed};
+use crate::support::TestSandbox;
+
+in_every_sandbox!(
+    environment_and_folder_are_those_of_one_cell,
+    bad_environment_and_folder_are_refused,
+    model_sees_short_plain_text,
+    events_of_one_cell_continue_after_a_cut,
+);
+
+async fn session(place: TestSandbox, kernel: &str) -> (Server, RemoteSession) {
+    let server = Server::start("cell-context", place, &[]).await;
+    let session = server.client().create(json!({"kernel": kernel, "env": {"KEPT": "of the session"}})).await;
+    (server, session)
+}
+
+async fn run(session: &RemoteSession, fields: Value) -> Value {
+    session.client.post(&session.path("/cells?wait=120"), fields).await.is(201)
+}
+
+async fn environment_and_folder_are_those_of_one_cell(place: TestSandbox) {
+    let show = [
+        ("python", "import os\nprint(os.environ.get('A', 'none'), os.environ.get('KEPT'), os.getcwd())", "raise ValueError"),
+        ("r", "cat(Sys.getenv('A', 'none'), Sys.getenv('KEPT'), getwd(), '\\n')", "stop('x')"),
+        ("bash", "echo ${A-none} $KEPT $PWD; bash -c 'echo $A' >/dev/null", "false"),
+        ("deno", "console.log(Deno.env.get('A') ?? 'none', Deno.env.get('KEPT'), Deno.cwd())", "throw new Error('x')"),
+    ];
+    for (kernel, show, fail) in show {
+        let (_server, session) = session(place, kernel).await;
+        let line = |cell: &Value| printed(cell).trim_end().to_owned();
+        assert_eq!(line(&session.run(show).await), "none of the session /work", "{kernel}");
+        let env = json!({"A": "it's \"new\"\nline", "KEPT": "changed"});
+        let cell = run(&session, json!({"source": show, "env": env, "cwd": "made/here"})).await;
+        assert_eq!(line(&cell), "it's \"new\"\nline changed /work/made/here", "{kernel}: {cell}");
+        assert_eq!(line(&session.run(show).await), "none of the session /work", "{kernel}");
+        let cell = run(&session, json!({"source": fail, "env": env, "cwd": "made"})).await;
+        assert_eq!(cell["status"], "error", "{kernel}: {cell}");
+        assert_eq!(line(&session.run(show).await), "none of the session /work", "{kernel}, after an error");
+        let cell = run(&session, json!({"source": show, "cwd": ""})).await;
+        assert_eq!(line(&cell), "none of the session /work", "{kernel}");
+    }
+}
+
+async fn bad_environment_and_folder_are_refused(place: TestSandbox) {
+    let (_server, session) = session(place, "bash").await;
+    for (fields, field) in [
+        (json!({"cwd": "/etc"}), "cwd"),
+        (json!({"cwd": "a/../.."}), "cwd"),
+        (json!({"cwd": "a\0"}), "cwd"),
+        (json!({"env": {"": "x"}}), "env"),
+        (json!({"env": {"A=B": "x"}}), "env"),
+        (json!({"env": {"A": "x\0"}}), "env"),
+    ] {
+        let mut fields = fields;
+        fields["source"] = json!("true");
+        let refused = session.client.post(&session.path("/cells"), fields.clone()).await.is(422);
+        assert_eq!(refused["field"], field, "{fields}");
+    }
+    // A file is where the folder should be: the code runs where it is.
+    session.run("touch taken").await;
+    let cell = run(&session, json!({"source": "pwd", "cwd": "taken/below"})).await;
+    assert_eq!(printed(&cell), "/work\n");
+}
+
+async fn model_sees_short_plain_text(place: TestSandbox) {
+    let (_server, session) = session(place, "python").await;
+    let code = "import pandas, sys
+import matplotlib.pyplot as plt
+print('\\x1b[31mred\\x1b[0m'); print('careful', file=sys.stderr)
+for i in range(100000): print('line', i)
+plt.plot([1]); plt.show()
+open('out.csv', 'w').write('x')
+display(pandas.DataFrame({'a|b': [1, 2]}))
+pandas.DataFrame({'a': [1]})['missing']";
+    let path = session.path("/cells?wait=120&view=model");
+    let cell = session.client.post(&path, json!({"source": code})).await.is(201);
+    let text = cell["text"].as_str().unwrap();
+    assert!(text.starts_with("red\n[stderr]\ncareful\nline 0\n"), "{text}");
+    assert!(text.contains("line 99999\n") && text.contains("bytes are left out here"), "{text}");
+    assert!(text.contains("| 0 | 1 |") && text.contains("a\\|b"), "{text}");
+    assert!(
+        text.contains("KeyError: 'missing'") && text.contains("Cell In[") && text.contains("frames of libraries are"),
+        "{text}"
+    );
+    assert!(!text.contains('\u{1b}') && text.len() < 17_000, "{}", text.len());
+    assert!(cell["omitted_bytes"].as_u64().unwrap() > 1_000_000, "{cell}");
+    assert_eq!((&cell["status"], cell["images"].as_array().unwrap().len()), (&json!("error"), 1), "{cell}");
+    assert_eq!(cell["files"][0]["path"], "out.csv");
+    let image = session.client.get(&format!("/v1/artifacts/{}", cell["images"][0]["sha256"].as_str().unwrap())).await;
+    assert_eq!((image.status, image.header("content-type")), (200, "image/png"));
+    let id = cell["id"].as_str().unwrap();
+    let small = session.path(&format!("/cells/{id}?view=model&max_bytes=2000&max_output_bytes=500"));
+    let small = session.client.get(&small).await.is(200);
+    assert!(small["text"].as_str().unwrap().len() < 2200, "{small}");
+    for query in ["view=human", "max_bytes=5", "view=model&max_bytes=0", "view=model&max_output_bytes=2000000"] {
+        session.client.get(&session.path(&format!("/cells/{id}?{query}"))).await.is(400);
+    }
+}
+
+async fn events_of_one_cell_continue_after_a_cut(place: TestSandbox) {
+    let (_server, session) = session(place, "bash").await;
+    session.begin("other", "echo other").await;
+    session.begin("long", "for i in {1..20}; do echo $i; sleep 0.05; done").await;
+    let path = |after: &str| session.path(&format!("/events?cell=long{after}"));
+    let events = all(session.client.stream(&path("")).await.unwrap()).await;
+    assert!(events.iter().all(|event| event["cell"] == "long"), "{events:?}");
+    let ends = (events[0]["type"].as_str(), events[events.len() - 1]["type"].as_str());
+    assert_eq!(ends, (Some("cell.queued"), Some("cell.finished")));
+    // As after a cut in the middle; the cell has ended meanwhile.
+    let middle = events[events.len() / 2]["seq"].as_u64().unwrap();
+    let rest = all(session.client.stream(&path(&format!("&after={middle}"))).await.unwrap()).await;
+    assert_eq!(rest.last(), events.last());
+    assert!(rest.iter().all(|event| event["seq"].as_u64().unwrap() > middle));
+    let last = events[events.len() - 1]["seq"].as_u64().unwrap();
+    assert_eq!(session.client.get(&path(&format!("&after={last}"))).await.status, 204);
+    session.client.get(&session.path("/events?cell=unknown")).await.is(404);
+}
+
+async fn all(mut stream: EventStream) -> Vec<Value> {
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await.unwrap() {
+        events.push(event);
+    }
+    events
+}
