@@ -47,13 +47,13 @@ use_pipes <- function(numbers) {
     kernel <- getFromNamespace("Kernel", "IRkernel")$new(connection_file = commandArgs(TRUE)[[1]])
     # Upstream rejects requests that arrive shortly after an error or interrupt. Cellkeep sends the next one only after the reply.
     kernel$executor$abort_queued_messages <- function() NULL
-    execute <- kernel$executor$execute
-    kernel$executor$execute <- function(request) {
-        context <- request$metadata$cellkeep
-        if (is.null(context)) return(execute(request))
-        restore <- apply_context(context)
-        on.exit(restore())
-        execute(request)
+    # Upstream begins each execution with the one message and ends it with the other.
+    respond <- kernel$executor$send_response
+    restore <- function() NULL
+    kernel$executor$send_response <- function(msg_type, parent_msg, ...) {
+        if (msg_type == "execute_input") restore <<- apply_context(parent_msg$metadata$cellkeep)
+        if (msg_type == "execute_reply") restore()
+        respond(msg_type, parent_msg, ...)
     }
     send_by_zmq <- pbdZMQ::zmq.send.multipart
     replace_import("zmq.send.multipart", function(socket, parts, ...) {

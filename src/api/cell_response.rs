@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::error::Problem;
 use super::events::{self, OutputForm};
 use super::response_spool::{self, MAX_SMALL, ProducePermit};
-use super::view::{self, CellSummary, CellView};
+use super::view::{self, CellView, ModelView};
 use super::{Api, Caller, extract};
 use crate::ids::SessionId;
 use crate::manager::{EventRow, OverByteLimit, changed_files, may_reference_artifacts};
@@ -83,10 +83,10 @@ fn limit(field: &'static str, value: Option<usize>, default: usize) -> Result<us
 /// A cell in the form that was requested.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[schema(as = CellOrSummary)]
+#[schema(as = CellOrModelView)]
 pub(super) enum CellBody {
     Full(Box<CellView>),
-    Model(Box<CellSummary>),
+    Model(Box<ModelView>),
 }
 
 impl From<CellView> for CellBody {
@@ -182,7 +182,7 @@ async fn view_without_outputs(api: &Api, id: &SessionId, cell: &Cell, form: Cell
     };
     let artifacts = api.reader.artifact_infos(id).await?;
     let files = api.reader.changed_files(id, cell).await?;
-    Ok(CellBody::Model(Box::new(CellSummary::new(cell, &outputs, &artifacts, files, limits))))
+    Ok(CellBody::Model(Box::new(ModelView::new(cell, &outputs, &artifacts, files, limits))))
 }
 
 /// A cell that has just ended, from cached events, which saves reading the store. `None` if the cache does not have all of

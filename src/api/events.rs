@@ -108,7 +108,9 @@ impl EventsQuery {
 #[utoipa::path(
     get, path = "/events", operation_id = "stream_events", tag = "events",
     params(SessionInPath, SessionEventsQuery, LastEventId),
-    responses((status = 200, description = "Events", body = EventView, content_type = "text/event-stream")),
+    responses(
+        (status = 200, description = "Events", body = EventView, content_type = "text/event-stream"),
+        (status = 204, description = "The cell is finished, and has no event after this number")),
 )]
 pub(super) async fn stream(
     State(api): State<Api>,

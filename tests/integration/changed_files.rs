@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{RemoteSession, Server, printed};
+use crate::server::{RemoteSession, Server, text_of};
 use crate::support::TestSandbox;
 
 in_every_sandbox!(
@@ -73,7 +73,7 @@ async fn changes_after_the_end_belong_to_the_last_cell(place: TestSandbox) {
     let event = events.next_of("files.changed").await;
     assert_eq!(event["files"][0]["path"], "late.txt", "{event}");
     let cell = session.client.get(&session.path(&format!("/cells/{}", event["cell"].as_str().unwrap()))).await.is(200);
-    assert_eq!((changes(&cell), printed(&cell).as_str()), (vec![("late.txt", "created")], "begun\n"));
+    assert_eq!((changes(&cell), text_of(&cell, "stdout").as_str()), (vec![("late.txt", "created")], "begun\n"));
     // The next cell does not have it again.
     assert_eq!(changes(&session.run("true").await), []);
 }

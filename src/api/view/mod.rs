@@ -1,10 +1,10 @@
 //! The JSON of answers: types with their schemas, and their conversion from the domain.
 
 mod cell;
-mod cell_summary;
 mod event;
 mod file_change;
 mod foreign;
+mod model_view;
 mod session;
 
 use serde::Serialize;
@@ -16,9 +16,10 @@ use crate::wire::content::iso8601;
 pub(super) use cell::{
     CellList, CellState, CellStatus, CellTypeName, CellView, ExecutionError, ExecutionMetrics, error, outputs,
 };
-pub(super) use cell_summary::CellSummary;
+
 pub(super) use event::{EventView, event};
 pub(super) use foreign::{Binary, CompleteReply, InspectReply, NotebookFile};
+pub(super) use model_view::ModelView;
 pub(super) use session::{NetworkMode, SessionList, SessionState, SessionView, UsageView};
 
 /// A time in milliseconds since 1970 as ISO 8601.

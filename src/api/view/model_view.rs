@@ -18,7 +18,7 @@ use crate::session::{Cell, FileChanges, metrics};
     "text": "loading\nValueError: no such column\nCell In[3], line 2\n----> 2 frame['x']", "omitted_bytes": 0, "images": [],
     "files": [], "files_truncated": false, "metrics": {"wall_ms": 12.4}
 })))]
-pub(in crate::api) struct CellSummary {
+pub(in crate::api) struct ModelView {
     id: String,
     state: CellState,
     /// Present when an execution has ended.
@@ -71,7 +71,7 @@ impl From<Image> for ImageReference {
     }
 }
 
-impl CellSummary {
+impl ModelView {
     /// `artifacts`: those of the session, by their hashes.
     pub fn new(
         cell: &Cell,
