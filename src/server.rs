@@ -142,13 +142,14 @@ pub async fn serve(
     Ok(())
 }
 
-/// Starts the tasks that run for ever: lifetimes, retention, the warm pool, reloading of tokens.
+/// Starts the tasks that run for ever: lifetimes, retention, the warm pool, reloading of tokens, upkeep of the metrics.
 fn spawn_background_tasks(sessions: &SessionService, tokens: &Arc<Tokens>, store: &Store) {
     let (reaper, retention, pool) = (Reaper::new(sessions.clone()), Retention::new(sessions.clone()), sessions.clone());
     tokio::spawn(async move { reaper.run().await });
     tokio::spawn(async move { retention.run().await });
     tokio::spawn(async move { pool.fill_pool().await });
     tokio::spawn(reload_tokens(tokens.clone(), store.clone()));
+    tokio::spawn(telemetry::maintain());
 }
 
 /// Locks the data folder: two servers would drive the same sessions.

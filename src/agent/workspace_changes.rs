@@ -47,7 +47,7 @@ struct Stamp {
 
 impl Stamp {
     fn of(stat: &Stat) -> Self {
-        Self { inode: stat.st_ino, size: stat.st_size as u64, modified: (stat.st_mtime, stat.st_mtime_nsec as u64) }
+        Self { inode: stat.st_ino, size: stat.st_size as u64, modified: (stat.st_mtime, stat.st_mtime_nsec) }
     }
 }
 

@@ -4,6 +4,7 @@ mod collector;
 pub mod traces;
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -35,6 +36,20 @@ pub const QUEUED: &str = "cellkeep_queued_cells";
 
 /// Trace spans by result: `sent`, `failed` (by the collector), or `dropped` (the queue was full).
 pub const SPANS: &str = "cellkeep_trace_spans_total";
+
+/// How often the samples of histograms are sorted into their buckets.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Keeps the memory of the recorder small. It keeps each sample of a histogram until somebody reads the metrics, or until this. Never
+/// returns.
+pub async fn maintain() {
+    loop {
+        tokio::time::sleep(UPKEEP_INTERVAL).await;
+        if let Some(handle) = install() {
+            handle.run_upkeep();
+        }
+    }
+}
 
 /// Installs the metrics recorder once per process, and returns the handle that renders the metrics. `None` if another
 /// recorder is installed.
