@@ -26,7 +26,7 @@ async fn environment_and_folder_are_those_of_one_cell(place: TestSandbox) {
     let show = [
         ("python", "import os\nprint(os.environ.get('A', 'none'), os.environ.get('KEPT'), os.getcwd())", "raise ValueError"),
         ("r", "cat(Sys.getenv('A', 'none'), Sys.getenv('KEPT'), getwd(), '\\n')", "stop('x')"),
-        ("bash", "echo ${A-none} $KEPT $PWD; bash -c 'echo $A' >/dev/null", "false"),
+        ("bash", "echo \"${A-none} $KEPT $PWD\"; bash -c 'echo $A' >/dev/null", "false"),
         ("deno", "console.log(Deno.env.get('A') ?? 'none', Deno.env.get('KEPT'), Deno.cwd())", "throw new Error('x')"),
     ];
     for (kernel, show, fail) in show {
