@@ -200,6 +200,22 @@ pub(super) async fn add(
     respond(&api, (&id, &handle), &caller, cell, reply, &headers).await
 }
 
+/// The query of the list of cells.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// The form of outputs: `inline` embeds binary data as base64, `refs` replaces large binary data by the hash of its
+    /// artifact, `none` leaves outputs out.
+    #[param(inline, value_type = Option<OutputForm>)]
+    outputs: Option<String>,
+    /// The largest number of cells. A page with large outputs has fewer.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
 /// List the cells
 #[utoipa::path(
     get, path = "/cells", operation_id = "list_cells", tag = "cells",

@@ -98,7 +98,8 @@ impl Hub {
     fn read_whole(&self, change: &FileChange) -> Result<Bytes, String> {
         let mut content = Vec::new();
         loop {
-            let (stat, chunk) = self.files.get(&change.path, content.len() as u64, u64::MAX).map_err(|refused| refused.reason)?;
+            let (stat, chunk) =
+                self.files.get(&change.path, content.len() as u64, u64::MAX).map_err(|refused| refused.reason)?;
             if stat.size > change.size {
                 return Err("it was still being written when the cell ended".to_owned());
             }
