@@ -24,10 +24,10 @@ set +H +o history
 unset HISTFILE
 __cellkeep_ps1= __cellkeep_prompt_command= __cellkeep_trace= __cellkeep_ended= __cellkeep_restore=
 __cellkeep_export() {{
-    local former=
+    local __cellkeep_former=
     if [[ -v $1 ]]; then
-        former=$(builtin declare -p "$1")
-        __cellkeep_restore+="unset $1; builtin declare -g ${{former#declare }};"
+        __cellkeep_former=$(builtin declare -p "$1")
+        __cellkeep_restore+="unset $1; builtin declare -g ${{__cellkeep_former#declare }};"
     else
         __cellkeep_restore+="unset $1;"
     fi
@@ -122,12 +122,20 @@ class Shell:
         code = code.replace("\r\n", "\n")
         # The left side of || may fail without setting off a trap or `set -e`: it gives the cell the status of the last one.
         status = f"__cellkeep_status {self.last_status} || " if self.last_status else ""
+        context = context or {}
+        restore = ""
+        if context.get("env") or context.get("cwd") is not None:
+            # It keeps the status of the cell, which an interrupt leaves in $?.
+            restore = '__cellkeep_ended=${__cellkeep_ended:-$?}; eval "$__cellkeep_restore" 2>/dev/null || :; __cellkeep_restore=\n'
+        folder = os.path.join(self.workspace, context.get("cwd") or "")
+        if not os.path.isdir(folder):  # a file is in its place: the cell fails instead of running elsewhere
+            code = f"builtin cd -- {quote(folder)}"
         self.send(
-            self.context_commands(context or {})
+            self.context_commands(context)
             + f'{{ __cellkeep_begin {self.cell}; }} 2>/dev/null; {status}eval "$__cellkeep_trace"{quote(code)} <{self.open_input(ask)}'
             '; { __cellkeep_end "$?"; } 2>/dev/null\n'
             # Lines of their own, which an interrupt or a syntax error in the one above does not skip; the latter may swallow one.
-            + 2 * f'eval "$__cellkeep_restore" 2>/dev/null; __cellkeep_restore=\n' * bool(context)
+            + 2 * restore
             + 2 * f'__cellkeep_record ended {self.cell} "${{__cellkeep_ended:-$?}}" 2>/dev/null\n'
         )
         began = False

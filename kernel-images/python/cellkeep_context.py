@@ -26,7 +26,7 @@ def applied(request):
             else:
                 os.environ[name] = value
         if former_folder is not None:
-            os.chdir(former_folder)
+            os.chdir(former_folder if os.path.isdir(former_folder) else WORKSPACE)
 
 
 def current_folder():

@@ -77,8 +77,8 @@ use_pipes <- function(numbers) {
 
 # Sets the environment variables and the working folder of a request. Returns a function that sets them back.
 apply_context <- function(context) {
-    names <- names(context$env)
-    former <- Sys.getenv(names, unset = NA, names = TRUE)
+    names <- as.character(names(context$env))  # without names, Sys.getenv() would return everything
+    former <- if (length(names)) Sys.getenv(names, unset = NA, names = TRUE) else character()
     if (length(names)) do.call(Sys.setenv, as.list(context$env))
     # The agent starts the kernel in the workspace.
     folder <- getwd()

@@ -23,8 +23,8 @@ pub(super) fn prefix_code(mut request: Message, context: &ExecutionContext, temp
     }
     let Ok(Value::Object(mut content)) = serde_json::from_slice(&request.content) else { return request };
     let code = content.get("code").and_then(Value::as_str).unwrap_or_default();
-    let context = serde_json::json!({"env": context.env, "cwd": context.cwd}).to_string();
-    let prefix = template.replace("{context}", &context);
+    let context = ExecutionContext { env: context.env.clone(), cwd: context.cwd.clone(), ..ExecutionContext::default() };
+    let prefix = template.replace("{context}", &serde_json::json!(context).to_string());
     content.insert("code".to_owned(), format!("{prefix} {code}").into());
     request.content = Value::Object(content).to_string().into();
     request
@@ -53,7 +53,7 @@ mod tests {
     fn code_is_prefixed_on_its_first_line() {
         let context = ExecutionContext { cwd: Some("a'b".to_owned()), ..ExecutionContext::default() };
         let prefixed = prefix_code(request(&json!({})), &context, "enter({context});");
-        assert_eq!(prefixed.content_value()["code"], "enter({\"env\":{},\"cwd\":\"a'b\"}); 1\n2");
+        assert_eq!(prefixed.content_value()["code"], "enter({\"cwd\":\"a'b\"}); 1\n2");
         assert_eq!(prefixed.content_value()["silent"], false);
         let unchanged = request(&json!({}));
         assert_eq!(prefix_code(unchanged.clone(), &ExecutionContext::default(), "enter({context});"), unchanged);

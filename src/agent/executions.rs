@@ -13,6 +13,8 @@ use crate::agent_protocol::{ChangeKind, ExecutionContext, ExecutionUsage, FileCh
 
 /// Executions remembered. Output of older or unknown ones is charged to the newest.
 const MAX_REMEMBERED: usize = 32;
+/// The most artifacts of one execution.
+const MAX_ARTIFACTS: usize = 1000;
 
 #[derive(Default)]
 struct Execution {
@@ -30,8 +32,8 @@ struct Execution {
     /// Highest memory sample while it ran, bytes.
     sampled_bytes: u64,
     context: ExecutionContext,
-    /// The files that it leaves as artifacts, by path.
-    artifacts: BTreeMap<String, FileChange>,
+    /// The files that it leaves as artifacts, by path. `None` if it leaves none, or they were taken.
+    artifacts: Option<BTreeMap<String, FileChange>>,
 }
 
 /// Why a file is not kept as an artifact.
@@ -79,7 +81,8 @@ impl Executions {
 
     /// Adds an execution whose request was handed to the kernel.
     pub fn submit(&mut self, msg_id: String, header: Bytes, context: ExecutionContext) {
-        self.recent.push_front(Execution { msg_id, header, context, running: true, ..Execution::default() });
+        let artifacts = (!context.artifacts.is_empty()).then(BTreeMap::new);
+        self.recent.push_front(Execution { msg_id, header, context, artifacts, running: true, ..Execution::default() });
         self.recent.truncate(MAX_REMEMBERED);
     }
 
@@ -167,13 +170,15 @@ impl Executions {
         self.recent.front().is_some_and(|run| run.context.hash_files)
     }
 
-    /// Remembers the files that the newest execution leaves as artifacts, while it runs.
+    /// Remembers the files that the newest execution leaves as artifacts, until they are taken.
     pub fn note_changes(&mut self, changes: &FileChanges) {
-        let Some(run) = self.recent.front_mut().filter(|run| !run.context.artifacts.is_empty()) else { return };
+        let Some(run) = self.recent.front_mut() else { return };
+        let Some(artifacts) = &mut run.artifacts else { return };
         for change in changes.files.iter().filter(|change| matches_any(&run.context.artifacts, &change.path)) {
-            match change.change {
-                ChangeKind::Deleted => drop(run.artifacts.remove(&change.path)),
-                _ => drop(run.artifacts.insert(change.path.clone(), change.clone())),
+            if change.change == ChangeKind::Deleted {
+                artifacts.remove(&change.path);
+            } else if artifacts.len() < MAX_ARTIFACTS || artifacts.contains_key(&change.path) {
+                artifacts.insert(change.path.clone(), change.clone());
             }
         }
     }
@@ -181,7 +186,7 @@ impl Executions {
     /// The files that an execution leaves as artifacts.
     pub fn take_artifacts(&mut self, msg_id: &str) -> Vec<FileChange> {
         let run = self.recent.iter_mut().find(|run| run.msg_id == msg_id);
-        run.map(|run| std::mem::take(&mut run.artifacts).into_values().collect()).unwrap_or_default()
+        run.and_then(|run| run.artifacts.take()).unwrap_or_default().into_values().collect()
     }
 
     /// Charges an artifact of `size` bytes as output of an execution.

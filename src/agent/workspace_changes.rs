@@ -4,7 +4,7 @@
 //!
 //! Regular files are followed, in real folders. A file whose path is not UTF-8 is not: no request could name it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -60,9 +60,12 @@ pub(super) struct WorkspaceChanges {
     known: BTreeMap<String, Stamp>,
     /// Files that may have changed since, and whether they were written for certain.
     touched: BTreeMap<String, bool>,
+    /// Folders that have appeared and disappeared, while the queue is read.
+    appeared: BTreeSet<String>,
+    disappeared: BTreeSet<String>,
     /// Events were lost, so that everything must be listed.
     events_lost: bool,
-    /// There are more files or folders than are followed.
+    /// Since the last report, something was seen that is not followed: there are too many files or folders.
     is_partial: bool,
 }
 
@@ -75,6 +78,8 @@ impl WorkspaceChanges {
             folders: WatchedFolders::default(),
             known: BTreeMap::new(),
             touched: BTreeMap::new(),
+            appeared: BTreeSet::new(),
+            disappeared: BTreeSet::new(),
             events_lost: false,
             is_partial: false,
         };
@@ -92,7 +97,7 @@ impl WorkspaceChanges {
         }
     }
 
-    /// The changes since the last call.
+    /// All changes since the last call, by path.
     pub fn take(&mut self, files: &Files) -> FileChanges {
         self.read_queue(files);
         if std::mem::take(&mut self.events_lost) || self.queue.is_none() {
@@ -100,7 +105,7 @@ impl WorkspaceChanges {
         }
         let touched = std::mem::take(&mut self.touched);
         let changed = touched.into_iter().filter_map(|(path, written)| self.compare(files, path, written)).collect();
-        report(changed, self.is_partial)
+        FileChanges { files: changed, truncated: std::mem::take(&mut self.is_partial) }
     }
 
     /// Takes note of a change at `path` that is not the code's, and is not reported.
@@ -140,7 +145,6 @@ impl WorkspaceChanges {
 
     /// Marks all files that differ from what is known of them.
     fn compare_all(&mut self, files: &Files) {
-        self.is_partial = false;
         let now = self.walk(files, "");
         let differs = |path: &String| self.known.get(path) != now.get(path);
         let differing: Vec<String> = self.known.keys().chain(now.keys()).filter(|path| differs(path)).cloned().collect();
@@ -158,31 +162,50 @@ impl WorkspaceChanges {
             let Ok(event) = reader.next() else { break };
             let name = event.file_name().map(|name| name.to_str());
             match name {
-                Some(Ok(name)) => self.handle_event(files, queue.get_ref(), event.wd(), event.events(), name),
+                Some(Ok(name)) => self.handle_event(queue.get_ref(), event.wd(), event.events(), name),
                 Some(Err(_)) => {}
                 None if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => self.events_lost = true,
                 None if event.events().contains(ReadFlags::IGNORED) => self.folders.forget(event.wd()),
                 None => {}
             }
         }
+        for folder in std::mem::take(&mut self.disappeared) {
+            keys_beneath(&self.known, &folder).into_iter().for_each(|path| self.touch(path, false));
+        }
+        let mut walked: Option<String> = None;
+        for folder in std::mem::take(&mut self.appeared) {
+            // The folder before was walked with all that is beneath it.
+            if walked.as_deref().is_none_or(|walked| !is_beneath(&folder, walked)) {
+                let found = self.walk_with(files, Some(queue.get_ref()), &folder);
+                found.into_keys().for_each(|path| self.touch(path, false));
+                walked = Some(folder);
+            }
+        }
         self.queue = Some(queue);
     }
 
-    fn handle_event(&mut self, files: &Files, queue: &OwnedFd, watch: i32, events: ReadFlags, name: &str) {
+    fn touch(&mut self, path: String, was_written: bool) {
+        if self.touched.len() < MAX_FILES || self.touched.contains_key(&path) {
+            *self.touched.entry(path).or_default() |= was_written;
+        } else {
+            self.is_partial = true;
+        }
+    }
+
+    fn handle_event(&mut self, queue: &OwnedFd, watch: i32, events: ReadFlags, name: &str) {
         let Some(folder) = self.folders.path_of(watch) else { return };
         let path = join(folder, name);
         let appears = events.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
         if !events.contains(ReadFlags::ISDIR) {
             // Closing a file that was open for writing may have changed it through a mapping, or not at all.
             let was_written = !events.contains(ReadFlags::CLOSE_WRITE);
-            *self.touched.entry(path).or_default() |= was_written;
+            self.touch(path, was_written);
         } else if appears {
-            // It may have been filled before it was watched.
-            let found = self.walk_with(files, Some(queue), &path);
-            self.touched.extend(found.into_keys().map(|path| (path, true)));
+            // It is walked when the queue has been read, since it may be gone or full by then, and may have come and gone often.
+            self.appeared.insert(path);
         } else if events.contains(ReadFlags::MOVED_FROM) {
             self.folders.unwatch_beneath(queue, &path);
-            self.touched.extend(keys_beneath(&self.known, &path).into_iter().map(|path| (path, true)));
+            self.disappeared.insert(path);
         }
     }
 
@@ -198,12 +221,14 @@ impl WorkspaceChanges {
     /// Watches a folder and all beneath, and returns the files there.
     fn walk_with(&mut self, files: &Files, queue: Option<&OwnedFd>, root: &str) -> BTreeMap<String, Stamp> {
         let (mut found, mut waiting) = (BTreeMap::new(), vec![root.to_owned()]);
-        while let Some(path) = waiting.pop() {
+        let mut budget = MAX_FILES + MAX_FOLDERS;
+        while let Some(path) = waiting.pop().filter(|_| budget > 0) {
             let Ok(folder) = files.open_plain(&path, OFlags::RDONLY | OFlags::DIRECTORY) else { continue };
             if let Some(queue) = queue {
                 self.is_partial |= !self.folders.watch(queue, &folder, &path);
             }
-            for (name, stat) in entries(&folder) {
+            for (name, stat) in entries(&folder).take(budget) {
+                budget -= 1;
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::RegularFile if found.len() < MAX_FILES => {
                         found.insert(join(&path, &name), Stamp::of(&stat));
@@ -214,6 +239,7 @@ impl WorkspaceChanges {
                 }
             }
         }
+        self.is_partial |= budget == 0;
         found
     }
 }
@@ -271,22 +297,25 @@ impl WatchedFolders {
     }
 }
 
-/// The report of these changes. If there are too many, visible files have precedence over hidden ones.
-fn report(mut files: Vec<FileChange>, is_partial: bool) -> FileChanges {
+/// The changes for a report: if there are too many, visible files have precedence over hidden ones.
+pub(super) fn shortened(FileChanges { mut files, truncated }: FileChanges) -> FileChanges {
     let is_hidden = |file: &FileChange| file.path.split('/').any(|part| part.starts_with('.') || part == "__pycache__");
     let all = files.len();
-    let mut bytes = 0;
-    let mut fits = |file: &FileChange| {
-        bytes += file.path.len();
-        bytes <= MAX_REPORTED_BYTES
-    };
     if all > MAX_REPORTED {
         files.sort_by_cached_key(|file| (is_hidden(file), file.path.clone()));
         files.truncate(MAX_REPORTED);
     }
-    files.retain(&mut fits);
+    let mut bytes = 0;
+    files.retain(|file| {
+        bytes += file.path.len();
+        bytes <= MAX_REPORTED_BYTES
+    });
     files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    FileChanges { truncated: is_partial || files.len() < all, files }
+    FileChanges { truncated: truncated || files.len() < all, files }
+}
+
+fn is_beneath(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn join(folder: &str, name: &str) -> String {

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// The most files of a report, the longest path, and the longest reason, that a manager takes from an agent.
+const MAX_FILES: usize = 1000;
+const MAX_PATH: usize = 4096;
+const MAX_REASON: usize = 300;
+
 /// The circumstances of one execution. The object `cellkeep` in the metadata of its `execute_request`, which the agent and our
 /// kernels' launchers read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +63,26 @@ pub struct FileChange {
     pub not_kept: Option<String>,
 }
 
+impl FileChange {
+    /// Approximate memory size, bytes.
+    pub fn size(&self) -> usize {
+        let texts = [Some(&self.path), self.sha256.as_ref(), self.not_kept.as_ref()];
+        size_of::<Self>() + texts.into_iter().flatten().map(String::len).sum::<usize>()
+    }
+
+    /// The change as a manager takes it from an agent, which a tenant may control. `None` if its path is too long.
+    pub fn sanitized(self) -> Option<Self> {
+        let is_hash = |hash: &String| hash.len() == 64 && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let not_kept = self.not_kept.map(|mut reason| {
+            reason.truncate(reason.floor_char_boundary(MAX_REASON));
+            reason
+        });
+        let sha256 = self.sha256.filter(is_hash);
+        // Only a file that comes with its content is an artifact.
+        (self.path.len() <= MAX_PATH).then_some(Self { sha256, artifact: false, not_kept, ..self })
+    }
+}
+
 /// Changes of files since the last report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileChanges {
@@ -74,7 +99,14 @@ impl FileChanges {
 
     /// Approximate memory size, bytes.
     pub fn size(&self) -> usize {
-        self.files.iter().map(|file| size_of::<FileChange>() + file.path.len()).sum()
+        self.files.iter().map(FileChange::size).sum()
+    }
+
+    /// As [`FileChange::sanitized`], for a bounded number of files.
+    pub fn sanitized(self) -> Self {
+        let all = self.files.len();
+        let files: Vec<FileChange> = self.files.into_iter().take(MAX_FILES).filter_map(FileChange::sanitized).collect();
+        Self { truncated: self.truncated || files.len() < all, files }
     }
 }
 

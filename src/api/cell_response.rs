@@ -143,8 +143,25 @@ pub(super) fn no_cell(cell: &str) -> Problem {
     Problem::not_found("no_cell", format!("there is no cell {cell:?} in this session"))
 }
 
-/// A cell from the store, with the permit of its response if that is large.
+/// A cell from the store as the caller may see it, with the permit of its response if that is large.
 pub(super) async fn view_stored(
+    api: &Api,
+    id: &SessionId,
+    caller: &Caller,
+    cell: &str,
+    form: CellForm,
+) -> Result<(CellBody, Option<ProducePermit>), Problem> {
+    let (mut body, permit) = read_stored(api, id, caller, cell, form).await?;
+    if caller.is_share() {
+        match &mut body {
+            CellBody::Full(view) => view.hide_files(),
+            CellBody::Model(view) => view.hide_files(),
+        }
+    }
+    Ok((body, permit))
+}
+
+async fn read_stored(
     api: &Api,
     id: &SessionId,
     caller: &Caller,

@@ -50,11 +50,11 @@ pub(super) struct Add {
     #[schema(default = false)]
     allow_stdin: Option<bool>,
     /// Files that are kept as artifacts if the execution creates or modifies them: `*.csv` (in any folder), `plots/*.png`, or
-    /// `output/` for everything in that folder. At most 32.
+    /// `output/` for everything in that folder. At most 32, without braces.
     artifacts: Option<Vec<String>>,
     /// Whether the SHA-256 of each changed file is computed.
     hash_files: Option<bool>,
-    /// Environment variables for the time of the execution. Code that starts later, such as threads, may not see them.
+    /// Environment variables for the time of the execution, at most 8 KB. They are stored with the cell, unlike those of the session.
     env: Option<HashMap<String, String>>,
     /// The working folder for the time of the execution, relative to the workspace.
     cwd: Option<String>,
@@ -243,7 +243,11 @@ pub(super) async fn list(
         let Some((cell, events)) = api.reader.cell_and_events(&id, &caller.access(), &row.id, max_bytes(form)).await? else {
             continue;
         };
-        cells.push(view_with_outputs(&api, &cell, &events.unwrap_or_default(), form).await?);
+        let mut view = view_with_outputs(&api, &cell, &events.unwrap_or_default(), form).await?;
+        if caller.is_share() {
+            view.hide_files();
+        }
+        cells.push(view);
     }
     Ok(response_spool::with_permit(permit, Json(CellList { cells, next_cursor })))
 }
@@ -343,11 +347,11 @@ pub(super) struct Run {
     /// Whether the code may request input.
     allow_stdin: Option<bool>,
     /// Files that are kept as artifacts if the execution creates or modifies them: `*.csv` (in any folder), `plots/*.png`, or
-    /// `output/` for everything in that folder. At most 32.
+    /// `output/` for everything in that folder. At most 32, without braces.
     artifacts: Option<Vec<String>>,
     /// Whether the SHA-256 of each changed file is computed.
     hash_files: Option<bool>,
-    /// Environment variables for the time of the execution. Code that starts later, such as threads, may not see them.
+    /// Environment variables for the time of the execution, at most 8 KB. They are stored with the cell, unlike those of the session.
     env: Option<HashMap<String, String>>,
     /// The working folder for the time of the execution, relative to the workspace.
     cwd: Option<String>,

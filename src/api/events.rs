@@ -231,6 +231,8 @@ pub(super) struct EventReader {
     share_filter: Option<ShareFilter>,
     /// Until the session ends, instead of until it is deleted.
     until_gone: bool,
+    /// Whether the page is the last one.
+    ends_with_page: bool,
     is_finished: bool,
 }
 
@@ -245,15 +247,20 @@ impl EventReader {
             cell: None,
             page: VecDeque::new(),
             until_gone: false,
+            ends_with_page: false,
             is_finished: false,
         }
     }
 
     async fn next_page(&mut self) -> Result<Option<VecDeque<Arc<EventRow>>>, StoreError> {
         let Some(mut page) = self.subscription.next().await? else { return Ok(None) };
+        let end = page.last().map(|event| event.seq);
+        let last_of_cell = self.cell.as_ref().and_then(|cell| cell.last);
+        // The last event of the cell itself may be one that this client does not get.
+        self.ends_with_page = last_of_cell.zip(end).is_some_and(|(last, end)| last <= end);
         if let Some(filter) = &self.share_filter {
-            // Comm messages can contain data that no page shows.
-            page.retain(|event| event.kind != EventKind::Comm);
+            // Comm messages can contain data that no page shows, and a share does not show the workspace.
+            page.retain(|event| !matches!(event.kind, EventKind::Comm | EventKind::FilesChanged));
             filter.retain(&mut page, cell_and_seq).await?;
         }
         Ok(Some(page.into()))
@@ -281,7 +288,7 @@ impl EventReader {
                 };
                 return Some((row.seq, json));
             }
-            if self.is_finished {
+            if self.is_finished || self.ends_with_page {
                 return None;
             }
             match self.next_page().await {

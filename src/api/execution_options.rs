@@ -11,6 +11,8 @@ use crate::session::{ExecutionContext, ExecutionOptions};
 /// The most patterns of artifacts, and the longest one in bytes.
 const MAX_PATTERNS: usize = 32;
 const MAX_PATTERN: usize = 256;
+/// The most bytes of environment variables: they are part of the request to the kernel, with up to six times as many bytes.
+const MAX_ENV: usize = 8 << 10;
 /// The longest path of a working folder in bytes.
 const MAX_FOLDER: usize = 4096;
 
@@ -40,6 +42,11 @@ impl RequestedOptions {
         let (artifacts, env) = (self.artifacts.unwrap_or_default(), self.env.unwrap_or_default());
         check_patterns(&artifacts)?;
         check_env(&env)?;
+        if env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > MAX_ENV {
+            let detail =
+                format!("the variables of one execution have at most {} KB; a session may have more", MAX_ENV >> 10);
+            return Err(Problem::unprocessable("bad_env", detail).field("env"));
+        }
         let cwd = self.cwd.map(|folder| check_folder(&folder)).transpose()?;
         let env: BTreeMap<String, String> = env.into_iter().collect();
         Ok(ExecutionContext { env, cwd, artifacts, hash_files: self.hash_files.unwrap_or(false) })
@@ -54,9 +61,12 @@ fn check_patterns(patterns: &[String]) -> Result<(), Problem> {
     if patterns.iter().any(|pattern| pattern.len() > MAX_PATTERN) {
         return bad(format!("a pattern has at most {MAX_PATTERN} bytes"));
     }
-    let leads_out =
-        |pattern: &&String| pattern.is_empty() || pattern.starts_with('/') || pattern.split('/').any(|part| part == "..");
-    match patterns.iter().find(leads_out) {
+    let is_invalid = |pattern: &&String| {
+        // Braces could stand for billions of alternatives.
+        let is_reserved = pattern.starts_with(['/', '!']) || pattern.contains(['{', '}']);
+        pattern.is_empty() || is_reserved || pattern.split('/').any(|part| part == "..")
+    };
+    match patterns.iter().find(is_invalid) {
         Some(pattern) => {
             bad(format!("{pattern:?} is no pattern of files in the workspace; for example: *.csv, plots/*.png, output/"))
         }
@@ -81,10 +91,10 @@ mod tests {
     #[test]
     fn patterns_stay_in_the_workspace() {
         let check = |pattern: &str| check_patterns(&[pattern.to_owned()]).is_ok();
-        for good in ["*.csv", "output/", "a/**/b.*", "{a,b}.txt", "..a"] {
+        for good in ["*.csv", "output/", "a/**/b.*", "[ab]?.txt", "..a"] {
             assert!(check(good), "{good}");
         }
-        for bad in ["", "/etc/*", "../x", "a/../b", &"x".repeat(257)] {
+        for bad in ["", "/etc/*", "../x", "a/../b", "!a", "{a,b}.txt", &"x".repeat(257)] {
             assert!(!check(bad), "{bad}");
         }
         assert!(check_patterns(&vec!["a".to_owned(); 33]).is_err());

@@ -334,6 +334,11 @@ impl Caller {
     fn access(&self) -> Access {
         self.identity.access()
     }
+
+    /// Whether it uses a share, which shows one session without its workspace.
+    fn is_share(&self) -> bool {
+        self.identity.only.is_some()
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {

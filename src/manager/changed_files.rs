@@ -50,7 +50,11 @@ impl Merged {
         }
         if self.files.len() == MAX_FILES {
             self.truncated = true;
-            return;
+            // Artifacts and visible files have precedence.
+            let is_minor = |file: &FileChange| !file.artifact && is_hidden(&file.path);
+            let minor = self.files.values().find(|file| is_minor(file)).map(|file| file.path.clone());
+            let Some(evicted) = minor.filter(|_| !is_minor(&later)) else { return };
+            self.files.remove(&evicted);
         }
         self.files.insert(later.path.clone(), later);
     }
@@ -58,6 +62,10 @@ impl Merged {
     fn into_changes(self) -> FileChanges {
         FileChanges { files: self.files.into_values().collect(), truncated: self.truncated }
     }
+}
+
+fn is_hidden(path: &str) -> bool {
+    path.split('/').any(|part| part.starts_with('.'))
 }
 
 /// Two changes after each other as one. `None` if nothing is left of them.
@@ -100,6 +108,15 @@ mod tests {
         let many: Vec<FileChange> = (0..1500).map(|n| change(&n.to_string(), ChangeKind::Created, 0)).collect();
         let changes = changed_files(&[event(EventKind::FilesChanged, &many)]);
         assert!(changes.files.len() == MAX_FILES && changes.truncated);
+    }
+
+    #[test]
+    fn visible_file_displaces_hidden_one() {
+        let hidden: Vec<FileChange> = (0..1000).map(|n| change(&format!(".x/{n}"), ChangeKind::Created, 0)).collect();
+        let rows = [hidden, vec![change("seen", ChangeKind::Created, 0), change(".y", ChangeKind::Created, 0)]];
+        let events = rows.map(|files| event(EventKind::FilesChanged, &files));
+        let paths: Vec<String> = changed_files(&events).files.into_iter().map(|file| file.path).collect();
+        assert!(paths.len() == MAX_FILES && paths.contains(&"seen".to_owned()) && !paths.contains(&".y".to_owned()));
     }
 
     proptest! {

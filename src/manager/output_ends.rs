@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::cell_outputs::{OutputEvent, fold_outputs, outputs_from_events};
 use super::reader::SessionReader;
 use crate::ids::SessionId;
-use crate::render::summary::ArtifactInfo;
+use crate::render::summary::{ArtifactInfo, omission};
 use crate::session::Cell;
 use crate::store::{EventRow, StoreError};
 
@@ -16,12 +16,13 @@ const MAX_EVENT_BYTES: usize = 512 << 10;
 
 impl SessionReader {
     /// The outputs of a cell's latest execution as nbformat objects, with our error if the kernel could not send one. Of long ones, the
-    /// beginning and the end, with a note between them.
+    /// beginning and the end, with an [`omission`] between them.
     pub async fn output_ends(&self, id: &SessionId, cell: &Cell) -> Result<Vec<Value>, StoreError> {
-        let (first, last) = self.store().ends_of_cell(id, &cell.id, cell.execution.first_seq, MAX_EVENT_BYTES).await?;
+        let (first, last, omitted) =
+            self.store().ends_of_cell(id, &cell.id, cell.execution.first_seq, MAX_EVENT_BYTES).await?;
         let mut outputs = outputs_from_events(&first);
         if !last.is_empty() {
-            outputs.push(json!({"output_type": "stream", "name": "stdout", "text": "[… much is left out here …]\n"}));
+            outputs.push(omission(omitted));
             outputs.extend(fold_tail(&last));
         }
         outputs.extend(cell.execution.result.as_ref().and_then(|result| result.unsent_error()));

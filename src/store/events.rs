@@ -92,6 +92,8 @@ pub struct EventRow {
     pub body: String,
 }
 
+/// The condition of events that change the outputs of a cell.
+const IS_OUTPUT: &str = "type IN ('output.append', 'output.update', 'output.clear', 'cell.queued')";
 const COLUMNS: &str = "seq, ifnull(first, seq), time, cell, type, body";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<EventRow> {
@@ -204,36 +206,35 @@ impl Store {
         .await
     }
 
-    /// The events of a cell from a number on: the first and the last ones, each list ending as a page of `max_bytes` does.
-    /// If the two lists meet, the first one has all events, and the second one is empty.
+    /// The output events of a cell from a number on: the first and the last ones, each list ending as a page of `max_bytes` does,
+    /// and the bytes of the bodies between them. If the two lists meet, the first one has all events, and the second one is empty.
     pub async fn ends_of_cell(
         &self,
         session: &SessionId,
         cell: &str,
         from: Seq,
         max_bytes: usize,
-    ) -> Result<(Vec<EventRow>, Vec<EventRow>), StoreError> {
+    ) -> Result<(Vec<EventRow>, Vec<EventRow>, u64), StoreError> {
         let (id, cell) = (session.clone(), cell.to_owned());
         self.read(move |connection| {
-            let most = i64::MAX.unsigned_abs();
-            let first = page_of_cell(connection, &id, &cell, (from, Seq(most)), usize::MAX >> 1, max_bytes)?;
-            let Some(end_of_first) = first.last().map(|event| event.seq) else { return Ok((first, Vec::new())) };
-            let select =
-                format!("SELECT {COLUMNS} FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq > ?3 ORDER BY seq DESC");
-            let mut select = connection.prepare_cached(&select)?;
-            let mut last =
-                take_page(select.query_map(params![id.as_str(), cell, signed(end_of_first.0)], read)?, max_bytes)?;
+            let of_cell = format!("FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq > ?3 AND {IS_OUTPUT}");
+            let page = |after: Seq, order: &str| {
+                let mut select = connection.prepare_cached(&format!("SELECT {COLUMNS} {of_cell} ORDER BY seq {order}"))?;
+                take_page(select.query_map(params![id.as_str(), cell, signed(after.0)], read)?, max_bytes)
+            };
+            let mut all = page(Seq(from.0.saturating_sub(1)), "ASC")?;
+            let Some(end_of_first) = all.last().map(|event| event.seq) else { return Ok((all, Vec::new(), 0)) };
+            let mut last = page(end_of_first, "DESC")?;
             last.reverse();
-            let mut all = first;
-            let has_gap = format!(
-                "SELECT EXISTS (SELECT 1 FROM {BY_CELL} WHERE session = ?1 AND cell = ?2 AND seq > ?3 AND seq < ?4)"
-            );
-            let from = last.first().map_or(end_of_first, |event| event.seq);
-            let values = params![id.as_str(), cell, signed(end_of_first.0), signed(from.0)];
-            if !connection.prepare_cached(&has_gap)?.query_row(values, |row| row.get::<_, bool>(0))? {
+            let until = last.first().map_or(end_of_first, |event| event.seq);
+            let gap = format!("SELECT count(*), ifnull(sum(octet_length(body)), 0) {of_cell} AND seq < ?4");
+            let values = params![id.as_str(), cell, signed(end_of_first.0), signed(until.0)];
+            let (events, bytes): (i64, i64) =
+                connection.prepare_cached(&gap)?.query_row(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
+            if events == 0 {
                 all.append(&mut last);
             }
-            Ok((all, last))
+            Ok((all, last, unsigned(bytes)))
         })
         .await
     }

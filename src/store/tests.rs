@@ -416,8 +416,9 @@ async fn long_output_is_read_from_both_ends() {
     let events: Vec<EventRow> = (1..=100).map(|seq| event(seq, &format!("{{\"n\":{seq:05}}}"))).collect();
     store.commit(&row.id, Commit { events, ..Commit::default() }).await.unwrap();
     let ends = async |from: u64, bytes: usize| {
-        let (first, last) = store.ends_of_cell(&row.id, "c1", Seq(from), bytes).await.unwrap();
+        let (first, last, bytes_between) = store.ends_of_cell(&row.id, "c1", Seq(from), bytes).await.unwrap();
         let numbers = |events: Vec<EventRow>| events.iter().map(|event| event.seq.0).collect::<Vec<_>>();
+        assert_eq!(bytes_between > 0, !last.is_empty());
         (numbers(first), numbers(last))
     };
     assert_eq!(ends(1, 30).await, (vec![1, 2, 3], vec![98, 99, 100]));

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{EventStream, RemoteSession, Server, printed};
+use crate::server::{EventStream, RemoteSession, Server, printed, text_of};
 use crate::support::TestSandbox;
 
 in_every_sandbox!(
@@ -24,12 +24,36 @@ async fn run(session: &RemoteSession, fields: Value) -> Value {
 
 async fn environment_and_folder_are_those_of_one_cell(place: TestSandbox) {
     let show = [
-        ("python", "import os\nprint(os.environ.get('A', 'none'), os.environ.get('KEPT'), os.getcwd())", "raise ValueError"),
-        ("r", "cat(Sys.getenv('A', 'none'), Sys.getenv('KEPT'), getwd(), '\\n')", "stop('x')"),
-        ("bash", "echo \"${A-none} $KEPT $PWD\"; bash -c 'echo $A' >/dev/null", "false"),
-        ("deno", "console.log(Deno.env.get('A') ?? 'none', Deno.env.get('KEPT'), Deno.cwd())", "throw new Error('x')"),
+        (
+            "python",
+            "import os\nprint(os.environ.get('A', 'none'), os.environ.get('KEPT'), os.getcwd())",
+            "raise ValueError",
+            "os.environ['KEPT'] = 'set by code'",
+            "os.environ['KEPT'] = 'of the session'",
+        ),
+        (
+            "r",
+            "cat(Sys.getenv('A', 'none'), Sys.getenv('KEPT'), getwd(), '\\n')",
+            "stop('x')",
+            "Sys.setenv(KEPT = 'set by code')",
+            "Sys.setenv(KEPT = 'of the session')",
+        ),
+        (
+            "bash",
+            "echo \"${A-none} $KEPT $PWD\"; bash -c 'echo $A' >/dev/null",
+            "false",
+            "export KEPT='set by code'",
+            "export KEPT='of the session'",
+        ),
+        (
+            "deno",
+            "console.log(Deno.env.get('A') ?? 'none', Deno.env.get('KEPT'), Deno.cwd())",
+            "throw new Error('x')",
+            "Deno.env.set('KEPT', 'set by code')",
+            "Deno.env.set('KEPT', 'of the session')",
+        ),
     ];
-    for (kernel, show, fail) in show {
+    for (kernel, show, fail, set, unset) in show {
         let (_server, session) = session(place, kernel).await;
         let line = |cell: &Value| printed(cell).trim_end().to_owned();
         assert_eq!(line(&session.run(show).await), "none of the session /work", "{kernel}");
@@ -40,6 +64,11 @@ async fn environment_and_folder_are_those_of_one_cell(place: TestSandbox) {
         let cell = run(&session, json!({"source": fail, "env": env, "cwd": "made"})).await;
         assert_eq!(cell["status"], "error", "{kernel}: {cell}");
         assert_eq!(line(&session.run(show).await), "none of the session /work", "{kernel}, after an error");
+        let cell = run(&session, json!({"source": show, "env": {"A": "alone"}})).await;
+        assert_eq!(line(&cell), "alone of the session /work", "{kernel}");
+        session.run(set).await;
+        assert_eq!(line(&session.run(show).await), "none set by code /work", "{kernel}: what code sets stays");
+        session.run(unset).await;
         let cell = run(&session, json!({"source": show, "cwd": ""})).await;
         assert_eq!(line(&cell), "none of the session /work", "{kernel}");
     }
@@ -60,10 +89,20 @@ async fn bad_environment_and_folder_are_refused(place: TestSandbox) {
         let refused = session.client.post(&session.path("/cells"), fields.clone()).await.is(422);
         assert_eq!(refused["field"], field, "{fields}");
     }
-    // A file is where the folder should be: the code runs where it is.
+    // A file is where the folder should be: the code does not run elsewhere.
     session.run("touch taken").await;
-    let cell = run(&session, json!({"source": "pwd", "cwd": "taken/below"})).await;
-    assert_eq!(printed(&cell), "/work\n");
+    let cell = run(&session, json!({"source": "echo ran", "cwd": "taken/below"})).await;
+    assert_eq!((&cell["status"], text_of(&cell, "stdout").as_str()), (&json!("error"), ""), "{cell}");
+    assert_eq!(printed(&session.run("pwd").await), "/work\n");
+    // An interrupt is told, and what was set is set back.
+    let fields = json!({"source": "sleep 100", "env": {"A": "b"}, "timeout_seconds": 0.5});
+    let cell = run(&session, fields).await;
+    assert_eq!((&cell["status"], &cell["error"]["state_lost"]), (&json!("timeout"), &json!(false)), "{cell}");
+    session.begin("interrupted", "sleep 100").await;
+    session.cell_until("interrupted", |cell| cell["state"] == "running").await;
+    session.client.post(&session.path("/interrupt"), json!({})).await;
+    assert_eq!(session.finished("interrupted").await["status"], "interrupted");
+    assert_eq!(printed(&session.run("echo [$A]").await), "[]\n");
 }
 
 async fn model_sees_short_plain_text(place: TestSandbox) {

@@ -116,12 +116,16 @@ async fn requested_files_become_artifacts(place: TestSandbox) {
 
 async fn many_changes_are_told_in_part(place: TestSandbox) {
     let (_server, session) = session(place, "bash").await;
-    let cell =
-        session.run("mkdir many .hidden; for i in {1..30000}; do echo > .hidden/$i; done; touch many/{1..20} last").await;
+    let code = "mkdir many .hidden; for i in {1..30000}; do echo > .hidden/$i; done; touch many/{1..20} last .z.csv";
+    let fields = json!({"source": code, "artifacts": [".z.csv"]});
+    let cell = session.client.post(&session.path("/cells?wait=60"), fields).await.is(201);
     let paths = changes(&cell);
     assert!(paths.len() == 1000 && cell["files_truncated"] == true, "{}", paths.len());
     assert!(paths.contains(&("last", "created")) && paths.contains(&("many/20", "created")), "visible files come first");
-    assert_eq!(changes(&session.run("echo x > many/7").await), [("many/7", "modified")]);
+    let kept = cell["files"].as_array().unwrap().iter().find(|file| file["artifact"] == true);
+    assert_eq!(kept.map(|file| &file["path"]), Some(&json!(".z.csv")), "an artifact is named in any case");
+    let cell = session.run("echo x > many/7").await;
+    assert_eq!((changes(&cell), &cell["files_truncated"]), (vec![("many/7", "modified")], &json!(false)));
     assert_eq!(session.run("rm -r .hidden").await["status"], "ok");
     assert_eq!(changes(&session.run("rm last").await), [("last", "deleted")]);
 }

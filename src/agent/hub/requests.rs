@@ -47,7 +47,10 @@ impl Hub {
             ToAgent::Request { id, request, data } => {
                 let changed = changed_paths(&request);
                 let (body, data) = self.handle_request(request, &data);
-                changed.iter().for_each(|path| self.changes.absorb(&self.files, path));
+                // A recursive removal takes several requests.
+                if !matches!(body, AnswerBody::Refused(_) | AnswerBody::Removed { more: true }) {
+                    changed.iter().for_each(|path| self.changes.absorb(&self.files, path));
+                }
                 self.answer(id, body, data);
             }
         }

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::Hub;
 use crate::agent::executions::CollectError;
+use crate::agent::workspace_changes::shortened;
 use crate::agent_protocol::{ChangeKind, CollectedFile, Event, FileChange, FileChanges, KernelEvent};
 
 /// How long changes are gathered before they are reported in the middle of an execution: first, and at most. It doubles with each report.
@@ -56,15 +57,16 @@ impl Hub {
     /// Reports what has changed since the last report.
     pub(super) fn report_changes(&mut self) {
         self.report_timer.due = None;
-        let mut changes = self.changes.take(&self.files);
+        let changes = self.changes.take(&self.files);
         if changes.is_empty() {
             return;
         }
         self.report_timer.reported();
+        self.executions.note_changes(&changes);
+        let mut changes = shortened(changes);
         if self.executions.hashes_files() {
             self.add_hashes(&mut changes);
         }
-        self.executions.note_changes(&changes);
         let msg_id = self.executions.newest_id();
         self.emit_kernel(KernelEvent::FilesChanged { msg_id, changes });
     }

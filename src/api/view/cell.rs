@@ -72,6 +72,11 @@ pub(in crate::api) struct CellView {
 }
 
 impl CellView {
+    /// Leaves out the changed files: a share does not show the workspace.
+    pub fn hide_files(&mut self) {
+        (self.files, self.files_truncated) = (None, None);
+    }
+
     /// With outputs and changed files, if they were read.
     pub fn new(cell: &Cell, content: Option<(Vec<Value>, FileChanges)>) -> Self {
         let (outputs, files) = content.unzip();

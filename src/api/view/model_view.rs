@@ -72,6 +72,11 @@ impl From<Image> for ImageReference {
 }
 
 impl ModelView {
+    /// Leaves out the changed files: a share does not show the workspace.
+    pub fn hide_files(&mut self) {
+        self.files.clear();
+    }
+
     /// `artifacts`: those of the session, by their hashes.
     pub fn new(
         cell: &Cell,

@@ -27,7 +27,7 @@ pub(super) fn as_markdown(html: &str) -> Option<String> {
     if read.len() < html.len() {
         blocks.push(format!("[… the rest of the table, {} bytes of HTML, is left out here …]", html.len() - read.len()));
     }
-    Some(blocks.join("\n"))
+    Some(blocks.join("\n")).filter(|text| !text.is_empty())
 }
 
 /// What was read so far.
@@ -213,7 +213,7 @@ mod tests {
     fn html_without_table_is_none() {
         assert_eq!(as_markdown("<p>no</p>"), None);
         assert_eq!(as_markdown(""), None);
-        assert_eq!(as_markdown("<table></table>").as_deref(), Some(""));
+        assert_eq!(as_markdown("<table></table>"), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod traceback;
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 pub use image::Image;
 use shorten::Omitted;
@@ -71,7 +71,11 @@ pub fn summarize(outputs: &[Value], artifacts: &HashMap<String, ArtifactInfo>, l
             }
             kind => {
                 rest = &rest[1..];
-                if kind == Some("error") { summarizer.error(output) } else { summarizer.display(output) }
+                match kind {
+                    Some("error") => summarizer.error(output),
+                    Some(OMISSION) => summarizer.omission(output),
+                    _ => summarizer.display(output),
+                }
             }
         };
         summarizer.add(&text);
@@ -82,6 +86,13 @@ pub fn summarize(outputs: &[Value], artifacts: &HashMap<String, ArtifactInfo>, l
 fn is_same_stream(one: &Value, other: &Value) -> bool {
     other.get("output_type") == one.get("output_type") && other.get("name") == one.get("name")
 }
+
+/// Stands between outputs for others that were not read, of about this many bytes.
+pub fn omission(bytes: u64) -> Value {
+    json!({"output_type": OMISSION, "bytes": bytes})
+}
+
+const OMISSION: &str = "cellkeep.omission";
 
 struct Summarizer<'a> {
     artifacts: &'a HashMap<String, ArtifactInfo>,
@@ -121,6 +132,12 @@ impl Summarizer<'_> {
         let text = self.shortened(&text);
         let is_error = outputs.first().is_some_and(|output| output.get("name").is_some_and(|name| name == "stderr"));
         if is_error && !text.is_empty() { format!("[stderr]\n{text}") } else { text }
+    }
+
+    fn omission(&mut self, output: &Value) -> String {
+        let bytes = output.get("bytes").and_then(Value::as_u64).unwrap_or(0);
+        self.omitted.bytes += bytes;
+        format!("[… about {bytes} bytes are left out here …]")
     }
 
     fn error(&mut self, output: &Value) -> String {
@@ -241,6 +258,15 @@ mod tests {
         assert!(text.contains("are left out here") && omitted_bytes as usize > flood.len() - (16 << 10));
         let limits = SummaryLimits { output_bytes: 100, total_bytes: 1000, ..SummaryLimits::default() };
         assert!(summarize(&outputs, &HashMap::new(), limits).text.len() < 200);
+    }
+
+    #[test]
+    fn outputs_that_were_not_read_are_counted() {
+        let stream = |text: &str| json!({"output_type": "stream", "name": "stdout", "text": text});
+        let outputs = [stream("first\n"), omission(95_000_000), stream("last\n")];
+        let Summary { text, omitted_bytes, .. } = summary(&outputs);
+        assert_eq!(text, "first\n[… about 95000000 bytes are left out here …]\nlast\n");
+        assert_eq!(omitted_bytes, 95_000_000);
     }
 
     #[test]

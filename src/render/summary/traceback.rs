@@ -29,9 +29,15 @@ pub(super) fn own_frames(entries: &[Value], head: &str, max: usize) -> Frames {
         let lines: Vec<&str> = entries.iter().flat_map(|entry| entry.lines()).collect();
         lines[lines.len().saturating_sub(MAX_LINES)..].join("\n")
     };
-    let text = text.strip_suffix(head).unwrap_or(&text).trim_end();
-    let text = tail(text, max).to_owned();
-    Frames { omitted_bytes: all.saturating_sub(text.len() + head.len() + 100) as u64, text }
+    // The last line repeats the error itself.
+    let name = head.split(':').next().unwrap_or(head);
+    let text = match text.rsplit_once('\n') {
+        Some((frames, last)) if last.starts_with(name) => frames,
+        None if text.starts_with(name) => "",
+        _ => &text,
+    };
+    let text = tail(text.trim_end(), max).to_owned();
+    Frames { omitted_bytes: all.saturating_sub(text.len()) as u64, text }
 }
 
 fn plain(entry: &Value, max: usize) -> String {

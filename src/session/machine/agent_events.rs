@@ -102,22 +102,32 @@ impl Machine {
     /// Changes that no cell is known for are told without one.
     fn files_changed(&mut self, cx: Context, execution: &str, changes: FileChanges) {
         let number = self.cell_of(execution);
-        if number.is_none_or(|number| self.charge(cx, number, changes.size() as u64)) {
+        let changes = changes.sanitized();
+        if self.has_room_for(number, changes.size() as u64) {
             self.event(cx, number, EventBody::Files(changes));
         }
+    }
+
+    /// Charges a report to its cell. It does not stop the cell: reports are not what the code prints.
+    fn has_room_for(&mut self, number: Option<CellNumber>, bytes: u64) -> bool {
+        number.is_none_or(|number| self.executions.charge(number, bytes) == Charge::Accepted)
     }
 
     fn file_collected(&mut self, cx: Context, file: CollectedFile, data: Bytes) {
         let CollectedFile { msg_id, change } = file;
         let Some(number) = self.cell_of(&msg_id) else { return };
-        if self.charge(cx, number, data.len() as u64) {
+        let is_kept = change.artifact;
+        let Some(mut change) = change.sanitized() else { return };
+        if self.has_room_for(Some(number), (change.size() + data.len()) as u64) {
+            change.artifact = is_kept;
             self.event(cx, Some(number), EventBody::ArtifactFile { change, data });
         }
     }
 
+    /// The cell of an execution that is active or recent. That of an older one may have been executed again.
     fn cell_of(&self, execution: &str) -> Option<CellNumber> {
         let active = self.executions.active().filter(|active| active.id().0 == execution);
-        active.map(|active| active.number).or_else(|| self.executions.late_output_cell(execution, true, false))
+        active.map(|active| active.number).or_else(|| self.executions.recent_cell(execution))
     }
 
     // ---- messages -----------------------------------------------------------------------------------------------------

@@ -265,6 +265,11 @@ impl Executions {
         })
     }
 
+    /// The cell of a recent execution, unless it was queued again or deleted.
+    pub fn recent_cell(&self, id: &str) -> Option<CellNumber> {
+        self.recent.cell_of(id)
+    }
+
     /// Whether more output may come of the cell's execution.
     pub fn expects_output_of(&self, number: CellNumber) -> bool {
         self.active_number() == Some(number) || self.recent.of_cell(number).is_some()
