@@ -42,12 +42,13 @@ demo: setup-demo build
 test: export CELLKEEP_TEST_ALL := 1
 test: setup-test web check kernels images unit
 
+# With the features of the tests, so that nothing is built twice.
 kernels:
-	@cargo build --quiet --locked
+	@cargo build --quiet --locked --all-features
 	@target/debug/cellkeep kernels install $(TEST_KERNELS)
 
 images:
-	@cargo build --quiet --locked
+	@cargo build --quiet --locked --all-features
 	@target/debug/cellkeep images build $(TEST_KERNELS)
 
 check:
