@@ -3,12 +3,13 @@
 
 use axum::Json;
 use axum::body::Body as RawBody;
-use axum::extract::{FromRequest, Multipart, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::form::FormReader;
 use super::{File, check_length, check_path, download_headers};
 use crate::api::error::Problem;
 use crate::api::extract::media_type;
@@ -186,7 +187,7 @@ pub(in crate::api) async fn create(
 
 /// Files to upload. Each part of the form is a file; the names of the parts have no meaning.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "the schema of a form, which `read_form` reads")]
+#[expect(dead_code, reason = "the schema of a form, which `FormReader` reads")]
 struct FileForm {
     /// Files with their names, which may contain folders.
     #[schema(value_type = Vec<String>, format = Binary)]
@@ -247,26 +248,22 @@ pub(in crate::api) async fn upload(
 }
 
 async fn upload_form(workspace: &Workspace, into: &str, request: Request) -> Result<Summary, Problem> {
-    let form = Multipart::from_request(request, &()).await;
-    let form = form.map_err(|rejection| Problem::bad_request("bad_form", rejection.body_text()))?;
+    let mut form = FormReader::new(request).await?;
     let mut staging = workspace.stage().await?;
-    match read_form(form, &mut staging).await {
+    match stage_files(&mut form, &mut staging).await {
         Ok(()) => Ok(staging.publish(into).await?),
         Err(problem) => {
             staging.discard().await;
-            Err(problem)
+            // A bound of the form is the cause of what the parser reports.
+            Err(form.exceeded().unwrap_or(problem))
         }
     }
 }
 
-async fn read_form(mut form: Multipart, staging: &mut Staging) -> Result<(), Problem> {
+async fn stage_files(form: &mut FormReader, staging: &mut Staging) -> Result<(), Problem> {
     let mut is_empty = true;
-    while let Some(field) = form.next_field().await.map_err(|error| Problem::bad_request("bad_form", error.body_text()))? {
-        let Some(name) = field.file_name().map(str::to_owned) else {
-            let detail = format!("the part {:?} is not a file: it has no filename", field.name().unwrap_or_default());
-            return Err(Problem::bad_request("bad_form", detail));
-        };
-        staging.write(&name, field).await?;
+    while let Some((name, chunks)) = form.next_file().await? {
+        staging.write(&name, chunks).await?;
         is_empty = false;
     }
     if is_empty { Err(Problem::bad_request("bad_form", "the form has no file")) } else { Ok(()) }

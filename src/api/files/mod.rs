@@ -2,6 +2,7 @@
 
 mod conditional;
 mod folder;
+mod form;
 
 use std::time::SystemTime;
 

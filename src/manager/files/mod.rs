@@ -40,7 +40,7 @@ pub use workspace::Workspace;
 pub const MAX_FILE: usize = 1 << 30;
 /// The largest number of entries of an archive, and the largest size of what is in it, in bytes.
 const MAX_ARCHIVE_ENTRIES: usize = 100_000;
-const MAX_ARCHIVE_BYTES: u64 = 4 << 30;
+pub const MAX_ARCHIVE_BYTES: u64 = 4 << 30;
 
 /// Why a file cannot be read or written.
 #[derive(Debug, Error)]
