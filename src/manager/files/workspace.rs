@@ -6,13 +6,16 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::{Stream, StreamExt};
 
 use super::{ArchiveLoad, FileError, MAX_FILE};
-use crate::agent_protocol::{AnswerBody, FILE_CHUNK, FileEntry, FileStat, PutOptions, Request};
+use crate::agent_protocol::{AnswerBody, FILE_CHUNK, FileEntry, FileStat, PutOptions, Request, decode_name};
 use crate::link::LinkError;
 use crate::manager::registry::SessionEntry;
 use crate::session::{SessionError, Upload};
 
 /// The most requests of one removal. Each removes a bounded number of entries.
 const MAX_REMOVALS: usize = 10_000;
+
+/// The longest name of an entry in bytes, as in Linux.
+const MAX_NAME: usize = 255;
 
 /// The workspace of a session. Paths are relative to it, without `.` and `..`. Clones share the session.
 #[derive(Clone)]
@@ -23,6 +26,34 @@ pub struct Workspace {
 
 fn unexpected() -> FileError {
     SessionError::Link(LinkError::Unexpected).into()
+}
+
+/// The bytes of a name, if it can be that of an entry.
+fn decode_entry_name(name: &str) -> Option<Vec<u8>> {
+    let is_name = |name: &Vec<u8>| {
+        (1..=MAX_NAME).contains(&name.len()) && !name.contains(&b'/') && !matches!(name.as_slice(), b"." | b"..")
+    };
+    decode_name(name).filter(is_name)
+}
+
+/// Whether an agent's answer describes the entry at a path. The workspace itself has no name.
+fn is_described(path: &str, entry: &FileEntry) -> bool {
+    entry.name == path.rsplit('/').next().unwrap_or_default()
+}
+
+/// Whether an agent's answer is a page of a folder after a name: names that can exist, in order, so that a list has an end.
+fn is_page(after: &str, limit: usize, entries: &[FileEntry], next: Option<&str>) -> bool {
+    let Some(after) = decode_name(after) else { return false };
+    let mut last = after.clone();
+    let are_ordered = entries.iter().all(|entry| match decode_entry_name(&entry.name) {
+        Some(name) if name > last => {
+            last = name;
+            true
+        }
+        _ => false,
+    });
+    let next = next.map(decode_entry_name);
+    entries.len() <= limit && are_ordered && next.is_none_or(|next| next.is_some_and(|next| next > after && next >= last))
 }
 
 impl Workspace {
@@ -51,7 +82,7 @@ impl Workspace {
     /// An entry. A symlink is not followed.
     pub async fn stat(&self, path: &str) -> Result<FileEntry, FileError> {
         match self.ask(Request::FileStat { path: path.to_owned() }).await? {
-            (AnswerBody::Entry(entry), _) => Ok(entry),
+            (AnswerBody::Entry(entry), _) if is_described(path, &entry) => Ok(entry),
             _ => Err(unexpected()),
         }
     }
@@ -64,7 +95,9 @@ impl Workspace {
         limit: usize,
     ) -> Result<(Vec<FileEntry>, Option<String>), FileError> {
         match self.ask(Request::FileList { path: path.to_owned(), after: after.to_owned(), limit }).await? {
-            (AnswerBody::Listing { entries, next }, _) => Ok((entries, next)),
+            (AnswerBody::Listing { entries, next }, _) if is_page(after, limit, &entries, next.as_deref()) => {
+                Ok((entries, next))
+            }
             _ => Err(unexpected()),
         }
     }
@@ -123,5 +156,52 @@ impl Workspace {
             self.session.touch();
         }
         Ok(upload.finish(buffer.freeze()).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent_protocol::EntryKind;
+
+    fn entry(name: &str) -> FileEntry {
+        FileEntry { name: name.to_owned(), kind: EntryKind::File, size: 0, modified_ms: 0, mode: 0o644, target: None }
+    }
+
+    fn is_page_of(after: &str, names: &[&str], next: Option<&str>) -> bool {
+        let entries: Vec<FileEntry> = names.iter().map(|name| entry(name)).collect();
+        is_page(after, 3, &entries, next)
+    }
+
+    #[test]
+    fn pages_of_agents_are_checked() {
+        let long = "n".repeat(256);
+        assert!(is_page_of("", &["..c", "a", "b\0ff"], None));
+        assert!(is_page_of("a", &["b"], Some("b")));
+        assert!(is_page_of("a", &[], Some("b")), "all entries of a page may have been removed");
+        assert!(is_page_of("", &[&long[1..]], None));
+        for (names, next) in [
+            (&["b", "c", "d", "e"][..], None),
+            (&["a"], None),
+            (&["c", "b"], None),
+            (&["b", "b"], None),
+            (&[""], None),
+            (&["b/c"], None),
+            (&["b\0zz"], None),
+            (&[&long], None),
+            (&["b", "c"], Some("b")),
+            (&[], Some("a")),
+            (&[], Some("")),
+            (&[], Some("b/c")),
+        ] {
+            assert!(!is_page_of("a", names, next), "{names:?} {next:?}");
+        }
+        assert!(!is_page_of("", &["."], None) && !is_page_of("", &[".."], None));
+    }
+
+    #[test]
+    fn described_entries_have_the_name_asked_for() {
+        assert!(is_described("a/b", &entry("b")) && is_described("", &entry("")));
+        assert!(!is_described("a/b", &entry("a/b")) && !is_described("b", &entry("c")));
     }
 }
