@@ -16,7 +16,7 @@ use zip::write::{FullFileOptions, StreamWriter};
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::walk::Walk;
-use super::{EntryKind, FileEntry, FileError, MAX_ARCHIVE_BYTES, MAX_ARCHIVE_ENTRIES, MAX_FILE, Workspace};
+use super::{EntryKind, FileEntry, FileError, MAX_ARCHIVE_BYTES, MAX_ARCHIVE_ENTRIES, MAX_FILE, OpenFile, Workspace};
 use super::{decode_name, printable};
 use crate::wire::content::iso8601;
 
@@ -25,6 +25,8 @@ const LEVEL: u32 = 2;
 /// Memory of an archive in progress, and for each entry of the index of a zip file beside its name. Bytes.
 const MEMORY: u64 = 2 << 20;
 const MEMORY_PER_ENTRY: u64 = 600;
+/// How much the index may grow between the check of a folder and its packing. Bytes.
+const INDEX_GROWTH: u64 = 1 << 20;
 /// Bytes that are collected before they are sent.
 const SEND_SIZE: usize = 64 << 10;
 
@@ -44,8 +46,8 @@ impl Workspace {
         folder: &str,
         format: ArchiveFormat,
     ) -> Result<impl Stream<Item = Result<Bytes, FileError>> + Send + use<>, FileError> {
-        let index = self.measure(folder).await?;
-        let memory = MEMORY + if format == ArchiveFormat::Zip { index } else { 0 };
+        let max_index = self.measure(folder).await? + INDEX_GROWTH;
+        let memory = MEMORY + if format == ArchiveFormat::Zip { max_index } else { 0 };
         let packing = self.load.pack(&self.session.principal, memory)?;
         let (sender, receiver) = mpsc::channel(1);
         let (workspace, folder) = (self.clone(), folder.to_owned());
@@ -53,7 +55,7 @@ impl Workspace {
         tokio::spawn(async move {
             let output = Output { archive: Some(Archive::new(format)), sender };
             let _packing = packing;
-            if let Err((error, sender)) = write(&workspace, &folder, output).await {
+            if let Err((error, sender)) = write(&workspace, &folder, output, Extent::new(max_index)).await {
                 let _ = sender.send(Err(error)).await;
             }
         });
@@ -62,13 +64,12 @@ impl Workspace {
 
     /// Checks that a folder can be packed. Returns the memory of the index of a zip file.
     async fn measure(&self, folder: &str) -> Result<u64, FileError> {
-        let (mut entries, mut bytes, mut index) = (0, 0_u64, 0);
+        let mut extent = Extent::new(u64::MAX);
         let mut walk = Walk::new(self, folder, true);
         while let Some(found) = walk.next().await? {
-            entries += 1;
-            index += MEMORY_PER_ENTRY + 2 * found.path.len() as u64;
+            extent.count(&found.path)?;
             if found.entry.kind == EntryKind::File {
-                bytes = bytes.saturating_add(found.entry.size);
+                extent.count_bytes(found.entry.size)?;
                 if found.entry.size > MAX_FILE as u64 {
                     return Err(FileError::TooLarge);
                 }
@@ -76,29 +77,73 @@ impl Workspace {
                     return Err(FileError::Refused("its mode does not allow to read it".to_owned()).at(&found.path));
                 }
             }
-            if entries > MAX_ARCHIVE_ENTRIES || bytes > MAX_ARCHIVE_BYTES {
-                let megabytes = MAX_ARCHIVE_BYTES >> 20;
-                let detail = format!(
-                    "the folder is larger than an archive may be: {MAX_ARCHIVE_ENTRIES} entries and {megabytes} MB; download a part of it"
-                );
-                return Err(FileError::ArchiveTooLarge(detail));
-            }
         }
-        Ok(index)
+        Ok(extent.index)
+    }
+}
+
+/// How much of a folder was seen, within the limits of an archive. The folder is read twice, and may grow between.
+struct Extent {
+    entries: usize,
+    /// Bytes of the files.
+    bytes: u64,
+    /// Memory of the index of a zip file.
+    index: u64,
+    max_index: u64,
+}
+
+impl Extent {
+    fn new(max_index: u64) -> Self {
+        Self { entries: 0, bytes: 0, index: 0, max_index }
+    }
+
+    fn count(&mut self, path: &str) -> Result<(), FileError> {
+        self.entries += 1;
+        self.index += MEMORY_PER_ENTRY + 2 * path.len() as u64;
+        self.check()
+    }
+
+    fn count_bytes(&mut self, size: u64) -> Result<(), FileError> {
+        self.bytes = self.bytes.saturating_add(size);
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), FileError> {
+        if self.index > self.max_index {
+            return Err(FileError::ArchiveTooLarge("the folder grows while it is packed".to_owned()));
+        }
+        if self.entries > MAX_ARCHIVE_ENTRIES || self.bytes > MAX_ARCHIVE_BYTES {
+            let megabytes = MAX_ARCHIVE_BYTES >> 20;
+            let detail = format!(
+                "the folder is larger than an archive may be: {MAX_ARCHIVE_ENTRIES} entries and {megabytes} MB; download a part of it"
+            );
+            return Err(FileError::ArchiveTooLarge(detail));
+        }
+        Ok(())
     }
 }
 
 type Sender = mpsc::Sender<Result<Bytes, FileError>>;
 
 /// Writes all entries. Returns the sender with an error, so that the receiver learns of it.
-async fn write(workspace: &Workspace, folder: &str, mut output: Output) -> Result<(), (FileError, Sender)> {
+async fn write(
+    workspace: &Workspace,
+    folder: &str,
+    mut output: Output,
+    mut extent: Extent,
+) -> Result<(), (FileError, Sender)> {
     let sender = output.sender.clone();
     let writing = async {
         let mut walk = Walk::new(workspace, folder, true);
         while let Some(found) = walk.next().await? {
+            extent.count(&found.path)?;
             let name = found.path[folder.len()..].trim_start_matches('/').to_owned();
             match found.entry.kind {
-                EntryKind::File => write_file(workspace, &found.path, name, found.entry, &mut output).await?,
+                EntryKind::File => {
+                    let Some(file) = open_listed(workspace, &found.path).await? else { continue };
+                    extent.count_bytes(file.stat().size)?;
+                    write_file(file, name, found.entry, &mut output).await?;
+                }
                 EntryKind::Folder | EntryKind::Link => {
                     output.write(move |archive| archive.add(&name, &found.entry)).await?;
                 }
@@ -110,18 +155,15 @@ async fn write(workspace: &Workspace, folder: &str, mut output: Output) -> Resul
     writing.await.map_err(|error| (error, sender))
 }
 
-async fn write_file(
-    workspace: &Workspace,
-    path: &str,
-    name: String,
-    entry: FileEntry,
-    output: &mut Output,
-) -> Result<(), FileError> {
-    let file = match workspace.open(path).await {
-        // Removed since the folder was listed.
-        Err(FileError::Missing(_)) => return Ok(()),
-        file => file.map_err(|error| error.at(path))?,
-    };
+/// Opens a file, unless it was removed since the folder was listed.
+async fn open_listed(workspace: &Workspace, path: &str) -> Result<Option<OpenFile>, FileError> {
+    match workspace.open(path).await {
+        Err(FileError::Missing(_)) => Ok(None),
+        file => file.map(Some).map_err(|error| error.at(path)),
+    }
+}
+
+async fn write_file(file: OpenFile, name: String, entry: FileEntry, output: &mut Output) -> Result<(), FileError> {
     let size = file.stat().size;
     let entry = FileEntry { size, ..entry };
     if let Some(bytes) = file.whole() {
@@ -307,4 +349,19 @@ fn zip_time(ms: i64) -> DateTime {
     let small = |at| u8::try_from(number(at)).unwrap_or(0);
     let (month, day, hour, minute, second) = (small(5..7), small(8..10), small(11..13), small(14..16), small(17..19));
     DateTime::from_date_and_time(number(0..4), month, day, hour, minute, second).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growing_folders_exceed_the_extent() {
+        let mut extent = Extent::new(2 * MEMORY_PER_ENTRY + 4);
+        assert!(extent.count("a").is_ok() && extent.count("b").is_ok());
+        assert!(matches!(extent.count("c"), Err(FileError::ArchiveTooLarge(_))));
+        let mut extent = Extent::new(u64::MAX);
+        assert!(extent.count_bytes(MAX_ARCHIVE_BYTES).is_ok() && extent.count_bytes(1).is_err());
+        assert!((0..=MAX_ARCHIVE_ENTRIES).try_for_each(|_| extent.count("")).is_err());
+    }
 }
