@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::Stream;
@@ -14,6 +15,9 @@ use crate::session::Upload;
 
 /// The beginning of the names of staging folders.
 const PREFIX: &str = ".cellkeep-staging-";
+
+/// How long unpacking an archive may take, and how long the check before files are moved.
+const DEADLINE: Duration = Duration::from_secs(600);
 
 /// The most folders of an earlier server that are looked for.
 const MAX_OLD: usize = 100;
@@ -47,6 +51,23 @@ impl Summary {
         if self.bytes > MAX_ARCHIVE_BYTES {
             let detail = format!("there are more than {} MB of files", MAX_ARCHIVE_BYTES >> 20);
             return Err(FileError::ArchiveTooLarge(detail));
+        }
+        Ok(())
+    }
+}
+
+/// Until when something must be done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(Instant);
+
+impl Deadline {
+    pub fn begin() -> Self {
+        Self(Instant::now() + DEADLINE)
+    }
+
+    pub fn check(self) -> Result<(), FileError> {
+        if Instant::now() > self.0 {
+            return Err(FileError::Busy(format!("unpacking took longer than {} s", DEADLINE.as_secs())));
         }
         Ok(())
     }
@@ -155,11 +176,16 @@ impl Staging {
     /// Merges everything into a folder of the workspace, which is created. Files are replaced one by one; a file never replaces
     /// a folder or the reverse, which is checked before anything is moved.
     pub async fn publish(self, into: &str) -> Result<Summary, FileError> {
+        self.publish_before(into, Deadline::begin()).await
+    }
+
+    /// The same. Nothing is moved if the check does not end before the deadline.
+    pub(super) async fn publish_before(self, into: &str, deadline: Deadline) -> Result<Summary, FileError> {
         let summary = self.summary;
         let moved = async {
-            self.merge(into, false).await?;
+            self.merge(into, MergeStep::Check(deadline)).await?;
             self.workspace.make_folder(into).await?;
-            self.merge(into, true).await
+            self.merge(into, MergeStep::Move).await
         };
         let moved = moved.await;
         self.discard().await;
@@ -173,9 +199,12 @@ impl Staging {
         }
     }
 
-    async fn merge(&self, into: &str, moves: bool) -> Result<(), FileError> {
+    async fn merge(&self, into: &str, step: MergeStep) -> Result<(), FileError> {
         let mut walk = Walk::new(&self.workspace, &self.folder, true);
         while let Some(staged) = walk.next().await? {
+            if let MergeStep::Check(deadline) = step {
+                deadline.check()?;
+            }
             let name = staged.path[self.folder.len()..].trim_start_matches('/');
             let to = join(into, name);
             let is_folder = staged.entry.kind == EntryKind::Folder;
@@ -189,7 +218,7 @@ impl Staging {
                 Err(FileError::Missing(_)) => false,
                 Err(error) => return Err(error.at(&to)),
             };
-            if moves {
+            if matches!(step, MergeStep::Move) {
                 self.workspace.rename(&staged.path, &to, replace).await.map_err(|error| error.at(&to))?;
             }
             if is_folder {
@@ -198,6 +227,14 @@ impl Staging {
         }
         Ok(())
     }
+}
+
+/// A pass through the staging folder.
+#[derive(Clone, Copy, Debug)]
+enum MergeStep {
+    /// Nothing is moved.
+    Check(Deadline),
+    Move,
 }
 
 impl Drop for Staging {

@@ -8,18 +8,15 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use flate2::read::MultiGzDecoder;
 use tokio::runtime::Handle;
 
-use super::staging::check_path;
+use super::staging::{Deadline, check_path};
 use super::{FileError, MAX_FILE, PutOptions, Staging, Summary, Workspace, tar_reader, zip_reader};
 use crate::agent_protocol::FILE_CHUNK;
 
-/// How long unpacking may take.
-const DEADLINE: Duration = Duration::from_secs(600);
 /// The largest number of symlinks in an archive, and the length of a link's target in bytes.
 const MAX_LINKS: usize = 10_000;
 pub(super) const MAX_TARGET: usize = 4096;
@@ -29,17 +26,18 @@ impl Workspace {
     /// by its bytes. Existing files are replaced.
     pub async fn unpack(&self, into: &str, archive: File) -> Result<Summary, FileError> {
         let _unpacking = self.load.unpack(&self.session.principal)?;
+        let deadline = Deadline::begin();
         let staging = self.stage().await?;
         let runtime = Handle::current();
         // A thread cannot be cancelled: it goes on when the client disconnects, and removes the staging folder at its end.
         let unpacking = tokio::task::spawn_blocking(move || {
-            let mut sink = Sink { staging, runtime, links: Vec::new(), deadline: Instant::now() + DEADLINE };
+            let mut sink = Sink { staging, runtime, links: Vec::new(), deadline };
             let unpacked = read_archive(archive, &mut sink).and_then(|()| sink.make_links());
             (sink.staging, unpacked)
         });
         let (staging, unpacked) = unpacking.await.map_err(|error| FileError::BadArchive(error.to_string()))?;
         match unpacked {
-            Ok(()) => staging.publish(into).await,
+            Ok(()) => staging.publish_before(into, deadline).await,
             Err(error) => {
                 staging.discard().await;
                 Err(match error {
@@ -86,11 +84,12 @@ pub(super) struct Sink {
     runtime: Handle,
     /// Links are made at the end, so that no entry is written through a link of the archive.
     links: Vec<(String, String)>,
-    deadline: Instant,
+    deadline: Deadline,
 }
 
 impl Sink {
     pub fn folder(&mut self, name: &str) -> Result<(), FileError> {
+        self.deadline.check()?;
         self.runtime.block_on(self.staging.make_folder(name))
     }
 
@@ -103,9 +102,7 @@ impl Sink {
         let (name, mut upload) = self.staging.start_file(name, options)?;
         let mut left = size;
         loop {
-            if Instant::now() > self.deadline {
-                return Err(FileError::Busy(format!("unpacking took longer than {} s", DEADLINE.as_secs())));
-            }
+            self.deadline.check()?;
             let wanted = usize::try_from(left).unwrap_or(FILE_CHUNK).min(FILE_CHUNK);
             let mut chunk = BytesMut::zeroed(wanted);
             bytes.read_exact(&mut chunk).map_err(|error| bad(&error))?;
@@ -122,6 +119,7 @@ impl Sink {
     }
 
     pub fn link(&mut self, name: &str, target: String) -> Result<(), FileError> {
+        self.deadline.check()?;
         if self.links.len() == MAX_LINKS {
             return Err(FileError::ArchiveTooLarge(format!("there are more than {MAX_LINKS} links")));
         }
@@ -136,6 +134,7 @@ impl Sink {
         let links = std::mem::take(&mut self.links);
         let names: HashSet<String> = links.iter().filter_map(|(name, _)| check_path(name).ok()).collect();
         for (name, target) in &links {
+            self.deadline.check()?;
             // A link that is made through another one would be elsewhere than its path says.
             let path = check_path(name)?;
             if path.match_indices('/').any(|(end, _)| names.contains(&path[..end])) {
