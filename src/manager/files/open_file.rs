@@ -44,8 +44,8 @@ impl OpenFile {
         (self.head.len() as u64 == self.stat.size).then(|| self.head.clone())
     }
 
-    /// Reads a range of the bytes, one chunk at a time. Fails if the file is replaced or truncated meanwhile. A file that grows is
-    /// read up to the size that it had.
+    /// Reads a range of the bytes, one chunk at a time. Fails if the file is replaced, truncated or changed meanwhile. A file that
+    /// grows, such as a log, is read up to the size that it had.
     pub fn read(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, FileError>> + Send + use<> {
         stream::try_unfold((self, range), |(file, range)| async move {
             if range.is_empty() {
@@ -65,11 +65,32 @@ impl OpenFile {
             return Ok(self.head.slice(start..start + rest.min(usize::try_from(wanted).unwrap_or(rest))));
         }
         let (stat, mut bytes) = self.workspace.read_chunk(&self.path, range.start, wanted).await?;
-        if stat.inode != self.stat.inode || bytes.is_empty() {
+        if !is_same_file(&self.stat, &stat) || bytes.is_empty() {
             return Err(FileError::Cut);
         }
         // The agent is not trusted to send no more than was asked for.
         bytes.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
         Ok(bytes)
+    }
+}
+
+/// Whether a file that was opened can be read on. The state of one that has grown does not show whether its earlier bytes changed.
+fn is_same_file(opened: &FileStat, now: &FileStat) -> bool {
+    opened.inode == now.inode && (opened.changed_ns == now.changed_ns && opened.size == now.size || now.size > opened.size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rewritten_files_are_other_files() {
+        let opened = FileStat { size: 10, inode: 7, modified_ns: 1, changed_ns: 1 };
+        assert!(is_same_file(&opened, &opened));
+        assert!(is_same_file(&opened, &FileStat { size: 11, changed_ns: 2, ..opened }), "a log");
+        for other in [FileStat { inode: 8, ..opened }, FileStat { changed_ns: 2, ..opened }, FileStat { size: 9, ..opened }]
+        {
+            assert!(!is_same_file(&opened, &other), "{other:?}");
+        }
     }
 }
