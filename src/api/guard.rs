@@ -14,6 +14,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use super::Api;
 use super::error::Problem;
 use super::rate_limit::{MAX_STREAMS, OpenStream};
+use super::refused_body::ToKnownClient;
 use super::trace::REQUEST_ID;
 use crate::auth::{Identity, Scope};
 use crate::ids::SessionId;
@@ -154,7 +155,9 @@ pub(super) async fn authenticate(State(api): State<Api>, mut request: Request, n
     api.rate_limits.check_request(&identity.rate_key()).map_err(|after| too_fast("of this principal", after))?;
     request.extensions_mut().insert(identity);
     request.extensions_mut().insert(token);
-    Ok(next.run(request).await)
+    let mut response = next.run(request).await;
+    response.extensions_mut().insert(ToKnownClient);
+    Ok(response)
 }
 
 /// The response to requests above a rate limit.

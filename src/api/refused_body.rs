@@ -13,11 +13,18 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// How much of a refused body is read, and for how long: enough for the largest file.
 const DRAIN: (u64, Duration) = (2 << 30, Duration::from_secs(30));
-/// The same for clients without a valid token, and for those above their rate limit.
+/// The same for responses that are not [`ToKnownClient`], and for those above a limit.
 const DRAIN_UNKNOWN: (u64, Duration) = (64 << 20, Duration::from_secs(5));
+/// Bodies that are read at once to the larger bound.
+static LARGE_DRAINS: Semaphore = Semaphore::const_new(32);
+
+/// Marks the response to a request whose token is valid and allows it.
+#[derive(Clone, Copy)]
+pub(super) struct ToKnownClient;
 
 /// A body that the middleware still has when the handler has dropped it.
 #[derive(Clone)]
@@ -66,11 +73,18 @@ pub(super) async fn drain(request: Request, next: Next) -> Response {
     let response = next.run(Request::from_parts(head, Body::new(shared.clone()))).await;
     let is_refused = response.status().is_client_error() || response.status().is_server_error();
     if is_refused && !shared.is_end_stream() && (!waits || shared.with(|state| state.was_read)) {
-        let is_unknown = matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS);
-        let (bytes, time) = if is_unknown { DRAIN_UNKNOWN } else { DRAIN };
-        tokio::spawn(tokio::time::timeout(time, read_and_drop(shared, bytes)));
+        let is_known = response.extensions().get::<ToKnownClient>().is_some();
+        let is_large = is_known && response.status() != StatusCode::TOO_MANY_REQUESTS;
+        let permit = if is_large { LARGE_DRAINS.try_acquire().ok() } else { None };
+        tokio::spawn(drain_within_bounds(shared, permit));
     }
     response
+}
+
+/// Reads a body to the larger bound if it has a permit for that.
+async fn drain_within_bounds(body: SharedBody, permit: Option<SemaphorePermit<'static>>) {
+    let (bytes, time) = if permit.is_some() { DRAIN } else { DRAIN_UNKNOWN };
+    let _ = tokio::time::timeout(time, read_and_drop(body, bytes)).await;
 }
 
 async fn read_and_drop(mut body: SharedBody, most: u64) {
