@@ -162,7 +162,8 @@ async fn curl_gets_ranges_and_sends_forms(place: TestSandbox) {
         ("text/plain; charset=utf-8", "Wed, 01 Jan 2020 00:00:00 GMT")
     );
     let old = held.path("/files/old.txt");
-    assert_eq!(client.with("if-none-match", &etag).get(&old).await.status, 304);
+    let known = client.with("if-none-match", &etag).get(&old).await;
+    assert_eq!((known.status, known.header("cache-control")), (304, "private, no-cache"));
     assert_eq!(client.with("if-modified-since", &modified).get(&old).await.status, 304);
     client.with("if-match", "\"other\"").get(&old).await.problem(412, "precondition_failed");
     let with = |condition: &str| client.with("range", "bytes=0-3").with("if-range", condition);
@@ -172,6 +173,7 @@ async fn curl_gets_ranges_and_sends_forms(place: TestSandbox) {
     assert_eq!(client.with("range", "bytes=0-3").send(Method::HEAD, &path, "").await.header("content-length"), "12000000");
     held.ok("printf xxxx >> big.bin").await;
     assert_eq!(with(&etag).get(&path).await.status, 200, "it is another file now");
+    client.with("if-none-match", &etag).put(&path, "x").await.problem(400, "bad_condition");
     client.with("if-none-match", "*").put(&path, "x").await.problem(412, "precondition_failed");
     client.with("if-none-match", "*").put(&held.path("/files/fresh"), "x").await.is(204);
 

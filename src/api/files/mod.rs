@@ -25,6 +25,9 @@ use crate::mime;
 use conditional::{Selection, Validators};
 pub(super) use folder::{__path_create, __path_list, __path_upload, create, list, upload};
 
+/// Files are private to their session, and may change at any time.
+const CACHE_CONTROL: &str = "private, no-cache";
+
 /// The path of the file in the URL.
 pub(super) struct FileInPath(String);
 
@@ -97,7 +100,7 @@ impl From<WorkspaceEntry> for File {
 
 /// Download a file
 ///
-/// Ranges (`Range`, `If-Range`) and conditions (`If-None-Match`, `If-Modified-Since`, `If-Match`, `If-Unmodified-Since`) are
+/// Ranges (`Range`, `If-Range` with an entity tag) and conditions (`If-None-Match`, `If-Modified-Since`, `If-Match`, `If-Unmodified-Since`) are
 /// supported, as is `HEAD`. A request for several ranges gets the whole file. The media type is found by the name, else by the
 /// first bytes. A browser never displays the file.
 #[utoipa::path(
@@ -127,7 +130,7 @@ pub(super) async fn get(
     let mut response = match validators.select(&headers, size, method == Method::GET) {
         Selection::PreconditionFailed => return Err(precondition_failed()),
         Selection::Unsatisfiable => return Ok(unsatisfiable(size)),
-        Selection::NotModified => StatusCode::NOT_MODIFIED.into_response(),
+        Selection::NotModified => (StatusCode::NOT_MODIFIED, [(header::CACHE_CONTROL, CACHE_CONTROL)]).into_response(),
         Selection::Whole => {
             let headers = download_headers(&path, Some(file.head()));
             let length = [(header::CONTENT_LENGTH, HeaderValue::from(size))];
@@ -161,7 +164,7 @@ fn download_headers(path: &str, head: Option<&[u8]>) -> HeaderMap {
         (header::CONTENT_DISPOSITION, disposition.as_str()),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
-        (header::CACHE_CONTROL, "private, no-cache"),
+        (header::CACHE_CONTROL, CACHE_CONTROL),
     ];
     values.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::from_str(value).ok()?))).collect()
 }
@@ -227,11 +230,13 @@ fn check_length(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 
 /// Whether a file may only be created. Other conditions of uploads are not supported, and must not be ignored.
 fn must_be_new(headers: &HeaderMap) -> Result<bool, Problem> {
-    if [header::IF_MATCH, header::IF_UNMODIFIED_SINCE].iter().any(|name| headers.contains_key(name)) {
-        let detail = "uploads support the condition `If-None-Match: *` only";
-        return Err(Problem::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", detail));
+    let mut tags = headers.get_all(header::IF_NONE_MATCH).iter();
+    let is_other = [header::IF_MATCH, header::IF_UNMODIFIED_SINCE].iter().any(|name| headers.contains_key(name));
+    if is_other || tags.any(|tags| tags != "*") {
+        let detail = "uploads support the condition `If-None-Match: *` only: the file is created, and not replaced";
+        return Err(Problem::bad_request("bad_condition", detail));
     }
-    Ok(headers.get(header::IF_NONE_MATCH).is_some_and(|value| value == "*"))
+    Ok(headers.contains_key(header::IF_NONE_MATCH))
 }
 
 /// A change of an entry.
@@ -296,4 +301,24 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, Problem> {
     api.sessions.workspace(&id, &caller.access())?.remove(&path, query.recursive).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uploads_refuse_conditions_they_cannot_keep() {
+        let must_be_new = |name, value| must_be_new(&HeaderMap::from_iter([(name, HeaderValue::from_static(value))]));
+        assert!(must_be_new(header::IF_NONE_MATCH, "*").unwrap());
+        assert!(!must_be_new(header::IF_MODIFIED_SINCE, "yesterday").unwrap());
+        for (name, value) in [
+            (header::IF_NONE_MATCH, "\"a\""),
+            (header::IF_MATCH, "*"),
+            (header::IF_UNMODIFIED_SINCE, "Wed, 01 Jan 2020 00:00:00 GMT"),
+        ] {
+            let problem = serde_json::to_value(must_be_new(name, value).unwrap_err().view()).unwrap();
+            assert_eq!((&problem["status"], &problem["code"]), (&400.into(), &"bad_condition".into()), "{value}");
+        }
+    }
 }
