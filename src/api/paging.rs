@@ -30,8 +30,11 @@ pub(super) fn cursor(position: &impl Serialize) -> String {
 pub(super) fn position<T: DeserializeOwned>(cursor: Option<&str>) -> Result<Option<T>, Problem> {
     let Some(cursor) = cursor else { return Ok(None) };
     let position = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|json| serde_json::from_slice(&json).ok());
-    let bad = || Problem::bad_request("bad_query", "cursor must be the next_cursor of an earlier page").field("cursor");
-    position.map(Some).ok_or_else(bad)
+    position.map(Some).ok_or_else(bad_cursor)
+}
+
+pub(super) fn bad_cursor() -> Problem {
+    Problem::bad_request("bad_query", "cursor must be the next_cursor of an earlier page").field("cursor")
 }
 
 #[cfg(test)]

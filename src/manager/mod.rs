@@ -63,8 +63,8 @@ pub use cell_outputs::{
 pub use changed_files::changed_files;
 pub use event_feed::EventSubscription;
 pub use files::{
-    ArchiveFormat, EntryKind, FileError, FilePage, FileStat, MAX_ARCHIVE_BYTES, MAX_FILE, OpenFile, PutOptions, Staging,
-    Summary, Workspace, WorkspaceEntry, printable,
+    ArchiveFormat, EntryKind, FileError, FilePage, FileStat, MAX_ARCHIVE_BYTES, MAX_FILE, OpenFile, Position, PutOptions,
+    Staging, Summary, Workspace, WorkspaceEntry, printable,
 };
 pub use notebooks::{NotebookRun, first_failure};
 pub use reader::SessionReader;

@@ -15,7 +15,7 @@ use crate::api::error::Problem;
 use crate::api::extract::media_type;
 use crate::api::view::Binary;
 use crate::api::{Api, Caller, Query, SessionInPath, User, paging};
-use crate::manager::{ArchiveFormat, FileError, MAX_FILE, Staging, Summary, Workspace, WorkspaceEntry, printable};
+use crate::manager::{ArchiveFormat, FileError, MAX_FILE, Position, Staging, Summary, Workspace, WorkspaceEntry, printable};
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -115,7 +115,7 @@ pub(in crate::api) async fn list(
     let path = check_path(query.path)?;
     let format = match query.format.as_deref() {
         None | Some("json") => {
-            let (limit, position) = (paging::limit(query.limit)?, paging::position::<String>(query.cursor.as_deref())?);
+            let (limit, cursor) = (paging::limit(query.limit)?, paging::position::<String>(query.cursor.as_deref())?);
             let is_recursive = match Depth::parse(query.depth.as_deref())? {
                 Depth::Zero => {
                     let entry = workspace.stat(&path).await?;
@@ -125,8 +125,9 @@ pub(in crate::api) async fn list(
                 Depth::One => false,
                 Depth::All => true,
             };
-            let page = workspace.page(&path, is_recursive, position.as_deref(), limit).await?;
-            let next_cursor = page.next.as_ref().map(paging::cursor);
+            let position = cursor.map(|text| Position::parse(&path, text, is_recursive).ok_or_else(paging::bad_cursor));
+            let page = workspace.page(&path, is_recursive, position.transpose()?.as_ref(), limit).await?;
+            let next_cursor = page.next.map(|position| paging::cursor(&position.as_str()));
             let entries = page.entries.into_iter().map(File::from).collect();
             return Ok(Json(FileList { path, entries, next_cursor }).into_response());
         }

@@ -33,7 +33,7 @@ pub use crate::agent_protocol::{EntryKind, FileEntry, FileStat, PutOptions, deco
 pub use open_file::OpenFile;
 pub use pack::ArchiveFormat;
 pub use staging::{Staging, Summary};
-pub use walk::{FilePage, WorkspaceEntry};
+pub use walk::{FilePage, Position, WorkspaceEntry};
 pub use workspace::Workspace;
 
 /// The largest file that is transferred, and the largest archive that is unpacked, in bytes.

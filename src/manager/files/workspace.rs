@@ -15,7 +15,7 @@ use crate::session::{SessionError, Upload};
 const MAX_REMOVALS: usize = 10_000;
 
 /// The longest name of an entry in bytes, as in Linux.
-const MAX_NAME: usize = 255;
+pub(super) const MAX_NAME: usize = 255;
 
 /// The workspace of a session. Paths are relative to it, without `.` and `..`. Clones share the session.
 #[derive(Clone)]
