@@ -3,7 +3,7 @@
 # Sandboxes see them at /opt/kernel/fonts and at /usr/share/fonts, and no other fonts. They are taken from Debian's packages without
 # being installed, which needs no root.
 set -eu
-env_dir=$1
+env_dir=$(cd "$1" && pwd)
 common=$env_dir/common
 packages=$(sed '/^#/d; s/ .*//' "$common/fonts.txt" | sort -u)
 unpacked=$(mktemp -d)
@@ -40,12 +40,14 @@ chmod -R a+rX "$env_dir/fonts"
 find "$env_dir/fonts" -type d -exec touch -d 2020-01-01 {} +
 rm -rf "$env_dir/fontcache"
 mkdir "$env_dir/fontcache"
-if ! command -v fc-cache >/dev/null; then
-    :
-elif [ "$env_dir" = /opt/kernel ]; then
-    FONTCONFIG_FILE=$common/fontconfig/fonts.conf fc-cache
-elif command -v bwrap >/dev/null; then
-    bwrap --ro-bind / / --tmpfs /opt --bind "$env_dir" /opt/kernel --tmpfs /tmp --dev /dev --clearenv \
-        --setenv FONTCONFIG_FILE /opt/kernel/common/fontconfig/fonts.conf --setenv HOME /nowhere "$(command -v fc-cache)"
-fi
+make_cache() {
+    command -v fc-cache >/dev/null || return 0
+    if [ "$env_dir" = /opt/kernel ]; then
+        FONTCONFIG_FILE=$common/fontconfig/fonts.conf fc-cache
+    elif command -v bwrap >/dev/null; then
+        bwrap --ro-bind / / --tmpfs /opt --bind "$env_dir" /opt/kernel --tmpfs /tmp --dev /dev --clearenv \
+            --setenv FONTCONFIG_FILE /opt/kernel/common/fontconfig/fonts.conf --setenv HOME /nowhere "$(command -v fc-cache)"
+    fi
+}
+make_cache || echo "warning: cannot make the cache of the fonts; the first plot of each R session takes longer" >&2
 chmod -R a+rX "$env_dir/fontcache"
