@@ -68,7 +68,7 @@ async fn model_answers_and_runs_cells() {
     let result = text(&second[4]);
     assert!(second[4]["tool_call_id"] == second[3]["tool_calls"][0]["id"] && result.contains("drawn"), "{}", second[4]);
     assert!(
-        !result.contains('\u{1b}') && !result.contains("iVBOR") && result.contains("[a picture, image/png]"),
+        !result.contains('\u{1b}') && !result.contains("iVBOR") && result.contains("[a picture, image/png, "),
         "{result}"
     );
     let picture = second[5]["content"][1]["image_url"]["url"].as_str().unwrap();
