@@ -27,10 +27,8 @@ def use_baked_font_cache():
     try:
         config_dir.mkdir(parents=True, exist_ok=True)
         for baked in (ENV_ROOT / "share/mplcache").glob("fontlist-*.json"):
-            copy = config_dir / baked.name
-            if not copy.exists():
-                # It has the paths that a sandbox sees. Tests and benchmarks also run the environment where it was installed.
-                copy.write_text(baked.read_text().replace("/opt/kernel/", f"{ENV_ROOT}/"))
+            # It has the paths that a sandbox sees. Tests and benchmarks also run the environment where it was installed.
+            (config_dir / baked.name).write_text(baked.read_text().replace("/opt/kernel/", f"{ENV_ROOT}/"))
     except OSError as error:  # the first plot is slower, nothing else
         print(f"launcher: no font cache: {error}", file=sys.stderr)
 
