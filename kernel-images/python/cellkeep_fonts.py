@@ -15,7 +15,9 @@ FALLBACK_CATEGORIES = {"Lo", "Lm", "Mc", "Mn", "So"}
 
 
 def adapt_font_manager(manager_class, path_class):
-    fallbacks = [path_class(path, index) for path, index in json.loads(FALLBACKS.read_text())]
+    # It has the paths that a sandbox sees.
+    text = FALLBACKS.read_text().replace("/opt/kernel/", f"{sys.prefix}/")
+    fallbacks = [path_class(path, index) for path, index in json.loads(text)]
     find = manager_class._find_fonts_by_props
 
     def find_with_fallbacks(manager, prop, fontext="ttf", *args, **kwargs):
