@@ -1,7 +1,7 @@
 //! Which files a pattern of artifacts means.
 
-/// Whether one of the patterns, which have no braces, means the file. A pattern without `/` is compared with the name, any other with the whole path. One that
-/// ends in `/` means everything in that folder.
+/// Whether a file matches one of the patterns, which have no braces. A pattern without `/` is compared with the name, any other
+/// with the whole path. A pattern that ends in `/` matches everything in that folder.
 pub(super) fn matches_any(patterns: &[String], path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     patterns.iter().any(|pattern| match pattern.strip_prefix("./").unwrap_or(pattern) {

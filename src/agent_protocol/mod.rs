@@ -16,8 +16,8 @@
 //! The manager does not trust the agent: a tenant may control it. Every frame kind has a cap that is checked before anything
 //! is allocated, and both ends validate what they read. A framing error leads to a new connection, never to a dead kernel.
 //!
-//! [`frame`] delimits frames, [`types`] are their meaning, [`workspace`] what they say of its files, [`codec`] encodes them, [`assembler`] splits and reassembles
-//! events.
+//! [`frame`] delimits frames. [`types`] defines their contents, [`workspace`] those about changed files. [`codec`] encodes them,
+//! [`assembler`] splits and reassembles events.
 
 mod assembler;
 mod codec;

@@ -1,4 +1,4 @@
-//! How an execution is requested: its time limit, its input, its environment, and what is kept of its files.
+//! The options of an execution in a request: time limit, input, environment, working folder, and the files to keep as artifacts.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -221,7 +221,7 @@ fn install_packages(kernel: &KernelSpec, progress: Progress<'_>) -> Result<(), I
         return if missing.is_empty() { Ok(()) } else { Err(InstallError::Packages { packages: missing.join(" ") }) };
     }
     apt_install(&missing, progress)?;
-    // A failure is reported by the caller, who asks for the missing ones.
+    // The caller checks again which packages are missing, and reports a failure.
     let _ = apt_install(&missing_command_packages(), progress);
     Ok(())
 }

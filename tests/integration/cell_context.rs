@@ -94,7 +94,7 @@ async fn bad_environment_and_folder_are_refused(place: TestSandbox) {
     let cell = run(&session, json!({"source": "echo ran", "cwd": "taken/below"})).await;
     assert_eq!((&cell["status"], text_of(&cell, "stdout").as_str()), (&json!("error"), ""), "{cell}");
     assert_eq!(printed(&session.run("pwd").await), "/work\n");
-    // An interrupt is told, and what was set is set back.
+    // An interrupted cell has the status of an interrupt, and its environment is restored.
     let fields = json!({"source": "sleep 100", "env": {"A": "b"}, "timeout_seconds": 0.5});
     let cell = run(&session, fields).await;
     assert_eq!((&cell["status"], &cell["error"]["state_lost"]), (&json!("timeout"), &json!(false)), "{cell}");

@@ -99,7 +99,7 @@ impl Machine {
 
     // ---- files --------------------------------------------------------------------------------------------------------
 
-    /// Changes that no cell is known for are told without one.
+    /// Records changed files. If the execution is neither active nor recent, the event has no cell.
     fn files_changed(&mut self, cx: Context, execution: &str, changes: FileChanges) {
         let number = self.cell_of(execution);
         let changes = changes.sanitized();
