@@ -163,6 +163,11 @@ const TYPES: &[(&str, &str)] = &[
     ("ts", "text/x-typescript"),
 ];
 
+/// The type of a file by the extension of its name, or the type of unknown bytes.
+pub fn of_name_or_bytes(name: &str) -> &'static str {
+    of_name(name).unwrap_or("application/octet-stream")
+}
+
 /// The type of a file by the extension of its name, if it is known.
 pub fn of_name(name: &str) -> Option<&'static str> {
     let (stem, extension) = name.rsplit_once('.')?;

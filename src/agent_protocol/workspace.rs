@@ -56,7 +56,7 @@ pub struct FileChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// Whether the content is kept as an artifact.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub artifact: bool,
     /// Why a file that a pattern matches is not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@ use super::error::Problem;
 use super::sessions::{check_env, check_timeout};
 use super::{Api, Caller};
 use crate::ids::SessionId;
+use crate::kernels;
 use crate::session::{ExecutionContext, ExecutionOptions};
 
 /// The most patterns of artifacts, and the longest one in bytes.
@@ -28,13 +29,16 @@ pub(super) struct RequestedOptions {
 }
 
 impl RequestedOptions {
-    pub fn resolve(self, api: &Api, id: &SessionId, caller: &Caller) -> Result<ExecutionOptions, Problem> {
+    pub async fn resolve(self, api: &Api, id: &SessionId, caller: &Caller) -> Result<ExecutionOptions, Problem> {
         let timeout_seconds = match check_timeout(self.timeout_seconds)? {
             Some(seconds) => Some(seconds),
             None => api.sessions.cell_timeout(id, &caller.access())?,
         };
         let allow_stdin = self.allow_stdin.unwrap_or(false);
         let context = self.context()?;
+        if !context.env.is_empty() || context.cwd.is_some() {
+            check_kernel_takes_context(api, id, caller).await?;
+        }
         Ok(ExecutionOptions { timeout_seconds, allow_stdin, context, ..ExecutionOptions::default() })
     }
 
@@ -51,6 +55,18 @@ impl RequestedOptions {
         let env: BTreeMap<String, String> = env.into_iter().collect();
         Ok(ExecutionContext { env, cwd, artifacts, hash_files: self.hash_files.unwrap_or(false) })
     }
+}
+
+async fn check_kernel_takes_context(api: &Api, id: &SessionId, caller: &Caller) -> Result<(), Problem> {
+    let row = api.reader.row(id, &caller.access()).await?;
+    if kernels::find(&row.kernel).is_ok_and(|kernel| kernel.ignores_context) {
+        let detail = format!(
+            "{} cannot set env or cwd for one cell; set env for the whole session, or change both in the code",
+            row.kernel
+        );
+        return Err(Problem::unprocessable("no_execution_context", detail));
+    }
+    Ok(())
 }
 
 fn check_patterns(patterns: &[String]) -> Result<(), Problem> {

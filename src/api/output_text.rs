@@ -1,4 +1,4 @@
-//! A range of a stream's text, for clients that show the beginning and the end of a long text and load the rest on demand.
+//! A range of an output's text, for clients that show the beginning and the end of a long text and load the rest on demand.
 
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
@@ -30,6 +30,8 @@ pub(super) struct Range {
     /// What offsets in the request count.
     #[param(inline, value_type = Option<OffsetUnit>)]
     unit: Option<String>,
+    /// The media type of a text in a MIME bundle, for example `text/html`. Without it, the output must be a stream.
+    mime: Option<String>,
 }
 
 /// What offsets count: bytes of UTF-8, or UTF-16 code units, as in JavaScript.
@@ -90,8 +92,9 @@ impl IntoParams for OutputInPath {
     }
 }
 
-/// Get a range of the text of a stream output
+/// Get a range of the text of an output
 ///
+/// The text is that of a stream, or with `mime` a text of a MIME bundle.
 /// A range has at most 1 MB and ends between characters.
 #[utoipa::path(
     get, path = "/cells/{cell}/outputs/{output}/text", operation_id = "get_output_text", tag = "cells",
@@ -119,9 +122,11 @@ pub(super) async fn get(
         }
     };
     run_blocking(move || {
-        let text = stream_text(&events, output).ok_or_else(|| {
-            Problem::not_found("no_output", format!("there is no stream at index {output} among this cell's outputs"))
-        })?;
+        let text = match &range.mime {
+            None => stream_text(&events, output),
+            Some(mime) => bundle_text(&events, output, mime),
+        };
+        let text = text.ok_or_else(|| no_text(output, range.mime.as_deref()))?;
         let unit = OffsetUnit::parse(range.unit.as_deref())?;
         let in_bytes = |offset| if unit == OffsetUnit::Utf16 { utf16_to_bytes(&text, offset) } else { offset };
         let (from, to) = char_range(&text, range.from.map(in_bytes), range.to.map(in_bytes))?;
@@ -173,6 +178,27 @@ fn stream_text(events: &[EventRow], index: u64) -> Option<String> {
     text
 }
 
+/// The text of this media type of a MIME bundle after these events.
+fn bundle_text(events: &[EventRow], index: u64, mime: &str) -> Option<String> {
+    let mut bundle = None;
+    for event in events.iter().filter_map(OutputEvent::parse) {
+        match event {
+            OutputEvent::Clear => bundle = None,
+            OutputEvent::Set { index: at, output, .. } if at == index => bundle = Some(output),
+            OutputEvent::Set { .. } => {}
+        }
+    }
+    Some(bundle?.get("data")?.get(mime)?.as_str()?.to_owned())
+}
+
+fn no_text(output: u64, mime: Option<&str>) -> Problem {
+    let what = match mime {
+        None => "stream".to_owned(),
+        Some(mime) => format!("output with a text of type {mime:?}"),
+    };
+    Problem::not_found("no_output", format!("there is no {what} at index {output} among this cell's outputs"))
+}
+
 /// The requested range, limited to one response and to whole characters.
 fn char_range(text: &str, from: Option<u64>, to: Option<u64>) -> Result<(usize, usize), Problem> {
     let (from, to) = (from.unwrap_or(0), to.unwrap_or(u64::MAX));
@@ -212,6 +238,19 @@ mod tests {
         assert_eq!(stream_text(&cleared, 0).as_deref(), Some("new"));
         let plot = json!({"index": 0, "output": {"output_type": "display_data", "data": {"text/plain": "x"}}});
         assert_eq!(stream_text(&[event(EventKind::OutputAppend, &plot)], 0), None, "a plot is not a stream");
+    }
+
+    #[test]
+    fn bundle_text_is_the_latest_of_its_type() {
+        let plot = |html: &str| {
+            let output = json!({"output_type": "display_data", "data": {"text/html": html, "a/json": {"x": 1}}});
+            event(EventKind::OutputUpdate, &json!({"index": 1, "output": output}))
+        };
+        let events = [stream(0, 0, "ab"), plot("old"), plot("new")];
+        assert_eq!(bundle_text(&events, 1, "text/html").as_deref(), Some("new"));
+        for (index, mime) in [(0, "text/html"), (1, "text/plain"), (1, "a/json"), (2, "text/html")] {
+            assert_eq!(bundle_text(&events, index, mime), None, "{index} {mime}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The WebSocket of a session: events to the client, commands from the client, both as JSON text.
 
+use std::collections::HashMap;
+
 use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -141,6 +143,14 @@ pub(super) struct Command {
     timeout_seconds: Option<f64>,
     /// For `run`: whether the code may request input.
     allow_stdin: Option<bool>,
+    /// For `run`: files that are kept as artifacts, as for a new cell.
+    artifacts: Option<Vec<String>>,
+    /// For `run`: whether the SHA-256 of each changed file is computed.
+    hash_files: Option<bool>,
+    /// For `run`: environment variables for the time of the execution.
+    env: Option<HashMap<String, String>>,
+    /// For `run`: the working folder for the time of the execution, relative to the workspace.
+    cwd: Option<String>,
     /// For `run`: the trace that the execution belongs to.
     traceparent: Option<String>,
 }
@@ -230,10 +240,10 @@ async fn execute(command: Command, client: &Client) -> Result<Option<String>, Pr
         "run" => {
             let trace = command.traceparent.as_deref().and_then(traces::parse_foreign).or_else(|| client.trace.clone());
             let handle = api.sessions.handle_for_write(id, &caller.access())?.traced(trace);
-            let (timeout_seconds, allow_stdin) = (command.timeout_seconds, command.allow_stdin);
-            let has_options = timeout_seconds.is_some() || allow_stdin.is_some();
-            let requested = RequestedOptions { timeout_seconds, allow_stdin, ..RequestedOptions::default() };
-            let options = requested.resolve(api, id, caller)?;
+            let Command { timeout_seconds, allow_stdin, artifacts, hash_files, env, cwd, .. } = command;
+            let requested = RequestedOptions { timeout_seconds, allow_stdin, artifacts, hash_files, env, cwd };
+            let has_options = requested != RequestedOptions::default();
+            let options = requested.resolve(api, id, caller).await?;
             let cell = match (command.source, command.cell) {
                 (Some(source), id) => {
                     handle.add_cell(NewCell { id, source, options, run: true, ..NewCell::default() }).await?

@@ -41,6 +41,8 @@ pub struct KernelSpec {
     pub startup_code: Option<String>,
     /// Code that sets the context of an execution; see `AgentConfig`.
     pub context_code: Option<String>,
+    /// Whether it cannot set the environment and the working folder of one execution.
+    pub ignores_context: bool,
     /// Code that marks the end of an execution's outputs; see `AgentConfig`.
     pub end_marker: Option<String>,
     /// The default memory limit of its sessions, MiB, if it needs another one than [`Limits::default`].
@@ -66,6 +68,8 @@ struct CellkeepMetadata {
     iopub_pipe: bool,
     startup_file: Option<String>,
     context_code: Option<String>,
+    #[serde(default)]
+    ignores_context: bool,
     end_marker: Option<String>,
     memory_mb: Option<u64>,
     #[serde(default)]
@@ -112,6 +116,7 @@ fn parse(name: &str, kernelspec: &[u8]) -> Option<KernelSpec> {
         iopub_pipe: own.iopub_pipe,
         startup_code,
         context_code: own.context_code,
+        ignores_context: own.ignores_context,
         end_marker: own.end_marker,
         memory_mb: own.memory_mb,
         versioned_name: own.versioned_name,

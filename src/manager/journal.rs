@@ -238,8 +238,14 @@ fn body_of(body: &EventBody) -> Value {
     }
 }
 
+/// The changes with what is known of each file by its name.
 fn files_body(changes: &FileChanges) -> Value {
-    json!({"files": changes.files, "truncated": changes.truncated})
+    let described = |change: &FileChange| {
+        let mut file = json!(change);
+        file["media_type"] = mime::of_name_or_bytes(&change.path).into();
+        file
+    };
+    json!({"files": changes.files.iter().map(described).collect::<Vec<_>>(), "truncated": changes.truncated})
 }
 
 fn phase_row(state: &SessionState) -> (SessionPhase, Option<String>) {

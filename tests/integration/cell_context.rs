@@ -1,7 +1,10 @@
-//! Environment variables and the working folder of one execution, and the view of a cell for models.
+//! Environment variables and the working folder of one execution, and forms of a cell: for models, with references, as events.
 
+use futures_util::SinkExt as _;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
+use crate::serve::{next_message, socket};
 use crate::server::{EventStream, RemoteSession, Server, printed, text_of};
 use crate::support::TestSandbox;
 
@@ -10,6 +13,8 @@ in_every_sandbox!(
     bad_environment_and_folder_are_refused,
     model_sees_short_plain_text,
     events_of_one_cell_continue_after_a_cut,
+    socket_runs_with_the_same_options,
+    long_text_is_referred_to,
 );
 
 async fn session(place: TestSandbox, kernel: &str) -> (Server, RemoteSession) {
@@ -157,6 +162,46 @@ async fn events_of_one_cell_continue_after_a_cut(place: TestSandbox) {
     let last = events[events.len() - 1]["seq"].as_u64().unwrap();
     assert_eq!(session.client.get(&path(&format!("&after={last}"))).await.status, 204);
     session.client.get(&session.path("/events?cell=unknown")).await.is(404);
+}
+
+async fn socket_runs_with_the_same_options(place: TestSandbox) {
+    let (_server, session) = session(place, "bash").await;
+    let mut socket = socket(&session, "").await;
+    let command = json!({"id": 1, "op": "run", "cell": "c", "source": "echo $A > here.csv; pwd", "env": {"A": "b"}, "cwd": "made",
+        "artifacts": ["*.csv"], "hash_files": true, "timeout_seconds": 60});
+    socket.send(Message::text(command.to_string())).await.unwrap();
+    let reply = next_message(&mut socket, |message| message["type"] == "reply").await;
+    assert_eq!((&reply["ok"], &reply["cell"]), (&json!(true), &json!("c")), "{reply}");
+    let cell = session.finished("c").await;
+    let file = &cell["files"][0];
+    assert_eq!((printed(&cell).as_str(), &file["path"]), ("/work/made\n", &json!("made/here.csv")), "{cell}");
+    assert_eq!((&file["artifact"], &file["size"]), (&json!(true), &json!(2)), "{cell}");
+    let command = json!({"id": 2, "op": "run", "source": "pwd", "cwd": "../x"});
+    socket.send(Message::text(command.to_string())).await.unwrap();
+    let refused = next_message(&mut socket, |message| message["id"] == 2).await;
+    assert_eq!((&refused["error"]["code"], &refused["error"]["field"]), (&json!("bad_cwd"), &json!("cwd")), "{refused}");
+}
+
+async fn long_text_is_referred_to(place: TestSandbox) {
+    let (_server, session) = session(place, "python").await;
+    let code = "from IPython.display import HTML\nprint('é' * 50000)\nprint('short')\nHTML('<b>' + 'x' * 70000 + '</b>')";
+    let path = session.path("/cells?wait=60&outputs=refs");
+    let cell = session.client.post(&path, json!({"source": code, "id": "long"})).await.is(201);
+    let text = &cell["outputs"][0]["text"];
+    assert_eq!((&text["bytes"], &text["utf16"]), (&json!(100_007), &json!(50_007)), "{cell}");
+    assert_eq!(text["start"], "é".repeat(512));
+    let data = &cell["outputs"][1]["data"];
+    assert_eq!((&data["text/html"]["bytes"], &data["text/plain"].is_string()), (&json!(70_007), &true), "{data}");
+    let listed = session.client.get(&session.path("/cells?outputs=refs")).await.is(200);
+    assert_eq!(listed["cells"][0]["outputs"], cell["outputs"]);
+    // The rest is read in parts.
+    let part = async |query: &str| session.client.get(&session.path(&format!("/cells/long/outputs/{query}"))).await.is(200);
+    assert_eq!(part("0/text?from=99998").await["text"], "é\nshort\n");
+    assert_eq!(part("1/text?mime=text/html&from=70000").await["text"], "xxx</b>");
+    session.client.get(&session.path("/cells/long/outputs/1/text?mime=a/b")).await.problem(404, "no_output");
+    // In full, nothing is missing.
+    let whole = session.client.get(&session.path("/cells/long")).await.is(200);
+    assert_eq!(text_of(&whole, "stdout"), format!("{}\nshort\n", "é".repeat(50_000)));
 }
 
 async fn all(mut stream: EventStream) -> Vec<Value> {

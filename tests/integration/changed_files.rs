@@ -44,7 +44,8 @@ async fn changes_of_a_cell_are_in_its_record(place: TestSandbox) {
     // The same by events, in order.
     let mut events = session.events(0).await;
     let event = events.next_of("files.changed").await;
-    assert_eq!(event["files"][0]["path"], "a.csv");
+    let expected = json!({"path": "a.csv", "change": "created", "size": 4, "media_type": "text/csv", "artifact": false});
+    assert_eq!(event["files"][0], expected);
     let fields = json!({"source": "printf hi > h", "hash_files": true});
     let hashed = session.client.post(&session.path("/cells?wait=60"), fields).await.is(201);
     let hash = "8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4";

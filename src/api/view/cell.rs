@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::api_enum;
 use super::file_change::FileChangeView;
 use super::foreign::Output;
+use super::long_text::refer_to_long_text;
 use crate::api::error::Problem;
 use crate::artifacts::Blobs;
 use crate::ids::Seq;
@@ -165,16 +166,17 @@ pub(in crate::api) struct ExecutionMetrics {
     peak_memory_bytes: Option<u64>,
 }
 
-/// The outputs of a cell after these events.
+/// The outputs of a cell after these events. With `refs`, large binary data and long text are referred to.
 pub(in crate::api) async fn outputs<'a>(
     events: impl IntoIterator<Item = &'a EventRow>,
     blobs: &Blobs,
     refs: bool,
 ) -> Result<Vec<Value>, Problem> {
     let mut outputs = outputs_from_events(events);
-    if !refs {
-        for output in &mut outputs {
-            inline_artifacts(output, blobs).await?;
+    for output in &mut outputs {
+        match refs {
+            true => refer_to_long_text(output),
+            false => inline_artifacts(output, blobs).await?,
         }
     }
     Ok(outputs)

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::{Object, ObjectBuilder, Type};
 
 use super::cell::{CellStatus, ExecutionError, ExecutionMetrics};
-use super::file_change::ChangeKindName;
+use super::file_change::FileChangeView;
 use super::foreign::Output;
 use super::session::SessionState;
 use super::time;
@@ -162,33 +162,13 @@ events! {
     /// Files of the workspace have changed. Changes between two executions have the cell of the one before. An event may name a file
     /// again, with its state at that time: one that is kept as an artifact has an event of its own.
     FilesChangedEvent = "files.changed" {
-        files: Vec<FileChangeEntry>,
+        files: Vec<FileChangeView>,
         /// Whether more files may have changed than are named.
         truncated: bool,
     }
 
     /// A cell was added, edited or deleted.
     NotebookChangedEvent = "notebook.changed" { change: NotebookChange }
-}
-
-/// A change of a file in an event.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "a schema")]
-struct FileChangeEntry {
-    /// The path in the workspace.
-    path: String,
-    change: ChangeKindName,
-    /// The size in bytes; 0 if deleted.
-    size: u64,
-    /// The hash of the content, if it was requested or the file is an artifact.
-    #[schema(nullable = false)]
-    sha256: Option<String>,
-    /// Whether the content is kept as an artifact. Absent if not.
-    #[schema(nullable = false)]
-    artifact: Option<bool>,
-    /// Why a file that was requested as an artifact is not kept.
-    #[schema(nullable = false)]
-    not_kept: Option<String>,
 }
 
 #[derive(ToSchema)]

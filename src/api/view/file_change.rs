@@ -35,7 +35,7 @@ pub(in crate::api) struct FileChangeView {
 
 impl From<FileChange> for FileChangeView {
     fn from(FileChange { path, change, size, sha256, artifact, not_kept }: FileChange) -> Self {
-        let media_type = mime::of_name(&path).unwrap_or("application/octet-stream").to_owned();
+        let media_type = mime::of_name_or_bytes(&path).to_owned();
         Self { path, change: change.into(), size, media_type, sha256, artifact, not_kept }
     }
 }

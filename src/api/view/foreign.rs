@@ -47,11 +47,18 @@ schema_only! {
     open_object(
         "An output in the form of nbformat 4.5. `stream` has `name` and `text`. `display_data` and `execute_result` have a MIME \
          bundle in `data`, and `metadata`. `error` has `ename`, `evalue` and `traceback`. With `outputs=refs`, large binary \
-         data of a bundle is `{\"artifact\": SHA256, \"bytes\": N}` instead of base64, with `width` and `height` for images.",
+         data of a bundle is `{\"artifact\": SHA256, \"bytes\": N}` instead of base64, with `width` and `height` for images. In \
+         cells with `outputs=refs`, a text over 64 KB, of a stream or of a bundle, is `{\"start\": TEXT, \"bytes\": N, \"utf16\": \
+         N}` with its first KB and its length; `GET .../cells/{cell}/outputs/{output}/text` returns the rest in parts.",
     )
     .property("output_type", field(Type::String, "`stream`, `display_data`, `execute_result` or `error`"))
     .property("name", field(Type::String, "`stdout` or `stderr`"))
-    .property("text", field(Type::String, "The text of a stream"))
+    .property(
+        "text",
+        ObjectBuilder::new()
+            .schema_type(SchemaType::from_iter([Type::String, Type::Object]))
+            .description(Some("The text of a stream")),
+    )
     .property("data", field(Type::Object, "The data by media type: text as a string, JSON as it is, binary data as base64"))
     .property("metadata", field(Type::Object, "Metadata of the data, by media type"))
     .property(

@@ -4,6 +4,7 @@ mod cell;
 mod event;
 mod file_change;
 mod foreign;
+mod long_text;
 mod model_view;
 mod session;
 
