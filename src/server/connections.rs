@@ -34,6 +34,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
 /// The largest head of a request, and the read buffer of its body. Bytes.
 const READ_BUFFER: usize = 64 << 10;
+/// This many closed connections may be remembered in any case, so that a quiet server need not look for them each time.
+const CLOSED_SLACK: usize = 32;
 /// How long a stopping server waits for requests. Event streams never end by themselves.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// The pause after an accept that failed for want of a resource, such as file descriptors.
@@ -76,7 +78,7 @@ async fn serve_with(stall_budget: Duration, listener: TcpListener, router: Route
         let connection = OpenConnection::new(permit);
         let task =
             open.spawn(serve_connection(stream, stall_budget, router.clone(), connection, is_busy.clone(), stopped.clone()));
-        connections.0.push_back((task, is_busy));
+        connections.add(task, is_busy, open.len());
     }
     drop(listener);
     stopping.send_replace(true);
@@ -89,12 +91,18 @@ async fn serve_with(stall_budget: Duration, listener: TcpListener, router: Route
 struct Connections(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
 
 impl Connections {
+    /// Adds a connection; `open` is their number. Closed ones are forgotten when they are the greater part: a handle keeps the memory
+    /// of its task.
+    fn add(&mut self, task: AbortHandle, is_busy: Arc<AtomicBool>, open: usize) {
+        if self.0.len() > 2 * open + CLOSED_SLACK {
+            self.0.retain(|(task, _)| !task.is_finished());
+        }
+        self.0.push_back((task, is_busy));
+    }
+
     /// A permit for a new connection. If there is none, the oldest idle connection is closed. `None` if all connections are
     /// busy.
     async fn acquire_permit(&mut self, permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-        if self.0.len() > 2 * MAX_CONNECTIONS {
-            self.0.retain(|(task, _)| !task.is_finished());
-        }
         if let Ok(permit) = permits.clone().try_acquire_owned() {
             return Some(permit);
         }
@@ -264,6 +272,22 @@ mod tests {
         assert!(endings.try_recv().is_err(), "no other reader is disconnected");
         drop((silent, steady));
         server.abort();
+    }
+
+    #[tokio::test]
+    async fn closed_connections_are_forgotten() {
+        let mut connections = Connections::default();
+        let waiting = tokio::spawn(std::future::pending::<()>());
+        connections.add(waiting.abort_handle(), Arc::default(), 1);
+        for _ in 0..1000 {
+            let closed = tokio::spawn(async {});
+            let handle = closed.abort_handle();
+            closed.await.unwrap();
+            connections.add(handle, Arc::default(), 1);
+            assert!(connections.0.len() <= CLOSED_SLACK + 3, "{}", connections.0.len());
+        }
+        assert!(!connections.0[0].0.is_finished(), "the open one is still known");
+        waiting.abort();
     }
 
     #[test]

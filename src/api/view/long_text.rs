@@ -43,7 +43,8 @@ mod tests {
         assert_eq!(stream, json!({"output_type": "stream", "name": "stdout", "text": expected}));
 
         let short = "x".repeat(MAX_WHOLE);
-        let bundle = json!({"output_type": "display_data", "data": {"text/html": long, "text/plain": short, "a/json": {"b": 1}}});
+        let bundle =
+            json!({"output_type": "display_data", "data": {"text/html": long, "text/plain": short, "a/json": {"b": 1}}});
         let mut referred = bundle.clone();
         refer_to_long_text(&mut referred);
         assert_eq!(referred["data"]["text/html"], expected);
