@@ -11,7 +11,7 @@ use thiserror::Error;
 const FILE: &str = "cellkeep.toml";
 
 /// The content of `cellkeep.toml`. Every setting is optional.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfigFile {
     pub serve: ServeConfig,
@@ -21,7 +21,7 @@ pub struct ConfigFile {
 }
 
 /// The settings of `cellkeep serve`; see its flags.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct ServeConfig {
     pub listen: Option<SocketAddr>,
@@ -46,6 +46,31 @@ pub struct ServeConfig {
     pub allow_hosts: Option<Vec<String>>,
     /// Origins whose pages may use the server.
     pub allow_origins: Option<Vec<String>>,
+    /// The most that clients may ask for.
+    pub ceilings: CeilingsConfig,
+}
+
+/// The ceilings of `cellkeep serve`. Each key has a flag of the name `--max-KEY`, except for `network` (`--allow-network`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct CeilingsConfig {
+    pub memory_mb: Option<u64>,
+    pub cpus: Option<f64>,
+    pub pids: Option<u64>,
+    pub disk_mb: Option<u64>,
+    pub output_mb: Option<u64>,
+    /// Seconds.
+    pub timeout: Option<u64>,
+    /// Seconds.
+    pub idle_timeout: Option<u64>,
+    /// Seconds; 0 is unlimited, here and below.
+    pub lifetime: Option<u64>,
+    pub network: Option<bool>,
+    pub sessions_per_principal: Option<u64>,
+    pub processes_per_principal: Option<u64>,
+    pub data_mb_per_principal: Option<u64>,
+    pub executions_per_hour: Option<u32>,
+    pub session_seconds_per_day: Option<u64>,
 }
 
 /// A model behind an endpoint of the OpenAI chat completions API. Its key is never part of the configuration.

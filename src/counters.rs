@@ -34,6 +34,18 @@ impl UseCounter {
         UseGuard { counter: self.clone(), principal: None, amount: 1, before }
     }
 
+    /// The amount of a principal that is in use.
+    pub fn own(&self, principal: &PrincipalId) -> u64 {
+        self.by_principal.get(principal).map_or(0, |used| *used)
+    }
+
+    /// Counts `amount` for a principal, whatever is in use.
+    pub fn count_for(self: &Arc<Self>, principal: &PrincipalId, amount: u64) -> UseGuard {
+        *self.by_principal.entry(principal.clone()).or_default() += amount;
+        let before = self.total.fetch_add(amount, Ordering::SeqCst);
+        UseGuard { counter: self.clone(), principal: Some(principal.clone()), amount, before }
+    }
+
     /// Counts `amount` for a principal if `admits` says so. The check and the addition are one step.
     pub fn try_count(
         self: &Arc<Self>,

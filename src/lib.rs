@@ -6,7 +6,7 @@
 //! |---|---|
 //! | top | `cli` |
 //! | domain | `chat`, `runner`, `manager`, `session` |
-//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `counters`, `descriptors`, `http_client`, `telemetry`, `web`, and inside the sandbox `agent` |
+//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `counters`, `descriptors`, `http_client`, `machine`, `telemetry`, `web`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `export`, `render`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
@@ -47,6 +47,8 @@ pub mod kernels;
 pub mod languages;
 #[cfg(feature = "host")]
 pub mod link;
+#[cfg(feature = "host")]
+mod machine;
 #[cfg(feature = "host")]
 pub mod manager;
 #[cfg(feature = "host")]

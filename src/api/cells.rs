@@ -195,6 +195,9 @@ pub(super) async fn add(
         run: add.run.unwrap_or(true),
         outputs: Vec::new(),
     };
+    if new.run {
+        api.sessions.admit_executions(&id, &caller.access(), 1)?;
+    }
     let cell = handle.add_cell(new).await?;
     let reply = Reply { status: StatusCode::CREATED, form, wait };
     respond(&api, (&id, &handle), &caller, cell, reply, &headers).await
@@ -393,6 +396,7 @@ pub(super) async fn run(
         true => None,
         false => Some(options.resolve(&api, &id, &caller).await?),
     };
+    api.sessions.admit_executions(&id, &caller.access(), 1)?;
     let cell = handle.run_cell(&cell, options).await?;
     let reply = Reply { status: StatusCode::OK, form, wait };
     respond(&api, (&id, &handle), &caller, cell, reply, &headers).await

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::chat::AskError;
 use crate::manager::{FileError, ManagerError, ServiceError, StoreError, VariablesError};
+use crate::policy::AboveCeiling;
 use crate::session::{Denied, SessionError};
 
 /// Where each code has its section: what it means, and what to do.
@@ -213,6 +214,17 @@ impl From<AskError> for Problem {
     }
 }
 
+impl From<AboveCeiling> for Problem {
+    fn from(error: AboveCeiling) -> Self {
+        Self::unprocessable("above_ceiling", error.to_string()).field(error.field)
+    }
+}
+
+/// Seconds for `Retry-After`.
+fn whole(seconds: u64) -> u32 {
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}
+
 impl From<ServiceError> for Problem {
     fn from(error: ServiceError) -> Self {
         let detail = error.to_string();
@@ -220,11 +232,25 @@ impl From<ServiceError> for Problem {
         match error {
             ServiceError::SessionNotFound { .. } => Self::not_found("no_session", detail),
             ServiceError::UnknownKernel(_) => Self::unprocessable("no_kernel", detail).field("kernel"),
-            ServiceError::SessionLimit { .. } => {
+            ServiceError::SessionLimit { .. } | ServiceError::SessionShare { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sessions", detail).retry_after(10)
             }
             ServiceError::QuotaExceeded { .. } => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", detail).retry_after(60)
+            }
+            ServiceError::ProcessLimit { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_processes", detail).retry_after(10)
+            }
+            ServiceError::ExecutionLimit { retry_after } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_executions", detail).retry_after(whole(retry_after))
+            }
+            ServiceError::TooManyAtOnce { .. } => Self::unprocessable("above_ceiling", detail),
+            ServiceError::SessionTimeLimit { retry_after, .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "session_time_used", detail).retry_after(whole(retry_after))
+            }
+            ServiceError::AboveCeiling(error) => error.into(),
+            ServiceError::NetworkNotAllowed => {
+                Self::new(StatusCode::FORBIDDEN, "network_not_allowed", detail).field("network")
             }
             ServiceError::TooManyPending { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
             // The error names folders of the server, which clients must not see.

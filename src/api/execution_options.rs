@@ -30,7 +30,7 @@ pub(super) struct RequestedOptions {
 
 impl RequestedOptions {
     pub async fn resolve(self, api: &Api, id: &SessionId, caller: &Caller) -> Result<ExecutionOptions, Problem> {
-        let timeout_seconds = match check_timeout(self.timeout_seconds)? {
+        let timeout_seconds = match check_timeout(api.sessions.ceilings(), self.timeout_seconds)? {
             Some(seconds) => Some(seconds),
             None => api.sessions.cell_timeout(id, &caller.access())?,
         };

@@ -11,6 +11,7 @@ mod execution_options;
 mod extract;
 mod files;
 mod guard;
+mod limits;
 mod notebooks;
 mod openapi;
 mod output_text;
@@ -128,6 +129,7 @@ fn other_routes() -> OpenApiRouter<Api> {
         .routes(routes!(runs::cancel))
         .routes(routes!(runs::artifacts))
         .routes(routes!(list_kernels))
+        .routes(routes!(limits::get))
         .routes(routes!(chat::model))
         .routes(routes!(shares::token))
 }

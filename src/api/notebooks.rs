@@ -263,7 +263,7 @@ pub(super) async fn run(
 ) -> Result<Response, Problem> {
     let wait = query.duration()?;
     let _slot = guard::acquire_wait_slot(&api, &caller.identity, wait)?;
-    let timeout_seconds = match check_timeout(run.timeout_seconds)? {
+    let timeout_seconds = match check_timeout(api.sessions.ceilings(), run.timeout_seconds)? {
         Some(seconds) => Some(seconds),
         None => api.sessions.cell_timeout(&id, &caller.access())?,
     };

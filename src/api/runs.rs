@@ -17,7 +17,7 @@ use super::error::Problem;
 use super::events::{self, EventsQuery, LastEventId};
 use super::extract::{self, InvalidInput};
 use super::notebooks::{self, ExportQuery, RunOutcome, WaitQuery};
-use super::sessions::{self, Create, DEFAULT_TIMEOUT, RequestedLimits, check_timeout};
+use super::sessions::{self, Create, RequestedLimits};
 use super::view::{self, ArtifactList, Binary, EventView, NetworkMode, NotebookFile};
 use super::{Api, Body, Caller, Query, SessionInPath, User, guard, paging};
 use crate::ids::{Seq, SessionId};
@@ -202,7 +202,7 @@ pub(super) async fn create(
         parameters: notebooks::parameters(job.parameters.as_deref().map(RawValue::get))?,
         from: None,
         allow_errors: job.allow_errors,
-        timeout_seconds: check_timeout(job.timeout_seconds.or(job.timeout))?.or(Some(DEFAULT_TIMEOUT)),
+        timeout_seconds: job.timeout_seconds.or(job.timeout),
         seed: job.seed,
         frozen: job.frozen,
     };
@@ -217,7 +217,9 @@ pub(super) async fn create(
         idle_timeout_seconds: None,
         labels: job.labels,
     };
-    let id = api.sessions.start_job(&caller.identity.principal, session.validate()?, &notebook, run).await?;
+    let session = session.validate(&api.sessions)?;
+    let run = NotebookRun { timeout_seconds: session.config.timeout_seconds, ..run };
+    let id = api.sessions.start_job(&caller.identity.principal, session, &notebook, run).await?;
     if let Some(wait) = wait {
         let (_, job) = find(&api, &id, &caller).await?;
         let ended = notebooks::until_ended(&api, &id, &caller, Seq::default(), &job.cells);

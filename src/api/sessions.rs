@@ -21,11 +21,12 @@ use super::view::{
 };
 use super::{Api, Body, Caller, Query, SessionInPath, User, paging, view};
 use crate::ids::{Access, SessionId, SessionPhase};
-use crate::kernels::{self, KernelSpec};
+use crate::kernels;
 use crate::manager::{
-    ArtifactRow, NewSession, SessionConfig, SessionFilter, SessionProperties, SessionRow, now_ms, seconds_in_ms,
+    ArtifactRow, NewSession, SessionConfig, SessionFilter, SessionProperties, SessionRow, SessionService, now_ms,
+    seconds_in_ms,
 };
-use crate::policy::Limits;
+use crate::policy::{Ceilings, Limits};
 use crate::session::{SessionError, SessionState};
 
 /// The largest number of characters in a name or label.
@@ -118,7 +119,7 @@ pub(super) const DEFAULT_TIMEOUT: f64 = 60.0;
 
 impl Create {
     /// Validates the request, and adds defaults.
-    pub fn validate(self) -> Result<NewSession, Problem> {
+    pub fn validate(self, sessions: &SessionService) -> Result<NewSession, Problem> {
         check_texts(self.name.as_deref(), &self.labels)?;
         let open_network = match self.network.as_deref() {
             None | Some("none") => false,
@@ -131,10 +132,12 @@ impl Create {
         check_env(&self.env)?;
         check_seconds("ttl_seconds", self.ttl_seconds)?;
         check_seconds("idle_timeout_seconds", self.idle_timeout_seconds)?;
-        let timeout_seconds = check_timeout(self.timeout_seconds)?.or(Some(DEFAULT_TIMEOUT));
+        let ceilings = sessions.ceilings();
+        let default_timeout = DEFAULT_TIMEOUT.min(ceilings.timeout_seconds as f64);
+        let timeout_seconds = check_timeout(ceilings, self.timeout_seconds)?.or(Some(default_timeout));
         let kernel = self.kernel.unwrap_or_else(|| "python".to_owned());
         // An unknown kernel is refused when the session is created.
-        let default_limits = kernels::find(&kernel).map(KernelSpec::default_limits).unwrap_or_default();
+        let default_limits = kernels::find(&kernel).map(|kernel| sessions.default_limits(kernel)).unwrap_or_default();
         Ok(NewSession {
             kernel,
             name: self.name,
@@ -197,15 +200,18 @@ fn check_texts(name: Option<&str>, labels: &HashMap<String, String>) -> Result<(
     Ok(())
 }
 
-/// Checks a timeout, which must be positive.
-pub(super) fn check_timeout(seconds: Option<f64>) -> Result<Option<f64>, Problem> {
+/// Checks the timeout of executions, which must be positive and below the ceiling of the server.
+pub(super) fn check_timeout(ceilings: &Ceilings, seconds: Option<f64>) -> Result<Option<f64>, Problem> {
     match seconds {
         Some(seconds) if !(seconds > 0.0 && seconds <= MAX_SECONDS as f64) => {
             let detail =
                 format!("a timeout must be a positive number of seconds, at most {MAX_SECONDS}, which is ten years");
             Err(Problem::unprocessable("bad_timeout", detail).field("timeout_seconds"))
         }
-        seconds => Ok(seconds),
+        seconds => {
+            ceilings.check_timeout(seconds)?;
+            Ok(seconds)
+        }
     }
 }
 
@@ -223,7 +229,7 @@ pub(super) async fn create(
     User(caller): User,
     Body(create): Body<Create>,
 ) -> Result<Response, Problem> {
-    let id = api.sessions.create(&caller.identity.principal, create.validate()?).await?;
+    let id = api.sessions.create(&caller.identity.principal, create.validate(&api.sessions)?).await?;
     let session = read_session(&api, &id, &caller.access()).await?;
     let location = format!("/v1/sessions/{id}");
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(session)).into_response())
@@ -378,9 +384,12 @@ pub(super) async fn patch(
     Body(patch): Body<Patch>,
 ) -> Result<Json<SessionView>, Problem> {
     check_texts(patch.name.as_deref(), patch.labels.as_ref().unwrap_or(&HashMap::new()))?;
-    check_timeout(patch.timeout_seconds)?;
+    let ceilings = api.sessions.ceilings();
+    check_timeout(ceilings, patch.timeout_seconds)?;
     check_seconds("ttl_seconds", patch.ttl_seconds)?;
     check_seconds("idle_timeout_seconds", patch.idle_timeout_seconds)?;
+    ceilings.check_lifetime(patch.ttl_seconds)?;
+    ceilings.check_idle_timeout(patch.idle_timeout_seconds)?;
     api.sessions.update(&id, &caller.access(), |properties| patch.apply(properties)).await?;
     read_session(&api, &id, &caller.access()).await.map(Json)
 }

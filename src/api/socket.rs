@@ -244,6 +244,7 @@ async fn execute(command: Command, client: &Client) -> Result<Option<String>, Pr
             let requested = RequestedOptions { timeout_seconds, allow_stdin, artifacts, hash_files, env, cwd };
             let has_options = requested != RequestedOptions::default();
             let options = requested.resolve(api, id, caller).await?;
+            api.sessions.admit_executions(id, &caller.access(), 1)?;
             let cell = match (command.source, command.cell) {
                 (Some(source), id) => {
                     handle.add_cell(NewCell { id, source, options, run: true, ..NewCell::default() }).await?

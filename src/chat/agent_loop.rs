@@ -281,6 +281,7 @@ impl AgentLoop {
             run: true,
             ..NewCell::default()
         };
+        self.sessions.admit_executions(&self.id, &Access::All, 1)?;
         let cell = handle.add_cell(new).await?;
         let (reader, id) = (self.reader.clone(), self.id.clone());
         let ended = until_ended(&reader, &id, &cell);

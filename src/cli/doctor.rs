@@ -4,6 +4,8 @@ use super::kernels::{image_status, missing_commands, state_name};
 use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Status};
+use crate::machine;
+use crate::policy::{Ceilings, Limits};
 use crate::sandbox::docker::{self, Engine, Images};
 use crate::sandbox::process::{self, Controllers, Probe};
 
@@ -29,6 +31,7 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
             );
         }
     }
+    print_ceilings();
     let commands = missing_commands().map_or("all installed".to_owned(), |remedy| format!("some missing; {remedy}"));
     print_line!("commands          process sandbox: {commands}");
     if process || docker {
@@ -42,6 +45,16 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
 fn with_remedy(status: Status, remedy: &str) -> String {
     let state = state_name(status);
     if status == Status::Ready { state.to_owned() } else { format!("{state}; {remedy}") }
+}
+
+/// Shows what `cellkeep serve` lets one session have on this machine.
+fn print_ceilings() {
+    let Limits { memory_mb, cpus, pids, disk_mb, output_mb } = Ceilings::of_machine(machine::detect()).limits;
+    print_line!(
+        "ceilings          cellkeep serve gives a session at most {memory_mb} MB of memory, {cpus} CPUs, {pids} processes,"
+    );
+    print_line!("                  {disk_mb} MB of workspace, {output_mb} MB of output, and no network;");
+    print_line!("                  to change: --max-memory-mb, --allow-network and others in cellkeep serve --help");
 }
 
 fn process_sandbox() -> bool {

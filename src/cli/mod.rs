@@ -3,6 +3,7 @@
 #[macro_use]
 mod print;
 
+mod ceilings;
 mod chromium;
 mod doctor;
 mod exec;

@@ -8,6 +8,7 @@ use anyhow::{anyhow, bail};
 use axum::http::Uri;
 use clap::{Args, ValueEnum};
 
+use super::ceilings::{self, CeilingArgs};
 use super::model::ModelArgs;
 use super::options::SandboxOption;
 use super::signals::Signals;
@@ -68,6 +69,8 @@ pub(super) struct ServeArgs {
     #[arg(long = "allow-origin", value_name = "ORIGIN")]
     origins: Option<Vec<String>>,
     #[command(flatten)]
+    ceilings: CeilingArgs,
+    #[command(flatten)]
     model: ModelArgs,
     /// End all sessions when the server stops, instead of keeping them for the next start
     #[arg(long)]
@@ -124,11 +127,12 @@ impl ServeArgs {
         let durability = self.durability.and_then(|option| option.to_possible_value());
         let durability = durability.map(|value| value.get_name().to_owned());
         let pool = self.pool.as_ref().map(|pool| pool.iter().cloned().collect());
+        let idle_timeout = self.idle_timeout.or(file.idle_timeout);
         ServeConfig {
             listen: self.listen.or(file.listen).or(Some(SocketAddr::from(([127, 0, 0, 1], 7788)))),
             sandbox: sandbox.or(file.sandbox).or(Some("auto".to_owned())),
             max_sessions: self.max_sessions.or(file.max_sessions).or(Some(defaults.max_sessions)),
-            idle_timeout: self.idle_timeout.or(file.idle_timeout).or(Some(defaults.idle_timeout_seconds)),
+            idle_timeout: idle_timeout.or(Some(defaults.idle_timeout_seconds)),
             keep_ended: self.keep_ended.or(file.keep_ended).or(Some(defaults.keep_ended_seconds)),
             compact_after: self.compact_after.or(file.compact_after).or(Some(defaults.compact_after_seconds)),
             max_data_mb: self.max_data_mb.or(file.max_data_mb).or(Some(defaults.max_data_mb)),
@@ -137,6 +141,7 @@ impl ServeArgs {
             rate_limit: self.rate_limit.or(file.rate_limit).or(Some(DEFAULT_RATE_LIMIT)),
             allow_hosts: self.hosts.clone().or(file.allow_hosts).or(Some(Vec::new())),
             allow_origins: self.origins.clone().or(file.allow_origins).or(Some(Vec::new())),
+            ceilings: self.ceilings.merged_over(file.ceilings, &defaults.ceilings, idle_timeout),
         }
     }
 }
@@ -191,6 +196,7 @@ fn settings(
             compact_after_seconds: config.compact_after.unwrap_or(defaults.compact_after_seconds),
             max_data_mb: config.max_data_mb.unwrap_or(defaults.max_data_mb),
             durability: durability.into(),
+            ceilings: ceilings::ceilings(config.ceilings, defaults.ceilings.clone()).map_err(|error| anyhow!("ceilings: {error}"))?,
             pool,
             ..defaults
         },

@@ -7,15 +7,20 @@
 //!   ├ SessionRegistry   the sessions in memory, and the ownership check
 //!   ├ SessionReader     rows, cells, events and artifacts from the store
 //!   ├ Pool              sessions that are started ahead
+//!   ├ Admission         how many sessions and processes a principal may hold
+//!   ├ Consumption       executions in an hour, and session seconds in a day
 //!   └ Quota             refuses new work above the data limit
 //! Reaper           ends sessions whose lifetime is over
 //! Retention        keeps the stored data small
 //! ```
 
+mod admission;
 mod cell_outputs;
 mod changed_files;
 mod compaction;
+mod consumption;
 mod event_feed;
+mod evictions;
 mod execution_traces;
 mod files;
 mod journal;

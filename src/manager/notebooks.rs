@@ -97,6 +97,7 @@ impl SessionService {
             })
             .collect();
         let ids = runs.iter().map(|(id, _)| id.clone()).collect();
+        self.admit_executions(id, access, runs.len())?;
         handle.run_cells(runs).await?;
         Ok(ids)
     }

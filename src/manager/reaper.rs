@@ -116,6 +116,7 @@ impl Reaper {
             }
             return;
         }
+        self.service.0.consumption.charge(&entry.principal, entry.take_uncharged_time());
         if self.end_reason(row, &entry, &state, now).await.is_none() {
             return;
         }
@@ -132,6 +133,7 @@ impl Reaper {
     /// Why a session must end now. `None` if it may continue.
     async fn end_reason(&self, row: &SessionRow, entry: &SessionEntry, state: &SessionState, now: i64) -> Option<String> {
         let config = SessionConfig::of_row(row);
+        let spent = self.service.0.consumption.check_seconds(&entry.principal).err();
         let last_active = row.last_active_at.max(entry.last_used_ms());
         let idle_timeout = config.idle_timeout_seconds.unwrap_or(self.service.0.settings.idle_timeout_seconds);
         let is_idle = *state == SessionState::Idle;
@@ -139,6 +141,8 @@ impl Reaper {
             Some(JOB_FINISHED.to_owned())
         } else if row.expires_at.is_some_and(|at| at <= now) {
             Some("its lifetime is over (ttl_seconds)".to_owned())
+        } else if let Some(spent) = spent {
+            Some(spent.to_string())
         } else if is_idle && now.saturating_sub(last_active) > seconds_in_ms(idle_timeout) {
             Some(format!("it was idle for {idle_timeout} s (idle_timeout_seconds)"))
         } else {

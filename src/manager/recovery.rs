@@ -113,7 +113,10 @@ impl SessionService {
         };
         let entry = match sandbox {
             Some(sandbox) if is_alive => {
-                self.start_driver(&row.principal, &SessionConfig::of_row(row), sandbox, Some(stored))
+                let config = SessionConfig::of_row(row);
+                let entry = self.start_driver(&row.principal, &config, sandbox, Some(stored));
+                entry.hold(self.0.admission.count(&row.principal, config.limits.pids));
+                entry
             }
             // The reaper removes the sandbox of an ended session.
             sandbox => self.end_in_journal(row, stored, sandbox).await,

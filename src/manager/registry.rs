@@ -2,10 +2,12 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 
+use super::admission::Allotment;
 use super::event_feed::EventFeed;
 use super::session_config::ServiceError;
 use crate::ids::{Access, PrincipalId, SessionId};
@@ -40,6 +42,10 @@ pub(super) struct SessionEntry {
     pub removal: tokio::sync::Mutex<()>,
     /// `None` once the session has ended and its sandbox is removed. The journal can still be read.
     sandbox: ArcSwapOption<SandboxInstance>,
+    /// What the session counts for its principal while it lives.
+    allotment: Mutex<Option<Allotment>>,
+    /// When the lifetime of the session was last charged to its principal.
+    charged_at: Mutex<Instant>,
 }
 
 impl SessionEntry {
@@ -58,12 +64,15 @@ impl SessionEntry {
             cell_timeout: Mutex::new(cell_timeout),
             removal: tokio::sync::Mutex::default(),
             sandbox: ArcSwapOption::from_pointee(sandbox),
+            allotment: Mutex::default(),
+            charged_at: Mutex::new(Instant::now()),
         }
     }
 
     /// The same session with another owner, for a session that leaves the pool.
     pub fn claimed_by(self, principal: PrincipalId, cell_timeout: Option<f64>) -> Self {
-        Self { principal, cell_timeout: Mutex::new(cell_timeout), ..self }
+        let charged_at = Mutex::new(Instant::now());
+        Self { principal, cell_timeout: Mutex::new(cell_timeout), charged_at, ..self }
     }
 
     /// Notes a use, so that the session does not count as idle.
@@ -93,6 +102,22 @@ impl SessionEntry {
 
     pub fn clear_sandbox(&self) {
         self.sandbox.store(None);
+        self.release();
+    }
+
+    /// Counts the session for its principal, until its sandbox is gone or it is removed.
+    pub fn hold(&self, allotment: Allotment) {
+        *self.allotment.lock().unwrap_or_else(PoisonError::into_inner) = Some(allotment);
+    }
+
+    fn release(&self) {
+        *self.allotment.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The time since this was asked for the last time, or since the session was created.
+    pub fn take_uncharged_time(&self) -> Duration {
+        let mut charged_at = self.charged_at.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *charged_at, Instant::now()).elapsed()
     }
 }
 
@@ -125,7 +150,9 @@ impl SessionRegistry {
     }
 
     pub(super) fn remove(&self, id: &SessionId) -> Option<Arc<SessionEntry>> {
-        self.sessions.remove(id).map(|(_, entry)| entry)
+        let (_, entry) = self.sessions.remove(id)?;
+        entry.release();
+        Some(entry)
     }
 
     pub(super) fn contains(&self, id: &SessionId) -> bool {
@@ -138,10 +165,5 @@ impl SessionRegistry {
 
     pub(super) fn entries(&self) -> Vec<Arc<SessionEntry>> {
         self.sessions.iter().map(|entry| entry.value().clone()).collect()
-    }
-
-    /// The number of sessions that have a sandbox.
-    pub fn live_count(&self) -> usize {
-        self.sessions.iter().filter(|entry| entry.has_sandbox()).count()
     }
 }

@@ -1,15 +1,14 @@
 //! Keeps the stored data small: merges the events of finished text, shrinks the journal after deletions, deletes ended
 //! sessions when the data is above its limit, and keeps the state of the quota.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::compaction;
-use super::quota::{QuotaState, fair_share};
+use super::quota::{DataUse, Holding, QuotaState};
 use super::service::SessionService;
-use crate::ids::{Access, PrincipalId, SessionPhase};
+use crate::ids::SessionPhase;
 use crate::memory;
-use crate::store::{Compactable, SessionRow, StoreError, now_ms, seconds_in_ms};
+use crate::store::{Compactable, SessionBytes, StoreError, now_ms, seconds_in_ms};
 
 /// The time between two rounds.
 const ROUND_INTERVAL: Duration = Duration::from_secs(5);
@@ -18,6 +17,22 @@ const CELLS_PER_LOOKUP: usize = 64;
 /// Events, and bytes of them, that are merged in one commit. It bounds how long the commit of a cell waits for this one.
 const MAX_PAGE_EVENTS: usize = 2_000;
 const MAX_PAGE_BYTES: usize = 4 << 20;
+
+/// What clients of an evicted session are told, and those of its owner's living sessions.
+const EVICTED: &str = "this session is deleted, because the data of its owner exceeds its share of the server";
+const ONE_EVICTED: &str =
+    "an ended session of the same owner was deleted, because the owner's data exceeds its share of the server";
+
+/// The sessions that have an owner. Those in the phase `gone` have ended.
+fn holdings(sessions: Vec<SessionBytes>) -> Vec<Holding> {
+    let holding = |SessionBytes { session, principal, phase, last_active_at, bytes }| Holding {
+        session,
+        principal,
+        bytes,
+        ended_at: (phase == SessionPhase::Gone).then_some(last_active_at),
+    };
+    sessions.into_iter().map(holding).collect()
+}
 
 /// Enforces the limits of the stored data.
 pub struct Retention {
@@ -74,49 +89,43 @@ impl Retention {
         Ok(())
     }
 
-    /// Deletes ended sessions while the data is above its limit. If that does not suffice, the quota refuses new work.
+    /// Deletes ended sessions of principals that use more than they may. If that does not suffice, the quota refuses their new
+    /// work.
     async fn enforce_limit(&self) -> Result<(), StoreError> {
-        let store = &self.service.0.store;
-        let limit = self.service.0.quota.limit_bytes();
-        let mut bytes = store.bytes().await?;
-        // Measuring by principal reads all events, so a known result is used as long as nothing was deleted.
-        let mut by_principal = None;
-        if bytes > limit {
-            let usage = store.bytes_by_principal().await?;
-            let ended = self.ended_sessions(limit, &usage).await?;
-            by_principal = ended.is_empty().then_some(usage);
-            for row in ended {
-                tracing::info!(session = %row.id, "deleting an ended session: the data is above its limit (max-data-mb)");
-                self.service.delete_ended(&row.id).await;
-                bytes = store.bytes().await?;
-                if bytes <= limit {
-                    break;
-                }
+        let service = &self.service.0;
+        let limit = service.quota.limit_bytes();
+        let limit_each = service.settings.ceilings.principal.data_mb.map(|megabytes| megabytes.saturating_mul(1 << 20));
+        let mut bytes = service.store.bytes().await?;
+        let mut state = QuotaState::Within;
+        // Measuring each session reads the lengths of all events, so it is done only if somebody may be over.
+        if bytes > limit.min(limit_each.unwrap_or(u64::MAX)) {
+            let mut data = DataUse::new(limit, limit_each, bytes, holdings(service.store.session_bytes().await?));
+            while let Some(evicted) = data.next_eviction() {
+                self.evict(&evicted).await;
             }
+            bytes = service.store.bytes().await?;
+            state = data.state();
         }
-        let state = if bytes > limit {
-            let by_principal = match by_principal {
-                Some(usage) => usage,
-                None => store.bytes_by_principal().await?,
-            };
-            QuotaState::over_limit(limit, bytes, by_principal)
-        } else {
-            QuotaState::Within
-        };
-        if self.service.0.quota.set(state.clone()) {
+        if service.quota.set(state.clone()) {
             tracing::warn!(megabytes = bytes >> 20, ?state, "the state of the data limit has changed (max-data-mb)");
         }
         Ok(())
     }
 
-    /// Ended sessions in the order of their deletion: those of principals above their share first, then by the time of their
-    /// end.
-    async fn ended_sessions(&self, limit: u64, usage: &HashMap<PrincipalId, u64>) -> Result<Vec<SessionRow>, StoreError> {
-        let mut ended = self.service.0.store.sessions(&Access::All).await?;
-        ended.retain(|row| row.phase == SessionPhase::Gone);
-        let share = fair_share(limit, usage);
-        let is_within_share = |row: &SessionRow| usage.get(&row.principal).is_none_or(|bytes| *bytes <= share);
-        ended.sort_by_key(|row| (is_within_share(row), row.last_active_at));
-        Ok(ended)
+    /// Deletes an ended session to make room, and tells its owner: by a last event of the session, by a notice in each
+    /// living session, and by a header of later answers.
+    async fn evict(&self, evicted: &Holding) {
+        let Holding { session, principal, bytes, .. } = evicted;
+        tracing::warn!(%session, %principal, bytes, "deleting an ended session: its owner uses more than its share (max-data-mb)");
+        if let Err(error) = self.service.append_notice(session, EVICTED).await {
+            tracing::debug!(%session, %error, "cannot write the last event of a session");
+        }
+        self.service.0.evictions.add(principal.clone(), session.clone());
+        self.service.delete_ended(session).await;
+        let living = self.service.0.registry.entries();
+        for entry in living.iter().filter(|entry| entry.principal == *principal) {
+            // An ended session takes no notices.
+            let _ = entry.handle.notify(ONE_EVICTED.to_owned()).await;
+        }
     }
 }

@@ -9,7 +9,10 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
+use super::admission::{Admission, Allotment};
+use super::consumption::Consumption;
 use super::event_feed::EventFeed;
+use super::evictions::Evictions;
 use super::execution_traces::ExecutionTraces;
 use super::files::ArchiveLoad;
 use super::journal::StoreJournal;
@@ -26,11 +29,14 @@ use crate::config::Paths;
 use crate::counters::UseCounter;
 use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 use crate::kernels::{self, KernelSpec, Status};
-use crate::policy::Network;
+use crate::machine;
+use crate::policy::{Ceilings, Limits};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{self, OutputMode, SessionHandle, SessionParts, Stored};
-use crate::store::{Durability, SessionRow, Store, StoreError, now_ms, seconds_in_ms};
+use crate::store::{
+    Commit, Durability, EventKind, EventRow, SessionChange, SessionRow, Store, StoreError, now_ms, seconds_in_ms,
+};
 use crate::telemetry::{self, traces};
 
 /// The number of requests that may wait per session that is being created.
@@ -57,6 +63,9 @@ pub(super) struct Inner {
     pub settings: ServiceSettings,
     pub registry: Arc<SessionRegistry>,
     pub quota: Quota,
+    pub admission: Admission,
+    pub consumption: Consumption,
+    pub evictions: Evictions,
     pub removal_backlog: RemovalBacklog,
     /// The environments of kernels. An environment is the same in every session that uses it.
     pub environments: Mutex<HashMap<String, EnvironmentRecord>>,
@@ -83,6 +92,9 @@ impl SessionService {
             registry,
             archive_load: Arc::default(),
             quota: Quota::new(settings.max_data_mb),
+            admission: Admission::new(settings.max_sessions, machine::detect(), settings.ceilings.principal.clone()),
+            consumption: Consumption::new(&settings.ceilings.principal),
+            evictions: Evictions::default(),
             removal_backlog: RemovalBacklog::default(),
             environments: Mutex::default(),
             pool: Pool::default(),
@@ -99,6 +111,44 @@ impl SessionService {
     /// The idle timeout of sessions that have none of their own, in seconds.
     pub fn idle_timeout(&self) -> u64 {
         self.0.settings.idle_timeout_seconds
+    }
+
+    /// The most that clients may ask for.
+    pub fn ceilings(&self) -> &Ceilings {
+        &self.0.settings.ceilings
+    }
+
+    /// How many sessions may live at once.
+    pub fn max_sessions(&self) -> usize {
+        self.0.settings.max_sessions
+    }
+
+    /// The living sessions of a principal, and the sum of their process limits.
+    pub fn held(&self, principal: &PrincipalId) -> (u64, u64) {
+        self.0.admission.held(principal)
+    }
+
+    /// The sessions of a principal that were deleted in the last day to make room.
+    pub fn evicted(&self, principal: &PrincipalId) -> Vec<SessionId> {
+        self.0.evictions.of(principal)
+    }
+
+    /// Appends a last event with a notice to a session that has ended.
+    pub(super) async fn append_notice(&self, id: &SessionId, notice: &str) -> Result<(), StoreError> {
+        let Some(entry) = self.0.registry.find(id) else { return Ok(()) };
+        let Some(row) = self.0.store.session(id).await? else { return Ok(()) };
+        let body = serde_json::json!({"state": SessionPhase::Gone.as_str(), "notice": notice}).to_string();
+        let seq = row.last_seq.next();
+        let event = EventRow { seq, first: seq, time: now_ms(), cell: None, kind: EventKind::SessionState, body };
+        let session = SessionChange { last_seq: Some(seq), ..SessionChange::default() };
+        self.0.store.commit(id, Commit { events: vec![event.clone()], session, ..Commit::default() }).await?;
+        entry.feed.publish(vec![event]);
+        Ok(())
+    }
+
+    /// The limits of sessions that ask for none.
+    pub fn default_limits(&self, kernel: &KernelSpec) -> Limits {
+        kernel.default_limits().at_most(&self.ceilings().limits)
     }
 
     /// All kernels, each with the kinds of sandbox in which it can run on this machine.
@@ -140,12 +190,20 @@ impl SessionService {
         Ok(entry.handle.clone().traced(traces::current()))
     }
 
-    /// The default timeout of a session's cells in seconds.
-    pub fn cell_timeout(&self, id: &SessionId, access: &Access) -> Result<Option<f64>, ServiceError> {
-        Ok(self.0.registry.find_visible(id, access)?.cell_timeout())
+    /// Counts executions that are about to be queued, for the owner of the session.
+    pub fn admit_executions(&self, id: &SessionId, access: &Access, count: usize) -> Result<(), ServiceError> {
+        let entry = self.0.registry.find_visible(id, access)?;
+        self.0.consumption.admit_executions(&entry.principal, count)
     }
 
-    /// Changes properties of a session in one transaction: concurrent changes are not lost.
+    /// The default timeout of a session's cells in seconds. The ceiling may have been lowered since it was set.
+    pub fn cell_timeout(&self, id: &SessionId, access: &Access) -> Result<Option<f64>, ServiceError> {
+        let most = self.ceilings().timeout_seconds as f64;
+        Ok(self.0.registry.find_visible(id, access)?.cell_timeout().map(|seconds| seconds.min(most)))
+    }
+
+    /// Changes properties of a session in one transaction: concurrent changes are not lost. A lifetime that would exceed the
+    /// ceiling ends there.
     pub async fn update(
         &self,
         id: &SessionId,
@@ -153,12 +211,15 @@ impl SessionService {
         change: impl FnOnce(&mut SessionProperties) + Send + 'static,
     ) -> Result<(), ServiceError> {
         let entry = self.0.registry.find_visible(id, access)?;
+        let longest = self.ceilings().lifetime_seconds.map(seconds_in_ms);
         let changed = self.0.store.change_session(id, move |row| {
             let config = SessionConfig::of_row(row);
             let mut properties = SessionProperties { name: row.name.take(), config, expires_at: row.expires_at };
             change(&mut properties);
             row.spec = properties.config.to_json();
-            (row.name, row.expires_at) = (properties.name, properties.expires_at);
+            let latest = longest.map(|longest| row.created_at.saturating_add(longest));
+            let expires_at = properties.expires_at.into_iter().chain(latest).min();
+            (row.name, row.expires_at) = (properties.name, expires_at);
             // Within the transaction, so that the timeouts in memory follow the order of the commits.
             entry.set_cell_timeout(properties.config.timeout_seconds);
         });
@@ -186,15 +247,16 @@ impl SessionService {
     /// Creates a session, and waits until its kernel is ready. After an error, nothing is left behind.
     pub async fn create(&self, principal: &PrincipalId, new: NewSession) -> Result<SessionId, ServiceError> {
         let kernel = kernels::find(&new.kernel)?.clone();
+        let mut new = new;
         new.config.limits.validate().map_err(ManagerError::Limits)?;
+        new.config.check(self.ceilings())?;
+        new.config.ttl_seconds = new.config.ttl_seconds.or(self.ceilings().lifetime_seconds);
         self.0.quota.check(principal)?;
+        self.0.consumption.check_seconds(principal)?;
+        let is_alone = !self.0.store.has_user_beside(principal).await?;
+        let allotment = self.0.admission.admit(principal, new.config.limits.pids, is_alone)?;
         let turn = self.0.pending.count();
         let pending = usize::try_from(turn.before).unwrap_or(usize::MAX);
-        let limit = self.0.settings.max_sessions;
-        // Sessions that are being created count as well: they will live in a moment.
-        if self.0.registry.live_count() + pending >= limit {
-            return Err(ServiceError::SessionLimit { limit });
-        }
         if pending >= MAX_PENDING_PER_START * self.0.settings.max_starting {
             return Err(ServiceError::TooManyPending { pending });
         }
@@ -202,7 +264,7 @@ impl SessionService {
         let (service, principal) = (self.clone(), principal.clone());
         let creating = tokio::spawn(async move {
             let _turn = turn;
-            service.claim_or_create(principal, kernel, new).await
+            service.claim_or_create(principal, kernel, new, allotment).await
         });
         creating.await.map_err(|error| StoreError::Failed(error.to_string()))?
     }
@@ -212,18 +274,19 @@ impl SessionService {
         principal: PrincipalId,
         kernel: KernelSpec,
         new: NewSession,
+        allotment: Allotment,
     ) -> Result<SessionId, ServiceError> {
         let began = Instant::now();
         let record_start = |source: &'static str| {
             metrics::counter!(telemetry::SESSIONS_CREATED).increment(1);
             metrics::histogram!(telemetry::START_SECONDS, "source" => source).record(began.elapsed());
         };
-        if let Some(id) = self.claim(&principal, &kernel, &new).await? {
-            record_start("pool");
-            return Ok(id);
-        }
-        let (id, entry) = self.start_new(&principal, &kernel, &new).await?;
-        record_start("new");
+        let (source, (id, entry)) = match self.claim(&principal, &kernel, &new).await? {
+            Some(pooled) => ("pool", pooled),
+            None => ("new", self.start_new(&principal, &kernel, &new).await?),
+        };
+        record_start(source);
+        entry.hold(allotment);
         self.0.registry.insert(id.clone(), Arc::new(entry));
         Ok(id)
     }
@@ -234,8 +297,8 @@ impl SessionService {
         principal: &PrincipalId,
         kernel: &KernelSpec,
         new: &NewSession,
-    ) -> Result<Option<SessionId>, ServiceError> {
-        if !new.env.is_empty() || new.config.open_network || new.config.limits != kernel.default_limits() {
+    ) -> Result<Option<Pooled>, ServiceError> {
+        if !new.env.is_empty() || new.config.open_network || new.config.limits != self.default_limits(kernel) {
             return Ok(None);
         }
         let (pooled, dead) = self.0.pool.take(&kernel.name);
@@ -248,9 +311,7 @@ impl SessionService {
             self.0.pool.put(&kernel.name, (id, entry));
             return Err(error.into());
         }
-        let entry = entry.claimed_by(principal.clone(), new.config.timeout_seconds);
-        self.0.registry.insert(id.clone(), Arc::new(entry));
-        Ok(Some(id))
+        Ok(Some((id, entry.claimed_by(principal.clone(), new.config.timeout_seconds))))
     }
 
     pub(super) fn pool(&self) -> &Pool {
@@ -274,7 +335,7 @@ impl SessionService {
 
     pub(super) async fn create_for_pool(&self, kernel: &str) -> Result<Pooled, ServiceError> {
         let kernel = kernels::find(kernel)?;
-        let config = SessionConfig { limits: kernel.default_limits(), ..SessionConfig::default() };
+        let config = SessionConfig { limits: self.default_limits(kernel), ..SessionConfig::default() };
         let new = NewSession { kernel: kernel.name.clone(), config, ..NewSession::default() };
         self.start_new(&POOL_OWNER.into(), kernel, &new).await
     }
@@ -309,7 +370,7 @@ impl SessionService {
             kernel: kernel.clone(),
             sandbox: self.0.settings.sandbox,
             limits: new.config.limits.clone(),
-            network: if new.config.open_network { Network::Open } else { Network::None },
+            network: new.config.network(),
             env: new.env.clone(),
         };
         let created = self.0.manager.create_sandbox(&spec, id, None).await;

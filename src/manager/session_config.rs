@@ -9,7 +9,8 @@ use super::{ManagerError, SandboxChoice};
 use crate::ids::SessionId;
 use crate::kernels;
 use crate::notebook::parameters::ParameterError;
-use crate::policy::Limits;
+use crate::machine;
+use crate::policy::{AboveCeiling, Ceilings, Limits, Network};
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
 use crate::store::{Durability, SessionRow, StoreError};
@@ -20,6 +21,8 @@ pub struct ServiceSettings {
     pub sandbox: SandboxChoice,
     /// The number of sessions that may live at once.
     pub max_sessions: usize,
+    /// The most that clients may ask for.
+    pub ceilings: Ceilings,
     /// The number of kernels that may start at once. Further starts wait.
     pub max_starting: usize,
     /// Seconds without use after which a session ends, unless the session has a value of its own.
@@ -42,6 +45,7 @@ impl Default for ServiceSettings {
         Self {
             sandbox: SandboxChoice::Auto,
             max_sessions: 100,
+            ceilings: Ceilings::of_machine(machine::detect()),
             max_starting: cpus.max(2),
             idle_timeout_seconds: 3600,
             keep_ended_seconds: 24 * 3600,
@@ -86,6 +90,19 @@ pub struct SessionConfig {
 }
 
 impl SessionConfig {
+    pub fn network(&self) -> Network {
+        if self.open_network { Network::Open } else { Network::None }
+    }
+
+    /// Checks a new configuration against the ceilings of the server.
+    pub fn check(&self, ceilings: &Ceilings) -> Result<(), ServiceError> {
+        ceilings.check_limits(&self.limits)?;
+        ceilings.check_timeout(self.timeout_seconds)?;
+        ceilings.check_idle_timeout(self.idle_timeout_seconds)?;
+        ceilings.check_lifetime(self.ttl_seconds)?;
+        if ceilings.allows(self.network()) { Ok(()) } else { Err(ServiceError::NetworkNotAllowed) }
+    }
+
     /// The configuration in a stored row.
     pub fn of_row(row: &SessionRow) -> Self {
         serde_json::from_str(&row.spec).unwrap_or_default()
@@ -116,10 +133,37 @@ pub enum ServiceError {
     #[error(transparent)]
     UnknownKernel(#[from] kernels::KernelError),
     #[error("the server has {limit} sessions already, which is its limit; end a session, or raise --max-sessions")]
-    SessionLimit { limit: usize },
+    SessionLimit { limit: u64 },
+    /// One principal may not take what others need.
     #[error(
-        "the data of all sessions exceeds {limit_mb} MB, and yours exceeds your share of it, so nothing new can start; \
-         delete sessions, or raise --max-data-mb"
+        "you have {held} of the {limit} sessions of this server, and the rest is for others; end a session. \
+         The operator can change the share with --max-sessions-per-principal"
+    )]
+    SessionShare { held: u64, limit: u64 },
+    #[error(
+        "your sessions may have {held} processes together already, and {more} more exceed your share or the machine; end a \
+         session, or ask for fewer (limits.pids). The operator can change the share with --max-processes-per-principal"
+    )]
+    ProcessLimit { held: u64, more: u64 },
+    #[error(
+        "you have used your executions of the hour; wait {retry_after} s. The operator can raise that with \
+         --max-executions-per-hour"
+    )]
+    ExecutionLimit { retry_after: u64 },
+    #[error("{count} executions at once are more than the {limit} of an hour (--max-executions-per-hour)")]
+    TooManyAtOnce { count: u32, limit: u32 },
+    #[error(
+        "your sessions have lived for the {limit} s that they may live in a day; wait {retry_after} s. The operator can raise \
+         that with --max-session-seconds-per-day"
+    )]
+    SessionTimeLimit { limit: u64, retry_after: u64 },
+    #[error(transparent)]
+    AboveCeiling(#[from] AboveCeiling),
+    #[error("this server gives sessions no network; its operator can allow it with --allow-network")]
+    NetworkNotAllowed,
+    #[error(
+        "your data exceeds your share of the {limit_mb} MB of this server, so nothing new can start; delete sessions. The \
+         operator can raise --max-data-mb or --max-data-mb-per-principal"
     )]
     QuotaExceeded { limit_mb: u64 },
     /// Another session would only delay those that are being created.

@@ -56,6 +56,17 @@ impl Limits {
         usize::try_from(self.output_bytes().saturating_mul(4).saturating_add(64 * MIB)).unwrap_or(usize::MAX)
     }
 
+    /// These limits, each reduced to a ceiling.
+    pub fn at_most(&self, most: &Self) -> Self {
+        Self {
+            memory_mb: self.memory_mb.min(most.memory_mb),
+            cpus: self.cpus.min(most.cpus),
+            pids: self.pids.min(most.pids),
+            disk_mb: self.disk_mb.min(most.disk_mb),
+            output_mb: self.output_mb.min(most.output_mb),
+        }
+    }
+
     /// Checks that all limits are between [`Self::MIN`] and [`Self::MAX`].
     ///
     /// # Errors

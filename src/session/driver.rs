@@ -236,6 +236,10 @@ impl Driver {
                     let _ = reply.send(answer.await);
                 });
             }
+            Command::Notify { text, reply } => {
+                let answer = machine.notify(cx, text);
+                self.answer(reply, answer);
+            }
             Command::End { why, reply } => {
                 machine.end(cx, &why);
                 self.answer(reply, Ok(()));
@@ -347,6 +351,7 @@ impl Driver {
             Command::Delete { reply, .. }
             | Command::Input { reply, .. }
             | Command::Restart { reply }
+            | Command::Notify { reply, .. }
             | Command::RunAll { reply, .. }
             | Command::Replace { reply, .. }
             | Command::Send { reply, .. } => reject(reply, why),

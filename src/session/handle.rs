@@ -60,6 +60,7 @@ pub(super) enum Command {
     Query { query: Query, reply: Reply<Value> },
     Send { request: KernelRequest, parent: Bytes, reply: Reply<()> },
     AskAgent { request: Request, data: Bytes, reply: oneshot::Sender<Result<(AnswerBody, Bytes), LinkError>> },
+    Notify { text: String, reply: Reply<()> },
     End { why: String, reply: Reply<()> },
 }
 
@@ -142,6 +143,11 @@ impl SessionHandle {
     /// Takes a cell out of the queue, or interrupts it.
     pub async fn cancel_cell(&self, id: &str) -> Result<Cell, SessionError> {
         self.ask(|reply| Command::Cancel { id: id.to_owned(), reply }).await
+    }
+
+    /// Tells the clients of the session something that concerns its owner, as a notice.
+    pub async fn notify(&self, text: String) -> Result<(), SessionError> {
+        self.ask(|reply| Command::Notify { text, reply }).await
     }
 
     /// Interrupts the running cell; the interrupt escalates if it has no effect. Does nothing when no cell runs.

@@ -1,13 +1,11 @@
 //! Compaction: replaces events by merged ones, returns free pages to the disk, and measures the size of the data.
 
-use std::collections::HashMap;
-
 use rusqlite::{Connection, Row, params};
 
 use super::events::{self, EventRow};
 use super::sessions::{session_id, signed, unsigned};
 use super::{Store, StoreError};
-use crate::ids::{PrincipalId, Seq, SessionId};
+use crate::ids::{PrincipalId, Seq, SessionId, SessionPhase};
 
 /// The number of free pages that the file keeps for later writes.
 const SPARE_PAGES: i64 = 1024;
@@ -24,6 +22,17 @@ pub struct Compactable {
     pub from: Seq,
     /// The last event of the cell.
     pub to: Seq,
+}
+
+/// The size of a session's events and artifacts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionBytes {
+    pub session: SessionId,
+    pub principal: PrincipalId,
+    pub phase: SessionPhase,
+    /// In milliseconds since 1970.
+    pub last_active_at: i64,
+    pub bytes: u64,
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Compactable> {
@@ -90,15 +99,23 @@ impl Store {
         self.writer.write_long(move |connection| merge(connection, &cell, &merged, done)).await
     }
 
-    /// The size of events and artifacts by principal, in bytes. This reads the lengths of all events.
-    pub async fn bytes_by_principal(&self) -> Result<HashMap<PrincipalId, u64>, StoreError> {
+    /// The size of events and artifacts of each session that has an owner, in bytes. This reads the lengths of all events.
+    pub async fn session_bytes(&self) -> Result<Vec<SessionBytes>, StoreError> {
         self.read(|connection| {
-            let select = "SELECT principal, sum(bytes) FROM (\
-                            SELECT s.principal, octet_length(e.body) AS bytes FROM sessions s JOIN events e ON e.session = s.id \
-                            UNION ALL \
-                            SELECT s.principal, a.bytes FROM sessions s JOIN artifacts a ON a.session = s.id) GROUP BY principal";
-            let usage = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.max(0).cast_unsigned()));
-            connection.prepare_cached(select)?.query_map([], usage)?.collect()
+            let select = "SELECT s.id, s.principal, s.state, s.last_active_at, \
+                            ifnull((SELECT sum(octet_length(e.body)) FROM events e WHERE e.session = s.id), 0) \
+                            + ifnull((SELECT sum(a.bytes) FROM artifacts a WHERE a.session = s.id), 0) \
+                          FROM sessions s WHERE s.principal <> ''";
+            let read = |row: &Row<'_>| {
+                Ok(SessionBytes {
+                    session: session_id(row, 0)?,
+                    principal: row.get(1)?,
+                    phase: row.get(2)?,
+                    last_active_at: row.get(3)?,
+                    bytes: row.get::<_, i64>(4)?.max(0).cast_unsigned(),
+                })
+            };
+            connection.prepare_cached(select)?.query_map([], read)?.collect()
         })
         .await
     }

@@ -26,7 +26,7 @@ use thiserror::Error;
 
 pub use cells::{CellPage, CellPosition, CellRow, CellState, OverByteLimit};
 pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
-pub use compact::Compactable;
+pub use compact::{Compactable, SessionBytes};
 pub use events::{EventKind, EventRow};
 pub use sessions::{SessionFilter, SessionPosition, SessionRow};
 pub use shares::ShareRow;

@@ -2,7 +2,7 @@
 
 use rusqlite::{Row, params};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, now_ms};
 use crate::ids::PrincipalId;
 
 /// A stored token. Times are milliseconds since 1970.
@@ -63,6 +63,17 @@ impl Store {
             let select =
                 "SELECT id, name, principal, scope, hash, created_at, expires_at FROM tokens ORDER BY created_at, id";
             connection.prepare_cached(select)?.query_map([], read)?.collect()
+        })
+        .await
+    }
+
+    /// Whether another principal than this one has a valid token that may use sessions.
+    pub async fn has_user_beside(&self, principal: &PrincipalId) -> Result<bool, StoreError> {
+        let principal = principal.clone();
+        self.read(move |connection| {
+            let select = "SELECT EXISTS (SELECT 1 FROM tokens WHERE principal <> ?1 AND scope IN ('use', 'admin') \
+                          AND (expires_at IS NULL OR expires_at > ?2))";
+            connection.prepare_cached(select)?.query_row(params![principal, now_ms()], |row| row.get(0))
         })
         .await
     }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{api_enum, time};
 use crate::ids::{Seq, SessionId, SessionPhase};
 use crate::manager::{SandboxRecord, SessionConfig, SessionRow};
-use crate::policy::{Isolation, IsolationLevel, Limits};
+use crate::policy::{Isolation, IsolationLevel, Limits, Network};
 
 /// A kernel with its cells and files. It stays readable after its end, until it is deleted.
 #[derive(Serialize, ToSchema)]
@@ -81,7 +81,7 @@ impl SessionView {
             state: phase.into(),
             why: row.why.clone(),
             isolation: isolation(row).map(IsolationView::from),
-            network: if config.open_network { NetworkMode::Open } else { NetworkMode::None },
+            network: config.network().into(),
             created_at: time(row.created_at),
             last_active_at: time(row.last_active_at),
             expires_at: row.expires_at.map(time),
@@ -145,6 +145,15 @@ impl From<SessionPhase> for SessionState {
 pub(in crate::api) enum NetworkMode {
     None,
     Open,
+}
+
+impl From<Network> for NetworkMode {
+    fn from(network: Network) -> Self {
+        match network {
+            Network::None => Self::None,
+            Network::Open => Self::Open,
+        }
+    }
 }
 
 /// The limits of a session.

@@ -238,6 +238,13 @@ impl Machine {
         Ok(())
     }
 
+    /// Tells the clients something that concerns the owner of the session.
+    pub fn notify(&mut self, cx: Context, text: String) -> Result<(), Denied> {
+        self.kernel.check_alive()?;
+        self.notice(cx, text);
+        Ok(())
+    }
+
     /// Answers the code's question. Returns the message for the kernel's stdin channel. The caller reports success only once the agent
     /// has it, because the answer is in no journal.
     pub fn input(&mut self, cx: Context, value: &str) -> Result<(Generation, Message), Denied> {
