@@ -195,7 +195,7 @@ pub(super) async fn add(
         run: add.run.unwrap_or(true),
         outputs: Vec::new(),
     };
-    if new.run {
+    if new.run && new.cell_type.unwrap_or(CellType::Code) == CellType::Code {
         api.sessions.admit_executions(&id, &caller.access(), 1)?;
     }
     let cell = handle.add_cell(new).await?;

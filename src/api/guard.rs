@@ -17,10 +17,13 @@ use super::rate_limit::{MAX_STREAMS, OpenStream};
 use super::refused_body::ToKnownClient;
 use super::trace::REQUEST_ID;
 use crate::auth::{Identity, Scope};
-use crate::ids::SessionId;
+use crate::ids::{PrincipalId, SessionId};
 
 /// How long a browser may cache the response to a CORS preflight request.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
+
+/// Tells a principal which of its sessions were deleted to make room.
+const EVICTED: HeaderName = HeaderName::from_static("cellkeep-evicted-sessions");
 
 /// The hosts and origins that are accepted.
 #[derive(Clone, Debug, Default)]
@@ -116,6 +119,7 @@ pub(super) fn cors_layer(guard: Arc<Guard>) -> CorsLayer {
         header::ETAG,
         header::LAST_MODIFIED,
         REQUEST_ID,
+        EVICTED,
     ];
     CorsLayer::new()
         .allow_origin(AllowOrigin::predicate(is_allowed))
@@ -153,11 +157,22 @@ pub(super) async fn authenticate(State(api): State<Api>, mut request: Request, n
         return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
     }
     api.rate_limits.check_request(&identity.rate_key()).map_err(|after| too_fast("of this principal", after))?;
+    // A reader of a share learns nothing about the owner.
+    let owner = identity.only.is_none().then(|| identity.principal.clone());
     request.extensions_mut().insert(identity);
     request.extensions_mut().insert(token);
     let mut response = next.run(request).await;
+    if let Some(evicted) = owner.and_then(|owner| evicted_header(&api, &owner)) {
+        response.headers_mut().insert(EVICTED, evicted);
+    }
     response.extensions_mut().insert(ToKnownClient);
     Ok(response)
+}
+
+/// The sessions of a principal that were deleted in the last day to make room, with commas between them.
+fn evicted_header(api: &Api, principal: &PrincipalId) -> Option<HeaderValue> {
+    let evicted: Vec<String> = api.sessions.evicted(principal).iter().map(ToString::to_string).collect();
+    if evicted.is_empty() { None } else { HeaderValue::from_str(&evicted.join(", ")).ok() }
 }
 
 /// The response to requests above a rate limit.

@@ -86,7 +86,7 @@ enum Command {
     /// Run code and print its output
     Exec(exec::ExecArgs),
     /// Serve persistent sessions over HTTP
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// List or install kernels for the process sandbox
     #[command(subcommand)]
     Kernels(kernels::KernelsCommand),
@@ -121,7 +121,7 @@ pub fn main() -> ExitCode {
             Command::Kernels(command) => kernels::run(&paths, command).await,
             Command::Images(command) => images::run(command).await,
             Command::Doctor => doctor::run(&paths).await,
-            Command::Serve(args) => serve::serve(paths, args).await,
+            Command::Serve(args) => serve::serve(paths, *args).await,
             Command::Token(command) => token::run(&paths, command).await,
         }
     });

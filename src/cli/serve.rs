@@ -196,7 +196,8 @@ fn settings(
             compact_after_seconds: config.compact_after.unwrap_or(defaults.compact_after_seconds),
             max_data_mb: config.max_data_mb.unwrap_or(defaults.max_data_mb),
             durability: durability.into(),
-            ceilings: ceilings::ceilings(config.ceilings, defaults.ceilings.clone()).map_err(|error| anyhow!("ceilings: {error}"))?,
+            ceilings: ceilings::ceilings(config.ceilings, defaults.ceilings.clone())
+                .map_err(|error| anyhow!("ceilings: {error}"))?,
             pool,
             ..defaults
         },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::session_config::ServiceError;
 use crate::counters::{InUse, UseCounter, UseGuard};
 use crate::ids::PrincipalId;
-use crate::policy::{Limits, Machine, PrincipalCeilings, leaves_a_share};
+use crate::policy::{Ceilings, Limits, Machine, PrincipalCeilings, leaves_a_share};
 
 /// The sessions and processes that are held, by principal.
 pub(super) struct Admission {
@@ -24,10 +24,12 @@ pub(super) struct Allotment {
 }
 
 impl Admission {
-    pub fn new(max_sessions: usize, machine: Machine, ceilings: PrincipalCeilings) -> Self {
+    pub fn new(max_sessions: usize, machine: Machine, ceilings: &Ceilings) -> Self {
         let max_sessions = max_sessions as u64;
-        // The machine needs some itself. Sessions with default limits fit in any case.
-        let max_processes = (machine.processes / 8 * 7).max(max_sessions.saturating_mul(Limits::default().pids));
+        // The machine needs some itself. Sessions with default limits fit in any case, and so does one with the greatest.
+        let of_sessions = max_sessions.saturating_mul(Limits::default().pids).max(ceilings.limits.pids);
+        let max_processes = (machine.processes / 8 * 7).max(of_sessions);
+        let ceilings = ceilings.principal.clone();
         Self { sessions: Arc::default(), processes: Arc::default(), max_sessions, max_processes, ceilings }
     }
 
@@ -83,7 +85,7 @@ mod tests {
 
     #[test]
     fn only_principal_may_use_everything() {
-        let admission = Admission::new(10, MACHINE, PrincipalCeilings::default());
+        let admission = Admission::new(10, MACHINE, &Ceilings::of_machine(MACHINE));
         let all = take(&admission, "ann", 256, true);
         assert_eq!(all.len(), 10);
         let full = admission.admit(&"ann".into(), 256, true).unwrap_err();
@@ -94,7 +96,7 @@ mod tests {
 
     #[test]
     fn greedy_principal_leaves_sessions_for_others() {
-        let admission = Admission::new(10, MACHINE, PrincipalCeilings::default());
+        let admission = Admission::new(10, MACHINE, &Ceilings::of_machine(MACHINE));
         let greedy = take(&admission, "greedy", 256, false);
         assert_eq!(greedy.len(), 5);
         let refused = admission.admit(&"greedy".into(), 256, false).unwrap_err();
@@ -108,7 +110,7 @@ mod tests {
 
     #[test]
     fn refused_session_holds_nothing() {
-        let admission = Admission::new(10, MACHINE, PrincipalCeilings::default());
+        let admission = Admission::new(10, MACHINE, &Ceilings::of_machine(MACHINE));
         let all = take(&admission, "ann", 3000, true);
         assert_eq!((all.len(), admission.held(&"ann".into())), (2, (2, 6000)));
         let refused = admission.admit(&"ann".into(), 3000, true).unwrap_err();
@@ -118,15 +120,16 @@ mod tests {
 
     #[test]
     fn ceilings_of_the_operator_replace_the_share() {
-        let ceilings = PrincipalCeilings { sessions: Some(8), processes: Some(1000), ..PrincipalCeilings::default() };
-        let admission = Admission::new(10, MACHINE, ceilings);
-        assert_eq!(take(&admission, "ann", 16, false).len(), 8);
-        assert_eq!(take(&admission, "bob", 600, false).len(), 0, "the other one has all but 2, and 600 are within 1000");
+        let principal = PrincipalCeilings { sessions: Some(8), processes: Some(1000), ..PrincipalCeilings::default() };
+        let admission = Admission::new(10, MACHINE, &Ceilings { principal, ..Ceilings::of_machine(MACHINE) });
+        let all = take(&admission, "ann", 16, false);
+        assert_eq!(all.len(), 8);
+        assert_eq!(take(&admission, "bob", 600, false).len(), 1, "600 are within 1000, and twice as many are not");
     }
 
     #[test]
     fn sessions_of_an_earlier_server_count() {
-        let admission = Admission::new(1, MACHINE, PrincipalCeilings::default());
+        let admission = Admission::new(1, MACHINE, &Ceilings::of_machine(MACHINE));
         let living = admission.count(&"ann".into(), 256);
         assert!(admission.admit(&"ann".into(), 256, true).is_err());
         drop(living);

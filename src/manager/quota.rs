@@ -58,7 +58,8 @@ impl DataUse {
     /// The session to delete next, which is then no longer counted: the one that ended first, of the principal with the largest
     /// excess that has an ended session. `None` if nothing must or may be deleted.
     pub fn next_eviction(&mut self) -> Option<Holding> {
-        let ended = self.holdings.iter().enumerate().filter_map(|(index, holding)| Some((index, holding, holding.ended_at?)));
+        let ended =
+            self.holdings.iter().enumerate().filter_map(|(index, holding)| Some((index, holding, holding.ended_at?)));
         let over = ended.filter(|(_, holding, _)| self.excess(&holding.principal) > 0);
         let (index, ..) =
             over.min_by_key(|(_, holding, ended_at)| (u64::MAX - self.excess(&holding.principal), *ended_at))?;
@@ -177,7 +178,8 @@ mod tests {
 
     #[test]
     fn largest_excess_is_reduced_first() {
-        let held = [holding("a", 50, Some(1)), holding("b", 70, Some(3)), holding("b", 10, Some(2)), holding("c", 5, Some(0))];
+        let held =
+            [holding("a", 50, Some(1)), holding("b", 70, Some(3)), holding("b", 10, Some(2)), holding("c", 5, Some(0))];
         let mut data = DataUse::new(60, None, 135, held.to_vec());
         // b: 80, 70, then gone; a: 50 is within the limit of all when b is gone.
         assert_eq!(evictions(&mut data), [("b".to_owned(), 2), ("b".to_owned(), 3)]);

@@ -92,7 +92,7 @@ impl SessionService {
             registry,
             archive_load: Arc::default(),
             quota: Quota::new(settings.max_data_mb),
-            admission: Admission::new(settings.max_sessions, machine::detect(), settings.ceilings.principal.clone()),
+            admission: Admission::new(settings.max_sessions, machine::detect(), &settings.ceilings),
             consumption: Consumption::new(&settings.ceilings.principal),
             evictions: Evictions::default(),
             removal_backlog: RemovalBacklog::default(),

@@ -10,6 +10,7 @@ mod action;
 mod archives;
 mod bad_notebooks;
 mod bash_kernel;
+mod ceilings;
 mod cell_context;
 mod changed_files;
 mod chats;

@@ -24,7 +24,10 @@ fn is_plain(problem: &Value) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invalid_fields_are_named() {
-    let (server, held) = start("strict-fields").await;
+    let most =
+        ["--max-memory-mb=16777216", "--max-cpus=256", "--max-pids=65536", "--max-disk-mb=1048576", "--max-output-mb=16384"];
+    let server = Server::start("strict-fields", TestSandbox::process(), &most).await;
+    let held = server.client().create(json!({"kernel": "bash"})).await;
     let client = &held.client;
     let sessions = "/v1/sessions".to_owned();
     let large = "x".repeat(131_070);
@@ -89,7 +92,8 @@ async fn invalid_fields_are_named() {
     client.send(Method::PUT, &held.path("/cells"), "").await.problem(405, "method_not_allowed");
     client.send(Method::PUT, &held.path("/cells/a"), "").await.problem(405, "method_not_allowed");
     assert_eq!(server.client().session_ids().await.len(), 1, "none of them was made, and none is gone");
-    // The largest allowed values are accepted.
+    // The largest allowed values are accepted. One session has all processes then.
+    held.delete().await;
     let most = json!({
         "kernel": "bash", "env": {"A": "x".repeat(131_069)}, "ttl_seconds": 315_360_000,
         "limits": {"memory_mb": 16 << 20, "cpus": 256, "pids": 65_536, "disk_mb": 1 << 20, "output_mb": 16 << 10},
