@@ -1,6 +1,7 @@
 //! Assembles the parts of the server, and serves until it is stopped.
 
 mod connections;
+mod counted_input;
 mod slow_reader;
 
 use std::fs;
@@ -14,7 +15,7 @@ use rustix::fs::FlockOperation;
 use thiserror::Error;
 use tokio::net::TcpListener;
 
-use crate::api::{self, Api, Guard, RateLimits, ResponseSpool};
+use crate::api::{self, Api, Guard, InputBudget, RateLimits, ResponseSpool};
 use crate::auth::{self, Identity, Scope, Tokens};
 use crate::chat::{Chats, ModelSettings};
 use crate::config::Paths;
@@ -125,6 +126,7 @@ pub async fn serve(
         tokens,
         guard: Arc::new(guard),
         rate_limits: Arc::new(RateLimits::new(settings.rate_limit)),
+        input: Arc::<InputBudget>::default(),
         spool: Arc::new(ResponseSpool::new(paths.data().to_owned())),
     })
     .merge(page::router());

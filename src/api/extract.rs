@@ -10,12 +10,14 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use bytes::BytesMut;
+use futures_util::StreamExt as _;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::MAX_BODY;
 use super::error::Problem;
+use super::{MAX_BODY, input_budget};
 use crate::mime;
 
 /// The largest part of a client's text at each end that an error repeats, in bytes.
@@ -34,13 +36,23 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// Reads a whole body. A body whose `Content-Length` is too large is refused at once.
+/// Reads a whole body. A body whose `Content-Length` is too large is refused at once. The bytes are copied into one buffer: small parts
+/// would each keep a whole read buffer.
 pub(super) async fn read_body(request: Request) -> Result<Bytes, Problem> {
     let request = check_length(request)?;
-    Bytes::from_request(request, &()).await.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-        _ => Problem::bad_request("bad_body", rejection.body_text()),
-    })
+    let mut chunks = input_budget::counted(request).into_body().into_data_stream();
+    let mut body = BytesMut::new();
+    while let Some(chunk) = chunks.next().await {
+        let bad_body = |error: axum::Error| {
+            input_budget::problem_of(&error).unwrap_or_else(|| Problem::bad_request("bad_body", error.to_string()))
+        };
+        let chunk = chunk.map_err(bad_body)?;
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err(too_large());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
 }
 
 /// Refuses a body whose `Content-Length` exceeds the limit.

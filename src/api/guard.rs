@@ -13,6 +13,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::Api;
 use super::error::Problem;
+use super::input_budget::InputAccount;
 use super::rate_limit::{MAX_STREAMS, OpenStream};
 use super::refused_body::ToKnownClient;
 use super::trace::REQUEST_ID;
@@ -159,6 +160,8 @@ pub(super) async fn authenticate(State(api): State<Api>, mut request: Request, n
     api.rate_limits.check_request(&identity.rate_key()).map_err(|after| too_fast("of this principal", after))?;
     // A reader of a share learns nothing about the owner.
     let owner = identity.only.is_none().then(|| identity.principal.clone());
+    let account = InputAccount { budget: api.input.clone(), principal: identity.rate_key() };
+    request.extensions_mut().insert(account);
     request.extensions_mut().insert(identity);
     request.extensions_mut().insert(token);
     let mut response = next.run(request).await;

@@ -11,10 +11,12 @@ mod execution_options;
 mod extract;
 mod files;
 mod guard;
+mod input_budget;
 mod limits;
 mod notebooks;
 mod openapi;
 mod output_text;
+mod paced_body;
 mod paging;
 mod rate_limit;
 mod refused_body;
@@ -23,11 +25,11 @@ mod runs;
 mod sessions;
 mod shares;
 mod socket;
+mod socket_input;
 mod trace;
 mod view;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
@@ -37,7 +39,6 @@ use axum::middleware;
 use axum::routing::get;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
-use tower_http::timeout::RequestBodyTimeoutLayer;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{ObjectBuilder, Required, Type};
 use utoipa::{IntoParams, ToSchema};
@@ -52,14 +53,13 @@ use crate::telemetry;
 use error::Problem;
 use extract::{Body, Query};
 pub use guard::Guard;
+pub use input_budget::InputBudget;
 pub use rate_limit::RateLimits;
 pub use response_spool::ResponseSpool;
+pub use socket_input::ConnectionInput;
 
 /// The largest request body in bytes, except for files.
 const MAX_BODY: usize = 32 << 20;
-
-/// How long a client may pause between two parts of a request body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The state that handlers share.
 #[derive(Clone)]
@@ -71,6 +71,7 @@ pub struct Api {
     pub guard: Arc<Guard>,
     pub rate_limits: Arc<RateLimits>,
     pub spool: Arc<ResponseSpool>,
+    pub input: Arc<InputBudget>,
 }
 
 /// The permit of a connection. A connection that has become a WebSocket keeps it.
@@ -172,7 +173,7 @@ fn public_routes() -> OpenApiRouter<Api> {
 pub fn router(api: Api) -> Router {
     let v1 = Router::from(v1_routes())
         .layer(middleware::from_fn_with_state(api.clone(), response_spool::spool_large))
-        .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
+        .layer(middleware::from_fn(paced_body::pace))
         .layer(middleware::from_fn(trace::record_span))
         .layer(middleware::from_fn_with_state(api.clone(), guard::authenticate))
         .layer(DefaultBodyLimit::max(MAX_BODY));

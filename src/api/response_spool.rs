@@ -17,13 +17,14 @@ use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::ReaderStream;
 
-use super::Api;
 use super::error::Problem;
+use super::{Api, input_budget};
 use crate::auth::Identity;
 use crate::counters::{InUse, UseCounter, UseGuard};
 use crate::ids::PrincipalId;
 use crate::manager::FileError;
 use crate::memory;
+use crate::policy::leaves_a_share;
 
 /// Responses up to this size are produced without a permit, and stay in memory until they are sent. Bytes.
 pub(super) const MAX_SMALL: u64 = 1 << 20;
@@ -35,6 +36,8 @@ const PERMIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest size of all spooled responses, and of those of one principal. Bytes.
 const MAX_SPOOLED: u64 = 4 << 30;
 const MAX_SPOOLED_PER_PRINCIPAL: u64 = 1 << 30;
+/// Uploads are counted in steps of this size. Bytes.
+const UPLOAD_STEP: u64 = 4 << 20;
 /// Bytes that are read from a spool file at once.
 const READ_SIZE: usize = 64 << 10;
 
@@ -42,8 +45,10 @@ const READ_SIZE: usize = 64 << 10;
 #[derive(Debug)]
 pub struct ResponseSpool {
     permits: Arc<Semaphore>,
-    /// Bytes in spool files.
+    /// Bytes of responses in spool files.
     spooled: Arc<UseCounter>,
+    /// Bytes of uploads in spool files.
+    uploaded: Arc<UseCounter>,
     folder: PathBuf,
 }
 
@@ -54,7 +59,12 @@ pub(super) struct ProducePermit(#[expect(dead_code, reason = "held")] Arc<OwnedS
 impl ResponseSpool {
     /// Spool files are unnamed files in this folder.
     pub fn new(folder: PathBuf) -> Self {
-        Self { permits: Arc::new(Semaphore::new(MAX_PRODUCED_MB as usize)), spooled: Arc::default(), folder }
+        Self {
+            permits: Arc::new(Semaphore::new(MAX_PRODUCED_MB as usize)),
+            spooled: Arc::default(),
+            uploaded: Arc::default(),
+            folder,
+        }
     }
 
     /// Waits for the permit to produce a response of this size. `None` for a small response, which needs no permit.
@@ -67,7 +77,7 @@ impl ResponseSpool {
         permit.ok().and_then(Result::ok).map(|permit| Some(ProducePermit(Arc::new(permit)))).ok_or_else(busy)
     }
 
-    /// Counts bytes in spool files.
+    /// Counts bytes of a response in a spool file.
     fn count(&self, principal: &PrincipalId, bytes: u64) -> Result<UseGuard, Problem> {
         // A single file may exceed the limit of a principal, if it is the only one.
         let admits = |used: InUse| {
@@ -77,29 +87,39 @@ impl ResponseSpool {
         self.spooled.try_count(principal, bytes, admits).ok_or_else(busy)
     }
 
-    /// Receives a request body as a file. A body without a length counts as the largest one.
-    pub(super) async fn receive(
-        &self,
-        principal: &PrincipalId,
-        body: Body,
-        length: Option<u64>,
-        most: u64,
-    ) -> Result<SpooledFile, Problem> {
-        let guard = self.count(principal, length.unwrap_or(most))?;
+    /// Counts bytes of an upload in a spool file. Uploads and responses do not use up each other's room, and beside others a
+    /// principal may use as much as it leaves free.
+    fn count_upload(&self, principal: &PrincipalId, bytes: u64) -> Result<UseGuard, Problem> {
+        let admits = |used: InUse| {
+            (used.own == 0 || used.own.saturating_add(bytes) <= MAX_SPOOLED_PER_PRINCIPAL)
+                && leaves_a_share(used.own, bytes, used.total, MAX_SPOOLED)
+        };
+        self.uploaded.try_count(principal, bytes, admits).ok_or_else(|| {
+            let detail = "too many uploads are being received; retry when others have ended";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).retry_after(5)
+        })
+    }
+
+    /// Receives a request body as a file. It counts as it arrives, so that a slow upload holds only what it has sent.
+    pub(super) async fn receive(&self, principal: &PrincipalId, body: Body, most: u64) -> Result<SpooledFile, Problem> {
+        let mut guards = Vec::new();
         let file = open(self.folder.clone()).await.map_err(|error| cannot_spool("body", &error))?;
         let (mut file, mut received) = (file, 0);
         let mut chunks = body.into_data_stream();
         while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|_| FileError::Cut)?;
+            let chunk = chunk.map_err(|error| input_budget::problem_of(&error).unwrap_or_else(|| FileError::Cut.into()))?;
             received += chunk.len() as u64;
             if received > most {
                 return Err(FileError::TooLarge.into());
+            }
+            while received > guards.len() as u64 * UPLOAD_STEP {
+                guards.push(self.count_upload(principal, UPLOAD_STEP)?);
             }
             file.write_all(&chunk).await.map_err(|error| cannot_spool("body", &error))?;
         }
         file.flush().await.map_err(|error| cannot_spool("body", &error))?;
         file.rewind().await.map_err(|error| cannot_spool("body", &error))?;
-        Ok(SpooledFile { file: file.into_std().await, guard })
+        Ok(SpooledFile { file: file.into_std().await, _guards: guards })
     }
 
     /// Moves a body into a spool file, and returns a body that reads from it. The bytes count until that body is sent or
@@ -117,8 +137,7 @@ impl ResponseSpool {
 /// A request body in a file without a name. Its bytes count until it is dropped.
 pub(super) struct SpooledFile {
     pub file: std::fs::File,
-    #[expect(dead_code, reason = "counts the bytes")]
-    guard: UseGuard,
+    _guards: Vec<UseGuard>,
 }
 
 /// A response that carries its permit.
@@ -209,6 +228,27 @@ mod tests {
         drop(dropped);
         assert!(spool.spool(&ann, Body::empty(), MAX_SPOOLED + 1).await.is_err());
         assert_eq!(spool.spooled.total(), 0);
+    }
+
+    #[tokio::test]
+    async fn uploads_count_what_has_arrived_and_beside_responses() {
+        let spool = Arc::new(ResponseSpool::new(std::env::temp_dir()));
+        let ann = PrincipalId::from("ann");
+        let (sender, chunks) = tokio::sync::mpsc::unbounded_channel::<Result<Bytes, axum::Error>>();
+        let stream = futures_util::stream::unfold(chunks, async |mut chunks| Some((chunks.recv().await?, chunks)));
+        let receiving = tokio::spawn({
+            let (spool, ann) = (spool.clone(), ann.clone());
+            async move { spool.receive(&ann, Body::from_stream(stream), 1 << 30).await.map(|received| received.file) }
+        });
+        sender.send(Ok(Bytes::from(vec![7; 5 << 20]))).unwrap();
+        while spool.uploaded.total() < 2 * UPLOAD_STEP {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(spool.uploaded.total(), 2 * UPLOAD_STEP, "not the largest size");
+        assert!(spool.spool(&ann, Body::empty(), MAX_SPOOLED_PER_PRINCIPAL).await.is_ok(), "responses have their own room");
+        drop(sender);
+        assert_eq!(receiving.await.unwrap().unwrap().metadata().unwrap().len(), 5 << 20);
+        assert_eq!(spool.uploaded.total(), 0);
     }
 
     #[tokio::test(start_paused = true)]

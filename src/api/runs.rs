@@ -19,7 +19,7 @@ use super::extract::{self, InvalidInput};
 use super::notebooks::{self, ExportQuery, RunOutcome, WaitQuery};
 use super::sessions::{self, Create, RequestedLimits};
 use super::view::{self, ArtifactList, Binary, EventView, NetworkMode, NotebookFile};
-use super::{Api, Body, Caller, Query, SessionInPath, User, guard, paging};
+use super::{Api, Body, Caller, Query, SessionInPath, User, guard, input_budget, paging};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
 use crate::manager::{JobConfig, NotebookRun, SessionConfig, SessionFilter, SessionRow};
@@ -127,8 +127,10 @@ pub(super) struct RunList {
 impl JobRequest {
     /// Reads a multipart form. `notebook` is the file. The other fields are JSON, except for a few that are plain text.
     async fn from_form(mut form: Multipart) -> Result<(Self, Option<Bytes>), Problem> {
-        let bad_form =
-            |error: axum::extract::multipart::MultipartError| Problem::new(error.status(), "bad_form", error.body_text());
+        let bad_form = |error: axum::extract::multipart::MultipartError| {
+            let problem = || Problem::new(error.status(), "bad_form", error.body_text());
+            input_budget::problem_of(&error).unwrap_or_else(problem)
+        };
         let (mut fields, mut notebook) = (BTreeMap::new(), None);
         while let Some(field) = form.next_field().await.map_err(bad_form)? {
             let name = field.name().unwrap_or_default().to_owned();
@@ -156,7 +158,7 @@ impl JobRequest {
 async fn read(request: Request) -> Result<(JobRequest, Bytes), Problem> {
     let request = extract::check_length(request)?;
     let (job, file) = if extract::media_type(request.headers()) == "multipart/form-data" {
-        let form = Multipart::from_request(request, &()).await;
+        let form = Multipart::from_request(input_budget::counted(request), &()).await;
         JobRequest::from_form(form.map_err(|rejection| Problem::bad_request("bad_form", rejection.body_text()))?).await?
     } else {
         let Body(job) = Body::<JobRequest>::from_request(request, &()).await?;

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use std::time::Duration;
+
 use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -18,20 +20,25 @@ use super::error::{Problem, ProblemView};
 use super::events::{EventReader, EventsQuery};
 use super::execution_options::RequestedOptions;
 use super::rate_limit::OpenStream;
-use super::{Api, Caller, OpenConnection, Query, SessionInPath, extract, guard};
+use super::{Api, Caller, ConnectionInput, OpenConnection, Query, SessionInPath, extract, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
 use crate::session::{NewCell, SessionHandle};
 use crate::telemetry::traces;
 use crate::wire::json as wire_json;
 
-/// The largest command in bytes.
-const MAX_COMMAND: usize = 32 << 20;
+/// The largest command in bytes, and that of a client that may only read, whose commands are all refused.
+const MAX_COMMAND: usize = 4 << 20;
+const MAX_READERS_COMMAND: usize = 4 << 10;
+/// The read buffer of a socket in bytes.
+const READ_BUFFER: usize = 8 << 10;
+/// How often it is checked whether a message has been arriving for too long.
+const INPUT_CHECK: Duration = Duration::from_secs(10);
 
 /// Open a WebSocket
 ///
 /// The server sends the events of the session as JSON text, as `GET /v1/sessions/{session}/events` does. The client sends
-/// commands (`SocketCommand`) as JSON text of at most 32 MB, and the server answers each with a `SocketReply`.
+/// commands (`SocketCommand`) as JSON text of at most 4 MB, and the server answers each with a `SocketReply`.
 #[utoipa::path(
     get, path = "/socket", operation_id = "open_socket", tag = "events",
     params(SessionInPath, EventsQuery),
@@ -43,6 +50,7 @@ pub(super) async fn open(
     SessionInPath(id): SessionInPath,
     Query(query): Query<EventsQuery>,
     connection: Option<Extension<OpenConnection>>,
+    input: Option<Extension<ConnectionInput>>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
@@ -61,8 +69,11 @@ pub(super) async fn open(
     let reader = EventReader::new(&api, &caller, id.clone(), subscription, query.form()?);
     let open = guard::open_stream(&api, &caller.identity)?;
     let trace = headers.get("traceparent").and_then(|parent| traces::current_in(parent.to_str().ok()?));
-    let client = Client { _open: (open, connection), api, id, caller, handle, trace };
-    let upgrade = upgrade.max_message_size(MAX_COMMAND).max_frame_size(MAX_COMMAND);
+    let most = if caller.identity.scope < Scope::Use { MAX_READERS_COMMAND } else { MAX_COMMAND };
+    let upgrade = upgrade.max_message_size(most).max_frame_size(most).read_buffer_size(READ_BUFFER);
+    let input = input.map(|Extension(input)| input).unwrap_or_default();
+    input.begin_socket(api.input.lease(&caller.identity.rate_key()));
+    let client = Client { _open: (open, connection), api, id, caller, handle, trace, input };
     Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, client)))
 }
 
@@ -75,7 +86,13 @@ struct Client {
     /// The default parent of executions: the request that opened the socket, if that was part of a trace. Otherwise
     /// executions have no common parent, because a socket may stay open for days.
     trace: Option<String>,
+    input: ConnectionInput,
     _open: (OpenStream, Option<Extension<OpenConnection>>),
+}
+
+/// The frame that closes a socket.
+fn close(code: u16, reason: &'static str) -> Message {
+    Message::Close(Some(CloseFrame { code, reason: reason.into() }))
 }
 
 async fn serve(socket: WebSocket, mut reader: EventReader, client: Client) {
@@ -83,33 +100,49 @@ async fn serve(socket: WebSocket, mut reader: EventReader, client: Client) {
     let tokens = client.api.tokens.clone();
     let invalid = tokens.until_invalid(client.caller.token);
     tokio::pin!(invalid);
+    let mut input_check = tokio::time::interval(INPUT_CHECK);
     loop {
         let sent = tokio::select! {
             () = &mut invalid => {
-                let frame = CloseFrame { code: 1008, reason: "the token has been revoked or has expired".into() };
-                let _ = sender.send(Message::Close(Some(frame))).await;
+                let _ = sender.send(close(1008, "the token has been revoked or has expired")).await;
                 return;
+            }
+            _ = input_check.tick() => {
+                if client.input.is_overdue() {
+                    let _ = sender.send(close(1008, "the message came too slowly")).await;
+                    return;
+                }
+                Ok(())
             }
             event = reader.next() => match event {
                 // Events that are available together are sent together.
                 Some((_, json)) if reader.has_more() => sender.feed(Message::text(json)).await,
                 Some((_, json)) => sender.send(Message::text(json)).await,
                 None => {
-                    let frame = CloseFrame { code: 1000, reason: "the session was deleted".into() };
-                    let _ = sender.send(Message::Close(Some(frame))).await;
+                    let _ = sender.send(close(1000, "the session was deleted")).await;
                     return;
                 }
             },
             message = receiver.next() => match message {
                 Some(Ok(Message::Text(text))) => {
+                    client.input.end_message();
                     let reply = handle_command(text.as_str(), &client).await;
                     sender.send(reply.message()).await
                 }
                 Some(Ok(Message::Binary(_))) => {
+                    client.input.end_message();
                     let problem = Problem::bad_request("not_text", "commands must be JSON text");
                     sender.send(Reply::failed(Value::Null, &problem).message()).await
                 }
+                Some(Ok(Message::Ping(payload) | Message::Pong(payload))) => {
+                    client.input.end_control_frame(payload.len());
+                    Ok(())
+                }
                 Some(Ok(_)) => Ok(()),
+                Some(Err(_)) if client.input.is_refused() => {
+                    let _ = sender.send(close(1013, "too much input is being received at once; retry")).await;
+                    return;
+                }
                 Some(Err(_)) | None => return,
             },
         };

@@ -20,8 +20,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_io_timeout::TimeoutStream;
 
+use super::counted_input::CountedInput;
 use super::slow_reader::{STALL_BUDGET, SlowReaderLimit};
-use crate::api::OpenConnection;
+use crate::api::{ConnectionInput, OpenConnection};
 
 /// The largest number of open connections, if the process may have as many file descriptors.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -32,8 +33,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a client may read nothing while there is data for it. Slower than that is bounded by [`STALL_BUDGET`]. A subscriber that is
 /// disconnected reconnects and continues by event number.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
-/// The largest head of a request, and the read buffer of its body. Bytes.
-const READ_BUFFER: usize = 64 << 10;
+/// The largest head of a request, and the read buffer of its body. Bytes. Each connection may have as much, with or without a token.
+const READ_BUFFER: usize = 16 << 10;
 /// This many closed connections may be remembered in any case, so that a quiet server need not look for them each time.
 const CLOSED_SLACK: usize = 32;
 /// How long a stopping server waits for requests. Event streams never end by themselves.
@@ -148,9 +149,12 @@ async fn serve_connection(
     // streams write every few seconds.
     protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(READ_BUFFER).half_close(true);
     let router = TowerToHyperService::new(router);
+    let input = ConnectionInput::default();
+    let counted = input.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         is_busy.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(open.clone());
+        request.extensions_mut().insert(input.clone());
         let (response, is_busy) = (router.call(request), is_busy.clone());
         async move {
             let response = response.await;
@@ -162,7 +166,7 @@ async fn serve_connection(
     });
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    let stream = SlowReaderLimit::new(Box::pin(stream), stall_budget);
+    let stream = CountedInput::new(SlowReaderLimit::new(Box::pin(stream), stall_budget), counted);
     let connection = protocol.serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::pin!(connection);
     // The guard that `wait_for` returns must not live across the next await.

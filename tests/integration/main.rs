@@ -27,6 +27,7 @@ mod file_requests;
 mod files;
 mod floods;
 mod frames;
+mod half_sent;
 mod hostile;
 mod interrupts;
 mod large_answers;

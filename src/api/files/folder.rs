@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::form::FormReader;
-use super::{File, check_length, check_path, download_headers};
+use super::{File, check_length, check_path, download_headers, lease_chunk};
 use crate::api::error::Problem;
 use crate::api::extract::media_type;
 use crate::api::view::Binary;
@@ -238,10 +238,11 @@ pub(in crate::api) async fn upload(
         Err(error) => return Err(error.into()),
     }
     let summary = if media_type(request.headers()) == "multipart/form-data" {
+        let _lease = lease_chunk(&api, &caller, None)?;
         upload_form(&workspace, &path, request).await?
     } else {
-        let length = check_length(request.headers())?;
-        let archive = api.spool.receive(&caller.identity.rate_key(), request.into_body(), length, MAX_FILE as u64).await?;
+        check_length(request.headers())?;
+        let archive = api.spool.receive(&caller.identity.rate_key(), request.into_body(), MAX_FILE as u64).await?;
         workspace.unpack(&path, archive.file).await?
     };
     let Summary { files, folders, links, bytes } = summary;

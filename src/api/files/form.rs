@@ -13,6 +13,7 @@ use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use thiserror::Error;
 
 use crate::api::error::Problem;
+use crate::api::input_budget;
 use crate::manager::{FileError, MAX_ARCHIVE_BYTES};
 
 /// The most bytes that may pass without a byte of a file: before the first part, and in the header of a part.
@@ -110,7 +111,10 @@ impl FormReader {
         &mut self,
     ) -> Result<Option<(String, impl Stream<Item = Result<Bytes, MultipartError>> + use<'_>)>, Problem> {
         let field = self.form.next_field().await;
-        let field = field.map_err(|error| Problem::bad_request("bad_form", error.body_text()))?;
+        let bad_form = |error: MultipartError| {
+            input_budget::problem_of(&error).unwrap_or_else(|| Problem::bad_request("bad_form", error.body_text()))
+        };
+        let field = field.map_err(bad_form)?;
         let Some(field) = field else { return Ok(None) };
         let (name, bounds) = (file_name(&field)?, self.bounds.clone());
         bounds.advance();

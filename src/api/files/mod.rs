@@ -18,12 +18,16 @@ use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
+use super::input_budget::InputLease;
 use super::view::{self, Binary, api_enum};
 use super::{Api, Body, Caller, Query, SessionInPath, User, path_field, path_parameter};
 use crate::manager::{EntryKind, FileError, MAX_FILE, PutOptions, WorkspaceEntry, printable};
 use crate::mime;
 use conditional::{Selection, Validators};
 pub(super) use folder::{__path_create, __path_list, __path_upload, create, list, upload};
+
+/// The most bytes of an upload that are in memory at once: a chunk for the sandbox, and what is read from the connection.
+const HELD_OF_UPLOAD: u64 = (1 << 20) + (64 << 10);
 
 /// Files are private to their session, and may change at any time.
 const CACHE_CONTROL: &str = "private, no-cache";
@@ -206,7 +210,8 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    check_length(&headers)?;
+    let length = check_length(&headers)?;
+    let _lease = lease_chunk(&api, &caller, length)?;
     let workspace = api.sessions.workspace(&id, &caller.access())?;
     let options = PutOptions { is_new: must_be_new(&headers)?, ..PutOptions::default() };
     let written = workspace.write(&path, options, body.into_data_stream()).await;
@@ -217,6 +222,13 @@ pub(super) async fn put(
     let mut response = StatusCode::NO_CONTENT.into_response();
     insert_validators(response.headers_mut(), &Validators::new(&stat, SystemTime::now()));
     Ok(response)
+}
+
+/// Counts the chunk of an upload that is held in memory.
+fn lease_chunk(api: &Api, caller: &Caller, length: Option<u64>) -> Result<InputLease, Problem> {
+    let mut lease = api.input.lease(&caller.identity.rate_key());
+    lease.grow_to(length.unwrap_or(u64::MAX).min(HELD_OF_UPLOAD))?;
+    Ok(lease)
 }
 
 /// Refuses an upload of known length before its body is read.
