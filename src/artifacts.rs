@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use tokio::fs;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
-use crate::ids;
+use crate::{ids, private_files};
 
 /// A folder of blobs. Clones share its lock.
 #[derive(Clone, Debug)]
@@ -61,12 +62,17 @@ impl Blobs {
         }
         let temporary = path.with_file_name(format!("{hash}.{}", ids::random_uuid()));
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).await?;
+            // Both levels exist afterwards: the folder of all blobs, and that of the first digits.
+            private_files::create_folder(&self.folder)?;
+            private_files::create_folder(parent)?;
         }
         let written = async {
-            fs::write(&temporary, bytes).await?;
+            let options = fs::OpenOptions::from(private_files::options().write(true).create_new(true).clone());
+            let mut file = options.open(&temporary).await?;
+            file.write_all(bytes).await?;
+            file.flush().await?;
             if self.flushes {
-                fs::File::open(&temporary).await?.sync_all().await?;
+                file.sync_all().await?;
             }
             fs::rename(&temporary, &path).await?;
             self.flush_folders_of(&path).await

@@ -14,9 +14,11 @@ use tokio::sync::watch;
 use crate::ids::{self, Access, PrincipalId, SessionId};
 use crate::store::{ShareRow, Store, StoreError, TokenRow, now_ms};
 
-/// What a token allows. Each scope includes the smaller ones.
+/// What a token allows. Each scope from [`Self::Read`] on includes the smaller ones; `Admin` includes all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
+    /// Reading the metrics of the server, and nothing else.
+    Metrics,
     /// Reading the sessions of the principal.
     Read,
     /// Creating, using and ending sessions of the principal.
@@ -28,6 +30,7 @@ pub enum Scope {
 impl Scope {
     pub fn name(self) -> &'static str {
         match self {
+            Self::Metrics => "metrics",
             Self::Read => "read",
             Self::Use => "use",
             Self::Admin => "admin",
@@ -35,7 +38,7 @@ impl Scope {
     }
 
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Read, Self::Use, Self::Admin].into_iter().find(|scope| scope.name() == name)
+        [Self::Metrics, Self::Read, Self::Use, Self::Admin].into_iter().find(|scope| scope.name() == name)
     }
 }
 

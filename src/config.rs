@@ -42,6 +42,8 @@ pub struct ServeConfig {
     pub pool: Option<BTreeMap<String, usize>>,
     /// Requests a second of each principal; 0 is unlimited.
     pub rate_limit: Option<u32>,
+    /// Whether `/metrics` needs no token.
+    pub open_metrics: Option<bool>,
     /// Host names in addition to those of loopback.
     pub allow_hosts: Option<Vec<String>>,
     /// Origins whose pages may use the server.

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | top | `cli` |
 //! | domain | `chat`, `runner`, `manager`, `session` |
-//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `counters`, `descriptors`, `http_client`, `machine`, `telemetry`, `web`, and inside the sandbox `agent` |
+//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `counters`, `descriptors`, `http_client`, `machine`, `private_files`, `telemetry`, `web`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `export`, `render`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
@@ -59,6 +59,8 @@ pub mod notebook;
 pub mod output;
 #[cfg(feature = "host")]
 pub mod page;
+#[cfg(feature = "host")]
+mod private_files;
 #[cfg(feature = "host")]
 pub mod render;
 #[cfg(feature = "host")]

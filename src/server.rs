@@ -7,7 +7,6 @@ mod slow_reader;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use crate::config::Paths;
 use crate::manager::{Reaper, Retention, ServiceError, ServiceSettings, SessionService};
 use crate::memory;
 use crate::page;
+use crate::private_files;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{self, traces};
 
@@ -47,6 +47,8 @@ pub struct ServerSettings {
     pub hosts: Vec<String>,
     /// Origins of pages that may use the API.
     pub origins: Vec<String>,
+    /// Whether the metrics need no token.
+    pub open_metrics: bool,
     /// Requests per second of each principal. 0 means no limit.
     pub rate_limit: u32,
     /// Whether all sessions end when the server stops.
@@ -94,11 +96,8 @@ pub async fn serve(
     welcome: impl FnOnce(Welcome),
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServerError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(paths.data())
-        .map_err(io_error("cannot create the data folder"))?;
+    private_files::by_default();
+    private_files::create_data_folder(paths.data()).map_err(io_error("cannot create the data folder"))?;
     let _lock = lock(paths).await?;
     memory::limit_free_memory();
     telemetry::install();
@@ -118,7 +117,12 @@ pub async fn serve(
     let tokens = Arc::new(Tokens::default());
     let new_token = first_token(&store, &tokens, settings.token.as_deref()).await?;
     spawn_background_tasks(&sessions, &tokens, &store);
-    let guard = Guard { loopback: address.ip().is_loopback(), hosts: settings.hosts, origins: settings.origins };
+    let guard = Guard {
+        loopback: address.ip().is_loopback(),
+        hosts: settings.hosts,
+        origins: settings.origins,
+        open_metrics: settings.open_metrics,
+    };
     let router = api::router(Api {
         reader: sessions.reader().clone(),
         sessions: sessions.clone(),
@@ -159,7 +163,13 @@ fn spawn_background_tasks(sessions: &SessionService, tokens: &Arc<Tokens>, store
 /// The lock belongs to the open file. A server that is killed while it starts a program leaves a copy of it in the child until that
 /// executes the program, which takes milliseconds; on a loaded machine, longer. So a lock that is taken is tried again for a while.
 async fn lock(paths: &Paths) -> Result<fs::File, ServerError> {
-    let file = fs::File::create(paths.data().join("serve.lock")).map_err(io_error("cannot create the lock file"))?;
+    let path = paths.data().join("serve.lock");
+    let file = private_files::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .map_err(io_error("cannot create the lock file"))?;
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

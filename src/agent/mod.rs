@@ -53,6 +53,8 @@ pub fn main(arguments: &[String]) -> ExitCode {
         },
         _ => return fail("usage: cellkeep-agent LISTEN-JSON (cellkeep starts this program inside a sandbox)"),
     };
+    // That of the server is narrower. Files of a session have the usual modes, in every kind of sandbox.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     if let Err(error) = confine::protect_agent() {
         return fail(&format!("cannot protect the agent process: {error}"));
     }

@@ -17,7 +17,7 @@ use super::input_budget::InputAccount;
 use super::rate_limit::{MAX_STREAMS, OpenStream};
 use super::refused_body::ToKnownClient;
 use super::trace::REQUEST_ID;
-use crate::auth::{Identity, Scope};
+use crate::auth::{Identity, Scope, TokenHash};
 use crate::ids::{PrincipalId, SessionId};
 
 /// How long a browser may cache the response to a CORS preflight request.
@@ -36,6 +36,8 @@ pub struct Guard {
     pub hosts: Vec<String>,
     /// Additional origins, as browsers write them.
     pub origins: Vec<String>,
+    /// Whether the metrics need no token.
+    pub open_metrics: bool,
 }
 
 impl Guard {
@@ -130,23 +132,59 @@ pub(super) fn cors_layer(guard: Arc<Guard>) -> CorsLayer {
         .max_age(PREFLIGHT_MAX_AGE)
 }
 
+fn token_in_header(headers: &HeaderMap) -> Option<String> {
+    let (scheme, token) = header_text(headers, header::AUTHORIZATION)?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+}
+
+/// The identity behind the token of a request.
+fn identify(api: &Api, token: Option<String>) -> Result<(Identity, TokenHash), Problem> {
+    let unauthorized = |code, detail| Problem::new(StatusCode::UNAUTHORIZED, code, detail);
+    let Some(token) = token else {
+        return Err(unauthorized("no_token", "a token is required: Authorization: Bearer TOKEN"));
+    };
+    if let Some(known) = api.tokens.identify(&token) {
+        return Ok(known);
+    }
+    api.rate_limits.check_invalid_token().map_err(|after| too_fast("with invalid tokens", after))?;
+    Err(unauthorized("bad_token", "this token is unknown, revoked or expired"))
+}
+
+/// Checks that a request may read the metrics. They say how much everybody uses the server, so they are not for its users.
+pub(super) fn check_metrics(api: &Api, headers: &HeaderMap) -> Result<(), Problem> {
+    if api.guard.open_metrics {
+        return Ok(());
+    }
+    match identify(api, token_in_header(headers))?.0.scope {
+        Scope::Metrics | Scope::Admin => Ok(()),
+        Scope::Read | Scope::Use => {
+            let detail =
+                "metrics need a token with the scope `metrics` or `admin`, or the option --open-metrics of the server";
+            Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail))
+        }
+    }
+}
+
+/// Middleware that forbids to store the answers of the API and the metrics: they show the data of a principal, and a token may be revoked.
+pub(super) async fn no_store(request: Request, next: Next) -> Response {
+    let shows_data = request.uri().path().starts_with("/v1/") || request.uri().path() == "/metrics";
+    let mut response = next.run(request).await;
+    if shows_data {
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    response
+}
+
 /// Middleware that authenticates a request and checks its scope and rate. Browsers cannot set headers for sockets and event
 /// streams, so these may pass the token in the query.
 pub(super) async fn authenticate(State(api): State<Api>, mut request: Request, next: Next) -> Result<Response, Problem> {
-    let from_header = header_text(request.headers(), header::AUTHORIZATION)
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim().to_owned());
     let is_stream = ["/events", "/socket"].iter().any(|end| request.uri().path().ends_with(end));
-    let token = from_header.or_else(|| token_in_query(request.uri()).filter(|_| is_stream));
-    let unauthorized = |code, detail| Err(Problem::new(StatusCode::UNAUTHORIZED, code, detail));
-    let Some(token) = token else {
-        return unauthorized("no_token", "a token is required: Authorization: Bearer TOKEN");
-    };
-    let Some((identity, token)) = api.tokens.identify(&token) else {
-        api.rate_limits.check_invalid_token().map_err(|after| too_fast("with invalid tokens", after))?;
-        return unauthorized("bad_token", "this token is unknown, revoked or expired");
-    };
+    let from_query = || token_in_query(request.uri()).filter(|_| is_stream);
+    let (identity, token) = identify(&api, token_in_header(request.headers()).or_else(from_query))?;
+    if identity.scope == Scope::Metrics {
+        let detail = "this token can only read /metrics";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
+    }
     if identity.scope < Scope::Use && !matches!(*request.method(), Method::GET | Method::HEAD) {
         let detail = "this token can only read; a token with the scope `use` is required";
         return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));

@@ -33,8 +33,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware;
 use axum::routing::get;
 use serde::Serialize;
@@ -74,13 +74,17 @@ pub struct Api {
     pub input: Arc<InputBudget>,
 }
 
-/// The permit of a connection. A connection that has become a WebSocket keeps it.
+/// The permit and the input of a connection. A connection that has become a WebSocket keeps it.
 #[derive(Clone, Debug)]
-pub struct OpenConnection(#[expect(dead_code, reason = "held")] Arc<OwnedSemaphorePermit>);
+pub struct OpenConnection {
+    _permit: Arc<OwnedSemaphorePermit>,
+    /// What the connection has received.
+    pub input: ConnectionInput,
+}
 
 impl OpenConnection {
     pub fn new(permit: OwnedSemaphorePermit) -> Self {
-        Self(Arc::new(permit))
+        Self { _permit: Arc::new(permit), input: ConnectionInput::default() }
     }
 }
 
@@ -158,7 +162,7 @@ fn v1_routes() -> OpenApiRouter<Api> {
     all_others.nest("/sessions/{session}", one_session)
 }
 
-/// The routes that need no token.
+/// The routes outside `/v1`. Only the metrics need a token.
 fn public_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(health))
@@ -185,6 +189,7 @@ pub fn router(api: Api) -> Router {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not support this method")
         })
         .layer(middleware::from_fn(refused_body::drain))
+        .layer(middleware::from_fn(guard::no_store))
         .layer(guard::cors_layer(api.guard.clone()))
         .layer(middleware::from_fn_with_state(api.clone(), guard::check_host))
         .layer(middleware::from_fn(trace::assign_request_id))
@@ -213,11 +218,14 @@ async fn ready() -> &'static str {
 }
 
 /// Get the metrics of the server
+///
+/// For tokens with the scope `metrics` or `admin`. With `--open-metrics`, no token is needed.
 #[utoipa::path(
-    get, path = "/metrics", operation_id = "get_metrics", tag = "server", security(()),
+    get, path = "/metrics", operation_id = "get_metrics", tag = "server",
     responses((status = 200, description = "Metrics in the Prometheus text format", body = String)),
 )]
-async fn metrics(State(api): State<Api>) -> Result<String, Problem> {
+async fn metrics(State(api): State<Api>, headers: HeaderMap) -> Result<String, Problem> {
+    guard::check_metrics(&api, &headers)?;
     api.sessions.update_gauges().await?;
     metrics::gauge!(telemetry::STREAMS).set(api.rate_limits.open_streams() as f64);
     Ok(telemetry::install().map(metrics_exporter_prometheus::PrometheusHandle::render).unwrap_or_default())

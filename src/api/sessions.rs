@@ -308,7 +308,12 @@ pub(super) async fn get_one(
     caller: Caller,
     SessionInPath(id): SessionInPath,
 ) -> Result<Json<SessionView>, Problem> {
-    read_session(&api, &id, &caller.access()).await.map(Json)
+    let mut session = read_session(&api, &id, &caller.access()).await?;
+    if caller.is_share() {
+        // Labels are the owner's notes about the session: customers, projects, billing.
+        session.labels.clear();
+    }
+    Ok(Json(session))
 }
 
 async fn read_session(api: &Api, id: &SessionId, access: &Access) -> Result<SessionView, Problem> {
@@ -653,7 +658,6 @@ pub(super) async fn artifact(
             header::CONTENT_SECURITY_POLICY,
             HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; sandbox"),
         ),
-        (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable")),
     ];
     Ok((headers, axum::body::Body::from_stream(ReaderStream::new(file))).into_response())
 }

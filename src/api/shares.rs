@@ -77,9 +77,10 @@ struct CreatedShare {
 }
 
 api_enum! {
-    /// What a token may do: read the sessions of its principal, use them, or everything on the sessions of all principals.
+    /// What a token may do: read the metrics of the server only, read the sessions of its principal, use them, or everything on the
+    /// sessions of all principals.
     #[schema(as = Scope)]
-    ScopeName for Scope { Read, Use, Admin }
+    ScopeName for Scope { Metrics, Read, Use, Admin }
 }
 
 /// The permissions of a token.

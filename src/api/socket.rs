@@ -50,7 +50,6 @@ pub(super) async fn open(
     SessionInPath(id): SessionInPath,
     Query(query): Query<EventsQuery>,
     connection: Option<Extension<OpenConnection>>,
-    input: Option<Extension<ConnectionInput>>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
@@ -71,7 +70,7 @@ pub(super) async fn open(
     let trace = headers.get("traceparent").and_then(|parent| traces::current_in(parent.to_str().ok()?));
     let most = if caller.identity.scope < Scope::Use { MAX_READERS_COMMAND } else { MAX_COMMAND };
     let upgrade = upgrade.max_message_size(most).max_frame_size(most).read_buffer_size(READ_BUFFER);
-    let input = input.map(|Extension(input)| input).unwrap_or_default();
+    let input = connection.as_ref().map(|Extension(open)| open.input.clone()).unwrap_or_default();
     input.begin_socket(api.input.lease(&caller.identity.rate_key()));
     let client = Client { _open: (open, connection), api, id, caller, handle, trace, input };
     Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, client)))

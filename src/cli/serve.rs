@@ -1,10 +1,13 @@
 //! `cellkeep serve`: serves persistent sessions over HTTP.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context as _, anyhow, bail};
 use axum::http::Uri;
 use clap::{Args, ValueEnum};
 
@@ -17,6 +20,7 @@ use crate::chat::ModelSettings;
 use crate::config::{ConfigFile, Paths, ServeConfig};
 use crate::kernels;
 use crate::manager::ServiceSettings;
+use crate::private_files;
 use crate::server::{self, ServerSettings, Welcome};
 use crate::store::Durability;
 
@@ -31,9 +35,13 @@ pub(super) struct ServeArgs {
     /// The address to listen on [default: 127.0.0.1:7788]
     #[arg(long, value_name = "ADDR:PORT", env = "CELLKEEP_LISTEN")]
     listen: Option<SocketAddr>,
-    /// Use this admin token instead of creating one
+    /// Use this admin token instead of creating one. Other users of the machine can see it in the list of processes: better set
+    /// CELLKEEP_TOKEN, or use --token-file
     #[arg(long, value_name = "TOKEN", env = "CELLKEEP_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Use the admin token in this file instead of creating one
+    #[arg(long, value_name = "FILE", env = "CELLKEEP_TOKEN_FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
     /// The sandbox of sessions [default: auto]
     #[arg(long, value_enum, env = "CELLKEEP_SANDBOX")]
     sandbox: Option<SandboxOption>,
@@ -62,6 +70,12 @@ pub(super) struct ServeArgs {
     /// Rate limit of each principal in requests a second, with bursts of five times as many; 0 is unlimited [default: 2000]
     #[arg(long, value_name = "COUNT", env = "CELLKEEP_RATE_LIMIT")]
     rate_limit: Option<u32>,
+    /// Serve /metrics without a token [default: false]
+    #[arg(
+        long, value_name = "BOOL", env = "CELLKEEP_OPEN_METRICS", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true"
+    )]
+    open_metrics: Option<bool>,
     /// Another accepted host name, for a server that listens on loopback behind a proxy
     #[arg(long = "allow-host", value_name = "NAME")]
     hosts: Option<Vec<String>>,
@@ -101,6 +115,8 @@ impl From<DurabilityOption> for Durability {
 
 /// The default rate limit of each principal, requests a second: more than one server answers on two cores.
 const DEFAULT_RATE_LIMIT: u32 = 2000;
+/// The most bytes that are read from the file of a token.
+const MAX_TOKEN: u64 = 4096;
 /// The most sessions of one kernel in the pool.
 const MAX_POOL: usize = 1000;
 
@@ -139,11 +155,46 @@ impl ServeArgs {
             durability: durability.or(file.durability).or(Some("normal".to_owned())),
             pool: pool.or(file.pool).or(Some(BTreeMap::new())),
             rate_limit: self.rate_limit.or(file.rate_limit).or(Some(DEFAULT_RATE_LIMIT)),
+            open_metrics: self.open_metrics.or(file.open_metrics).or(Some(false)),
             allow_hosts: self.hosts.clone().or(file.allow_hosts).or(Some(Vec::new())),
             allow_origins: self.origins.clone().or(file.allow_origins).or(Some(Vec::new())),
             ceilings: self.ceilings.merged_over(file.ceilings, &defaults.ceilings, idle_timeout),
         }
     }
+}
+
+impl ServeArgs {
+    /// The token from the command line, the environment or a file. Warns if other users can see it.
+    fn configured_token(&self) -> anyhow::Result<Option<String>> {
+        let is_argument = |argument: OsString| argument.as_encoded_bytes().starts_with(b"--token=") || argument == "--token";
+        if std::env::args_os().any(is_argument) {
+            eprint_line!(
+                "warning: every user of this machine can see the token in the list of processes; set CELLKEEP_TOKEN, or use \
+                 --token-file"
+            );
+        }
+        let token = match &self.token_file {
+            Some(path) => Some(read_token(path)?),
+            None => self.token.clone(),
+        };
+        match token {
+            Some(token) if token.trim().is_empty() => {
+                bail!("the token is empty (--token, --token-file or CELLKEEP_TOKEN); leave it out to have one created")
+            }
+            token => Ok(token),
+        }
+    }
+}
+
+/// Reads a token without the white space around it.
+fn read_token(path: &Path) -> anyhow::Result<String> {
+    let mut file = File::open(path).with_context(|| format!("cannot read the token in {}", path.display()))?;
+    if private_files::is_open_to_others(&file.metadata()?) {
+        eprint_line!("warning: other users of this machine can read the token in {}; chmod 600 it", path.display());
+    }
+    let mut text = String::new();
+    file.by_ref().take(MAX_TOKEN).read_to_string(&mut text)?;
+    Ok(text.trim().to_owned())
 }
 
 /// Refuses origins that no browser sends: origins are compared as text, and browsers serialise them in one form.
@@ -186,6 +237,7 @@ fn settings(
         hosts: config.allow_hosts.unwrap_or_default(),
         origins,
         rate_limit: config.rate_limit.unwrap_or(DEFAULT_RATE_LIMIT),
+        open_metrics: config.open_metrics.unwrap_or(false),
         end_sessions,
         model,
         service: ServiceSettings {
@@ -213,14 +265,10 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
         print_line!("{}", ConfigFile { serve: config, model }.print().trim_end());
         return Ok(Exit::Ok);
     }
-    if args.token.as_deref().is_some_and(|token| token.trim().is_empty()) {
-        return Err(Failure::usage(anyhow!(
-            "the token is empty (--token or CELLKEEP_TOKEN); leave it out to have one created"
-        )));
-    }
+    let token = args.configured_token().map_err(Failure::usage)?;
     let end_sessions = args.end_sessions;
     let model = args.model.settings(model).map_err(Failure::usage)?;
-    let settings = settings(config, args.token, end_sessions, model).map_err(Failure::usage)?;
+    let settings = settings(config, token, end_sessions, model).map_err(Failure::usage)?;
     let stop = async move {
         signals.any().await;
         if end_sessions {

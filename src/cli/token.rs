@@ -5,6 +5,7 @@ use clap::Subcommand;
 use super::{Exit, Failure};
 use crate::auth::{self, Identity, Scope};
 use crate::config::Paths;
+use crate::private_files;
 use crate::store::{Durability, Store, now_ms};
 
 /// Create, list and revoke access tokens of a server. A running server notices within seconds.
@@ -18,8 +19,8 @@ pub(super) enum TokenCommand {
         /// The principal whose sessions it can access; other principals cannot see them [default: NAME]
         #[arg(long, value_name = "NAME", value_parser = parse_name)]
         principal: Option<String>,
-        /// The scope: admin (everything), use (the principal's own sessions) or read
-        #[arg(long, default_value = "use", value_parser = ["admin", "use", "read"])]
+        /// The scope: admin (everything), use (the principal's own sessions), read, or metrics (only GET /metrics)
+        #[arg(long, default_value = "use", value_parser = ["admin", "use", "read", "metrics"])]
         scope: String,
         /// Days until it expires [default: never]
         #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
@@ -67,7 +68,8 @@ fn parse_name(text: &str) -> Result<String, &'static str> {
 }
 
 fn open(paths: &Paths) -> Result<Store, Failure> {
-    std::fs::create_dir_all(paths.data()).map_err(Failure::usage)?;
+    private_files::by_default();
+    private_files::create_data_folder(paths.data()).map_err(Failure::usage)?;
     // A revocation must not be undone by a power cut.
     Store::open_with(&paths.journal(), Durability::Full).map_err(Failure::usage)
 }

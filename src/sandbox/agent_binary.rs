@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::records::is_older;
+use crate::private_files;
 
 /// The static agent, built by build.rs.
 static AGENT: &[u8] = include_bytes!(env!("CELLKEEP_AGENT_BINARY"));
@@ -27,7 +28,7 @@ pub(super) fn ensure_written(folder: &Path) -> io::Result<PathBuf> {
     fs::create_dir_all(folder)?;
     // The sandbox's uid must be able to enter the folder and the data folder above it, whatever the umask.
     for reachable in [Some(folder), folder.parent()].into_iter().flatten() {
-        let _ = fs::set_permissions(reachable, fs::Permissions::from_mode(0o755));
+        let _ = fs::set_permissions(reachable, fs::Permissions::from_mode(private_files::enterable_mode()));
     }
     // Atomically: another process may be writing the same file.
     let temporary = folder.join(format!(".agent-{}", crate::ids::random_uuid()));

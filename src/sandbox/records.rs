@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::{SandboxError, SandboxKind, SandboxRecord};
 use crate::config::Paths;
 use crate::ids::SessionId;
+use crate::private_files;
 
 /// Paths of the agent's socket in a sandbox's folder: for the process sandbox and for containers.
 pub(super) const SOCKETS: [&str; 2] = ["agent.sock", "sock/agent.sock"];
@@ -25,7 +26,7 @@ pub(super) fn folder(paths: &Paths, session: &SessionId) -> PathBuf {
 /// [`SandboxError::Io`], also if it exists already.
 pub(super) fn create_folder(paths: &Paths, session: &SessionId) -> Result<PathBuf, SandboxError> {
     let parent = paths.sandboxes();
-    fs::create_dir_all(&parent).map_err(SandboxError::io(format!("cannot create {}", parent.display())))?;
+    private_files::create_folder(&parent).map_err(SandboxError::io(format!("cannot create {}", parent.display())))?;
     let folder = folder(paths, session);
     fs::DirBuilder::new()
         .mode(0o700)

@@ -22,7 +22,7 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::counted_input::CountedInput;
 use super::slow_reader::{STALL_BUDGET, SlowReaderLimit};
-use crate::api::{ConnectionInput, OpenConnection};
+use crate::api::OpenConnection;
 
 /// The largest number of open connections, if the process may have as many file descriptors.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -149,12 +149,10 @@ async fn serve_connection(
     // streams write every few seconds.
     protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(READ_BUFFER).half_close(true);
     let router = TowerToHyperService::new(router);
-    let input = ConnectionInput::default();
-    let counted = input.clone();
+    let input = open.input.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         is_busy.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(open.clone());
-        request.extensions_mut().insert(input.clone());
         let (response, is_busy) = (router.call(request), is_busy.clone());
         async move {
             let response = response.await;
@@ -166,7 +164,7 @@ async fn serve_connection(
     });
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    let stream = CountedInput::new(SlowReaderLimit::new(Box::pin(stream), stall_budget), counted);
+    let stream = CountedInput::new(SlowReaderLimit::new(Box::pin(stream), stall_budget), input);
     let connection = protocol.serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::pin!(connection);
     // The guard that `wait_for` returns must not live across the next await.

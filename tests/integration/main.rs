@@ -45,6 +45,7 @@ mod outputs;
 mod package;
 mod pages;
 mod parameters;
+mod private_data;
 mod removal;
 mod same_results;
 mod secrets;

@@ -917,7 +917,7 @@ async fn prometheus_metrics_are_served() {
     held.ok("echo hi").await;
     let mut events = held.events(0).await;
     events.next_of("cell.finished").await;
-    let figures = client.anonymous().until("/metrics", |reply| reply.text().contains("cellkeep_pool_ready")).await;
+    let figures = client.until("/metrics", |reply| reply.text().contains("cellkeep_pool_ready")).await;
     let figures = String::from_utf8_lossy(&figures.body).into_owned();
     for part in [
         "cellkeep_sessions{state=\"idle\"} 1",

@@ -355,6 +355,9 @@ impl Client {
             let body = body.collect().await?.to_bytes();
             let reply = Reply { status: head.status.as_u16(), headers: head.headers, body };
             contract::check(&method, path, &reply);
+            if path.starts_with("/v1/") {
+                assert_eq!(reply.header("cache-control"), "no-store", "{method} {path}");
+            }
             Ok(reply)
         };
         tokio::time::timeout(PATIENCE, whole).await.map_err(|_| "no answer in time")?

@@ -29,9 +29,6 @@ pub(super) use folder::{__path_create, __path_list, __path_upload, create, list,
 /// The most bytes of an upload that are in memory at once: a chunk for the sandbox, and what is read from the connection.
 const HELD_OF_UPLOAD: u64 = (1 << 20) + (64 << 10);
 
-/// Files are private to their session, and may change at any time.
-const CACHE_CONTROL: &str = "private, no-cache";
-
 /// The path of the file in the URL.
 pub(super) struct FileInPath(String);
 
@@ -134,7 +131,7 @@ pub(super) async fn get(
     let mut response = match validators.select(&headers, size, method == Method::GET) {
         Selection::PreconditionFailed => return Err(precondition_failed()),
         Selection::Unsatisfiable => return Ok(unsatisfiable(size)),
-        Selection::NotModified => (StatusCode::NOT_MODIFIED, [(header::CACHE_CONTROL, CACHE_CONTROL)]).into_response(),
+        Selection::NotModified => StatusCode::NOT_MODIFIED.into_response(),
         Selection::Whole => {
             let headers = download_headers(&path, Some(file.head()));
             let length = [(header::CONTENT_LENGTH, HeaderValue::from(size))];
@@ -168,7 +165,6 @@ fn download_headers(path: &str, head: Option<&[u8]>) -> HeaderMap {
         (header::CONTENT_DISPOSITION, disposition.as_str()),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
-        (header::CACHE_CONTROL, CACHE_CONTROL),
     ];
     values.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::from_str(value).ok()?))).collect()
 }

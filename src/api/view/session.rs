@@ -55,6 +55,7 @@ pub(in crate::api) struct SessionView {
     pub ttl_seconds: Option<u64>,
     /// The idle timeout of the session, or the default of the server, in seconds.
     pub idle_timeout_seconds: u64,
+    /// Empty for the token of a share.
     pub labels: HashMap<String, String>,
     /// The number of cells.
     pub cells: usize,

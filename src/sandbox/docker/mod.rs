@@ -37,6 +37,7 @@ use crate::agent_protocol::{AgentConfig, Listen, send_config};
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::policy::{Isolation, IsolationLevel};
+use crate::private_files;
 
 pub use engine::{Engine, engine};
 pub use images::{BuildError, BuildOptions, Image, Images};
@@ -348,7 +349,7 @@ fn check_runtime(wanted: Option<&str>, known: &[String]) -> Result<(), SandboxEr
 /// The canonical data folder: the engine needs an absolute path, and the label must always be equal.
 fn canonical(paths: &Paths) -> Result<Paths, SandboxError> {
     let canonicalize = || {
-        fs::create_dir_all(paths.data())?;
+        private_files::create_data_folder(paths.data())?;
         fs::canonicalize(paths.data())
     };
     let data = canonicalize().map_err(SandboxError::io(format!("cannot create {}", paths.data().display())))?;
