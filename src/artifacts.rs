@@ -9,7 +9,8 @@ use tokio::fs;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
-use crate::{ids, private_files};
+use crate::ids;
+use crate::private_files;
 
 /// A folder of blobs. Clones share its lock.
 #[derive(Clone, Debug)]

@@ -106,9 +106,12 @@ impl EventSubscription {
             }
             let cursor = self.cursor;
             match progress.wait_for(|progress| progress.is_closed || progress.last_seq > cursor).await {
-                Ok(progress) if !progress.is_closed => {}
-                _ => return Ok(None),
+                Ok(progress) if !progress.is_closed => continue,
+                _ => {}
             }
+            // The last event may have come together with the end.
+            let last = self.available().await?;
+            return Ok((!last.is_empty()).then_some(last));
         }
     }
 

@@ -249,7 +249,7 @@ async fn every_described_operation_is_routed() {
     assert!(CONTRACT.operations.len() > 40, "{}", CONTRACT.operations.len());
     for operation in &CONTRACT.operations {
         let reply = anonymous.send(operation.method.clone(), &operation.path.replace(['{', '}'], ""), "").await;
-        match operation.path.starts_with("/v1/") {
+        match operation.path.starts_with("/v1/") || operation.path == "/metrics" {
             true => drop(reply.problem(401, "no_token")),
             false => assert_eq!(reply.status, 200, "{}", operation.path),
         }

@@ -80,6 +80,7 @@ async fn is_unharmed(server: &Server) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_messages_of_a_share_hold_nothing() {
     let (server, held) = start("half-share").await;
+    held.ok("echo shown").await;
     let share = held.client.post(&held.path("/shares"), json!({})).await.is(201);
     let reader = Client { token: Some(share["token"].as_str().unwrap().to_owned()), ..server.client() };
     let shared = RemoteSession { client: reader, ..held.clone() };

@@ -42,7 +42,7 @@ fn reason(path: &Path) -> Option<(u32, &'static str)> {
 }
 
 async fn data_folder_is_private_after_real_use(place: TestSandbox) {
-    let server = Server::start("private", place, &["--pool=bash=1"]).await;
+    let server = Server::start("private", place, &[]).await;
     let client = server.client();
     let held = client.create(json!({"kernel": "bash"})).await;
     let kept = json!({"source": "seq 10000 > kept.csv; echo done", "artifacts": ["*.csv"]});
