@@ -159,7 +159,11 @@ impl Failure {
 /// Reads `CELLKEEP_LOG` (filter: `info`, `debug`, `cellkeep=trace`) and `CELLKEEP_LOG_FORMAT` (`json`, else text).
 fn init_logging() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("CELLKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn,bollard=info"));
+    let mut filter = EnvFilter::try_from_env("CELLKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn,bollard=info"));
+    // A notebook can make the parser of HTML report hundreds of thousands of errors.
+    if let Ok(silent) = "html5ever=off".parse() {
+        filter = filter.add_directive(silent);
+    }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match std::env::var("CELLKEEP_LOG_FORMAT").as_deref() {
         Ok("json") => log.json().init(),

@@ -7,16 +7,29 @@ use super::{ExportOptions, Exported, bundle, language};
 use crate::mime;
 use crate::notebook::{Cell, Notebook};
 use crate::output::strip_ansi;
-use crate::render::escaped;
+use crate::render::{Allowance, escaped};
+use crate::wire::json;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
 
 /// Characters that are escaped in links.
 const LINK_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
+/// The most attachments of a cell: the time grows with their number times the length of the cell.
+const MAX_ATTACHMENTS: usize = 1000;
+
 pub(super) fn document(notebook: &Notebook, options: &ExportOptions) -> Exported {
-    let mut document =
-        Document { options, language: language(notebook), out: String::new(), files: Vec::new(), notes: Vec::new() };
+    let mut document = Document {
+        options,
+        language: language(notebook),
+        allowance: Allowance::for_source(notebook.cells().map(|cell| json::size(cell.json())).sum()),
+        out: String::new(),
+        files: Vec::new(),
+        names: HashSet::new(),
+        copies: HashMap::new(),
+        notes: Vec::new(),
+    };
     let mut role_labels = RoleLabels::default();
     for (index, cell) in notebook.cells().enumerate() {
         let visible = CellVisibility::of(cell, options);
@@ -36,8 +49,13 @@ pub(super) fn document(notebook: &Notebook, options: &ExportOptions) -> Exported
 struct Document<'a> {
     options: &'a ExportOptions,
     language: String,
+    allowance: Allowance,
     out: String,
     files: Vec<(String, Vec<u8>)>,
+    /// The names of side files that are taken.
+    names: HashSet<String>,
+    /// How often each name was wanted.
+    copies: HashMap<String, usize>,
     notes: Vec<String>,
 }
 
@@ -189,18 +207,18 @@ impl Document<'_> {
     }
 
     /// An unused name in the folder of side files.
-    fn unused_name(&self, stem: &str, extension: &str) -> String {
+    fn unused_name(&mut self, stem: &str, extension: &str) -> String {
         let folder: String =
             self.options.name.chars().map(|c| if c == '/' || c == '\\' || c.is_control() { '_' } else { c }).collect();
         let base = format!("{folder}_files/{stem}");
-        let taken = |name: &str| self.files.iter().any(|(other, _)| other == name);
-        let mut name = format!("{base}.{extension}");
-        let mut copy = 2;
-        while taken(&name) {
-            name = format!("{base}-{copy}.{extension}");
-            copy += 1;
+        let copies = self.copies.entry(format!("{base}.{extension}")).or_default();
+        loop {
+            *copies += 1;
+            let name = if *copies == 1 { format!("{base}.{extension}") } else { format!("{base}-{copies}.{extension}") };
+            if self.names.insert(name.clone()) {
+                return name;
+            }
         }
-        name
     }
 
     /// The text with links to extracted files instead of `attachment:` links.
@@ -210,6 +228,14 @@ impl Document<'_> {
         // Longest names first: one name may be a prefix of another.
         let mut names: Vec<&String> = attachments.into_iter().flat_map(Map::keys).collect();
         names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+        if names.len() > MAX_ATTACHMENTS {
+            self.notes.push(format!(
+                "cell {}: only {MAX_ATTACHMENTS} of {} attachments are exported",
+                index + 1,
+                names.len()
+            ));
+            names.truncate(MAX_ATTACHMENTS);
+        }
         for name in names {
             let Some(bundle) = attachments.and_then(|all| all[name].as_object()) else { continue };
             let Some((mime, value)) =
@@ -232,8 +258,16 @@ impl Document<'_> {
             let stem = stem.strip_suffix(&format!("_{}", mime::extension(mime))).unwrap_or(&stem).to_owned();
             let file = self.unused_name(&format!("cell-{:02}-{stem}", index + 1), mime::extension(mime));
             let url = self.store(file, mime, bytes);
+            // One copy is as long as the attachment; further ones are taken from the allowance.
+            let mut is_first = true;
+            let mut affordable = || std::mem::take(&mut is_first) || self.allowance.take(url.len());
+            let mut is_whole = true;
             for link in links.iter().rev() {
-                text = text.replace(link.as_str(), &url);
+                is_whole &= replace_while(&mut text, link, &url, &mut affordable);
+            }
+            if !is_whole {
+                self.notes
+                    .push(format!("cell {}: the attachment {name:?} is shown too often; some links to it stay", index + 1));
             }
         }
         text
@@ -266,6 +300,25 @@ fn alt(data: &Map<String, Value>, output: &Value) -> String {
 fn raw_format(cell: Cell<'_>) -> Option<&str> {
     let metadata = cell.metadata()?;
     metadata.get("format").or_else(|| metadata.get("raw_mimetype"))?.as_str()
+}
+
+/// Replaces the occurrences of a link as long as `affordable` returns true. Whether all were replaced.
+fn replace_while(text: &mut String, link: &str, url: &str, affordable: &mut dyn FnMut() -> bool) -> bool {
+    let mut out = String::with_capacity(text.len());
+    let mut from = 0;
+    let mut is_whole = true;
+    for (at, _) in text.match_indices(link) {
+        if !affordable() {
+            is_whole = false;
+            break;
+        }
+        out.push_str(&text[from..at]);
+        out.push_str(url);
+        from = at + link.len();
+    }
+    out.push_str(&text[from..]);
+    *text = out;
+    is_whole
 }
 
 #[cfg(test)]

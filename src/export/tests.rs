@@ -347,3 +347,72 @@ proptest! {
         }
     }
 }
+
+/// Notebooks in which few bytes stand for many.
+fn amplifiers() -> Vec<(&'static str, Notebook)> {
+    let markdown = |source: String, attachments: Value| {
+        notebook_of(
+            json!([{"cell_type": "markdown", "id": "m", "metadata": {}, "source": source, "attachments": attachments}]),
+        )
+    };
+    let output = |mime: &str, data: Value| notebook_of(json!([code(display(json!({mime: data})))]));
+    let picture = json!({"p": {"image/png": "A".repeat(100_000)}});
+    let defined = format!("[a]: http://x \"$z_{{{}}}$\"\n\n{}", "y".repeat(3000), "[a] ".repeat(20_000));
+    vec![
+        ("attachment", markdown("![](attachment:p)".repeat(2_000), picture.clone())),
+        ("attachment in HTML", markdown("<img src='attachment:p'>".repeat(2_000), picture)),
+        ("pictures that are not loaded", markdown("![](http://x)".repeat(40_000), json!({}))),
+        ("pictures in an output", output("text/html", json!("<img src=x>".repeat(40_000)))),
+        ("formulas", markdown("$x$ ".repeat(80_000), json!({}))),
+        ("formulas in an output", output("text/latex", json!("$x$ ".repeat(80_000)))),
+        ("formula in a definition", markdown(defined, json!({}))),
+        ("definition", markdown(format!("[a]: http://x/{}\n\n{}", "y".repeat(20_000), "[a] ".repeat(2_000)), json!({}))),
+        (
+            "columns",
+            markdown(format!("{}|\n{}|\n{}", "|a".repeat(1000), "|-".repeat(1000), "|b\n".repeat(5_000)), json!({})),
+        ),
+        (
+            "frames",
+            notebook_of(json!((0..4000).map(|_| code(display(json!({"text/html": "<style>"})))).collect::<Vec<_>>())),
+        ),
+        ("JSON", output("application/json", json!(vec![0; 100_000]))),
+        ("tables", output("text/html", json!("<table>".to_owned() + &"x<p>".repeat(10_000)))),
+        ("attributes", output("text/html", json!(format!("<a {}>x</a>", "a='1>' ".repeat(20_000))))),
+        (
+            "attributes in markdown",
+            markdown(format!("<a {}>x</a>", (0..10_000).map(|n| format!("a{n} ")).collect::<String>()), json!({})),
+        ),
+        (
+            "colours",
+            notebook_of(json!([code(
+                json!([{"output_type": "stream", "name": "stdout", "text": "\u{1b}[31mx\u{1b}[32my".repeat(10_000)}])
+            )])),
+        ),
+    ]
+}
+
+/// A page may be longer than its notebook by this factor, and by this many bytes.
+const MOST_FACTOR: usize = 16;
+const MOST_BYTES: usize = 4 << 20;
+
+#[test]
+fn length_of_exports_is_bounded_by_their_notebook() {
+    for (name, notebook) in amplifiers() {
+        let source = notebook.print().len();
+        for format in FORMATS {
+            for inline_files in [false, *format == Format::Markdown] {
+                let options = ExportOptions { inline_files, ..ExportOptions::default() };
+                let exported = export(&notebook, *format, &options);
+                let length = exported.body.len() + exported.files.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+                assert!(length <= MOST_FACTOR * source + MOST_BYTES, "{name}, {format:?}: {length} bytes from {source}");
+            }
+        }
+    }
+}
+
+#[test]
+fn repeated_attachments_are_shown() {
+    let cells = json!([{"cell_type": "markdown", "id": "m", "metadata": {}, "source": "![](attachment:p)".repeat(3),
+        "attachments": {"p": {"image/png": "AAAA"}}}]);
+    assert_eq!(page(cells).matches("src=\"data:image/png;base64,AAAA\"").count(), 3);
+}

@@ -1,8 +1,7 @@
 //! Markdown cells as HTML: GitHub's markdown, formulas, attachments, code with syntax colours.
 
 use super::math_spans::{Context, Formula, find};
-use super::sanitize::{self, ATTACHMENT};
-use super::{code, escape, math};
+use super::{Allowance, code, math, pictures, sanitize};
 use pulldown_cmark::{CodeBlockKind, CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use std::borrow::Cow;
 
@@ -22,13 +21,13 @@ pub struct Heading {
 }
 
 /// Renders markdown, and returns its headings. `attachment` returns the data URL of a picture in the cell's attachments, by
-/// name.
-pub fn html(source: &str, attachment: &dyn Fn(&str) -> Option<String>) -> (String, Vec<Heading>) {
+/// name. `allowance` is that of the page.
+pub fn html(source: &str, attachment: &dyn Fn(&str) -> Option<String>, allowance: &Allowance) -> (String, Vec<Heading>) {
     let source: Cow<'_, str> =
         if source.contains([OPEN, CLOSE]) { source.replace([OPEN, CLOSE], "\u{fffd}").into() } else { source.into() };
     let formulas = find(&source, Context::Markdown);
     let marked = insert_placeholders(&source, &formulas);
-    let mut rewriter = EventRewriter { source: &source, formulas: &formulas, headings: Vec::new(), code: None };
+    let mut rewriter = EventRewriter { source: &source, formulas: &formulas, allowance, headings: Vec::new(), code: None };
     let options = Options::ENABLE_TABLES
         | Options::ENABLE_STRIKETHROUGH
         | Options::ENABLE_TASKLISTS
@@ -37,7 +36,8 @@ pub fn html(source: &str, attachment: &dyn Fn(&str) -> Option<String>) -> (Strin
     let events: Vec<Event<'_>> = rewriter.read(Parser::new_ext(&marked, options).collect());
     let mut raw = String::with_capacity(marked.len() * 3 / 2);
     pulldown_cmark::html::push_html(&mut raw, events.into_iter());
-    (insert_content(&sanitize::clean(&raw), &source, &formulas, attachment), rewriter.headings)
+    let with_formulas = insert_formulas(&sanitize::clean(&raw), &source, &formulas, allowance);
+    (pictures::embed(with_formulas, attachment, allowance), rewriter.headings)
 }
 
 /// Replaces each formula by a placeholder.
@@ -59,6 +59,7 @@ fn insert_placeholders(source: &str, formulas: &[Formula]) -> String {
 struct EventRewriter<'a> {
     source: &'a str,
     formulas: &'a [Formula],
+    allowance: &'a Allowance,
     headings: Vec<Heading>,
     /// Language and text of the open code block.
     code: Option<(String, String)>,
@@ -101,11 +102,11 @@ impl EventRewriter<'_> {
             }
             Event::Code(text) => Event::Code(self.restored(&text).into()),
             Event::Start(Tag::Link { link_type, dest_url, title, id }) => {
-                let (dest_url, title) = (self.restored(&dest_url).into(), self.restored(&title).into());
+                let (dest_url, title) = (self.restored_again(dest_url), self.restored_again(title));
                 Event::Start(Tag::Link { link_type, dest_url, title, id })
             }
             Event::Start(Tag::Image { link_type, dest_url, title, id }) => {
-                let (dest_url, title) = (self.restored(&dest_url).into(), self.restored(&title).into());
+                let (dest_url, title) = (self.restored_again(dest_url), self.restored_again(title));
                 Event::Start(Tag::Image { link_type, dest_url, title, id })
             }
             // Tasks cannot be changed here, so they are signs and not controls.
@@ -144,6 +145,19 @@ impl EventRewriter<'_> {
         ids
     }
 
+    /// As [`Self::restored`], for a text that any number of references may repeat. Without allowance, its formulas are left out.
+    fn restored_again<'e>(&self, text: CowStr<'e>) -> CowStr<'e> {
+        if !text.contains(OPEN) {
+            return text;
+        }
+        let mut restored = self.restored(&text);
+        if !self.allowance.take(restored.len()) {
+            restored.clear();
+            replace_placeholders(&text, &mut restored, &mut |_, _| {});
+        }
+        restored.into()
+    }
+
     /// A text with the sources of formulas instead of their placeholders.
     fn restored(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
@@ -171,72 +185,31 @@ fn replace_placeholders(text: &str, out: &mut String, replace: &mut dyn FnMut(us
     out.push_str(rest);
 }
 
-/// Inserts what the sanitiser must not see: formulas, and the bytes of attachments. Inside a tag, a formula is inserted as
-/// its source.
-fn insert_content(clean: &str, source: &str, formulas: &[Formula], attachment: &dyn Fn(&str) -> Option<String>) -> String {
+/// Inserts the formulas, which the sanitiser must not see. Inside a tag, a formula is inserted as its source.
+fn insert_formulas(clean: &str, source: &str, formulas: &[Formula], allowance: &Allowance) -> String {
+    if formulas.is_empty() {
+        return clean.to_owned();
+    }
     let mut out = String::with_capacity(clean.len() + 256);
+    let as_formula = &mut |index, out: &mut String| {
+        if let Some(Formula { tex, display, .. }) = formulas.get(index) {
+            math::html(&source[tex.clone()], *display, allowance, out);
+        }
+    };
+    let as_source = &mut |index, out: &mut String| {
+        if let Some(Formula { tex, .. }) = formulas.get(index) {
+            out.push_str(&math::plain(&source[tex.clone()]));
+        }
+    };
     let mut rest = clean;
     while let Some(at) = rest.find('<') {
-        replace_placeholders(&rest[..at], &mut out, &mut |index, out| {
-            if let Some(formula) = formulas.get(index) {
-                math::html(&source[formula.tex.clone()], formula.display, out);
-            }
-        });
-        let end = tag_len(&rest[at..]);
-        insert_content_in_tag(&rest[at..at + end], source, formulas, attachment, &mut out);
-        rest = &rest[at + end..];
+        replace_placeholders(&rest[..at], &mut out, as_formula);
+        let end = at + pictures::tag_len(&rest[at..]);
+        replace_placeholders(&rest[at..end], &mut out, as_source);
+        rest = &rest[end..];
     }
-    replace_placeholders(rest, &mut out, &mut |index, out| {
-        if let Some(formula) = formulas.get(index) {
-            math::html(&source[formula.tex.clone()], formula.display, out);
-        }
-    });
+    replace_placeholders(rest, &mut out, as_formula);
     out
-}
-
-fn insert_content_in_tag(
-    tag: &str,
-    source: &str,
-    formulas: &[Formula],
-    attachment: &dyn Fn(&str) -> Option<String>,
-    out: &mut String,
-) {
-    let start = out.len();
-    replace_placeholders(tag, out, &mut |index, out| {
-        if let Some(formula) = formulas.get(index) {
-            out.push_str(&math::plain(&source[formula.tex.clone()]));
-        }
-    });
-    if !tag.starts_with("<img ") {
-        return;
-    }
-    let marker = format!("src=\"{ATTACHMENT}");
-    let Some(at) = out[start..].find(&marker).map(|at| start + at + "src=\"".len()) else { return };
-    let Some(end) = out[at..].find('"').map(|end| at + end) else { return };
-    let name = unescaped(&out[at + ATTACHMENT.len()..end]);
-    let url = attachment(&name).unwrap_or_else(|| sanitize::not_loaded(&format!("{ATTACHMENT}{name}")));
-    let mut safe = String::with_capacity(url.len());
-    escape(&url, &mut safe);
-    out.replace_range(at..end, &safe);
-}
-
-/// The name of an attachment, decoded from HTML and URL escapes.
-fn unescaped(name: &str) -> String {
-    let plain = name.replace("&amp;", "&");
-    percent_encoding::percent_decode_str(&plain).decode_utf8().map_or_else(|_| plain.clone(), Cow::into_owned)
-}
-
-/// Length in bytes of the tag at the start; `>` inside quotes does not end it.
-fn tag_len(text: &str) -> usize {
-    let mut quote = false;
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            b'"' => quote = !quote,
-            b'>' if !quote => return at + 1,
-            _ => {}
-        }
-    }
-    text.len()
 }
 
 #[cfg(test)]
@@ -245,7 +218,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn page(source: &str) -> String {
-        html(source, &|name| (name == "a b.png").then(|| "data:image/png;base64,AAAA".to_owned())).0
+        let attachment = |name: &str| (name == "a b.png").then(|| "data:image/png;base64,AAAA".to_owned());
+        html(source, &attachment, &Allowance::for_source(0)).0
     }
 
     #[test]
@@ -277,7 +251,7 @@ mod tests {
 
     #[test]
     fn headings_are_returned_with_ids() {
-        let (_, headings) = html("# One $x$\n\n## Two `b`", &|_| None);
+        let (_, headings) = html("# One $x$\n\n## Two `b`", &|_| None, &Allowance::for_source(0));
         assert_eq!(headings[0], Heading { level: 1, text: "One $x$".to_owned(), id: "c-One-$x$".to_owned() });
         assert_eq!(headings[1].text, "Two b");
     }

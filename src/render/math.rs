@@ -1,7 +1,7 @@
 //! Formulas as MathML, without scripts and fonts. The TeX stays as an annotation, for screen readers and for copying.
 
 use super::math_spans::{Context, find};
-use super::{escape, escaped};
+use super::{Allowance, escape, escaped};
 use math_core::{LatexToMathML, MathCoreConfig, MathDisplay};
 use std::sync::LazyLock;
 
@@ -14,10 +14,15 @@ static CONVERTER: LazyLock<Option<LatexToMathML>> = LazyLock::new(|| {
     LatexToMathML::new(config).ok()
 });
 
-/// A formula as HTML. A formula that cannot be converted shows its source, with the error as a tooltip.
-pub fn html(tex: &str, display: bool, out: &mut String) {
+/// A formula as HTML. A formula that cannot be converted, or that the page has no allowance for, shows its source, with the reason as
+/// a tooltip.
+pub fn html(tex: &str, display: bool, allowance: &Allowance, out: &mut String) {
     let tex = tex.trim();
-    match convert(tex, display) {
+    let affordable = |mathml: String| match allowance.take(mathml.len()) {
+        true => Ok(mathml),
+        false => Err("the page has too many formulas".to_owned()),
+    };
+    match convert(tex, display).and_then(affordable) {
         Ok(mathml) => {
             let (open, rest) = mathml.split_at("<math".len().min(mathml.len()));
             out.push_str(if display { "<span class=\"math display\">" } else { "<span class=\"math\">" });
@@ -39,11 +44,11 @@ pub fn html(tex: &str, display: bool, out: &mut String) {
 }
 
 /// A `text/latex` output as HTML: formulas converted, the text between them unchanged.
-pub fn latex_html(source: &str, out: &mut String) {
+pub fn latex_html(source: &str, allowance: &Allowance, out: &mut String) {
     let formulas = find(source, Context::Latex);
     if formulas.is_empty() {
         return match convert(source.trim(), true) {
-            Ok(_) => html(source, true, out),
+            Ok(_) => html(source, true, allowance, out),
             Err(_) => {
                 out.push_str("<pre class=\"tex\">");
                 escape(source, out);
@@ -56,7 +61,7 @@ pub fn latex_html(source: &str, out: &mut String) {
         escape(&source[from..formula.whole.start], out);
         // sympy writes `$\displaystyle …$` for a formula on a line of its own.
         let tex = &source[formula.tex.clone()];
-        html(tex, formula.display || tex.trim_start().starts_with("\\displaystyle"), out);
+        html(tex, formula.display || tex.trim_start().starts_with("\\displaystyle"), allowance, out);
         from = formula.whole.end;
     }
     escape(&source[from..], out);
@@ -104,7 +109,7 @@ mod tests {
 
     fn set(tex: &str) -> String {
         let mut out = String::new();
-        html(tex, false, &mut out);
+        html(tex, false, &Allowance::for_source(0), &mut out);
         out
     }
 
@@ -125,7 +130,7 @@ mod tests {
     fn latex_outputs_become_formulas_and_text() {
         let shown = |source: &str| {
             let mut out = String::new();
-            latex_html(source, &mut out);
+            latex_html(source, &Allowance::for_source(0), &mut out);
             out
         };
         assert!(shown("$\\displaystyle \\int x\\, dx$").contains("math display"));
@@ -149,7 +154,7 @@ mod tests {
         ) {
             for display in [false, true] {
                 let mut out = String::new();
-                html(&tex, display, &mut out);
+                html(&tex, display, &Allowance::for_source(0), &mut out);
                 prop_assert!(!out.contains("<script") && !out.contains("href="), "{}", out);
             }
         }

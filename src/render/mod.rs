@@ -4,13 +4,18 @@
 //! For any input, the HTML has no script, no event handler, no links other than `http`, `https`, `mailto` and `#`, and
 //! nothing that a browser fetches. Pages add their own style: the classes are those of [`code::Kind`] and [`ansi::Style`].
 
+mod allowance;
 pub mod ansi;
 pub mod code;
 pub mod markdown;
 pub mod math;
 mod math_spans;
+mod parser_limits;
+mod pictures;
 pub mod sanitize;
 pub mod summary;
+
+pub use allowance::Allowance;
 
 /// Appends a text, escaped for element content and for attributes in double quotes.
 pub fn escape(text: &str, out: &mut String) {

@@ -1,19 +1,15 @@
 //! Foreign HTML: the part that is safe in a page, and whether it needs a frame instead.
 
+use super::allowance::Allowance;
 use super::code::CLASSES;
-use super::{escape, is_safe_link};
+use super::pictures::{self, ATTACHMENT};
+use super::{escape, is_safe_link, parser_limits};
 use ammonia::Builder;
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-/// Scheme of pictures that are attachments of the cell. Only the markdown renderer resolves them.
-pub(super) const ATTACHMENT: &str = "attachment:";
-
 /// Prefix of ids in foreign HTML and of links to them, so that they do not collide with ids of the page.
 const ID_PREFIX: &str = "c-";
-
-/// Deepest nesting of foreign HTML: parsing is quadratic in it, and browsers flatten at 512.
-const MAX_DEPTH: usize = 256;
 
 /// Elements that sanitising would remove together with their purpose: they need a frame.
 const FRAMED: &[&str] = &[
@@ -97,7 +93,7 @@ fn attribute<'u>(element: &str, attribute: &str, value: &'u str) -> Option<Cow<'
             None => is_safe_link(value).then_some(Cow::Borrowed(value)),
         },
         ("img", "src") if is_data_of(value, "image/") || value.starts_with(ATTACHMENT) => Some(Cow::Borrowed(value)),
-        ("img", "src") => Some(not_loaded(value).into()),
+        ("img", "src") => Some(pictures::not_loaded(value).into()),
         ("audio" | "video" | "source", "src") => {
             (is_data_of(value, "audio/") || is_data_of(value, "video/")).then_some(Cow::Borrowed(value))
         }
@@ -118,51 +114,20 @@ fn is_data_of(url: &str, family: &str) -> bool {
         && url.get(5..5 + family.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(family))
 }
 
-/// A picture that names the one that was not loaded, since pages load nothing.
-pub(super) fn not_loaded(source: &str) -> String {
-    use base64::Engine as _;
-    let short: String = source.chars().take(60).collect();
-    let mut svg = String::from(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"420\" height=\"40\"><rect width=\"419\" height=\"39\" x=\".5\" y=\".5\" \
-         rx=\"6\" fill=\"#f4f4f5\" stroke=\"#a1a1aa\"/><text x=\"12\" y=\"25\" font-family=\"sans-serif\" font-size=\"12\" \
-         fill=\"#52525b\">not in this page: ",
-    );
-    escape(&short, &mut svg);
-    svg.push_str("</text></svg>");
-    format!("data:image/svg+xml;base64,{}", base64::engine::general_purpose::STANDARD.encode(svg))
+/// The part of foreign HTML that is safe in a page. Pictures that it does not have are replaced by their names.
+pub fn html(html: &str, allowance: &Allowance) -> String {
+    pictures::embed(clean(html), &|_| None, allowance)
 }
 
-/// The part of foreign HTML that is safe in a page.
-pub fn clean(html: &str) -> String {
-    if is_too_deep(html) {
+/// As [`html()`], but with the sources of pictures as [`pictures::embed`] reads them.
+pub(super) fn clean(html: &str) -> String {
+    if parser_limits::exceeds(html) {
         let mut out = String::from("<pre>");
         escape(html, &mut out);
         out.push_str("</pre>");
         return out;
     }
     BUILDER.clean(html).to_string()
-}
-
-/// Counts opening tags without closing ones. An estimate, too small by the void elements at most.
-fn is_too_deep(html: &str) -> bool {
-    let (mut depth, mut deepest) = (0_usize, 0_usize);
-    let bytes = html.as_bytes();
-    for at in bytes.iter().enumerate().filter(|(_, byte)| **byte == b'<').map(|(at, _)| at) {
-        match bytes.get(at + 1) {
-            Some(b'/') => depth = depth.saturating_sub(1),
-            Some(byte) if byte.is_ascii_alphabetic() && !is_void(&html[at + 1..]) => depth += 1,
-            _ => {}
-        }
-        deepest = deepest.max(depth);
-    }
-    deepest > MAX_DEPTH
-}
-
-fn is_void(tag: &str) -> bool {
-    const VOID: &[&str] =
-        &["area", "br", "col", "hr", "img", "input", "link", "meta", "source", "track", "wbr", "p", "li", "td", "th", "tr"];
-    let end = tag.bytes().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(tag.len());
-    VOID.iter().any(|void| void.eq_ignore_ascii_case(&tag[..end]))
 }
 
 /// Whether [`clean`] would remove something that a frame can show: scripts, styles, drawings, forms.
@@ -229,8 +194,9 @@ mod tests {
 
     #[test]
     fn remote_sources_are_removed_and_ids_prefixed() {
-        let cleaned = clean(
+        let cleaned = html(
             "<img src=\"http://x/a.png\" alt=\"a\"><img src=\"data:image/png;base64,aaaa\"><a href=\"#p\" id=\"q\">l</a>",
+            &Allowance::for_source(0),
         );
         assert!(cleaned.contains("data:image/svg+xml;base64") && !cleaned.contains("http://x"), "{cleaned}");
         assert!(cleaned.contains("href=\"#c-p\"") && cleaned.contains("id=\"c-q\""), "{cleaned}");

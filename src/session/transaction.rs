@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::cell::{Cell, CellExecution, ExecutionOptions};
 use super::execution::ExecutionResult;
@@ -12,7 +12,7 @@ use crate::agent_protocol::{FileChange, FileChanges};
 use crate::ids::{CellNumber, Seq};
 use crate::link::Position;
 use crate::output::{OutputTarget, TextOffset};
-use crate::wire::Message;
+use crate::wire::{Message, json};
 
 /// One event of a session, as subscribers see it.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,12 +119,12 @@ impl SessionEvent {
         SMALL
             + match &self.body {
                 EventBody::Message { message, .. } => message.size(),
-                EventBody::Append { output, .. } | EventBody::Update { output, .. } => value_size(output),
+                EventBody::Append { output, .. } | EventBody::Update { output, .. } => json::size(output),
                 EventBody::Stream { text, .. } => text.len(),
                 EventBody::Files(changes) => changes.size(),
                 EventBody::ArtifactFile { change, data } => change.path.len() + data.len(),
                 EventBody::Comm { content, buffers, .. } => {
-                    value_size(content) + buffers.iter().map(bytes::Bytes::len).sum::<usize>()
+                    json::size(content) + buffers.iter().map(bytes::Bytes::len).sum::<usize>()
                 }
                 _ => 0,
             }
@@ -209,21 +209,5 @@ impl Transaction {
 
     fn has_no_change(&self) -> bool {
         self.events.is_empty() && self.cells.is_empty() && self.state.is_none() && self.notebook.is_none()
-    }
-}
-
-/// Estimate of a JSON object's length as text, in bytes.
-pub(super) fn json_size(map: &Map<String, Value>) -> usize {
-    map.iter().map(|(key, value)| key.len() + value_size(value) + 6).sum()
-}
-
-/// Estimate of a JSON value's length as text, in bytes.
-pub(super) fn value_size(value: &Value) -> usize {
-    match value {
-        Value::Null | Value::Bool(_) => 5,
-        Value::Number(_) => 8,
-        Value::String(text) => text.len() + 2,
-        Value::Array(items) => items.iter().map(|item| value_size(item) + 1).sum(),
-        Value::Object(map) => json_size(map),
     }
 }

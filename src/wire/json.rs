@@ -479,6 +479,22 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// Estimate of an object's length as text, in bytes.
+pub fn map_size(map: &Map<String, Value>) -> usize {
+    map.iter().map(|(key, value)| key.len() + size(value) + 6).sum()
+}
+
+/// Estimate of a value's length as text, in bytes.
+pub fn size(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) => 5,
+        Value::Number(_) => 8,
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => items.iter().map(|item| size(item) + 1).sum(),
+        Value::Object(map) => map_size(map),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

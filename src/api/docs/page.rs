@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::curl;
-use crate::render::{escaped, markdown};
+use crate::render::{Allowance, escaped, markdown};
 
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
@@ -105,7 +105,10 @@ fn capitalized(word: &str) -> String {
 
 /// Markdown as paragraphs.
 fn paragraphs(source: &Value) -> String {
-    source.as_str().map(|source| markdown::html(source, &|_| None).0).unwrap_or_default()
+    source
+        .as_str()
+        .map(|source| markdown::html(source, &|_| None, &Allowance::for_source(source.len())).0)
+        .unwrap_or_default()
 }
 
 fn operation(document: &Value, operation: &Operation<'_>) -> String {

@@ -89,7 +89,7 @@ impl Page<'_> {
         if mime::is_plotly(&kind) || mime::is_vega(&kind) {
             self.push("<p class=\"hint\">An interactive plot. This page was made without its library; here is its specification.</p>\n");
             let spec = value.as_str().and_then(|text| crate::wire::json::parse_lenient(text.as_bytes()).ok());
-            super::json_tree::html(spec.as_ref().unwrap_or(value), "plot", false, &mut self.out);
+            super::json_tree::html(spec.as_ref().unwrap_or(value), "plot", false, &self.allowance, &mut self.out);
         } else if kind.contains("widget-view") || kind.contains("bokeh") || kind.contains("holoviews") {
             self.push("<p class=\"hint\">An interactive output (<code>");
             self.push_escaped(&kind);
@@ -111,7 +111,7 @@ impl Page<'_> {
             Rendering::Plotly(library) => return self.plotly(library, value),
             Rendering::Vega => return self.vega(mime, value),
             Rendering::Html => {
-                let cleaned = sanitize::clean(&text::text(value));
+                let cleaned = sanitize::html(&text::text(value), &self.allowance);
                 self.push("<div class=\"html\" role=\"region\" tabindex=\"0\" aria-label=\"");
                 self.label("Table or text");
                 self.push("\">");
@@ -120,13 +120,13 @@ impl Page<'_> {
             }
             Rendering::Frame => self.framed(&text::text(value)),
             Rendering::Markdown => {
-                let (html, _) = markdown::html(&text::text(value), &|_| None);
+                let (html, _) = markdown::html(&text::text(value), &|_| None, &self.allowance);
                 self.push("<div class=\"md\" style=\"margin-left:0\">");
                 self.push(&html);
                 self.push("</div>\n");
             }
             Rendering::Latex => {
-                math::latex_html(&text::text(value), &mut self.out);
+                math::latex_html(&text::text(value), &self.allowance, &mut self.out);
                 self.push("\n");
             }
             Rendering::Svg => {
@@ -156,7 +156,7 @@ impl Page<'_> {
                 let own = |key: &str| metadata.get(mime).and_then(|own| own.get(key)).or_else(|| metadata.get(key));
                 let open = own("expanded").and_then(Value::as_bool).unwrap_or(false);
                 let root = own("root").and_then(Value::as_str).unwrap_or("root").to_owned();
-                super::json_tree::html(value, &root, open, &mut self.out);
+                super::json_tree::html(value, &root, open, &self.allowance, &mut self.out);
             }
             Rendering::Text => {
                 let shown = text::as_terminal(text::text(value));
@@ -172,6 +172,9 @@ impl Page<'_> {
     }
 
     fn framed(&mut self, html: &str) {
+        if !self.allowance.take(super::frames::FRAME_BYTES) {
+            return self.push("<p class=\"hint\">This page has too many active outputs to show this one.</p>\n");
+        }
         let library = super::remote_references::library(html, plotly_bundle).filter(|library| library.is_available());
         let (html, disabled) = super::remote_references::disable(html);
         let title = format!("Output {} of cell {}", self.position.output, self.position.cell);

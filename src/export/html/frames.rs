@@ -12,6 +12,9 @@ const LOADER: &str = include_str!("assets/loader.js");
 /// Removes WebRTC, which can connect to any host and which no content security policy forbids.
 const NO_RTC: &str = include_str!("assets/no_rtc.js");
 
+/// What a frame adds to its content, with escapes. A unit test compares. Bytes.
+pub(super) const FRAME_BYTES: usize = 8 << 10;
+
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     /// Whether all frames load at once and not when they come into view.
@@ -146,5 +149,17 @@ impl Frames {
             blobs = if framed { " blob:" } else { "" },
             workers = if framed { "worker-src blob:; " } else { "" },
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_is_as_long_as_declared_at_most() {
+        let mut out = String::new();
+        Frames::new(false).html("<script></script>", "Output 1 of cell 1", &mut out);
+        assert!((1 << 10..=FRAME_BYTES).contains(&out.len()), "{}", out.len());
     }
 }

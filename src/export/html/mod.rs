@@ -19,9 +19,12 @@ use super::{ExportOptions, Exported, Theme, TitleSource, language, title};
 use crate::mime;
 use crate::notebook::{Cell, Notebook};
 use crate::render::markdown::Heading;
-use crate::render::{code, escape, escaped, markdown};
+use crate::render::{Allowance, code, escape, escaped, markdown};
+use crate::wire::json;
 use frames::Frames;
 use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::HashSet;
 
 const STYLE: &str = include_str!("assets/page.css");
 const SCRIPT: &str = include_str!("assets/page.js");
@@ -35,6 +38,7 @@ pub(super) fn page(notebook: &Notebook, options: &ExportOptions) -> Exported {
         options,
         language: language(notebook),
         out: String::with_capacity(64 << 10),
+        allowance: Allowance::for_source(notebook.cells().map(|cell| json::size(cell.json())).sum()),
         headings: Vec::new(),
         frames: Frames::new(options.eager),
         notes: Vec::new(),
@@ -67,6 +71,7 @@ struct Page<'a> {
     options: &'a ExportOptions,
     language: String,
     out: String,
+    allowance: Allowance,
     headings: Vec<Heading>,
     frames: Frames,
     notes: Vec<String>,
@@ -198,7 +203,14 @@ impl Page<'_> {
 
     fn markdown_cell(&mut self, cell: Cell<'_>) {
         let attachments = cell.json().get("attachments");
-        let (html, headings) = markdown::html(&cell.source(), &|name| attachment(attachments?.get(name)?));
+        let shown = RefCell::new(HashSet::new());
+        let embedded = |name: &str| {
+            let bundle = attachments?.get(name)?;
+            // The first copy is as long as the attachment; further ones are taken from the allowance.
+            let is_first = shown.borrow_mut().insert(name.to_owned());
+            if is_first || self.allowance.take(json::size(bundle)) { attachment(bundle) } else { None }
+        };
+        let (html, headings) = markdown::html(&cell.source(), &embedded, &self.allowance);
         self.headings.extend(headings);
         self.push("<div class=\"md\">\n");
         self.push(&html);

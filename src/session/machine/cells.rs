@@ -7,7 +7,7 @@ use super::context::Context;
 use super::denied::Denied;
 use crate::ids::{CellNumber, ExecutionId};
 use crate::session::cell::{Cell, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell, QueuedExecution};
-use crate::session::transaction::json_size;
+use crate::wire::json;
 
 /// Most cells of one session.
 pub(super) const MAX_CELLS: usize = 100_000;
@@ -197,7 +197,7 @@ impl Cells {
 /// Bytes that a cell counts against [`MAX_NOTEBOOK`].
 pub(super) fn size_of_cell(cell: &Cell) -> usize {
     const OVERHEAD: usize = 512;
-    OVERHEAD + cell.id.len() + cell.source.len() + json_size(&cell.metadata)
+    OVERHEAD + cell.id.len() + cell.source.len() + json::map_size(&cell.metadata)
 }
 
 #[cfg(test)]

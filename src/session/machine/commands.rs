@@ -10,7 +10,8 @@ use crate::ids::{CellNumber, Generation};
 use crate::session::cell::{Cell, CellEdit, CellExecution, CellPhase, CellType, ExecutionOptions, NewCell};
 use crate::session::execution::StopReason;
 use crate::session::state::SessionState;
-use crate::session::transaction::{CellChange, EventBody, NotebookChange, json_size};
+use crate::session::transaction::{CellChange, EventBody, NotebookChange};
+use crate::wire::json;
 use crate::wire::requests::KernelRequest;
 use crate::wire::{Channel, Message};
 
@@ -57,7 +58,7 @@ impl Machine {
         if new.len() > MAX_CELLS {
             return Err(Denied::TooMany { what: "cells", limit: MAX_CELLS });
         }
-        let bytes: usize = new.iter().map(|cell| cell.source.len() + json_size(&cell.metadata)).sum();
+        let bytes: usize = new.iter().map(|cell| cell.source.len() + json::map_size(&cell.metadata)).sum();
         if bytes > MAX_NOTEBOOK / 2 {
             return Err(Denied::TooMany { what: "bytes of source", limit: MAX_NOTEBOOK / 2 });
         }

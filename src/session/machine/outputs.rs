@@ -14,8 +14,8 @@ use crate::ids::CellNumber;
 use crate::output::{
     Change, Fold, FoldedOutputs, OutputTarget, OutputWidgets, StoredOutputs, StreamStyle, TextOffset, WidgetId,
 };
-use crate::session::transaction::{EventBody, OutputState, value_size};
-use crate::wire::Message;
+use crate::session::transaction::{EventBody, OutputState};
+use crate::wire::{Message, json};
 
 /// Most Output widgets of one kernel. What others would capture is shown where it is made.
 pub(super) const MAX_WIDGETS: usize = 200;
@@ -276,7 +276,7 @@ impl CellOutputs {
             }
             Change::Update { places, data, metadata } => {
                 // Each copy becomes an event, so each is charged, and to the sender: the cells that show it may have ended long ago.
-                let size = (value_size(&data) + value_size(&metadata)) as u64;
+                let size = (json::size(&data) + json::size(&metadata)) as u64;
                 for place in places {
                     if !charge(size) {
                         break;
