@@ -6,7 +6,7 @@
 //! |---|---|
 //! | top | `cli` |
 //! | domain | `chat`, `runner`, `manager`, `session` |
-//! | adapter | `store`, `artifacts`, `sandbox`, `link`, `kernels`, `config`, `counters`, `descriptors`, `http_client`, `machine`, `private_files`, `telemetry`, `web`, and inside the sandbox `agent` |
+//! | adapter | `store`, `artifacts`, `audit`, `sandbox`, `link`, `kernels`, `config`, `counters`, `descriptors`, `http_client`, `machine`, `private_files`, `telemetry`, `web`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `export`, `render`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
 //! Two programs are built from this one crate: the manager (feature `host`) and the agent that runs inside every sandbox
@@ -29,6 +29,8 @@ pub mod wire;
 pub mod api;
 #[cfg(feature = "host")]
 pub mod artifacts;
+#[cfg(feature = "host")]
+pub mod audit;
 #[cfg(feature = "host")]
 pub mod auth;
 #[cfg(feature = "host")]

@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 
 use crate::api::{self, Api, Guard, InputBudget, RateLimits, ResponseSpool};
+use crate::audit::AuditRecord;
 use crate::auth::{self, Identity, Scope, Tokens};
 use crate::chat::{Chats, ModelSettings};
 use crate::config::Paths;
@@ -131,21 +132,37 @@ pub async fn serve(
         guard: Arc::new(guard),
         rate_limits: Arc::new(RateLimits::new(settings.rate_limit)),
         input: Arc::<InputBudget>::default(),
+        audit: sessions.audit().clone(),
+        refusal_limit: Arc::default(),
         spool: Arc::new(ResponseSpool::new(paths.data().to_owned())),
     })
     .merge(page::router());
+    let audit = sessions.audit().clone();
+    audit.record(&started(&sessions));
     welcome(Welcome { address, new_token });
     connections::serve(listener, router, stop).await;
     sessions.drain_pool().await;
     if settings.end_sessions {
         sessions.delete_all().await;
     }
+    audit.record(&AuditRecord { action: "server.stopped".to_owned(), result: "ok".to_owned(), ..AuditRecord::default() });
     traces::shut_down().await;
     // Sessions that live on may still write to a new log, which the next server reads.
     if let Err(error) = store.merge_log(MERGE_TIMEOUT).await {
         tracing::warn!(%error, "cannot merge the journal's log; the next server will");
     }
     Ok(())
+}
+
+/// The record of a start, with the policy of the operator.
+fn started(sessions: &SessionService) -> AuditRecord {
+    let ceilings = sessions.ceilings();
+    let details = serde_json::json!({
+        "limits": ceilings.limits, "network": ceilings.network, "max_sessions": sessions.max_sessions(),
+        "max_timeout_seconds": ceilings.timeout_seconds,
+    });
+    let (action, result) = ("server.started".to_owned(), "ok".to_owned());
+    AuditRecord { action, result, details: Some(details), ..AuditRecord::default() }
 }
 
 /// Starts the tasks that run for ever: lifetimes, retention, the warm pool, reloading of tokens, upkeep of the metrics.

@@ -40,6 +40,10 @@ pub(super) struct ProblemView {
     field: Option<String>,
 }
 
+/// The code of an error response, as an extension of it.
+#[derive(Clone, Copy)]
+pub(super) struct ProblemCode(pub &'static str);
+
 /// An error response.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -83,6 +87,10 @@ impl Problem {
         Self { retry_after: Some(seconds), ..self }
     }
 
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// Whether the cause is only temporary load.
     pub fn is_busy(&self) -> bool {
         self.code == "busy"
@@ -104,6 +112,7 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.view())).into_response();
+        response.extensions_mut().insert(ProblemCode(self.code));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = self.retry_after {

@@ -12,6 +12,7 @@ use axum::response::Response;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::Api;
+use super::audit::Subject;
 use super::error::Problem;
 use super::input_budget::InputAccount;
 use super::rate_limit::{MAX_STREAMS, OpenStream};
@@ -181,6 +182,9 @@ pub(super) async fn authenticate(State(api): State<Api>, mut request: Request, n
     let is_stream = ["/events", "/socket"].iter().any(|end| request.uri().path().ends_with(end));
     let from_query = || token_in_query(request.uri()).filter(|_| is_stream);
     let (identity, token) = identify(&api, token_in_header(request.headers()).or_else(from_query))?;
+    if let Some(subject) = request.extensions().get::<Subject>() {
+        subject.set(&identity);
+    }
     if identity.scope == Scope::Metrics {
         let detail = "this token can only read /metrics";
         return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));

@@ -1,6 +1,7 @@
 //! The HTTP API under `/v1`. It translates between HTTP and the manager, and owns no session state. JSON in and out, errors
 //! as `application/problem+json`, events over SSE and WebSocket.
 
+mod audit;
 mod cell_response;
 mod cells;
 mod chat;
@@ -45,11 +46,13 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::audit::AuditLog;
 use crate::auth::{Identity, Scope, TokenHash, Tokens};
 use crate::chat::Chats;
 use crate::ids::{Access, SessionId};
 use crate::manager::{SandboxKind, SessionReader, SessionService};
 use crate::telemetry;
+pub use audit::RefusalLimit;
 use error::Problem;
 use extract::{Body, Query};
 pub use guard::Guard;
@@ -72,6 +75,8 @@ pub struct Api {
     pub rate_limits: Arc<RateLimits>,
     pub spool: Arc<ResponseSpool>,
     pub input: Arc<InputBudget>,
+    pub audit: AuditLog,
+    pub refusal_limit: Arc<RefusalLimit>,
 }
 
 /// The permit and the input of a connection. A connection that has become a WebSocket keeps it.
@@ -180,6 +185,7 @@ pub fn router(api: Api) -> Router {
         .layer(middleware::from_fn(paced_body::pace))
         .layer(middleware::from_fn(trace::record_span))
         .layer(middleware::from_fn_with_state(api.clone(), guard::authenticate))
+        .layer(middleware::from_fn_with_state(api.clone(), audit::record))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     Router::new()
         .nest("/v1", v1)

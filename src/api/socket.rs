@@ -20,7 +20,7 @@ use super::error::{Problem, ProblemView};
 use super::events::{EventReader, EventsQuery};
 use super::execution_options::RequestedOptions;
 use super::rate_limit::OpenStream;
-use super::{Api, Caller, ConnectionInput, OpenConnection, Query, SessionInPath, extract, guard};
+use super::{Api, Caller, ConnectionInput, OpenConnection, Query, SessionInPath, audit, extract, guard};
 use crate::auth::Scope;
 use crate::ids::SessionId;
 use crate::session::{NewCell, SessionHandle};
@@ -259,7 +259,14 @@ async fn handle_command(text: &str, client: &Client) -> Reply {
     if let Err(after) = client.api.rate_limits.check_request(&client.caller.identity.rate_key()) {
         return Reply::failed(id, &guard::too_fast("of this principal", after));
     }
-    match execute(command, client).await {
+    let (op, named) = (command.op.clone(), command.cell.clone());
+    let done = execute(command, client).await;
+    let (cell, result) = match &done {
+        Ok(cell) => (cell.clone().or(named), "ok"),
+        Err(problem) => (named, problem.code()),
+    };
+    client.api.audit.record(&audit::of_command(&op, &client.caller.identity, &client.id, cell, result));
+    match done {
         Ok(cell) => Reply::done(id, cell),
         Err(problem) => Reply::failed(id, &problem),
     }

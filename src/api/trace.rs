@@ -33,7 +33,7 @@ pub(super) async fn assign_request_id(mut request: Request, next: Next) -> Respo
 }
 
 #[derive(Clone)]
-struct RequestId(HeaderValue);
+pub(super) struct RequestId(pub HeaderValue);
 
 /// Middleware that records the span of an authenticated request. Unauthenticated requests have no span: they could fill the
 /// queue, and add spans to traces of other people with a forged `traceparent`.

@@ -3,6 +3,7 @@
 #[macro_use]
 mod print;
 
+mod audit;
 mod ceilings;
 mod chromium;
 mod doctor;
@@ -95,6 +96,8 @@ enum Command {
     Images(images::ImagesCommand),
     /// Check what works on this machine, and show how to fix what does not
     Doctor,
+    /// Print and check the audit log of a server
+    Audit(audit::AuditArgs),
     /// Create, list and revoke access tokens of a server
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
             Command::Images(command) => images::run(command).await,
             Command::Doctor => doctor::run(&paths).await,
             Command::Serve(args) => serve::serve(paths, *args).await,
+            Command::Audit(args) => audit::run(&paths, &args),
             Command::Token(command) => token::run(&paths, command).await,
         }
     });

@@ -1,8 +1,10 @@
 //! `cellkeep token`: manages the access tokens of a server.
 
 use clap::Subcommand;
+use serde_json::{Value, json};
 
 use super::{Exit, Failure};
+use crate::audit::{AuditLog, AuditRecord};
 use crate::auth::{self, Identity, Scope};
 use crate::config::Paths;
 use crate::private_files;
@@ -48,6 +50,8 @@ pub(super) async fn run(paths: &Paths, command: TokenCommand) -> Result<Exit, Fa
             let expires_at = days.map(|days| now_ms().saturating_add(i64::from(days) * 86_400_000));
             let secret = auth::new_secret();
             let id = auth::store_token(&store, &secret, &name, &identity, expires_at).await.map_err(Failure::usage)?;
+            let details = json!({"principal": identity.principal.as_str(), "scope": scope.name(), "days": days});
+            record(paths, "token.created", &id, Some(details));
             eprint_line!("token {id} of {}, scope {}; it cannot be shown again:", identity.principal, scope.name());
             print_line!("{secret}");
         }
@@ -56,10 +60,24 @@ pub(super) async fn run(paths: &Paths, command: TokenCommand) -> Result<Exit, Fa
             if !store.delete_token(&id).await.map_err(Failure::usage)? {
                 return Err(Failure::usage(anyhow::anyhow!("there is no token {id:?}; `cellkeep token list` lists all")));
             }
+            record(paths, "token.revoked", &id, None);
             eprint_line!("token {id} is revoked");
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Records what the user of this process did with a token.
+fn record(paths: &Paths, action: &str, token: &str, details: Option<Value>) {
+    let uid = rustix::process::getuid().as_raw();
+    AuditLog::new(paths).record(&AuditRecord {
+        action: action.to_owned(),
+        principal: Some(format!("uid {uid} of this machine")),
+        target: Some(token.to_owned()),
+        result: "ok".to_owned(),
+        details,
+        ..AuditRecord::default()
+    });
 }
 
 /// Refuses blank names.

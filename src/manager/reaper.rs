@@ -125,6 +125,7 @@ impl Reaper {
         let Ok(Some(row)) = self.service.0.store.session(&row.id).await else { return };
         if let Some(why) = self.end_reason(&row, &entry, &state, now).await {
             tracing::info!(session = %row.id, why, "ending a session");
+            self.service.record("session.ended", &row.id, Some(&row.principal), &why);
             let _ = entry.handle.end(&why).await;
             destroy_sandbox(&row.id, &entry).await;
         }

@@ -77,7 +77,10 @@ impl SessionService {
 
     async fn try_remove(&self, id: &SessionId, sandbox: Option<&SandboxInstance>) -> Result<(), ServiceError> {
         match sandbox {
-            Some(sandbox) => sandbox.destroy().await?,
+            Some(sandbox) => {
+                sandbox.destroy().await?;
+                self.record("sandbox.removed", id, None, "ok");
+            }
             None => sandbox::remove_unfinished(&self.0.paths, id)?,
         }
         self.remove_rows(id).await

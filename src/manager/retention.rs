@@ -120,6 +120,7 @@ impl Retention {
         if let Err(error) = self.service.append_notice(session, EVICTED).await {
             tracing::debug!(%session, %error, "cannot write the last event of a session");
         }
+        self.service.record("session.evicted", session, Some(principal), "its owner uses more than its share");
         self.service.0.evictions.add(principal.clone(), session.clone());
         self.service.delete_ended(session).await;
         let living = self.service.0.registry.entries();

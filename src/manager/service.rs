@@ -25,6 +25,7 @@ use super::run_record::EnvironmentRecord;
 use super::session_config::{NewSession, ServiceError, ServiceSettings, SessionConfig};
 use super::{Manager, ManagerError, SessionSpec};
 use crate::artifacts::Blobs;
+use crate::audit::{AuditLog, AuditRecord};
 use crate::config::Paths;
 use crate::counters::UseCounter;
 use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
@@ -66,6 +67,7 @@ pub(super) struct Inner {
     pub admission: Admission,
     pub consumption: Consumption,
     pub evictions: Evictions,
+    pub audit: AuditLog,
     pub removal_backlog: RemovalBacklog,
     /// The environments of kernels. An environment is the same in every session that uses it.
     pub environments: Mutex<HashMap<String, EnvironmentRecord>>,
@@ -95,6 +97,7 @@ impl SessionService {
             admission: Admission::new(settings.max_sessions, machine::detect(), &settings.ceilings),
             consumption: Consumption::new(&settings.ceilings.principal),
             evictions: Evictions::default(),
+            audit: AuditLog::new(paths),
             removal_backlog: RemovalBacklog::default(),
             environments: Mutex::default(),
             pool: Pool::default(),
@@ -111,6 +114,21 @@ impl SessionService {
     /// The idle timeout of sessions that have none of their own, in seconds.
     pub fn idle_timeout(&self) -> u64 {
         self.0.settings.idle_timeout_seconds
+    }
+
+    pub fn audit(&self) -> &AuditLog {
+        &self.0.audit
+    }
+
+    /// Records what the server did with a session.
+    pub(super) fn record(&self, action: &str, id: &SessionId, principal: Option<&PrincipalId>, result: &str) {
+        self.0.audit.record(&AuditRecord {
+            action: action.to_owned(),
+            principal: principal.map(ToString::to_string),
+            session: Some(id.to_string()),
+            result: result.to_owned(),
+            ..AuditRecord::default()
+        });
     }
 
     /// The most that clients may ask for.
@@ -374,6 +392,9 @@ impl SessionService {
             env: new.env.clone(),
         };
         let created = self.0.manager.create_sandbox(&spec, id, None).await;
+        // Those of the pool belong to nobody yet.
+        let owner = Some(principal).filter(|principal| principal.as_str() != POOL_OWNER);
+        self.record("sandbox.created", id, owner, if created.is_ok() { "ok" } else { "failed" });
         let (engine, record) = created.map_err(|error| (error.into(), None))?;
         let recorded = self.0.store.set_sandbox(id, serde_json::to_string(&record).unwrap_or_default()).await;
         let entry = self.start_driver(principal, &new.config, SandboxInstance { engine, record }, None);

@@ -8,6 +8,7 @@ mod support;
 mod abuse;
 mod action;
 mod archives;
+mod audit;
 mod bad_notebooks;
 mod bash_kernel;
 mod ceilings;
