@@ -195,9 +195,9 @@ pub fn router(api: Api) -> Router {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not support this method")
         })
         .layer(middleware::from_fn(refused_body::drain))
-        .layer(middleware::from_fn(guard::no_store))
         .layer(guard::cors_layer(api.guard.clone()))
         .layer(middleware::from_fn_with_state(api.clone(), guard::check_host))
+        .layer(middleware::from_fn(guard::no_store))
         .layer(middleware::from_fn(trace::assign_request_id))
         .with_state(api)
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,9 +42,18 @@ pub fn controllers() -> Controllers {
     if Path::new(ROOT).join("cgroup.controllers").exists() { version2() } else { version1() }
 }
 
+/// Creates a group whose figures the agent can read, which has another uid. The umask of the server forbids that.
+fn create_group(folder: &Path) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 fn version2() -> Controllers {
     let parent = Path::new(ROOT).join(PARENT);
-    if let Err(error) = fs::create_dir_all(&parent) {
+    if let Err(error) = create_group(&parent) {
         return Controllers {
             version: 2,
             why_not: Some(format!("cannot create {}: {error}", parent.display())),
@@ -70,7 +80,7 @@ fn version1() -> Controllers {
             why_not = Some("no cgroup hierarchies are mounted".to_owned());
             return false;
         }
-        let created = fs::create_dir_all(hierarchy.join(PARENT));
+        let created = create_group(&hierarchy.join(PARENT));
         // The parent may exist and belong to root. The name is random, since other processes may probe at the same time.
         let trial = hierarchy.join(PARENT).join(format!(".probe-{}", crate::ids::random_uuid()));
         let writable = created.and_then(|()| fs::create_dir(&trial));
@@ -122,7 +132,8 @@ impl Cgroup {
     pub fn create(controllers: &Controllers, session: &SessionId, limits: &Limits) -> io::Result<Self> {
         let cgroup = Self { controllers: controllers.clone(), folders: folders(controllers, session) };
         for (_, folder) in &cgroup.folders {
-            fs::create_dir_all(folder)?;
+            folder.parent().map_or(Ok(()), create_group)?;
+            create_group(folder)?;
         }
         let quota = (limits.cpus * CPU_PERIOD as f64) as u64;
         let memory = limits.memory_bytes().to_string();
