@@ -315,3 +315,20 @@ async fn server_without_model_refuses_messages() {
     }
     server.end().await;
 }
+
+/// The executions of a model count for the owner of the session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn model_runs_no_more_than_its_owner_may() {
+    let model = Model::start([Say::Run("One.", "print(1)"), Say::Run("Two.", "print(2)")]).await;
+    let url = model.url();
+    let arguments = ["--model-url", &url, "--model", "tiny", "--max-executions-per-hour", "1"];
+    let server = Server::start("chat-hourly", TestSandbox::process(), &arguments).await;
+    let held = session(&server.client()).await;
+    let message = say(&held, "Count").await;
+    let error = &message["metadata"]["cellkeep"]["error"];
+    assert_eq!(error["code"], "session_failed", "{message}");
+    assert!(error["detail"].as_str().unwrap().contains("--max-executions-per-hour"), "{message}");
+    let ran: Vec<String> = cells(&held).await.into_iter().filter(|cell| cell.0 == "code").map(|cell| cell.3).collect();
+    assert_eq!(ran, ["print(1)"]);
+    server.end().await;
+}
