@@ -356,6 +356,8 @@ fn amplifiers() -> Vec<(&'static str, Notebook)> {
         )
     };
     let output = |mime: &str, data: Value| notebook_of(json!([code(display(json!({mime: data})))]));
+    let stream =
+        |text: String| notebook_of(json!([code(json!([{"output_type": "stream", "name": "stdout", "text": text}]))]));
     let picture = json!({"p": {"image/png": "A".repeat(100_000)}});
     let defined = format!("[a]: http://x \"$z_{{{}}}$\"\n\n{}", "y".repeat(3000), "[a] ".repeat(20_000));
     vec![
@@ -382,12 +384,8 @@ fn amplifiers() -> Vec<(&'static str, Notebook)> {
             "attributes in markdown",
             markdown(format!("<a {}>x</a>", (0..10_000).map(|n| format!("a{n} ")).collect::<String>()), json!({})),
         ),
-        (
-            "colours",
-            notebook_of(json!([code(
-                json!([{"output_type": "stream", "name": "stdout", "text": "\u{1b}[31mx\u{1b}[32my".repeat(10_000)}])
-            )])),
-        ),
+        ("far columns", stream("\u{1b}[8000Gx\n".repeat(20_000))),
+        ("colours", stream("\u{1b}[31mx\u{1b}[32my".repeat(10_000))),
     ]
 }
 

@@ -143,3 +143,14 @@ pub enum Change {
     /// All outputs of the target are gone.
     Clear { target: OutputTarget },
 }
+
+impl Change {
+    /// The bytes of a stream's text in this change.
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Self::Stream { text, .. } => text.len(),
+            Self::Append { output, .. } => output.get("text").and_then(Value::as_str).map_or(0, str::len),
+            Self::Update { .. } | Self::Clear { .. } => 0,
+        }
+    }
+}

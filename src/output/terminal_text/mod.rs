@@ -9,7 +9,7 @@
 //! Only the last [`LIVE_LINES`] lines can still change, and only they are kept: a write returns its effect on the text as an [`Edit`],
 //! and the caller keeps the text. So neither memory nor the cost of a write depends on what came before. Columns are characters. A line
 //! longer than [`WRAP`] columns continues on the next one without a line feed, as on a very wide screen, which bounds the memory of
-//! overwritten lines.
+//! overwritten lines; cursor movements reach no further than a screen of [`SCREEN`] columns, or to the end of a longer line.
 
 mod escape;
 mod line;
@@ -28,6 +28,9 @@ use style::StyleState;
 const LIVE_LINES: usize = 100;
 /// Most columns of a line.
 const WRAP: usize = 8192;
+/// The column that cursor movements reach on a line that is shorter: the width of a screen. Each blank up to there is stored, so a few
+/// bytes must not reach far.
+const SCREEN: usize = 200;
 
 /// The effect of a write on the text: what is before `keep` stays, and `tail` follows it.
 #[derive(Debug, PartialEq, Eq)]
@@ -291,15 +294,20 @@ impl Terminal {
         match letter {
             "A" | "F" => self.row = self.row.saturating_sub(steps),
             "B" | "E" => self.row = (self.row + steps).min(self.live.len() - 1),
-            "C" => self.column = (self.column + steps).min(WRAP - 1),
+            "C" => self.column = (self.column + steps).min(self.last_column()),
             "D" => self.column = self.column.saturating_sub(steps),
-            "G" => self.column = steps - 1,
+            "G" => self.column = (steps - 1).min(self.last_column()),
             "K" => self.erase_in_line(number),
             _ => self.keep_if_appending(sequence),
         }
         if matches!(letter, "E" | "F") {
             self.column = 0;
         }
+    }
+
+    /// The last column that a movement in the cursor's line reaches.
+    fn last_column(&self) -> usize {
+        self.live[self.row].width().max(self.column).clamp(SCREEN, WRAP) - 1
     }
 
     fn colour(&mut self, sequence: &str, parameters: &str) {

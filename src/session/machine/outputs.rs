@@ -149,6 +149,12 @@ impl CellOutputs {
             self.clear_before_capture(from, target, &mut shown);
         }
         for change in self.fold.apply(target, msg_type, &message.content) {
+            // A few bytes can change much text: they move the cursor to a far column, or to a line far above. The message itself is
+            // charged already.
+            let more = change.text_bytes().saturating_sub(message.content.len());
+            if more > 0 && !charge(more as u64) {
+                break;
+            }
             self.show(from, change, charge, &mut shown);
         }
         shown

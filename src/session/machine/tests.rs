@@ -255,6 +255,22 @@ fn output_is_capped_without_the_agent() {
     assert_eq!(bench.status("a"), Some(ExecutionStatus::OutputExceeded));
 }
 
+/// Each message rewrites up to a hundred lines with a few bytes. What is stored counts, not what was sent.
+#[test]
+fn text_changed_by_the_cursor_is_capped() {
+    let mut bench = Bench::ready();
+    let run = bench.run("a");
+    bench.prints(&run, &format!("{}\n", "x".repeat(1000)).repeat(99));
+    for _ in 0..100 {
+        bench.prints(&run, "\u{1b}[99Ay\u{1b}[99B");
+    }
+    assert_eq!(*bench.machine.state(), SessionState::Interrupting);
+    let stored = bench.out().0.events.iter().map(SessionEvent::size).sum::<usize>();
+    assert!(stored < 3 << 20, "{stored}");
+    bench.replies(&run);
+    assert_eq!(bench.status("a"), Some(ExecutionStatus::OutputExceeded));
+}
+
 #[test]
 fn cut_between_reply_and_outputs_ends_nothing() {
     let mut bench = Bench::ready();
