@@ -228,6 +228,8 @@ pub(super) struct EventReader {
     /// Only events of this cell.
     cell: Option<OneCell>,
     page: VecDeque<Arc<EventRow>>,
+    /// A page that was read and is not filtered yet, so that cancelling the filter loses nothing.
+    unfiltered: Option<Vec<Arc<EventRow>>>,
     share_filter: Option<ShareFilter>,
     /// Until the session ends, instead of until it is deleted.
     until_gone: bool,
@@ -246,6 +248,7 @@ impl EventReader {
             form,
             cell: None,
             page: VecDeque::new(),
+            unfiltered: None,
             until_gone: false,
             ends_with_page: false,
             is_finished: false,
@@ -253,7 +256,10 @@ impl EventReader {
     }
 
     async fn next_page(&mut self) -> Result<Option<VecDeque<Arc<EventRow>>>, StoreError> {
-        let Some(mut page) = self.subscription.next().await? else { return Ok(None) };
+        if self.unfiltered.is_none() {
+            self.unfiltered = self.subscription.next().await?;
+        }
+        let Some(mut page) = self.unfiltered.clone() else { return Ok(None) };
         let end = page.last().map(|event| event.seq);
         let last_of_cell = self.cell.as_ref().and_then(|cell| cell.last);
         // The last event of the cell itself may be one that this client does not get.
@@ -263,6 +269,7 @@ impl EventReader {
             page.retain(|event| !matches!(event.kind, EventKind::Comm | EventKind::FilesChanged));
             filter.retain(&mut page, cell_and_seq).await?;
         }
+        self.unfiltered = None;
         Ok(Some(page.into()))
     }
 

@@ -110,7 +110,8 @@ impl SessionEntry {
         *self.allotment.lock().unwrap_or_else(PoisonError::into_inner) = Some(allotment);
     }
 
-    fn release(&self) {
+    /// The session no longer counts for its principal.
+    pub fn release(&self) {
         *self.allotment.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -150,9 +151,7 @@ impl SessionRegistry {
     }
 
     pub(super) fn remove(&self, id: &SessionId) -> Option<Arc<SessionEntry>> {
-        let (_, entry) = self.sessions.remove(id)?;
-        entry.release();
-        Some(entry)
+        self.sessions.remove(id).map(|(_, entry)| entry)
     }
 
     pub(super) fn contains(&self, id: &SessionId) -> bool {

@@ -52,6 +52,7 @@ impl SessionService {
     async fn end_and_remove(&self, id: &SessionId, entry: Option<Arc<SessionEntry>>) {
         let Some(entry) = entry else { return self.remove_or_defer(id, None).await };
         entry.feed.close();
+        entry.release();
         // Fails if the session has ended before, which is fine.
         let _ = entry.handle.end("it was deleted").await;
         let _removal = entry.removal.lock().await;

@@ -48,7 +48,10 @@ async fn session_lives_if_deletion_cannot_commit() {
     server.client().delete(&path).await.problem(500, "storage_failed");
     drop(writer);
     held.ok("echo it lives").await;
+    let in_use = async || server.client().get("/v1/limits").await.is(200)["in_use"]["sessions"].clone();
+    assert_eq!(in_use().await, 1, "it still counts for its principal");
     server.client().delete(&path).await.is(204);
+    assert_eq!(in_use().await, 0);
     server.client().get(&path).await.problem(404, "no_session");
     server.end().await;
 }
