@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what `make test` needs: everything for `make demo`, a container engine with a base image, cargo-nextest, the Debian
 # packages of the R kernel and of the commands (the process sandbox runs those of the host), Chromium to open exported pages,
-# and the Jupyter clients that the tests use as oracles.
+# slirp4netns for open networks, and the Jupyter clients that the tests use as oracles.
 #
 # Idempotent. Prints one line per step, and nothing if there is nothing to do. Needs root or sudo.
 set -eu
@@ -18,6 +18,8 @@ fi
 missing=
 # The tests open exported pages in a browser.
 command -v chromium >/dev/null || missing="chromium fonts-dejavu-core"
+# Sessions with an open network.
+command -v slirp4netns >/dev/null || missing="$missing slirp4netns"
 for package in $(cat "$repository/kernel-images/r/apt.txt" "$repository/kernel-images/common/packages.txt"); do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
 done

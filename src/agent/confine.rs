@@ -7,12 +7,24 @@ use std::io;
 use std::path::Path;
 
 use landlock::{ABI, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use seccompiler::{BpfProgram, sock_filter};
+use serde_json::{Value, json};
 
 use crate::agent_protocol::AgentConfig;
 use crate::descriptors;
-use crate::policy::seccomp;
+use crate::policy::seccomp::{self, Comparison, Condition};
+
+/// The priority of the kernel: many busy processes leave the agent, at 0, more than a tenth of the session's CPU time. It
+/// does not matter outside, where cgroups or sessions of processes share the CPUs.
+const NICE: i32 = 10;
+/// The share of the machine's open files that one session may have.
+const FILES_SHARE: u64 = 4;
+/// The fewest and the most descriptors of one process.
+const DESCRIPTORS: std::ops::RangeInclusive<u64> = 512..=4096;
+/// Timers and queued signals of a session.
+const MAX_SIGNALS: u64 = 4096;
 
 /// Prevents the kernel, which has the same uid, from reading or tracing the agent: the `/proc` entries of a process that is
 /// not dumpable belong to root, and ptrace is refused.
@@ -37,7 +49,7 @@ impl Confinement {
     /// If a part cannot be prepared; the kernel is not started then. Only Landlock is best effort, since Linux before 5.13
     /// lacks it.
     pub fn prepare(config: &AgentConfig) -> io::Result<Self> {
-        let filters = vec![by_number_filter(), table_filter(seccomp::UNKNOWN, libc::ENOSYS)?, denied_filter()?];
+        let filters = vec![by_number_filter(), unknown_filter(config.memory_enforced)?, denied_filter()?, hint_filter()?];
         Ok(Self { rlimits: rlimits(config), landlock: landlock_rules(&config.writable), filters })
     }
 
@@ -48,6 +60,7 @@ impl Confinement {
     pub fn apply(&mut self) -> io::Result<()> {
         descriptors::close_all_at_exec()?;
         rustix::process::setsid()?;
+        rustix::process::setpriority_process(None, NICE)?;
         for (resource, limit) in &self.rlimits {
             lower_rlimit(*resource, *limit)?;
         }
@@ -66,7 +79,8 @@ fn rlimits(config: &AgentConfig) -> Vec<(Resource, u64)> {
     let limits = &config.limits;
     let mut all = vec![
         (Resource::Core, 0),
-        (Resource::Nofile, 4096),
+        (Resource::Nofile, max_descriptors(limits.pids)),
+        (Resource::Sigpending, MAX_SIGNALS),
         (Resource::Memlock, 64 * 1024),
         (Resource::Msgqueue, 0),
         (Resource::Fsize, limits.disk_bytes().max(limits.tmp_bytes())),
@@ -77,11 +91,21 @@ fn rlimits(config: &AgentConfig) -> Vec<(Resource, u64)> {
     all
 }
 
-/// Lowers a soft and hard limit; a lower current limit stays.
+/// The limit of descriptors with which all processes of a session together cannot use up the open files of the machine.
+fn max_descriptors(processes: u64) -> u64 {
+    let machine = std::fs::read_to_string("/proc/sys/fs/file-max").ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let fair = machine.unwrap_or(u64::MAX) / FILES_SHARE / processes.max(1);
+    fair.clamp(*DESCRIPTORS.start(), *DESCRIPTORS.end())
+}
+
+/// Lowers a soft and hard limit; a lower current limit stays. gVisor refuses limits of what it does not have.
 fn lower_rlimit(resource: Resource, limit: u64) -> io::Result<()> {
     let current = rustix::process::getrlimit(resource);
     let limit = current.maximum.map_or(limit, |maximum| maximum.min(limit));
-    Ok(setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?)
+    match setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) }) {
+        Err(Errno::PERM) => Ok(()),
+        result => Ok(result?),
+    }
 }
 
 /// Allows the kernel to create, write and remove files only beneath `writable`. The mounts enforce the same; this also
@@ -99,67 +123,105 @@ fn landlock_rules(writable: &[String]) -> Option<landlock::RulesetCreated> {
     Some(rules)
 }
 
-/// Returns ENOSYS for every call newer than the table, and for those of the x32 ABI, which have bit 30 set.
+/// Returns ENOSYS for every call newer than the table, for those of the x32 ABI, which have bit 30 set, and for
+/// [`seccomp::UNKNOWN_NUMBERS`].
 fn by_number_filter() -> BpfProgram {
-    // Classic BPF: load the number of the call; from the first unknown number on return ENOSYS, else allow.
+    // Classic BPF: load the number of the call, compare it, and return ENOSYS or allow the call.
     const LOAD_NUMBER: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
     const JUMP_IF_AT_LEAST: u16 = 0x35;
     const RETURN: u16 = 0x06;
     const ALLOW: u32 = 0x7fff_0000;
     const ERRNO: u32 = 0x0005_0000;
     let op = |code, jt, jf, k| sock_filter { code, jt, jf, k };
-    vec![
-        op(LOAD_NUMBER, 0, 0, 0),
+    let numbers = seccomp::UNKNOWN_NUMBERS;
+    let mut program = vec![op(LOAD_NUMBER, 0, 0, 0)];
+    // Each jump leads over the comparisons that are left and over the last one.
+    program.extend((1..).zip(numbers).map(|(done, number)| op(JUMP_IF_EQUAL, (numbers.len() + 1 - done) as u8, 0, *number)));
+    program.extend([
         op(JUMP_IF_AT_LEAST, 0, 1, seccomp::FIRST_UNKNOWN),
         op(RETURN, 0, 0, ERRNO | libc::ENOSYS as u32),
         op(RETURN, 0, 0, ALLOW),
-    ]
+    ]);
+    program
+}
+
+fn unknown_filter(memory_enforced: bool) -> io::Result<BpfProgram> {
+    let mut calls = [seccomp::UNKNOWN, seccomp::UNKNOWN_TO_KERNELS].concat();
+    if cfg!(target_arch = "x86_64") {
+        calls.extend(seccomp::UNKNOWN_TO_KERNELS_X86);
+    }
+    if !memory_enforced {
+        calls.extend(seccomp::UNKNOWN_WITHOUT_CGROUP);
+    }
+    compile(&names(&calls), libc::ENOSYS)
 }
 
 fn denied_filter() -> io::Result<BpfProgram> {
-    let mut rules: Vec<serde_json::Value> = names(seccomp::DENIED).chain(x86_names()).collect();
-    let argument = |op: serde_json::Value, val: u64| serde_json::json!({"index": 0, "type": "dword", "op": op, "val": val});
-    let other_family: Vec<_> = seccomp::SOCKET_FAMILIES.iter().map(|family| argument("ne".into(), *family)).collect();
+    let mut rules = names(seccomp::DENIED);
+    if cfg!(target_arch = "x86_64") {
+        rules.extend(names(seccomp::DENIED_X86));
+    }
+    rules.extend(argument_rules(libc::EPERM));
     for call in ["socket", "socketpair"] {
-        rules.push(serde_json::json!({"syscall": call, "args": other_family}));
+        rules.push(rule(call, none_of(0, seccomp::SOCKET_FAMILIES)));
     }
-    let netlink = serde_json::json!([
-        argument("eq".into(), seccomp::NETLINK),
-        {"index": 2, "type": "dword", "op": "ne", "val": seccomp::NETLINK_ROUTE},
-    ]);
-    rules.push(serde_json::json!({"syscall": "socket", "args": netlink}));
+    let is = |index, value| condition(index, "eq".into(), value);
+    let is_not = |index, value| condition(index, "ne".into(), value);
+    rules.push(rule("socket", vec![is(0, seccomp::NETLINK), is_not(2, seccomp::NETLINK_ROUTE)]));
+    for family in seccomp::INTERNET {
+        rules.push(rule("socket", [vec![is(0, *family)], none_of(2, seccomp::INTERNET_PROTOCOLS)].concat()));
+        for kind in seccomp::UNUSED_TYPES {
+            let kind = condition(1, json!({"masked_eq": seccomp::TYPE_MASK}), *kind);
+            rules.push(rule("socket", vec![is(0, *family), kind]));
+        }
+    }
+    rules.push(rule("personality", none_of(0, seccomp::PERSONALITIES)));
     for bit in (0..32).map(|bit| 1u64 << bit).filter(|bit| seccomp::CLONE_NEW & bit != 0 && *bit != 0x80) {
-        rules.push(serde_json::json!({"syscall": "clone", "args": [argument(serde_json::json!({"masked_eq": bit}), bit)]}));
-    }
-    // TIOCSTI inserts characters into a terminal's input (CVE-2017-5226), TIOCLINUX pastes on a console.
-    for request in [0x5412, 0x541c] {
-        rules.push(serde_json::json!({
-            "syscall": "ioctl", "args": [{"index": 1, "type": "dword", "op": "eq", "val": request}],
-        }));
+        rules.push(rule("clone", vec![condition(0, json!({"masked_eq": bit}), bit)]));
     }
     compile(&rules, libc::EPERM)
 }
 
-fn table_filter(calls: &'static [&'static str], errno: i32) -> io::Result<BpfProgram> {
-    compile(&names(calls).collect::<Vec<_>>(), errno)
+/// What is refused as not supported.
+fn hint_filter() -> io::Result<BpfProgram> {
+    compile(&argument_rules(libc::EOPNOTSUPP), libc::EOPNOTSUPP)
 }
 
-fn names(calls: &'static [&'static str]) -> impl Iterator<Item = serde_json::Value> {
-    calls.iter().filter(|name| exists_here(name)).map(|name| serde_json::json!({"syscall": name}))
+/// The rules of the table with this error.
+fn argument_rules(errno: i32) -> Vec<Value> {
+    let rules = seccomp::DENIED_ARGUMENTS.iter().filter(|rule| rule.errno == errno);
+    let conditions = |all: &[Condition]| {
+        let translate = |Condition(index, comparison): &Condition| match comparison {
+            Comparison::Is(value) => condition(*index, "eq".into(), *value),
+            Comparison::IsNot(value) => condition(*index, "ne".into(), *value),
+            Comparison::Has(bits) => condition(*index, json!({"masked_eq": bits}), *bits),
+            Comparison::IsPointer => json!({"index": index, "type": "qword", "op": "ne", "val": 0}),
+        };
+        all.iter().map(translate).collect()
+    };
+    rules.map(|one| rule(one.call, conditions(one.conditions))).collect()
 }
 
-fn x86_names() -> Box<dyn Iterator<Item = serde_json::Value>> {
-    if cfg!(target_arch = "x86_64") { Box::new(names(seccomp::DENIED_X86)) } else { Box::new(std::iter::empty()) }
+fn none_of(index: u32, allowed: &[u64]) -> Vec<Value> {
+    allowed.iter().map(|value| condition(index, "ne".into(), *value)).collect()
 }
 
-/// Whether this architecture has the call; compiling a filter fails for an unknown name.
-fn exists_here(name: &str) -> bool {
-    const X86_ONLY: &[&str] = &["_sysctl", "uselib", "ustat", "sysfs"];
-    cfg!(target_arch = "x86_64") || !X86_ONLY.contains(&name)
+/// A condition on the 32 bits that the system reads of a number.
+fn condition(index: u32, op: Value, value: u64) -> Value {
+    json!({"index": index, "type": "dword", "op": op, "val": value})
 }
 
-fn compile(rules: &[serde_json::Value], errno: i32) -> io::Result<BpfProgram> {
-    let json = serde_json::json!({
+fn rule(call: &str, conditions: Vec<Value>) -> Value {
+    json!({"syscall": call, "args": conditions})
+}
+
+fn names(calls: &[&str]) -> Vec<Value> {
+    calls.iter().map(|name| json!({"syscall": name})).collect()
+}
+
+fn compile(rules: &[Value], errno: i32) -> io::Result<BpfProgram> {
+    let json = json!({
         "kernel": {"mismatch_action": "allow", "match_action": {"errno": errno}, "filter": rules},
     });
     let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
@@ -175,6 +237,13 @@ mod tests {
     #[test]
     fn seccomp_table_compiles() {
         assert!(denied_filter().unwrap().len() > seccomp::DENIED.len());
-        assert!(table_filter(seccomp::UNKNOWN, libc::ENOSYS).is_ok());
+        assert!(unknown_filter(false).unwrap().len() > unknown_filter(true).unwrap().len());
+        assert!(hint_filter().is_ok());
+    }
+
+    #[test]
+    fn descriptors_are_shared_fairly() {
+        assert!(DESCRIPTORS.contains(&max_descriptors(256)));
+        assert_eq!(max_descriptors(u64::MAX), *DESCRIPTORS.start());
     }
 }

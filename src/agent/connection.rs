@@ -72,10 +72,10 @@ async fn accept(listener: UnixListener, inputs: mpsc::Sender<Input>) {
 }
 
 /// Whether the peer is the manager and not a process of the sandbox. A process outside of the agent's PID namespace has no
-/// PID in it.
+/// PID in it; gVisor reports the agent's own.
 pub(super) fn is_manager(stream: &UnixStream) -> bool {
     let is_init = std::process::id() == 1;
-    !is_init || stream.peer_cred().is_ok_and(|peer| peer.pid().unwrap_or(0) == 0)
+    !is_init || stream.peer_cred().is_ok_and(|peer| matches!(peer.pid(), None | Some(0 | 1)))
 }
 
 /// What the writer sends.

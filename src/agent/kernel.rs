@@ -16,11 +16,12 @@ use super::output_pipes::OutputPipes;
 use super::positions_page::PositionsPage;
 use crate::agent_protocol::AgentConfig;
 use crate::descriptors;
-use crate::ids::Generation;
+use crate::ids::{Generation, random_uuid};
 use crate::wire::connection_file::{ConnectionInfo, Transport};
 
-/// Makes the OOM killer prefer the kernel to the agent and the manager.
-const OOM_SCORE_ADJ: &str = "500";
+/// Makes the OOM killer prefer the kernel to the agent and the manager. The kernel can lower it to the agent's, which the
+/// sandbox sets.
+const OOM_SCORE_ADJ: &str = "900";
 /// The variable that tells a kernel the numbers of its iopub pipe and of the page of positions, separated by a comma.
 const IOPUB_PIPE_VARIABLE: &str = "CELLKEEP_IOPUB_PIPE";
 
@@ -36,7 +37,8 @@ pub(super) struct SpawnedKernel {
 /// The failed step, for people.
 pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<SpawnedKernel, String> {
     let connection = connection_info(config, generation).map_err(|error| format!("cannot choose sockets: {error}"))?;
-    let path = format!("{}/connection-{generation}.json", config.runtime_dir);
+    remove_files(&config.connection_dir);
+    let path = format!("{}/{generation}-{}.json", config.connection_dir, random_uuid());
     write_private(&path, &connection).map_err(|error| format!("cannot write {path}: {error}"))?;
     let argv: Vec<String> = config.argv.iter().map(|argument| argument.replace("{connection_file}", &path)).collect();
     let [program, arguments @ ..] = argv.as_slice() else { return Err("the kernelspec has no argv".to_owned()) };
@@ -101,7 +103,8 @@ impl IopubPipe {
 fn connection_info(config: &AgentConfig, generation: Generation) -> io::Result<ConnectionInfo> {
     match config.transport {
         Transport::Ipc => {
-            let prefix = format!("{}/{generation}", config.runtime_dir);
+            // An unknown name, since an earlier kernel may have left files of any other.
+            let prefix = format!("{}/{generation}-{}", config.runtime_dir, random_uuid());
             Ok(ConnectionInfo::new(Transport::Ipc, &prefix, [1, 2, 3, 4, 5], &config.kernel))
         }
         Transport::Tcp => {
@@ -117,8 +120,17 @@ fn connection_info(config: &AgentConfig, generation: Generation) -> io::Result<C
     }
 }
 
+/// Removes the connection files of earlier kernels.
+fn remove_files(folder: &str) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        // What is left takes little room.
+        let _ = fs::remove_file(entry.path());
+    }
+}
+
+/// Writes a new file: whatever an earlier kernel has left at the path is neither opened nor followed.
 fn write_private(path: &str, connection: &ConnectionInfo) -> io::Result<()> {
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     serde_json::to_writer(file, connection).map_err(io::Error::from)
 }
 

@@ -33,6 +33,7 @@ mod output_order;
 mod output_pipes;
 mod positions_page;
 mod shared_memory;
+mod socket_memory;
 mod uploads;
 mod usage;
 mod whole_characters;
@@ -58,6 +59,8 @@ pub fn main(arguments: &[String]) -> ExitCode {
     if let Err(error) = confine::protect_agent() {
         return fail(&format!("cannot protect the agent process: {error}"));
     }
+    // It is executed by a descriptor, whose number would be its name.
+    let _ = rustix::thread::set_name(c"cellkeep-agent");
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot create the runtime: {error}")),

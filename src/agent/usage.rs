@@ -139,7 +139,7 @@ fn from_proc(shared: &mut SharedMemory) -> UsageReading {
         let (anonymous, bytes) = resident_bytes(pid).unwrap_or_default();
         mapped.push(ProcessMapping { pid, bytes });
         usage.processes += 1;
-        usage.memory_bytes += anonymous;
+        usage.memory_bytes += anonymous + page_table_bytes(pid);
         usage.cpu_seconds += cpu_seconds(pid).unwrap_or(0.0);
     }
     usage.memory_bytes += shared.bytes(&mapped);
@@ -157,6 +157,11 @@ fn resident_bytes(pid: u32) -> Option<(u64, u64)> {
     let rollup = format!("/proc/{pid}/smaps_rollup");
     fields_kib(&rollup, ["Pss_Anon:", "Pss_Shmem:"])
         .or_else(|| fields_kib(&format!("/proc/{pid}/status"), ["RssAnon:", "RssShmem:"]))
+}
+
+/// The memory of a process's page tables, which a sparse mapping makes large.
+fn page_table_bytes(pid: u32) -> u64 {
+    fields_kib(&format!("/proc/{pid}/status"), ["VmPTE:", "VmPTE:"]).map_or(0, |(bytes, _)| bytes)
 }
 
 /// Two fields in kB, converted to bytes.

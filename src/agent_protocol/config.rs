@@ -53,8 +53,10 @@ pub struct AgentConfig {
     pub interrupt_by_message: bool,
     /// The workspace: the kernel's working directory, and the root of file requests.
     pub workspace: String,
-    /// The folder of connection files and ipc sockets, which only the agent and its kernel use.
+    /// The folder of ipc sockets, which only the agent and its kernel use.
     pub runtime_dir: String,
+    /// The folder of connection files, in which the kernel cannot write.
+    pub connection_dir: String,
     /// Folders that the kernel may write to; Landlock, where available, denies the rest.
     pub writable: Vec<String>,
     /// The agent enforces the output limit and what rlimits can enforce.
@@ -72,8 +74,10 @@ pub struct AgentConfig {
 /// # Errors
 /// When the agent exits or disconnects before it confirms; its standard error says why.
 pub async fn send_config<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, config: &AgentConfig) -> io::Result<()> {
-    stream.write_all(&serde_json::to_vec(config)?).await?;
-    stream.shutdown().await?;
+    let json = serde_json::to_vec(config)?;
+    // Its length comes first: gVisor does not always report the end of a stream.
+    stream.write_u64(json.len() as u64).await?;
+    stream.write_all(&json).await?;
     let mut answer = [0; CONFIRMATION.len()];
     stream.read_exact(&mut answer).await?;
     if answer == CONFIRMATION { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
@@ -84,8 +88,9 @@ pub async fn send_config<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, confi
 /// # Errors
 /// When the connection fails or the JSON is not a configuration.
 pub async fn receive_config<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<AgentConfig> {
+    let length = stream.read_u64().await?;
     let mut json = Vec::new();
-    stream.read_to_end(&mut json).await?;
+    (&mut stream).take(length).read_to_end(&mut json).await?;
     let config = serde_json::from_slice(&json)?;
     stream.write_all(CONFIRMATION).await?;
     Ok(config)
@@ -110,6 +115,7 @@ mod tests {
             interrupt_by_message: false,
             workspace: "/work".into(),
             runtime_dir: "/run/kernel".into(),
+            connection_dir: "/run/connection".into(),
             writable: Vec::new(),
             limits: Limits::default(),
             memory_enforced: true,

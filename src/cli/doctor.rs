@@ -5,7 +5,7 @@ use super::{Exit, Failure};
 use crate::config::Paths;
 use crate::kernels::{self, Status};
 use crate::machine;
-use crate::policy::{Ceilings, Limits};
+use crate::policy::{Ceilings, IsolationLevel, Limits};
 use crate::sandbox::docker::{self, Engine, Images};
 use crate::sandbox::process::{self, Controllers, Probe};
 
@@ -13,7 +13,7 @@ use crate::sandbox::process::{self, Controllers, Probe};
 pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
     print_line!("data folder       {}", paths.data().display());
     print_line!("running as        uid {}", rustix::process::geteuid().as_raw());
-    let process = process_sandbox();
+    let process = process_sandbox(paths);
     let docker = docker_sandbox().await;
     let images = if docker { Images::connect().await.ok() } else { None };
     for kernel in kernels::all() {
@@ -32,6 +32,7 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
         }
     }
     print_ceilings();
+    levels(docker).await;
     let commands = missing_commands().map_or("all installed".to_owned(), |remedy| format!("some missing; {remedy}"));
     print_line!("commands          process sandbox: {commands}");
     if process || docker {
@@ -39,6 +40,26 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
     }
     print_line!("\nNo sandbox works, and cellkeep never runs code without one.");
     Ok(Exit::NoSandbox)
+}
+
+/// What each isolation level does not stop, and whether this machine has it.
+async fn levels(docker: bool) {
+    let runtimes = if docker { docker::runtimes().await } else { Vec::new() };
+    let has = |name: &str| runtimes.iter().find(|runtime| runtime.contains(name));
+    for (level, sandbox, runtime) in [
+        (IsolationLevel::Process, "process", None),
+        (IsolationLevel::Container, "docker", None),
+        (IsolationLevel::Gvisor, "docker", Some("runsc")),
+        (IsolationLevel::Vm, "docker", Some("kata")),
+    ] {
+        let how = match runtime.map(|name| (name, has(name))) {
+            None => format!("{sandbox} sandbox"),
+            Some((_, Some(registered))) => format!("docker sandbox with CELLKEEP_DOCKER_RUNTIME={registered}"),
+            Some((name, None)) => format!("not here: the engine has no runtime {name}"),
+        };
+        print_line!("level {:<11} {how}", level.to_string());
+        print_line!("{:<17} does not stop: {}", "", level.not_stopped().join("; "));
+    }
 }
 
 /// The status, followed by the remedy unless it is ready.
@@ -57,13 +78,22 @@ fn print_ceilings() {
     print_line!("                  to change: --max-memory-mb, --allow-network and others in cellkeep serve --help");
 }
 
-fn process_sandbox() -> bool {
+fn process_sandbox(paths: &Paths) -> bool {
     let works = match process::probe() {
         Probe::Works { version, unmasked } => {
             print_line!("process sandbox   usable ({version}, user namespaces)");
-            print_line!("                  with --network open: {}", process::OPEN_NETWORK);
+            match process::slirp4netns() {
+                Ok(_) => print_line!("                  with --network open: {}", process::OPEN_NETWORK),
+                Err(why) => print_line!("                  no open network: {why}"),
+            }
             if let Some(why) = unmasked {
                 print_line!("                  parts of /proc that describe the host cannot be hidden: {why}");
+            }
+            if let Some(why) = process::own_mounts_refused(paths) {
+                print_line!("                  {} ({why})", process::SHARED);
+            }
+            if !rustix::process::geteuid().is_root() {
+                print_line!("                  as this user it does not stop: {}", process::NOT_STOPPED_AS_USER.join("; "));
             }
             true
         }
@@ -86,6 +116,7 @@ fn process_sandbox() -> bool {
         print_line!(
             "                  without them: the agent watches memory, rlimits cap processes, and cpus are not limited."
         );
+        print_line!("                  not stopped then: {}", process::NOT_STOPPED_WITHOUT_CGROUP.join("; "));
         print_line!("                  to fix: run as root");
     }
     works

@@ -66,8 +66,7 @@ pub(super) struct SandboxArgs {
     /// Output limit of each cell; a cell that exceeds it is stopped
     #[arg(long, default_value = "100m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
     output_limit: u64,
-    /// Network access of the code; `open` in the process sandbox reaches everything this machine reaches, including its
-    /// localhost
+    /// Network access of the code; `open` reaches the internet and this machine's networks, but not this machine
     #[arg(long, value_enum, default_value = "none", help_heading = "Sandbox")]
     network: NetworkOption,
     /// Set an environment variable of the kernel. NAME alone copies its value from here, which hides it from the process

@@ -241,7 +241,7 @@ mod tests {
             kind: SandboxKind::Process,
             kernel: "python".to_owned(),
             socket: "/nowhere".into(),
-            isolation: Isolation { level: IsolationLevel::Process, enforced: Vec::new(), not_enforced: Vec::new() },
+            isolation: Isolation::new(IsolationLevel::Process),
             owner: ProcessStamp::own(),
             keep: true,
             agent_binary: "/nowhere".into(),

@@ -47,6 +47,11 @@ impl Limits {
         (self.disk_bytes() / 4).max(16 * MIB)
     }
 
+    /// Memory of TCP and UDP sockets in bytes, where cgroups count it apart from other memory.
+    pub fn socket_bytes(&self) -> u64 {
+        (self.memory_bytes() / 16).clamp(8 * MIB, 256 * MIB)
+    }
+
     pub fn output_bytes(&self) -> u64 {
         self.output_mb.saturating_mul(MIB)
     }
@@ -105,7 +110,7 @@ pub enum Network {
     /// Only the sandbox's loopback.
     #[default]
     None,
-    /// Everything the host reaches: the process sandbox shares the host's network, a container has a bridge.
+    /// What the host reaches, but not the host itself.
     Open,
 }
 
@@ -124,6 +129,31 @@ pub enum IsolationLevel {
     Vm,
 }
 
+impl std::fmt::Display for IsolationLevel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Process => "process",
+            Self::Container => "container",
+            Self::Gvisor => "gvisor",
+            Self::Vm => "vm",
+        })
+    }
+}
+
+impl IsolationLevel {
+    /// The attacks that a sandbox of this level cannot stop.
+    pub fn not_stopped(self) -> &'static [&'static str] {
+        const PAGES: &str = "side channels: caches, timing, and which pages of shared read-only files are in memory";
+        match self {
+            Self::None => &["anything"],
+            Self::Process | Self::Container => &["vulnerabilities of the machine's kernel", PAGES],
+            Self::Gvisor => &["vulnerabilities of gVisor", PAGES],
+            Self::Vm => &["vulnerabilities of the hypervisor", "side channels of the processor"],
+        }
+    }
+}
+
 /// The actual isolation of a session, and which of its limits are enforced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Isolation {
@@ -132,6 +162,9 @@ pub struct Isolation {
     pub enforced: Vec<String>,
     /// What was requested but is not enforced here, each with the reason.
     pub not_enforced: Vec<String>,
+    /// What this level does not stop, whatever is requested.
+    #[serde(default)]
+    pub not_stopped: Vec<String>,
 }
 
 /// A limit, and whether the system enforces it here.
@@ -148,7 +181,8 @@ pub struct LimitState<'a> {
 impl Isolation {
     /// A report for this level, with nothing enforced yet.
     pub fn new(level: IsolationLevel) -> Self {
-        Self { level, enforced: Vec::new(), not_enforced: Vec::new() }
+        let not_stopped = level.not_stopped().iter().map(|attack| (*attack).to_owned()).collect();
+        Self { level, enforced: Vec::new(), not_enforced: Vec::new(), not_stopped }
     }
 
     /// Adds enforced measures.
@@ -160,6 +194,12 @@ impl Isolation {
     /// Adds a measure that is not enforced, with the reason.
     pub fn without(mut self, name: &str, reason: &str) -> Self {
         self.not_enforced.push(format!("{name}: {reason}"));
+        self
+    }
+
+    /// Adds attacks that are not stopped here.
+    pub fn not_stopping(mut self, attacks: &[&str]) -> Self {
+        self.not_stopped.extend(attacks.iter().map(|attack| (*attack).to_owned()));
         self
     }
 

@@ -7,12 +7,18 @@ use crate::agent_protocol::{AgentConfig, Listen};
 
 /// The workspace inside a sandbox.
 pub(super) const WORKSPACE: &str = "/work";
-/// The folder of connection files and ipc sockets.
+/// The folder of ipc sockets.
 pub(super) const RUNTIME_DIR: &str = "/run/kernel";
+/// The folder of connection files, for the agent alone.
+pub(super) const CONNECTION_DIR: &str = "/run/connection";
 /// The mount point of the agent's binary.
 pub(super) const AGENT_PATH: &str = "/run/cellkeep/agent";
 /// Bytes.
 pub(super) const RUNTIME_DIR_BYTES: u64 = 4 << 20;
+/// Bytes.
+pub(super) const CONNECTION_DIR_BYTES: u64 = 1 << 20;
+/// The ratio of bytes to inodes in a tmpfs: one page per file.
+pub(super) const BYTES_PER_INODE: u64 = 4096;
 /// Size of `/dev/shm`, bytes.
 pub(super) const SHM_BYTES: u64 = 64 << 20;
 
@@ -31,6 +37,7 @@ pub(super) fn agent_config(spec: &SandboxSpec, listen: Listen, memory_enforced: 
         interrupt_by_message: spec.kernel.interrupt_by_message,
         workspace: WORKSPACE.to_owned(),
         runtime_dir: RUNTIME_DIR.to_owned(),
+        connection_dir: CONNECTION_DIR.to_owned(),
         writable: writable.map(str::to_owned).to_vec(),
         limits: spec.limits.clone(),
         memory_enforced,

@@ -8,6 +8,7 @@ pub mod docker;
 mod environment;
 pub mod process;
 mod records;
+mod refused_addresses;
 mod stamp;
 mod sweep;
 
@@ -26,8 +27,18 @@ use crate::policy::{Isolation, Limits, Network};
 pub use stamp::{Liveness, ProcessStamp};
 pub use sweep::{remove_unfinished, sweep};
 
-/// The uid and gid of the kernel inside the sandbox.
+/// The uid and gid of the kernel inside the sandbox, where a user namespace maps it to another.
 pub const SANDBOX_UID: u32 = 65532;
+
+/// Every session has a uid of its own on the host, from this one on: an escaped process has no rights, cannot access other
+/// sandboxes, and what the system counts by user is counted by session.
+const FIRST_UID: u32 = 1_000_000_000;
+
+/// A uid derived from the session's random id. There are 2^28, so that two live sessions practically never share one.
+fn session_uid(session: &SessionId) -> u32 {
+    let hex: String = session.as_str().chars().filter(char::is_ascii_hexdigit).take(7).collect();
+    FIRST_UID + u32::from_str_radix(&hex, 16).unwrap_or(0)
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

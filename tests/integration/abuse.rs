@@ -27,7 +27,7 @@ in_every_sandbox!(
     ignored_interrupt_escalates_to_kill,
 );
 
-async fn fork_bomb_is_limited(place: TestSandbox) {
+pub async fn fork_bomb_is_limited(place: TestSandbox) {
     let living = place.session_with("python", Limits { pids: 64, ..Limits::default() }).await;
     let code = "import os, time\nfailed = 0\nwhile not failed:\n    try:\n        if os.fork() == 0:\n            time.sleep(600)\n    except BlockingIOError:\n        failed = 1\nprint('refused')";
     assert!(living.ok(code).await.contains("refused"));
@@ -41,7 +41,7 @@ async fn fork_bomb_is_limited(place: TestSandbox) {
     living.end().await;
 }
 
-async fn thread_bomb_is_limited(place: TestSandbox) {
+pub async fn thread_bomb_is_limited(place: TestSandbox) {
     let living = place.session_with("python", Limits { pids: 64, ..Limits::default() }).await;
     let code = "import threading\nstop = threading.Event()\ntry:\n    for i in range(10000):\n        threading.Thread(target=stop.wait).start()\nexcept RuntimeError as error:\n    print(error)\nstop.set()";
     assert!(living.ok(code).await.contains("can't start new thread"));
@@ -49,7 +49,7 @@ async fn thread_bomb_is_limited(place: TestSandbox) {
     living.end().await;
 }
 
-async fn disk_use_is_limited(place: TestSandbox) {
+pub async fn disk_use_is_limited(place: TestSandbox) {
     let limits = Limits { disk_mb: 32, memory_mb: 512, ..Limits::default() };
     let living = place.session_with("python", limits).await;
     let code = "import os, errno
@@ -82,7 +82,7 @@ for folder in ['/', '/usr', '/etc', '/dev', '/opt/kernel', '/proc', '/run', '/ru
     living.end().await;
 }
 
-async fn descriptors_are_limited(place: TestSandbox) {
+pub async fn descriptors_are_limited(place: TestSandbox) {
     let living = place.session("python").await;
     let code = "import os, errno\nkept = []\ntry:\n    while True:\n        kept.append(os.open('/dev/null', os.O_RDONLY))\nexcept OSError as error:\n    print(errno.errorcode[error.errno])\nfor fd in kept: os.close(fd)";
     assert!(living.ok(code).await.contains("EMFILE"));
@@ -90,7 +90,7 @@ async fn descriptors_are_limited(place: TestSandbox) {
     living.end().await;
 }
 
-async fn network_is_unreachable(place: TestSandbox) {
+pub async fn network_is_unreachable(place: TestSandbox) {
     let living = place.session("python").await;
     let code = "import socket, time
 began = time.time()
@@ -126,7 +126,7 @@ print('quick', time.time() - began < 20)";
     living.end().await;
 }
 
-async fn dangerous_system_calls_are_denied(place: TestSandbox) {
+pub async fn dangerous_system_calls_are_denied(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import ctypes, os, errno, socket
@@ -184,7 +184,7 @@ print([line for line in status.splitlines() if line.split(':')[0] in ('CapEff', 
     living.end().await;
 }
 
-async fn other_processes_are_unreachable(place: TestSandbox) {
+pub async fn other_processes_are_unreachable(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import os, signal
@@ -209,7 +209,7 @@ print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit())[:3], len([p for
     living.end().await;
 }
 
-async fn host_secrets_are_invisible(place: TestSandbox) {
+pub async fn host_secrets_are_invisible(place: TestSandbox) {
     // A descriptor inherited from the manager's parent must not be visible inside.
     let (left_open, _other_end) = std::io::pipe().unwrap();
     let number = rustix::io::fcntl_dupfd_cloexec(&left_open, 700).unwrap();
@@ -238,7 +238,7 @@ for path in ['/var/run/docker.sock', '/run/docker.sock', '/root', '/home', '/var
     living.end().await;
 }
 
-async fn host_details_are_invisible(place: TestSandbox) {
+pub async fn host_details_are_invisible(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import os
@@ -282,7 +282,7 @@ for line in open('/proc/self/mountinfo'):
     living.end().await;
 }
 
-async fn forged_messages_do_not_end_execution(place: TestSandbox) {
+pub async fn forged_messages_do_not_end_execution(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r#"
 from ipykernel.kernelapp import IPKernelApp
@@ -310,7 +310,7 @@ print("said after the forged idle")
     living.end().await;
 }
 
-async fn garbage_on_sockets_is_survived(place: TestSandbox) {
+pub async fn garbage_on_sockets_is_survived(place: TestSandbox) {
     let living = place.session("python").await;
     // First as another client of the kernel's sockets; the kernel ignores it.
     let knock = r"
@@ -346,7 +346,7 @@ time.sleep(60)
     living.end().await;
 }
 
-async fn agent_socket_is_unreachable(place: TestSandbox) {
+pub async fn agent_socket_is_unreachable(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import glob, os, socket
@@ -374,7 +374,7 @@ print('tried')
     living.end().await;
 }
 
-async fn zombies_are_reaped_daemons_end_with_kernel(place: TestSandbox) {
+pub async fn zombies_are_reaped_daemons_end_with_kernel(place: TestSandbox) {
     let living = place.session("python").await;
     let code = r"
 import os, time
@@ -407,7 +407,7 @@ while not os.path.exists('/work/daemon'): time.sleep(0.01)
     living.end().await;
 }
 
-async fn ignored_interrupt_escalates_to_kill(place: TestSandbox) {
+pub async fn ignored_interrupt_escalates_to_kill(place: TestSandbox) {
     let living = place.session("python").await;
     let code = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\nwhile True: pass";
     let ran = living.run_for(code, Duration::from_secs(1)).await;

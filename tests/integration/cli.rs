@@ -514,12 +514,16 @@ fn doctor_lists_and_help_work() {
         "{}",
         ran.stdout
     );
-    assert!(ran.stdout.contains("with --network open: the machine's own network"), "{}", ran.stdout);
+    for said in
+        ["with --network open: the internet", "level gvisor", "does not stop: vulnerabilities of the machine's kernel"]
+    {
+        assert!(ran.stdout.contains(said), "{said}: {}", ran.stdout);
+    }
     for text in [ran.stdout, Cli::new(&["kernels", "list"]).run().stdout] {
         assert!(text.contains("cellkeep images build julia"), "julia exists only for docker: {text}");
         assert!(!text.contains("kernels install julia"), "{text}");
     }
-    assert!(Cli::new(&["exec", "--help"]).run().stdout.contains("including its localhost"));
+    assert!(Cli::new(&["exec", "--help"]).run().stdout.contains("but not this machine"));
     let ran = Cli::new(&["kernels", "list", "--json"]).run();
     let kernels: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(kernels.as_array().unwrap().len(), 5);

@@ -134,7 +134,7 @@ fn start_in(sandbox: Arc<Scripted>, limits: Limits) -> (SessionHandle, SessionEv
         kind: SandboxKind::Process,
         kernel: "python".to_owned(),
         socket: "nowhere".into(),
-        isolation: Isolation { level: IsolationLevel::None, enforced: Vec::new(), not_enforced: Vec::new() },
+        isolation: Isolation::new(IsolationLevel::None),
         owner: ProcessStamp::own(),
         keep: false,
         agent_binary: std::path::PathBuf::new(),

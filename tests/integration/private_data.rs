@@ -37,6 +37,9 @@ fn reason(path: &Path) -> Option<(u32, &'static str)> {
         ["s", _, "sock", ..] => {
             Some((0o077, "a container of another uid makes its socket there; the folder above is private"))
         }
+        ["s", _, "agent"] => Some((0o055, "a container of another uid executes it; the folder is private")),
+        ["s", _, "passwd" | "group"] => Some((0o044, "a container of another uid reads it; the folder is private")),
+        ["s", _, "agent.sock"] => Some((0o077, "a container of another uid made it; the folder is private")),
         _ => None,
     }
 }

@@ -60,9 +60,10 @@ async fn sessions(place: TestSandbox) {
     }
     let level = if place.kind.to_string() == "docker" { "container" } else { "process" };
     assert_eq!(session["isolation"]["level"], level);
-    for list in ["enforced", "not_enforced"] {
+    for list in ["enforced", "not_enforced", "not_stopped"] {
         assert!(session["isolation"][list].is_array(), "{session}");
     }
+    assert!(session["isolation"]["not_stopped"].to_string().contains("machine's kernel"), "{session}");
     for number in ["memory_bytes", "peak_memory_bytes", "cpu_seconds"] {
         assert!(session["usage"][number].as_f64().is_some_and(|number| number >= 0.0), "{session}");
     }

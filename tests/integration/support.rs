@@ -96,16 +96,44 @@ impl TestSandbox {
         }
     }
 
+    /// The docker sandbox with gVisor, for the whole process: `None`, with the reason printed, if it is not registered.
+    pub async fn gvisor() -> Option<Self> {
+        let place = Self::docker().await?;
+        if !cellkeep::sandbox::docker::runtimes().await.iter().any(|name| name == "runsc") {
+            skip("the engine has no runtime runsc; run: make setup-test");
+            return None;
+        }
+        // SAFETY: nextest runs each test in its own process, and nothing else in this one reads the environment meanwhile.
+        #[expect(unsafe_code, reason = "the manager takes the runtime from the environment")]
+        unsafe {
+            std::env::set_var("CELLKEEP_DOCKER_RUNTIME", "runsc");
+        }
+        Some(place)
+    }
+
+    /// Whether the kernel of the sandbox has Landlock.
+    pub fn has_landlock(self) -> bool {
+        std::env::var_os("CELLKEEP_DOCKER_RUNTIME").is_none()
+    }
+
     pub async fn session(self, kernel: &str) -> TestSession {
         self.session_with(kernel, Limits::default()).await
     }
 
     pub async fn session_with(self, kernel: &str, limits: Limits) -> TestSession {
+        self.start(kernel, limits, Network::None).await
+    }
+
+    pub async fn open_session(self, kernel: &str) -> TestSession {
+        self.start(kernel, Limits::default(), Network::Open).await
+    }
+
+    async fn start(self, kernel: &str, limits: Limits, network: Network) -> TestSession {
         let spec = SessionSpec {
             kernel: kernels::find(kernel).unwrap().clone(),
             sandbox: SandboxChoice::Only(self.kind),
             limits,
-            network: Network::None,
+            network,
             env: vec![("GIVEN".to_owned(), "to the kernel".to_owned())],
         };
         let session = Manager::new(Paths::from_environment()).create(spec).await;

@@ -92,9 +92,37 @@ fn unmapped_memory_counts_towards_limit() {
     let fill = |path: &str| {
         format!("for _ in range(48): os.write(os.open('{path}', os.O_WRONLY | os.O_CREAT | os.O_APPEND), bytes(1 << 20))")
     };
+    let sockets = "import socket
+kept, server = [], socket.socket()
+server.bind(('127.0.0.1', 0))
+server.listen(100)
+";
+    let tcp = "for _ in range(60):
+    one = socket.create_connection(server.getsockname())
+    kept += [one, server.accept()[0]]
+    kept[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    one.setblocking(False)
+    try:
+        while True: one.send(bytes(1 << 16))
+    except OSError: pass";
+    let udp = "for _ in range(60):
+    one = socket.socket(type=socket.SOCK_DGRAM)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    one.bind(('127.0.0.1', 0))
+    kept.append(one)
+    for _ in range(200): one.sendto(bytes(60000), one.getsockname())";
+    hold("TCP", &format!("{sockets}{tcp}"));
+    hold("UDP", &format!("{sockets}{udp}"));
     hold(
-        "memfd",
-        "for n in range(20):\n    fd = os.memfd_create('m')\n    for _ in range(16): os.write(fd, bytes(1 << 20))",
+        "unix",
+        "import socket\nkept = []\nfor _ in range(1000):\n    one, other = socket.socketpair()\n    one.setblocking(False)\n    kept += [one, other]\n    try:\n        while True: one.send(bytes(1 << 16))\n    except OSError: pass",
+    );
+    hold(
+        "inodes",
+        &format!(
+            "{}\nfor n in range(65000): os.close(os.open(f'/work/{{n}}', os.O_CREAT))",
+            ["/tmp/f", "/dev/shm/f", "/work/f"].map(fill).join("\n")
+        ),
     );
     hold("files", &["/tmp/f", "/dev/shm/f", "/work/f", "/work/g", "/work/h"].map(fill).join("\n"));
     let segment = "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\nfor _ in range(10):\n    id = libc.shmget(0, ctypes.c_size_t(32 << 20), 0o1600)\n    at = libc.shmat(id, None, 0)\n    ctypes.memset(at, 1, 32 << 20)\n    libc.shmdt(ctypes.c_void_p(at))";
@@ -103,11 +131,43 @@ fn unmapped_memory_counts_towards_limit() {
 }
 
 #[test]
+fn memory_that_cannot_be_found_is_refused() {
+    let (data, uid) = ordinary_user("hidden");
+    let code = "import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+for number in 319, 68, 64: print(libc.syscall(number, b'm', 0), ctypes.get_errno())
+pid = os.fork()
+if pid == 0:
+    libc.prctl(4, 0, 0, 0, 0)
+    time.sleep(100)
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])";
+    let ran = Cli::new(&["exec", "--sandbox", "process", "-c", code, "--data"]).path(&data).uid(uid).run();
+    assert_eq!(ran.stdout.trim(), "-1 38\n-1 38\n-1 38\n9", "{}", ran.stderr);
+    fs::remove_dir_all(data).unwrap();
+}
+
+#[test]
+fn locks_of_ordinary_user_stay_inside() {
+    let (data, uid) = ordinary_user("locks");
+    let held: Vec<_> = ["/usr/bin/env", "/etc/ld.so.cache"].into_iter().map(|path| fs::File::open(path).unwrap()).collect();
+    for file in &held {
+        rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+    let code = "import fcntl
+for path in '/usr/bin/env', '/etc/ld.so.cache': fcntl.flock(open(path), fcntl.LOCK_EX | fcntl.LOCK_NB)
+print('free')";
+    let ran = Cli::new(&["exec", "--sandbox", "process", "-c", code, "--data"]).path(&data).uid(uid).run();
+    assert_eq!((ran.code, ran.stdout.trim()), (0, "free"), "{}", ran.stderr);
+    fs::remove_dir_all(data).unwrap();
+}
+
+#[test]
 fn mapped_shared_memory_counts_once() {
     let (data, uid) = ordinary_user("once");
     // 100 MB, mapped by three processes: counted more than once, it exceeds 192 MB together with Python.
     let code = "import mmap, os, time
-memfd = os.memfd_create('shared')
+memfd = os.open('/tmp/shared', os.O_RDWR | os.O_CREAT)
 os.ftruncate(memfd, 60 << 20)
 file = os.open('/dev/shm/shared', os.O_RDWR | os.O_CREAT)
 os.ftruncate(file, 40 << 20)

@@ -19,8 +19,8 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 /// The largest file that is kept as an artifact, bytes. It is in the memory of the sandbox until the manager has it.
 const MAX_COLLECTED: u64 = 32 << 20;
-/// The most bytes that are hashed for one report.
-const MAX_HASHED: u64 = 256 << 20;
+/// The most bytes that are hashed for one report, in a tenth of a second: nothing else is done meanwhile.
+const MAX_HASHED: u64 = 32 << 20;
 
 /// When the next report in the middle of an execution is due.
 pub(super) struct ReportTimer {

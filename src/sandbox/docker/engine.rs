@@ -277,6 +277,11 @@ pub async fn engine() -> Engine {
     }
 }
 
+/// The OCI runtimes of the engine; none if there is no usable engine.
+pub async fn runtimes() -> Vec<String> {
+    Client::open().await.map_or_else(|_| Vec::new(), |client| client.info.runtimes)
+}
+
 fn warnings(info: &EngineInfo) -> Vec<String> {
     let mut warnings = Vec::new();
     for (supported, limit) in [(info.memory, "memory"), (info.cpu, "cpus"), (info.pids, "processes")] {
@@ -294,8 +299,7 @@ fn warnings(info: &EngineInfo) -> Vec<String> {
     // Podman has no such setting; it remaps uids when it runs rootless.
     if !info.user_namespace && !info.podman {
         warnings.push(
-            "user namespaces are not remapped: a container's uid is the same uid on the host (\"userns-remap\": \"default\" in \
-             /etc/docker/daemon.json)"
+            "user namespaces are not remapped: a container's uid is the same uid on the host, where each session has one of its own"
                 .to_owned(),
         );
     }

@@ -9,7 +9,10 @@
 
 mod engine;
 mod images;
+mod open_network;
+mod outside;
 mod profile;
+mod session_files;
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,6 +32,7 @@ use tokio::time::Instant;
 
 use self::engine::{Client, call, unavailable};
 use self::profile::{Profile, SOCKET_DIR, SOCKET_NAME};
+use self::session_files::SessionFiles;
 use super::{
     ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats, agent_binary,
     environment, records,
@@ -36,10 +40,10 @@ use super::{
 use crate::agent_protocol::{AgentConfig, Listen, send_config};
 use crate::config::Paths;
 use crate::ids::SessionId;
-use crate::policy::{Isolation, IsolationLevel};
+use crate::policy::{Isolation, IsolationLevel, Network};
 use crate::private_files;
 
-pub use engine::{Engine, engine};
+pub use engine::{Engine, engine, runtimes};
 pub use images::{BuildError, BuildOptions, Image, Images};
 
 const KIND: SandboxKind = SandboxKind::Docker;
@@ -88,7 +92,7 @@ impl DockerSandbox {
             session: spec.session.clone(),
             kind: KIND,
             kernel: spec.kernel.name.clone(),
-            socket: socket_path(&socket_dir)?,
+            socket: folder.join(records::SOCKETS[0]),
             isolation: profile::isolation(&self.client.info, self.runtime.as_deref(), spec.network),
             owner: ProcessStamp::own(),
             keep: spec.orphan_seconds.is_none(),
@@ -99,12 +103,18 @@ impl DockerSandbox {
         };
         records::write(&folder, &record)?;
         create_socket_dir(&socket_dir)?;
+        let own = SessionFiles::write(&folder, &record.agent_binary, profile::uid(&self.client.info, &spec.session))?;
         let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));
-        let id = self.create_container(spec, self.container(spec, &folder, &record.agent_binary, &listen)?).await?;
+        let is_open = spec.network == Network::Open;
+        if is_open && !self.client.info.podman {
+            open_network::ensure_created(&self.client).await?;
+        }
+        let id = self.create_container(spec, self.container(spec, &folder, &own, &listen)?).await?;
         record.container = Some(id.clone());
         records::write(&folder, &record)?;
         let config = environment::agent_config(spec, listen, self.client.info.memory, false);
-        self.run(&id, &record.socket, &config).await?;
+        let listening = socket_path(&socket_dir)?;
+        self.run(&id, &listening, &record.socket, &config, spec).await?;
         protect_socket_dir(&socket_dir)?;
         Ok(record)
     }
@@ -114,7 +124,7 @@ impl DockerSandbox {
         &self,
         spec: &SandboxSpec,
         folder: &Path,
-        agent: &Path,
+        own: &SessionFiles,
         listen: &Listen,
     ) -> Result<ContainerCreateBody, SandboxError> {
         let listen = serde_json::to_string(listen).map_err(|error| SandboxError::io("agent argument")(error.into()))?;
@@ -127,7 +137,7 @@ impl DockerSandbox {
             spec,
             info: &self.client.info,
             runtime: self.runtime.as_deref(),
-            agent,
+            own,
             socket_dir: &folder.join(SOCKET_FOLDER),
             listen,
             seccomp: self.seccomp(folder)?,
@@ -164,16 +174,35 @@ impl DockerSandbox {
         }
     }
 
-    /// Starts the container, waits until its agent listens, and sends the configuration.
-    async fn run(&self, id: &str, socket: &Path, config: &AgentConfig) -> Result<(), SandboxError> {
+    /// Starts the container, waits until its agent is `listening`, moves its socket to where the container does not see it, and
+    /// sends the configuration.
+    async fn run(
+        &self,
+        id: &str,
+        listening: &Path,
+        socket: &Path,
+        config: &AgentConfig,
+        spec: &SandboxSpec,
+    ) -> Result<(), SandboxError> {
         let stderr = self.attach_stderr(id).await;
         let started = call(self.client.docker.start_container(id, None::<StartContainerOptions>)).await;
         started.map_err(|error| SandboxError::Start { kind: KIND, reason: error.reason })?;
+        outside::confine(&self.client, self.runtime.as_deref(), id, spec).await?;
         let (end, mut next_check) = (Instant::now() + START_TIMEOUT, Instant::now() + Duration::from_millis(100));
         loop {
-            let sent = async { send_config(UnixStream::connect(socket).await?, config).await };
-            if let Ok(Ok(())) = tokio::time::timeout_at(end, sent).await {
-                return Ok(());
+            let sent = async {
+                let stream = UnixStream::connect(listening).await?;
+                fs::rename(listening, socket)?;
+                Ok::<_, std::io::Error>(send_config(stream, config).await)
+            };
+            match tokio::time::timeout_at(end, sent).await {
+                Ok(Ok(Ok(()))) => return Ok(()),
+                Ok(Ok(Err(error))) => {
+                    let reason = stderr.append_to(format!("the agent did not accept its configuration: {error}")).await;
+                    return Err(SandboxError::Start { kind: KIND, reason });
+                }
+                // It does not listen yet.
+                Ok(Err(_)) | Err(_) => {}
             }
             if Instant::now() > end {
                 return Err(SandboxError::Start { kind: KIND, reason: self.timeout_reason() });
@@ -193,7 +222,7 @@ impl DockerSandbox {
         let reason = format!("the agent did not listen within {} s", START_TIMEOUT.as_secs());
         match &self.runtime {
             Some(runtime) => {
-                format!("{reason}; the runtime {runtime} must pass unix sockets through (runsc does with --host-uds=create)")
+                format!("{reason}; the runtime {runtime} must pass unix sockets through (runsc does with --host-uds=all)")
             }
             None => reason,
         }
@@ -268,7 +297,7 @@ impl DockerSandbox {
         let kernel =
             image.trim_start_matches("localhost/").trim_start_matches("cellkeep/").trim_end_matches(":latest").to_owned();
         Some(SandboxRecord {
-            socket: records::folder(&self.paths, &session).join(SOCKET_FOLDER).join(SOCKET_NAME),
+            socket: records::folder(&self.paths, &session).join(records::SOCKETS[0]),
             session,
             kind: KIND,
             kernel,

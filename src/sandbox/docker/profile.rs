@@ -5,23 +5,31 @@ use std::path::Path;
 
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
-    MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    MountBindOptionsPropagationEnum, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, ResourcesUlimits,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use serde_json::{Value, json};
 
 use super::engine::EngineInfo;
-use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network, hidden_paths, seccomp};
-use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
-use crate::sandbox::{SANDBOX_UID, SandboxSpec};
+use super::open_network;
+use super::session_files::SessionFiles;
+use crate::ids::SessionId;
+use crate::policy::seccomp::{self, Comparison, Condition};
+use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network, hidden_paths};
+use crate::sandbox::environment::{
+    AGENT_PATH, BYTES_PER_INODE, CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
+};
+use crate::sandbox::process::NOT_STOPPED_WITHOUT_CGROUP;
+use crate::sandbox::{SANDBOX_UID, SandboxSpec, session_uid};
 
 /// The mount point of the folder with the agent's socket.
 pub(super) const SOCKET_DIR: &str = "/run/cellkeep/sock";
 /// The file name of the agent's socket.
 pub(super) const SOCKET_NAME: &str = "agent.sock";
 /// Makes the OOM killer prefer kernels to agents, and agents to managers.
-const OOM_SCORE_ADJ: i64 = 100;
-/// The ratio of bytes to inodes in a tmpfs: one page per file.
-const BYTES_PER_INODE: u64 = 4096;
+const OOM_SCORE_ADJ: i64 = 500;
+/// Pseudo-terminals of one container; the machine has a few thousand.
+const MAX_TERMINALS: u32 = 64;
 
 /// The parameters of a session's container.
 pub(super) struct Profile<'a> {
@@ -29,8 +37,8 @@ pub(super) struct Profile<'a> {
     pub info: &'a EngineInfo,
     /// The OCI runtime; `None` is the engine's default.
     pub runtime: Option<&'a str>,
-    /// The agent's binary on the host.
-    pub agent: &'a Path,
+    /// The session's own files on the host.
+    pub own: &'a SessionFiles,
     /// The folder on the host in which the agent creates its socket.
     pub socket_dir: &'a Path,
     /// The agent's argument, JSON. All users of the engine can read it, so it contains nothing else.
@@ -46,7 +54,7 @@ impl Profile<'_> {
         ContainerCreateBody {
             image: Some(image(&self.spec.kernel.name)),
             hostname: Some("cellkeep".into()),
-            user: Some(format!("{SANDBOX_UID}:{SANDBOX_UID}")),
+            user: Some(format!("{uid}:{uid}", uid = self.own.uid)),
             working_dir: Some(WORKSPACE.into()),
             host_config: Some(self.host_config()),
             entrypoint: Some(vec![AGENT_PATH.into()]),
@@ -64,7 +72,7 @@ impl Profile<'_> {
 
     fn host_config(&self) -> HostConfig {
         let restricted = HostConfig {
-            network_mode: Some(network_mode(self.spec.network).into()),
+            network_mode: Some(network_mode(self.spec.network, self.info.podman).into()),
             readonly_rootfs: Some(true),
             privileged: Some(false),
             cap_drop: Some(vec!["ALL".into()]),
@@ -73,8 +81,8 @@ impl Profile<'_> {
             ipc_mode: Some("private".into()),
             masked_paths: Some(strings(hidden_paths::MASKED)),
             readonly_paths: Some(strings(hidden_paths::READONLY)),
-            mounts: Some(vec![bind(self.agent, AGENT_PATH, true), bind(self.socket_dir, SOCKET_DIR, false)]),
-            tmpfs: Some(tmpfs(&self.spec.limits, self.info.podman)),
+            mounts: Some(self.mounts()),
+            tmpfs: Some(tmpfs(&self.spec.limits, self.own.uid, self.info.podman)),
             runtime: self.runtime.map(str::to_owned),
             // The agent is PID 1 and reaps.
             init: Some(false),
@@ -86,6 +94,20 @@ impl Profile<'_> {
             ..HostConfig::default()
         };
         self.with_limits(restricted)
+    }
+
+    fn mounts(&self) -> Vec<Mount> {
+        let [passwd, group] = &self.own.accounts;
+        let mut mounts = vec![
+            bind(&self.own.agent, AGENT_PATH, true),
+            bind(passwd, "/etc/passwd", true),
+            bind(group, "/etc/group", true),
+            bind(self.socket_dir, SOCKET_DIR, false),
+        ];
+        if limits_terminals(self.info, self.runtime) {
+            mounts.push(terminals());
+        }
+        mounts
     }
 
     /// Adds the limits that the engine supports; it refuses a container with others.
@@ -101,7 +123,7 @@ impl Profile<'_> {
             // Does not exist in cgroups version 2, where engines refuse it.
             memory_swappiness: (info.memory && info.cgroup_version == 1).then_some(0),
             nano_cpus: info.cpu.then_some((cpus * 1e9) as i64),
-            pids_limit: info.pids.then_some(signed(limits.pids)),
+            pids_limit: info.pids.then_some(signed(limits.pids + threads_of_runtime(self.runtime))),
             shm_size: Some(signed(SHM_BYTES)),
             oom_score_adj: Some(OOM_SCORE_ADJ),
             // Not nproc, which is counted per uid across all containers.
@@ -110,6 +132,7 @@ impl Profile<'_> {
                 ulimit("core", 0),
                 ulimit("memlock", 64 << 10),
                 ulimit("msgqueue", 0),
+                ulimit("sigpending", 4096),
             ]),
             ..config
         }
@@ -130,10 +153,26 @@ pub(super) fn image(kernel: &str) -> String {
     format!("cellkeep/{kernel}:latest")
 }
 
-fn network_mode(network: Network) -> &'static str {
+fn network_mode(network: Network, podman: bool) -> &'static str {
     match network {
         Network::None => "none",
-        Network::Open => "bridge",
+        Network::Open if podman => "bridge",
+        Network::Open => open_network::NAME,
+    }
+}
+
+/// Whether we can change a container's routes and cgroups: as root, with an engine that does not remap uids.
+pub(super) fn is_within_reach(info: &EngineInfo) -> bool {
+    rustix::process::geteuid().is_root() && !info.user_namespace && !info.podman
+}
+
+/// What an open network reaches.
+fn reach(info: &EngineInfo) -> &'static str {
+    match is_within_reach(info) {
+        true => {
+            "the internet and the machine's networks, but not the machine itself, link-local addresses and other sessions"
+        }
+        false => "everything that the machine reaches, the machine's own services and link-local addresses included",
     }
 }
 
@@ -164,12 +203,51 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
     }
 }
 
+/// Threads of a runtime's own that count as the container's.
+fn threads_of_runtime(runtime: Option<&str>) -> u64 {
+    if level(runtime) == IsolationLevel::Gvisor { 128 } else { 0 }
+}
+
+/// The uid of a session's container. With a user namespace it is the same for all, since the namespace maps few.
+pub(super) fn uid(info: &EngineInfo, session: &SessionId) -> u32 {
+    if info.user_namespace { SANDBOX_UID } else { session_uid(session) }
+}
+
+/// Whether the memory of sockets needs a limit of its own, and we can set it. Cgroups version 2 count it as the container's
+/// memory, and gVisor's sockets are in its own.
+pub(super) fn limits_socket_memory(info: &EngineInfo, runtime: Option<&str>) -> bool {
+    info.memory && info.cgroup_version == 1 && is_within_reach(info) && level(runtime) == IsolationLevel::Container
+}
+
+/// Whether the container's terminals can be limited. Other runtimes have terminals of their own.
+fn limits_terminals(info: &EngineInfo, runtime: Option<&str>) -> bool {
+    !info.podman && !info.user_namespace && level(runtime) == IsolationLevel::Container
+}
+
+/// Terminals of the container's own, limited: an anonymous volume, which is removed with the container.
+fn terminals() -> Mount {
+    let option = |name: &str, value: String| (name.to_owned(), value);
+    let options = format!("newinstance,mode=620,ptmxmode=666,max={MAX_TERMINALS}");
+    let options = [option("type", "devpts".into()), option("device", "devpts".into()), option("o", options)];
+    let driver = MountVolumeOptionsDriverConfig { name: Some("local".into()), options: Some(options.into()) };
+    Mount {
+        typ: Some(MountType::VOLUME),
+        target: Some("/dev/pts".into()),
+        volume_options: Some(MountVolumeOptions {
+            no_copy: Some(true),
+            driver_config: Some(driver),
+            ..MountVolumeOptions::default()
+        }),
+        ..Mount::default()
+    }
+}
+
 /// The writable folders: tmpfs with limits of bytes and inodes.
-fn tmpfs(limits: &Limits, podman: bool) -> HashMap<String, String> {
+fn tmpfs(limits: &Limits, uid: u32, podman: bool) -> HashMap<String, String> {
     // Podman supports neither owner nor inode options, and copies the mode from the image. There, the folders are writable
     // for all uids of the container, which has only one, and the session's memory limits the inodes.
     let all = if podman { "mode=1777,notmpcopyup" } else { "mode=1777" }.to_owned();
-    let own = if podman { all.clone() } else { format!("uid={SANDBOX_UID},gid={SANDBOX_UID},mode=0700") };
+    let own = if podman { all.clone() } else { format!("uid={uid},gid={uid},mode=0700") };
     let inodes =
         |bytes: u64| if podman { String::new() } else { format!(",nr_inodes={}", (bytes / BYTES_PER_INODE).max(1024)) };
     let sized = |bytes: u64| format!("rw,nosuid,nodev,size={bytes}{}", inodes(bytes));
@@ -178,13 +256,14 @@ fn tmpfs(limits: &Limits, podman: bool) -> HashMap<String, String> {
         ("/tmp".to_owned(), format!("{},exec,{all}", sized(limits.tmp_bytes()))),
         (WORKSPACE.to_owned(), format!("{},exec,{own}", sized(limits.disk_bytes()))),
         (RUNTIME_DIR.to_owned(), format!("{},noexec,{own}", sized(RUNTIME_DIR_BYTES))),
+        (CONNECTION_DIR.to_owned(), format!("{},noexec,{own}", sized(CONNECTION_DIR_BYTES))),
     ])
 }
 
 /// The seccomp table in the engines' format.
 ///
 /// It is the outer of two filters: the agent applies the same table to the kernel process, and rules that this format cannot
-/// express (calls by number).
+/// express (calls by number, and which protocols and personalities are allowed).
 pub(super) fn seccomp_profile(architecture: &str) -> Value {
     let mut rules = vec![
         json!({"names": seccomp::DENIED, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}),
@@ -198,6 +277,21 @@ pub(super) fn seccomp_profile(architecture: &str) -> Value {
     let argument = |index: u32, op: &str, value: u64| json!({"index": index, "op": op, "value": value, "valueTwo": 0});
     for bit in (0..32).map(|bit| 1u64 << bit).filter(|bit| seccomp::CLONE_NEW & bit != 0 && *bit != CLONE_NEWTIME) {
         rules.push(rule(&["clone"], json!([{"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": bit, "valueTwo": bit}])));
+    }
+    for denied in seccomp::DENIED_ARGUMENTS {
+        let conditions = denied.conditions.iter().map(|Condition(index, comparison)| match comparison {
+            Comparison::Is(value) => argument(*index, "SCMP_CMP_EQ", *value),
+            Comparison::IsNot(value) => argument(*index, "SCMP_CMP_NE", *value),
+            Comparison::Has(bits) => json!({"index": index, "op": "SCMP_CMP_MASKED_EQ", "value": bits, "valueTwo": bits}),
+            Comparison::IsPointer => argument(*index, "SCMP_CMP_NE", 0),
+        });
+        let conditions: Vec<Value> = conditions.collect();
+        rules.push(json!({
+            "names": [denied.call], "action": "SCMP_ACT_ERRNO", "errnoRet": denied.errno, "args": conditions,
+        }));
+    }
+    for protocol in seccomp::UNUSED_PROTOCOLS {
+        rules.push(rule(&["socket"], json!([argument(2, "SCMP_CMP_EQ", *protocol)])));
     }
     // A rule can only deny and compare an argument once, hence one rule per gap, then one for everything above.
     let above = seccomp::SOCKET_FAMILIES.iter().max().map_or(0, |last| last + 1);
@@ -230,16 +324,31 @@ pub(super) fn isolation(info: &EngineInfo, runtime: Option<&str>, network: Netwo
     let swap = (info.memory && !info.swap).then(|| limit("swap", false, "not limited"));
     let optional = [(info.user_namespace, "user namespace"), (info.apparmor, "apparmor")];
     let optional: Vec<&str> = optional.into_iter().filter(|(active, _)| *active).map(|(_, name)| name).collect();
-    Isolation::new(level(runtime))
+    let is_container = level(runtime) == IsolationLevel::Container;
+    let sockets_uncounted = is_container && info.cgroup_version == 1 && !limits_socket_memory(info, runtime);
+    let isolation = Isolation::new(level(runtime))
+        .not_stopping(if sockets_uncounted { &["memory of sockets, which is not counted here"] } else { &[] })
+        .not_stopping(if info.memory { &[] } else { NOT_STOPPED_WITHOUT_CGROUP });
+    isolation
         .with(&["pid, ipc, uts, mount, network and cgroup namespaces", "read-only system", "no capabilities"])
         .with(&["seccomp", "no_new_privs"])
         .with(&optional)
-        .with(&["disk", "output", "machine's files in /proc hidden"])
-        .with_network(network, "the engine's bridge, and everything that is reachable from there")
+        .with(&["disk", "output", "machine's files in /proc hidden", "no shared files"])
+        .with_network(network, reach(info))
         .with_limits([
             limit("memory", info.memory, "checked by the agent every 0.1 s, not enforced"),
             limit("cpus", info.cpu, "not limited"),
             limit("pids", info.pids, "not limited"),
+            limit(
+                "terminals",
+                limits_terminals(info, runtime) || level(runtime) > IsolationLevel::Container,
+                "the machine's",
+            ),
+            limit(
+                "a uid of its own",
+                !info.user_namespace,
+                "all containers have one uid, by which the system counts some resources",
+            ),
         ])
         .with_limits(swap)
 }
@@ -255,7 +364,6 @@ fn level(runtime: Option<&str>) -> IsolationLevel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::SessionId;
     use crate::kernels;
 
     fn full_info() -> EngineInfo {
@@ -283,11 +391,16 @@ mod tests {
     }
 
     fn container(info: &EngineInfo, limits: Limits) -> ContainerCreateBody {
+        let own = SessionFiles {
+            agent: "/data/s/agent".into(),
+            accounts: ["/data/s/passwd".into(), "/data/s/group".into()],
+            uid: uid(info, &SessionId::parse("abc").unwrap()),
+        };
         let profile = Profile {
             spec: &spec(limits),
             info,
             runtime: None,
-            agent: Path::new("/data/agent"),
+            own: &own,
             socket_dir: Path::new("/data/a:b/sock"),
             listen: "{}".into(),
             seccomp: "{}".into(),
@@ -299,7 +412,7 @@ mod tests {
     #[test]
     fn container_has_all_restrictions() {
         let body = container(&full_info(), Limits::default());
-        assert_eq!(body.user.as_deref(), Some("65532:65532"));
+        assert_eq!(body.user.as_deref(), Some("1000002748:1000002748"));
         assert_eq!(body.entrypoint, Some(vec![AGENT_PATH.to_owned()]));
         let host = body.host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("none"));
@@ -311,8 +424,22 @@ mod tests {
         assert!(security.iter().any(|option| option.starts_with("seccomp=")));
         assert!(host.binds.is_none());
         let mounts: Vec<_> =
-            host.mounts.unwrap().into_iter().map(|mount| (mount.target.unwrap(), mount.read_only.unwrap())).collect();
-        assert_eq!(mounts, [(AGENT_PATH.to_owned(), true), (SOCKET_DIR.to_owned(), false)]);
+            host.mounts.unwrap().into_iter().map(|mount| (mount.target.unwrap(), mount.read_only)).collect();
+        let expected = [
+            (AGENT_PATH, Some(true)),
+            ("/etc/passwd", Some(true)),
+            ("/etc/group", Some(true)),
+            (SOCKET_DIR, Some(false)),
+            ("/dev/pts", None),
+        ];
+        assert_eq!(mounts, expected.map(|(target, read_only)| (target.to_owned(), read_only)));
+    }
+
+    #[test]
+    fn remapped_uid_is_the_same_for_all() {
+        let info = EngineInfo { user_namespace: true, ..full_info() };
+        assert_eq!(uid(&info, &SessionId::parse("abc").unwrap()), SANDBOX_UID);
+        assert!(!limits_terminals(&info, None));
     }
 
     #[test]
@@ -348,7 +475,7 @@ mod tests {
             assert_eq!(named(call), 1, "{call}");
         }
         assert_eq!(named("clone"), 7);
-        let clone3 = rules.iter().find(|rule| rule["names"] == json!(["clone3"])).unwrap();
+        let clone3 = rules.iter().find(|rule| rule["names"].as_array().unwrap().contains(&json!("clone3"))).unwrap();
         assert_eq!(clone3["errnoRet"], 38);
         assert!(rules.iter().all(|rule| rule["action"] == "SCMP_ACT_ERRNO"), "no rule kills");
         assert!(!seccomp_profile("aarch64").to_string().contains("iopl"));

@@ -17,16 +17,24 @@ use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
 use super::cgroup::Cgroup;
+use super::open_network::RESOLV_CONF;
+use super::private_mounts::PrivateMounts;
 use crate::agent_protocol::Listen;
 use crate::descriptors;
 use crate::policy::{Network, hidden_paths};
-use crate::sandbox::environment::{AGENT_PATH, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE};
+use crate::sandbox::environment::{
+    CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
+};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
-/// System files that kernels read besides `/usr`. Missing ones are skipped.
+/// System files that kernels read besides `/usr`, which are copied. Missing ones are skipped.
 const ETC: &[&str] = &["/etc/ld.so.cache", "/etc/R/Makeconf", "/etc/R/Renviron", "/etc/R/ldpaths", "/etc/R/repositories"];
 /// As [`ETC`], for sessions with a network.
-const ETC_NETWORK: &[&str] = &["/etc/resolv.conf", "/etc/ssl", "/etc/ca-certificates", "/etc/services", "/etc/protocols"];
+const ETC_NETWORK: &[&str] = &["/etc/services", "/etc/protocols"];
+/// Folders for sessions with a network. Missing ones are skipped.
+const FOLDERS_NETWORK: &[&str] = &["/etc/ssl", "/etc/ca-certificates"];
+/// The largest system file that is copied, bytes.
+const MAX_COPIED: u64 = 4 << 20;
 
 /// Folders of the environment, and the folders of the host in whose place they are. Without the first, the second is hidden.
 const OWN_FOLDERS: &[(&str, &str)] = &[("fonts", "/usr/share/fonts"), ("common/fontconfig", "/etc/fonts")];
@@ -54,15 +62,35 @@ pub(super) struct Launch<'a> {
     pub agent: &'a Path,
     pub cgroup: &'a Cgroup,
     pub listen: &'a Listen,
+    /// The end of a pipe that the sandbox holds as long as it exists.
+    pub alive: OwnedFd,
     /// Whether to hide the files in `/proc` that describe the host. A few machines forbid that to ordinary users.
     pub masked: bool,
+    /// The file systems of its own. Without them, folders and devices are the machine's.
+    pub mounts: Option<PrivateMounts>,
+    /// The uid of the sandbox on the host, if it is not our own.
+    pub uid: Option<u32>,
 }
+
+/// The folders of the host that a sandbox shows.
+pub(super) fn trees(environment: &Path, network: Network) -> Vec<PathBuf> {
+    let open = if network == Network::Open { FOLDERS_NETWORK } else { &[] };
+    let top = TOP_FOLDERS.iter().map(|name| format!("/{name}"));
+    let system = [SYSTEM.to_owned()].into_iter().chain(top).chain(open.iter().map(|path| (*path).to_owned()));
+    system.filter(|path| is_folder(path)).map(PathBuf::from).chain([environment.to_owned()]).collect()
+}
+
+const SYSTEM: &str = "/usr";
+/// Links into [`SYSTEM`], or folders on machines where they are not merged.
+const TOP_FOLDERS: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
 impl Launch<'_> {
     /// The command, and the pipe on which bubblewrap reports the agent's PID. The agent inherits `listener` under the same
     /// number.
-    pub fn command(&self, listener: OwnedFd) -> io::Result<(Command, OwnedFd)> {
+    pub fn command(self, listener: OwnedFd) -> io::Result<(Command, OwnedFd)> {
         let (status_read, status_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        // The agent is executed by its descriptor, so that the sandbox has no path of a file that others use.
+        let agent = OwnedFd::from(fs::File::open(self.agent)?);
         let Options { list, mut inherited } = self.options(&status_write)?;
         let list: Vec<u8> = list.iter().flat_map(|option| option.as_bytes().iter().chain(b"\0")).copied().collect();
         let arguments = memory_file(&list)?;
@@ -71,11 +99,15 @@ impl Launch<'_> {
             .env_clear()
             .arg("--args")
             .arg(arguments.as_raw_fd().to_string())
-            .arg(AGENT_PATH)
+            .arg(format!("/proc/self/fd/{}", agent.as_raw_fd()))
             .arg(serde_json::to_string(self.listen)?);
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         let groups = self.cgroup.open_for_joining()?;
-        inherited.extend([arguments, status_write, listener]);
+        inherited.extend([arguments, status_write, listener, agent, self.alive]);
+        let mounts = self.mounts;
+        if let (None, Some(uid)) = (&mounts, self.uid) {
+            command.uid(uid).gid(uid);
+        }
         // SAFETY: runs between fork and exec; the closure makes system calls on descriptors that it owns and does not
         // allocate.
         #[expect(unsafe_code, reason = "the child must join its cgroup before exec")]
@@ -86,6 +118,9 @@ impl Launch<'_> {
                     rustix::io::write(group, b"0")?;
                 }
                 rustix::process::setsid()?;
+                if let Some(mounts) = &mounts {
+                    mounts.enter()?;
+                }
                 // Descriptors inherited from our parent must not reach the sandbox.
                 descriptors::close_all_at_exec()?;
                 for fd in &inherited {
@@ -98,61 +133,104 @@ impl Launch<'_> {
     }
 
     fn options(&self, status: &OwnedFd) -> io::Result<Options> {
-        let limits = &self.spec.limits;
         let mut options = Options::default();
-        options.add(&["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]);
-        if self.spec.network == Network::None {
-            options.add(&["--unshare-net"]);
-        }
+        options.add(&["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]);
         let uid = SANDBOX_UID.to_string();
-        options.add(&["--disable-userns", "--uid", &uid, "--gid", &uid, "--hostname", "cellkeep"]);
+        options.add(&["--unshare-cgroup-try", "--disable-userns", "--uid", &uid, "--gid", &uid, "--hostname", "cellkeep"]);
         options.add(&["--as-pid-1", "--new-session", "--cap-drop", "ALL", "--clearenv"]);
         options.add(&["--json-status-fd", &status.as_fd().as_raw_fd().to_string()]);
         self.system(&mut options)?;
-        options.bind(self.environment, "/opt/kernel");
-        options.bind(self.agent, AGENT_PATH);
-        options.add(&["--proc", "/proc", "--dev", "/dev"]);
-        if self.masked {
-            options.mask();
-        }
-        options.tmpfs("1777", SHM_BYTES, "/dev/shm");
-        options.tmpfs("1777", limits.tmp_bytes(), "/tmp");
-        options.tmpfs("0700", limits.disk_bytes(), WORKSPACE);
-        options.tmpfs("0700", RUNTIME_DIR_BYTES, RUNTIME_DIR);
+        options.bind(&self.source(self.environment), "/opt/kernel");
+        self.writable(&mut options);
         for (source, target) in self.cgroup.views() {
             options.bind(&source, &target);
         }
-        // /dev is a tmpfs; writable, it would be unlimited storage.
-        options.add(&["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE]);
+        if self.mounts.as_ref().is_none_or(|mounts| !mounts.is_root()) {
+            // It is a tmpfs that belongs to the sandbox's uid, and writable it would be unlimited storage.
+            options.add(&["--remount-ro", "/dev"]);
+        }
+        options.add(&["--remount-ro", "/", "--chdir", WORKSPACE]);
         Ok(options)
     }
 
+    /// Where bubblewrap finds a folder of the host: an overlay of it, if there are private mounts.
+    fn source(&self, path: &Path) -> PathBuf {
+        self.mounts.as_ref().map_or(path.to_owned(), |mounts| mounts.source(path))
+    }
+
+    /// Devices, `/proc` and the writable folders.
+    fn writable(&self, options: &mut Options) {
+        options.add(&["--proc", "/proc"]);
+        let Some(mounts) = &self.mounts else {
+            options.add(&["--dev", "/dev"]);
+            if self.masked {
+                options.mask(Path::new("/proc"), Path::new("/dev/null"));
+            }
+            let limits = &self.spec.limits;
+            options.tmpfs("1777", SHM_BYTES, "/dev/shm");
+            options.tmpfs("1777", limits.tmp_bytes(), "/tmp");
+            options.tmpfs("0700", limits.disk_bytes(), WORKSPACE);
+            options.tmpfs("0700", RUNTIME_DIR_BYTES, RUNTIME_DIR);
+            return options.tmpfs("0700", CONNECTION_DIR_BYTES, CONNECTION_DIR);
+        };
+        let bind = |options: &mut Options, kind: &str, source: &str, target: &str| {
+            let source = mounts.source(Path::new(source));
+            options.add_os(&[OsStr::new(kind), source.as_os_str(), OsStr::new(target)]);
+        };
+        if mounts.is_root() {
+            bind(options, "--dev-bind", "/dev", "/dev");
+        } else {
+            options.add(&["--dev", "/dev"]);
+            bind(options, "--dev-bind", "/pts", "/dev/pts");
+            bind(options, "--bind", "/shm", "/dev/shm");
+        }
+        match (self.masked, mounts.is_root()) {
+            (false, _) => {}
+            (true, true) => options.mask(&mounts.source(Path::new("/proc")), &mounts.source(Path::new("/dev")).join("null")),
+            (true, false) => options.mask(Path::new("/proc"), Path::new("/dev/null")),
+        }
+        for folder in ["/tmp", WORKSPACE, RUNTIME_DIR, CONNECTION_DIR] {
+            bind(options, "--bind", folder, folder);
+        }
+    }
+
     fn system(&self, options: &mut Options) -> io::Result<()> {
-        options.bind(Path::new("/usr"), "/usr");
+        options.bind(&self.source(Path::new(SYSTEM)), SYSTEM);
         for path in hidden_paths::HOST_FOLDERS.iter().filter(|path| is_folder(path)) {
             options.hide_folder(path);
         }
-        hide_locales(options);
+        self.hide_locales(options);
         for (own, target) in OWN_FOLDERS {
             let own = self.environment.join(own);
             match own.is_dir() {
                 // A mount point cannot be made in the read-only /usr.
-                true if is_folder(target) || !target.starts_with("/usr/") => options.bind(&own, target),
+                true if is_folder(target) || !target.starts_with("/usr/") => options.bind(&self.source(&own), target),
                 false if is_folder(target) && target.starts_with("/usr/") => options.hide_folder(target),
                 _ => {}
             }
         }
-        for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
+        for name in TOP_FOLDERS {
             let path = PathBuf::from("/").join(name);
             match fs::read_link(&path) {
                 Ok(target) => options.add_os(&[OsStr::new("--symlink"), target.as_os_str(), path.as_os_str()]),
-                Err(_) if path.is_dir() => options.bind(&path, &path.display().to_string()),
+                Err(_) if path.is_dir() => options.bind(&self.source(&path), &path.display().to_string()),
                 Err(_) => {}
             }
         }
-        let network = if self.spec.network == Network::Open { ETC_NETWORK } else { &[] };
-        for path in ETC.iter().chain(network) {
-            options.add(&["--ro-bind-try", path, path]);
+        let (files, folders): (&[_], &[_]) = match self.spec.network {
+            Network::Open => (ETC_NETWORK, FOLDERS_NETWORK),
+            Network::None => (&[], &[]),
+        };
+        for path in ETC.iter().chain(files) {
+            if let Some(content) = read_file(path) {
+                options.file(&content, path)?;
+            }
+        }
+        if self.spec.network == Network::Open {
+            options.file(RESOLV_CONF.as_bytes(), "/etc/resolv.conf")?;
+        }
+        for path in folders.iter().filter(|path| is_folder(path)) {
+            options.bind(&self.source(Path::new(path)), path);
         }
         for (name, target) in ALTERNATIVES.iter().filter(|(_, target)| Path::new(target).exists()) {
             options.add(&["--symlink", target, &format!("/etc/alternatives/{name}")]);
@@ -167,6 +245,21 @@ impl Launch<'_> {
         }
         Ok(())
     }
+
+    /// Hides all locales except C.UTF-8, the only one of the images. Without it, programs would take text for ASCII.
+    fn hide_locales(&self, options: &mut Options) {
+        const LOCALES: &str = "/usr/lib/locale";
+        if !is_folder(LOCALES) {
+            return;
+        }
+        options.tmpfs("0755", COVER_BYTES, LOCALES);
+        for locale in fs::read_dir(LOCALES).into_iter().flatten().flatten() {
+            if locale.file_name().to_string_lossy().starts_with("C.") {
+                options.bind(&self.source(&locale.path()), &locale.path().display().to_string());
+            }
+        }
+        options.add(&["--remount-ro", LOCALES]);
+    }
 }
 
 /// Whether it is a folder. The target of a symlink is not visible in a sandbox, so symlinks need not be hidden.
@@ -174,19 +267,10 @@ fn is_folder(path: &str) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
 }
 
-/// Hides all locales except C.UTF-8, the only one of the images. Without it, programs would take text for ASCII.
-fn hide_locales(options: &mut Options) {
-    const LOCALES: &str = "/usr/lib/locale";
-    if !is_folder(LOCALES) {
-        return;
-    }
-    options.tmpfs("0755", COVER_BYTES, LOCALES);
-    for locale in fs::read_dir(LOCALES).into_iter().flatten().flatten() {
-        if locale.file_name().to_string_lossy().starts_with("C.") {
-            options.bind(&locale.path(), &locale.path().display().to_string());
-        }
-    }
-    options.add(&["--remount-ro", LOCALES]);
+/// The content of a system file, if it exists and is not larger than any should be.
+fn read_file(path: &str) -> Option<Vec<u8>> {
+    let small = fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() <= MAX_COPIED);
+    fs::read(path).ok().filter(|_| small)
 }
 
 /// Options, and the descriptors to which they refer.
@@ -227,17 +311,17 @@ impl Options {
         Ok(())
     }
 
-    /// Hides files in `/proc` that describe the host. There is no `/sys`. Existence is checked on the host, whose `/proc`
-    /// has the same files.
-    fn mask(&mut self) {
+    /// Hides files in `/proc` that describe the host, and makes others read-only, bound from the given `/proc` and device.
+    /// There is no `/sys`. Existence is checked on the host, whose `/proc` has the same files.
+    fn mask(&mut self, proc: &Path, null: &Path) {
         for path in hidden_paths::READONLY.iter().filter(|path| Path::new(path).exists()) {
-            self.bind(Path::new(path), path);
+            self.bind(&proc.join(path.trim_start_matches("/proc/")), path);
         }
         for path in hidden_paths::MASKED.iter().filter(|path| path.starts_with("/proc/")) {
             match fs::metadata(path) {
                 Ok(found) if found.is_dir() => self.hide_folder(path),
                 // As container engines do: the file can be opened and is empty.
-                Ok(_) => self.add(&["--dev-bind", "/dev/null", path]),
+                Ok(_) => self.add_os(&[OsStr::new("--dev-bind"), null.as_os_str(), OsStr::new(path)]),
                 Err(_) => {}
             }
         }
@@ -301,12 +385,12 @@ fn trial(program: &Path, masked: bool) -> Result<(), String> {
     options.add(&["--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1", "--ro-bind", "/", "/"]);
     options.add(&["--proc", "/proc", "--dev", "/dev", "--uid", "65532"]);
     if masked {
-        options.mask();
+        options.mask(Path::new("/proc"), Path::new("/dev/null"));
     }
     let mut command = Command::new(program);
     command.env_clear().args(options.list).arg("/usr/bin/true");
     if rustix::process::geteuid().is_root() {
-        command.uid(super::FIRST_UID).gid(super::FIRST_UID);
+        command.uid(crate::sandbox::FIRST_UID).gid(crate::sandbox::FIRST_UID);
     }
     match command.output() {
         Ok(output) if output.status.success() => Ok(()),

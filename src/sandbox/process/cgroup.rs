@@ -154,6 +154,9 @@ impl Cgroup {
             if controllers.memory {
                 cgroup.set("memory", "memory.limit_in_bytes", &memory)?;
                 let _ = cgroup.set("memory", "memory.memsw.limit_in_bytes", &memory);
+                // Memory of TCP and UDP sockets, which version 1 counts apart, and only with this limit. Missing where the
+                // system has no such accounting.
+                let _ = cgroup.set("memory", "memory.kmem.tcp.limit_in_bytes", &limits.socket_bytes().to_string());
             }
             if controllers.cpu {
                 cgroup.set("cpu", "cpu.cfs_period_us", &CPU_PERIOD.to_string())?;
@@ -216,6 +219,18 @@ impl Cgroup {
             }
         }
         Ok(stats)
+    }
+
+    /// Lifts the limit of CPU time, with which many killed processes would take long to exit.
+    pub fn unthrottle(controllers: &Controllers, session: &SessionId) {
+        for (hierarchy, folder) in folders(controllers, session) {
+            // Fails if the group is gone or has no such limit.
+            let _ = match hierarchy {
+                "" => fs::write(folder.join("cpu.max"), "max"),
+                "cpu" => fs::write(folder.join("cpu.cfs_quota_us"), "-1"),
+                _ => Ok(()),
+            };
+        }
     }
 
     /// Kills all processes in the groups, also those whose PID a killed manager could not record.

@@ -10,41 +10,44 @@
 
 mod bwrap;
 mod cgroup;
+mod open_network;
+mod private_mounts;
 mod start;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::pipe::PipeFlags;
 use tokio::net::UnixStream;
 
 use self::bwrap::Launch;
 use self::cgroup::Cgroup;
+use self::private_mounts::PrivateMounts;
 use self::start::StartedSandbox;
 use super::{
     Liveness, ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
-    agent_binary, environment, records,
+    agent_binary, environment, records, session_uid,
 };
 use crate::agent_protocol::{AgentConfig, Listen};
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::kernels::{self, KernelSpec};
-use crate::policy::{Isolation, IsolationLevel, LimitState, Network};
+use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network};
 
 pub use bwrap::{Probe, probe};
 pub use cgroup::{Controllers, controllers};
+pub use open_network::{HOW_TO_INSTALL, OPEN_NETWORK, program as slirp4netns};
 
 pub(super) use cgroup::remove_empty as remove_empty_cgroups;
 
 const KIND: SandboxKind = SandboxKind::Process;
 /// Timeout for the end of a killed PID namespace.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
-/// As root, every sandbox runs under a uid of its own, from this one on: an escaped process has no rights, and cannot access
-/// other sandboxes.
-const FIRST_UID: u32 = 1_000_000_000;
-
 /// Creates process sandboxes, with their records in a data folder.
 pub struct ProcessSandbox {
     paths: Paths,
@@ -55,27 +58,42 @@ impl ProcessSandbox {
         Self { paths }
     }
 
+    /// Starts with all protection, or with what this machine permits.
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
-        match self.start_as(spec, true).await {
-            Err(SandboxError::Start { kind, reason }) if bwrap::cannot_mask(&reason) => {
-                tracing::debug!(%reason, "cannot hide parts of /proc, starting without");
-                match self.remove_failed(&spec.session).await {
-                    Ok(()) => self.start_as(spec, false).await,
-                    remains => Err(SandboxError::Start { kind, reason }.with_remains(remains)),
+        let mut how = Protection { masked: true, own_mounts: OWN_MOUNTS_REFUSED.get().is_none() };
+        loop {
+            let (reason, fewer) = match self.start_with(spec, how).await {
+                Err(SandboxError::Start { reason, .. })
+                    if how.own_mounts && reason.starts_with(start::NO_PRIVATE_MOUNTS) =>
+                {
+                    let _ = OWN_MOUNTS_REFUSED.set(reason.clone());
+                    (reason, Protection { own_mounts: false, ..how })
                 }
+                Err(SandboxError::Start { reason, .. }) if how.masked && bwrap::cannot_mask(&reason) => {
+                    (reason, Protection { masked: false, ..how })
+                }
+                result => return result,
+            };
+            tracing::debug!(%reason, "this machine does not permit all protection, starting with less");
+            match self.remove_failed(&spec.session).await {
+                Ok(()) => how = fewer,
+                remains => return Err(SandboxError::Start { kind: KIND, reason }.with_remains(remains)),
             }
-            result => result,
         }
     }
 
-    async fn start_as(&self, spec: &SandboxSpec, masked: bool) -> Result<SandboxRecord, SandboxError> {
+    async fn start_with(&self, spec: &SandboxSpec, how: Protection) -> Result<SandboxRecord, SandboxError> {
         // System calls take microseconds; waiting for bubblewrap takes a few milliseconds.
-        let (record, started, config) = tokio::task::block_in_place(|| self.spawn(spec, masked))?;
+        let (record, started, config) = tokio::task::block_in_place(|| self.spawn(spec, how))?;
         started.send_config(&record.socket, &config).await?;
         Ok(record)
     }
 
-    fn spawn(&self, spec: &SandboxSpec, masked: bool) -> Result<(SandboxRecord, StartedSandbox, AgentConfig), SandboxError> {
+    fn spawn(
+        &self,
+        spec: &SandboxSpec,
+        how: Protection,
+    ) -> Result<(SandboxRecord, StartedSandbox, AgentConfig), SandboxError> {
         let folder = records::create_folder(&self.paths, &spec.session)?;
         let agent_binary = agent_binary::ensure_written(&self.paths.agent())
             .map_err(SandboxError::io("cannot write the agent's binary"))?;
@@ -85,7 +103,7 @@ impl ProcessSandbox {
             kind: KIND,
             kernel: spec.kernel.name.clone(),
             socket: folder.join(records::SOCKETS[0]),
-            isolation: isolation(&controllers, spec.network, masked),
+            isolation: isolation(&controllers, spec.network, how),
             owner: ProcessStamp::own(),
             keep: spec.orphan_seconds.is_none(),
             agent_binary,
@@ -96,7 +114,7 @@ impl ProcessSandbox {
         records::write(&folder, &record)?;
         let cgroup = Cgroup::create(&controllers, &spec.session, &spec.limits)
             .map_err(SandboxError::io("cannot create the session's cgroup"))?;
-        let (started, config) = self.launch(spec, &record, &cgroup, masked)?;
+        let (started, config) = self.launch(spec, &record, &cgroup, how)?;
         record.agent = Some(started.agent);
         match records::write(&folder, &record) {
             Ok(()) => Ok((record, started, config)),
@@ -113,7 +131,7 @@ impl ProcessSandbox {
         spec: &SandboxSpec,
         record: &SandboxRecord,
         cgroup: &Cgroup,
-        masked: bool,
+        how: Protection,
     ) -> Result<(StartedSandbox, AgentConfig), SandboxError> {
         let environment = kernels::environment(&self.paths, &spec.kernel).map_err(|error| SandboxError::NoKernel {
             kernel: spec.kernel.name.clone(),
@@ -126,11 +144,57 @@ impl ProcessSandbox {
             .map_err(SandboxError::io(format!("cannot listen on {} (a shorter data folder may help)", socket.display())))?;
         let listener = OwnedFd::from(listener);
         let listen = Listen::Fd(listener.as_raw_fd());
-        let launch = Launch { spec, environment: &environment, agent: agent_binary, cgroup, listen: &listen, masked };
         let uid = rustix::process::geteuid().is_root().then(|| session_uid(&spec.session));
-        let started = StartedSandbox::spawn(&launch, listener, uid)?;
+        let mounts = match how.own_mounts {
+            true => Some(self.mounts(spec, &environment, uid)?),
+            false => None,
+        };
+        let Protection { masked, .. } = how;
+        // The sandbox holds one end as long as it exists.
+        let (exit, alive) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|error| SandboxError::io("cannot create a pipe")(error.into()))?;
+        let launch = Launch {
+            spec,
+            environment: &environment,
+            agent: agent_binary,
+            cgroup,
+            listen: &listen,
+            alive,
+            masked,
+            mounts,
+            uid,
+        };
+        let started = StartedSandbox::spawn(launch, listener)?;
+        if spec.network == Network::Open
+            && let Err(error) = open_network::connect(started.agent.pid, exit, cgroup)
+        {
+            started.kill();
+            let reason = format!("no network: {error}");
+            return Err(SandboxError::Unavailable { kind: KIND, reason, remedy: HOW_TO_INSTALL.into() });
+        }
         Ok((started, environment::agent_config(spec, listen, cgroup.limits_memory(), !cgroup.limits_processes())))
     }
+}
+
+/// What protects a sandbox beyond bubblewrap's namespaces, where the machine permits it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Protection {
+    /// The files in `/proc` that describe the machine are hidden.
+    masked: bool,
+    /// Folders, devices and terminals are mounts of its own.
+    own_mounts: bool,
+}
+
+/// Why this machine refuses file systems of a sandbox's own, once it has.
+static OWN_MOUNTS_REFUSED: OnceLock<String> = OnceLock::new();
+
+/// Why this machine refuses file systems of a sandbox's own, if it does: tries them, in 2 ms.
+pub fn own_mounts_refused(paths: &Paths) -> Option<String> {
+    let uid = rustix::process::geteuid().is_root().then_some(super::FIRST_UID);
+    let folder = paths.agent().join("mounts");
+    let trees = bwrap::trees(Path::new("/usr"), Network::None);
+    let mounts = PrivateMounts::prepare(&folder, trees, &Limits::MIN, uid);
+    mounts.and_then(PrivateMounts::try_out).err().map(|error| error.to_string())
 }
 
 /// The command that installs a kernel for this sandbox, or for docker if the kernel exists only as an image.
@@ -139,12 +203,6 @@ pub fn how_to_install(kernel: &KernelSpec) -> String {
         return format!("run: cellkeep images build {}, and use --sandbox docker", kernel.name);
     }
     format!("run: cellkeep kernels install {}", kernel.name)
-}
-
-/// A uid derived from the session's random id. There are 2^28, so that two live sessions practically never share one.
-fn session_uid(session: &SessionId) -> u32 {
-    let hex: String = session.as_str().chars().filter(char::is_ascii_hexdigit).take(7).collect();
-    FIRST_UID + u32::from_str_radix(&hex, 16).unwrap_or(0)
 }
 
 fn unavailable(error: &io::Error) -> SandboxError {
@@ -157,11 +215,23 @@ fn unavailable(error: &io::Error) -> SandboxError {
     }
 }
 
-/// What a session with an open network reaches: it has no network namespace.
-pub const OPEN_NETWORK: &str =
-    "the machine's own network, including its localhost and abstract sockets; docker has a bridge instead";
+/// What gets past the agent's check of the memory, where no cgroup limits it.
+pub const NOT_STOPPED_WITHOUT_CGROUP: &[&str] =
+    &["memory used up within 0.1 s, and small structures of the system (watches of epoll, locks)"];
 
-fn isolation(controllers: &Controllers, network: Network, masked: bool) -> Isolation {
+/// What an ordinary user cannot prevent: its sandboxes share its uid and the machine's device files.
+pub const NOT_STOPPED_AS_USER: &[&str] = &[
+    "resources that the system counts by user (pipes, signals, watches), which all sessions share",
+    "locks on device files and files of /proc, which other sessions see",
+];
+/// Where the score for the OOM killer can be lowered again.
+const LOW_SCORE: &[&str] = &["a score for the OOM killer as low as that of other programs"];
+
+/// What sandboxes without file systems of their own share.
+pub const SHARED: &str = "locks on files of the system and the kernel reach other sessions and the machine's programs, and \
+                          pseudo-terminals are the machine's, since own mounts are refused here";
+
+fn isolation(controllers: &Controllers, network: Network, how: Protection) -> Isolation {
     let why_not = controllers.why_not.as_deref().unwrap_or("no such cgroup controller");
     let limit = |name, enforced, instead| LimitState { name, enforced, instead, why_not };
     let isolation = Isolation::new(IsolationLevel::Process)
@@ -173,10 +243,17 @@ fn isolation(controllers: &Controllers, network: Network, masked: bool) -> Isola
             limit("cpus", controllers.cpu, "not limited"),
             limit("pids", controllers.pids, "limited per user namespace by RLIMIT_NPROC"),
         ]);
-    match masked {
+    let isolation = match how.masked {
         true => isolation.with(&["machine's files in /proc hidden"]),
         false => isolation.without("/proc", "describes the machine, since hiding parts of it is forbidden here"),
-    }
+    };
+    let isolation = match how.own_mounts {
+        true => isolation.with(&["no shared files", "terminals"]),
+        false => isolation.without("shared files and terminals", SHARED),
+    };
+    let isolation = isolation.not_stopping(if controllers.memory { &[] } else { NOT_STOPPED_WITHOUT_CGROUP });
+    let isolation = isolation.not_stopping(if rustix::process::geteuid().is_root() { &[] } else { NOT_STOPPED_AS_USER });
+    isolation.not_stopping(if start::bounds_score() { &[] } else { LOW_SCORE })
 }
 
 #[async_trait]
@@ -212,6 +289,8 @@ impl Sandbox for ProcessSandbox {
 
     async fn destroy(&self, record: &SandboxRecord) -> Result<(), SandboxError> {
         let end = tokio::time::Instant::now() + END_TIMEOUT;
+        let controllers = record.controllers.clone().unwrap_or_default();
+        Cgroup::unthrottle(&controllers, &record.session);
         if let Some(agent) = record.agent {
             // Killing the first process of a PID namespace kills all others.
             agent.kill();
@@ -220,7 +299,6 @@ impl Sandbox for ProcessSandbox {
             }
         }
         // A cgroup can be removed only once its last process is reaped, shortly after its end.
-        let controllers = record.controllers.clone().unwrap_or_default();
         Cgroup::kill(&controllers, &record.session);
         while let Err(error) = Cgroup::remove(&controllers, &record.session) {
             if tokio::time::Instant::now() > end {
@@ -239,6 +317,12 @@ impl Sandbox for ProcessSandbox {
 }
 
 impl ProcessSandbox {
+    fn mounts(&self, spec: &SandboxSpec, environment: &Path, uid: Option<u32>) -> Result<PrivateMounts, SandboxError> {
+        let (folder, trees) = (self.paths.agent().join("mounts"), bwrap::trees(environment, spec.network));
+        PrivateMounts::prepare(&folder, trees, &spec.limits, uid)
+            .map_err(|error| SandboxError::Start { kind: KIND, reason: format!("{}: {error}", start::NO_PRIVATE_MOUNTS) })
+    }
+
     /// Removes the remains of a sandbox that did not start, by its record.
     async fn remove_failed(&self, session: &SessionId) -> Result<(), SandboxError> {
         match records::read(&records::folder(&self.paths, session)) {
@@ -254,13 +338,19 @@ mod tests {
 
     #[test]
     fn isolation_reports_what_is_not_enforced() {
+        const NOTHING: Protection = Protection { masked: false, own_mounts: false };
         let nothing_enforced = Controllers { why_not: Some("no cgroups".to_owned()), ..Controllers::default() };
-        let weak = isolation(&nothing_enforced, Network::Open, false).not_enforced.join("\n");
-        for expected in ["the machine's own network", "/proc:", "memory: checked", "cpus: not limited (no cgroups)", "pids:"]
+        let weak = isolation(&nothing_enforced, Network::Open, NOTHING).not_enforced.join("\n");
+        for expected in
+            ["network: open", "/proc:", "memory: checked", "cpus: not limited (no cgroups)", "pids:", "shared files"]
         {
             assert!(weak.contains(expected), "{expected}: {weak}");
         }
         let all = Controllers { version: 2, memory: true, cpu: true, pids: true, cpuacct: true, why_not: None };
-        assert!(isolation(&all, Network::None, true).not_enforced.is_empty());
+        let everything = Protection { masked: true, own_mounts: true };
+        let strong = isolation(&all, Network::None, everything);
+        assert!(strong.not_enforced.is_empty() && strong.not_stopped.join("\n").contains("the machine's kernel"));
+        let weak = isolation(&nothing_enforced, Network::None, NOTHING).not_stopped.join("\n");
+        assert!(weak.contains("epoll"), "{weak}");
     }
 }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +19,9 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most of their standard error that is kept, bytes.
 const MAX_STDERR: u64 = 4096;
 
+/// Begins the reason why a sandbox did not start with file systems of its own.
+pub(super) const NO_PRIVATE_MOUNTS: &str = "cannot mount file systems of its own";
+
 /// A bubblewrap that has created the agent's process. Its standard error is kept until the agent has its configuration:
 /// bubblewrap does most of its work, and fails mostly, after it has reported the PID.
 pub(super) struct StartedSandbox {
@@ -29,22 +31,27 @@ pub(super) struct StartedSandbox {
 }
 
 impl StartedSandbox {
-    /// Starts bubblewrap as `uid`, else as the current user. The agent inherits `listener`.
+    /// Starts bubblewrap. The agent inherits `listener`.
     ///
     /// # Errors
-    /// [`SandboxError::Unavailable`] without bubblewrap, [`SandboxError::Start`] with its message.
-    pub fn spawn(launch: &Launch<'_>, listener: OwnedFd, uid: Option<u32>) -> Result<Self, SandboxError> {
+    /// [`SandboxError::Unavailable`] without bubblewrap, [`SandboxError::Start`] with its message, or with
+    /// [`NO_PRIVATE_MOUNTS`] if the system refuses them.
+    pub fn spawn(launch: Launch<'_>, listener: OwnedFd) -> Result<Self, SandboxError> {
+        let with_mounts = launch.mounts.is_some();
         let (mut command, status) = launch.command(listener).map_err(|error| unavailable(&error))?;
-        if let Some(uid) = uid {
-            command.uid(uid).gid(uid);
-        }
         command.stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| unavailable(&error))?;
+        let mut child = command.spawn().map_err(|error| match with_mounts {
+            true => SandboxError::Start { kind: KIND, reason: format!("{NO_PRIVATE_MOUNTS}: {error}") },
+            false => unavailable(&error),
+        })?;
         // The command owns the child's ends of all pipes; the status pipe ends only after they are closed here.
         drop(command);
         let stderr = child.stderr.take();
         match read_agent_pid(status) {
-            Some(agent) => Ok(Self { agent, child, stderr }),
+            Some(agent) => {
+                prefer_for_oom_killer(agent);
+                Ok(Self { agent, child, stderr })
+            }
             None => Err(failure(child, stderr, "bubblewrap exited without a message")),
         }
     }
@@ -75,6 +82,20 @@ impl StartedSandbox {
             }
         }
     }
+}
+
+/// Whether the score for the OOM killer that we set is the lowest that the sandbox can have.
+pub(super) fn bounds_score() -> bool {
+    let own = rustix::thread::capabilities(None);
+    own.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE))
+}
+
+/// Makes the OOM killer prefer the sandbox to the machine's programs. Its processes can lower the score to this, if root
+/// sets it.
+fn prefer_for_oom_killer(agent: ProcessStamp) {
+    const SCORE: &str = "500";
+    // It may have ended already, which the configuration reports.
+    let _ = fs::write(format!("/proc/{}/oom_score_adj", agent.pid), SCORE);
 }
 
 fn kill_failed(agent: ProcessStamp, child: Child, stderr: Option<ChildStderr>, fallback: &str) -> SandboxError {

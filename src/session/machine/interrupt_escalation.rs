@@ -15,8 +15,8 @@ pub(super) enum Step {
 const STEPS: [(Step, Duration); 5] = [
     (Step::Signal(SignalKind::Interrupt), Duration::ZERO),
     (Step::Signal(SignalKind::Interrupt), Duration::from_secs(2)),
-    (Step::Signal(SignalKind::Terminate), Duration::from_secs(3)),
-    (Step::Signal(SignalKind::Kill), Duration::from_secs(2)),
+    (Step::Signal(SignalKind::Terminate), Duration::from_secs(2)),
+    (Step::Signal(SignalKind::Kill), Duration::from_secs(1)),
     (Step::GiveUp, Duration::from_secs(15)),
 ];
 
