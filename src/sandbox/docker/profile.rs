@@ -19,7 +19,7 @@ use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network, hidd
 use crate::sandbox::environment::{
     AGENT_PATH, BYTES_PER_INODE, CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
 };
-use crate::sandbox::process::NOT_STOPPED_WITHOUT_CGROUP;
+use crate::sandbox::process::{NOT_STOPPED_WITHOUT_CGROUP, SOCKETS_UNCOUNTED};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec, session_uid};
 
 /// The mount point of the folder with the agent's socket.
@@ -327,7 +327,7 @@ pub(super) fn isolation(info: &EngineInfo, runtime: Option<&str>, network: Netwo
     let is_container = level(runtime) == IsolationLevel::Container;
     let sockets_uncounted = is_container && info.cgroup_version == 1 && !limits_socket_memory(info, runtime);
     let isolation = Isolation::new(level(runtime))
-        .not_stopping(if sockets_uncounted { &["memory of sockets, which is not counted here"] } else { &[] })
+        .not_stopping(if sockets_uncounted { SOCKETS_UNCOUNTED } else { &[] })
         .not_stopping(if info.memory { &[] } else { NOT_STOPPED_WITHOUT_CGROUP });
     isolation
         .with(&["pid, ipc, uts, mount, network and cgroup namespaces", "read-only system", "no capabilities"])

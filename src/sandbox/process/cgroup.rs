@@ -178,6 +178,12 @@ impl Cgroup {
         self.controllers.memory
     }
 
+    /// Whether the memory of TCP and UDP sockets is limited. Version 2 counts it as other memory, version 1 not everywhere.
+    pub fn limits_sockets(controllers: &Controllers) -> bool {
+        controllers.memory
+            && (controllers.version == 2 || Path::new(ROOT).join("memory/memory.kmem.tcp.limit_in_bytes").exists())
+    }
+
     pub fn limits_processes(&self) -> bool {
         self.controllers.pids
     }

@@ -219,6 +219,9 @@ fn unavailable(error: &io::Error) -> SandboxError {
 pub const NOT_STOPPED_WITHOUT_CGROUP: &[&str] =
     &["memory used up within 0.1 s, and small structures of the system (watches of epoll, locks)"];
 
+/// Where a memory cgroup does not count sockets.
+pub(super) const SOCKETS_UNCOUNTED: &[&str] = &["memory of sockets, which is not counted here"];
+
 /// What an ordinary user cannot prevent: its sandboxes share its uid and the machine's device files.
 pub const NOT_STOPPED_AS_USER: &[&str] = &[
     "resources that the system counts by user (pipes, signals, watches), which all sessions share",
@@ -252,6 +255,8 @@ fn isolation(controllers: &Controllers, network: Network, how: Protection) -> Is
         false => isolation.without("shared files and terminals", SHARED),
     };
     let isolation = isolation.not_stopping(if controllers.memory { &[] } else { NOT_STOPPED_WITHOUT_CGROUP });
+    let sockets_uncounted = controllers.memory && !Cgroup::limits_sockets(controllers);
+    let isolation = isolation.not_stopping(if sockets_uncounted { SOCKETS_UNCOUNTED } else { &[] });
     let isolation = isolation.not_stopping(if rustix::process::geteuid().is_root() { &[] } else { NOT_STOPPED_AS_USER });
     isolation.not_stopping(if start::bounds_score() { &[] } else { LOW_SCORE })
 }
