@@ -9,7 +9,7 @@ OUT := target/demo
 
 RELEASE_STEPS := tools binary deb wheel crate npm image sbom sums check
 
-.PHONY: all build web demo test check unit bench images kernels release setup-demo setup-test clean
+.PHONY: all build web demo test check unit bench fuzz images kernels release setup-demo setup-test clean
 
 all: build
 
@@ -66,6 +66,10 @@ bench: setup-test build
 	@-$(CELLKEEP) images build python
 	@-target/test-venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/bench-requirements.txt
 	cargo bench --locked --bench spine
+
+# Each fuzz target for FUZZ_SECONDS (default 60), about ten minutes with the build.
+fuzz:
+	@sh scripts/fuzz.sh
 
 # Packages of all kinds for this architecture, in target/release-artifacts, each installed and tried in a clean root.
 release: setup-demo web

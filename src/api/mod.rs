@@ -11,6 +11,8 @@ mod events;
 mod execution_options;
 mod extract;
 mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guard;
 mod input_budget;
 mod limits;

@@ -30,7 +30,7 @@ use crate::manager::{JobConfig, NotebookRun, SessionConfig, SessionFilter, Sessi
 #[schema(as = NewRun, examples(json!({
     "notebook": {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}, "parameters": {"year": 2026}
 })))]
-struct JobRequest {
+pub(super) struct JobRequest {
     /// The JSON of the .ipynb file.
     #[schema(value_type = NotebookFile, required)]
     notebook: Option<Box<RawValue>>,
