@@ -25,6 +25,11 @@ impl Allowance {
         self.0.set(left.unwrap_or(self.0.get()));
         left.is_some()
     }
+
+    /// Whether this many bytes are left.
+    pub fn has(&self, bytes: usize) -> bool {
+        self.0.get() >= bytes
+    }
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ impl EventRewriter<'_> {
             }
             Event::Start(Tag::CodeBlock(kind)) => {
                 let info = match kind {
-                    CodeBlockKind::Fenced(info) => self.restored(&info),
+                    CodeBlockKind::Fenced(info) => self.restored(info).into_string(),
                     CodeBlockKind::Indented => String::new(),
                 };
                 let language = info.split([' ', ',', '{', '}']).find(|word| !word.is_empty()).unwrap_or_default();
@@ -94,19 +94,19 @@ impl EventRewriter<'_> {
                 Event::Html(html.into())
             }
             Event::Text(text) if self.code.is_some() => {
-                let restored = self.restored(&text);
+                let restored = self.restored(text);
                 if let Some((_, code)) = &mut self.code {
                     code.push_str(&restored);
                 }
                 return None;
             }
-            Event::Code(text) => Event::Code(self.restored(&text).into()),
+            Event::Code(text) => Event::Code(self.restored(text)),
             Event::Start(Tag::Link { link_type, dest_url, title, id }) => {
-                let (dest_url, title) = (self.restored_again(dest_url), self.restored_again(title));
+                let (dest_url, title) = (self.restored(dest_url), self.restored(title));
                 Event::Start(Tag::Link { link_type, dest_url, title, id })
             }
             Event::Start(Tag::Image { link_type, dest_url, title, id }) => {
-                let (dest_url, title) = (self.restored_again(dest_url), self.restored_again(title));
+                let (dest_url, title) = (self.restored(dest_url), self.restored(title));
                 Event::Start(Tag::Image { link_type, dest_url, title, id })
             }
             // Tasks cannot be changed here, so they are signs and not controls.
@@ -130,7 +130,7 @@ impl EventRewriter<'_> {
                     self.headings.push(Heading { level: level as u8, text, id });
                 }
                 Event::Text(piece) | Event::Code(piece) => {
-                    let piece = self.restored(piece);
+                    let piece = self.restored(piece.clone());
                     if let Some((_, text)) = &mut open {
                         text.push_str(&piece);
                     }
@@ -145,70 +145,65 @@ impl EventRewriter<'_> {
         ids
     }
 
-    /// As [`Self::restored`], for a text that any number of references may repeat. Without allowance, its formulas are left out.
-    fn restored_again<'e>(&self, text: CowStr<'e>) -> CowStr<'e> {
+    /// A text with the sources of formulas instead of their placeholders. The definition of a link stands in each of its references, so
+    /// formulas are taken from the allowance; without it they are left out.
+    fn restored<'e>(&self, text: CowStr<'e>) -> CowStr<'e> {
         if !text.contains(OPEN) {
             return text;
         }
-        let mut restored = self.restored(&text);
-        if !self.allowance.take(restored.len()) {
-            restored.clear();
-            replace_placeholders(&text, &mut restored, &mut |_, _| {});
-        }
-        restored.into()
-    }
-
-    /// A text with the sources of formulas instead of their placeholders.
-    fn restored(&self, text: &str) -> String {
-        let mut out = String::with_capacity(text.len());
-        replace_placeholders(text, &mut out, &mut |index, out| {
-            if let Some(formula) = self.formulas.get(index) {
+        let mut restored = String::with_capacity(text.len());
+        replace_placeholders(&text, &mut restored, &mut |index, out| {
+            if let Some(formula) = self.formulas.get(index)
+                && self.allowance.take(formula.whole.len())
+            {
                 out.push_str(&self.source[formula.whole.clone()]);
             }
         });
-        out
+        restored.into()
     }
 }
 
-/// Appends a text, and calls back for each placeholder in it.
+/// Appends a text, and calls back for each placeholder in it. Placeholders that a text forges by character references are handled the
+/// same.
 fn replace_placeholders(text: &str, out: &mut String, replace: &mut dyn FnMut(usize, &mut String)) {
-    let mut rest = text;
-    while let Some(at) = rest.find(OPEN) {
-        out.push_str(&rest[..at]);
-        rest = &rest[at + OPEN.len_utf8()..];
-        let Some(end) = rest.find(CLOSE) else { continue };
-        if let Ok(index) = rest[..end].parse() {
-            replace(index, out);
-            rest = &rest[end + CLOSE.len_utf8()..];
+    let mut parts = text.split(OPEN);
+    out.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+        match (part[..digits].parse(), part[digits..].strip_prefix(CLOSE)) {
+            (Ok(index), Some(rest)) => {
+                replace(index, out);
+                out.push_str(rest);
+            }
+            _ => out.push_str(part),
         }
     }
-    out.push_str(rest);
 }
 
-/// Inserts the formulas, which the sanitiser must not see. Inside a tag, a formula is inserted as its source.
+/// Inserts the formulas, which the sanitiser must not see, each once. Inside a tag, a formula is inserted as its source.
 fn insert_formulas(clean: &str, source: &str, formulas: &[Formula], allowance: &Allowance) -> String {
     if formulas.is_empty() {
         return clean.to_owned();
     }
+    let mut left: Vec<Option<&Formula>> = formulas.iter().map(Some).collect();
+    let mut insert = |text: &str, in_tag: bool, out: &mut String| {
+        replace_placeholders(text, out, &mut |index, out| {
+            let Some(Formula { tex, display, .. }) = left.get_mut(index).and_then(Option::take) else { return };
+            match in_tag {
+                true => out.push_str(&math::plain(&source[tex.clone()])),
+                false => math::html(&source[tex.clone()], *display, allowance, out),
+            }
+        });
+    };
     let mut out = String::with_capacity(clean.len() + 256);
-    let as_formula = &mut |index, out: &mut String| {
-        if let Some(Formula { tex, display, .. }) = formulas.get(index) {
-            math::html(&source[tex.clone()], *display, allowance, out);
-        }
-    };
-    let as_source = &mut |index, out: &mut String| {
-        if let Some(Formula { tex, .. }) = formulas.get(index) {
-            out.push_str(&math::plain(&source[tex.clone()]));
-        }
-    };
     let mut rest = clean;
     while let Some(at) = rest.find('<') {
-        replace_placeholders(&rest[..at], &mut out, as_formula);
+        insert(&rest[..at], false, &mut out);
         let end = at + pictures::tag_len(&rest[at..]);
-        replace_placeholders(&rest[at..end], &mut out, as_source);
+        insert(&rest[at..end], true, &mut out);
         rest = &rest[end..];
     }
-    replace_placeholders(rest, &mut out, as_formula);
+    insert(rest, false, &mut out);
     out
 }
 

@@ -305,9 +305,9 @@ impl Terminal {
         }
     }
 
-    /// The last column that a movement in the cursor's line reaches.
+    /// The last column that a movement in the cursor's line reaches: the end of its text, or of a screen.
     fn last_column(&self) -> usize {
-        self.live[self.row].width().max(self.column).clamp(SCREEN, WRAP) - 1
+        self.live[self.row].width().max(self.column).clamp(SCREEN - 1, WRAP - 1)
     }
 
     fn colour(&mut self, sequence: &str, parameters: &str) {
