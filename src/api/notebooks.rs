@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 use utoipa::{IntoParams, ToSchema};
 
 use super::cells::parse_wait;
@@ -127,7 +128,7 @@ pub(super) async fn export(api: &Api, caller: &Caller, id: SessionId, query: &Ex
     if caller.identity.only.is_some() {
         notebook.metadata_mut().remove("widgets");
     }
-    let exported = run_blocking(move || crate::export::export(&notebook, format, &options)).await?;
+    let exported = process(move || crate::export::export(&notebook, format, &options)).await?;
     let mut response = response_spool::with_permit(permit, exported.body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(exported.mime));
@@ -146,7 +147,22 @@ fn safe_file_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).take(100).collect()
 }
 
-/// Large notebooks take long to parse and render, so this work runs outside of the runtime's threads.
+/// The most JSON values of an uploaded notebook, which take about 200 MB.
+const MAX_VALUES: usize = 2_000_000;
+/// The notebooks that are processed at once. Others wait: each can take several times its size in memory.
+static PROCESSED: Semaphore = Semaphore::const_new(2);
+
+/// Parses or renders a notebook. The work goes on if the request ends, and so does its permit.
+async fn process<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    let permit = PROCESSED.acquire().await;
+    run_blocking(move || {
+        let _permit = permit;
+        work()
+    })
+    .await
+}
+
+/// Work that takes long runs outside of the runtime's threads.
 pub(super) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "processing a notebook failed");
@@ -160,7 +176,7 @@ pub(super) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + S
 
 /// Reads a notebook file.
 pub(super) async fn parse(bytes: Bytes) -> Result<Notebook, Problem> {
-    let parsed = run_blocking(move || Notebook::parse(&bytes)).await?;
+    let parsed = process(move || Notebook::parse_within(&bytes, MAX_VALUES)).await?;
     parsed.map_err(|error| Problem::unprocessable("bad_notebook", error.to_string()).field("notebook"))
 }
 

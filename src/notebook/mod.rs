@@ -18,6 +18,7 @@ pub use cell::{Cell, NewCell};
 pub use error::{NotebookError, NotebookWarning};
 
 use crate::output::repair_output;
+use crate::wire::json::Bounds;
 use serde_json::{Map, Value, json};
 
 /// The minor version of format 4 that we write.
@@ -49,7 +50,15 @@ impl Notebook {
     /// # Errors
     /// If the bytes are not JSON, not a notebook, or a notebook of a major version other than 3 or 4.
     pub fn parse(bytes: &[u8]) -> Result<Self, NotebookError> {
-        parse::parse(bytes)
+        Self::parse_within(bytes, usize::MAX)
+    }
+
+    /// As [`Self::parse`], for a file of somebody else: a parsed value takes about a hundred bytes, up to fifty times its text.
+    ///
+    /// # Errors
+    /// Also if the file has more JSON values.
+    pub fn parse_within(bytes: &[u8], most_values: usize) -> Result<Self, NotebookError> {
+        parse::parse(bytes, Bounds { values: most_values, ..Bounds::default() })
     }
 
     /// The text of the file, with a final line feed. Linear in the size of the notebook, without a copy of it.

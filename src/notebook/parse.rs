@@ -8,9 +8,8 @@ use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 
 /// See [`Notebook::parse`].
-pub(super) fn parse(bytes: &[u8]) -> Result<Notebook, NotebookError> {
-    let parsed = json::parse_reporting(bytes, Bounds::default())
-        .map_err(|source| NotebookError::Json { source, hint: hint(bytes) })?;
+pub(super) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Notebook, NotebookError> {
+    let parsed = json::parse_reporting(bytes, bounds).map_err(|source| NotebookError::Json { source, hint: hint(bytes) })?;
     let mut warnings = Vec::new();
     if parsed.repairs.any() {
         warnings.push(NotebookWarning::Json(parsed.repairs));

@@ -219,3 +219,17 @@ proptest! {
         let _ = Notebook::parse(&bytes);
     }
 }
+
+#[test]
+fn number_of_values_can_be_limited() {
+    let file = |lists: usize| {
+        format!(
+            "{{\"nbformat\": 4, \"nbformat_minor\": 5, \"cells\": [], \"metadata\": {{\"a\": [{}]}}}}",
+            vec!["[0]"; lists].join(",")
+        )
+    };
+    assert!(Notebook::parse_within(file(100).as_bytes(), 250).is_ok());
+    let refused = Notebook::parse_within(file(200).as_bytes(), 250).unwrap_err().to_string();
+    assert!(refused.contains("more than 250 JSON values"), "{refused}");
+    assert!(Notebook::parse(file(10_000).as_bytes()).is_ok());
+}
