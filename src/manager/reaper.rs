@@ -136,7 +136,9 @@ impl Reaper {
         let config = SessionConfig::of_row(row);
         let spent = self.service.0.consumption.check_seconds(&entry.principal).err();
         let last_active = row.last_active_at.max(entry.last_used_ms());
-        let idle_timeout = config.idle_timeout_seconds.unwrap_or(self.service.0.settings.idle_timeout_seconds);
+        // The ceiling may have been lowered since the session was created.
+        let most = self.service.ceilings().idle_timeout_seconds;
+        let idle_timeout = config.idle_timeout_seconds.unwrap_or(self.service.idle_timeout()).min(most);
         let is_idle = *state == SessionState::Idle;
         if config.job.is_some() && is_idle && self.has_empty_queue(&row.id).await {
             Some(JOB_FINISHED.to_owned())
@@ -187,8 +189,10 @@ mod tests {
 
     use super::*;
     use crate::config::Paths;
+    use crate::ids::SessionPhase;
     use crate::kernels;
     use crate::manager::registry::SandboxInstance;
+    use crate::manager::removal_backlog::Leftover;
     use crate::manager::service::new_row;
     use crate::manager::{NewSession, ServiceSettings};
     use crate::policy::{Isolation, IsolationLevel};
@@ -202,6 +206,8 @@ mod tests {
     #[derive(Clone, Default)]
     struct Engine {
         hangs: Arc<Mutex<HashSet<SessionId>>>,
+        /// Sandboxes that cannot be removed.
+        fails: Arc<Mutex<HashSet<SessionId>>>,
         /// The sandboxes whose removal was requested.
         destroyed: Arc<Mutex<Vec<SessionId>>>,
     }
@@ -218,7 +224,7 @@ mod tests {
             std::future::pending().await
         }
         async fn inspect(&self, _: &SandboxRecord) -> Result<SandboxState, SandboxError> {
-            unreachable!()
+            Ok(SandboxState::Running)
         }
         async fn stats(&self, _: &SandboxRecord) -> Result<SandboxStats, SandboxError> {
             unreachable!()
@@ -230,6 +236,10 @@ mod tests {
             self.destroyed.lock().unwrap().push(record.session.clone());
             if self.hangs.lock().unwrap().contains(&record.session) {
                 std::future::pending::<()>().await;
+            }
+            if self.fails.lock().unwrap().contains(&record.session) {
+                let reason = "the engine is down".to_owned();
+                return Err(SandboxError::Engine { doing: "removing a sandbox".to_owned(), reason });
             }
             Ok(())
         }
@@ -252,10 +262,14 @@ mod tests {
     }
 
     fn service() -> (std::path::PathBuf, SessionService) {
+        service_with(ServiceSettings::default())
+    }
+
+    fn service_with(settings: ServiceSettings) -> (std::path::PathBuf, SessionService) {
         let folder = std::env::temp_dir().join(format!("cellkeep-reaper-{}", crate::ids::random_uuid()));
         std::fs::create_dir(&folder).unwrap();
         let paths = Paths::new(&folder);
-        let service = SessionService::new(&paths, Store::open(&paths.journal()).unwrap(), ServiceSettings::default());
+        let service = SessionService::new(&paths, Store::open(&paths.journal()).unwrap(), settings);
         (folder, service)
     }
 
@@ -285,6 +299,75 @@ mod tests {
         reaper.reap(&old).await;
         let SessionState::Gone { why } = handle.state() else { panic!("{:?}", handle.state()) };
         assert!(why.contains("ttl_seconds"), "{why}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// A session with a sandbox of an earlier server.
+    async fn recovered(
+        service: &SessionService,
+        engine: &Engine,
+        config: SessionConfig,
+        change: impl FnOnce(&mut SessionRow),
+    ) -> SessionId {
+        let record = sandbox_record();
+        let id = record.session.clone();
+        let new = NewSession { config, ..NewSession::default() };
+        let mut row = new_row(&id, &"ann".into(), kernels::find("python").unwrap(), &new);
+        row.phase = SessionPhase::Idle;
+        change(&mut row);
+        service.0.store.insert_session(row.clone()).await.unwrap();
+        let sandbox = SandboxInstance { engine: Arc::new(engine.clone()), record };
+        service.recover_session(&row, Some(sandbox)).await.unwrap();
+        id
+    }
+
+    #[tokio::test]
+    async fn deleted_session_counts_until_its_sandbox_is_gone() {
+        let (folder, service) = service();
+        let engine = Engine::default();
+        let ann = "ann".into();
+        let listed = recovered(&service, &engine, SessionConfig::default(), |_| {}).await;
+        engine.fails.lock().unwrap().insert(listed.clone());
+        service.delete(&listed, &Access::All).await.unwrap();
+        assert_eq!(service.held(&ann).0, 1);
+        service.retry_removal(&listed).await;
+        assert_eq!(service.held(&ann).0, 1);
+        engine.fails.lock().unwrap().clear();
+        service.retry_removal(&listed).await;
+        assert_eq!((service.held(&ann), service.0.removal_backlog.ids()), ((0, 0), Vec::new()));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn recovered_session_loses_network_that_is_not_allowed() {
+        let (folder, service) = service();
+        let engine = Engine::default();
+        let open = SessionConfig { open_network: true, ..SessionConfig::default() };
+        let id = recovered(&service, &engine, open, |_| {}).await;
+        let state = service.peek(&id, &Access::All).unwrap().state();
+        let SessionState::Gone { why } = state else { panic!("{state:?}") };
+        assert!(why.contains("--allow-network"), "{why}");
+        assert_eq!(service.held(&"ann".into()).0, 1, "its sandbox still lives");
+        let row = service.0.store.session(&id).await.unwrap().unwrap();
+        Reaper::new(service.clone()).reap(&row).await;
+        assert_eq!(*engine.destroyed.lock().unwrap(), [id]);
+        assert_eq!(service.held(&"ann".into()).0, 0);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn lowered_ceilings_hold_for_recovered_sessions() {
+        let mut settings = ServiceSettings::default();
+        (settings.ceilings.idle_timeout_seconds, settings.ceilings.lifetime_seconds) = (600, Some(1000));
+        let (folder, service) = service_with(settings);
+        assert_eq!(service.idle_timeout(), 600, "the default is no exception");
+        let long = SessionConfig { idle_timeout_seconds: Some(86_400), ..SessionConfig::default() };
+        let id = recovered(&service, &Engine::default(), long, |row| row.last_active_at -= 601_000).await;
+        let row = service.0.store.session(&id).await.unwrap().unwrap();
+        assert_eq!(row.expires_at, Some(row.created_at + 1_000_000));
+        let entry = service.0.registry.find(&id).unwrap();
+        let reason = Reaper::new(service.clone()).end_reason(&row, &entry, &SessionState::Idle, now_ms()).await;
+        assert_eq!(reason.as_deref(), Some("it was idle for 600 s (idle_timeout_seconds)"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 
@@ -335,7 +418,7 @@ mod tests {
         let (late, last) = (add_ended_session(true).await, add_ended_session(false).await);
         for id in [late, last.clone()] {
             let sandbox = service.0.registry.remove(&id).unwrap().sandbox();
-            service.0.removal_backlog.add(id, sandbox);
+            service.0.removal_backlog.add(id, Leftover::new(sandbox, None));
         }
         until(&|| !service.0.removal_backlog.ids().contains(&last)).await;
         reaping.abort();

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ManagerError;
+use super::admission::Allotment;
 use super::journal::restore_cell;
 use super::pool::POOL_OWNER;
 use super::registry::{SandboxInstance, SessionEntry};
+use super::removal_backlog::Leftover;
 use super::service::SessionService;
 use super::session_config::{ServiceError, SessionConfig};
 use crate::ids::{Access, SessionId, SessionPhase};
@@ -16,11 +18,15 @@ use crate::link::Position;
 use crate::output::OutputTarget;
 use crate::sandbox::{self, SandboxKind, SandboxRecord, SandboxState};
 use crate::session::{self, Stored};
-use crate::store::{SessionRow, StoreError};
+use crate::store::{SessionRow, StoreError, seconds_in_ms};
 
 /// How long an engine may take until it answers, and the time between two attempts.
 const ENGINE_DEADLINE: Duration = Duration::from_secs(30);
 const ENGINE_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Why sessions end that cannot continue.
+const SANDBOX_ENDED: &str = "its sandbox ended while the server was away";
+const NETWORK_NOT_ALLOWED: &str = "it has an open network, which this server no longer allows (--allow-network)";
 
 impl SessionService {
     /// Continues or ends the sessions that an earlier server has left, and removes sandboxes without a session. Returns when
@@ -97,14 +103,23 @@ impl SessionService {
         Ok(records.map(|record| (record.session.clone(), SandboxInstance { engine: engine.clone(), record })).collect())
     }
 
-    async fn recover_session(&self, row: &SessionRow, sandbox: Option<SandboxInstance>) -> Result<(), ServiceError> {
+    pub(super) async fn recover_session(
+        &self,
+        row: &SessionRow,
+        sandbox: Option<SandboxInstance>,
+    ) -> Result<(), ServiceError> {
         if matches!(row.phase, SessionPhase::Creating | SessionPhase::Deleting) || row.principal.as_str() == POOL_OWNER {
             // The client that asked for it got no answer, and the pool is filled anew.
-            self.remove_or_defer(&row.id, sandbox.map(Arc::new)).await;
+            let is_owned = sandbox.is_some() && row.principal.as_str() != POOL_OWNER;
+            let allotment = is_owned.then(|| self.count_stored(row));
+            self.remove_or_defer(&row.id, Leftover::new(sandbox.map(Arc::new), allotment)).await;
             return Ok(());
         }
         let stored = self.load_state(row).await?;
+        let config = SessionConfig::of_row(row);
+        let is_allowed = self.ceilings().allows(config.network());
         let is_alive = match &sandbox {
+            _ if !is_allowed => false,
             // If the sandbox cannot be inspected now, the driver finds out later.
             Some(sandbox) if row.phase != SessionPhase::Gone => {
                 !matches!(sandbox.engine.inspect(&sandbox.record).await, Ok(SandboxState::Ended { .. }))
@@ -113,16 +128,27 @@ impl SessionService {
         };
         let entry = match sandbox {
             Some(sandbox) if is_alive => {
-                let config = SessionConfig::of_row(row);
                 let entry = self.start_driver(&row.principal, &config, sandbox, Some(stored));
-                entry.hold(self.0.admission.count(&row.principal, config.limits.pids));
+                entry.hold(self.count_stored(row));
                 entry
             }
             // The reaper removes the sandbox of an ended session.
-            sandbox => self.end_in_journal(row, stored, sandbox).await,
+            sandbox => {
+                let why = if is_allowed { SANDBOX_ENDED } else { NETWORK_NOT_ALLOWED };
+                self.end_in_journal(row, stored, sandbox, why).await
+            }
         };
         self.0.registry.insert(row.id.clone(), Arc::new(entry));
+        // The ceiling may have been lowered.
+        let latest = self.ceilings().lifetime_seconds.map(|most| row.created_at.saturating_add(seconds_in_ms(most)));
+        if is_alive && latest.is_some_and(|latest| row.expires_at.is_none_or(|at| at > latest)) {
+            self.update(&row.id, &Access::All, |_| {}).await?;
+        }
         Ok(())
+    }
+
+    fn count_stored(&self, row: &SessionRow) -> Allotment {
+        self.0.admission.count(&row.principal, SessionConfig::of_row(row).limits.pids)
     }
 
     async fn load_state(&self, row: &SessionRow) -> Result<Stored, StoreError> {
@@ -142,12 +168,21 @@ impl SessionService {
         })
     }
 
-    /// Ends a session whose sandbox is gone: its unfinished executions end in the journal, which can be read.
-    async fn end_in_journal(&self, row: &SessionRow, stored: Stored, sandbox: Option<SandboxInstance>) -> SessionEntry {
+    /// Ends a session that cannot continue: its unfinished executions end in the journal, which can be read.
+    async fn end_in_journal(
+        &self,
+        row: &SessionRow,
+        stored: Stored,
+        sandbox: Option<SandboxInstance>,
+        why: &str,
+    ) -> SessionEntry {
         let (feed, journal) = self.open_journal(&row.id, &row.kernel, Some(&stored));
-        let why = row.why.clone().unwrap_or_else(|| "its sandbox ended while the server was away".to_owned());
-        let handle = session::end_stored(stored, row.phase == SessionPhase::Gone, &why, journal).await;
-        SessionEntry::new(row.principal.clone(), handle, feed, None, sandbox)
+        let why = row.why.as_deref().unwrap_or(why);
+        let handle = session::end_stored(stored, row.phase == SessionPhase::Gone, why, journal).await;
+        let allotment = sandbox.is_some().then(|| self.count_stored(row));
+        let entry = SessionEntry::new(row.principal.clone(), handle, feed, None, sandbox);
+        allotment.into_iter().for_each(|allotment| entry.hold(allotment));
+        entry
     }
 }
 

@@ -102,17 +102,17 @@ impl SessionEntry {
 
     pub fn clear_sandbox(&self) {
         self.sandbox.store(None);
-        self.release();
+        self.take_allotment();
     }
 
-    /// Counts the session for its principal, until its sandbox is gone or it is removed.
+    /// Counts the session for its principal, until its sandbox is gone.
     pub fn hold(&self, allotment: Allotment) {
         *self.allotment.lock().unwrap_or_else(PoisonError::into_inner) = Some(allotment);
     }
 
-    /// The session no longer counts for its principal.
-    pub fn release(&self) {
-        *self.allotment.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Takes over what the session counts for its principal.
+    pub fn take_allotment(&self) -> Option<Allotment> {
+        self.allotment.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The time since this was asked for the last time, or since the session was created.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 
-use super::registry::{SandboxInstance, SessionEntry};
+use super::admission::Allotment;
+use super::registry::SessionEntry;
+use super::removal_backlog::Leftover;
 use super::service::SessionService;
 use super::session_config::ServiceError;
 use crate::ids::{Access, SessionId, SessionPhase};
@@ -28,19 +30,20 @@ impl SessionService {
                 service.0.registry.insert(id, entry);
                 return Err(error);
             }
-            service.end_and_remove(&id, Some(entry)).await;
+            service.end_and_remove(&id, Some(entry), None).await;
             Ok(())
         });
         Ok(removing.await.map_err(|error| StoreError::Failed(error.to_string()))??)
     }
 
-    /// Removes a session that is not in the registry: it failed to start, or it belongs to the pool.
-    pub(super) async fn remove_unlisted(&self, id: &SessionId, entry: Option<SessionEntry>) {
+    /// Removes a session that is not in the registry: it failed to start, or it belongs to the pool. The allotment is kept
+    /// until its sandbox is gone.
+    pub(super) async fn remove_unlisted(&self, id: &SessionId, entry: Option<SessionEntry>, allotment: Option<Allotment>) {
         // The next server removes rows in the phases `creating` and of the pool as well, so a failure here is harmless.
         if let Err(error) = self.commit_deletion(id).await {
             tracing::warn!(session = %id, %error, "cannot commit the deletion of a session");
         }
-        self.end_and_remove(id, entry.map(Arc::new)).await;
+        self.end_and_remove(id, entry.map(Arc::new), allotment).await;
     }
 
     /// Commits the phase `deleting`.
@@ -49,41 +52,41 @@ impl SessionService {
         self.0.store.commit(id, Commit { session, ..Commit::default() }).await
     }
 
-    async fn end_and_remove(&self, id: &SessionId, entry: Option<Arc<SessionEntry>>) {
-        let Some(entry) = entry else { return self.remove_or_defer(id, None).await };
+    async fn end_and_remove(&self, id: &SessionId, entry: Option<Arc<SessionEntry>>, allotment: Option<Allotment>) {
+        let Some(entry) = entry else { return self.remove_or_defer(id, Leftover::new(None, allotment)).await };
         entry.feed.close();
-        entry.release();
         // Fails if the session has ended before, which is fine.
         let _ = entry.handle.end("it was deleted").await;
         let _removal = entry.removal.lock().await;
-        self.remove_or_defer(id, entry.sandbox()).await;
+        self.remove_or_defer(id, Leftover::new(entry.sandbox(), allotment.or_else(|| entry.take_allotment()))).await;
     }
 
     /// Removes the sandbox and the rows of a session. On failure, the session goes into the removal backlog.
-    pub(super) async fn remove_or_defer(&self, id: &SessionId, sandbox: Option<Arc<SandboxInstance>>) {
-        if let Err(error) = self.try_remove(id, sandbox.as_deref()).await {
+    pub(super) async fn remove_or_defer(&self, id: &SessionId, leftover: Leftover) {
+        if let Err(error) = self.try_remove(id, &leftover).await {
             tracing::warn!(session = %id, %error, "cannot remove all data of a session; retrying");
-            self.0.removal_backlog.add(id.clone(), sandbox);
+            self.0.removal_backlog.add(id.clone(), leftover);
         }
     }
 
     /// Retries the removal of a session in the backlog.
     pub(super) async fn retry_removal(&self, id: &SessionId) {
-        let Some(sandbox) = self.0.removal_backlog.get(id) else { return };
-        match self.try_remove(id, sandbox.as_deref()).await {
+        let Some(leftover) = self.0.removal_backlog.get(id) else { return };
+        match self.try_remove(id, &leftover).await {
             Ok(()) => self.0.removal_backlog.remove(id),
             Err(error) => tracing::debug!(session = %id, %error, "cannot remove the data of a session yet"),
         }
     }
 
-    async fn try_remove(&self, id: &SessionId, sandbox: Option<&SandboxInstance>) -> Result<(), ServiceError> {
-        match sandbox {
+    async fn try_remove(&self, id: &SessionId, leftover: &Leftover) -> Result<(), ServiceError> {
+        match &leftover.sandbox {
             Some(sandbox) => {
                 sandbox.destroy().await?;
                 self.record("sandbox.removed", id, None, "ok");
             }
             None => sandbox::remove_unfinished(&self.0.paths, id)?,
         }
+        leftover.release();
         self.remove_rows(id).await
     }
 
@@ -111,7 +114,7 @@ impl SessionService {
     /// Ends and removes the sessions of the pool.
     pub async fn drain_pool(&self) {
         for (id, entry) in self.pool().drain() {
-            self.remove_unlisted(&id, Some(entry)).await;
+            self.remove_unlisted(&id, Some(entry), None).await;
         }
     }
 }

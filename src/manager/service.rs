@@ -113,7 +113,7 @@ impl SessionService {
 
     /// The idle timeout of sessions that have none of their own, in seconds.
     pub fn idle_timeout(&self) -> u64 {
-        self.0.settings.idle_timeout_seconds
+        self.0.settings.idle_timeout_seconds.min(self.ceilings().idle_timeout_seconds)
     }
 
     pub fn audit(&self) -> &AuditLog {
@@ -300,11 +300,13 @@ impl SessionService {
             metrics::histogram!(telemetry::START_SECONDS, "source" => source).record(began.elapsed());
         };
         let (source, (id, entry)) = match self.claim(&principal, &kernel, &new).await? {
-            Some(pooled) => ("pool", pooled),
-            None => ("new", self.start_new(&principal, &kernel, &new).await?),
+            Some(pooled) => {
+                pooled.1.hold(allotment);
+                ("pool", pooled)
+            }
+            None => ("new", self.start_new(&principal, &kernel, &new, Some(allotment)).await?),
         };
         record_start(source);
-        entry.hold(allotment);
         self.0.registry.insert(id.clone(), Arc::new(entry));
         Ok(id)
     }
@@ -322,7 +324,7 @@ impl SessionService {
         let (pooled, dead) = self.0.pool.take(&kernel.name);
         for (id, entry) in dead {
             let service = self.clone();
-            tokio::spawn(async move { service.remove_unlisted(&id, Some(entry)).await });
+            tokio::spawn(async move { service.remove_unlisted(&id, Some(entry), None).await });
         }
         let Some((id, entry)) = pooled else { return Ok(None) };
         if let Err(error) = self.0.store.claim_session(new_row(&id, principal, kernel, new)).await {
@@ -355,7 +357,7 @@ impl SessionService {
         let kernel = kernels::find(kernel)?;
         let config = SessionConfig { limits: self.default_limits(kernel), ..SessionConfig::default() };
         let new = NewSession { kernel: kernel.name.clone(), config, ..NewSession::default() };
-        self.start_new(&POOL_OWNER.into(), kernel, &new).await
+        self.start_new(&POOL_OWNER.into(), kernel, &new, None).await
     }
 
     async fn start_new(
@@ -363,14 +365,18 @@ impl SessionService {
         principal: &PrincipalId,
         kernel: &KernelSpec,
         new: &NewSession,
+        allotment: Option<Allotment>,
     ) -> Result<(SessionId, SessionEntry), ServiceError> {
         let _permit = self.0.starting.acquire().await.map_err(|_| StoreError::Closed)?;
         let id = SessionId::random();
         self.0.store.insert_session(new_row(&id, principal, kernel, new)).await?;
         match self.start_in_sandbox(&id, principal, kernel, new).await {
-            Ok(entry) => Ok((id, entry)),
+            Ok(entry) => {
+                allotment.into_iter().for_each(|allotment| entry.hold(allotment));
+                Ok((id, entry))
+            }
             Err((error, entry)) => {
-                self.remove_unlisted(&id, entry).await;
+                self.remove_unlisted(&id, entry, allotment).await;
                 Err(error)
             }
         }
