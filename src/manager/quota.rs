@@ -55,20 +55,23 @@ impl DataUse {
         over_share.max(over_own_limit)
     }
 
-    /// The session to delete next, which is then no longer counted: the one that ended first, of the principal with the largest
-    /// excess that has an ended session. `None` if nothing must or may be deleted.
+    /// The session to delete next, each at most once: the one that ended first, of the principal with the largest excess that
+    /// has an ended session. `None` if nothing must or may be deleted. It counts until [`Self::count_freed`].
     pub fn next_eviction(&mut self) -> Option<Holding> {
         let ended =
             self.holdings.iter().enumerate().filter_map(|(index, holding)| Some((index, holding, holding.ended_at?)));
         let over = ended.filter(|(_, holding, _)| self.excess(&holding.principal) > 0);
         let (index, ..) =
             over.min_by_key(|(_, holding, ended_at)| (u64::MAX - self.excess(&holding.principal), *ended_at))?;
-        let evicted = self.holdings.swap_remove(index);
+        Some(self.holdings.swap_remove(index))
+    }
+
+    /// The data of this session is gone.
+    pub fn count_freed(&mut self, evicted: &Holding) {
         self.total = self.total.saturating_sub(evicted.bytes);
         if let Some(used) = self.by_principal.get_mut(&evicted.principal) {
             *used = used.saturating_sub(evicted.bytes);
         }
-        Some(evicted)
     }
 
     /// Who may write as things are.
@@ -150,9 +153,17 @@ mod tests {
 
     /// The principals and ends of the evicted sessions, in order.
     fn evictions(data: &mut DataUse) -> Vec<(String, i64)> {
-        std::iter::from_fn(|| data.next_eviction())
-            .map(|evicted| (evicted.principal.to_string(), evicted.ended_at.unwrap()))
-            .collect()
+        let mut evict = || data.next_eviction().inspect(|evicted| data.count_freed(evicted));
+        std::iter::from_fn(&mut evict).map(|evicted| (evicted.principal.to_string(), evicted.ended_at.unwrap())).collect()
+    }
+
+    #[test]
+    fn session_that_cannot_be_deleted_still_counts() {
+        let held = [holding("ann", 60, Some(1)), holding("ann", 60, Some(2))];
+        let mut data = DataUse::new(100, None, 120, held.to_vec());
+        let mut next = || data.next_eviction().and_then(|evicted| evicted.ended_at);
+        assert_eq!([next(), next(), next()], [Some(1), Some(2), None], "the other one is tried, and none of them twice");
+        assert!(!data.state().admits(&"ann".into()));
     }
 
     #[test]

@@ -339,6 +339,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn evicted_session_frees_nothing_while_its_sandbox_stays() {
+        let (folder, service) = service();
+        let engine = Engine::default();
+        let [stuck, gone] = [
+            recovered(&service, &engine, SessionConfig::default(), |row| row.phase = SessionPhase::Gone).await,
+            recovered(&service, &engine, SessionConfig::default(), |row| row.phase = SessionPhase::Gone).await,
+        ];
+        engine.fails.lock().unwrap().insert(stuck.clone());
+        assert!(matches!(service.evict(&stuck).await, Ok(false)));
+        assert!(matches!(service.evict(&gone).await, Ok(true)));
+        assert_eq!(service.evicted(&"ann".into()), [stuck, gone.clone()], "both are gone for their owner");
+        assert!(service.evict(&gone).await.is_err());
+        assert_eq!(service.evicted(&"ann".into()).len(), 2, "a failed deletion is not told");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
     async fn recovered_session_loses_network_that_is_not_allowed() {
         let (folder, service) = service();
         let engine = Engine::default();

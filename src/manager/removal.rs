@@ -17,12 +17,30 @@ use crate::store::{Commit, SessionChange, StoreError};
 /// The number of sessions that are removed at once when all of them are.
 const CONCURRENT_REMOVALS: usize = 8;
 
+/// Why a session is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RemovalCause {
+    Request,
+    /// Its owner uses more than its share of the data.
+    Quota,
+}
+
 impl SessionService {
     /// Ends a session and removes all its data. A session whose removal has begun already needs nothing more. After an
     /// error, the session is unchanged.
     pub async fn delete(&self, id: &SessionId, access: &Access) -> Result<(), ServiceError> {
+        self.delete_for(RemovalCause::Request, id, access).await.map(drop)
+    }
+
+    /// Deletes an ended session to make room, and tells its owner once that is certain. Returns whether the data is gone.
+    pub(super) async fn evict(&self, id: &SessionId) -> Result<bool, ServiceError> {
+        self.delete_for(RemovalCause::Quota, id, &Access::All).await
+    }
+
+    /// Returns whether all data is gone. If not, its removal is under way, or in the backlog.
+    async fn delete_for(&self, cause: RemovalCause, id: &SessionId, access: &Access) -> Result<bool, ServiceError> {
         self.0.registry.find_visible(id, access)?;
-        let Some(entry) = self.0.registry.remove(id) else { return Ok(()) };
+        let Some(entry) = self.0.registry.remove(id) else { return Ok(false) };
         // In a task of its own: the client may disconnect meanwhile.
         let (service, id) = (self.clone(), id.clone());
         let removing = tokio::spawn(async move {
@@ -30,8 +48,10 @@ impl SessionService {
                 service.0.registry.insert(id, entry);
                 return Err(error);
             }
-            service.end_and_remove(&id, Some(entry), None).await;
-            Ok(())
+            if cause == RemovalCause::Quota {
+                service.tell_of_eviction(&id, &entry).await;
+            }
+            Ok(service.end_and_remove(&id, Some(entry), None).await)
         });
         Ok(removing.await.map_err(|error| StoreError::Failed(error.to_string()))??)
     }
@@ -52,21 +72,24 @@ impl SessionService {
         self.0.store.commit(id, Commit { session, ..Commit::default() }).await
     }
 
-    async fn end_and_remove(&self, id: &SessionId, entry: Option<Arc<SessionEntry>>, allotment: Option<Allotment>) {
+    async fn end_and_remove(&self, id: &SessionId, entry: Option<Arc<SessionEntry>>, allotment: Option<Allotment>) -> bool {
         let Some(entry) = entry else { return self.remove_or_defer(id, Leftover::new(None, allotment)).await };
         entry.feed.close();
         // Fails if the session has ended before, which is fine.
         let _ = entry.handle.end("it was deleted").await;
         let _removal = entry.removal.lock().await;
-        self.remove_or_defer(id, Leftover::new(entry.sandbox(), allotment.or_else(|| entry.take_allotment()))).await;
+        self.remove_or_defer(id, Leftover::new(entry.sandbox(), allotment.or_else(|| entry.take_allotment()))).await
     }
 
-    /// Removes the sandbox and the rows of a session. On failure, the session goes into the removal backlog.
-    pub(super) async fn remove_or_defer(&self, id: &SessionId, leftover: Leftover) {
-        if let Err(error) = self.try_remove(id, &leftover).await {
+    /// Removes the sandbox and the rows of a session. On failure, the session goes into the removal backlog. Returns whether
+    /// everything is removed.
+    pub(super) async fn remove_or_defer(&self, id: &SessionId, leftover: Leftover) -> bool {
+        let removed = self.try_remove(id, &leftover).await;
+        if let Err(error) = &removed {
             tracing::warn!(session = %id, %error, "cannot remove all data of a session; retrying");
             self.0.removal_backlog.add(id.clone(), leftover);
         }
+        removed.is_ok()
     }
 
     /// Retries the removal of a session in the backlog.

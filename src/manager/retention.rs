@@ -1,12 +1,17 @@
 //! Keeps the stored data small: merges the events of finished text, shrinks the journal after deletions, deletes ended
 //! sessions when the data is above its limit, and keeps the state of the quota.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _};
 
 use super::compaction;
 use super::quota::{DataUse, Holding, QuotaState};
+use super::registry::SessionEntry;
 use super::service::SessionService;
-use crate::ids::SessionPhase;
+use crate::ids::{PrincipalId, SessionId, SessionPhase};
 use crate::memory;
 use crate::store::{Compactable, SessionBytes, StoreError, now_ms, seconds_in_ms};
 
@@ -18,10 +23,18 @@ const CELLS_PER_LOOKUP: usize = 64;
 const MAX_PAGE_EVENTS: usize = 2_000;
 const MAX_PAGE_BYTES: usize = 4 << 20;
 
+/// How long one deletion or notice may take before the next one: a sandbox or a session that hangs must not delay the quota.
+const STEP_DEADLINE: Duration = Duration::from_secs(5);
+/// The number of sessions that are given a notice at once.
+const CONCURRENT_NOTICES: usize = 32;
+
 /// What clients of an evicted session are told, and those of its owner's living sessions.
 const EVICTED: &str = "this session is deleted, because the data of its owner exceeds its share of the server";
-const ONE_EVICTED: &str =
-    "an ended session of the same owner was deleted, because the owner's data exceeds its share of the server";
+fn evicted_notice(count: usize) -> String {
+    let which = if count == 1 { "an ended session".to_owned() } else { format!("{count} ended sessions") };
+    let were = if count == 1 { "was" } else { "were" };
+    format!("{which} of the same owner {were} deleted, because the owner's data exceeds its share of the server")
+}
 
 /// The sessions that have an owner. Those in the phase `gone` have ended.
 fn holdings(sessions: Vec<SessionBytes>) -> Vec<Holding> {
@@ -97,11 +110,20 @@ impl Retention {
         let limit_each = service.settings.ceilings.principal.data_mb.map(|megabytes| megabytes.saturating_mul(1 << 20));
         let mut bytes = service.store.bytes().await?;
         let mut state = QuotaState::Within;
+        let mut evicted = HashMap::<PrincipalId, usize>::new();
         // Measuring each session reads the lengths of all events, so it is done only if somebody may be over.
         if bytes > limit.min(limit_each.unwrap_or(u64::MAX)) {
             let mut data = DataUse::new(limit, limit_each, bytes, holdings(service.store.session_bytes().await?));
-            while let Some(evicted) = data.next_eviction() {
-                self.evict(&evicted).await;
+            while let Some(next) = data.next_eviction() {
+                match tokio::time::timeout(STEP_DEADLINE, self.service.evict(&next.session)).await {
+                    Ok(Ok(true)) => data.count_freed(&next),
+                    Ok(Ok(false)) | Err(_) => {}
+                    Ok(Err(error)) => {
+                        tracing::warn!(session = %next.session, %error, "cannot delete an ended session to make room");
+                        continue;
+                    }
+                }
+                *evicted.entry(next.principal).or_default() += 1;
             }
             bytes = service.store.bytes().await?;
             state = data.state();
@@ -109,24 +131,32 @@ impl Retention {
         if service.quota.set(state.clone()) {
             tracing::warn!(megabytes = bytes >> 20, ?state, "the state of the data limit has changed (max-data-mb)");
         }
+        self.send_notices(&evicted).await;
         Ok(())
     }
 
-    /// Deletes an ended session to make room, and tells its owner: by a last event of the session, by a notice in each
-    /// living session, and by a header of later answers.
-    async fn evict(&self, evicted: &Holding) {
-        let Holding { session, principal, bytes, .. } = evicted;
-        tracing::warn!(%session, %principal, bytes, "deleting an ended session: its owner uses more than its share (max-data-mb)");
-        if let Err(error) = self.service.append_notice(session, EVICTED).await {
-            tracing::debug!(%session, %error, "cannot write the last event of a session");
-        }
-        self.service.record("session.evicted", session, Some(principal), "its owner uses more than its share");
-        self.service.0.evictions.add(principal.clone(), session.clone());
-        self.service.delete_ended(session).await;
-        let living = self.service.0.registry.entries();
-        for entry in living.iter().filter(|entry| entry.principal == *principal) {
+    /// Tells the living sessions of each principal how many of its ended ones were deleted in this round.
+    async fn send_notices(&self, evicted: &HashMap<PrincipalId, usize>) {
+        let living = self.service.0.registry.entries().into_iter();
+        let told = living.filter_map(|entry| Some((evicted_notice(*evicted.get(&entry.principal)?), entry)));
+        let tell = async |(notice, entry): (String, Arc<SessionEntry>)| {
             // An ended session takes no notices.
-            let _ = entry.handle.notify(ONE_EVICTED.to_owned()).await;
+            let _ = tokio::time::timeout(STEP_DEADLINE, entry.handle.notify(notice)).await;
+        };
+        stream::iter(told).for_each_concurrent(CONCURRENT_NOTICES, tell).await;
+    }
+}
+
+impl SessionService {
+    /// Tells the owner of a session whose deletion to make room is committed: by a last event of the session, by a header of
+    /// later answers, and in the logs.
+    pub(super) async fn tell_of_eviction(&self, id: &SessionId, entry: &SessionEntry) {
+        let principal = &entry.principal;
+        tracing::warn!(session = %id, %principal, "deleting an ended session: its owner uses more than its share (max-data-mb)");
+        self.record("session.evicted", id, Some(principal), "its owner uses more than its share");
+        self.0.evictions.add(principal.clone(), id.clone());
+        if let Err(error) = self.append_notice(id, entry, EVICTED).await {
+            tracing::debug!(session = %id, %error, "cannot write the last event of a session");
         }
     }
 }

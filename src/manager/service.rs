@@ -152,8 +152,7 @@ impl SessionService {
     }
 
     /// Appends a last event with a notice to a session that has ended.
-    pub(super) async fn append_notice(&self, id: &SessionId, notice: &str) -> Result<(), StoreError> {
-        let Some(entry) = self.0.registry.find(id) else { return Ok(()) };
+    pub(super) async fn append_notice(&self, id: &SessionId, entry: &SessionEntry, notice: &str) -> Result<(), StoreError> {
         let Some(row) = self.0.store.session(id).await? else { return Ok(()) };
         let body = serde_json::json!({"state": SessionPhase::Gone.as_str(), "notice": notice}).to_string();
         let seq = row.last_seq.next();
