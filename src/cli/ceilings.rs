@@ -48,7 +48,7 @@ pub(super) struct CeilingArgs {
     /// The most stored data of one principal, MB; 0: only --max-data-mb holds [default: 0]
     #[arg(long, value_name = "MB", env = "CELLKEEP_MAX_DATA_MB_PER_PRINCIPAL")]
     max_data_mb_per_principal: Option<u64>,
-    /// The most executions of one principal in an hour; 0 is unlimited [default: 0]
+    /// The most executions of one principal: so many at once, and so many in each hour after that; 0 is unlimited [default: 0]
     #[arg(long, value_name = "COUNT", env = "CELLKEEP_MAX_EXECUTIONS_PER_HOUR")]
     max_executions_per_hour: Option<u32>,
     /// The seconds that the sessions of one principal may live in a day, all together; 0 is unlimited [default: 0]

@@ -1,4 +1,4 @@
-//! What each principal uses up: executions in an hour, and seconds that its sessions live in a day. Both are counted from the start of
+//! What each principal uses up: executions, which an hour restores evenly, and seconds that its sessions live in a day. Both are counted from the start of
 //! the server.
 
 use std::collections::HashMap;

@@ -71,21 +71,24 @@ impl SessionService {
         run: NotebookRun,
     ) -> Result<Vec<String>, ServiceError> {
         let handle = self.handle_for_write(id, access)?;
-        if !run.parameters.is_empty() {
-            self.inject_parameters(id, access, run.parameters).await?;
-        }
-        let mut cells = self.reader().cells(id, access).await?;
-        if let Some(from) = run.from {
-            let index = cells.iter().position(|cell| cell.id == from);
-            let index = index.ok_or(SessionError::Denied(Denied::NoCell { id: from }))?;
-            cells.drain(..index);
-        }
+        let language = self.reader().row(id, access).await?.language;
+        let cells = self.reader().cells(id, access).await?;
+        let mut notebook = Notebook::new("", "", &language);
+        notebook.rearrange(cells.iter().map(as_file_cell).collect());
+        let mut parameters = Parameters::default();
+        parameters.extend(run.parameters.into_iter().map(|(name, value)| (name, Literal::from(value))));
+        parameters::inject(&mut notebook, &language, &parameters)?;
+        let planned: Vec<NewCell> = notebook.cells().map(|cell| as_new_cell(&cell)).collect();
+        let from = run.from.map_or(Ok(0), |from| {
+            let index = planned.iter().position(|cell| cell.id.as_ref() == Some(&from));
+            index.ok_or(SessionError::Denied(Denied::NoCell { id: from }))
+        })?;
         let group = Some(ids::random_uuid());
-        let runs: Vec<(String, ExecutionOptions)> = cells
-            .into_iter()
-            .filter(is_executable)
-            .map(|cell| {
-                let allow_error = run.allow_errors || has_tag(&cell, "raises-exception");
+        let runs: Vec<(String, ExecutionOptions)> = planned[from..]
+            .iter()
+            .filter(|cell| is_executable(cell))
+            .filter_map(|cell| {
+                let allow_error = run.allow_errors || has_tag(cell, "raises-exception");
                 let options = ExecutionOptions {
                     timeout_seconds: run.timeout_seconds,
                     allow_stdin: false,
@@ -93,11 +96,13 @@ impl SessionService {
                     allow_error,
                     ..ExecutionOptions::default()
                 };
-                (cell.id, options)
+                Some((cell.id.clone()?, options))
             })
             .collect();
         let ids = runs.iter().map(|(id, _)| id.clone()).collect();
+        // Before anything is changed.
         self.admit_executions(id, access, runs.len())?;
+        apply_injection(&handle, &cells, planned).await?;
         handle.run_cells(runs).await?;
         Ok(ids)
     }
@@ -212,44 +217,6 @@ impl SessionService {
         let record = EnvironmentRecord::collect(&self.0.paths, kernel, handle, kind).await?;
         cache().insert(key, record.clone());
         Ok(record)
-    }
-
-    /// Injects a cell that sets the parameters into the session's notebook, or replaces the source of an earlier one.
-    async fn inject_parameters(
-        &self,
-        id: &SessionId,
-        access: &Access,
-        values: Map<String, Value>,
-    ) -> Result<(), ServiceError> {
-        let row = self.reader().row(id, access).await?;
-        let handle = self.handle_for_write(id, access)?;
-        let mut parameters = Parameters::default();
-        parameters.extend(values.into_iter().map(|(name, value)| (name, Literal::from(value))));
-        let mut notebook = Notebook::new("", "", &row.language);
-        notebook.rearrange(self.reader().cells(id, access).await?.iter().map(as_file_cell).collect());
-        let before: HashMap<String, String> =
-            notebook.cells().map(|cell| (cell.id().to_owned(), cell.source().into_owned())).collect();
-        parameters::inject(&mut notebook, &row.language, &parameters)?;
-        let mut previous = None;
-        for cell in notebook.cells() {
-            match before.get(cell.id()) {
-                None => {
-                    let new = NewCell { after: previous.clone(), ..as_new_cell(&cell) };
-                    handle.add_cell(new).await?;
-                    if previous.is_none() {
-                        let edit = CellEdit { after: Some(None), ..CellEdit::default() };
-                        handle.edit_cell(cell.id(), edit).await?;
-                    }
-                }
-                Some(source) if *source != cell.source() => {
-                    let edit = CellEdit { source: Some(cell.source().into_owned()), ..CellEdit::default() };
-                    handle.edit_cell(cell.id(), edit).await?;
-                }
-                Some(_) => {}
-            }
-            previous = Some(cell.id().to_owned());
-        }
-        Ok(())
     }
 }
 
@@ -384,14 +351,38 @@ fn write_run_record(notebook: &mut Notebook, row: &SessionRow, job: &JobConfig, 
     notebook.metadata_mut().insert(run_record::KEY.to_owned(), Value::Object(record));
 }
 
-fn has_tag(cell: &Cell, tag: &str) -> bool {
+fn has_tag(cell: &NewCell, tag: &str) -> bool {
     let tags = cell.metadata.get("tags").and_then(Value::as_array);
     tags.is_some_and(|tags| tags.iter().any(|own| own == tag))
 }
 
 /// Whether a cell is executed. As in nbclient, blank cells and cells with the tag `skip-execution` are skipped.
-fn is_executable(cell: &Cell) -> bool {
-    cell.cell_type == CellType::Code && !cell.source.trim().is_empty() && !has_tag(cell, "skip-execution")
+fn is_executable(cell: &NewCell) -> bool {
+    cell.cell_type == Some(CellType::Code) && !cell.source.trim().is_empty() && !has_tag(cell, "skip-execution")
+}
+
+/// Changes the notebook of a session, which has these cells, to one into which parameters were injected: a cell is added, or
+/// the source of an earlier one is replaced.
+async fn apply_injection(handle: &SessionHandle, cells: &[Cell], planned: Vec<NewCell>) -> Result<(), ServiceError> {
+    let before: HashMap<&str, &str> = cells.iter().map(|cell| (cell.id.as_str(), cell.source.as_str())).collect();
+    let mut previous = None;
+    for cell in planned {
+        let id = cell.id.clone().unwrap_or_default();
+        match before.get(id.as_str()) {
+            None => {
+                handle.add_cell(NewCell { after: previous.clone(), ..cell }).await?;
+                if previous.is_none() {
+                    handle.edit_cell(&id, CellEdit { after: Some(None), ..CellEdit::default() }).await?;
+                }
+            }
+            Some(source) if *source != cell.source => {
+                handle.edit_cell(&id, CellEdit { source: Some(cell.source), ..CellEdit::default() }).await?;
+            }
+            Some(_) => {}
+        }
+        previous = Some(id);
+    }
+    Ok(())
 }
 
 fn as_new_cell(cell: &notebook::Cell<'_>) -> NewCell {

@@ -146,8 +146,8 @@ pub enum ServiceError {
     )]
     ProcessLimit { held: u64, more: u64 },
     #[error(
-        "you have used your executions of the hour; wait {retry_after} s. The operator can raise that with \
-         --max-executions-per-hour"
+        "you have used your executions, which each hour restores evenly; wait {retry_after} s. The operator can raise that \
+         with --max-executions-per-hour"
     )]
     ExecutionLimit { retry_after: u64 },
     #[error("{count} executions at once are more than the {limit} of an hour (--max-executions-per-hour)")]

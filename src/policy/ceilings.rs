@@ -43,7 +43,7 @@ pub struct PrincipalCeilings {
     pub processes: Option<u64>,
     /// Stored data, MiB.
     pub data_mb: Option<u64>,
-    /// Executions in an hour.
+    /// Executions: so many at once, and so many in each hour after that (a token bucket).
     pub executions_per_hour: Option<u32>,
     /// Seconds that its sessions live in a day, all sessions together.
     pub session_seconds_per_day: Option<u64>,

@@ -170,6 +170,10 @@ async fn executions_of_an_hour_count_on_every_way() {
         refused.problem(429, "too_many_executions");
         assert!(refused.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 60), "{path}");
     }
+    let parameters = json!({"parameters": {"count": 1}});
+    client.post(&held.path("/notebook/run"), parameters).await.problem(429, "too_many_executions");
+    let cells = client.get(&held.path("/cells")).await.is(200);
+    assert_eq!(cells["cells"].as_array().unwrap().len(), 1, "what is refused changes nothing: {cells}");
     open.send(Message::text(command)).await.unwrap();
     let reply = next_message(&mut open, |message| message["type"] == "reply" && message["ok"] == false).await;
     assert_eq!(reply["error"]["code"], "too_many_executions", "{reply}");
