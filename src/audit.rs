@@ -27,7 +27,7 @@ const MAX_BYTES: u64 = 64 << 20;
 const MAX_EARLIER: usize = 15;
 /// The longest line. Longer texts in it are shortened before.
 const MAX_LINE: u64 = 16 << 10;
-const MAX_TEXT: usize = 1024;
+const MAX_TEXT: usize = 256;
 /// The hash before the first line.
 const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -171,7 +171,7 @@ fn hash_of(line: &str) -> String {
 fn shortened(value: Value) -> Value {
     match value {
         Value::String(text) if text.len() > MAX_TEXT => {
-            text.chars().take(MAX_TEXT / 4).chain("...".chars()).collect::<String>().into()
+            text.chars().take(MAX_TEXT / 2).chain("...".chars()).collect::<String>().into()
         }
         value => value,
     }

@@ -133,7 +133,7 @@ pub async fn serve(
         rate_limits: Arc::new(RateLimits::new(settings.rate_limit)),
         input: Arc::<InputBudget>::default(),
         audit: sessions.audit().clone(),
-        refusal_limit: Arc::default(),
+        audit_limit: api::AuditLimit::default(),
         spool: Arc::new(ResponseSpool::new(paths.data().to_owned())),
     })
     .merge(page::router());

@@ -1,13 +1,11 @@
-//! The audit of requests: changes, downloads of files, and refusals.
+//! The audit of requests: changes, downloads of files, artifacts and notebooks, and refusals.
 
-use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::{MatchedPath, OriginalUri, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
 use super::Api;
 use super::error::ProblemCode;
@@ -15,19 +13,6 @@ use super::trace::RequestId;
 use crate::audit::AuditRecord;
 use crate::auth::{Identity, Scope};
 use crate::ids::SessionId;
-
-/// Records a second of requests without a valid token. More would only push out what matters.
-const REFUSED_PER_SECOND: NonZeroU32 = NonZeroU32::new(5).unwrap();
-
-/// Bounds the records of requests without a valid token.
-#[derive(Debug)]
-pub struct RefusalLimit(DefaultDirectRateLimiter);
-
-impl Default for RefusalLimit {
-    fn default() -> Self {
-        Self(RateLimiter::direct(Quota::per_second(REFUSED_PER_SECOND)))
-    }
-}
 
 /// Who sends a request. An extension, which the guard fills in.
 #[derive(Clone, Debug, Default)]
@@ -81,34 +66,102 @@ fn begin(request: &Request) -> AuditRecord {
     }
 }
 
+/// Whether a request is recorded if it is not refused: changes, and downloads of files, artifacts and notebooks.
+fn is_change_or_download(method: &Method, route: &str) -> bool {
+    let is_change = !matches!(*method, Method::GET | Method::HEAD);
+    is_change
+        || route.contains("/files/")
+        || ["/artifacts/{sha256}", "/{session}/notebook"].iter().any(|end| route.ends_with(end))
+}
+
+/// The record of a request that is being handled. If the client disconnects, the handling is dropped, and so is this: then the
+/// record says so, because what was begun may have been done.
+struct PendingRecord {
+    api: Api,
+    subject: Subject,
+    record: AuditRecord,
+    is_change_or_download: bool,
+    is_written: bool,
+}
+
+impl PendingRecord {
+    fn finish(mut self, response: &Response) {
+        self.is_written = true;
+        let status = response.status();
+        let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        if !self.is_change_or_download && !is_refused {
+            return;
+        }
+        let record = &mut self.record;
+        if let Some(created) = response.headers().get(header::LOCATION).and_then(|path| path.to_str().ok()) {
+            // `/v1/sessions/ID`, or `/v1/sessions/ID/cells/ID`.
+            let mut parts = created.split('/').skip(3);
+            record.session = parts.next().map(str::to_owned);
+            record.target = parts.nth(1).map(str::to_owned).or(record.target.take());
+        }
+        record.status = Some(status.as_u16());
+        let code = response.extensions().get::<ProblemCode>().map(|code| code.0);
+        let otherwise = if status.is_success() || status.is_informational() { "ok" } else { "failed" };
+        code.unwrap_or(otherwise).clone_into(&mut record.result);
+        self.write(is_refused || status == StatusCode::TOO_MANY_REQUESTS);
+    }
+
+    /// What is refused is limited, and so is everything of readers: their links may be in many hands.
+    fn write(&mut self, is_refused: bool) {
+        let mut is_limited = is_refused;
+        match self.subject.0.get() {
+            Some((principal, scope)) => {
+                (self.record.principal, self.record.scope) = (principal.clone(), Some(scope.name()));
+                is_limited |= *scope < Scope::Use;
+            }
+            None => is_limited = true,
+        }
+        if is_limited {
+            self.api.audit_limit.record(&self.api.audit, &self.record);
+        } else {
+            self.api.audit.record(&self.record);
+        }
+    }
+}
+
+impl Drop for PendingRecord {
+    fn drop(&mut self) {
+        if !self.is_written && self.is_change_or_download {
+            "abandoned".clone_into(&mut self.record.result);
+            self.write(false);
+        }
+    }
+}
+
 /// Middleware that records a request and its result.
 pub(super) async fn record(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
-    let mut record = begin(&request);
-    let is_recorded = changes || record.action.contains("/files/");
-    let subject = Subject::default();
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let is_change_or_download = is_change_or_download(request.method(), route);
+    let (record, subject) = (begin(&request), Subject::default());
     request.extensions_mut().insert(subject.clone());
+    let pending = PendingRecord { api, subject, record, is_change_or_download, is_written: false };
     let response = next.run(request).await;
-    let status = response.status();
-    let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-    if !is_recorded && !is_refused {
-        return response;
-    }
-    match subject.0.get() {
-        Some((principal, scope)) => (record.principal, record.scope) = (principal.clone(), Some(scope.name())),
-        None if api.refusal_limit.0.check().is_err() => return response,
-        None => {}
-    }
-    if let Some(created) = response.headers().get(header::LOCATION).and_then(|path| path.to_str().ok()) {
-        // `/v1/sessions/ID`, or `/v1/sessions/ID/cells/ID`.
-        let mut parts = created.split('/').skip(3);
-        record.session = parts.next().map(str::to_owned);
-        record.target = parts.nth(1).map(str::to_owned).or(record.target);
-    }
-    record.status = Some(status.as_u16());
-    let code = response.extensions().get::<ProblemCode>().map(|code| code.0);
-    record.result =
-        code.unwrap_or(if status.is_success() || status.is_informational() { "ok" } else { "failed" }).to_owned();
-    api.audit.record(&record);
+    pending.finish(&response);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_and_downloads_are_recorded() {
+        for (method, route) in [
+            (Method::POST, "/v1/sessions/{session}/cells"),
+            (Method::GET, "/v1/sessions/{session}/files/{*path}"),
+            (Method::GET, "/v1/sessions/{session}/notebook"),
+            (Method::GET, "/v1/runs/{session}/notebook"),
+            (Method::GET, "/v1/artifacts/{sha256}"),
+        ] {
+            assert!(is_change_or_download(&method, route), "{method} {route}");
+        }
+        for route in ["/v1/sessions", "/v1/sessions/{session}/cells", "/v1/sessions/{session}/artifacts"] {
+            assert!(!is_change_or_download(&Method::GET, route), "{route}");
+        }
+    }
 }

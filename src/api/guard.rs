@@ -185,6 +185,8 @@ pub(super) async fn authenticate(State(api): State<Api>, mut request: Request, n
     if let Some(subject) = request.extensions().get::<Subject>() {
         subject.set(&identity);
     }
+    // Refusals count as well: each may be recorded.
+    api.rate_limits.check_request(&identity.rate_key()).map_err(|after| too_fast("of this principal", after))?;
     if identity.scope == Scope::Metrics {
         let detail = "this token can only read /metrics";
         return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
@@ -199,7 +201,6 @@ pub(super) async fn authenticate(State(api): State<Api>, mut request: Request, n
         let detail = "this share can read one session without its files, and nothing else";
         return Err(Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", detail));
     }
-    api.rate_limits.check_request(&identity.rate_key()).map_err(|after| too_fast("of this principal", after))?;
     // A reader of a share learns nothing about the owner.
     let owner = identity.only.is_none().then(|| identity.principal.clone());
     let account = InputAccount { budget: api.input.clone(), principal: identity.rate_key() };

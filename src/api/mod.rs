@@ -2,6 +2,7 @@
 //! as `application/problem+json`, events over SSE and WebSocket.
 
 mod audit;
+mod audit_limit;
 mod cell_response;
 mod cells;
 mod chat;
@@ -54,7 +55,7 @@ use crate::chat::Chats;
 use crate::ids::{Access, SessionId};
 use crate::manager::{SandboxKind, SessionReader, SessionService};
 use crate::telemetry;
-pub use audit::RefusalLimit;
+pub use audit_limit::AuditLimit;
 use error::Problem;
 use extract::{Body, Query};
 pub use guard::Guard;
@@ -78,7 +79,7 @@ pub struct Api {
     pub spool: Arc<ResponseSpool>,
     pub input: Arc<InputBudget>,
     pub audit: AuditLog,
-    pub refusal_limit: Arc<RefusalLimit>,
+    pub audit_limit: AuditLimit,
 }
 
 /// The permit and the input of a connection. A connection that has become a WebSocket keeps it.

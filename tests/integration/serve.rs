@@ -765,6 +765,13 @@ async fn requests_have_ids_and_a_rate_limit() {
     refused.problem(429, "too_many_requests");
     let (_, other) = server.client_with(&["other", "--principal", "other"]).await;
     other.until("/v1/sessions", |reply| reply.status == 200).await;
+    let (_, reader) = server.client_with(&["reader", "--principal", "reader", "--scope", "read"]).await;
+    reader.until("/v1/sessions", |reply| reply.status == 200).await;
+    let mut statuses = Vec::new();
+    while statuses.len() < 1000 && !statuses.contains(&429) {
+        statuses.push(reader.post("/v1/sessions", json!({})).await.status);
+    }
+    assert!(statuses.contains(&403) && statuses.contains(&429), "refusals count: {statuses:?}");
     let stranger = Client { token: Some("ck_guessed".to_owned()), ..client.clone() };
     stranger.get("/v1/sessions").await.problem(401, "bad_token");
     let refused = loop {
