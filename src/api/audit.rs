@@ -8,9 +8,10 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::Api;
+use super::audit_limit::AuditLimit;
 use super::error::ProblemCode;
 use super::trace::RequestId;
-use crate::audit::AuditRecord;
+use crate::audit::{AuditLog, AuditRecord};
 use crate::auth::{Identity, Scope};
 use crate::ids::SessionId;
 
@@ -77,7 +78,8 @@ fn is_change_or_download(method: &Method, route: &str) -> bool {
 /// The record of a request that is being handled. If the client disconnects, the handling is dropped, and so is this: then the
 /// record says so, because what was begun may have been done.
 struct PendingRecord {
-    api: Api,
+    log: AuditLog,
+    limit: AuditLimit,
     subject: Subject,
     record: AuditRecord,
     is_change_or_download: bool,
@@ -117,9 +119,9 @@ impl PendingRecord {
             None => is_limited = true,
         }
         if is_limited {
-            self.api.audit_limit.record(&self.api.audit, &self.record);
+            self.limit.record(&self.log, &self.record);
         } else {
-            self.api.audit.record(&self.record);
+            self.log.record(&self.record);
         }
     }
 }
@@ -139,7 +141,8 @@ pub(super) async fn record(State(api): State<Api>, mut request: Request, next: N
     let is_change_or_download = is_change_or_download(request.method(), route);
     let (record, subject) = (begin(&request), Subject::default());
     request.extensions_mut().insert(subject.clone());
-    let pending = PendingRecord { api, subject, record, is_change_or_download, is_written: false };
+    let pending =
+        PendingRecord { log: api.audit, limit: api.audit_limit, subject, record, is_change_or_download, is_written: false };
     let response = next.run(request).await;
     pending.finish(&response);
     response
@@ -148,6 +151,24 @@ pub(super) async fn record(State(api): State<Api>, mut request: Request, next: N
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit;
+    use crate::config::Paths;
+
+    #[test]
+    fn dropped_change_is_recorded_as_abandoned() {
+        let folder = std::env::temp_dir().join(format!("cellkeep-pending-{}", crate::ids::random_uuid()));
+        std::fs::create_dir(&folder).unwrap();
+        let paths = Paths::new(&folder);
+        for is_change_or_download in [true, false] {
+            let (log, limit) = (AuditLog::new(&paths), AuditLimit::default());
+            let (subject, record) = (Subject::default(), AuditRecord::default());
+            drop(PendingRecord { log, limit, subject, record, is_change_or_download, is_written: false });
+        }
+        let mut results = Vec::new();
+        audit::read(&paths, |line| results.push(line.value["result"].clone())).unwrap();
+        assert_eq!(results, ["abandoned"]);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 
     #[test]
     fn changes_and_downloads_are_recorded() {

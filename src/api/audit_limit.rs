@@ -8,21 +8,26 @@ use tokio::runtime::Handle;
 
 use crate::audit::{AuditLog, AuditRecord};
 
-/// The records of one principal in a window, and the length of a window.
+/// The records of one kind in a window, and the length of a window.
 const MAX_RECORDS: u64 = 30;
 const WINDOW: Duration = Duration::from_secs(60);
 /// The action of a record that stands for others.
 const SUMMARY: &str = "not recorded";
 
-/// The limit of records by principal. `None` is everybody without a valid token. Clones share it.
+/// What is counted together: the principal (`None` is everybody without a valid token) and the result, so that a flood of one
+/// kind does not hide the other kinds.
+type Kind = (Option<String>, String);
+
+/// The limit of records of each kind. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct AuditLimit(Arc<Mutex<HashMap<Option<String>, u64>>>);
+pub struct AuditLimit(Arc<Mutex<HashMap<Kind, u64>>>);
 
 impl AuditLimit {
-    /// Writes a record, or only counts it. The first record of a principal begins a window; at its end, one line says how
-    /// many were only counted.
+    /// Writes a record, or only counts it. The first record of a kind begins a window; at its end, one line says how many were
+    /// only counted.
     pub(super) fn record(&self, log: &AuditLog, record: &AuditRecord) {
-        let count = self.count(record.principal.as_ref());
+        let kind = (record.principal.clone(), record.result.clone());
+        let count = self.count(kind.clone());
         if count <= MAX_RECORDS {
             log.record(record);
         }
@@ -30,25 +35,26 @@ impl AuditLimit {
         if count == 1
             && let Ok(runtime) = Handle::try_current()
         {
-            let (limit, log, principal) = (self.clone(), log.clone(), record.principal.clone());
+            let (limit, log) = (self.clone(), log.clone());
             runtime.spawn(async move {
                 tokio::time::sleep(WINDOW).await;
-                limit.end_window(&log, principal);
+                limit.end_window(&log, kind);
             });
         }
     }
 
-    fn count(&self, principal: Option<&String>) -> u64 {
+    fn count(&self, kind: Kind) -> u64 {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(principal.cloned()).or_default();
+        let count = counts.entry(kind).or_default();
         *count += 1;
         *count
     }
 
-    fn end_window(&self, log: &AuditLog, principal: Option<String>) {
-        let count = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&principal).unwrap_or(0);
+    fn end_window(&self, log: &AuditLog, kind: Kind) {
+        let count = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&kind).unwrap_or(0);
         if count > MAX_RECORDS {
-            let result = format!("{} more refused or read", count - MAX_RECORDS);
+            let (principal, result) = kind;
+            let result = format!("{} more: {result}", count - MAX_RECORDS);
             log.record(&AuditRecord { action: SUMMARY.to_owned(), principal, result, ..AuditRecord::default() });
         }
     }
@@ -66,7 +72,11 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         let paths = Paths::new(&folder);
         let (log, limit) = (AuditLog::new(&paths), AuditLimit::default());
-        let by = |name: &str| AuditRecord { principal: Some(name.to_owned()), ..AuditRecord::default() };
+        let by = |name: &str| AuditRecord {
+            principal: Some(name.to_owned()),
+            result: "refused".to_owned(),
+            ..AuditRecord::default()
+        };
         for _ in 0..1000 {
             limit.record(&log, &by("share"));
         }
@@ -76,7 +86,7 @@ mod tests {
         let mut lines = Vec::new();
         audit::read(&paths, |line| lines.push(line.value.clone())).unwrap();
         assert_eq!(lines.len(), 30 + 1 + 1 + 1, "{lines:?}");
-        assert_eq!((&lines[31]["principal"], &lines[31]["result"]), (&"share".into(), &"970 more refused or read".into()));
+        assert_eq!((&lines[31]["principal"], &lines[31]["result"]), (&"share".into(), &"970 more: refused".into()));
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -2,17 +2,14 @@
 
 use std::fs;
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use futures_util::SinkExt as _;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::serve::{next_message, socket};
 use crate::server::{Client, Server, TOKEN};
-use crate::support::{PATIENCE, TestSandbox};
+use crate::support::TestSandbox;
 
 in_every_sandbox!(audit_tells_who_did_what);
 
@@ -73,8 +70,8 @@ async fn audit_tells_who_did_what(place: TestSandbox) {
     let share_of = format!("share of {id}");
     let refused = json!({"principal": share_of, "scope": "read", "status": 403, "result": "scope_too_narrow"});
     has("GET /v1/sessions/{session}/files/{*path}", refused);
-    let of_share = lines.iter().filter(|line| line["principal"] == share_of);
-    assert_eq!(of_share.count(), 30, "a reader cannot fill the log\n{text}");
+    let refused = lines.iter().filter(|line| line["principal"] == share_of && line["result"] == "scope_too_narrow");
+    assert_eq!(refused.count(), 30, "a reader cannot fill the log\n{text}");
     has("GET /v1/sessions", json!({"status": 401, "result": "no_token"}));
     has("POST /v1/sessions", json!({"principal": "ann", "status": 403, "result": "network_not_allowed"}));
     has("socket run", json!({"principal": "ann", "session": id, "target": "c", "result": ok}));
@@ -95,35 +92,5 @@ async fn audit_tells_who_did_what(place: TestSandbox) {
     let (output, _) = audit(&server, &["--quiet"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("the chain is broken at"));
-    server.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn change_whose_client_disconnects_is_recorded() {
-    let server = Server::start("abandoned", TestSandbox::process(), &[]).await;
-    let (_, ann) = server.client_with(&["ann"]).await;
-    let held = ann.create(json!({"kernel": "bash"})).await;
-    let mut stream = TcpStream::connect(ann.address()).await.unwrap();
-    let body = json!({"id": "c", "source": "sleep 1000"}).to_string();
-    let request = format!(
-        "POST {} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n{body}",
-        held.path("/cells?wait=600"),
-        ann.address(),
-        ann.token.as_ref().unwrap(),
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    ann.until(&held.path("/cells/c"), |reply| reply.status == 200 && reply.json()["state"] == "running").await;
-    // The connection is reset.
-    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
-    drop(stream);
-    let abandoned = |line: &Value| line["action"] == "POST /v1/sessions/{session}/cells" && line["result"] == "abandoned";
-    let recorded = async {
-        while !audit(&server, &["--principal", "ann"]).1.iter().any(abandoned) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, recorded).await.expect("the record says that the client went away");
     server.end().await;
 }
