@@ -1,7 +1,8 @@
 //! The connection file of a kernel.
 #![no_main]
 
-use cellkeep::wire::{Channel, ConnectionInfo};
+use cellkeep::wire::Channel;
+use cellkeep::wire::connection_file::ConnectionInfo;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &[u8]| {
