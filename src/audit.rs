@@ -1,8 +1,8 @@
 //! The audit log: who did what to which session, file, share or token, with which result, as JSON lines. It has no code, no output and no
 //! secrets.
 //!
-//! Each line has the hash of the line before it, so a line that is changed, removed or inserted later breaks the chain. Whoever can write
-//! the files can compute a new chain: keep the latest hash elsewhere, and compare.
+//! Each line contains the hash of the previous line. So a later change, removal or insertion of a line is found. Somebody who can write
+//! the files can compute all hashes again: to find that too, keep the latest hash elsewhere, and compare it.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};

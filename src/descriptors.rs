@@ -28,7 +28,6 @@ pub fn close_all_at_exec() -> io::Result<()> {
 ///
 /// # Errors
 /// If it is not open.
-#[cfg(feature = "agent")]
 pub fn keep_at_exec(number: std::os::fd::RawFd) -> io::Result<()> {
     // SAFETY: the descriptor is only borrowed for one system call, which fails if it is not open.
     #[expect(unsafe_code, reason = "the child of a fork knows inherited descriptors by their numbers")]

@@ -25,7 +25,8 @@ impl Subject {
     }
 }
 
-/// The principal, or the session of a share: whoever has a link is not its owner.
+/// The name of the caller in records: its principal, or for the token of a share the session that it shows. The users of a share are
+/// not the owner of the session.
 fn name_of(identity: &Identity) -> String {
     identity.only.as_ref().map_or_else(|| identity.principal.to_string(), |id| format!("share of {id}"))
 }

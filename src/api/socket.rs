@@ -1,7 +1,6 @@
 //! The WebSocket of a session: events to the client, commands from the client, both as JSON text.
 
 use std::collections::HashMap;
-
 use std::time::Duration;
 
 use axum::Extension;

@@ -11,8 +11,8 @@ use crate::config::Paths;
 #[derive(Args)]
 #[command(after_help = "\
 Each line is a JSON object with who did what to which session, file, share or token, with which result.
-The summary goes to standard error. Keep its last hash elsewhere, and pass it to --expect later: whoever can write the
-files can also compute a new chain, but not one that contains this hash.
+The summary on standard error ends with the hash of the last line. Keep it elsewhere, and pass it to --expect later:
+somebody who can write the files can compute all hashes again, but no other log contains this hash.
 Exits with 1 if the chain is broken or lacks the expected hash.")]
 pub(super) struct AuditArgs {
     /// Only lines about this session

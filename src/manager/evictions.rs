@@ -1,4 +1,4 @@
-//! The sessions that were deleted to make room, so that their owners are told.
+//! The sessions that were deleted because the stored data exceeded its limit. Responses to their owners name them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::ids::{PrincipalId, SessionId};
 
-/// How long an owner is told of an eviction, and of how many.
+/// How long responses to an owner name a deleted session, and the most sessions that they name.
 const TOLD_FOR: Duration = Duration::from_secs(86_400);
 const MAX_TOLD: usize = 20;
 

@@ -28,8 +28,10 @@ const STEP_DEADLINE: Duration = Duration::from_secs(5);
 /// The number of sessions that are given a notice at once.
 const CONCURRENT_NOTICES: usize = 32;
 
-/// What clients of an evicted session are told, and those of its owner's living sessions.
+/// The notice in the events of a session that is deleted to make room.
 const EVICTED: &str = "this session is deleted, because the data of its owner exceeds its share of the server";
+
+/// The notice in the events of the living sessions of the same owner.
 fn evicted_notice(count: usize) -> String {
     let which = if count == 1 { "an ended session".to_owned() } else { format!("{count} ended sessions") };
     let were = if count == 1 { "was" } else { "were" };

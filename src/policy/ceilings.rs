@@ -130,7 +130,7 @@ pub struct AboveCeiling {
 /// many are greedy, and nothing is set aside for principals that ask for nothing.
 pub fn leaves_a_share(own: u64, more: u64, total: u64, limit: u64) -> bool {
     let free = limit.saturating_sub(total).saturating_sub(more);
-    // The last of everything goes to whoever has nothing yet.
+    // A principal that holds nothing may take what is left, also if nothing is free then.
     (own == 0 && total.saturating_add(more) <= limit) || own.saturating_add(more) <= free
 }
 

@@ -13,10 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::open_network::RESOLV_CONF;
 use super::private_mounts::PrivateMounts;
 use crate::agent_protocol::Listen;
@@ -113,20 +112,14 @@ impl Launch<'_> {
         #[expect(unsafe_code, reason = "the child must join its cgroup before exec")]
         unsafe {
             command.pre_exec(move || {
-                for group in &groups {
-                    // "0" is the writing process. The open descriptor carries the permission.
-                    rustix::io::write(group, b"0")?;
-                }
+                cgroup::join(&groups)?;
                 rustix::process::setsid()?;
                 if let Some(mounts) = &mounts {
                     mounts.enter()?;
                 }
                 // Descriptors inherited from our parent must not reach the sandbox.
                 descriptors::close_all_at_exec()?;
-                for fd in &inherited {
-                    rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
-                }
-                Ok(())
+                inherited.iter().try_for_each(|fd| descriptors::keep_at_exec(fd.as_raw_fd()))
             });
         }
         Ok((command, status_read))

@@ -262,6 +262,17 @@ impl Cgroup {
     }
 }
 
+/// Lets this process join groups by the descriptors of [`Cgroup::open_for_joining`], which carry the permission. Safe between fork and
+/// exec: it makes system calls and does not allocate.
+///
+/// # Errors
+/// If a group cannot be joined.
+pub(super) fn join(groups: &[OwnedFd]) -> io::Result<()> {
+    // "0" is the writing process.
+    groups.iter().try_for_each(|group| rustix::io::write(group, b"0").map(drop))?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

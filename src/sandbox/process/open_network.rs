@@ -18,7 +18,7 @@ use std::time::Duration;
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use crate::descriptors;
 use crate::sandbox::refused_addresses::refuse;
 
@@ -82,12 +82,10 @@ pub(super) fn connect(pid: i32, exit: OwnedFd, cgroup: &Cgroup) -> io::Result<()
     #[expect(unsafe_code, reason = "the child must join its cgroup before exec")]
     unsafe {
         command.pre_exec(move || {
-            for group in &groups {
-                rustix::io::write(group, b"0")?;
-            }
+            cgroup::join(&groups)?;
             rustix::process::setsid()?;
             descriptors::close_all_at_exec()?;
-            inherited.iter().try_for_each(|fd| Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?))
+            inherited.iter().try_for_each(|fd| descriptors::keep_at_exec(fd.as_raw_fd()))
         });
     }
     let mut child = command.spawn()?;
