@@ -69,6 +69,33 @@ impl fmt::Display for SessionId {
     }
 }
 
+/// Identifies a process of a sandbox: 128 random bits as a UUID.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ProcessId(String);
+
+impl ProcessId {
+    /// A new id that cannot be guessed.
+    pub fn random() -> Self {
+        Self(random_uuid())
+    }
+
+    /// Parses an untrusted id. `None` unless it is 1 to 64 characters of `a-z 0-9 -`.
+    pub fn parse(text: &str) -> Option<Self> {
+        SessionId::parse(text).map(|id| Self(id.0))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The owner of sessions: quotas, rate limits and visibility are per principal. Cloning does not allocate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -1,6 +1,6 @@
 //! The agent's side of the kernel's ZeroMQ sockets.
 //!
-//! One task per socket reads and forwards to the hub. The hub never blocks, so the sockets are always drained.
+//! One task per socket reads and forwards to the kernel's task. That never blocks, so the sockets are always drained.
 
 use std::path::Path;
 use std::time::Duration;

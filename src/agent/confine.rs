@@ -60,7 +60,9 @@ impl Confinement {
     pub fn apply(&mut self) -> io::Result<()> {
         descriptors::close_all_at_exec()?;
         rustix::process::setsid()?;
-        rustix::process::setpriority_process(None, NICE)?;
+        // The server may have a lower priority already, which code must not raise.
+        let nice = rustix::process::getpriority_process(None)?.max(NICE);
+        rustix::process::setpriority_process(None, nice)?;
         for (resource, limit) in &self.rlimits {
             lower_rlimit(*resource, *limit)?;
         }

@@ -1,4 +1,4 @@
-//! The connection to the manager: one at a time; a new one replaces the old one.
+//! The connections of the manager. The first frame of each says what it attaches to.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,20 +15,23 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use super::buffer::{EventBuffer, Lookup};
+use super::control;
 use super::input::Input;
+use super::sandbox::{Attachment, Sandbox};
 use crate::agent_protocol::{
-    FrameReader, FromAgent, Hello, Listen, PREAMBLE, ToAgent, encode_event_frames, read_preamble, write_all_vectored,
+    FrameReader, FromAgent, Hello, Listen, PREAMBLE, Target, ToAgent, encode_event_frames, read_preamble, write_all_vectored,
 };
 use crate::ids::{Epoch, Seq};
 
-/// How long a new connection may take to send its preamble.
+/// How long a new connection may take to send its preamble and its first frame.
 const PREAMBLE_DEADLINE: Duration = Duration::from_secs(10);
 /// The most answers that wait for a manager that does not read; beyond, the connection is closed.
 const MAX_ANSWERS: usize = 1024;
 
-/// Accepts connections and passes those of a manager to the hub.
-pub(super) fn listen(listen: &Listen, inputs: mpsc::Sender<Input>) -> io::Result<()> {
-    tokio::task::spawn_local(accept(open_listener(listen)?, inputs));
+/// Accepts connections of the manager, each of which gets a task.
+pub(super) fn listen(sandbox: &Rc<Sandbox>) -> io::Result<()> {
+    let listener = open_listener(&sandbox.config.listen)?;
+    tokio::task::spawn_local(accept(listener, sandbox.clone()));
     Ok(())
 }
 
@@ -56,13 +59,11 @@ pub(super) fn open_listener(listen: &Listen) -> io::Result<UnixListener> {
     }
 }
 
-async fn accept(listener: UnixListener, inputs: mpsc::Sender<Input>) {
+async fn accept(listener: UnixListener, sandbox: Rc<Sandbox>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) if is_manager(&stream) => {
-                if inputs.send(Input::Connection(stream)).await.is_err() {
-                    return;
-                }
+                tokio::task::spawn_local(route(stream, sandbox.clone()));
             }
             Ok(_) => {}
             // Most likely out of descriptors: wait until some are closed.
@@ -78,6 +79,52 @@ pub(super) fn is_manager(stream: &UnixStream) -> bool {
     !is_init || stream.peer_cred().is_ok_and(|peer| matches!(peer.pid(), None | Some(0 | 1)))
 }
 
+/// A connection whose first frame has been read.
+pub(super) struct ManagerStream {
+    pub frames: FrameReader<OwnedReadHalf>,
+    pub writer: OwnedWriteHalf,
+    pub attachment: Attachment,
+}
+
+/// Reads the first frame of a connection and passes the stream on to its target.
+async fn route(stream: UnixStream, sandbox: Rc<Sandbox>) {
+    let attachment = sandbox.attach();
+    let (reader, mut writer) = stream.into_split();
+    let greeted = tokio::time::timeout(PREAMBLE_DEADLINE, greet(reader, &mut writer));
+    let Ok(Ok((frames, target))) = greeted.await else { return };
+    let mut stream = ManagerStream { frames, writer, attachment };
+    match target {
+        Target::Kernel(session) => match sandbox.kernel(&session) {
+            Some(inputs) => drop(inputs.send(Input::Connection(stream)).await),
+            None => drop(write_all_vectored(&mut stream.writer, FromAgent::Absent.encode()).await),
+        },
+        Target::Process(_) => drop(write_all_vectored(&mut stream.writer, FromAgent::Absent.encode()).await),
+        Target::Sandbox => control::serve(stream, sandbox).await,
+    }
+}
+
+async fn greet(
+    mut reader: OwnedReadHalf,
+    writer: &mut OwnedWriteHalf,
+) -> Result<(FrameReader<OwnedReadHalf>, Target), Disconnect> {
+    write_all_vectored(writer, vec![Bytes::from_static(&PREAMBLE)]).await?;
+    read_preamble(&mut reader).await?;
+    let mut frames = FrameReader::new(reader, ToAgent::cap);
+    match ToAgent::decode(frames.next().await?)? {
+        ToAgent::Open { target } => Ok((frames, target)),
+        _ => Err(Disconnect),
+    }
+}
+
+/// The connection failed, or its first frame was another than [`ToAgent::Open`].
+struct Disconnect;
+
+impl<E: std::error::Error> From<E> for Disconnect {
+    fn from(_: E) -> Self {
+        Self
+    }
+}
+
 /// What the writer sends.
 #[derive(Default)]
 struct SendQueue {
@@ -86,24 +133,25 @@ struct SendQueue {
     cursor: Option<Seq>,
 }
 
-/// A connection of a manager. Dropping it ends its tasks and closes the stream.
+/// A connection that reads events. Dropping it ends its tasks and closes the stream.
 pub(super) struct Connection {
     pub id: u64,
     queue: Rc<RefCell<SendQueue>>,
     wake: Rc<Notify>,
     _tasks: JoinSet<()>,
+    _attachment: Attachment,
 }
 
 impl Connection {
-    /// Sends preamble and hello, and starts to read frames.
+    /// Sends the hello, and starts to read frames.
     pub fn open(
         id: u64,
-        stream: UnixStream,
+        stream: ManagerStream,
         hello: Hello,
         buffer: Rc<RefCell<EventBuffer>>,
         inputs: mpsc::Sender<Input>,
     ) -> Self {
-        let (reader, writer) = stream.into_split();
+        let ManagerStream { frames, writer, attachment } = stream;
         let queue = Rc::new(RefCell::new(SendQueue::default()));
         let wake = Rc::new(Notify::new());
         let mut tasks = JoinSet::new();
@@ -112,8 +160,8 @@ impl Connection {
             // The reading side fails as well and reports it.
             let _ = write.await;
         });
-        tasks.spawn_local(read(id, reader, inputs));
-        Self { id, queue, wake, _tasks: tasks }
+        tasks.spawn_local(read(id, frames, inputs));
+        Self { id, queue, wake, _tasks: tasks, _attachment: attachment }
     }
 
     /// Sends events from `from_seq` on if `epoch` is `own_epoch`, else from the oldest buffered event on.
@@ -135,27 +183,13 @@ impl Connection {
     pub fn wake(&self) {
         self.wake.notify_one();
     }
-
-    /// Waits up to 200 ms for the writer to send the queued answers, before the agent exits.
-    pub async fn drain(&self) {
-        for _ in 0..100 {
-            if self.queue.borrow().answers.is_empty() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
 }
 
-async fn read(id: u64, mut reader: OwnedReadHalf, inputs: mpsc::Sender<Input>) {
-    let preamble = tokio::time::timeout(PREAMBLE_DEADLINE, read_preamble(&mut reader)).await;
-    if matches!(preamble, Ok(Ok(()))) {
-        let mut frames = FrameReader::new(reader, ToAgent::cap);
-        while let Ok(raw) = frames.next().await {
-            let Ok(frame) = ToAgent::decode(raw) else { break };
-            if inputs.send(Input::Frame { connection: id, frame }).await.is_err() {
-                return;
-            }
+async fn read(id: u64, mut frames: FrameReader<OwnedReadHalf>, inputs: mpsc::Sender<Input>) {
+    while let Ok(raw) = frames.next().await {
+        let Ok(frame) = ToAgent::decode(raw) else { break };
+        if inputs.send(Input::Frame { connection: id, frame }).await.is_err() {
+            return;
         }
     }
     let _ = inputs.send(Input::Closed { connection: id }).await;
@@ -168,9 +202,7 @@ async fn write(
     queue: Rc<RefCell<SendQueue>>,
     wake: Rc<Notify>,
 ) -> io::Result<()> {
-    let mut greeting = vec![Bytes::from_static(&PREAMBLE)];
-    greeting.extend(FromAgent::Hello(hello).encode());
-    write_all_vectored(&mut writer, greeting).await?;
+    write_all_vectored(&mut writer, FromAgent::Hello(hello).encode()).await?;
     let mut frames = VecDeque::new();
     loop {
         let answers: Vec<FromAgent> = queue.borrow_mut().answers.drain(..).collect();

@@ -1,14 +1,14 @@
-//! The inputs of the agent's event loop. What waits for something outside sends them: connections and the kernel's sockets.
+//! The inputs of a kernel's event loop. What waits for something outside sends them: connections and the kernel's sockets.
 
-use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use super::channels::{Received, Senders};
+use super::connection::ManagerStream;
 use crate::agent_protocol::ToAgent;
 use crate::ids::Generation;
 
 pub(super) enum Input {
-    Connection(UnixStream),
+    Connection(ManagerStream),
     Frame {
         connection: u64,
         frame: ToAgent,
@@ -25,4 +25,8 @@ pub(super) enum Input {
         generation: Generation,
         received: Received,
     },
+    /// Another session executes now: what has changed so far belongs to this one.
+    ReportChanges,
+    /// End the kernel, and the task.
+    Stop,
 }

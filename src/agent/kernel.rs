@@ -1,19 +1,21 @@
-//! Starts the kernel process, signals and reaps it.
+//! Starts the kernel process.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 
 use super::confine::Confinement;
 use super::output_pipes::OutputPipes;
 use super::positions_page::PositionsPage;
+use super::programs::{self, Program};
 use crate::agent_protocol::AgentConfig;
 use crate::descriptors;
 use crate::ids::{Generation, random_uuid};
@@ -26,19 +28,27 @@ const OOM_SCORE_ADJ: &str = "900";
 const IOPUB_PIPE_VARIABLE: &str = "CELLKEEP_IOPUB_PIPE";
 
 pub(super) struct SpawnedKernel {
-    pub pid: Pid,
     pub connection: ConnectionInfo,
     pub output: OutputPipes,
 }
 
-/// Starts the kernel of `generation`.
+/// What tells one kernel of the sandbox from the others.
+pub(super) struct KernelIdentity<'a> {
+    pub program: &'a Program,
+    pub generation: Generation,
+    /// Variables in addition to those of the configuration.
+    pub env: &'a BTreeMap<String, String>,
+}
+
+/// Starts a kernel.
 ///
 /// # Errors
 /// The failed step, for people.
-pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<SpawnedKernel, String> {
+pub(super) fn start(config: &AgentConfig, identity: &KernelIdentity) -> Result<SpawnedKernel, String> {
+    let KernelIdentity { program: owner, generation, env } = *identity;
     let connection = connection_info(config, generation).map_err(|error| format!("cannot choose sockets: {error}"))?;
-    remove_files(&config.connection_dir);
-    let path = format!("{}/{generation}-{}.json", config.connection_dir, random_uuid());
+    remove_files(&config.connection_dir, &owner.id);
+    let path = format!("{}/{}-{generation}-{}.json", config.connection_dir, owner.id, random_uuid());
     write_private(&path, &connection).map_err(|error| format!("cannot write {path}: {error}"))?;
     let argv: Vec<String> = config.argv.iter().map(|argument| argument.replace("{connection_file}", &path)).collect();
     let [program, arguments @ ..] = argv.as_slice() else { return Err("the kernelspec has no argv".to_owned()) };
@@ -52,6 +62,8 @@ pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<Spaw
         .args(arguments)
         .env_clear()
         .envs(&config.env)
+        .envs(env)
+        .env(programs::VARIABLE, &owner.id)
         .envs(inherited.map(|[iopub, positions]| (IOPUB_PIPE_VARIABLE, format!("{iopub},{positions}"))))
         .current_dir(&config.workspace)
         .stdin(Stdio::null())
@@ -74,9 +86,10 @@ pub(super) fn start(config: &AgentConfig, generation: Generation) -> Result<Spaw
     let output = OutputPipes::new(stdout.into(), stderr.into(), iopub)
         .map_err(|error| format!("cannot read the kernel's output: {error}"))?;
     let pid = Pid::from_child(&child);
+    owner.started(pid);
     // Best effort: raising the score is always allowed, and a system without the file has no OOM killer.
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj", pid = pid.as_raw_nonzero()), OOM_SCORE_ADJ);
-    Ok(SpawnedKernel { pid, connection, output })
+    Ok(SpawnedKernel { connection, output })
 }
 
 /// The iopub pipe and its page, with the ends that the kernel inherits.
@@ -120,9 +133,10 @@ fn connection_info(config: &AgentConfig, generation: Generation) -> io::Result<C
     }
 }
 
-/// Removes the connection files of earlier kernels.
-fn remove_files(folder: &str) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+/// Removes the connection files of a program's earlier kernels.
+fn remove_files(folder: &str, program: &str) {
+    let is_own = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(program.as_bytes());
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten().filter(is_own) {
         // What is left takes little room.
         let _ = fs::remove_file(entry.path());
     }
@@ -132,33 +146,6 @@ fn remove_files(folder: &str) {
 fn write_private(path: &str, connection: &ConnectionInfo) -> io::Result<()> {
     let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     serde_json::to_writer(file, connection).map_err(io::Error::from)
-}
-
-/// Sends a signal to the kernel's process group.
-pub(super) fn signal_group(pid: Pid, signal: Signal) {
-    // Fails only if the group has exited.
-    let _ = rustix::process::kill_process_group(pid, signal);
-}
-
-/// Kills every process of the sandbox but the agent: as PID 1, one call reaches the whole namespace, including daemons. In
-/// tests, where the agent is not PID 1, only the kernel's group.
-pub(super) fn kill_all(pid: Option<Pid>) {
-    if rustix::process::getpid().as_raw_nonzero().get() == 1 {
-        // SAFETY: a plain system call without memory arguments. rustix has no kill(-1).
-        #[expect(unsafe_code, reason = "kill(-1) is the only call that leaves no process out")]
-        let _ = unsafe { libc::kill(-1, libc::SIGKILL) };
-    } else if let Some(pid) = pid {
-        signal_group(pid, Signal::KILL);
-    }
-}
-
-/// Reaps every exited process: the kernel, and orphans that PID 1 inherits.
-pub(super) fn reap() -> Vec<(Pid, ExitStatus)> {
-    let mut ended = Vec::new();
-    while let Ok(Some((pid, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
-        ended.push((pid, ExitStatus::from_raw(status.as_raw())));
-    }
-    ended
 }
 
 /// The tail of what the kernel process wrote to stdout and stderr while it started.

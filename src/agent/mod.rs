@@ -1,15 +1,16 @@
 //! The program inside the sandbox: PID 1, static, one thread.
 //!
-//! It starts the kernel, owns the kernel's ZeroMQ sockets, and drains them without waiting for anyone. Messages become
-//! numbered events in a bounded buffer ([`buffer`]), which keeps them until the manager acknowledges them. A manager may
-//! therefore be slow, or die and come back: no event is lost that fits into the buffer, and those that do not are reported
+//! It starts kernels and processes. Each has a task that owns its state, drains it without waiting for anyone, and turns what it
+//! says into numbered events in a bounded buffer ([`buffer`]), which keeps them until the manager acknowledges them. A manager
+//! may therefore be slow, or die and come back: no event is lost that fits into the buffer, and those that do not are reported
 //! as a gap.
 //!
 //! ```text
-//!  kernel sockets ─▶ channels     ─┐                     ┌─▶ connection (one at a time, the newest)
-//!  kernel output  ─▶ output_pipes ─┤
-//!  kernel process ─▶ reaper       ─┼─▶ hub ─▶ buffer ────┘
-//!  manager frames ─▶ connection   ─┘   one loop, owns all state, awaits nothing but its inputs
+//!  manager ─▶ connection ─▶ its target: a kernel, a process, or the sandbox (control)
+//!
+//!  kernel sockets ─▶ channels     ─┐                             ┌─▶ connection (one at a time, the newest)
+//!  kernel output  ─▶ output_pipes ─┼─▶ kernel_host ─▶ buffer ────┘
+//!  exits, reaped by sandbox       ─┘   one loop, awaits nothing but its inputs
 //! ```
 //!
 //! Every input from a kernel carries its generation, so that a late message of an earlier kernel never affects a later one.
@@ -21,17 +22,21 @@ mod channels;
 mod coalesce;
 mod confine;
 mod connection;
+mod control;
 mod execution_context;
 mod executions;
+mod file_requests;
 mod files;
 mod folders;
-mod hub;
 mod input;
 mod iopub_pipe;
 mod kernel;
+mod kernel_host;
 mod output_order;
 mod output_pipes;
 mod positions_page;
+mod programs;
+mod sandbox;
 mod shared_memory;
 mod socket_memory;
 mod uploads;
@@ -66,7 +71,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
         Err(error) => return fail(&format!("cannot create the runtime: {error}")),
     };
     let local = tokio::task::LocalSet::new();
-    let agent = async { hub::run(bootstrap::receive_configuration(&listen).await?).await };
+    let agent = async { sandbox::run(bootstrap::receive_configuration(&listen).await?).await };
     match local.block_on(&runtime, agent) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),

@@ -1,6 +1,6 @@
 //! The pipes that carry a kernel's output: stdout, stderr, and for some kernels iopub.
 //!
-//! The hub reads them itself, without waiting: whenever one is readable, before it handles a message from a ZeroMQ socket, and
+//! The kernel's task reads them itself, without waiting: whenever one is readable, before it handles a message from a ZeroMQ socket, and
 //! when the kernel has exited. So output comes before the reply that follows it, and none is lost with the process.
 
 use std::io;
@@ -18,11 +18,14 @@ use super::whole_characters::WholeCharacters;
 
 /// Read size, bytes: the usual capacity of a pipe, so that one read takes all that was in it.
 const CHUNK: usize = 64 * 1024;
-/// Bytes of broadcasts that one [`OutputPipes::read`] takes, so that the hub can do other things in between.
+/// Bytes of broadcasts that one [`OutputPipes::read`] takes, so that the kernel's task can do other things in between.
 const MAX_BROADCAST_BYTES: usize = 1 << 20;
 /// Chunks of text that one [`OutputPipes::read`] takes before broadcasts. A pipe holds at most 1 MB, so true positions need no
-/// more; a kernel that sends false ones cannot keep the hub.
+/// more; a kernel that sends false ones cannot keep the task.
 const MAX_TEXT_CHUNKS: usize = 64;
+
+/// Reads of what an exited kernel has left in its pipes. Each empties a pipe of broadcasts, or takes a chunk of text.
+const MAX_LAST_READS: usize = 64;
 
 /// An output of the kernel process.
 #[derive(Debug, PartialEq)]
@@ -130,7 +133,11 @@ impl OutputPipes {
     /// Takes the rest, when no process of the sandbox writes any more: the kernel has exited and the others were killed.
     pub fn finish(&mut self) -> Vec<Output> {
         let mut outputs = self.read();
-        while self.unread {
+        // A process that is no more of the kernel's may have kept a pipe and go on writing; the pipes had less than this.
+        for _ in 0..MAX_LAST_READS {
+            if !self.unread {
+                break;
+            }
             outputs.extend(self.read());
         }
         for stream in Stream::BOTH {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
 
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat};
@@ -54,7 +55,7 @@ impl Stamp {
 /// See the [module](self) text.
 pub(super) struct WorkspaceChanges {
     /// `None` where the system has no inotify instance left.
-    queue: Option<AsyncFd<OwnedFd>>,
+    queue: Option<Rc<AsyncFd<OwnedFd>>>,
     folders: WatchedFolders,
     /// The files as they were last reported.
     known: BTreeMap<String, Stamp>,
@@ -69,12 +70,27 @@ pub(super) struct WorkspaceChanges {
     is_partial: bool,
 }
 
+/// See [`WorkspaceChanges::signal`].
+pub(super) struct ChangeSignal(Option<Rc<AsyncFd<OwnedFd>>>);
+
+impl ChangeSignal {
+    /// Waits until something has changed since the last call. For one task at a time.
+    pub async fn changed(&self) {
+        let Some(queue) = &self.0 else { return std::future::pending().await };
+        match queue.readable().await {
+            // The queue is read later, up to its end.
+            Ok(mut ready) => ready.clear_ready(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
 impl WorkspaceChanges {
     /// Follows the workspace from now on.
     pub fn new(files: &Files) -> Self {
         let queue = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC);
         let mut changes = Self {
-            queue: queue.ok().and_then(|queue| register(queue).ok()),
+            queue: queue.ok().and_then(|queue| register(queue).ok()).map(Rc::new),
             folders: WatchedFolders::default(),
             known: BTreeMap::new(),
             touched: BTreeMap::new(),
@@ -87,14 +103,9 @@ impl WorkspaceChanges {
         changes
     }
 
-    /// Waits until something has changed since the last call.
-    pub async fn readable(&self) {
-        let Some(queue) = &self.queue else { return std::future::pending().await };
-        match queue.readable().await {
-            // The queue is read later, up to its end.
-            Ok(mut ready) => ready.clear_ready(),
-            Err(_) => std::future::pending().await,
-        }
+    /// Tells when there are changes, without a borrow of what follows them.
+    pub fn signal(&self) -> ChangeSignal {
+        ChangeSignal(self.queue.clone())
     }
 
     /// All changes since the last call, by path.
@@ -213,7 +224,7 @@ impl WorkspaceChanges {
 
     fn walk(&mut self, files: &Files, root: &str) -> BTreeMap<String, Stamp> {
         let queue = self.queue.take();
-        let found = self.walk_with(files, queue.as_ref().map(AsyncFd::get_ref), root);
+        let found = self.walk_with(files, queue.as_ref().map(|queue| queue.get_ref()), root);
         self.queue = queue;
         found
     }

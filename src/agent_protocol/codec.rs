@@ -15,6 +15,7 @@ pub const SUBMIT_MAX: usize = 16 * 1024 * 1024;
 /// The size of a file chunk, bytes.
 pub const FILE_CHUNK: usize = 1024 * 1024;
 
+const OPEN: u8 = 0x05;
 const ATTACH: u8 = 0x01;
 const ACK: u8 = 0x02;
 const SUBMIT: u8 = 0x03;
@@ -23,6 +24,7 @@ const HELLO: u8 = 0x81;
 pub(super) const EVENT: u8 = 0x82;
 const LOST: u8 = 0x83;
 const ANSWER: u8 = 0x84;
+const ABSENT: u8 = 0x85;
 
 /// The first byte of an event that is no message; that of a message is its channel.
 const KERNEL_EVENT: u8 = 0xff;
@@ -102,7 +104,7 @@ impl ToAgent {
     /// The cap of each frame kind that an agent accepts, for [`super::FrameReader`].
     pub fn cap(kind: u8) -> Option<usize> {
         match kind {
-            ATTACH | ACK => Some(1024),
+            OPEN | ATTACH | ACK => Some(1024),
             SUBMIT => Some(SUBMIT_MAX + 64 * 1024),
             REQUEST => Some(FILE_CHUNK + 64 * 1024),
             _ => None,
@@ -112,6 +114,7 @@ impl ToAgent {
     /// Encodes the frame.
     pub fn encode(&self) -> Vec<Bytes> {
         match self {
+            Self::Open { target } => encode_frame(OPEN, vec![to_json(target)]),
             Self::Attach { epoch, from_seq } => {
                 encode_frame(ATTACH, vec![to_json(&AttachJson { epoch: *epoch, from_seq: *from_seq })])
             }
@@ -133,6 +136,7 @@ impl ToAgent {
     pub fn decode(frame: RawFrame) -> Result<Self, ProtocolError> {
         let mut payload = frame.payload;
         match frame.kind {
+            OPEN => Ok(Self::Open { target: from_json("open", &payload)? }),
             ATTACH => {
                 let AttachJson { epoch, from_seq } = from_json("attach", &payload)?;
                 Ok(Self::Attach { epoch, from_seq })
@@ -161,7 +165,7 @@ impl FromAgent {
     /// The cap of each frame kind that a manager accepts, for [`super::FrameReader`].
     pub fn cap(kind: u8) -> Option<usize> {
         match kind {
-            HELLO | LOST => Some(4096),
+            HELLO | LOST | ABSENT => Some(4096),
             EVENT => Some(EVENT_CHUNK + 64),
             ANSWER => Some(4 * FILE_CHUNK),
             _ => None,
@@ -172,6 +176,7 @@ impl FromAgent {
     pub fn encode(&self) -> Vec<Bytes> {
         match self {
             Self::Hello(hello) => encode_frame(HELLO, vec![to_json(hello)]),
+            Self::Absent => encode_frame(ABSENT, Vec::new()),
             Self::EventPiece { seq, total, piece } => {
                 let mut head = BytesMut::with_capacity(12);
                 head.put_u64_le(seq.0);
@@ -192,6 +197,7 @@ impl FromAgent {
         let mut payload = frame.payload;
         match frame.kind {
             HELLO => Ok(Self::Hello(from_json("hello", &payload)?)),
+            ABSENT => Ok(Self::Absent),
             EVENT => {
                 let seq = Seq(take_u64(&mut payload, "event")?);
                 let total = take_u32(&mut payload, "event")?;
@@ -252,8 +258,9 @@ pub(super) mod tests {
     use super::*;
     use crate::agent_protocol::{
         AnswerBody, ChangeKind, CollectedFile, FileChange, FileChanges, Hello, KernelEvent, KernelState, PutOptions,
-        Request, UsageReading,
+        Request, Target, UsageReading,
     };
+    use crate::ids::SessionId;
 
     pub fn frame(pieces: Vec<Bytes>) -> RawFrame {
         let all: Bytes = pieces.concat().into();
@@ -267,6 +274,8 @@ pub(super) mod tests {
     #[test]
     fn frames_to_agent_round_trip() {
         let frames = [
+            ToAgent::Open { target: Target::Kernel(SessionId::random()) },
+            ToAgent::Open { target: Target::Sandbox },
             ToAgent::Attach { epoch: Epoch(u64::MAX), from_seq: Seq(3) },
             ToAgent::Ack { seq: Seq(9) },
             ToAgent::Submit {
@@ -306,6 +315,7 @@ pub(super) mod tests {
         let usage = UsageReading { memory_bytes: 1, peak_memory_bytes: 2, cpu_seconds: 0.5, processes: 3 };
         let frames = [
             FromAgent::Hello(hello),
+            FromAgent::Absent,
             FromAgent::Lost { from: Seq(1), to: Seq(2) },
             FromAgent::Answer(Answer { id: 1, body: AnswerBody::Usage(usage), data: Bytes::new() }),
         ];

@@ -9,6 +9,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::ids::SessionId;
 use crate::policy::Limits;
 use crate::wire::connection_file::Transport;
 
@@ -31,11 +32,13 @@ pub enum Listen {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentConfig {
     pub listen: Listen,
+    /// The session whose kernel the agent starts at once; others are started by requests.
+    pub session: Option<SessionId>,
     /// The kernel's name, for the connection file.
     pub kernel: String,
     /// The kernelspec's argv, which contains `{connection_file}`.
     pub argv: Vec<String>,
-    /// The kernel's complete environment.
+    /// The complete environment of kernels and processes.
     pub env: BTreeMap<String, String>,
     pub transport: Transport,
     /// Whether the kernel broadcasts on a pipe that it inherits, in addition to the ZeroMQ socket; see `agent::iopub_pipe`.
@@ -103,6 +106,7 @@ mod tests {
     fn config() -> AgentConfig {
         AgentConfig {
             listen: Listen::Fd(3),
+            session: Some(SessionId::random()),
             kernel: "python".into(),
             argv: vec!["python".into()],
             // More than the maximum length of a program argument.

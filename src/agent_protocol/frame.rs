@@ -7,7 +7,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Magic bytes and protocol version, which each side sends first. Sides with different versions disconnect.
-pub const PREAMBLE: [u8; 6] = *b"CKEEP\x04";
+pub const PREAMBLE: [u8; 6] = *b"CKEEP\x05";
 
 #[derive(Debug, Error)]
 pub enum FrameError {

@@ -4,7 +4,7 @@
 //! manager                                     agent
 //!    ── AgentConfig, once, on the first connection ▶
 //!    ◀──────────────────────────────────── taken ──
-//!    ── preamble ──────────────────────────────▶
+//!    ── preamble, Open{target} ─────────────────▶
 //!    ◀────────────────────────────── preamble ──
 //!    ◀───────────── Hello{epoch, numbers, state} ──
 //!    ── Attach{epoch, from_seq} ────────────────▶
@@ -34,6 +34,6 @@ pub use file_names::{decode_name, encode_name};
 pub use frame::{FrameError, FrameReader, PREAMBLE, RawFrame, encode_frame, read_preamble, write_all_vectored};
 pub use types::{
     Answer, AnswerBody, EntryKind, Event, ExecutionUsage, FileEntry, FileStat, FromAgent, Hello, KernelEvent, KernelExit,
-    KernelState, KillReason, PutOptions, RefusalCause, Refused, Request, SignalKind, ToAgent, UsageReading,
+    KernelState, KillReason, PutOptions, RefusalCause, Refused, Request, SignalKind, Target, ToAgent, UsageReading,
 };
 pub use workspace::{ChangeKind, CollectedFile, ExecutionContext, FileChange, FileChanges};

@@ -1,12 +1,13 @@
 //! The requests, answers and events that manager and agent exchange.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::workspace::{CollectedFile, FileChanges};
-use crate::ids::{Epoch, Generation, Seq};
+use crate::ids::{Epoch, Generation, ProcessId, Seq, SessionId};
 use crate::wire::{Channel, Message};
 
 /// The kernel's state as seen by the agent.
@@ -19,17 +20,30 @@ pub enum KernelState {
     Exited,
 }
 
-/// The agent's first frame on every connection.
+/// What a connection attaches to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The kernel of a session. The newest connection replaces an earlier one.
+    Kernel(SessionId),
+    /// A process. Any number of connections can read its output.
+    Process(ProcessId),
+    /// The sandbox itself: requests, and no events.
+    Sandbox,
+}
+
+/// The agent's first frame on every connection whose target exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Identifies this run of the agent.
     pub epoch: Epoch,
-    /// Counts the kernel's starts within the epoch, from 1.
+    /// Counts the kernel's starts within the epoch, from 1; 0 where the target is no kernel.
     pub generation: Generation,
     /// The oldest event that can be replayed.
     pub first_seq: Seq,
     /// The number of the next event.
     pub next_seq: Seq,
+    /// [`KernelState::Exited`] where the target is no kernel.
     pub kernel_state: KernelState,
     /// The agent's version, for logs.
     pub version: String,
@@ -43,7 +57,7 @@ pub enum SignalKind {
     Interrupt,
     /// SIGTERM to the process group.
     Terminate,
-    /// SIGKILL to everything in the sandbox but the agent.
+    /// SIGKILL to the kernel and the processes that it has started.
     Kill,
 }
 
@@ -56,13 +70,21 @@ pub enum Request {
         signal: SignalKind,
         generation: Generation,
     },
-    /// End every process of the sandbox but the agent, and start the kernel again.
+    /// End the kernel and the processes that it has started, and start it again.
     Restart {
         /// The generation to end; ignored if another one is running.
         generation: Generation,
     },
-    /// End every process, including the agent.
-    Terminate,
+    /// Start a kernel for a session; not an error if it has one. The kernel is that of the agent's configuration.
+    StartKernel {
+        session: SessionId,
+        /// Variables in addition to those of the configuration.
+        env: BTreeMap<String, String>,
+    },
+    /// End the kernel of a session and forget it; not an error if there is none.
+    StopKernel {
+        session: SessionId,
+    },
     Usage,
     /// Read a chunk of a regular file.
     FileGet {
@@ -390,6 +412,8 @@ impl Event {
 /// Frames from the manager.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToAgent {
+    /// The first frame of every connection.
+    Open { target: Target },
     /// Send events from `from_seq` on; if the epoch is not the agent's, from the oldest buffered event on.
     Attach { epoch: Epoch, from_seq: Seq },
     /// The manager has committed all events up to this one, so that the agent may drop them.
@@ -416,8 +440,10 @@ pub enum ToAgent {
 /// Frames from the agent.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromAgent {
-    /// The first frame of every connection.
+    /// The answer to [`ToAgent::Open`].
     Hello(Hello),
+    /// The answer to [`ToAgent::Open`] where the target does not exist: it has never existed, or was removed.
+    Absent,
     /// A piece of an event, for the [`EventAssembler`](super::EventAssembler).
     EventPiece {
         seq: Seq,

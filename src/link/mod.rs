@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
-use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,7 +27,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent_protocol::{
     Answer, AnswerBody, Event, EventAssembler, FrameError, FrameReader, FromAgent, Hello, PREAMBLE, ProtocolError, Refused,
-    Request, SUBMIT_MAX, ToAgent, read_preamble, write_all_vectored,
+    Request, SUBMIT_MAX, Target, ToAgent, read_preamble, write_all_vectored,
 };
 use crate::ids::{Epoch, Generation, Seq};
 use crate::sandbox::{Sandbox, SandboxRecord};
@@ -79,6 +78,8 @@ pub enum LinkEvent {
     Detached {
         reason: String,
     },
+    /// What the link attaches to does not exist, or no more. This is the last event.
+    Absent,
     /// The agent violates the protocol persistently. This is the last event.
     Broken {
         reason: String,
@@ -153,13 +154,14 @@ pub struct Link {
 impl Link {
     /// Opens a link that replays the events after `position`. It dials in the background; [`LinkEvent::Attached`] is the
     /// first event.
-    pub fn open(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, position: Position) -> (Self, LinkEvents) {
+    pub fn open(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, target: Target, position: Position) -> (Self, LinkEvents) {
         let (commands, command_receiver) = mpsc::unbounded_channel();
         let (acked, ack_receiver) = watch::channel(Seq::default());
         let (events, event_receiver) = byte_bounded_channel::channel(QUEUE_BYTES);
         let task = LinkTask {
             sandbox,
             record,
+            target,
             position: Arc::new(Mutex::new(position)),
             events: Arc::new(events),
             commands: command_receiver,
@@ -249,6 +251,9 @@ enum Disconnect {
     Write(#[from] io::Error),
     #[error("the agent sent no hello")]
     NoHello,
+    /// What the link attaches to does not exist any more.
+    #[error("the target does not exist")]
+    Absent,
     #[error("the agent sent event {got} where {expected} was expected")]
     Numbering { got: Seq, expected: Seq },
     #[error("{0}")]
@@ -264,7 +269,7 @@ impl Disconnect {
         match self {
             Self::Frame(error) => !matches!(error, FrameError::Io(_) | FrameError::Closed),
             Self::Protocol(_) | Self::Numbering { .. } => true,
-            Self::Write(_) | Self::NoHello | Self::Dial(_) | Self::Closed => false,
+            Self::Write(_) | Self::NoHello | Self::Absent | Self::Dial(_) | Self::Closed => false,
         }
     }
 }
@@ -272,6 +277,7 @@ impl Disconnect {
 struct LinkTask {
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
+    target: Target,
     /// Written by the reading task, read when attaching.
     position: Arc<Mutex<Position>>,
     events: Arc<ByteBoundedSender<LinkEvent>>,
@@ -293,6 +299,10 @@ impl LinkTask {
             }
             if attached {
                 (back_off, reported) = (BACK_OFF.0, false);
+            }
+            if matches!(cut, Disconnect::Absent) {
+                let _ = self.emit(LinkEvent::Absent).await;
+                return;
             }
             if cut.is_violation() {
                 let at = *self.position();
@@ -353,11 +363,13 @@ impl LinkTask {
         let stream: UnixStream =
             self.sandbox.connect(&self.record).await.map_err(|error| Disconnect::Dial(error.to_string()))?;
         let (mut reader, mut writer) = stream.into_split();
-        writer.write_all(&PREAMBLE).await?;
+        let open = ToAgent::Open { target: self.target.clone() }.encode();
+        write_all_vectored(&mut writer, std::iter::once(Bytes::from_static(&PREAMBLE)).chain(open).collect()).await?;
         read_preamble(&mut reader).await?;
         let mut reader = FrameReader::new(reader, FromAgent::cap);
         match FromAgent::decode(reader.next().await?)? {
             FromAgent::Hello(hello) => Ok((reader, writer, hello)),
+            FromAgent::Absent => Err(Disconnect::Absent),
             _ => Err(Disconnect::NoHello),
         }
     }
@@ -487,7 +499,7 @@ async fn read(
                 }
                 (to, LinkEvent::Lost { from, to })
             }
-            FromAgent::Hello(_) => return Err(Disconnect::NoHello),
+            FromAgent::Hello(_) | FromAgent::Absent => return Err(Disconnect::NoHello),
         };
         let (taken, event) = event;
         expected = taken.next();

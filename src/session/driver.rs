@@ -15,7 +15,7 @@ use super::journal::Journal;
 use super::machine::{Context, Denied, Effect, Machine, MachineConfig, Stored};
 use super::state::SessionState;
 use super::transaction::{CellChange, OutputMode, Transaction};
-use crate::agent_protocol::{Request, SignalKind};
+use crate::agent_protocol::{Request, SignalKind, Target};
 use crate::ids::{self, CellNumber, ExecutionId, Generation};
 use crate::link::{AbortOnDrop, Link, LinkError, LinkEvents, Position};
 use crate::policy::Limits;
@@ -81,7 +81,8 @@ pub fn start(parts: SessionParts) -> SessionHandle {
         Some(stored) => Machine::restore(config, stored, context()),
         None => Machine::new(config, context()),
     };
-    let (link, events) = Link::open(sandbox.clone(), record.clone(), machine.position());
+    let (link, events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), machine.position());
     let (commands, command_receiver) = mpsc::unbounded_channel();
     let (state, state_receiver) = watch::channel(machine.state().clone());
     let (info, info_receiver) = watch::channel(machine.kernel_info().clone());

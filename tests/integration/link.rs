@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cellkeep::agent_protocol::{Event, KernelEvent};
+use cellkeep::agent_protocol::{Event, KernelEvent, Target};
 use cellkeep::config::Paths;
 use cellkeep::ids::{Seq, SessionId};
 use cellkeep::kernels;
@@ -78,7 +78,8 @@ fn lines(count: usize) -> String {
 
 async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
-    let (first, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (first, mut events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
     until_ready(&mut events).await;
     let code = "import time\nfor i in range(3000):\n    print('line', i, flush=True)\n    if i % 100 == 0: time.sleep(0.02)";
     assert_eq!(first.submit(Channel::Shell, None, execute("run", code)).await, Ok(false));
@@ -87,7 +88,8 @@ async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     // Dropped without an acknowledgement, as after kill -9. Meanwhile the execution continues.
     drop((first, events));
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let (second, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (second, mut events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
     let (all, numbers, replied) = read_run(&mut events, "run", usize::MAX).await;
     assert!(replied);
     assert_eq!(all, lines(3000), "every line once, in order");
@@ -95,13 +97,19 @@ async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     // A third manager that has committed half of the events receives the other half.
     let LinkEvent::Attached(hello) = ({
         drop((second, events));
-        let (_, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+        let (_, mut events) =
+            Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
         next(&mut events).await
     }) else {
         panic!("no hello")
     };
     let half = Seq(numbers.len() as u64 / 2);
-    let (third, mut events) = Link::open(sandbox.clone(), record.clone(), Position { epoch: hello.epoch, seq: half });
+    let (third, mut events) = Link::open(
+        sandbox.clone(),
+        record.clone(),
+        Target::Kernel(record.session.clone()),
+        Position { epoch: hello.epoch, seq: half },
+    );
     next(&mut events).await;
     let LinkEvent::Event { seq, .. } = next(&mut events).await else { panic!("no event") };
     assert_eq!(seq, half.next());
@@ -115,7 +123,8 @@ async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     };
     assert_eq!(repeated, Ok(true), "a repeated submission does not run");
     drop((third, events));
-    let (_fourth, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (_fourth, mut events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
     let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
     assert!(hello.first_seq.0 > numbers.len() as u64, "{hello:?}");
     sandbox.destroy(&record).await.unwrap();
@@ -123,9 +132,11 @@ async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
 
 async fn newest_manager_replaces_older_one(place: TestSandbox) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
-    let (first, mut first_events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (first, mut first_events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
     until_ready(&mut first_events).await;
-    let (second, mut second_events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (second, mut second_events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
     until_ready(&mut second_events).await;
     loop {
         if let LinkEvent::Detached { .. } = next(&mut first_events).await {
@@ -141,7 +152,8 @@ async fn newest_manager_replaces_older_one(place: TestSandbox) {
 
 async fn repeated_submission_runs_once(place: TestSandbox) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
-    let (link, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (link, mut events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
     until_ready(&mut events).await;
     assert_eq!(link.submit(Channel::Shell, None, execute("a", "print('once')")).await, Ok(false));
     assert_eq!(link.submit(Channel::Shell, None, execute("a", "print('once')")).await, Ok(true));
@@ -154,7 +166,8 @@ async fn repeated_submission_runs_once(place: TestSandbox) {
 async fn buffer_overflow_is_reported_as_gap(place: TestSandbox) {
     // The buffer holds the output limit and 32 MB more; nothing of several executions is acknowledged.
     let (sandbox, record) = sandbox(place, Limits { output_mb: 20, ..Limits::default() }, None).await;
-    let (first, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (first, mut events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
     until_ready(&mut events).await;
     for run in 0..5 {
         // Concurrently: the answer may arrive behind more events than the queue holds.
@@ -164,7 +177,8 @@ async fn buffer_overflow_is_reported_as_gap(place: TestSandbox) {
         assert!(submitted.is_ok() && replied);
     }
     drop((first, events));
-    let (_second, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (_second, mut events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
     let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
     assert!(hello.first_seq > Seq::FIRST, "{hello:?}");
     let LinkEvent::Lost { from, to } = next(&mut events).await else { panic!("the gap is not reported") };

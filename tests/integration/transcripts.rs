@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use cellkeep::agent_protocol::{Event, KernelEvent};
+use cellkeep::agent_protocol::{Event, KernelEvent, Target};
 use cellkeep::config::Paths;
 use cellkeep::ids::SessionId;
 use cellkeep::kernels;
@@ -78,7 +78,8 @@ async fn record(kernel: &str, codes: &[&str]) {
         orphan_seconds: Some(20),
     };
     let record = sandbox.create(&spec).await.unwrap();
-    let (link, mut events) = Link::open(sandbox.clone(), record.clone(), Position::default());
+    let (link, mut events) =
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
     let mut lines = Vec::new();
     let mut to_run = codes.iter().enumerate();
     loop {

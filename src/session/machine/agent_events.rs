@@ -40,6 +40,7 @@ impl Machine {
                 self.link.detach();
                 self.outbox.add_effect(Effect::WatchSandbox(true));
             }
+            LinkEvent::Absent => self.end(cx, "its kernel was ended in its sandbox"),
             LinkEvent::Broken { reason } => {
                 self.end(cx, &format!("the agent in its sandbox does not keep to the protocol: {reason}"));
             }

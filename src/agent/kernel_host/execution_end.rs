@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Hub;
+use super::KernelHost;
 use crate::agent_protocol::END_MARKER;
 use crate::wire::{Channel, Header, Message};
 
@@ -21,10 +21,10 @@ pub(super) struct ExecutionEnd {
 /// How long the marker may come after its reply.
 const MARKER_GRACE: Duration = Duration::from_secs(1);
 
-impl Hub {
+impl KernelHost {
     /// Emits the reply or the idle status of an execution; for a kernel that needs a marker, when the marker has arrived.
     pub(super) fn emit_end(&mut self, channel: Channel, execution: &str, message: Message) {
-        let Some(marker) = self.config.end_marker.clone() else { return self.emit_message(channel, message) };
+        let Some(marker) = self.sandbox.config.end_marker.clone() else { return self.emit_message(channel, message) };
         if self.kernel.end.as_ref().is_some_and(|end| end.execution != execution) {
             self.pass_on_end();
         }

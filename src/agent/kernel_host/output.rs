@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::Hub;
+use super::KernelHost;
 use super::execution_end::is_idle;
 use super::kernel_process::DRAIN_QUIET;
 use crate::agent::channels::Received;
@@ -20,7 +20,7 @@ use crate::wire::{Channel, Header, Message};
 /// How many rejected messages of one execution are reported.
 const MAX_REPORTED_REJECTIONS: u32 = 10;
 
-impl Hub {
+impl KernelHost {
     /// Waits until the kernel's process has written something.
     pub(super) async fn output_readable(&self) {
         match &self.kernel.output {
@@ -138,7 +138,7 @@ impl Hub {
         if let Some(cut) = stream.and_then(|message| coalesce::truncate_text(&message, room as usize)) {
             self.store_message(Channel::Iopub, cut);
         }
-        let limit = self.config.limits.output_bytes();
+        let limit = self.sandbox.config.limits.output_bytes();
         self.emit_kernel(KernelEvent::OutputCapped { msg_id, limit });
     }
 
@@ -151,7 +151,7 @@ impl Hub {
     }
 
     fn check_child_oom(&mut self) {
-        let kills = self.meter.oom_kills();
+        let kills = self.sandbox.meter.borrow().oom_kills();
         if kills > self.kernel.oom_kills_before {
             self.kernel.oom_kills_before = kills;
             self.emit_kernel(KernelEvent::ChildOutOfMemory);
@@ -160,7 +160,7 @@ impl Hub {
 
     /// Emits the usage of an execution. Called before the reply or the kernel's exit ends it.
     pub(super) fn emit_usage(&mut self, msg_id: String) {
-        let used = self.executions.usage(&msg_id, self.meter.sample());
+        let used = self.executions.usage(&msg_id, self.sandbox.meter.borrow().sample());
         self.emit_kernel(KernelEvent::RunUsed { msg_id, used });
     }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
-use super::Hub;
+use super::KernelHost;
 use crate::agent::executions::CollectError;
 use crate::agent::workspace_changes::shortened;
 use crate::agent_protocol::{ChangeKind, CollectedFile, Event, FileChange, FileChanges, KernelEvent};
@@ -45,19 +45,19 @@ impl ReportTimer {
     }
 }
 
-impl Hub {
+impl KernelHost {
     /// Waits for a change of the workspace for which no report is planned yet.
     pub(super) async fn workspace_changed(&self) {
         match self.report_timer.due {
-            None => self.changes.readable().await,
-            Some(_) => std::future::pending().await,
+            None if self.sandbox.is_latest_executor(&self.session) => self.changes.changed().await,
+            _ => std::future::pending().await,
         }
     }
 
     /// Reports what has changed since the last report.
     pub(super) fn report_changes(&mut self) {
         self.report_timer.due = None;
-        let changes = self.changes.take(&self.files);
+        let changes = self.sandbox.changes.borrow_mut().take(&self.sandbox.files);
         if changes.is_empty() {
             return;
         }
@@ -101,7 +101,7 @@ impl Hub {
         let mut content = Vec::new();
         loop {
             let (stat, chunk) =
-                self.files.get(&change.path, content.len() as u64, u64::MAX).map_err(|refused| refused.reason)?;
+                self.sandbox.files.get(&change.path, content.len() as u64, u64::MAX).map_err(|refused| refused.reason)?;
             if stat.size > change.size {
                 return Err("it was still being written when the cell ended".to_owned());
             }
@@ -123,7 +123,7 @@ impl Hub {
     }
 
     fn hash(&self, change: &FileChange) -> Option<String> {
-        let file = self.files.open_plain(&change.path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).ok()?;
+        let file = self.sandbox.files.open_plain(&change.path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).ok()?;
         let mut hasher = Sha256::new();
         // A file that grows meanwhile must not be read for ever.
         let mut file = std::io::Read::take(std::fs::File::from(file), change.size);

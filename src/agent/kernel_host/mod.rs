@@ -1,4 +1,5 @@
-//! The agent's event loop. It owns all state, handles one input after the other, and awaits nothing but the next input.
+//! The task of one kernel. It owns all state of the kernel, handles one input after the other, and awaits nothing but the next
+//! input.
 //!
 //! ```text
 //!            start                answers             exit seen, sockets quiet
@@ -17,38 +18,36 @@ mod requests;
 mod workspace;
 
 use std::cell::RefCell;
-use std::collections::{HashSet, VecDeque};
-use std::io;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::process::ExitStatus;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use self::kernel_process::KernelInstance;
 use self::workspace::ReportTimer;
 use super::buffer::EventBuffer;
 use super::coalesce::Coalescer;
-use super::connection::{self, Connection};
+use super::connection::{Connection, ManagerStream};
 use super::executions::Executions;
-use super::files::Files;
 use super::input::Input;
-use super::kernel;
+use super::programs::Program;
+use super::sandbox::{MEMORY_INTERVAL, Sandbox};
 use super::uploads::Uploads;
-use super::usage::UsageMeter;
-use super::workspace_changes::WorkspaceChanges;
-use crate::agent_protocol::{AgentConfig, Hello, KernelEvent};
-use crate::ids::{Epoch, Generation};
+use super::workspace_changes::ChangeSignal;
+use crate::agent_protocol::{Hello, KernelEvent};
+use crate::ids::{Generation, SessionId};
 
-/// The interval of memory samples: where the agent enforces the limit, and during executions.
-const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 /// Capacity of the event buffer beyond the output limit of one execution, bytes.
 const BUFFER_SLACK: usize = 32 << 20;
 
-struct Hub {
-    config: AgentConfig,
-    epoch: Epoch,
+pub(super) struct KernelHost {
+    sandbox: Rc<Sandbox>,
+    session: SessionId,
+    program: Rc<Program>,
+    /// Variables in addition to those of the configuration.
+    env: BTreeMap<String, String>,
     /// The `session` of the agent's own requests; it distinguishes their replies from those to the manager's requests.
     own_session: String,
     inputs: mpsc::Sender<Input>,
@@ -60,99 +59,101 @@ struct Hub {
     executions: Executions,
     submitted: HashSet<String>,
     submitted_order: VecDeque<String>,
-    files: Files,
     /// Of the current connection; unfinished uploads are discarded with it.
     uploads: Uploads,
-    changes: WorkspaceChanges,
+    changes: ChangeSignal,
     report_timer: ReportTimer,
-    meter: UsageMeter,
-    detached_since: Instant,
-    next_memory_check: Option<Instant>,
     /// The next memory sample of the running execution.
     next_sample: Option<Instant>,
     /// An execution was just submitted, and its usage baseline is not read yet.
     baseline_due: bool,
 }
 
-/// Runs until the manager terminates the agent, or no manager was connected for `orphan_seconds`.
-pub(super) async fn run(config: AgentConfig) -> io::Result<()> {
-    let (sender, mut inputs) = mpsc::channel(256);
-    connection::listen(&config.listen, sender.clone())?;
-    let mut children = signal(SignalKind::child())?;
-    let mut hub = Hub::new(config, sender)?;
-    hub.start_kernel(Generation(1));
-    loop {
-        let deadline = hub.next_deadline();
-        let due = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
-        tokio::select! {
-            biased;
-            _ = children.recv() => hub.reap(),
-            input = inputs.recv() => {
-                let Some(input) = input else { return Ok(()) };
-                if hub.handle_input(input).await {
-                    return Ok(());
-                }
-                if std::mem::take(&mut hub.baseline_due) {
-                    // Send the request first: the kernel takes longer to read it than the agent to read half a dozen files.
-                    tokio::task::yield_now().await;
-                    hub.executions.set_baseline(hub.meter.sample());
-                }
-            }
-            () = hub.output_readable() => {
-                hub.read_output();
-                // A kernel that always writes must not keep the connection to the manager from sending.
-                tokio::task::yield_now().await;
-            }
-            () = hub.workspace_changed() => hub.report_timer.start(),
-            () = due, if deadline.is_some() => {}
-        }
-        if hub.run_timers(Instant::now()) {
-            kernel::kill_all(hub.kernel.pid);
-            return Ok(());
-        }
-    }
+/// Starts the kernel of a session, and the task that owns it. It ends after [`Input::Stop`].
+pub(super) fn spawn(sandbox: Rc<Sandbox>, session: SessionId, env: BTreeMap<String, String>) -> mpsc::Sender<Input> {
+    let (sender, inputs) = mpsc::channel(256);
+    let (program, exits) = sandbox.programs.register(session.to_string());
+    let host = KernelHost::new(sandbox, session, program, env, sender.clone());
+    tokio::task::spawn_local(host.run(inputs, exits));
+    sender
 }
 
-impl Hub {
-    fn new(config: AgentConfig, inputs: mpsc::Sender<Input>) -> io::Result<Self> {
-        let epoch = Epoch::random();
-        let limit = config.limits.output_bytes() as usize + BUFFER_SLACK;
-        let files = Files::new(&config.workspace)?;
-        Ok(Self {
-            changes: WorkspaceChanges::new(&files),
+impl KernelHost {
+    fn new(
+        sandbox: Rc<Sandbox>,
+        session: SessionId,
+        program: Rc<Program>,
+        env: BTreeMap<String, String>,
+        inputs: mpsc::Sender<Input>,
+    ) -> Self {
+        let output_limit = sandbox.config.limits.output_bytes();
+        let changes = sandbox.changes.borrow().signal();
+        Self {
+            changes,
             report_timer: ReportTimer::default(),
-            files,
             uploads: Uploads::default(),
-            own_session: format!("agent-{:016x}", epoch.0),
-            epoch,
+            own_session: format!("agent-{:016x}", sandbox.epoch.0),
             inputs,
-            buffer: Rc::new(RefCell::new(EventBuffer::new(limit))),
+            buffer: Rc::new(RefCell::new(EventBuffer::new(output_limit as usize + BUFFER_SLACK))),
             coalescer: Coalescer::default(),
             connection: None,
             connections: 0,
             kernel: KernelInstance::new(Generation(0), 0),
-            executions: Executions::new(config.limits.output_bytes()),
+            executions: Executions::new(output_limit),
             submitted: HashSet::new(),
             submitted_order: VecDeque::new(),
-            meter: UsageMeter::new(),
-            detached_since: Instant::now(),
-            next_memory_check: (!config.memory_enforced).then(Instant::now),
             next_sample: None,
             baseline_due: false,
-            config,
-        })
+            sandbox,
+            session,
+            program,
+            env,
+        }
+    }
+
+    async fn run(mut self, mut inputs: mpsc::Receiver<Input>, mut exits: mpsc::UnboundedReceiver<ExitStatus>) {
+        self.start_kernel(Generation(1));
+        loop {
+            let deadline = self.next_deadline();
+            let due = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
+            tokio::select! {
+                biased;
+                Some(status) = exits.recv() => self.note_exit(status),
+                input = inputs.recv() => match input {
+                    None | Some(Input::Stop) => break,
+                    Some(input) => {
+                        self.handle_input(input);
+                        if std::mem::take(&mut self.baseline_due) {
+                            // Send the request first: the kernel takes longer to read it than the agent to read half a dozen files.
+                            tokio::task::yield_now().await;
+                            self.executions.set_baseline(self.sandbox.meter.borrow().sample());
+                        }
+                    }
+                },
+                () = self.output_readable() => {
+                    self.read_output();
+                    // A kernel that always writes must not keep the connection to the manager from sending.
+                    tokio::task::yield_now().await;
+                }
+                () = self.workspace_changed() => self.report_timer.start(),
+                () = due, if deadline.is_some() => {}
+            }
+            self.run_timers(Instant::now());
+        }
+        self.sandbox.programs.kill(&self.program);
+        self.sandbox.programs.forget(&self.program);
+        self.uploads.discard_all();
     }
 
     // ---- inputs -----------------------------------------------------------------------------------------------------
 
-    /// Handles one input; `true` ends the agent.
-    async fn handle_input(&mut self, input: Input) -> bool {
+    fn handle_input(&mut self, input: Input) {
         match input {
             Input::Connection(stream) => self.open(stream),
             Input::Closed { connection } => self.close(connection),
             Input::Frame { connection, frame } => {
                 if self.connection.as_ref().is_some_and(|current| current.id == connection) {
-                    return self.handle_frame(frame).await;
+                    self.handle_frame(frame);
                 }
             }
             Input::Connected { generation, result } if generation == self.kernel.generation => match result {
@@ -170,14 +171,16 @@ impl Hub {
             }
             // Of an earlier generation.
             Input::Connected { .. } | Input::Received { .. } => {}
+            Input::ReportChanges => self.report_changes(),
+            // Ends the loop before it comes here.
+            Input::Stop => {}
         }
-        false
     }
 
-    fn open(&mut self, stream: UnixStream) {
+    fn open(&mut self, stream: ManagerStream) {
         self.connections += 1;
         let hello = Hello {
-            epoch: self.epoch,
+            epoch: self.sandbox.epoch,
             generation: self.kernel.generation,
             first_seq: self.buffer.borrow().first(),
             next_seq: self.buffer.borrow().next_seq(),
@@ -193,7 +196,6 @@ impl Hub {
         if self.connection.as_ref().is_some_and(|current| current.id == connection) {
             self.connection = None;
             self.uploads.discard_all();
-            self.detached_since = Instant::now();
         }
     }
 
@@ -201,26 +203,17 @@ impl Hub {
 
     fn next_deadline(&self) -> Option<Instant> {
         let exit = self.kernel.exit.map(|(_, settled)| settled);
-        let orphan = self.orphan_deadline();
         let (text, marker) = (self.coalescer.deadline(), self.marker_deadline());
-        let (memory, report) = (self.next_memory_check, self.report_timer.due);
-        [text, marker, self.kernel.next_info_request, exit, orphan, memory, self.next_sample, report]
-            .into_iter()
-            .flatten()
-            .min()
+        let report = self.report_timer.due;
+        [text, marker, self.kernel.next_info_request, exit, self.next_sample, report].into_iter().flatten().min()
     }
 
     fn marker_deadline(&self) -> Option<Instant> {
         self.kernel.end.as_ref().and_then(|end| end.give_up_at)
     }
 
-    fn orphan_deadline(&self) -> Option<Instant> {
-        let seconds = self.config.orphan_seconds.filter(|_| self.connection.is_none())?;
-        Some(self.detached_since + Duration::from_secs(seconds))
-    }
-
-    /// Runs the timers that are due; `true` ends the agent because no manager came.
-    fn run_timers(&mut self, now: Instant) -> bool {
+    /// Runs the timers that are due.
+    fn run_timers(&mut self, now: Instant) {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(self.coalescer.deadline()) {
             self.flush_streams();
@@ -237,17 +230,12 @@ impl Hub {
             self.kernel.exit = None;
             self.report_exit(status);
         }
-        if due(self.next_memory_check) {
-            self.next_memory_check = Some(now + MEMORY_INTERVAL);
-            self.enforce_memory_limit();
-        }
         if due(self.next_sample) {
             self.next_sample = self.executions.is_running().then(|| now + MEMORY_INTERVAL);
-            self.executions.sample_memory(self.meter.memory_now());
+            self.executions.sample_memory(self.sandbox.meter.borrow().memory_now());
         }
         if due(self.report_timer.due) {
             self.report_changes();
         }
-        due(self.orphan_deadline())
     }
 }

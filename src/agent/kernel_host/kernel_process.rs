@@ -3,21 +3,21 @@
 //! An exit is reported only after the sockets have been quiet for [`DRAIN_QUIET`], so that messages sent before it come
 //! first.
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::Hub;
+use super::KernelHost;
 use super::execution_end::ExecutionEnd;
 use crate::agent::channels::{self, Received, Senders};
 use crate::agent::executions::Executions;
 use crate::agent::input::Input;
-use crate::agent::kernel::{self, StartLog};
+use crate::agent::kernel::{self, KernelIdentity, StartLog};
 use crate::agent::output_pipes::OutputPipes;
 use crate::agent_protocol::{AnswerBody, KernelEvent, KernelExit, KernelState, KillReason, SignalKind};
 use crate::ids::Generation;
@@ -34,7 +34,6 @@ const INFO_RETRY_DELAYS: [Duration; 3] = [Duration::from_millis(50), Duration::f
 pub(super) struct KernelInstance {
     pub generation: Generation,
     pub state: KernelState,
-    pub pid: Option<Pid>,
     pub senders: Option<Senders>,
     /// Ends all tasks of this generation when dropped.
     pub tasks: JoinSet<()>,
@@ -66,7 +65,6 @@ impl KernelInstance {
         Self {
             generation,
             state: KernelState::Starting,
-            pid: None,
             senders: None,
             tasks: JoinSet::new(),
             socket_tasks: None,
@@ -87,18 +85,18 @@ impl KernelInstance {
     }
 }
 
-impl Hub {
+impl KernelHost {
     pub(super) fn start_kernel(&mut self, generation: Generation) {
-        self.kernel = KernelInstance::new(generation, self.meter.oom_kills());
-        self.executions = Executions::new(self.config.limits.output_bytes());
-        let process = match kernel::start(&self.config, generation) {
+        self.kernel = KernelInstance::new(generation, self.sandbox.meter.borrow().oom_kills());
+        self.executions = Executions::new(self.sandbox.config.limits.output_bytes());
+        let identity = KernelIdentity { program: &self.program, generation, env: &self.env };
+        let process = match kernel::start(&self.sandbox.config, &identity) {
             Ok(process) => process,
             Err(reason) => {
                 self.kernel.state = KernelState::Exited;
                 return self.emit_kernel(KernelEvent::Failed { reason });
             }
         };
-        self.kernel.pid = Some(process.pid);
         self.kernel.output = Some(process.output);
         let inputs = self.inputs.clone();
         self.kernel.tasks.spawn_local(async move {
@@ -121,10 +119,10 @@ impl Hub {
             return;
         }
         if self.kernel.next_info_request.take().is_some()
-            && let Some(code) = self.config.startup_code.clone()
+            && let Some(code) = self.sandbox.config.startup_code.clone()
         {
             self.run_silently(&code);
-        } else if (self.kernel.prepared || self.config.startup_code.is_none())
+        } else if (self.kernel.prepared || self.sandbox.config.startup_code.is_none())
             && let Some(info) = self.kernel.info.take()
         {
             self.kernel.state = KernelState::Ready;
@@ -143,29 +141,26 @@ impl Hub {
         }
     }
 
-    pub(super) fn reap(&mut self) {
-        for (pid, status) in kernel::reap() {
-            if self.kernel.pid == Some(pid) {
-                self.kernel.pid = None;
-                self.kernel.exit = Some((status, Instant::now() + DRAIN_QUIET));
-                // Its child processes must not outlive it, nor write into the output of the next generation.
-                kernel::kill_all(None);
-                self.finish_output();
-            }
-        }
+    pub(super) fn note_exit(&mut self, status: ExitStatus) {
+        self.kernel.exit = Some((status, Instant::now() + DRAIN_QUIET));
+        // Its child processes must not outlive it, nor write into the output of the next generation.
+        self.sandbox.programs.kill(&self.program);
+        self.finish_output();
     }
 
     pub(super) fn report_exit(&mut self, status: ExitStatus) {
         self.flush_streams();
         self.pass_on_end();
-        let reason = self.kernel.kill_reason;
-        let counted = self.meter.oom_kills() > self.kernel.oom_kills_before && status.signal() == Some(libc::SIGKILL);
+        let over_memory = self.program.take_over_memory().then_some(KillReason::Memory);
+        let reason = self.kernel.kill_reason.or(over_memory);
+        let counted =
+            self.sandbox.meter.borrow().oom_kills() > self.kernel.oom_kills_before && status.signal() == Some(libc::SIGKILL);
         match self.executions.running_id() {
             Some(run) => self.finish_changes(&run),
             None => self.report_changes(),
         }
         // Without a cgroup, the counters of a process disappear with it.
-        if let Some(run) = self.executions.running_id().filter(|_| self.meter.counts_exited_processes()) {
+        if let Some(run) = self.executions.running_id().filter(|_| self.sandbox.meter.borrow().counts_exited_processes()) {
             self.emit_usage(run);
         }
         let out_of_memory = reason == Some(KillReason::Memory) || (reason.is_none() && counted);
@@ -185,9 +180,9 @@ impl Hub {
     }
 
     pub(super) fn signal(&mut self, signal: SignalKind, generation: Generation) -> AnswerBody {
-        let Some(pid) = self.kernel.pid.filter(|_| generation == self.kernel.generation) else {
+        if self.program.pid().is_none() || generation != self.kernel.generation {
             return AnswerBody::Refused("that kernel has exited".to_owned().into());
-        };
+        }
         match signal {
             // The request is still on its way to the kernel, which would ignore the interrupt. A second interrupt is sent in
             // any case: the kernel may be working on something that the agent does not know of.
@@ -197,11 +192,11 @@ impl Hub {
             SignalKind::Interrupt => self.interrupt(),
             SignalKind::Terminate => {
                 self.kernel.kill_reason.get_or_insert(KillReason::Requested);
-                kernel::signal_group(pid, Signal::TERM);
+                self.program.signal_group(Signal::TERM);
             }
             SignalKind::Kill => {
                 self.kernel.kill_reason.get_or_insert(KillReason::Requested);
-                kernel::kill_all(Some(pid));
+                self.sandbox.programs.kill(&self.program);
             }
         }
         AnswerBody::Done { repeated: false }
@@ -209,34 +204,23 @@ impl Hub {
 
     pub(super) fn interrupt(&mut self) {
         self.kernel.interrupt_deferred = false;
-        match (&self.kernel.senders, self.kernel.pid) {
-            (Some(senders), _) if self.config.interrupt_by_message => {
+        match &self.kernel.senders {
+            Some(senders) if self.sandbox.config.interrupt_by_message => {
                 senders.send(Channel::Control, Message::new_request(&self.own_session, "interrupt_request", &json!({})));
             }
-            (_, Some(pid)) => kernel::signal_group(pid, Signal::INT),
-            _ => {}
+            _ => self.program.signal_group(Signal::INT),
         }
     }
 
     pub(super) fn restart(&mut self) {
-        match (self.kernel.pid, self.kernel.exit) {
-            (Some(pid), _) => {
+        match (self.program.pid(), self.kernel.exit) {
+            (Some(_), _) => {
                 self.kernel.kill_reason = Some(KillReason::Restart);
-                kernel::kill_all(Some(pid));
+                self.sandbox.programs.kill(&self.program);
             }
             // Exited already: the next generation starts once the exit is reported.
             (None, Some(_)) => self.kernel.kill_reason = Some(KillReason::Restart),
             (None, None) => self.start_kernel(Generation(self.kernel.generation.0 + 1)),
-        }
-    }
-
-    pub(super) fn enforce_memory_limit(&mut self) {
-        let bytes = self.meter.read().memory_bytes;
-        self.executions.sample_memory(bytes);
-        let over = bytes > self.config.limits.memory_bytes();
-        if let (true, Some(pid)) = (over, self.kernel.pid) {
-            self.kernel.kill_reason.get_or_insert(KillReason::Memory);
-            kernel::kill_all(Some(pid));
         }
     }
 }

@@ -1,0 +1,64 @@
+//! Connections to the sandbox itself: requests about its kernels, processes and files, answered one after the other.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::connection::ManagerStream;
+use super::file_requests::{self, DONE};
+use super::sandbox::Sandbox;
+use super::uploads::Uploads;
+use crate::agent_protocol::{Answer, AnswerBody, FromAgent, Hello, KernelState, Request, ToAgent, write_all_vectored};
+use crate::ids::{Generation, Seq};
+
+/// Serves a connection until it ends. Unfinished uploads end with it.
+pub(super) async fn serve(mut stream: ManagerStream, sandbox: Rc<Sandbox>) {
+    let mut uploads = Uploads::default();
+    let hello = Hello {
+        epoch: sandbox.epoch,
+        generation: Generation(0),
+        first_seq: Seq::FIRST,
+        next_seq: Seq::FIRST,
+        kernel_state: KernelState::Exited,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let mut frame = FromAgent::Hello(hello);
+    while write_all_vectored(&mut stream.writer, frame.encode()).await.is_ok() {
+        let Some(answer) = next_answer(&mut stream, &sandbox, &mut uploads).await else { break };
+        frame = FromAgent::Answer(answer);
+    }
+    uploads.discard_all();
+}
+
+/// The answer to the next request. `None` if the connection has ended, or has sent what belongs to a kernel.
+async fn next_answer(stream: &mut ManagerStream, sandbox: &Rc<Sandbox>, uploads: &mut Uploads) -> Option<Answer> {
+    loop {
+        match ToAgent::decode(stream.frames.next().await.ok()?).ok()? {
+            // There are no events.
+            ToAgent::Attach { .. } | ToAgent::Ack { .. } => {}
+            ToAgent::Request { id, request, data } => {
+                let (body, data) = match file_requests::answer(sandbox, uploads, &request, &data) {
+                    Some(answer) => answer,
+                    None => (handle(sandbox, request).await, Bytes::new()),
+                };
+                return Some(Answer { id, body, data });
+            }
+            ToAgent::Open { .. } | ToAgent::Submit { .. } => return None,
+        }
+    }
+}
+
+async fn handle(sandbox: &Rc<Sandbox>, request: Request) -> AnswerBody {
+    match request {
+        Request::StartKernel { session, env } => match sandbox.start_kernel(session, env) {
+            Ok(()) => DONE,
+            Err(refused) => AnswerBody::Refused(refused),
+        },
+        Request::StopKernel { session } => {
+            sandbox.stop_kernel(&session).await;
+            DONE
+        }
+        Request::Usage => AnswerBody::Usage(sandbox.meter.borrow_mut().read()),
+        _ => AnswerBody::Refused("the request belongs to a kernel".to_owned().into()),
+    }
+}
