@@ -4,12 +4,12 @@
 # Both are idempotent, and fast when nothing has changed. `make release` makes what strangers install.
 
 CELLKEEP := target/release/cellkeep
-TEST_KERNELS := python r deno bash
+TEST_KERNELS := python python-minimal r deno bash
 OUT := target/demo
 
 RELEASE_STEPS := tools binary deb wheel crate npm image sbom sums check
 
-.PHONY: all build web demo test check unit bench fuzz images kernels release setup-demo setup-test clean
+.PHONY: all build web demo test check unit bench fuzz images kernels pins release setup-demo setup-test clean
 
 all: build
 
@@ -64,8 +64,12 @@ unit:
 bench: setup-test build
 	@$(CELLKEEP) kernels install python
 	@-$(CELLKEEP) images build python
-	@-target/test-venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/bench-requirements.txt
+	@-target/test-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r scripts/bench-requirements.txt
 	cargo bench --locked --bench spine
+
+# Pins the Python packages of all requirements.in again; see scripts/pin-python.sh.
+pins:
+	@sh scripts/pin-python.sh
 
 # Each fuzz target for FUZZ_SECONDS (default 60), about ten minutes with the build.
 fuzz:

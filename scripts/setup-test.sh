@@ -33,7 +33,7 @@ if ! cmp -s "$requirements" "$venv/made-from.txt"; then
     say "making target/test-venv"
     rm -rf "$venv"
     /usr/bin/python3 -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r "$requirements"
     cp "$requirements" "$venv/made-from.txt"
 fi
 

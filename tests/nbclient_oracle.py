@@ -57,7 +57,7 @@ USE_WIDGETS = "import sys, importlib; sys.path.insert(0, '{}'); importlib.invali
 ADDRESS = re.compile(r"0x[0-9a-f]{6,16}")
 CELL_FILE = re.compile(r"(<ipython-input-\d+-[0-9a-f]+>|ipykernel_\d+/\d+\.py|/tmp/ipykernel_\d+)")
 CELL_NAME = re.compile(r"((Cell|Input) In\s?\[\d+\]|<IPY-INPUT>), (in )?(line \d+|<module>|<cell line: \d+>\(\))")
-KERNEL = re.compile(r"/[\w./-]*/kernels/\.python-[0-9a-f]{16}")
+KERNEL = re.compile(r"/[\w./-]*/kernels/\.python@[0-9a-f]{16}")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

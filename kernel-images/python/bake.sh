@@ -1,5 +1,6 @@
 #!/bin/sh
 # Prepares a new environment; called by the Dockerfile and by `cellkeep kernels install`: sh bake.sh ENV_DIR
+# The kernels that extend this one use it too, so it expects no package.
 # ENV_DIR may be a staging folder; kernels see it as /opt/kernel, read-only.
 set -eu
 env_dir=$1
@@ -10,20 +11,21 @@ site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # Without debugpy, ipykernel has no debugger and starts 60 ms faster.
 find "$env_dir/bin" -type f -delete
 rm -rf "$site"/pip "$site"/pip-* "$site"/setuptools "$site"/setuptools-* "$site"/pkg_resources \
-    "$site"/_distutils_hack "$site"/distutils-precedence.pth "$site"/debugpy "$site"/debugpy-*
-for package in matplotlib mpl_toolkits numpy pandas scipy sklearn statsmodels sympy; do
-    find "$site/$package" -depth -type d -name tests -exec rm -rf {} +
-done
+    "$site"/_distutils_hack "$site"/distutils-precedence.pth "$site"/debugpy "$site"/debugpy-* "$site"/pyarrow/include
+find "$site" -depth -type d -name tests -exec rm -rf {} +
 
 sh "$env_dir/common/commands.sh" "$env_dir"
-sh "$env_dir/common/fonts.sh" "$env_dir"
-rm -rf "$env_dir/share/mplcache"
-mkdir -p "$env_dir/share/mplcache"
-"$python" -B "$env_dir/bake_fonts.py" "$env_dir"
-cp "$env_dir/cellkeep_fonts.py" "$site/matplotlib/_cellkeep_fonts.py"
+
 adapt() { printf '\n\nfrom matplotlib import _cellkeep_fonts\n_cellkeep_fonts.%s\n' "$2" >>"$site/matplotlib/$1.py"; }
-adapt font_manager 'adapt_font_manager(FontManager, FontPath)'
-adapt _mathtext 'adapt_mathtext(UnicodeFonts)'
+if [ -d "$site/matplotlib" ]; then
+    sh "$env_dir/common/fonts.sh" "$env_dir"
+    rm -rf "$env_dir/share/mplcache"
+    mkdir -p "$env_dir/share/mplcache"
+    "$python" -B "$env_dir/bake_fonts.py" "$env_dir"
+    cp "$env_dir/cellkeep_fonts.py" "$site/matplotlib/_cellkeep_fonts.py"
+    adapt font_manager 'adapt_font_manager(FontManager, FontPath)'
+    adapt _mathtext 'adapt_mathtext(UnicodeFonts)'
+fi
 
 # Byte code, unchecked: image layers and copies change time stamps, and the environment is read-only anyway.
 # -f: pip may have left byte code with time stamps. Some packages contain files that are not valid Python 3.11, so errors are
@@ -32,5 +34,5 @@ adapt _mathtext 'adapt_mathtext(UnicodeFonts)'
     "$site" "$env_dir/launcher.py" "$env_dir"/cellkeep_*.py || true
 
 # Check that nothing necessary was removed.
-"$python" -B -c 'import altair, ipykernel, matplotlib.pyplot, pandas, PIL, plotly.express, scipy.stats, seaborn
-import sklearn.ensemble, statsmodels.api, sympy, tqdm'
+"$python" -B -c 'import importlib, sys
+for name in open(sys.argv[1]).read().split(): importlib.import_module(name)' "$env_dir/modules.txt"

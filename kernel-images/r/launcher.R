@@ -11,6 +11,17 @@ options(
     repos = c(CRAN = utils::getCRANmirrors(local.only = TRUE)[1L, "URL"])
 )
 
+# Shows a plot of plotly as the data that the page draws, without HTML that contains 4 MB of code each time. Upstream makes scalars of
+# arrays with one element, and sends four digits of each number.
+show_plotly_data <- function() {
+    register <- function(generic, method) registerS3method(generic, "plotly", method, asNamespace("repr"))
+    register("repr_html", function(obj, ...) NULL)
+    register("repr_plotly1", function(obj, ...) {
+        jsonlite::fromJSON(plotly::plotly_json(obj, jsonedit = FALSE), simplifyVector = FALSE)
+    })
+    replace_import("toJSON", function(x, ...) jsonlite::toJSON(x, ..., digits = NA))
+}
+
 # Makes IRkernel send through the pipes of Cellkeep's agent, which keep output however the process ends: text goes to the process's own
 # stdout at once, instead of after each expression, and messages go to a pipe. `numbers`: the pipe, and the page on which the agent
 # says how much it has read. src/agent/iopub_pipe.rs and positions_page.rs define both.
@@ -99,6 +110,7 @@ replace_import <- function(name, replacement) {
     assign(name, replacement, imports)
 }
 
+show_plotly_data()
 numbers <- Sys.getenv("CELLKEEP_IOPUB_PIPE")
 Sys.unsetenv("CELLKEEP_IOPUB_PIPE")
 if (numbers == "") {

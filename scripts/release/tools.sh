@@ -9,7 +9,7 @@ if ! cmp -s "$requirements" "$tools/venv/made-from.txt"; then
     say "installing cargo-zigbuild, Zig and wheel"
     rm -rf "$tools/venv"
     /usr/bin/python3 -m venv "$tools/venv"
-    "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r "$requirements"
     cp "$requirements" "$tools/venv/made-from.txt"
 fi
 

@@ -23,7 +23,7 @@ pub(super) enum ImagesCommand {
     #[command(after_help = "\
 Set CELLKEEP_BUILD_NETWORK=host to build on the host's network instead of the engine's default network.")]
     Build {
-        /// python, r, julia, deno, bash [default: all]
+        /// python, python-minimal, r, julia, deno, bash [default: all]
         #[arg(value_name = "NAME")]
         names: Vec<String>,
         /// Rebuild every step, even if the image is up to date

@@ -25,7 +25,7 @@ pub(super) enum KernelsCommand {
     },
     /// Install kernels that are missing or out of date
     Install {
-        /// python, r, julia, deno, bash
+        /// python, python-minimal, r, julia, deno, bash
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },

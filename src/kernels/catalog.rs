@@ -23,7 +23,7 @@ const COMMON: &str = "common";
 /// A kernel that Cellkeep can run: its kernelspec and our settings for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelSpec {
-    /// The name of its folder: `python`, `r`, `julia`, `deno`, `bash`.
+    /// The name of its folder, such as `python`.
     pub name: String,
     pub display_name: String,
     /// As in its kernelspec.
@@ -49,6 +49,8 @@ pub struct KernelSpec {
     memory_mb: Option<u64>,
     /// Whether notebooks name it with its version, as its own kernelspec does (`Julia 1.11`).
     versioned_name: bool,
+    /// The kernel whose folder has the files that its own lacks.
+    extends: Option<String>,
     aliases: Vec<String>,
     kernelspec_names: Vec<String>,
 }
@@ -74,6 +76,7 @@ struct CellkeepMetadata {
     memory_mb: Option<u64>,
     #[serde(default)]
     versioned_name: bool,
+    extends: Option<String>,
     #[serde(default)]
     language_aliases: Vec<String>,
     #[serde(default)]
@@ -120,6 +123,7 @@ fn parse(name: &str, kernelspec: &[u8]) -> Option<KernelSpec> {
         end_marker: own.end_marker,
         memory_mb: own.memory_mb,
         versioned_name: own.versioned_name,
+        extends: own.extends,
         aliases: own.language_aliases,
         kernelspec_names: own.kernelspec_names,
     })
@@ -152,17 +156,22 @@ pub fn for_notebook(kernelspec: Option<&str>, language: Option<&str>) -> Result<
     }
 }
 
-/// The files of a kernel's folder and the folder [`COMMON`], sorted by name: the build context of its image.
+/// The files of a kernel's folder, of the one that it extends, and of the folder [`COMMON`], sorted by name: the build context
+/// of its image.
 pub fn context(kernel: &KernelSpec) -> Vec<(String, Cow<'static, [u8]>)> {
-    let (own, common) = (format!("{}/", kernel.name), format!("{COMMON}/"));
-    let mut files: Vec<_> = Folders::iter()
-        .filter_map(|path| {
-            let name = path.strip_prefix(&own).or_else(|| path.starts_with(&common).then_some(&path))?;
-            Some((name.to_owned(), Folders::get(&path)?.data))
-        })
-        .collect();
-    files.sort_by(|a, b| a.0.cmp(&b.0));
-    files
+    let mut files = folder(COMMON, &format!("{COMMON}/"));
+    files.extend(kernel.extends.iter().flat_map(|base| folder(base, "")));
+    files.extend(folder(&kernel.name, ""));
+    files.into_iter().collect()
+}
+
+/// The files of a folder, with `prefix` before their names in it.
+fn folder(name: &str, prefix: &str) -> BTreeMap<String, Cow<'static, [u8]>> {
+    let file = |path: Cow<'static, str>| {
+        let in_folder = path.strip_prefix(name)?.strip_prefix('/')?;
+        Some((format!("{prefix}{in_folder}"), Folders::get(&path)?.data))
+    };
+    Folders::iter().filter_map(file).collect()
 }
 
 impl KernelSpec {
@@ -205,11 +214,10 @@ impl KernelSpec {
         named.map_or(self.name.as_str(), String::as_str)
     }
 
-    /// A file of the kernel's folder as text; empty if there is none.
+    /// A file of the kernel's folder, or of the one that it extends, as text; empty if there is none.
     pub fn file(&self, name: &str) -> String {
-        Folders::get(&format!("{}/{name}", self.name))
-            .map(|file| String::from_utf8_lossy(&file.data).into_owned())
-            .unwrap_or_default()
+        let folders = std::iter::once(&self.name).chain(&self.extends);
+        folders.filter_map(|folder| text_file(folder, name)).next().unwrap_or_default()
     }
 
     /// Whether it can run in the process sandbox. If not, it exists only as a container image.
@@ -249,7 +257,7 @@ mod tests {
             .collect();
         let kernels: std::collections::BTreeSet<_> = all().iter().map(|kernel| kernel.name.clone()).collect();
         assert_eq!(kernels, folders);
-        assert_eq!(kernels.len(), 5);
+        assert_eq!(kernels.len(), 6);
         for kernel in all() {
             assert!(kernel.argv.iter().any(|argument| argument.contains("{connection_file}")), "{}", kernel.name);
             assert!(!kernel.file("Dockerfile").is_empty());
@@ -263,6 +271,44 @@ mod tests {
         assert_eq!(julia.display_name_in_notebook(Some("1.5.3")), "Julia 1.5");
         assert_eq!(julia.display_name_in_notebook(None), "Julia");
         assert_eq!(python.display_name_in_notebook(Some("3.11.2")), "Python 3");
+    }
+
+    #[test]
+    fn extending_kernel_has_both_folders() {
+        let (minimal, python) = (find("python-minimal").unwrap(), find("python").unwrap());
+        let files = |kernel| context(kernel).into_iter().collect::<BTreeMap<_, _>>();
+        let (own, base) = (files(minimal), files(python));
+        assert_eq!(own.keys().collect::<Vec<_>>(), base.keys().collect::<Vec<_>>());
+        let differing: Vec<_> = own.iter().filter(|(name, data)| base[*name] != **data).map(|(name, _)| name).collect();
+        assert_eq!(differing, ["kernel.json", "modules.txt", "requirements.in", "requirements.txt"]);
+        assert!(minimal.has_environment() && minimal.packages() == python.packages());
+        assert_eq!(find("python3").unwrap().name, "python", "it has no other names");
+    }
+
+    /// `pip install --require-hashes` refuses packages without one. `make pins` makes the files.
+    #[test]
+    fn pinned_packages_have_hashes_of_current_inputs() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let of_kernels = Folders::iter()
+            .filter_map(|path| Some(format!("kernel-images/{}", path.strip_suffix("requirements.txt")?)))
+            .map(|folder| format!("{folder}requirements"));
+        let others =
+            ["test-requirements", "bench-requirements", "release/requirements"].map(|name| format!("scripts/{name}"));
+        for path in of_kernels.chain(others).chain(["src/kernels/uv-requirements".to_owned()]) {
+            let read = |extension: &str| std::fs::read_to_string(root.join(format!("{path}.{extension}"))).unwrap();
+            let (input, pinned) = (read("in"), read("txt"));
+            let hash: String = Sha256::digest(&input).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(pinned.lines().next().unwrap().contains(&hash), "{path}.in has changed; run: make pins");
+            let packages: Vec<&str> = pinned.split("\n").filter(|line| line.starts_with(char::is_alphanumeric)).collect();
+            let followed = pinned.matches(" \\\n    --hash=sha256:").count();
+            let normal = |name: &str| name.to_ascii_lowercase().replace(['_', '.'], "-");
+            let has = |name: &str| packages.iter().any(|line| normal(line).starts_with(&format!("{}==", normal(name))));
+            assert!(packages.iter().all(|line| line.contains("==") && line.ends_with(" \\")), "{path}: {packages:?}");
+            assert!(followed >= packages.len() && !packages.is_empty(), "{path}");
+            for name in input.lines().filter(|line| line.starts_with(char::is_alphanumeric)) {
+                assert!(has(name), "{path}: {name} is not pinned; run: make pins");
+            }
+        }
     }
 
     #[test]

@@ -20,6 +20,11 @@ use crate::config::Paths;
 /// cannot read.
 const PYTHON: &str = "/usr/bin/python3";
 const FINGERPRINT: &str = "fingerprint";
+/// Cellkeep's own uv, with the hashes of its wheels.
+const UV_REQUIREMENTS: &str = include_str!("uv-requirements.txt");
+/// Wheels with known hashes only: no code of a package runs while it is installed.
+const PIP_INSTALL: [&str; 8] =
+    ["-m", "pip", "install", "--no-compile", "--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"];
 
 /// Receives each step, and each line that a step prints.
 pub type Progress<'a> = &'a mut dyn FnMut(&str);
@@ -174,15 +179,14 @@ fn virtual_environment(
             run("creating a virtual environment", &mut venv, progress)?;
             let mut sync = Command::new(&uv);
             // Copies: links into uv's cache would change with the cache.
-            sync.args(["pip", "install", "--link-mode", "copy", "--python"]).arg(staging.join("bin/python"));
-            run(&step, sync.arg("-r").arg(&requirements), progress)?;
+            sync.args(["pip", "install", "--require-hashes", "--no-build", "--link-mode", "copy", "--python"]);
+            run(&step, sync.arg(staging.join("bin/python")).arg("-r").arg(&requirements), progress)?;
         }
         None => {
             let mut venv = Command::new(PYTHON);
             run("creating a virtual environment", venv.args(["-m", "venv"]).arg(staging), progress)?;
             let mut pip = Command::new(staging.join("bin/python"));
-            pip.args(["-m", "pip", "install", "--no-compile", "--disable-pip-version-check", "-r"]).arg(&requirements);
-            run(&step, &mut pip, progress)?;
+            run(&step, pip.args(PIP_INSTALL).arg("-r").arg(&requirements), progress)?;
         }
     }
     let _ = fs::remove_file(requirements);
@@ -208,8 +212,9 @@ fn uv(paths: &Paths, progress: Progress<'_>) -> Option<PathBuf> {
     let mut venv = Command::new(PYTHON);
     run("creating a folder for tools", venv.args(["-m", "venv"]).arg(paths.tools()), progress).ok()?;
     let mut pip = Command::new(paths.tools().join("bin/python"));
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]);
-    run("installing uv", &mut pip, progress).ok()?;
+    let requirements = paths.tools().join("uv-requirements.txt");
+    fs::write(&requirements, UV_REQUIREMENTS).ok()?;
+    run("installing uv", pip.args(PIP_INSTALL).arg("-r").arg(&requirements), progress).ok()?;
     own.exists().then_some(own)
 }
 

@@ -1,9 +1,9 @@
 //! The versions of an environment: one folder per fingerprint, and a symlink to the current one.
 //!
 //! ```text
-//! kernels/python            ─▶ .python-0123456789abcdef
-//! kernels/.python-0123456789abcdef/   the current one
-//! kernels/.python-fedcba9876543210/   an older one, while sessions may use it
+//! kernels/python            ─▶ .python@0123456789abcdef
+//! kernels/.python@0123456789abcdef/   the current one
+//! kernels/.python@fedcba9876543210/   an older one, while sessions may use it
 //! ```
 //!
 //! Sandboxes mount the folder of a version, never the symlink: a later installation changes nothing under a running session.
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 fn version_name(kernel: &str, fingerprint: &str) -> String {
-    format!(".{kernel}-{fingerprint}")
+    format!(".{kernel}@{fingerprint}")
 }
 
 /// The folder of the current version, with symlinks resolved.
@@ -106,10 +106,10 @@ mod tests {
         // An old version can become current again without a new installation.
         make_current(&kernels, "r", "one").unwrap();
         assert_eq!(what(&kernels), "one");
-        fs::create_dir(kernels.join(".rust-one")).unwrap();
+        fs::create_dir(kernels.join(".r-minimal@one")).unwrap();
         remove_old(&kernels, "r").unwrap();
         assert!(exists(&kernels, "r", "one") && !exists(&kernels, "r", "two"));
-        assert!(kernels.join(".rust-one").exists(), "another kernel's");
+        assert!(kernels.join(".r-minimal@one").exists(), "another kernel's");
         fs::remove_dir_all(kernels).unwrap();
     }
 

@@ -95,7 +95,7 @@ pub(super) async fn environment_id(paths: &Paths, kernel: &KernelSpec, kind: San
         SandboxKind::Process => {
             let folder = kernels::environment(paths, kernel).ok();
             let name = folder.as_ref().and_then(|folder| folder.file_name()).map(|name| name.to_string_lossy().into_owned());
-            let fingerprint = name.and_then(|name| name.rsplit_once('-').map(|(_, fingerprint)| fingerprint.to_owned()));
+            let fingerprint = name.and_then(|name| name.rsplit_once('@').map(|(_, fingerprint)| fingerprint.to_owned()));
             json!({"sandbox": "process", "fingerprint": fingerprint})
         }
         SandboxKind::Docker => {

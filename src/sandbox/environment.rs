@@ -59,6 +59,7 @@ fn kernel_environment(spec: &SandboxSpec) -> BTreeMap<String, String> {
         ("LANG", "C.UTF-8"),
         ("OPENBLAS_NUM_THREADS", &threads),
         ("OMP_NUM_THREADS", &threads),
+        ("POLARS_MAX_THREADS", &threads),
     ];
     own.into_iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()))

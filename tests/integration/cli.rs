@@ -526,7 +526,7 @@ fn doctor_lists_and_help_work() {
     assert!(Cli::new(&["exec", "--help"]).run().stdout.contains("but not this machine"));
     let ran = Cli::new(&["kernels", "list", "--json"]).run();
     let kernels: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(kernels.as_array().unwrap().len(), 5);
+    assert_eq!(kernels.as_array().unwrap().len(), 6);
     for help in
         [vec!["--help"], vec!["run", "--help"], vec!["exec", "--help"], vec!["kernels", "--help"], vec!["images", "--help"]]
     {

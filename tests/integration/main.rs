@@ -46,6 +46,7 @@ mod opened;
 mod output_widgets;
 mod outputs;
 mod package;
+mod packages;
 mod pages;
 mod parameters;
 mod private_data;

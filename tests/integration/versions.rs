@@ -22,11 +22,11 @@ fn install(data: &Path) -> String {
 /// Makes the installed version look as if another version of cellkeep had installed it.
 fn make_old(kernels: &Path) {
     let current = fs::canonicalize(kernels.join("r")).unwrap();
-    let old = kernels.join(".r-0000");
+    let old = kernels.join(".r@0000");
     fs::rename(current, &old).unwrap();
     fs::write(old.join("fingerprint"), "0000").unwrap();
     fs::remove_file(kernels.join("r")).unwrap();
-    symlink(".r-0000", kernels.join("r")).unwrap();
+    symlink(".r@0000", kernels.join("r")).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,7 +57,7 @@ async fn new_installation_keeps_version_of_running_session() {
     assert_eq!(living.ok(code).await.trim(), "0000 TRUE", "the old version is complete");
     living.session.destroy().await.unwrap();
     install(&data);
-    assert!(!paths.kernels().join(".r-0000").exists(), "no session uses it any more");
+    assert!(!paths.kernels().join(".r@0000").exists(), "no session uses it any more");
     assert_eq!(kernels::status(&paths, kernel), Status::Ready);
     fs::remove_dir_all(data).unwrap();
 }
