@@ -69,6 +69,44 @@ impl fmt::Display for SessionId {
     }
 }
 
+/// Identifies a sandbox. One that was created for a session has the session's id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SandboxId(SessionId);
+
+impl SandboxId {
+    /// A new id that cannot be guessed.
+    pub fn random() -> Self {
+        Self(SessionId::random())
+    }
+
+    /// Parses an untrusted id, by the same rules as [`SessionId::parse`].
+    pub fn parse(text: &str) -> Option<Self> {
+        SessionId::parse(text).map(Self)
+    }
+
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// The session for which the sandbox was created, if it was created for one.
+    pub fn as_session(&self) -> &SessionId {
+        &self.0
+    }
+}
+
+impl From<SessionId> for SandboxId {
+    fn from(session: SessionId) -> Self {
+        Self(session)
+    }
+}
+
+impl fmt::Display for SandboxId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Identifies a process of a sandbox: 128 random bits as a UUID.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

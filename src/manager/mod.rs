@@ -159,7 +159,8 @@ impl Manager {
     /// After an error, nothing is left behind.
     pub async fn create(&self, spec: SessionSpec) -> Result<Session, ManagerError> {
         spec.limits.validate().map_err(ManagerError::Limits)?;
-        let (sandbox, record) = self.create_sandbox(&spec, &SessionId::random(), Some(ORPHAN_LIFETIME)).await?;
+        let id = SessionId::random();
+        let (sandbox, record) = self.create_sandbox(&spec, &id, Some(ORPHAN_LIFETIME)).await?;
         let (sweeper, paths) = (sandbox.clone(), self.paths.clone());
         tokio::spawn(async move {
             if let Err(error) = sandbox::sweep(&*sweeper, &paths).await {
@@ -168,6 +169,7 @@ impl Manager {
         });
         let (journal, events) = MemoryJournal::new();
         let handle = session::start(SessionParts {
+            session: id,
             sandbox: sandbox.clone(),
             record: record.clone(),
             limits: spec.limits,
@@ -197,7 +199,8 @@ impl Manager {
         orphan_lifetime: Option<Duration>,
     ) -> Result<(Arc<dyn Sandbox>, SandboxRecord), ManagerError> {
         let sandbox_spec = SandboxSpec {
-            session: session.clone(),
+            id: session.clone().into(),
+            session: Some(session.clone()),
             kernel: spec.kernel.clone(),
             limits: spec.limits.clone(),
             network: spec.network,

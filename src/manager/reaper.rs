@@ -189,7 +189,7 @@ mod tests {
 
     use super::*;
     use crate::config::Paths;
-    use crate::ids::SessionPhase;
+    use crate::ids::{SandboxId, SessionPhase};
     use crate::kernels;
     use crate::manager::registry::SandboxInstance;
     use crate::manager::removal_backlog::Leftover;
@@ -233,11 +233,11 @@ mod tests {
             unreachable!()
         }
         async fn destroy(&self, record: &SandboxRecord) -> Result<(), SandboxError> {
-            self.destroyed.lock().unwrap().push(record.session.clone());
-            if self.hangs.lock().unwrap().contains(&record.session) {
+            self.destroyed.lock().unwrap().push(record.id.as_session().clone());
+            if self.hangs.lock().unwrap().contains(record.id.as_session()) {
                 std::future::pending::<()>().await;
             }
-            if self.fails.lock().unwrap().contains(&record.session) {
+            if self.fails.lock().unwrap().contains(record.id.as_session()) {
                 let reason = "the engine is down".to_owned();
                 return Err(SandboxError::Engine { doing: "removing a sandbox".to_owned(), reason });
             }
@@ -247,7 +247,7 @@ mod tests {
 
     fn sandbox_record() -> SandboxRecord {
         SandboxRecord {
-            session: SessionId::random(),
+            id: SandboxId::random(),
             kind: SandboxKind::Process,
             kernel: "python".to_owned(),
             socket: "/nowhere".into(),
@@ -280,13 +280,13 @@ mod tests {
         let reaper = Reaper::new(service.clone());
         let stored_row = async |id: &SessionId| service.0.store.session(id).await.unwrap().unwrap();
         let record = sandbox_record();
-        let id = record.session.clone();
+        let id = record.id.as_session().clone();
         let mut row = new_row(&id, &"ann".into(), kernels::find("python").unwrap(), &NewSession::default());
         row.expires_at = Some(now_ms() - 1);
         service.0.store.insert_session(row).await.unwrap();
         let config = SessionConfig::of_row(&stored_row(&id).await);
-        let sandbox = SandboxInstance { engine: Arc::new(Engine::default()), record };
-        let entry = service.start_driver(&"ann".into(), &config, sandbox, None);
+        let sandbox = SandboxInstance::new(Arc::new(Engine::default()), record);
+        let entry = service.start_driver(&id, &"ann".into(), &config, sandbox, None);
         let handle = entry.handle.clone();
         service.0.registry.insert(id.clone(), Arc::new(entry));
         let old = stored_row(&id).await;
@@ -310,13 +310,13 @@ mod tests {
         change: impl FnOnce(&mut SessionRow),
     ) -> SessionId {
         let record = sandbox_record();
-        let id = record.session.clone();
+        let id = record.id.as_session().clone();
         let new = NewSession { config, ..NewSession::default() };
         let mut row = new_row(&id, &"ann".into(), kernels::find("python").unwrap(), &new);
         row.phase = SessionPhase::Idle;
         change(&mut row);
         service.0.store.insert_session(row.clone()).await.unwrap();
-        let sandbox = SandboxInstance { engine: Arc::new(engine.clone()), record };
+        let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record);
         service.recover_session(&row, Some(sandbox)).await.unwrap();
         id
     }
@@ -394,7 +394,7 @@ mod tests {
         let engine = Engine::default();
         let add_ended_session = async |hangs: bool| {
             let record = sandbox_record();
-            let id = record.session.clone();
+            let id = record.id.as_session().clone();
             if hangs {
                 engine.hangs.lock().unwrap().insert(id.clone());
             }
@@ -402,7 +402,7 @@ mod tests {
             service.0.store.insert_session(row).await.unwrap();
             let (feed, journal) = service.open_journal(&id, "python", None);
             let handle = session::end_stored(Stored::default(), true, "it was enough", journal).await;
-            let sandbox = SandboxInstance { engine: Arc::new(engine.clone()), record };
+            let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record);
             let entry = SessionEntry::new("ann".into(), handle, feed, None, Some(sandbox));
             service.0.registry.insert(id.clone(), Arc::new(entry));
             id

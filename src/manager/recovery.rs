@@ -13,7 +13,7 @@ use super::registry::{SandboxInstance, SessionEntry};
 use super::removal_backlog::Leftover;
 use super::service::SessionService;
 use super::session_config::{ServiceError, SessionConfig};
-use crate::ids::{Access, SessionId, SessionPhase};
+use crate::ids::{Access, SandboxId, SessionPhase};
 use crate::link::Position;
 use crate::output::OutputTarget;
 use crate::sandbox::{self, SandboxKind, SandboxRecord, SandboxState};
@@ -35,7 +35,7 @@ impl SessionService {
         let rows = self.0.store.sessions(&Access::All).await?;
         let mut sandboxes = self.list_all_sandboxes(&rows).await;
         for row in rows {
-            let sandbox = sandboxes.remove(&row.id);
+            let sandbox = sandboxes.remove(&row.id.clone().into());
             if let Err(error) = self.recover_session(&row, sandbox).await {
                 tracing::error!(session = %row.id, %error, "cannot recover a session");
             }
@@ -58,7 +58,7 @@ impl SessionService {
         Ok(())
     }
 
-    async fn list_all_sandboxes(&self, rows: &[SessionRow]) -> HashMap<SessionId, SandboxInstance> {
+    async fn list_all_sandboxes(&self, rows: &[SessionRow]) -> HashMap<SandboxId, SandboxInstance> {
         let mut all = HashMap::new();
         for kind in [SandboxKind::Process, SandboxKind::Docker] {
             let kind_of = |row: &SessionRow| sandbox_record(row).map(|record| record.kind);
@@ -75,7 +75,7 @@ impl SessionService {
     /// The sandboxes of one kind. If sessions are known to be in such sandboxes, an engine that does not answer is retried
     /// for [`ENGINE_DEADLINE`]: after a boot it may come up later than this server, and a session whose sandbox is not found
     /// ends.
-    async fn list_sandboxes_with_retry(&self, kind: SandboxKind, has_sessions: bool) -> Vec<(SessionId, SandboxInstance)> {
+    async fn list_sandboxes_with_retry(&self, kind: SandboxKind, has_sessions: bool) -> Vec<(SandboxId, SandboxInstance)> {
         let deadline = Instant::now() + if has_sessions { ENGINE_DEADLINE } else { Duration::ZERO };
         loop {
             match self.list_sandboxes(kind).await {
@@ -94,13 +94,13 @@ impl SessionService {
         }
     }
 
-    async fn list_sandboxes(&self, kind: SandboxKind) -> Result<Vec<(SessionId, SandboxInstance)>, ManagerError> {
+    async fn list_sandboxes(&self, kind: SandboxKind) -> Result<Vec<(SandboxId, SandboxInstance)>, ManagerError> {
         let engine = self.0.manager.sandbox(kind).await?;
         if let Err(error) = sandbox::sweep(&*engine, &self.0.paths).await {
             tracing::warn!(%kind, %error, "cannot look for leftover sandboxes");
         }
         let records = engine.list().await?.into_iter();
-        Ok(records.map(|record| (record.session.clone(), SandboxInstance { engine: engine.clone(), record })).collect())
+        Ok(records.map(|record| (record.id.clone(), SandboxInstance::new(engine.clone(), record))).collect())
     }
 
     pub(super) async fn recover_session(
@@ -128,7 +128,7 @@ impl SessionService {
         };
         let entry = match sandbox {
             Some(sandbox) if is_alive => {
-                let entry = self.start_driver(&row.principal, &config, sandbox, Some(stored));
+                let entry = self.start_driver(&row.id, &row.principal, &config, sandbox, Some(stored));
                 entry.hold(self.count_stored(row));
                 entry
             }

@@ -23,6 +23,10 @@ pub(super) struct SandboxInstance {
 }
 
 impl SandboxInstance {
+    pub fn new(engine: Arc<dyn Sandbox>, record: SandboxRecord) -> Self {
+        Self { engine, record }
+    }
+
     /// Ends the sandbox and removes what is left of it. Idempotent.
     pub async fn destroy(&self) -> Result<(), SandboxError> {
         self.engine.destroy(&self.record).await

@@ -107,7 +107,7 @@ impl SessionService {
                 sandbox.destroy().await?;
                 self.record("sandbox.removed", id, None, "ok");
             }
-            None => sandbox::remove_unfinished(&self.0.paths, id)?,
+            None => sandbox::remove_unfinished(&self.0.paths, &id.clone().into())?,
         }
         leftover.release();
         self.remove_rows(id).await

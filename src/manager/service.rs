@@ -402,7 +402,7 @@ impl SessionService {
         self.record("sandbox.created", id, owner, if created.is_ok() { "ok" } else { "failed" });
         let (engine, record) = created.map_err(|error| (error.into(), None))?;
         let recorded = self.0.store.set_sandbox(id, serde_json::to_string(&record).unwrap_or_default()).await;
-        let entry = self.start_driver(principal, &new.config, SandboxInstance { engine, record }, None);
+        let entry = self.start_driver(id, principal, &new.config, SandboxInstance::new(engine, record), None);
         let ready = match recorded {
             Ok(()) => entry.handle.ready().await.map_err(|error| ManagerError::Start(error).into()),
             Err(error) => Err(error.into()),
@@ -416,14 +416,16 @@ impl SessionService {
     /// Starts the driver of a session. `stored` holds the state that an earlier server wrote.
     pub(super) fn start_driver(
         &self,
+        id: &SessionId,
         principal: &PrincipalId,
         config: &SessionConfig,
         sandbox: SandboxInstance,
         stored: Option<Stored>,
     ) -> SessionEntry {
         let record = &sandbox.record;
-        let (feed, journal) = self.open_journal(&record.session, &record.kernel, stored.as_ref());
+        let (feed, journal) = self.open_journal(id, &record.kernel, stored.as_ref());
         let handle = session::start(SessionParts {
+            session: id.clone(),
             sandbox: sandbox.engine.clone(),
             record: record.clone(),
             limits: config.limits.clone(),

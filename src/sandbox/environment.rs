@@ -26,7 +26,7 @@ pub(super) fn agent_config(spec: &SandboxSpec, listen: Listen, memory_enforced: 
     let writable = [WORKSPACE, RUNTIME_DIR, "/tmp", "/dev", "/proc"];
     AgentConfig {
         listen,
-        session: Some(spec.session.clone()),
+        session: spec.session.clone(),
         kernel: spec.kernel.name.clone(),
         argv: spec.kernel.argv.clone(),
         env: kernel_environment(spec),

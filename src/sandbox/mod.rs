@@ -1,6 +1,6 @@
 //! Sandboxes, which isolate kernels.
 //!
-//! A sandbox contains one agent (PID 1) and its kernel. The trait has only six operations: the agent implements signals,
+//! A sandbox contains one agent (PID 1) with its kernels and processes. The trait has only six operations: the agent implements signals,
 //! files, usage and restarts once for all kinds of sandboxes.
 
 mod agent_binary;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use crate::ids::SessionId;
+use crate::ids::{SandboxId, SessionId};
 use crate::kernels::KernelSpec;
 use crate::policy::{Isolation, Limits, Network};
 
@@ -30,13 +30,13 @@ pub use sweep::{remove_unfinished, sweep};
 /// The uid and gid of the kernel inside the sandbox, where a user namespace maps it to another.
 pub const SANDBOX_UID: u32 = 65532;
 
-/// Every session has a uid of its own on the host, from this one on: an escaped process has no rights, cannot access other
-/// sandboxes, and what the system counts by user is counted by session.
+/// Every sandbox has a uid of its own on the host, from this one on: an escaped process has no rights, cannot access other
+/// sandboxes, and what the system counts by user is counted by sandbox.
 const FIRST_UID: u32 = 1_000_000_000;
 
-/// A uid derived from the session's random id. There are 2^28, so that two live sessions practically never share one.
-fn session_uid(session: &SessionId) -> u32 {
-    let hex: String = session.as_str().chars().filter(char::is_ascii_hexdigit).take(7).collect();
+/// A uid derived from the sandbox's random id. There are 2^28, so that two live ones practically never share one.
+fn sandbox_uid(sandbox: &SandboxId) -> u32 {
+    let hex: String = sandbox.as_str().chars().filter(char::is_ascii_hexdigit).take(7).collect();
     FIRST_UID + u32::from_str_radix(&hex, 16).unwrap_or(0)
 }
 
@@ -61,11 +61,13 @@ impl std::fmt::Display for SandboxKind {
 /// The specification of a sandbox.
 #[derive(Clone, Debug)]
 pub struct SandboxSpec {
-    pub session: SessionId,
+    pub id: SandboxId,
+    /// The session whose kernel starts with the sandbox. `None`: no kernel starts.
+    pub session: Option<SessionId>,
     pub kernel: KernelSpec,
     pub limits: Limits,
     pub network: Network,
-    /// Environment variables of the kernel; they override those of the kernelspec.
+    /// Environment variables of kernels and processes; they override those of the kernelspec.
     pub env: Vec<(String, String)>,
     /// The sandbox ends itself after this many seconds without a manager. `None`: never.
     pub orphan_seconds: Option<u64>,
@@ -74,7 +76,7 @@ pub struct SandboxSpec {
 /// Everything needed to find a sandbox again. It is on disk before the sandbox is created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRecord {
-    pub session: SessionId,
+    pub id: SandboxId,
     pub kind: SandboxKind,
     /// The name of the kernel.
     pub kernel: String,

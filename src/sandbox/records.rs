@@ -9,25 +9,25 @@ use std::time::Duration;
 
 use super::{SandboxError, SandboxKind, SandboxRecord};
 use crate::config::Paths;
-use crate::ids::SessionId;
+use crate::ids::SandboxId;
 use crate::private_files;
 
 /// Paths of the agent's socket in a sandbox's folder: for the process sandbox and for containers.
 pub(super) const SOCKETS: [&str; 2] = ["agent.sock", "sock/agent.sock"];
 
-/// The folder of a session's sandbox.
-pub(super) fn folder(paths: &Paths, session: &SessionId) -> PathBuf {
-    paths.sandboxes().join(session.as_str())
+/// The folder of a sandbox.
+pub(super) fn folder(paths: &Paths, sandbox: &SandboxId) -> PathBuf {
+    paths.sandboxes().join(sandbox.as_str())
 }
 
-/// Creates the folder of a new session, accessible only to our own user.
+/// Creates the folder of a new sandbox, accessible only to our own user.
 ///
 /// # Errors
 /// [`SandboxError::Io`], also if it exists already.
-pub(super) fn create_folder(paths: &Paths, session: &SessionId) -> Result<PathBuf, SandboxError> {
+pub(super) fn create_folder(paths: &Paths, sandbox: &SandboxId) -> Result<PathBuf, SandboxError> {
     let parent = paths.sandboxes();
     private_files::create_folder(&parent).map_err(SandboxError::io(format!("cannot create {}", parent.display())))?;
-    let folder = folder(paths, session);
+    let folder = folder(paths, sandbox);
     fs::DirBuilder::new()
         .mode(0o700)
         .create(&folder)
@@ -100,10 +100,10 @@ pub(super) fn has_listener(socket: &Path) -> bool {
 }
 
 /// Removes the folder of a sandbox. Idempotent.
-pub(super) fn remove_folder(paths: &Paths, session: &SessionId) -> Result<(), SandboxError> {
-    match fs::remove_dir_all(folder(paths, session)) {
+pub(super) fn remove_folder(paths: &Paths, sandbox: &SandboxId) -> Result<(), SandboxError> {
+    match fs::remove_dir_all(folder(paths, sandbox)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(SandboxError::io("cannot remove the session's folder")(error))
+            Err(SandboxError::io("cannot remove the sandbox's folder")(error))
         }
         _ => Ok(()),
     }

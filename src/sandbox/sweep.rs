@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Liveness, SandboxError, SandboxRecord, agent_binary, process, records};
 use crate::config::Paths;
-use crate::ids::SessionId;
+use crate::ids::SandboxId;
 use crate::sandbox::Sandbox;
 
 /// Leftovers without a known owner are removed after this time without a change: younger ones may belong to a sandbox that
@@ -30,10 +30,10 @@ pub async fn sweep(sandbox: &dyn Sandbox, paths: &Paths) -> Result<usize, Sandbo
 
 /// Removes the folder of a sandbox whose creator died before it wrote the record. Only for callers that know the creator is
 /// dead; others leave it to [`sweep`].
-pub fn remove_unfinished(paths: &Paths, session: &SessionId) -> Result<(), SandboxError> {
-    match records::read(&records::folder(paths, session)) {
+pub fn remove_unfinished(paths: &Paths, sandbox: &SandboxId) -> Result<(), SandboxError> {
+    match records::read(&records::folder(paths, sandbox)) {
         Some(_) => Ok(()),
-        None => records::remove_folder(paths, session),
+        None => records::remove_folder(paths, sandbox),
     }
 }
 
@@ -43,7 +43,7 @@ fn is_orphaned(paths: &Paths, record: &SandboxRecord) -> bool {
         Liveness::Running => false,
         Liveness::Dead => true,
         Liveness::Unknown => {
-            let folder = records::folder(paths, &record.session);
+            let folder = records::folder(paths, &record.id);
             records::is_older(&folder, MIN_AGE) && !records::has_listener(&record.socket)
         }
     }

@@ -16,7 +16,7 @@ use super::machine::{Context, Denied, Effect, Machine, MachineConfig, Stored};
 use super::state::SessionState;
 use super::transaction::{CellChange, OutputMode, Transaction};
 use crate::agent_protocol::{Request, SignalKind, Target};
-use crate::ids::{self, CellNumber, ExecutionId, Generation};
+use crate::ids::{self, CellNumber, ExecutionId, Generation, SessionId};
 use crate::link::{AbortOnDrop, Link, LinkError, LinkEvents, Position};
 use crate::policy::Limits;
 use crate::sandbox::{Sandbox, SandboxRecord, SandboxState};
@@ -32,6 +32,7 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// Everything that a driver needs.
 pub struct SessionParts {
+    pub session: SessionId,
     pub sandbox: Arc<dyn Sandbox>,
     pub record: SandboxRecord,
     pub limits: Limits,
@@ -75,14 +76,13 @@ enum Outcome {
 /// Starts the driver of a session whose sandbox exists. It ends with the session, or when the last handle is dropped; in the latter
 /// case the session itself lives on in its sandbox.
 pub fn start(parts: SessionParts) -> SessionHandle {
-    let SessionParts { sandbox, record, limits, output_mode, journal, durable, stored } = parts;
-    let config = MachineConfig { session: record.session.to_string(), limits, durable, output_mode };
+    let SessionParts { session, sandbox, record, limits, output_mode, journal, durable, stored } = parts;
+    let config = MachineConfig { session: session.to_string(), limits, durable, output_mode };
     let machine = match stored {
         Some(stored) => Machine::restore(config, stored, context()),
         None => Machine::new(config, context()),
     };
-    let (link, events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), machine.position());
+    let (link, events) = Link::open(sandbox.clone(), record.clone(), Target::Kernel(session), machine.position());
     let (commands, command_receiver) = mpsc::unbounded_channel();
     let (state, state_receiver) = watch::channel(machine.state().clone());
     let (info, info_receiver) = watch::channel(machine.kernel_info().clone());

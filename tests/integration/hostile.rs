@@ -10,7 +10,7 @@ use cellkeep::agent_protocol::{
     Answer, AnswerBody, Event, FrameReader, FromAgent, Hello, KernelEvent, KernelState, PREAMBLE, Request, ToAgent,
     encode_event_frames, read_preamble, write_all_vectored,
 };
-use cellkeep::ids::{Epoch, Generation, Seq, SessionId};
+use cellkeep::ids::{Epoch, Generation, SandboxId, Seq};
 use cellkeep::link::LinkError;
 use cellkeep::policy::{Isolation, IsolationLevel, Limits};
 use cellkeep::sandbox::{
@@ -130,7 +130,7 @@ fn start(script: Script, limits: Limits) -> (SessionHandle, SessionEvents) {
 
 fn start_in(sandbox: Arc<Scripted>, limits: Limits) -> (SessionHandle, SessionEvents) {
     let record = SandboxRecord {
-        session: SessionId::random(),
+        id: SandboxId::random(),
         kind: SandboxKind::Process,
         kernel: "python".to_owned(),
         socket: "nowhere".into(),
@@ -144,6 +144,7 @@ fn start_in(sandbox: Arc<Scripted>, limits: Limits) -> (SessionHandle, SessionEv
     };
     let (journal, events) = MemoryJournal::new();
     let parts = SessionParts {
+        session: record.id.as_session().clone(),
         sandbox,
         record,
         limits,

@@ -25,8 +25,10 @@ in_every_sandbox!(
 
 async fn sandbox(place: TestSandbox, limits: Limits, orphan_seconds: Option<u64>) -> (Arc<dyn Sandbox>, SandboxRecord) {
     let sandbox = Manager::new(Paths::from_environment()).sandbox(place.kind).await.unwrap();
+    let session = SessionId::random();
     let spec = SandboxSpec {
-        session: SessionId::random(),
+        id: session.clone().into(),
+        session: Some(session),
         kernel: kernels::find("python").unwrap().clone(),
         limits,
         network: Network::None,
@@ -79,7 +81,7 @@ fn lines(count: usize) -> String {
 async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
     let (first, mut events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
     until_ready(&mut events).await;
     let code = "import time\nfor i in range(3000):\n    print('line', i, flush=True)\n    if i % 100 == 0: time.sleep(0.02)";
     assert_eq!(first.submit(Channel::Shell, None, execute("run", code)).await, Ok(false));
@@ -89,7 +91,7 @@ async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     drop((first, events));
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (second, mut events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
     let (all, numbers, replied) = read_run(&mut events, "run", usize::MAX).await;
     assert!(replied);
     assert_eq!(all, lines(3000), "every line once, in order");
@@ -98,7 +100,7 @@ async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     let LinkEvent::Attached(hello) = ({
         drop((second, events));
         let (_, mut events) =
-            Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+            Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
         next(&mut events).await
     }) else {
         panic!("no hello")
@@ -107,7 +109,7 @@ async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     let (third, mut events) = Link::open(
         sandbox.clone(),
         record.clone(),
-        Target::Kernel(record.session.clone()),
+        Target::Kernel(record.id.as_session().clone()),
         Position { epoch: hello.epoch, seq: half },
     );
     next(&mut events).await;
@@ -124,7 +126,7 @@ async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
     assert_eq!(repeated, Ok(true), "a repeated submission does not run");
     drop((third, events));
     let (_fourth, mut events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
     let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
     assert!(hello.first_seq.0 > numbers.len() as u64, "{hello:?}");
     sandbox.destroy(&record).await.unwrap();
@@ -133,10 +135,10 @@ async fn new_manager_replays_events_of_killed_one(place: TestSandbox) {
 async fn newest_manager_replaces_older_one(place: TestSandbox) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
     let (first, mut first_events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
     until_ready(&mut first_events).await;
     let (second, mut second_events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
     until_ready(&mut second_events).await;
     loop {
         if let LinkEvent::Detached { .. } = next(&mut first_events).await {
@@ -153,7 +155,7 @@ async fn newest_manager_replaces_older_one(place: TestSandbox) {
 async fn repeated_submission_runs_once(place: TestSandbox) {
     let (sandbox, record) = sandbox(place, Limits::default(), None).await;
     let (link, mut events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
     until_ready(&mut events).await;
     assert_eq!(link.submit(Channel::Shell, None, execute("a", "print('once')")).await, Ok(false));
     assert_eq!(link.submit(Channel::Shell, None, execute("a", "print('once')")).await, Ok(true));
@@ -167,7 +169,7 @@ async fn buffer_overflow_is_reported_as_gap(place: TestSandbox) {
     // The buffer holds the output limit and 32 MB more; nothing of several executions is acknowledged.
     let (sandbox, record) = sandbox(place, Limits { output_mb: 20, ..Limits::default() }, None).await;
     let (first, mut events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
     until_ready(&mut events).await;
     for run in 0..5 {
         // Concurrently: the answer may arrive behind more events than the queue holds.
@@ -178,7 +180,7 @@ async fn buffer_overflow_is_reported_as_gap(place: TestSandbox) {
     }
     drop((first, events));
     let (_second, mut events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
     let LinkEvent::Attached(hello) = next(&mut events).await else { panic!("no hello") };
     assert!(hello.first_seq > Seq::FIRST, "{hello:?}");
     let LinkEvent::Lost { from, to } = next(&mut events).await else { panic!("the gap is not reported") };

@@ -45,12 +45,12 @@ async fn environment_is_visible_to_kernel_only(place: TestSandbox) {
     let session = Manager::new(Paths::from_environment()).create(spec(place.kind, env)).await.unwrap();
     let living = TestSession::new(session);
     let record = living.session.record.clone();
-    let folder = Paths::from_environment().sandboxes().join(record.session.as_str());
+    let folder = Paths::from_environment().sandboxes().join(record.id.as_str());
     assert_eq!(found_on_the_host(&canary, &folder), Vec::<String>::new());
     if let Some(container) = &record.container {
         let shown = Command::new("docker").args(["inspect", container]).output().unwrap();
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-        assert!(shown.contains("cellkeep.session") && !shown.contains(&canary), "{shown}");
+        assert!(shown.contains("cellkeep.sandbox") && !shown.contains(&canary), "{shown}");
     }
     if let Some(agent) = record.agent {
         let environment = fs::read(format!("/proc/{}/environ", agent.pid)).unwrap();

@@ -234,7 +234,7 @@ impl TestSession {
     pub async fn end(self) {
         let record = self.session.record.clone();
         self.session.destroy().await.expect("the session can be destroyed");
-        let id = record.session.as_str();
+        let id = record.id.as_str();
         assert!(!Paths::from_environment().sandboxes().join(id).exists(), "its folder is left");
         for hierarchy in ["", "memory", "cpu", "pids", "cpuacct"] {
             let group = PathBuf::from("/sys/fs/cgroup").join(hierarchy).join("cellkeep").join(id);

@@ -37,7 +37,7 @@ impl TestFolder {
         let session = SessionId::random();
         let folder = self.paths.sandboxes().join(session.as_str());
         let record = SandboxRecord {
-            session,
+            id: session.into(),
             kind: SandboxKind::Process,
             kernel: "python".into(),
             socket: folder.join("agent.sock"),

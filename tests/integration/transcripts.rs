@@ -69,8 +69,10 @@ fn read_fixture(kernel: &str) -> Vec<(Channel, Message)> {
 
 async fn record(kernel: &str, codes: &[&str]) {
     let sandbox = Manager::new(Paths::from_environment()).sandbox(SandboxKind::Process).await.unwrap();
+    let session = SessionId::random();
     let spec = SandboxSpec {
-        session: SessionId::random(),
+        id: session.clone().into(),
+        session: Some(session),
         kernel: kernels::find(kernel).unwrap().clone(),
         limits: Limits::default(),
         network: Network::None,
@@ -79,7 +81,7 @@ async fn record(kernel: &str, codes: &[&str]) {
     };
     let record = sandbox.create(&spec).await.unwrap();
     let (link, mut events) =
-        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.session.clone()), Position::default());
+        Link::open(sandbox.clone(), record.clone(), Target::Kernel(record.id.as_session().clone()), Position::default());
     let mut lines = Vec::new();
     let mut to_run = codes.iter().enumerate();
     loop {

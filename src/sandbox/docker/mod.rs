@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The agent is mounted into the container and is its first process. It creates its socket in a folder that is mounted from
-//! the session's folder. Only our user can enter the latter, so no other user of this machine can reach the socket.
+//! the sandbox's folder. Only our user can enter the latter, so no other user of this machine can reach the socket.
 
 mod engine;
 mod images;
@@ -39,7 +39,7 @@ use super::{
 };
 use crate::agent_protocol::{AgentConfig, Listen, send_config};
 use crate::config::Paths;
-use crate::ids::SessionId;
+use crate::ids::SandboxId;
 use crate::policy::{Isolation, IsolationLevel, Network};
 use crate::private_files;
 
@@ -51,14 +51,14 @@ const KIND: SandboxKind = SandboxKind::Docker;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Timeout for a container that another process is removing.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
-/// The folder of the agent's socket, within the session's folder.
+/// The folder of the agent's socket, within the sandbox's folder.
 const SOCKET_FOLDER: &str = "sock";
 /// The longest path of a unix socket, bytes.
 const MAX_SOCKET_PATH: usize = 107;
 /// The most of an agent's standard error that is kept, bytes.
 const MAX_STDERR: usize = 4096;
 
-const LABEL_SESSION: &str = "cellkeep.session";
+const LABEL_SANDBOX: &str = "cellkeep.sandbox";
 const LABEL_OWNER: &str = "cellkeep.owner";
 const LABEL_DATA: &str = "cellkeep.data";
 
@@ -84,12 +84,12 @@ impl DockerSandbox {
     }
 
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
-        let folder = records::create_folder(&self.paths, &spec.session)?;
+        let folder = records::create_folder(&self.paths, &spec.id)?;
         let agent_binary = agent_binary::ensure_written(&self.paths.agent())
             .map_err(SandboxError::io("cannot write the agent's binary"))?;
         let socket_dir = folder.join(SOCKET_FOLDER);
         let mut record = SandboxRecord {
-            session: spec.session.clone(),
+            id: spec.id.clone(),
             kind: KIND,
             kernel: spec.kernel.name.clone(),
             socket: folder.join(records::SOCKETS[0]),
@@ -103,7 +103,7 @@ impl DockerSandbox {
         };
         records::write(&folder, &record)?;
         create_socket_dir(&socket_dir)?;
-        let own = SessionFiles::write(&folder, &record.agent_binary, profile::uid(&self.client.info, &spec.session))?;
+        let own = SessionFiles::write(&folder, &record.agent_binary, profile::uid(&self.client.info, &spec.id))?;
         let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));
         let is_open = spec.network == Network::Open;
         if is_open && !self.client.info.podman {
@@ -129,7 +129,7 @@ impl DockerSandbox {
     ) -> Result<ContainerCreateBody, SandboxError> {
         let listen = serde_json::to_string(listen).map_err(|error| SandboxError::io("agent argument")(error.into()))?;
         let labels = [
-            (LABEL_SESSION, spec.session.to_string()),
+            (LABEL_SANDBOX, spec.id.to_string()),
             (LABEL_OWNER, owner_label(ProcessStamp::own())),
             (LABEL_DATA, self.data_label()),
         ];
@@ -159,7 +159,7 @@ impl DockerSandbox {
 
     /// Creates the container and returns its id.
     async fn create_container(&self, spec: &SandboxSpec, body: ContainerCreateBody) -> Result<String, SandboxError> {
-        let options = CreateContainerOptionsBuilder::new().name(&container_name(&spec.session)).build();
+        let options = CreateContainerOptionsBuilder::new().name(&container_name(&spec.id)).build();
         match call(self.client.docker.create_container(Some(options), body)).await {
             Ok(created) => Ok(created.id),
             Err(error) if error.status == Some(404) && error.reason.to_ascii_lowercase().contains("image") => {
@@ -262,13 +262,13 @@ impl DockerSandbox {
         Ok(SandboxState::Ended { why: format!("the container is {status}{exit}{error}") })
     }
 
-    /// Removes a session's container in any state, and its folder.
-    async fn remove(&self, session: &SessionId) -> Result<(), SandboxError> {
+    /// Removes a sandbox's container in any state, and its folder.
+    async fn remove(&self, sandbox: &SandboxId) -> Result<(), SandboxError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         let end = Instant::now() + END_TIMEOUT;
         // 409: another process is removing it. It is gone only once the engine answers 404.
         loop {
-            match call(self.client.docker.remove_container(&container_name(session), Some(options.clone()))).await {
+            match call(self.client.docker.remove_container(&container_name(sandbox), Some(options.clone()))).await {
                 Ok(()) => break,
                 Err(error) if error.status == Some(404) => break,
                 Err(error) if error.status == Some(409) && Instant::now() < end => {
@@ -277,7 +277,7 @@ impl DockerSandbox {
                 Err(error) => return Err(error.when("cannot remove the container")),
             }
         }
-        records::remove_folder(&self.paths, session)
+        records::remove_folder(&self.paths, sandbox)
     }
 
     /// Containers of this data folder, with or without a record.
@@ -292,13 +292,13 @@ impl DockerSandbox {
     /// Reconstructs a lost record from a container's labels.
     fn record_of(&self, container: ContainerSummary) -> Option<SandboxRecord> {
         let labels = container.labels?;
-        let session = SessionId::parse(labels.get(LABEL_SESSION)?)?;
+        let id = SandboxId::parse(labels.get(LABEL_SANDBOX)?)?;
         let image = container.image.unwrap_or_default();
         let kernel =
             image.trim_start_matches("localhost/").trim_start_matches("cellkeep/").trim_end_matches(":latest").to_owned();
         Some(SandboxRecord {
-            socket: records::folder(&self.paths, &session).join(records::SOCKETS[0]),
-            session,
+            socket: records::folder(&self.paths, &id).join(records::SOCKETS[0]),
+            id,
             kind: KIND,
             kernel,
             isolation: Isolation::new(IsolationLevel::Container),
@@ -339,8 +339,8 @@ impl Drop for AgentStderr {
 }
 
 /// The container's name, by which it is found even before its id is recorded.
-fn container_name(session: &SessionId) -> String {
-    format!("cellkeep-{session}")
+fn container_name(sandbox: &SandboxId) -> String {
+    format!("cellkeep-{sandbox}")
 }
 
 fn owner_label(owner: ProcessStamp) -> String {
@@ -416,7 +416,7 @@ impl Sandbox for DockerSandbox {
 
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
         match self.start(spec).await {
-            Err(error) => Err(error.with_remains(self.remove(&spec.session).await)),
+            Err(error) => Err(error.with_remains(self.remove(&spec.id).await)),
             created => created,
         }
     }
@@ -426,12 +426,12 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn inspect(&self, record: &SandboxRecord) -> Result<SandboxState, SandboxError> {
-        self.state(&container_name(&record.session)).await
+        self.state(&container_name(&record.id)).await
     }
 
     async fn stats(&self, record: &SandboxRecord) -> Result<SandboxStats, SandboxError> {
         let options = StatsOptionsBuilder::new().stream(false).one_shot(true).build();
-        let mut answers = Box::pin(self.client.docker.stats(&container_name(&record.session), Some(options)));
+        let mut answers = Box::pin(self.client.docker.stats(&container_name(&record.id), Some(options)));
         let first = async { answers.next().await.unwrap_or_else(|| Ok(Default::default())) };
         let stats = call(first).await.map_err(|error| error.when("cannot read the container's usage"))?;
         let cpu = stats.cpu_stats.and_then(|cpu| cpu.cpu_usage).and_then(|usage| usage.total_usage);
@@ -442,7 +442,7 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn destroy(&self, record: &SandboxRecord) -> Result<(), SandboxError> {
-        self.remove(&record.session).await
+        self.remove(&record.id).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
@@ -450,7 +450,7 @@ impl Sandbox for DockerSandbox {
         let containers = self.containers().await?;
         let mut all = records::list(&self.paths, KIND)?;
         for container in containers {
-            if all.iter().all(|record| record.session != container.session) {
+            if all.iter().all(|record| record.id != container.id) {
                 all.push(container);
             }
         }

@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use super::engine::EngineInfo;
 use super::open_network;
 use super::session_files::SessionFiles;
-use crate::ids::SessionId;
+use crate::ids::SandboxId;
 use crate::policy::seccomp::{self, Comparison, Condition};
 use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network, hidden_paths};
 use crate::sandbox::environment::{
     AGENT_PATH, BYTES_PER_INODE, CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
 };
 use crate::sandbox::process::{NOT_STOPPED_WITHOUT_CGROUP, SOCKETS_UNCOUNTED};
-use crate::sandbox::{SANDBOX_UID, SandboxSpec, session_uid};
+use crate::sandbox::{SANDBOX_UID, SandboxSpec, sandbox_uid};
 
 /// The mount point of the folder with the agent's socket.
 pub(super) const SOCKET_DIR: &str = "/run/cellkeep/sock";
@@ -209,8 +209,8 @@ fn threads_of_runtime(runtime: Option<&str>) -> u64 {
 }
 
 /// The uid of a session's container. With a user namespace it is the same for all, since the namespace maps few.
-pub(super) fn uid(info: &EngineInfo, session: &SessionId) -> u32 {
-    if info.user_namespace { SANDBOX_UID } else { session_uid(session) }
+pub(super) fn uid(info: &EngineInfo, sandbox: &SandboxId) -> u32 {
+    if info.user_namespace { SANDBOX_UID } else { sandbox_uid(sandbox) }
 }
 
 /// Whether the memory of sockets needs a limit of its own, and we can set it. Cgroups version 2 count it as the container's
@@ -381,7 +381,8 @@ mod tests {
 
     fn spec(limits: Limits) -> SandboxSpec {
         SandboxSpec {
-            session: SessionId::parse("s").unwrap(),
+            id: SandboxId::parse("s").unwrap(),
+            session: None,
             kernel: kernels::find("python").unwrap().clone(),
             limits,
             network: Network::None,
@@ -394,7 +395,7 @@ mod tests {
         let own = SessionFiles {
             agent: "/data/s/agent".into(),
             accounts: ["/data/s/passwd".into(), "/data/s/group".into()],
-            uid: uid(info, &SessionId::parse("abc").unwrap()),
+            uid: uid(info, &SandboxId::parse("abc").unwrap()),
         };
         let profile = Profile {
             spec: &spec(limits),
@@ -438,7 +439,7 @@ mod tests {
     #[test]
     fn remapped_uid_is_the_same_for_all() {
         let info = EngineInfo { user_namespace: true, ..full_info() };
-        assert_eq!(uid(&info, &SessionId::parse("abc").unwrap()), SANDBOX_UID);
+        assert_eq!(uid(&info, &SandboxId::parse("abc").unwrap()), SANDBOX_UID);
         assert!(!limits_terminals(&info, None));
     }
 

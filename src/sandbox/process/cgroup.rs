@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::SessionId;
+use crate::ids::SandboxId;
 use crate::policy::Limits;
 use crate::sandbox::SandboxStats;
 use crate::sandbox::records::is_older;
@@ -109,8 +109,8 @@ pub(super) struct Cgroup {
     folders: Vec<(&'static str, PathBuf)>,
 }
 
-fn folders(controllers: &Controllers, session: &SessionId) -> Vec<(&'static str, PathBuf)> {
-    let group = |hierarchy: &str| Path::new(ROOT).join(hierarchy).join(PARENT).join(session.as_str());
+fn folders(controllers: &Controllers, sandbox: &SandboxId) -> Vec<(&'static str, PathBuf)> {
+    let group = |hierarchy: &str| Path::new(ROOT).join(hierarchy).join(PARENT).join(sandbox.as_str());
     match controllers.version {
         2 if controllers.memory || controllers.cpu || controllers.pids => vec![("", group(""))],
         1 => [
@@ -129,8 +129,8 @@ fn folders(controllers: &Controllers, session: &SessionId) -> Vec<(&'static str,
 
 impl Cgroup {
     /// Creates the groups and sets their limits.
-    pub fn create(controllers: &Controllers, session: &SessionId, limits: &Limits) -> io::Result<Self> {
-        let cgroup = Self { controllers: controllers.clone(), folders: folders(controllers, session) };
+    pub fn create(controllers: &Controllers, sandbox: &SandboxId, limits: &Limits) -> io::Result<Self> {
+        let cgroup = Self { controllers: controllers.clone(), folders: folders(controllers, sandbox) };
         for (_, folder) in &cgroup.folders {
             folder.parent().map_or(Ok(()), create_group)?;
             create_group(folder)?;
@@ -206,9 +206,9 @@ impl Cgroup {
     }
 
     /// The usage, measured from outside.
-    pub fn stats(controllers: &Controllers, session: &SessionId) -> io::Result<SandboxStats> {
+    pub fn stats(controllers: &Controllers, sandbox: &SandboxId) -> io::Result<SandboxStats> {
         let mut stats = SandboxStats::default();
-        for (hierarchy, folder) in folders(controllers, session) {
+        for (hierarchy, folder) in folders(controllers, sandbox) {
             let number = |file: &str| -> io::Result<u64> {
                 fs::read_to_string(folder.join(file))?.trim().parse().map_err(io::Error::other)
             };
@@ -228,8 +228,8 @@ impl Cgroup {
     }
 
     /// Lifts the limit of CPU time, with which many killed processes would take long to exit.
-    pub fn unthrottle(controllers: &Controllers, session: &SessionId) {
-        for (hierarchy, folder) in folders(controllers, session) {
+    pub fn unthrottle(controllers: &Controllers, sandbox: &SandboxId) {
+        for (hierarchy, folder) in folders(controllers, sandbox) {
             // Fails if the group is gone or has no such limit.
             let _ = match hierarchy {
                 "" => fs::write(folder.join("cpu.max"), "max"),
@@ -240,8 +240,8 @@ impl Cgroup {
     }
 
     /// Kills all processes in the groups, also those whose PID a killed manager could not record.
-    pub fn kill(controllers: &Controllers, session: &SessionId) {
-        for (_, folder) in folders(controllers, session) {
+    pub fn kill(controllers: &Controllers, sandbox: &SandboxId) {
+        for (_, folder) in folders(controllers, sandbox) {
             let pids = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
             for pid in pids.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
                 // Fails if it has ended meanwhile.
@@ -251,8 +251,8 @@ impl Cgroup {
     }
 
     /// Removes the groups. Fails while they contain processes.
-    pub fn remove(controllers: &Controllers, session: &SessionId) -> io::Result<()> {
-        for (_, folder) in folders(controllers, session) {
+    pub fn remove(controllers: &Controllers, sandbox: &SandboxId) -> io::Result<()> {
+        for (_, folder) in folders(controllers, sandbox) {
             match fs::remove_dir(&folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

@@ -31,11 +31,11 @@ use self::private_mounts::PrivateMounts;
 use self::start::StartedSandbox;
 use super::{
     Liveness, ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
-    agent_binary, environment, records, session_uid,
+    agent_binary, environment, records, sandbox_uid,
 };
 use crate::agent_protocol::{AgentConfig, Listen};
 use crate::config::Paths;
-use crate::ids::SessionId;
+use crate::ids::SandboxId;
 use crate::kernels::{self, KernelSpec};
 use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network};
 
@@ -75,7 +75,7 @@ impl ProcessSandbox {
                 result => return result,
             };
             tracing::debug!(%reason, "this machine does not permit all protection, starting with less");
-            match self.remove_failed(&spec.session).await {
+            match self.remove_failed(&spec.id).await {
                 Ok(()) => how = fewer,
                 remains => return Err(SandboxError::Start { kind: KIND, reason }.with_remains(remains)),
             }
@@ -94,12 +94,12 @@ impl ProcessSandbox {
         spec: &SandboxSpec,
         how: Protection,
     ) -> Result<(SandboxRecord, StartedSandbox, AgentConfig), SandboxError> {
-        let folder = records::create_folder(&self.paths, &spec.session)?;
+        let folder = records::create_folder(&self.paths, &spec.id)?;
         let agent_binary = agent_binary::ensure_written(&self.paths.agent())
             .map_err(SandboxError::io("cannot write the agent's binary"))?;
         let controllers = cgroup::controllers();
         let mut record = SandboxRecord {
-            session: spec.session.clone(),
+            id: spec.id.clone(),
             kind: KIND,
             kernel: spec.kernel.name.clone(),
             socket: folder.join(records::SOCKETS[0]),
@@ -112,8 +112,8 @@ impl ProcessSandbox {
             container: None,
         };
         records::write(&folder, &record)?;
-        let cgroup = Cgroup::create(&controllers, &spec.session, &spec.limits)
-            .map_err(SandboxError::io("cannot create the session's cgroup"))?;
+        let cgroup = Cgroup::create(&controllers, &spec.id, &spec.limits)
+            .map_err(SandboxError::io("cannot create the sandbox's cgroup"))?;
         let (started, config) = self.launch(spec, &record, &cgroup, how)?;
         record.agent = Some(started.agent);
         match records::write(&folder, &record) {
@@ -144,7 +144,7 @@ impl ProcessSandbox {
             .map_err(SandboxError::io(format!("cannot listen on {} (a shorter data folder may help)", socket.display())))?;
         let listener = OwnedFd::from(listener);
         let listen = Listen::Fd(listener.as_raw_fd());
-        let uid = rustix::process::geteuid().is_root().then(|| session_uid(&spec.session));
+        let uid = rustix::process::geteuid().is_root().then(|| sandbox_uid(&spec.id));
         let mounts = match how.own_mounts {
             true => Some(self.mounts(spec, &environment, uid)?),
             false => None,
@@ -269,7 +269,7 @@ impl Sandbox for ProcessSandbox {
 
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
         match self.start(spec).await {
-            Err(error) => Err(error.with_remains(self.remove_failed(&spec.session).await)),
+            Err(error) => Err(error.with_remains(self.remove_failed(&spec.id).await)),
             created => created,
         }
     }
@@ -288,14 +288,14 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn stats(&self, record: &SandboxRecord) -> Result<SandboxStats, SandboxError> {
-        Cgroup::stats(&record.controllers.clone().unwrap_or_default(), &record.session)
-            .map_err(SandboxError::io("cannot read the session's cgroup"))
+        Cgroup::stats(&record.controllers.clone().unwrap_or_default(), &record.id)
+            .map_err(SandboxError::io("cannot read the sandbox's cgroup"))
     }
 
     async fn destroy(&self, record: &SandboxRecord) -> Result<(), SandboxError> {
         let end = tokio::time::Instant::now() + END_TIMEOUT;
         let controllers = record.controllers.clone().unwrap_or_default();
-        Cgroup::unthrottle(&controllers, &record.session);
+        Cgroup::unthrottle(&controllers, &record.id);
         if let Some(agent) = record.agent {
             // Killing the first process of a PID namespace kills all others.
             agent.kill();
@@ -304,16 +304,16 @@ impl Sandbox for ProcessSandbox {
             }
         }
         // A cgroup can be removed only once its last process is reaped, shortly after its end.
-        Cgroup::kill(&controllers, &record.session);
-        while let Err(error) = Cgroup::remove(&controllers, &record.session) {
+        Cgroup::kill(&controllers, &record.id);
+        while let Err(error) = Cgroup::remove(&controllers, &record.id) {
             if tokio::time::Instant::now() > end {
-                return Err(SandboxError::io("cannot remove the session's cgroup")(error));
+                return Err(SandboxError::io("cannot remove the sandbox's cgroup")(error));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
             // Processes may have forked meanwhile.
-            Cgroup::kill(&controllers, &record.session);
+            Cgroup::kill(&controllers, &record.id);
         }
-        records::remove_folder(&self.paths, &record.session)
+        records::remove_folder(&self.paths, &record.id)
     }
 
     async fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
@@ -329,10 +329,10 @@ impl ProcessSandbox {
     }
 
     /// Removes the remains of a sandbox that did not start, by its record.
-    async fn remove_failed(&self, session: &SessionId) -> Result<(), SandboxError> {
-        match records::read(&records::folder(&self.paths, session)) {
+    async fn remove_failed(&self, sandbox: &SandboxId) -> Result<(), SandboxError> {
+        match records::read(&records::folder(&self.paths, sandbox)) {
             Some(record) => self.destroy(&record).await,
-            None => records::remove_folder(&self.paths, session),
+            None => records::remove_folder(&self.paths, sandbox),
         }
     }
 }
