@@ -12,6 +12,9 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use crate::ids;
 use crate::private_files;
 
+/// Bytes, which take less than a millisecond.
+const HASHED_AT_ONCE: usize = 256 << 10;
+
 /// A folder of blobs. Clones share its lock.
 #[derive(Clone, Debug)]
 pub struct Blobs {
@@ -25,6 +28,18 @@ pub struct Blobs {
 /// Whether a text is a SHA-256 in lower-case hexadecimal digits, the only names that blobs have.
 fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// The name of a blob. Lets other tasks of the thread run in between, since hashing a large plot takes many milliseconds.
+async fn hash(bytes: &[u8]) -> String {
+    let mut digest = Sha256::new();
+    for chunk in bytes.chunks(HASHED_AT_ONCE) {
+        digest.update(chunk);
+        if chunk.len() == HASHED_AT_ONCE {
+            tokio::task::yield_now().await;
+        }
+    }
+    hex::encode(digest.finalize())
 }
 
 impl Blobs {
@@ -51,7 +66,7 @@ impl Blobs {
 
     /// Stores bytes, and returns their hash. The write is atomic, also when the process is killed.
     pub async fn put(&self, bytes: &[u8]) -> io::Result<String> {
-        let hash = hex::encode(Sha256::digest(bytes));
+        let hash = hash(bytes).await;
         let path = self.path(&hash);
         // One of another length was cut off by a power cut, and is written again.
         if fs::metadata(&path).await.is_ok_and(|known| known.len() == bytes.len() as u64) {

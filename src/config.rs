@@ -18,6 +18,19 @@ pub struct ConfigFile {
     /// The chat model.
     #[serde(skip_serializing_if = "ModelConfig::is_empty")]
     pub model: ModelConfig,
+    /// Name → folder that sandboxes may see.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub mounts: BTreeMap<String, MountConfig>,
+}
+
+/// A folder of this machine that sandboxes may see, read-only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountConfig {
+    pub path: PathBuf,
+    /// For people and models that choose among mounts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
 /// The settings of `cellkeep serve`; see its flags.
@@ -27,6 +40,8 @@ pub struct ServeConfig {
     pub listen: Option<SocketAddr>,
     /// `auto`, `docker` or `process`.
     pub sandbox: Option<String>,
+    /// Threads that handle requests and sessions.
+    pub workers: Option<usize>,
     pub max_sessions: Option<usize>,
     /// Seconds.
     pub idle_timeout: Option<u64>,
@@ -199,7 +214,7 @@ mod tests {
 
     #[test]
     fn file_round_trips_and_mistakes_are_named() {
-        let text = "[serve]\nlisten = \"127.0.0.1:1234\"\nmax-sessions = 5\n\n[serve.pool]\npython = 2\n";
+        let text = "[serve]\nlisten = \"127.0.0.1:1234\"\nmax-sessions = 5\n\n[serve.pool]\npython = 2\n\n[mounts.a]\npath = \"/srv\"\n";
         let file = ConfigFile::parse(text).unwrap();
         assert_eq!((file.serve.max_sessions, file.serve.idle_timeout), (Some(5), None));
         assert_eq!(ConfigFile::parse(&file.print()).unwrap(), file);

@@ -140,6 +140,7 @@ impl Lab {
             limits,
             network: Network::None,
             env: Vec::new(),
+            mounts: Vec::new(),
         };
         Ok(self.manager.create(spec).await?)
     }

@@ -241,6 +241,7 @@ impl From<ServiceError> for Problem {
         match error {
             ServiceError::SessionNotFound { .. } => Self::not_found("no_session", detail),
             ServiceError::UnknownKernel(_) => Self::unprocessable("no_kernel", detail).field("kernel"),
+            ServiceError::UnknownMount(_) => Self::unprocessable("no_mount", detail).field("mounts"),
             ServiceError::SessionLimit { .. } | ServiceError::SessionShare { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sessions", detail).retry_after(10)
             }

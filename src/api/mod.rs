@@ -17,6 +17,7 @@ pub mod fuzzing;
 mod guard;
 mod input_budget;
 mod limits;
+mod mounts;
 mod notebooks;
 mod openapi;
 mod output_text;
@@ -143,6 +144,7 @@ fn other_routes() -> OpenApiRouter<Api> {
         .routes(routes!(runs::artifacts))
         .routes(routes!(list_kernels))
         .routes(routes!(limits::get))
+        .routes(routes!(mounts::list))
         .routes(routes!(chat::model))
         .routes(routes!(shares::token))
 }

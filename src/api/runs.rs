@@ -61,6 +61,9 @@ pub(super) struct JobRequest {
     limits: RequestedLimits,
     #[schema(value_type = Option<NetworkMode>, default = "none")]
     network: Option<String>,
+    /// The names of data mounts, as for a new session.
+    #[serde(default)]
+    mounts: Vec<String>,
     /// The timeout of each cell in seconds.
     #[schema(default = 60, exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
@@ -214,6 +217,7 @@ pub(super) async fn create(
         env: job.env,
         limits: job.limits,
         network: job.network,
+        mounts: job.mounts,
         timeout_seconds: run.timeout_seconds,
         ttl_seconds: job.ttl_seconds,
         idle_timeout_seconds: None,

@@ -64,6 +64,10 @@ pub(super) struct Create {
     pub limits: RequestedLimits,
     #[schema(value_type = Option<NetworkMode>, default = "none")]
     pub network: Option<String>,
+    /// The names of data mounts, which are read-only folders that the operator shares (`GET /v1/mounts`). The session sees them
+    /// at `/mnt/NAME`.
+    #[serde(default)]
+    pub mounts: Vec<String>,
     /// The timeout of cells that have none of their own, in seconds.
     #[schema(default = 60, exclusive_minimum = 0, maximum = 315360000)]
     pub timeout_seconds: Option<f64>,
@@ -145,6 +149,7 @@ impl Create {
             config: SessionConfig {
                 limits: self.limits.over(default_limits),
                 open_network,
+                mounts: self.mounts,
                 timeout_seconds,
                 ttl_seconds: self.ttl_seconds,
                 idle_timeout_seconds: self.idle_timeout_seconds,

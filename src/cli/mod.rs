@@ -12,6 +12,7 @@ mod export;
 mod images;
 mod kernels;
 mod model;
+mod mounts;
 mod nbval;
 mod notebook_file;
 mod options;
@@ -103,12 +104,19 @@ enum Command {
     Token(token::TokenCommand),
 }
 
+/// Threads of a command other than `serve`: it drives a few kernels, and each thread delays its start.
+const ONE_SHOT_WORKERS: usize = 2;
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     init_logging();
     let paths = cli.data.as_deref().map_or_else(Paths::from_environment, Paths::new);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let workers = match &cli.command {
+        Command::Serve(args) => args.workers(&paths),
+        _ => ONE_SHOT_WORKERS,
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprint_line!("error: cannot start: {error}");

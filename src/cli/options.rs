@@ -8,9 +8,9 @@ use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 
 use super::kernels::image_status;
-use super::{Exit, Failure};
+use super::{Exit, Failure, mounts};
 use crate::agent_protocol::{FILE_CHUNK, PutOptions};
-use crate::config::Paths;
+use crate::config::{MountConfig, Paths};
 use crate::kernels::{self, KernelSpec, Status};
 use crate::manager::{Manager, ManagerError, SandboxChoice, Session, SessionSpec};
 use crate::output::Artifact;
@@ -76,6 +76,9 @@ pub(super) struct SandboxArgs {
     /// Copy a file into the workspace before the first cell
     #[arg(long = "file", value_name = "PATH", help_heading = "Sandbox")]
     files: Vec<PathBuf>,
+    /// Show the code this folder at /mnt/NAME, read-only
+    #[arg(long = "mount", value_name = "NAME=FOLDER", value_parser = mounts::parse, help_heading = "Sandbox")]
+    mounts: Vec<(String, MountConfig)>,
 }
 
 fn parse_variable(text: &str) -> Result<(String, String), String> {
@@ -124,7 +127,9 @@ impl SandboxArgs {
             NetworkOption::Open => Network::Open,
         };
         env.extend(self.env.iter().cloned());
-        let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env };
+        let mounts = mounts::open(self.mounts.iter().cloned().collect(), &paths).map_err(Failure::usage)?;
+        let mounts = mounts.iter().cloned().collect();
+        let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env, mounts };
         let session = create_unless_stopped(paths.clone(), spec, stopped).await?;
         warn_if_stale(&paths, kernel, session.record.kind);
         for file in &self.files {

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -15,11 +16,12 @@ use super::ceilings::{self, CeilingArgs};
 use super::model::ModelArgs;
 use super::options::SandboxOption;
 use super::signals::Signals;
-use super::{Exit, Failure};
+use super::{Exit, Failure, mounts};
 use crate::chat::ModelSettings;
-use crate::config::{ConfigFile, Paths, ServeConfig};
+use crate::config::{ConfigFile, MountConfig, Paths, ServeConfig};
 use crate::kernels;
 use crate::manager::ServiceSettings;
+use crate::policy::DataMounts;
 use crate::private_files;
 use crate::server::{self, ServerSettings, Welcome};
 use crate::store::Durability;
@@ -45,6 +47,9 @@ pub(super) struct ServeArgs {
     /// The sandbox of sessions [default: auto]
     #[arg(long, value_enum, env = "CELLKEEP_SANDBOX")]
     sandbox: Option<SandboxOption>,
+    /// Threads that handle requests and sessions [default: the CPUs that the server may use, at least 2]
+    #[arg(long, value_name = "COUNT", value_parser = parse_workers, env = "CELLKEEP_WORKERS")]
+    workers: Option<usize>,
     /// How many sessions may be alive at once [default: 100]
     #[arg(long, value_name = "COUNT", env = "CELLKEEP_MAX_SESSIONS")]
     max_sessions: Option<usize>,
@@ -82,6 +87,9 @@ pub(super) struct ServeArgs {
     /// An origin (with scheme) whose pages may use this server
     #[arg(long = "allow-origin", value_name = "ORIGIN")]
     origins: Option<Vec<String>>,
+    /// A folder that sessions may see at /mnt/NAME, read-only, if they ask for it by name
+    #[arg(long = "mount", value_name = "NAME=FOLDER", value_parser = mounts::parse)]
+    mounts: Vec<(String, MountConfig)>,
     #[command(flatten)]
     ceilings: CeilingArgs,
     #[command(flatten)]
@@ -119,6 +127,25 @@ const DEFAULT_RATE_LIMIT: u32 = 2000;
 const MAX_TOKEN: u64 = 4096;
 /// The most sessions of one kernel in the pool.
 const MAX_POOL: usize = 1000;
+/// The most worker threads. More than CPUs are of no use.
+const MAX_WORKERS: usize = 1024;
+
+fn parse_workers(text: &str) -> Result<usize, String> {
+    let count = text.parse().map_err(|_| format!("{text:?} is not a number of threads"))?;
+    check_workers(count)
+}
+
+fn check_workers(count: usize) -> Result<usize, String> {
+    match count {
+        1..=MAX_WORKERS => Ok(count),
+        _ => Err(format!("{count} workers are not between 1 and {MAX_WORKERS}")),
+    }
+}
+
+/// Two at least: while one thread is busy with a large message, the other answers.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(2, NonZero::get).clamp(2, MAX_WORKERS)
+}
 
 fn parse_pool(text: &str) -> Result<(String, usize), String> {
     let (kernel, count) =
@@ -147,6 +174,7 @@ impl ServeArgs {
         ServeConfig {
             listen: self.listen.or(file.listen).or(Some(SocketAddr::from(([127, 0, 0, 1], 7788)))),
             sandbox: sandbox.or(file.sandbox).or(Some("auto".to_owned())),
+            workers: self.workers.or(file.workers).or_else(|| Some(default_workers())),
             max_sessions: self.max_sessions.or(file.max_sessions).or(Some(defaults.max_sessions)),
             idle_timeout: idle_timeout.or(Some(defaults.idle_timeout_seconds)),
             keep_ended: self.keep_ended.or(file.keep_ended).or(Some(defaults.keep_ended_seconds)),
@@ -164,6 +192,13 @@ impl ServeArgs {
 }
 
 impl ServeArgs {
+    /// The number of worker threads, which must be known before anything else runs. A file that cannot be read is reported by
+    /// [`serve`].
+    pub fn workers(&self, paths: &Paths) -> usize {
+        let file = ConfigFile::read(self.config.as_deref(), paths).unwrap_or_default();
+        self.workers.or(file.serve.workers).filter(|count| check_workers(*count).is_ok()).unwrap_or_else(default_workers)
+    }
+
     /// The token from the command line, the environment or a file. Warns if other users can see it.
     fn configured_token(&self) -> anyhow::Result<Option<String>> {
         let is_argument = |argument: OsString| argument.as_encoded_bytes().starts_with(b"--token=") || argument == "--token";
@@ -216,6 +251,7 @@ fn settings(
     token: Option<String>,
     end_sessions: bool,
     model: Option<ModelSettings>,
+    mounts: DataMounts,
 ) -> anyhow::Result<ServerSettings> {
     let defaults = ServiceSettings::default();
     let sandbox = config.sandbox.unwrap_or_default();
@@ -224,6 +260,7 @@ fn settings(
     let durability = config.durability.unwrap_or_default();
     let durability = DurabilityOption::from_str(&durability, true)
         .map_err(|_| anyhow!("{durability:?} is not a durability; use normal or full"))?;
+    config.workers.map(check_workers).transpose().map_err(|error| anyhow!("workers: {error}"))?;
     let pool = config.pool.unwrap_or_default().into_iter();
     let pool = pool
         .map(|(kernel, count)| check_pool(&kernel, count))
@@ -251,6 +288,7 @@ fn settings(
             ceilings: ceilings::ceilings(config.ceilings, defaults.ceilings.clone())
                 .map_err(|error| anyhow!("ceilings: {error}"))?,
             pool,
+            mounts,
             ..defaults
         },
     })
@@ -261,14 +299,17 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
     let file = ConfigFile::read(args.config.as_deref(), &paths).map_err(Failure::usage)?;
     let config = args.merged_over(file.serve);
     let model = args.model.merged_over(file.model);
+    let mut mounts = file.mounts;
+    mounts.extend(args.mounts.iter().cloned());
     if args.print_config {
-        print_line!("{}", ConfigFile { serve: config, model }.print().trim_end());
+        print_line!("{}", ConfigFile { serve: config, model, mounts }.print().trim_end());
         return Ok(Exit::Ok);
     }
+    let mounts = mounts::open(mounts, &paths).map_err(Failure::usage)?;
     let token = args.configured_token().map_err(Failure::usage)?;
     let end_sessions = args.end_sessions;
     let model = args.model.settings(model).map_err(Failure::usage)?;
-    let settings = settings(config, token, end_sessions, model).map_err(Failure::usage)?;
+    let settings = settings(config, token, end_sessions, model, mounts).map_err(Failure::usage)?;
     let stop = async move {
         signals.any().await;
         if end_sessions {

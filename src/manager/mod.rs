@@ -51,7 +51,7 @@ use thiserror::Error;
 use crate::config::Paths;
 use crate::ids::SessionId;
 use crate::kernels::KernelSpec;
-use crate::policy::{LimitOutOfRange, Limits, Network};
+use crate::policy::{DataMount, LimitOutOfRange, Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxSpec};
@@ -107,6 +107,8 @@ pub struct SessionSpec {
     pub network: Network,
     /// Environment variables of the kernel.
     pub env: Vec<(String, String)>,
+    /// Folders of the machine that the sandbox sees.
+    pub mounts: Vec<DataMount>,
 }
 
 /// Why a session cannot be created.
@@ -205,6 +207,7 @@ impl Manager {
             limits: spec.limits.clone(),
             network: spec.network,
             env: spec.env.clone(),
+            mounts: spec.mounts.clone(),
             orphan_seconds: orphan_lifetime.map(|lifetime| lifetime.as_secs()),
         };
         match spec.sandbox {

@@ -31,7 +31,7 @@ use crate::counters::UseCounter;
 use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 use crate::kernels::{self, KernelSpec, Status};
 use crate::machine;
-use crate::policy::{Ceilings, Limits};
+use crate::policy::{Ceilings, DataMounts, Limits};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{self, OutputMode, SessionHandle, SessionParts, Stored};
@@ -134,6 +134,11 @@ impl SessionService {
     /// The most that clients may ask for.
     pub fn ceilings(&self) -> &Ceilings {
         &self.0.settings.ceilings
+    }
+
+    /// The folders that sessions may ask for.
+    pub fn mounts(&self) -> &DataMounts {
+        &self.0.settings.mounts
     }
 
     /// How many sessions may live at once.
@@ -267,6 +272,7 @@ impl SessionService {
         let mut new = new;
         new.config.limits.validate().map_err(ManagerError::Limits)?;
         new.config.check(self.ceilings())?;
+        self.mounts().find(&new.config.mounts)?;
         new.config.ttl_seconds = new.config.ttl_seconds.or(self.ceilings().lifetime_seconds);
         self.0.quota.check(principal)?;
         self.0.consumption.check_seconds(principal)?;
@@ -317,7 +323,11 @@ impl SessionService {
         kernel: &KernelSpec,
         new: &NewSession,
     ) -> Result<Option<Pooled>, ServiceError> {
-        if !new.env.is_empty() || new.config.open_network || new.config.limits != self.default_limits(kernel) {
+        if !new.env.is_empty()
+            || new.config.open_network
+            || !new.config.mounts.is_empty()
+            || new.config.limits != self.default_limits(kernel)
+        {
             return Ok(None);
         }
         let (pooled, dead) = self.0.pool.take(&kernel.name);
@@ -389,12 +399,14 @@ impl SessionService {
         kernel: &KernelSpec,
         new: &NewSession,
     ) -> Result<SessionEntry, (ServiceError, Option<SessionEntry>)> {
+        let mounts = self.mounts().find(&new.config.mounts).map_err(|error| (error.into(), None))?;
         let spec = SessionSpec {
             kernel: kernel.clone(),
             sandbox: self.0.settings.sandbox,
             limits: new.config.limits.clone(),
             network: new.config.network(),
             env: new.env.clone(),
+            mounts,
         };
         let created = self.0.manager.create_sandbox(&spec, id, None).await;
         // Those of the pool belong to nobody yet.

@@ -10,7 +10,7 @@ use crate::ids::SessionId;
 use crate::kernels;
 use crate::machine;
 use crate::notebook::parameters::ParameterError;
-use crate::policy::{AboveCeiling, Ceilings, Limits, Network};
+use crate::policy::{AboveCeiling, Ceilings, DataMounts, Limits, Network, UnknownMount};
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
 use crate::store::{Durability, SessionRow, StoreError};
@@ -37,6 +37,8 @@ pub struct ServiceSettings {
     pub durability: Durability,
     /// Kernels, and how many sessions of each the warm pool holds.
     pub pool: Vec<(String, usize)>,
+    /// The folders that sessions may ask for.
+    pub mounts: DataMounts,
 }
 
 impl Default for ServiceSettings {
@@ -53,6 +55,7 @@ impl Default for ServiceSettings {
             max_data_mb: 20 << 10,
             durability: Durability::Normal,
             pool: Vec::new(),
+            mounts: DataMounts::default(),
         }
     }
 }
@@ -76,6 +79,9 @@ pub struct SessionConfig {
     pub limits: Limits,
     /// Whether the sandbox has network access.
     pub open_network: bool,
+    /// The names of the data mounts that the sandbox sees.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<String>,
     /// The default timeout of a cell in seconds.
     pub timeout_seconds: Option<f64>,
     /// The lifetime of the session in seconds.
@@ -132,6 +138,8 @@ pub enum ServiceError {
     SessionNotFound { id: String },
     #[error(transparent)]
     UnknownKernel(#[from] kernels::KernelError),
+    #[error(transparent)]
+    UnknownMount(#[from] UnknownMount),
     #[error("the server has {limit} sessions already, which is its limit; end a session, or raise --max-sessions")]
     SessionLimit { limit: u64 },
     /// One principal may not take what others need.

@@ -22,7 +22,7 @@ use tokio::net::UnixStream;
 
 use crate::ids::{SandboxId, SessionId};
 use crate::kernels::KernelSpec;
-use crate::policy::{Isolation, Limits, Network};
+use crate::policy::{DataMount, Isolation, Limits, Network};
 
 pub use stamp::{Liveness, ProcessStamp};
 pub use sweep::{remove_unfinished, sweep};
@@ -69,6 +69,8 @@ pub struct SandboxSpec {
     pub network: Network,
     /// Environment variables of kernels and processes; they override those of the kernelspec.
     pub env: Vec<(String, String)>,
+    /// Folders of the machine that it sees.
+    pub mounts: Vec<DataMount>,
     /// The sandbox ends itself after this many seconds without a manager. `None`: never.
     pub orphan_seconds: Option<u64>,
 }
@@ -166,6 +168,13 @@ impl SandboxError {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
     }
+}
+
+/// Checks that the folders of data mounts exist. An engine's own message would tell clients where they are.
+fn check_mounts(kind: SandboxKind, mounts: &[DataMount]) -> Result<(), SandboxError> {
+    let Some(missing) = mounts.iter().find(|mount| !mount.folder.is_dir()) else { return Ok(()) };
+    let reason = format!("the folder of the mount {:?} is not there; tell the operator", missing.name);
+    Err(SandboxError::Start { kind, reason })
 }
 
 /// Creates, finds and destroys sandboxes of one kind.

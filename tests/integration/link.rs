@@ -33,6 +33,7 @@ async fn sandbox(place: TestSandbox, limits: Limits, orphan_seconds: Option<u64>
         limits,
         network: Network::None,
         env: Vec::new(),
+        mounts: Vec::new(),
         orphan_seconds,
     };
     let record = sandbox.create(&spec).await.unwrap();

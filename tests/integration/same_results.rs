@@ -27,6 +27,7 @@ async fn session(place: TestSandbox, kernel: &str, env: &[(&str, &str)]) -> Test
         limits: Limits { memory_mb: 1024, ..Limits::default() },
         network: Network::None,
         env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        mounts: Vec::new(),
     };
     TestSession::new(Manager::new(Paths::from_environment()).create(spec).await.unwrap())
 }

@@ -23,6 +23,7 @@ fn spec(kind: SandboxKind, env: Vec<(String, String)>) -> SessionSpec {
         limits: Limits::default(),
         network: Network::None,
         env,
+        mounts: Vec::new(),
     }
 }
 

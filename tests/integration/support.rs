@@ -135,6 +135,7 @@ impl TestSandbox {
             limits,
             network,
             env: vec![("GIVEN".to_owned(), "to the kernel".to_owned())],
+            mounts: Vec::new(),
         };
         let session = Manager::new(Paths::from_environment()).create(spec).await;
         TestSession::new(session.unwrap_or_else(|error| panic!("no session: {error}")))

@@ -77,6 +77,7 @@ async fn record(kernel: &str, codes: &[&str]) {
         limits: Limits::default(),
         network: Network::None,
         env: Vec::new(),
+        mounts: Vec::new(),
         orphan_seconds: Some(20),
     };
     let record = sandbox.create(&spec).await.unwrap();

@@ -49,6 +49,7 @@ async fn new_installation_keeps_version_of_running_session() {
         limits: Limits::default(),
         network: Network::None,
         env: Vec::new(),
+        mounts: Vec::new(),
     };
     let living = TestSession::new(Manager::new(paths.clone()).create(spec).await.unwrap());
     assert!(install(&data).contains("sessions may still use old versions"));

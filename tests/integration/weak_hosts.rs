@@ -56,6 +56,7 @@ async fn unmasked_proc_is_reported() {
         limits: Limits::default(),
         network: Network::None,
         env: Vec::new(),
+        mounts: Vec::new(),
     };
     let session = Manager::new(Paths::from_environment()).create(spec).await.unwrap();
     let living = TestSession::new(session);

@@ -38,6 +38,8 @@ pub(in crate::api) struct SessionView {
     #[schema(required)]
     pub isolation: Option<IsolationView>,
     pub network: NetworkMode,
+    /// The names of the data mounts, which the session sees at `/mnt/NAME`.
+    pub mounts: Vec<String>,
     #[schema(format = DateTime)]
     pub created_at: String,
     /// The last use. Running or changing cells, input, completion and access to files count; reading does not.
@@ -83,6 +85,7 @@ impl SessionView {
             why: row.why.clone(),
             isolation: isolation(row).map(IsolationView::from),
             network: config.network().into(),
+            mounts: config.mounts,
             created_at: time(row.created_at),
             last_active_at: time(row.last_active_at),
             expires_at: row.expires_at.map(time),

@@ -415,6 +415,7 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
+        super::check_mounts(KIND, &spec.mounts)?;
         match self.start(spec).await {
             Err(error) => Err(error.with_remains(self.remove(&spec.id).await)),
             created => created,

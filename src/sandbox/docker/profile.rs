@@ -15,7 +15,7 @@ use super::open_network;
 use super::session_files::SessionFiles;
 use crate::ids::SandboxId;
 use crate::policy::seccomp::{self, Comparison, Condition};
-use crate::policy::{Isolation, IsolationLevel, LimitState, Limits, Network, hidden_paths};
+use crate::policy::{DataMount, Isolation, IsolationLevel, LimitState, Limits, Network, hidden_paths};
 use crate::sandbox::environment::{
     AGENT_PATH, BYTES_PER_INODE, CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
 };
@@ -104,6 +104,7 @@ impl Profile<'_> {
             bind(group, "/etc/group", true),
             bind(self.socket_dir, SOCKET_DIR, false),
         ];
+        mounts.extend(self.spec.mounts.iter().map(data));
         if limits_terminals(self.info, self.runtime) {
             mounts.push(terminals());
         }
@@ -201,6 +202,15 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
         }),
         ..Mount::default()
     }
+}
+
+/// A data mount, without what is mounted beneath it: older engines would leave that writable.
+fn data(mount: &DataMount) -> Mount {
+    let mut bound = bind(&mount.folder, &mount.path(), true);
+    if let Some(options) = &mut bound.bind_options {
+        options.non_recursive = Some(true);
+    }
+    bound
 }
 
 /// Threads of a runtime's own that count as the container's.
@@ -387,6 +397,7 @@ mod tests {
             limits,
             network: Network::None,
             env: Vec::new(),
+            mounts: Vec::new(),
             orphan_seconds: None,
         }
     }

@@ -135,6 +135,10 @@ impl Launch<'_> {
         self.system(&mut options)?;
         options.bind(&self.source(self.environment), "/opt/kernel");
         self.writable(&mut options);
+        for mount in &self.spec.mounts {
+            let source = self.mounts.as_ref().map_or(mount.folder.clone(), |mounts| mounts.data_source(mount));
+            options.bind(&source, &mount.path());
+        }
         for (source, target) in self.cgroup.views() {
             options.bind(&source, &target);
         }

@@ -60,12 +60,15 @@ impl ProcessSandbox {
 
     /// Starts with all protection, or with what this machine permits.
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
+        super::check_mounts(KIND, &spec.mounts)?;
         let mut how = Protection { masked: true, own_mounts: OWN_MOUNTS_REFUSED.get().is_none() };
         loop {
             let (reason, fewer) = match self.start_with(spec, how).await {
                 Err(SandboxError::Start { reason, .. })
                     if how.own_mounts && reason.starts_with(start::NO_PRIVATE_MOUNTS) =>
                 {
+                    // Not the machine's refusal, if a folder has gone meanwhile.
+                    super::check_mounts(KIND, &spec.mounts)?;
                     let _ = OWN_MOUNTS_REFUSED.set(reason.clone());
                     (reason, Protection { own_mounts: false, ..how })
                 }
@@ -325,6 +328,7 @@ impl ProcessSandbox {
     fn mounts(&self, spec: &SandboxSpec, environment: &Path, uid: Option<u32>) -> Result<PrivateMounts, SandboxError> {
         let (folder, trees) = (self.paths.agent().join("mounts"), bwrap::trees(environment, spec.network));
         PrivateMounts::prepare(&folder, trees, &spec.limits, uid)
+            .and_then(|mounts| mounts.with_data(&spec.mounts))
             .map_err(|error| SandboxError::Start { kind: KIND, reason: format!("{}: {error}", start::NO_PRIVATE_MOUNTS) })
     }
 

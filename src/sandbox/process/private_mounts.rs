@@ -22,7 +22,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Gid, Uid};
 use rustix::thread::UnshareFlags;
 
-use crate::policy::Limits;
+use crate::policy::{DataMount, Limits};
 use crate::sandbox::environment::{
     BYTES_PER_INODE, CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
 };
@@ -65,6 +65,7 @@ enum Step {
     Folder(CString),
     Mount { kind: &'static CStr, target: CString, flags: MountFlags, options: CString },
     Overlay { tree: CString, target: CString },
+    Bind { folder: CString, target: CString },
     Device { path: CString, major: u32, minor: u32 },
     Link { path: CString, target: CString },
 }
@@ -104,6 +105,21 @@ impl PrivateMounts {
         }
         mounts.devices(&own)?;
         Ok(mounts)
+    }
+
+    /// Adds data mounts, without what is mounted beneath them. They are bound as our own user: a sandbox's uid need not be able to enter
+    /// the folders above them. bubblewrap binds them again, read-only and without devices.
+    pub fn with_data(mut self, mounts: &[DataMount]) -> io::Result<Self> {
+        for mount in mounts {
+            let (folder, target) = (c_path(&mount.folder)?, self.folder(&data_name(mount))?);
+            self.steps.push(Step::Bind { folder, target });
+        }
+        Ok(self)
+    }
+
+    /// Where a data mount is among the mounts.
+    pub fn data_source(&self, mount: &DataMount) -> PathBuf {
+        self.folder.join(data_name(mount))
     }
 
     /// The devices, shared memory and terminals. Only root can create device files, and mount `/proc` outside of a new PID
@@ -175,7 +191,7 @@ impl PrivateMounts {
         self.unshare()?;
         let umask = rustix::process::umask(Mode::empty());
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        rustix::mount::mount(c"tmpfs", &*self.target, c"tmpfs", flags, c"mode=755,size=64k,nr_inodes=64")?;
+        rustix::mount::mount(c"tmpfs", &*self.target, c"tmpfs", flags, c"mode=755,size=64k,nr_inodes=256")?;
         // The options of overlays name the empty folder by this.
         rustix::process::chdir(&*self.target)?;
         self.steps.iter().try_for_each(|step| self.apply(step))?;
@@ -228,6 +244,7 @@ impl PrivateMounts {
                 rustix::mount::mount(*kind, &**target, *kind, *flags, &**options)?;
             }
             Step::Overlay { tree, target } => self.overlay(tree, target)?,
+            Step::Bind { folder, target } => rustix::mount::mount_bind(&**folder, &**target)?,
             Step::Device { path, major, minor } => {
                 let (kind, mode) = (FileType::CharacterDevice, Mode::from_raw_mode(0o666));
                 rustix::fs::mknodat(CWD, &**path, kind, mode, makedev(*major, *minor))?;
@@ -261,6 +278,10 @@ fn become_user(uid: u32) -> io::Result<()> {
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     Ok(rustix::thread::set_thread_res_uid(uid, uid, uid)?)
+}
+
+fn data_name(mount: &DataMount) -> String {
+    format!("data-{}", mount.name)
 }
 
 /// The name of a writable folder's mount.
