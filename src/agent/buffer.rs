@@ -12,6 +12,8 @@ pub(super) struct BufferedEvent {
     pub seq: Seq,
     pub pieces: Vec<Bytes>,
     size: usize,
+    /// Bytes of all events before this one.
+    position: u64,
 }
 
 impl BufferedEvent {
@@ -29,6 +31,8 @@ pub(super) struct EventBuffer {
     limit: usize,
     /// Bytes stored since [`EventBuffer::take_stored`].
     stored: usize,
+    /// Bytes of all events so far.
+    total: u64,
 }
 
 /// Charged for each event beyond its bytes, so that many tiny events cannot exceed the bound.
@@ -45,13 +49,14 @@ pub(super) enum Lookup<'a> {
 
 impl EventBuffer {
     pub fn new(limit: usize) -> Self {
-        Self { events: VecDeque::new(), next: Seq::FIRST, size: 0, limit, stored: 0 }
+        Self { events: VecDeque::new(), next: Seq::FIRST, size: 0, limit, stored: 0, total: 0 }
     }
 
     /// Stores an event under the next number.
     pub fn push(&mut self, pieces: Vec<Bytes>) {
         let size = OVERHEAD + pieces.iter().map(Bytes::len).sum::<usize>();
-        self.events.push_back(BufferedEvent { seq: self.next, pieces, size });
+        self.events.push_back(BufferedEvent { seq: self.next, pieces, size, position: self.total });
+        self.total += size as u64;
         self.next = self.next.next();
         self.size += size;
         self.stored += size;
@@ -81,7 +86,22 @@ impl EventBuffer {
         (self.stored >= at_least).then(|| std::mem::take(&mut self.stored))
     }
 
-    fn drop_oldest(&mut self) {
+    /// Memory of all events, bytes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Bytes of the events from `seq` on.
+    pub fn bytes_from(&self, seq: Seq) -> u64 {
+        match self.get(seq) {
+            Lookup::Event(event) => self.total - event.position,
+            Lookup::Dropped { .. } => self.size as u64,
+            Lookup::NotYet => 0,
+        }
+    }
+
+    /// Drops the oldest event.
+    pub fn drop_oldest(&mut self) {
         if let Some(event) = self.events.pop_front() {
             self.size -= event.size;
         }

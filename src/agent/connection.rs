@@ -93,13 +93,14 @@ async fn route(stream: UnixStream, sandbox: Rc<Sandbox>) {
     let greeted = tokio::time::timeout(PREAMBLE_DEADLINE, greet(reader, &mut writer));
     let Ok(Ok((frames, target))) = greeted.await else { return };
     let mut stream = ManagerStream { frames, writer, attachment };
-    match target {
-        Target::Kernel(session) => match sandbox.kernel(&session) {
-            Some(inputs) => drop(inputs.send(Input::Connection(stream)).await),
-            None => drop(write_all_vectored(&mut stream.writer, FromAgent::Absent.encode()).await),
-        },
-        Target::Process(_) => drop(write_all_vectored(&mut stream.writer, FromAgent::Absent.encode()).await),
-        Target::Sandbox => control::serve(stream, sandbox).await,
+    let inputs = match target {
+        Target::Kernel(session) => sandbox.kernel(&session),
+        Target::Process(id) => sandbox.processes.readers(&id),
+        Target::Sandbox => return control::serve(stream, sandbox).await,
+    };
+    match inputs {
+        Some(inputs) => drop(inputs.send(Input::Connection(stream)).await),
+        None => drop(write_all_vectored(&mut stream.writer, FromAgent::Absent.encode()).await),
     }
 }
 
@@ -177,6 +178,11 @@ impl Connection {
         queue.answers.push_back(answer);
         self.wake.notify_one();
         queue.answers.len() <= MAX_ANSWERS
+    }
+
+    /// The next event to send; `None` until the manager attaches.
+    pub fn cursor(&self) -> Option<Seq> {
+        self.queue.borrow().cursor
     }
 
     /// Notifies the writer of new events.

@@ -5,10 +5,10 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::connection::ManagerStream;
-use super::file_requests::{self, DONE};
+use super::file_requests::{self, DONE, to_answer};
 use super::sandbox::Sandbox;
 use super::uploads::Uploads;
-use crate::agent_protocol::{Answer, AnswerBody, FromAgent, Hello, KernelState, Request, ToAgent, write_all_vectored};
+use crate::agent_protocol::{Answer, AnswerBody, FromAgent, Hello, KernelState, ProcessInfo, Request, ToAgent, write_all_vectored};
 use crate::ids::{Generation, Seq};
 
 /// Serves a connection until it ends. Unfinished uploads end with it.
@@ -39,7 +39,7 @@ async fn next_answer(stream: &mut ManagerStream, sandbox: &Rc<Sandbox>, uploads:
             ToAgent::Request { id, request, data } => {
                 let (body, data) = match file_requests::answer(sandbox, uploads, &request, &data) {
                     Some(answer) => answer,
-                    None => (handle(sandbox, request).await, Bytes::new()),
+                    None => (handle(sandbox, request, &data).await, Bytes::new()),
                 };
                 return Some(Answer { id, body, data });
             }
@@ -48,14 +48,27 @@ async fn next_answer(stream: &mut ManagerStream, sandbox: &Rc<Sandbox>, uploads:
     }
 }
 
-async fn handle(sandbox: &Rc<Sandbox>, request: Request) -> AnswerBody {
+async fn handle(sandbox: &Rc<Sandbox>, request: Request, data: &[u8]) -> AnswerBody {
+    let processes = &sandbox.processes;
+    let described = |info: ProcessInfo| AnswerBody::Process(Box::new(info));
     match request {
-        Request::StartKernel { session, env } => match sandbox.start_kernel(session, env) {
-            Ok(()) => DONE,
-            Err(refused) => AnswerBody::Refused(refused),
-        },
+        Request::StartKernel { session, env } => to_answer(sandbox.start_kernel(session, env), |()| DONE),
         Request::StopKernel { session } => {
             sandbox.stop_kernel(&session).await;
+            DONE
+        }
+        Request::KeepKernels { sessions } => {
+            sandbox.keep_kernels(&sessions).await;
+            DONE
+        }
+        Request::StartProcess(spec) => to_answer(processes.start(sandbox, *spec), |(info, _)| described(info)),
+        Request::Process { id } => to_answer(processes.info(&id), described),
+        Request::ListProcesses => AnswerBody::Processes(processes.list()),
+        Request::ProcessInput { id, offset, close } => to_answer(processes.write(&id, offset, data, close), described),
+        Request::ProcessSignal { id, signal } => to_answer(processes.signal(sandbox, &id, signal), |()| DONE),
+        Request::ProcessResize { id, size } => to_answer(processes.resize(&id, size), |()| DONE),
+        Request::RemoveProcess { id } => {
+            processes.remove(sandbox, &id);
             DONE
         }
         Request::Usage => AnswerBody::Usage(sandbox.meter.borrow_mut().read()),

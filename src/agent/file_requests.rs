@@ -57,7 +57,8 @@ fn answer_any(sandbox: &Sandbox, uploads: &mut Uploads, request: &Request, data:
     Some((body, Bytes::new()))
 }
 
-fn to_answer<T>(result: Result<T, Refused>, answer: impl FnOnce(T) -> AnswerBody) -> AnswerBody {
+/// The answer with a result.
+pub(super) fn to_answer<T>(result: Result<T, Refused>, answer: impl FnOnce(T) -> AnswerBody) -> AnswerBody {
     result.map_or_else(AnswerBody::Refused, answer)
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Program {
     pid: Cell<Option<Pid>>,
     exits: mpsc::UnboundedSender<ExitStatus>,
     over_memory: Cell<bool>,
+    /// Its process has exited and has left others behind, which go on.
+    has_survivors: Cell<bool>,
 }
 
 impl Program {
@@ -39,6 +41,15 @@ impl Program {
 
     pub fn pid(&self) -> Option<Pid> {
         self.pid.get()
+    }
+
+    /// Notes that its process has exited, and that what it has started may go on.
+    pub fn note_survivors(&self) {
+        self.has_survivors.set(ProcessTable::read().living().any(|pid| program_of(pid).as_ref() == Some(&self.id)));
+    }
+
+    fn has_processes(&self) -> bool {
+        self.pid.get().is_some() || self.has_survivors.get()
     }
 
     /// Whether it was killed because the sandbox exceeded its memory; resets it.
@@ -63,7 +74,7 @@ impl Programs {
     /// Registers a program. Its exits arrive at the receiver.
     pub fn register(&self, id: String) -> (Rc<Program>, mpsc::UnboundedReceiver<ExitStatus>) {
         let (exits, receiver) = mpsc::unbounded_channel();
-        let program = Rc::new(Program { id, pid: Cell::new(None), exits, over_memory: Cell::new(false) });
+        let program = Rc::new(Program { id, pid: Cell::new(None), exits, over_memory: Cell::new(false), has_survivors: Cell::new(false) });
         self.0.borrow_mut().push(program.clone());
         (program, receiver)
     }
@@ -85,7 +96,7 @@ impl Programs {
 
     /// Kills all processes of a program, and those that belong to none.
     pub fn kill(&self, program: &Rc<Program>) {
-        if self.0.borrow().iter().all(|other| Rc::ptr_eq(other, program) || other.pid.get().is_none()) {
+        if self.0.borrow().iter().all(|other| Rc::ptr_eq(other, program) || !other.has_processes()) {
             return kill_all(program.pid.get());
         }
         let others: Vec<Rc<Program>> = self.0.borrow().iter().filter(|other| !Rc::ptr_eq(other, program)).cloned().collect();
@@ -114,7 +125,7 @@ impl Programs {
         let largest = table.living().max_by_key(|pid| table.resident_pages(*pid));
         let owner = largest.and_then(|pid| table.owner(pid, &programs));
         // What belongs to no program is killed along with any.
-        let running = || programs.iter().find(|program| program.pid.get().is_some());
+        let running = || programs.iter().find(|program| program.has_processes());
         if let Some(program) = owner.or_else(running) {
             program.over_memory.set(true);
             self.kill(program);
@@ -171,7 +182,7 @@ impl ProcessTable {
             ancestor = self.0.get(&one).and_then(|row| Pid::from_raw(row.parent));
         }
         let id = program_of(pid)?;
-        programs.iter().find(|program| program.id == id && program.pid.get().is_some())
+        programs.iter().find(|program| program.id == id && program.has_processes())
     }
 }
 

@@ -15,6 +15,7 @@ use super::connection;
 use super::files::Files;
 use super::input::Input;
 use super::kernel_host;
+use super::processes::Processes;
 use super::programs::Programs;
 use super::usage::UsageMeter;
 use super::workspace_changes::WorkspaceChanges;
@@ -37,6 +38,7 @@ pub(super) struct Sandbox {
     /// The session whose execution was submitted last: a change of the workspace is reported to it.
     latest_executor: RefCell<Option<SessionId>>,
     pub programs: Programs,
+    pub processes: Processes,
     kernels: RefCell<HashMap<SessionId, mpsc::Sender<Input>>>,
     attached: Cell<usize>,
     detached_since: Cell<Instant>,
@@ -87,6 +89,7 @@ impl Sandbox {
             meter: RefCell::new(UsageMeter::new()),
             latest_executor: RefCell::default(),
             programs: Programs::default(),
+            processes: Processes::default(),
             kernels: RefCell::default(),
             attached: Cell::new(0),
             detached_since: Cell::new(Instant::now()),
@@ -121,6 +124,14 @@ impl Sandbox {
         let inputs = self.kernels.borrow_mut().remove(session);
         if let Some(inputs) = inputs {
             let _ = inputs.send(Input::Stop).await;
+        }
+    }
+
+    /// Ends the kernels of all sessions but these.
+    pub async fn keep_kernels(&self, sessions: &[SessionId]) {
+        let others: Vec<SessionId> = self.kernels.borrow().keys().filter(|one| !sessions.contains(one)).cloned().collect();
+        for session in others {
+            self.stop_kernel(&session).await;
         }
     }
 

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::assembler::EVENT_CHUNK;
 use super::frame::{RawFrame, encode_frame};
+use super::process::{ProcessEvent, ProcessStream};
 use super::types::{Answer, Event, FromAgent, ToAgent};
 use crate::ids::{Epoch, Generation, Seq};
 use crate::wire::{Channel, Message, WireError};
@@ -29,6 +30,8 @@ const ABSENT: u8 = 0x85;
 /// The first byte of an event that is no message; that of a message is its channel.
 const KERNEL_EVENT: u8 = 0xff;
 const FILE_EVENT: u8 = 0xfe;
+const PROCESS_OUTPUT: u8 = 0xfd;
+const PROCESS_EXIT: u8 = 0xfc;
 
 /// An invalid payload in a valid frame.
 #[derive(Debug, Error)]
@@ -67,6 +70,16 @@ impl Event {
                 head.put_u32_le(json.len() as u32);
                 vec![head.freeze(), json, data.clone()]
             }
+            Self::Process(ProcessEvent::Output { stream, data }) => {
+                head.put_u8(PROCESS_OUTPUT);
+                head.put_u32_le(u32::from(stream.code()));
+                vec![head.freeze(), data.clone()]
+            }
+            Self::Process(ProcessEvent::Exited(exit)) => {
+                head.put_u8(PROCESS_EXIT);
+                head.put_u32_le(0);
+                vec![head.freeze(), to_json(exit)]
+            }
         }
     }
 
@@ -78,7 +91,8 @@ impl Event {
         if bytes.len() < 5 {
             return Err(ProtocolError::Malformed("event"));
         }
-        let (tag, generation) = (bytes.get_u8(), Generation(bytes.get_u32_le()));
+        let (tag, number) = (bytes.get_u8(), bytes.get_u32_le());
+        let generation = Generation(number);
         match tag {
             KERNEL_EVENT => Ok(Self::Kernel { generation, event: from_json("kernel event", &bytes)? }),
             FILE_EVENT => {
@@ -86,6 +100,12 @@ impl Event {
                 let json = take(&mut bytes, length, "file event")?;
                 Ok(Self::File { generation, file: from_json("file event", &json)?, data: bytes })
             }
+            PROCESS_OUTPUT => {
+                let stream = u8::try_from(number).ok().and_then(ProcessStream::from_code);
+                let stream = stream.ok_or(ProtocolError::Malformed("stream of a process"))?;
+                Ok(Self::Process(ProcessEvent::Output { stream, data: bytes }))
+            }
+            PROCESS_EXIT => Ok(Self::Process(ProcessEvent::Exited(from_json("process exit", &bytes)?))),
             tag => {
                 let channel = Channel::from_code(tag).ok_or(ProtocolError::Malformed("event channel"))?;
                 Ok(Self::Message { channel, generation, message: Message::unpack(&bytes)? })
@@ -257,7 +277,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::agent_protocol::{
-        AnswerBody, ChangeKind, CollectedFile, FileChange, FileChanges, Hello, KernelEvent, KernelState, PutOptions,
+        AnswerBody, ChangeKind, CollectedFile, FileChange, FileChanges, Hello, KernelEvent, KernelState, ProcessExit, PutOptions,
         Request, Target, UsageReading,
     };
     use crate::ids::SessionId;
@@ -341,6 +361,8 @@ pub(super) mod tests {
             Event::Message { channel: Channel::Iopub, generation, message: message(10) },
             Event::Kernel { generation, event: KernelEvent::FilesChanged { msg_id: "m".into(), changes } },
             Event::File { generation, file, data: Bytes::from_static(b"\0\xff\n") },
+            Event::Process(ProcessEvent::Output { stream: ProcessStream::Stderr, data: Bytes::from_static(b"\0\xff") }),
+            Event::Process(ProcessEvent::Exited(ProcessExit { code: Some(3), ..ProcessExit::default() })),
         ] {
             assert_eq!(Event::decode(event.encode().concat().into()).unwrap(), event);
         }

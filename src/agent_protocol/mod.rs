@@ -16,7 +16,8 @@
 //! The manager does not trust the agent: a tenant may control it. Every frame kind has a cap that is checked before anything
 //! is allocated, and both ends validate what they read. A framing error leads to a new connection, never to a dead kernel.
 //!
-//! [`frame`] delimits frames. [`types`] defines their contents, [`workspace`] those about changed files. [`codec`] encodes them,
+//! [`frame`] delimits frames. [`types`] defines their contents, [`workspace`] those about changed files,
+//! [`process`] those about processes. [`codec`] encodes them,
 //! [`assembler`] splits and reassembles events.
 
 mod assembler;
@@ -24,6 +25,7 @@ mod codec;
 mod config;
 mod file_names;
 mod frame;
+mod process;
 mod types;
 mod workspace;
 
@@ -32,6 +34,7 @@ pub use codec::{FILE_CHUNK, ProtocolError, SUBMIT_MAX};
 pub use config::{AgentConfig, END_MARKER, Listen, receive_config, send_config};
 pub use file_names::{decode_name, encode_name};
 pub use frame::{FrameError, FrameReader, PREAMBLE, RawFrame, encode_frame, read_preamble, write_all_vectored};
+pub use process::{ProcessEvent, ProcessExit, ProcessInfo, ProcessSpec, ProcessStream, TerminalSize};
 pub use types::{
     Answer, AnswerBody, EntryKind, Event, ExecutionUsage, FileEntry, FileStat, FromAgent, Hello, KernelEvent, KernelExit,
     KernelState, KillReason, PutOptions, RefusalCause, Refused, Request, SignalKind, Target, ToAgent, UsageReading,

@@ -6,6 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::process::{ProcessEvent, ProcessInfo, ProcessSpec, TerminalSize};
 use super::workspace::{CollectedFile, FileChanges};
 use crate::ids::{Epoch, Generation, ProcessId, Seq, SessionId};
 use crate::wire::{Channel, Message};
@@ -84,6 +85,40 @@ pub enum Request {
     /// End the kernel of a session and forget it; not an error if there is none.
     StopKernel {
         session: SessionId,
+    },
+    /// End the kernels of all sessions but these.
+    KeepKernels {
+        sessions: Vec<SessionId>,
+    },
+    /// Start a process, once for each id.
+    StartProcess(Box<ProcessSpec>),
+    /// Describe a process.
+    Process {
+        id: ProcessId,
+    },
+    /// Describe all processes, oldest first.
+    ListProcesses,
+    /// Write the frame's data to the standard input of a process.
+    ProcessInput {
+        id: ProcessId,
+        /// The number of bytes that were sent before, if the caller counts: what the process has already is skipped.
+        offset: Option<u64>,
+        /// Whether the input ends with this.
+        close: bool,
+    },
+    /// Send a signal to the process group of a process. SIGKILL reaches everything that it has started.
+    ProcessSignal {
+        id: ProcessId,
+        signal: i32,
+    },
+    /// Change the size of a process's terminal.
+    ProcessResize {
+        id: ProcessId,
+        size: TerminalSize,
+    },
+    /// Kill a process, unless it has ended, and forget it with its output; not an error if there is none.
+    RemoveProcess {
+        id: ProcessId,
     },
     Usage,
     /// Read a chunk of a regular file.
@@ -266,6 +301,8 @@ pub enum AnswerBody {
     },
     Refused(Refused),
     Usage(UsageReading),
+    Process(Box<ProcessInfo>),
+    Processes(Vec<ProcessInfo>),
     /// A chunk of a file, whose bytes are the frame's data; or a written file.
     File(FileStat),
     Entry(FileEntry),
@@ -396,6 +433,7 @@ pub enum Event {
     Kernel { generation: Generation, event: KernelEvent },
     /// A file that an execution leaves as an artifact, with its content, or empty if it cannot be kept.
     File { generation: Generation, file: CollectedFile, data: Bytes },
+    Process(ProcessEvent),
 }
 
 impl Event {
@@ -405,6 +443,8 @@ impl Event {
             Self::Message { message, .. } => message.size(),
             Self::Kernel { event, .. } => event.size(),
             Self::File { file, data, .. } => file.change.path.len() + data.len(),
+            Self::Process(ProcessEvent::Output { data, .. }) => data.len(),
+            Self::Process(ProcessEvent::Exited(_)) => 0,
         }
     }
 }

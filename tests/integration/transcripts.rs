@@ -97,7 +97,7 @@ async fn record(kernel: &str, codes: &[&str]) {
                 lines.push(line(channel, &message));
                 message.header().msg_type == "execute_reply"
             }
-            Event::Kernel { .. } | Event::File { .. } => false,
+            Event::Kernel { .. } | Event::File { .. } | Event::Process(_) => false,
         };
         if is_idle {
             // Late output (Deno's) belongs to the previous execution.

@@ -53,6 +53,8 @@ impl Machine {
             // Of a kernel that has ended, and its executions with it.
             Event::Message { generation, .. } | Event::Kernel { generation, .. } | Event::File { generation, .. }
                 if generation < known => {}
+            // The agent sends these to readers of processes only.
+            Event::Process(_) => {}
             Event::Message { channel, generation, message } => {
                 if generation > known && self.executions.is_active(&message.parent().msg_id) {
                     // The active execution was submitted to that kernel.
