@@ -43,6 +43,8 @@ pub struct AuditRecord {
     pub scope: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
     /// The cell, file, share or token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,

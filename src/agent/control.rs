@@ -8,7 +8,9 @@ use super::connection::ManagerStream;
 use super::file_requests::{self, DONE, to_answer};
 use super::sandbox::Sandbox;
 use super::uploads::Uploads;
-use crate::agent_protocol::{Answer, AnswerBody, FromAgent, Hello, KernelState, ProcessInfo, Request, ToAgent, write_all_vectored};
+use crate::agent_protocol::{
+    Answer, AnswerBody, FromAgent, Hello, KernelState, ProcessInfo, Request, ToAgent, write_all_vectored,
+};
 use crate::ids::{Generation, Seq};
 
 /// Serves a connection until it ends. Unfinished uploads end with it.
@@ -55,10 +57,6 @@ async fn handle(sandbox: &Rc<Sandbox>, request: Request, data: &[u8]) -> AnswerB
         Request::StartKernel { session, env } => to_answer(sandbox.start_kernel(session, env), |()| DONE),
         Request::StopKernel { session } => {
             sandbox.stop_kernel(&session).await;
-            DONE
-        }
-        Request::KeepKernels { sessions } => {
-            sandbox.keep_kernels(&sessions).await;
             DONE
         }
         Request::StartProcess(spec) => to_answer(processes.start(sandbox, *spec), |(info, _)| described(info)),

@@ -259,8 +259,7 @@ impl ProcessHost {
         let Some(end) = self.input_end() else { return };
         let mut input = self.process.input.borrow_mut();
         let bytes = &input.bytes[..input.bytes.len().min(CHUNK)];
-        let written =
-            end.try_io(Interest::WRITABLE, |end| Ok(rustix::io::retry_on_intr(|| rustix::io::write(end, bytes))?));
+        let written = end.try_io(Interest::WRITABLE, |end| Ok(rustix::io::retry_on_intr(|| rustix::io::write(end, bytes))?));
         match written {
             Ok(written) => input.bytes.advance(written),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -74,7 +74,13 @@ impl Programs {
     /// Registers a program. Its exits arrive at the receiver.
     pub fn register(&self, id: String) -> (Rc<Program>, mpsc::UnboundedReceiver<ExitStatus>) {
         let (exits, receiver) = mpsc::unbounded_channel();
-        let program = Rc::new(Program { id, pid: Cell::new(None), exits, over_memory: Cell::new(false), has_survivors: Cell::new(false) });
+        let program = Rc::new(Program {
+            id,
+            pid: Cell::new(None),
+            exits,
+            over_memory: Cell::new(false),
+            has_survivors: Cell::new(false),
+        });
         self.0.borrow_mut().push(program.clone());
         (program, receiver)
     }

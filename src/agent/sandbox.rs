@@ -127,14 +127,6 @@ impl Sandbox {
         }
     }
 
-    /// Ends the kernels of all sessions but these.
-    pub async fn keep_kernels(&self, sessions: &[SessionId]) {
-        let others: Vec<SessionId> = self.kernels.borrow().keys().filter(|one| !sessions.contains(one)).cloned().collect();
-        for session in others {
-            self.stop_kernel(&session).await;
-        }
-    }
-
     /// The inputs of the kernel of a session.
     pub fn kernel(&self, session: &SessionId) -> Option<mpsc::Sender<Input>> {
         self.kernels.borrow().get(session).cloned()

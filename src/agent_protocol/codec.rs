@@ -277,8 +277,8 @@ pub(super) mod tests {
 
     use super::*;
     use crate::agent_protocol::{
-        AnswerBody, ChangeKind, CollectedFile, FileChange, FileChanges, Hello, KernelEvent, KernelState, ProcessExit, PutOptions,
-        Request, Target, UsageReading,
+        AnswerBody, ChangeKind, CollectedFile, FileChange, FileChanges, Hello, KernelEvent, KernelState, ProcessExit,
+        PutOptions, Request, Target, UsageReading,
     };
     use crate::ids::SessionId;
 

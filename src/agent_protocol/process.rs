@@ -97,6 +97,9 @@ pub struct ProcessInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProcessEvent {
     /// What the process wrote, as it is: not necessarily text, and cut anywhere.
-    Output { stream: ProcessStream, data: Bytes },
+    Output {
+        stream: ProcessStream,
+        data: Bytes,
+    },
     Exited(ProcessExit),
 }

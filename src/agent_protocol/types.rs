@@ -86,10 +86,6 @@ pub enum Request {
     StopKernel {
         session: SessionId,
     },
-    /// End the kernels of all sessions but these.
-    KeepKernels {
-        sessions: Vec<SessionId>,
-    },
     /// Start a process, once for each id.
     StartProcess(Box<ProcessSpec>),
     /// Describe a process.
@@ -428,11 +424,22 @@ impl KernelEvent {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A message from the kernel.
-    Message { channel: Channel, generation: Generation, message: Message },
+    Message {
+        channel: Channel,
+        generation: Generation,
+        message: Message,
+    },
     /// An event of the kernel process.
-    Kernel { generation: Generation, event: KernelEvent },
+    Kernel {
+        generation: Generation,
+        event: KernelEvent,
+    },
     /// A file that an execution leaves as an artifact, with its content, or empty if it cannot be kept.
-    File { generation: Generation, file: CollectedFile, data: Bytes },
+    File {
+        generation: Generation,
+        file: CollectedFile,
+        data: Bytes,
+    },
     Process(ProcessEvent),
 }
 

@@ -55,13 +55,16 @@ fn begin(request: &Request) -> AuditRecord {
     // Nested routers see the path without `/v1`.
     let path = request.extensions().get::<OriginalUri>().map_or(request.uri(), |uri| &uri.0).path();
     let route = request.extensions().get::<MatchedPath>().map_or("no such path", MatchedPath::as_str);
-    let rest = path.strip_prefix("/v1/sessions/").or_else(|| path.strip_prefix("/v1/runs/")).unwrap_or_default();
-    let (session, rest) = rest.split_once('/').unwrap_or((rest, ""));
+    let sandbox = path.strip_prefix("/v1/sandboxes/");
+    let session = path.strip_prefix("/v1/sessions/").or_else(|| path.strip_prefix("/v1/runs/"));
+    let rest = session.or(sandbox).unwrap_or_default();
+    let (id, rest) = rest.split_once('/').unwrap_or((rest, ""));
     let target = rest.split_once('/').map(|(_, target)| target);
     let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
     AuditRecord {
         action: format!("{} {route}", request.method()),
-        session: text(session),
+        session: session.and_then(|_| text(id)),
+        sandbox: sandbox.and_then(|_| text(id)),
         target: target.and_then(text),
         request: request.extensions().get::<RequestId>().and_then(|id| id.0.to_str().ok().map(str::to_owned)),
         ..AuditRecord::default()

@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::chat::AskError;
-use crate::manager::{FileError, ManagerError, ServiceError, StoreError, VariablesError};
+use crate::manager::{FileError, ManagerError, ProcessError, ServiceError, StoreError, VariablesError};
 use crate::policy::AboveCeiling;
 use crate::session::{Denied, SessionError};
 
@@ -199,6 +199,19 @@ impl From<FileError> for Problem {
     }
 }
 
+impl From<ProcessError> for Problem {
+    fn from(error: ProcessError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ProcessError::NotFound(_) => Self::not_found("no_process", detail),
+            ProcessError::NotStarted(_) => Self::unprocessable("bad_command", detail).field("command"),
+            ProcessError::Conflict(_) => Self::new(StatusCode::CONFLICT, "process_conflict", detail),
+            ProcessError::Busy(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "process_busy", detail).retry_after(1),
+            ProcessError::Service(error) => error.into(),
+        }
+    }
+}
+
 impl From<VariablesError> for Problem {
     fn from(error: VariablesError) -> Self {
         let detail = error.to_string();
@@ -240,6 +253,9 @@ impl From<ServiceError> for Problem {
         let unavailable = |code| Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail.clone());
         match error {
             ServiceError::SessionNotFound { .. } => Self::not_found("no_session", detail),
+            ServiceError::SandboxNotFound { .. } => Self::not_found("no_such_sandbox", detail),
+            ServiceError::SandboxOfSession { .. } => Self::new(StatusCode::CONFLICT, "sandbox_of_session", detail),
+            ServiceError::OtherKernel { .. } => Self::unprocessable("other_kernel", detail).field("kernel"),
             ServiceError::UnknownKernel(_) => Self::unprocessable("no_kernel", detail).field("kernel"),
             ServiceError::UnknownMount(_) => Self::unprocessable("no_mount", detail).field("mounts"),
             ServiceError::SessionLimit { .. } | ServiceError::SessionShare { .. } => {

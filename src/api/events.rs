@@ -147,7 +147,7 @@ pub(super) fn stream_session(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let reader = EventReader { until_gone, ..EventReader::new(api, caller, id, subscription, query.form()?) };
-    sse(reader, api, caller)
+    sse(as_stream(reader), api, caller)
 }
 
 /// The header with which an `EventSource` continues a stream.
@@ -160,7 +160,7 @@ pub(super) struct LastEventId {
     id: Option<u64>,
 }
 
-fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
+pub(super) fn last_event_id(headers: &HeaderMap) -> Result<Option<Seq>, Problem> {
     const NAME: &str = "Last-Event-ID";
     let Some(value) = headers.get(NAME) else { return Ok(None) };
     let text = value.to_str().unwrap_or("not a number").trim();
@@ -190,7 +190,8 @@ pub(super) fn stream_cell(
     }
     let subscription = api.reader.subscribe(id, &caller.access(), after)?;
     let cell = Some(OneCell { id: cell.id.clone(), last });
-    sse(EventReader { cell, ..EventReader::new(api, caller, id.clone(), subscription, form) }, api, caller)
+    let reader = EventReader { cell, ..EventReader::new(api, caller, id.clone(), subscription, form) };
+    sse(as_stream(reader), api, caller)
 }
 
 /// The cell whose events are read.
@@ -348,14 +349,18 @@ fn cell_and_seq(event: &Arc<EventRow>) -> (Option<&str>, Seq) {
 }
 
 /// An SSE response. It ends when the token of the request becomes invalid.
-fn sse(reader: EventReader, api: &Api, caller: &Caller) -> Result<Response, Problem> {
+pub(super) fn sse(
+    events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+    api: &Api,
+    caller: &Caller,
+) -> Result<Response, Problem> {
     let open = guard::open_stream(api, &caller.identity)?;
     let (tokens, token) = (api.tokens.clone(), caller.token);
     let invalid = Box::pin(async move {
         let _open = open;
         tokens.until_invalid(token).await;
     });
-    let stream = as_stream(reader).take_until(invalid);
+    let stream = events.take_until(invalid);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE_INTERVAL).text("still here");
     let mut response = Sse::new(stream).keep_alive(keep_alive).into_response();
     // Without this header, nginx buffers the events.

@@ -193,6 +193,13 @@ pub(super) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserialize
     deserializer.deserialize_map(OnlyMaps(PhantomData))
 }
 
+/// Like [`object`], for a field that may be absent.
+pub(super) fn optional_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    object(deserializer).map(Some)
+}
+
 /// Replaces the names of Rust types in a message of serde.
 fn in_json_terms(message: &str) -> String {
     const WORDS: &[(&str, &str)] = &[

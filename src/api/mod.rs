@@ -23,10 +23,12 @@ mod openapi;
 mod output_text;
 mod paced_body;
 mod paging;
+mod processes;
 mod rate_limit;
 mod refused_body;
 mod response_spool;
 mod runs;
+mod sandboxes;
 mod sessions;
 mod shares;
 mod socket;
@@ -134,10 +136,28 @@ fn session_query_routes() -> OpenApiRouter<Api> {
         .routes(routes!(chat::ask))
 }
 
+/// Routes below one sandbox that take no query.
+fn sandbox_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(sandboxes::get_one, sandboxes::patch, sandboxes::delete))
+        .routes(routes!(processes::get_one, processes::delete))
+        .routes(routes!(processes::signal))
+        .routes(routes!(processes::resize))
+}
+
+/// Routes below one sandbox that take a query.
+fn sandbox_query_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(processes::start, processes::list))
+        .routes(routes!(processes::input))
+        .routes(routes!(processes::stream))
+}
+
 /// Routes below `/v1` that take no query.
 fn other_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(sessions::create))
+        .routes(routes!(sandboxes::create, sandboxes::list))
         .routes(routes!(sessions::artifact))
         .routes(routes!(runs::get_one, runs::delete))
         .routes(routes!(runs::cancel))
@@ -169,7 +189,8 @@ fn v1_routes() -> OpenApiRouter<Api> {
     // Nesting a second router at the same path would replace its description, so the two are merged first.
     let one_session = session_query_routes().merge(upload_routes()).merge(session_routes().layer(no_query()));
     let all_others = other_query_routes().merge(other_routes().layer(no_query()));
-    all_others.nest("/sessions/{session}", one_session)
+    let one_sandbox = sandbox_query_routes().merge(sandbox_routes().layer(no_query()));
+    all_others.nest("/sessions/{session}", one_session).nest("/sandboxes/{sandbox}", one_sandbox)
 }
 
 /// The routes outside `/v1`. Only the metrics need a token.

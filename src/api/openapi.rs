@@ -18,6 +18,8 @@ use super::{public_routes, socket, v1_routes};
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
     tags(
         (name = "sessions", description = "A session is a kernel with its cells and files. It ends, but stays readable, until it is deleted."),
+        (name = "sandboxes", description = "A sandbox holds sessions and processes, which share files, limits and network. A session has one of its own unless it names one."),
+        (name = "processes", description = "Commands in a sandbox, beside its kernels."),
         (name = "cells", description = "The cells of a session, and their outputs."),
         (name = "events", description = "Everything that happens in a session, as numbered events."),
         (name = "kernel", description = "The kernel of a session: interrupt, restart, input, completion, variables."),

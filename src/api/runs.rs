@@ -213,9 +213,10 @@ pub(super) async fn create(
     };
     let session = Create {
         kernel: Some(kernel.name.clone()),
+        sandbox: None,
         name: job.name,
         env: job.env,
-        limits: job.limits,
+        limits: Some(job.limits),
         network: job.network,
         mounts: job.mounts,
         timeout_seconds: run.timeout_seconds,

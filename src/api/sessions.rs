@@ -15,12 +15,12 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
 use super::events::ShareFilter;
-use super::extract::object;
+use super::extract::optional_object;
 use super::view::{
     ArtifactList, ArtifactView, Binary, CompleteReply, InspectReply, NetworkMode, SessionList, SessionView, UsageView,
 };
 use super::{Api, Body, Caller, Query, SessionInPath, User, paging, view};
-use crate::ids::{Access, SessionId, SessionPhase};
+use crate::ids::{Access, SandboxId, SessionId, SessionPhase};
 use crate::kernels;
 use crate::manager::{
     ArtifactRow, NewSession, SessionConfig, SessionFilter, SessionProperties, SessionRow, SessionService, now_ms,
@@ -50,6 +50,9 @@ const MAX_SECONDS: u64 = 315_360_000;
 #[serde(deny_unknown_fields)]
 #[schema(as = NewSession, examples(json!({"kernel": "python", "name": "report", "limits": {"memory_mb": 1024}})))]
 pub(super) struct Create {
+    /// The id of a sandbox that exists, or of a session whose sandbox is used. Its kernel, limits and network are those of the
+    /// sandbox, so that only names, environment, timeouts and labels can be given.
+    pub sandbox: Option<String>,
     /// The name, an alias or the language of a kernel.
     #[schema(default = "python")]
     pub kernel: Option<String>,
@@ -60,8 +63,8 @@ pub(super) struct Create {
     /// bytes including its name; all together have at most 1 MB.
     #[serde(default)]
     pub env: HashMap<String, String>,
-    #[serde(default, deserialize_with = "object")]
-    pub limits: RequestedLimits,
+    #[serde(default, deserialize_with = "optional_object")]
+    pub limits: Option<RequestedLimits>,
     #[schema(value_type = Option<NetworkMode>, default = "none")]
     pub network: Option<String>,
     /// The names of data mounts, which are read-only folders that the operator shares (`GET /v1/mounts`). The session sees them
@@ -139,15 +142,23 @@ impl Create {
         let ceilings = sessions.ceilings();
         let default_timeout = DEFAULT_TIMEOUT.min(ceilings.timeout_seconds as f64);
         let timeout_seconds = check_timeout(ceilings, self.timeout_seconds)?.or(Some(default_timeout));
-        let kernel = self.kernel.unwrap_or_else(|| "python".to_owned());
+        let sandbox = self.sandbox.as_deref().map(parse_sandbox).transpose()?;
+        let in_sandbox = sandbox.is_some();
+        if in_sandbox && (self.limits.is_some() || self.network.is_some()) {
+            let field = if self.limits.is_some() { "limits" } else { "network" };
+            let detail = format!("`{field}` belongs to the sandbox; leave it out");
+            return Err(Problem::unprocessable("bad_sandbox", detail).field(field));
+        }
+        let kernel = self.kernel.unwrap_or_else(|| if in_sandbox { String::new() } else { "python".to_owned() });
         // An unknown kernel is refused when the session is created.
         let default_limits = kernels::find(&kernel).map(|kernel| sessions.default_limits(kernel)).unwrap_or_default();
         Ok(NewSession {
             kernel,
+            sandbox,
             name: self.name,
             env: self.env.into_iter().collect(),
             config: SessionConfig {
-                limits: self.limits.over(default_limits),
+                limits: self.limits.unwrap_or_default().over(default_limits),
                 open_network,
                 mounts: self.mounts,
                 timeout_seconds,
@@ -158,6 +169,12 @@ impl Create {
             },
         })
     }
+}
+
+/// Reads the id of a sandbox.
+fn parse_sandbox(id: &str) -> Result<SandboxId, Problem> {
+    let unknown = || Problem::not_found("no_such_sandbox", format!("there is no sandbox {id:?}")).field("sandbox");
+    SandboxId::parse(id).ok_or_else(unknown)
 }
 
 /// Checks the limits of Linux for environment variables.
@@ -182,7 +199,7 @@ pub(super) fn check_env(env: &HashMap<String, String>) -> Result<(), Problem> {
 }
 
 /// Bounds a duration, so that dates do not overflow.
-fn check_seconds(field: &'static str, seconds: Option<u64>) -> Result<(), Problem> {
+pub(super) fn check_seconds(field: &'static str, seconds: Option<u64>) -> Result<(), Problem> {
     match seconds {
         Some(seconds) if seconds > MAX_SECONDS => {
             let detail = format!("{field} is at most {MAX_SECONDS}, which is ten years");
@@ -192,7 +209,7 @@ fn check_seconds(field: &'static str, seconds: Option<u64>) -> Result<(), Proble
     }
 }
 
-fn check_texts(name: Option<&str>, labels: &HashMap<String, String>) -> Result<(), Problem> {
+pub(super) fn check_texts(name: Option<&str>, labels: &HashMap<String, String>) -> Result<(), Problem> {
     let too_long = |text: &str| text.chars().count() > MAX_NAME;
     if name.is_some_and(too_long) {
         let detail = format!("a name has at most {MAX_NAME} characters");

@@ -55,6 +55,7 @@ const MAX_VIOLATIONS: u32 = 5;
 /// The last committed event; an agent replays the events after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
+    /// The default stands for that of the agent, whichever it is.
     pub epoch: Epoch,
     /// The last committed number of the epoch; zero for none.
     pub seq: Seq,
@@ -416,7 +417,9 @@ impl LinkTask {
     /// Makes `epoch` the current one, and returns the number of the first event to receive.
     fn start_epoch(&self, epoch: Epoch) -> Seq {
         let mut position = self.position();
-        if position.epoch != epoch {
+        if position.epoch == Epoch::default() {
+            position.epoch = epoch;
+        } else if position.epoch != epoch {
             *position = Position { epoch, seq: Seq::default() };
         }
         position.seq.next()

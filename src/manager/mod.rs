@@ -37,6 +37,7 @@ mod removal;
 mod removal_backlog;
 mod retention;
 pub mod run_record;
+mod sandboxes;
 pub mod seed;
 mod service;
 mod session_config;
@@ -49,7 +50,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::config::Paths;
-use crate::ids::SessionId;
+use crate::ids::{SandboxId, SessionId};
 use crate::kernels::KernelSpec;
 use crate::policy::{DataMount, LimitOutOfRange, Limits, Network};
 use crate::sandbox::docker::DockerSandbox;
@@ -57,6 +58,7 @@ use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxSpec};
 use crate::session::{self, MemoryJournal, OutputMode, SessionError, SessionEvents, SessionHandle, SessionParts};
 
+pub use crate::agent_protocol::{ProcessExit, ProcessInfo, ProcessStream, TerminalSize};
 pub use crate::sandbox::{SandboxKind, SandboxRecord};
 pub use crate::store::{
     ArtifactRow, CellPage, CellPosition, EventKind, EventRow, OverByteLimit, SessionFilter, SessionPosition, SessionRow,
@@ -75,6 +77,7 @@ pub use notebooks::{NotebookRun, first_failure};
 pub use reader::SessionReader;
 pub use reaper::Reaper;
 pub use retention::Retention;
+pub use sandboxes::{NewProcess, ProcessError, ProcessOutput, ProcessReader, Processes, SandboxChange, SandboxDescription};
 pub use service::{SessionProperties, SessionService};
 pub use session_config::{JobConfig, NewSession, ServiceError, ServiceSettings, SessionConfig};
 pub use variables::{Variable, VariablesError};
@@ -162,7 +165,7 @@ impl Manager {
     pub async fn create(&self, spec: SessionSpec) -> Result<Session, ManagerError> {
         spec.limits.validate().map_err(ManagerError::Limits)?;
         let id = SessionId::random();
-        let (sandbox, record) = self.create_sandbox(&spec, &id, Some(ORPHAN_LIFETIME)).await?;
+        let (sandbox, record) = self.create_sandbox(&spec, id.clone().into(), Some(&id), Some(ORPHAN_LIFETIME)).await?;
         let (sweeper, paths) = (sandbox.clone(), self.paths.clone());
         tokio::spawn(async move {
             if let Err(error) = sandbox::sweep(&*sweeper, &paths).await {
@@ -192,17 +195,18 @@ impl Manager {
         }
     }
 
-    /// Creates a sandbox. With `orphan_lifetime`, the sandbox ends itself that long after the end of this process; without,
+    /// Creates a sandbox, with the kernel of `session` if there is one. With `orphan_lifetime`, the sandbox ends itself that long after the end of this process; without,
     /// it lives on.
     async fn create_sandbox(
         &self,
         spec: &SessionSpec,
-        session: &SessionId,
+        id: SandboxId,
+        session: Option<&SessionId>,
         orphan_lifetime: Option<Duration>,
     ) -> Result<(Arc<dyn Sandbox>, SandboxRecord), ManagerError> {
         let sandbox_spec = SandboxSpec {
-            id: session.clone().into(),
-            session: Some(session.clone()),
+            id,
+            session: session.cloned(),
             kernel: spec.kernel.clone(),
             limits: spec.limits.clone(),
             network: spec.network,

@@ -18,7 +18,7 @@ use crate::store::{SessionRow, now_ms, seconds_in_ms};
 /// The time between two rounds.
 const ROUND_INTERVAL: Duration = Duration::from_secs(1);
 /// The number of sessions that are worked on at once.
-const CONCURRENCY: usize = 32;
+pub(super) const CONCURRENCY: usize = 32;
 /// Work that takes longer than this stops counting for [`CONCURRENCY`]: sandboxes whose engine hangs must not delay the
 /// others.
 const SLOW_WORK: Duration = Duration::from_secs(1);
@@ -28,13 +28,13 @@ const JOB_FINISHED: &str = "its notebook has been run";
 /// Work on sessions in rounds. A session has at most one piece of work at a time, however long that takes: later rounds
 /// leave the session out meanwhile, and other sessions are not delayed.
 #[derive(Default)]
-struct Rounds<'a> {
+pub(super) struct Rounds<'a> {
     busy: HashSet<SessionId>,
     work: FuturesUnordered<BoxFuture<'a, SessionId>>,
 }
 
 impl<'a> Rounds<'a> {
-    fn start(&mut self, id: SessionId, work: impl Future<Output = ()> + Send + 'a) {
+    pub fn start(&mut self, id: SessionId, work: impl Future<Output = ()> + Send + 'a) {
         if self.busy.insert(id.clone()) {
             self.work.push(Box::pin(async move {
                 work.await;
@@ -43,7 +43,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    async fn run_for(&mut self, time: Duration) {
+    pub async fn run_for(&mut self, time: Duration) {
         let end = tokio::time::sleep(time);
         tokio::pin!(end);
         loop {
@@ -56,7 +56,7 @@ impl<'a> Rounds<'a> {
 }
 
 /// Runs work with a permit, which is released early if the work is slow.
-async fn with_permit(permits: &Semaphore, work: impl Future<Output = ()>) {
+pub(super) async fn with_permit(permits: &Semaphore, work: impl Future<Output = ()>) {
     let permit = permits.acquire().await;
     tokio::pin!(work);
     if tokio::time::timeout(SLOW_WORK, work.as_mut()).await.is_err() {
@@ -77,7 +77,7 @@ impl Reaper {
 
     /// Runs for ever.
     pub async fn run(&self) {
-        tokio::join!(self.reap_sessions(), self.retry_removals());
+        tokio::join!(self.reap_sessions(), self.retry_removals(), self.service.reap_sandboxes());
     }
 
     async fn reap_sessions(&self) {
@@ -116,7 +116,10 @@ impl Reaper {
             }
             return;
         }
-        self.service.0.consumption.charge(&entry.principal, entry.take_uncharged_time());
+        // The time of a shared sandbox is charged once, with the sandbox.
+        if !entry.sandbox().is_some_and(|sandbox| sandbox.is_shared()) {
+            self.service.0.consumption.charge(&entry.principal, entry.take_uncharged_time());
+        }
         if self.end_reason(row, &entry, &state, now).await.is_none() {
             return;
         }

@@ -18,7 +18,7 @@ use crate::link::Position;
 use crate::output::OutputTarget;
 use crate::sandbox::{self, SandboxKind, SandboxRecord, SandboxState};
 use crate::session::{self, Stored};
-use crate::store::{SessionRow, StoreError, seconds_in_ms};
+use crate::store::{SandboxRow, SessionRow, StoreError, seconds_in_ms};
 
 /// How long an engine may take until it answers, and the time between two attempts.
 const ENGINE_DEADLINE: Duration = Duration::from_secs(30);
@@ -33,13 +33,21 @@ impl SessionService {
     /// the state of every session is true, or on its way to be.
     pub async fn recover(&self) -> Result<(), ServiceError> {
         let rows = self.0.store.sessions(&Access::All).await?;
-        let mut sandboxes = self.list_all_sandboxes(&rows).await;
+        let own_rows = self.0.store.sandboxes().await?;
+        let mut sandboxes = self.list_all_sandboxes(&rows, &own_rows).await;
+        let mut in_use: HashSet<SandboxId> = own_rows.iter().map(|row| row.id.clone()).collect();
+        self.recover_sandboxes(own_rows, &sandboxes).await;
         for row in rows {
-            let sandbox = sandboxes.remove(&row.id.clone().into());
+            let own = SandboxId::from(row.id.clone());
+            let id = sandbox_record(&row).map_or(own.clone(), |record| record.id);
+            let found = sandboxes.get(&id);
+            let sandbox = if id == own { found.cloned() } else { found.map(|sandbox| sandbox.for_guest(&row.id)) };
+            in_use.insert(id);
             if let Err(error) = self.recover_session(&row, sandbox).await {
                 tracing::error!(session = %row.id, %error, "cannot recover a session");
             }
         }
+        sandboxes.retain(|id, _| !in_use.contains(id));
         for (id, sandbox) in sandboxes {
             // Sandboxes of one-shot runs belong to the processes that run them.
             if sandbox.record.keep {
@@ -58,14 +66,17 @@ impl SessionService {
         Ok(())
     }
 
-    async fn list_all_sandboxes(&self, rows: &[SessionRow]) -> HashMap<SandboxId, SandboxInstance> {
+    async fn list_all_sandboxes(&self, rows: &[SessionRow], own_rows: &[SandboxRow]) -> HashMap<SandboxId, SandboxInstance> {
         let mut all = HashMap::new();
         for kind in [SandboxKind::Process, SandboxKind::Docker] {
             let kind_of = |row: &SessionRow| sandbox_record(row).map(|record| record.kind);
+            let kind_of_own = |row: &SandboxRow| read_record(row.record.as_deref()).map(|record| record.kind);
             // Asking the Docker daemon takes longer than the rest of a start, so it is asked only if needed. A row without a
             // record belongs to an unfinished creation: its sandbox may be of any kind.
-            if self.0.settings.sandbox.allows(kind) || rows.iter().any(|row| kind_of(row).is_none_or(|its| its == kind)) {
-                let has_sessions = rows.iter().any(|row| row.phase != SessionPhase::Gone && kind_of(row) == Some(kind));
+            let kinds = rows.iter().map(kind_of).chain(own_rows.iter().map(kind_of_own));
+            if self.0.settings.sandbox.allows(kind) || kinds.clone().any(|its| its.is_none_or(|its| its == kind)) {
+                let has_sessions = rows.iter().any(|row| row.phase != SessionPhase::Gone && kind_of(row) == Some(kind))
+                    || own_rows.iter().any(|row| kind_of_own(row) == Some(kind));
                 all.extend(self.list_sandboxes_with_retry(kind, has_sessions).await);
             }
         }
@@ -78,7 +89,7 @@ impl SessionService {
     async fn list_sandboxes_with_retry(&self, kind: SandboxKind, has_sessions: bool) -> Vec<(SandboxId, SandboxInstance)> {
         let deadline = Instant::now() + if has_sessions { ENGINE_DEADLINE } else { Duration::ZERO };
         loop {
-            match self.list_sandboxes(kind).await {
+            match self.sandboxes_of_engine(kind).await {
                 Ok(sandboxes) => return sandboxes,
                 // A kind that does not work on this machine has no sandboxes.
                 Err(_) if !has_sessions => return Vec::new(),
@@ -94,7 +105,7 @@ impl SessionService {
         }
     }
 
-    async fn list_sandboxes(&self, kind: SandboxKind) -> Result<Vec<(SandboxId, SandboxInstance)>, ManagerError> {
+    async fn sandboxes_of_engine(&self, kind: SandboxKind) -> Result<Vec<(SandboxId, SandboxInstance)>, ManagerError> {
         let engine = self.0.manager.sandbox(kind).await?;
         if let Err(error) = sandbox::sweep(&*engine, &self.0.paths).await {
             tracing::warn!(%kind, %error, "cannot look for leftover sandboxes");
@@ -188,5 +199,9 @@ impl SessionService {
 
 /// The record of a session's sandbox, if it was stored.
 fn sandbox_record(row: &SessionRow) -> Option<SandboxRecord> {
-    row.sandbox.as_deref().and_then(|record| serde_json::from_str(record).ok())
+    read_record(row.sandbox.as_deref())
+}
+
+fn read_record(json: Option<&str>) -> Option<SandboxRecord> {
+    serde_json::from_str(json?).ok()
 }

@@ -5,31 +5,66 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use dashmap::DashMap;
 
 use super::admission::Allotment;
 use super::event_feed::EventFeed;
+use super::sandboxes::ControlLink;
 use super::session_config::ServiceError;
+use crate::agent_protocol::{AnswerBody, Request};
 use crate::ids::{Access, PrincipalId, SessionId};
-use crate::sandbox::{Sandbox, SandboxError, SandboxRecord};
-use crate::session::SessionHandle;
+use crate::sandbox::{Sandbox, SandboxError, SandboxRecord, SandboxState};
+use crate::session::{SessionError, SessionHandle};
 use crate::store::now_ms;
 
-/// A sandbox with the engine that created it.
+/// A sandbox with the engine that created it, as one session or its owner uses it. Clones share the link.
 #[derive(Clone)]
 pub(super) struct SandboxInstance {
     pub engine: Arc<dyn Sandbox>,
     pub record: SandboxRecord,
+    /// The session that uses the sandbox without being the one that it was created for.
+    guest: Option<SessionId>,
+    control: ControlLink,
 }
 
 impl SandboxInstance {
     pub fn new(engine: Arc<dyn Sandbox>, record: SandboxRecord) -> Self {
-        Self { engine, record }
+        Self { engine, record, guest: None, control: ControlLink::default() }
     }
 
-    /// Ends the sandbox and removes what is left of it. Idempotent.
+    /// The same sandbox as a session uses it that is one of several in it.
+    pub fn for_guest(&self, session: &SessionId) -> Self {
+        Self { guest: Some(session.clone()), ..self.clone() }
+    }
+
+    /// Whether it belongs to others than the session that uses it.
+    pub fn is_shared(&self) -> bool {
+        self.guest.is_some()
+    }
+
+    /// Sends a request to the sandbox itself.
+    pub async fn ask(&self, request: Request, data: Bytes) -> Result<(AnswerBody, Bytes), SessionError> {
+        self.control.ask(&self.engine, &self.record, request, data).await
+    }
+
+    /// Ends the sandbox and removes what is left of it; for a guest, only its kernel. Idempotent.
     pub async fn destroy(&self) -> Result<(), SandboxError> {
-        self.engine.destroy(&self.record).await
+        match &self.guest {
+            None => self.engine.destroy(&self.record).await,
+            Some(session) => self.stop_kernel(session.clone()).await,
+        }
+    }
+
+    async fn stop_kernel(&self, session: SessionId) -> Result<(), SandboxError> {
+        if matches!(self.engine.inspect(&self.record).await, Ok(SandboxState::Ended { .. })) {
+            return Ok(());
+        }
+        let stopped = self.ask(Request::StopKernel { session }, Bytes::new()).await;
+        stopped.map(drop).map_err(|error| SandboxError::Engine {
+            doing: "ending a kernel in its sandbox".to_owned(),
+            reason: error.to_string(),
+        })
     }
 }
 
@@ -164,6 +199,10 @@ impl SessionRegistry {
 
     pub(super) fn ids(&self) -> Vec<SessionId> {
         self.sessions.iter().map(|entry| entry.key().clone()).collect()
+    }
+
+    pub(super) fn all(&self) -> Vec<(SessionId, Arc<SessionEntry>)> {
+        self.sessions.iter().map(|entry| (entry.key().clone(), entry.value().clone())).collect()
     }
 
     pub(super) fn entries(&self) -> Vec<Arc<SessionEntry>> {

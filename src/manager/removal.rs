@@ -67,7 +67,7 @@ impl SessionService {
     }
 
     /// Commits the phase `deleting`.
-    async fn commit_deletion(&self, id: &SessionId) -> Result<(), StoreError> {
+    pub(super) async fn commit_deletion(&self, id: &SessionId) -> Result<(), StoreError> {
         let session = SessionChange { phase: Some((SessionPhase::Deleting, None)), ..SessionChange::default() };
         self.0.store.commit(id, Commit { session, ..Commit::default() }).await
     }
@@ -132,6 +132,7 @@ impl SessionService {
             }
         };
         stream::iter(self.0.registry.ids()).for_each_concurrent(CONCURRENT_REMOVALS, delete).await;
+        self.delete_all_sandboxes().await;
     }
 
     /// Ends and removes the sessions of the pool.

@@ -22,6 +22,7 @@ use super::reader::SessionReader;
 use super::registry::{SandboxInstance, SessionEntry, SessionRegistry};
 use super::removal_backlog::RemovalBacklog;
 use super::run_record::EnvironmentRecord;
+use super::sandboxes::SandboxRegistry;
 use super::session_config::{NewSession, ServiceError, ServiceSettings, SessionConfig};
 use super::{Manager, ManagerError, SessionSpec};
 use crate::artifacts::Blobs;
@@ -63,6 +64,7 @@ pub(super) struct Inner {
     pub blobs: Blobs,
     pub settings: ServiceSettings,
     pub registry: Arc<SessionRegistry>,
+    pub sandboxes: SandboxRegistry,
     pub quota: Quota,
     pub admission: Admission,
     pub consumption: Consumption,
@@ -92,6 +94,7 @@ impl SessionService {
             blobs,
             store,
             registry,
+            sandboxes: SandboxRegistry::default(),
             archive_load: Arc::default(),
             quota: Quota::new(settings.max_data_mb),
             admission: Admission::new(settings.max_sessions, machine::detect(), &settings.ceilings),
@@ -268,6 +271,9 @@ impl SessionService {
 
     /// Creates a session, and waits until its kernel is ready. After an error, nothing is left behind.
     pub async fn create(&self, principal: &PrincipalId, new: NewSession) -> Result<SessionId, ServiceError> {
+        if let Some(sandbox) = new.sandbox.clone() {
+            return self.create_in_sandbox(principal, &sandbox, new).await;
+        }
         let kernel = kernels::find(&new.kernel)?.clone();
         let mut new = new;
         new.config.limits.validate().map_err(ManagerError::Limits)?;
@@ -408,7 +414,7 @@ impl SessionService {
             env: new.env.clone(),
             mounts,
         };
-        let created = self.0.manager.create_sandbox(&spec, id, None).await;
+        let created = self.0.manager.create_sandbox(&spec, id.clone().into(), Some(id), None).await;
         // Those of the pool belong to nobody yet.
         let owner = Some(principal).filter(|principal| principal.as_str() != POOL_OWNER);
         self.record("sandbox.created", id, owner, if created.is_ok() { "ok" } else { "failed" });

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{ManagerError, SandboxChoice};
-use crate::ids::SessionId;
+use crate::ids::{SandboxId, SessionId};
 use crate::kernels;
 use crate::machine;
 use crate::notebook::parameters::ParameterError;
@@ -63,8 +63,10 @@ impl Default for ServiceSettings {
 /// A request for a session.
 #[derive(Clone, Debug, Default)]
 pub struct NewSession {
-    /// The name of a kernel, one of its aliases, or its language.
+    /// The name of a kernel, one of its aliases, or its language. In a sandbox that exists, empty for its kernel.
     pub kernel: String,
+    /// The sandbox in which the kernel starts. `None`: one of its own.
+    pub sandbox: Option<SandboxId>,
     /// The display name, chosen by the owner.
     pub name: Option<String>,
     /// Environment variables of the kernel. They are not stored: they exist in the sandbox only.
@@ -136,6 +138,12 @@ pub enum ServiceError {
     /// No session has this id, or the caller cannot see it. The two cases look alike, so that ids cannot be probed.
     #[error("there is no session {id}")]
     SessionNotFound { id: String },
+    #[error("there is no sandbox {id}")]
+    SandboxNotFound { id: String },
+    #[error("the sandbox {id} belongs to the session of the same id; delete the session")]
+    SandboxOfSession { id: String },
+    #[error("the sandbox {sandbox} has the {kernel} kernel and no other; leave `kernel` out, or create another sandbox")]
+    OtherKernel { sandbox: String, kernel: String },
     #[error(transparent)]
     UnknownKernel(#[from] kernels::KernelError),
     #[error(transparent)]
