@@ -18,6 +18,8 @@ use crate::support::{TestSandbox, skip};
 const RESOURCE: &str = "mem:///contract.json";
 /// Schemas that are not the body of a response.
 const EVENT: &str = "Event";
+/// An event of a process. Its types have no dot, unlike those of sessions.
+const PROCESS_EVENT: &str = "ProcessEvent";
 const SOCKET_REPLY: &str = "SocketReply";
 const PROBLEM: &str = "Problem";
 
@@ -36,7 +38,9 @@ pub fn check(method: &Method, path: &str, reply: &Reply) {
 /// Checks an event of a stream or a WebSocket.
 #[track_caller]
 pub fn check_event(event: &Value) {
-    CONTRACT.validate(EVENT, event).unwrap_or_else(|difference| panic!("{difference}\n{event}"));
+    let is_of_process = event["type"].as_str().is_some_and(|kind| !kind.contains('.'));
+    let schema = if is_of_process { PROCESS_EVENT } else { EVENT };
+    CONTRACT.validate(schema, event).unwrap_or_else(|difference| panic!("{difference}\n{event}"));
 }
 
 /// Checks a message of a WebSocket: an event, or a reply to a command.
@@ -88,7 +92,7 @@ impl Contract {
         let mut components = document["components"]["schemas"].clone();
         components.as_object_mut().unwrap().values_mut().for_each(close_parts);
         let mut bodies = Map::new();
-        for name in [EVENT, SOCKET_REPLY, PROBLEM] {
+        for name in [EVENT, PROCESS_EVENT, SOCKET_REPLY, PROBLEM] {
             bodies.insert(name.to_owned(), closed(&json!({"$ref": format!("#/components/schemas/{name}")})));
         }
         let mut operations = Vec::new();

@@ -203,6 +203,7 @@ impl Server {
         }
         let store = Store::open(&self.paths().journal()).unwrap();
         assert_eq!(store.sessions(&Access::All).await.unwrap(), Vec::new(), "rows");
+        assert_eq!(store.sandboxes().await.unwrap(), Vec::new(), "rows of sandboxes");
         assert_eq!(store.artifact_hashes().await.unwrap(), Vec::<String>::new(), "rows of artifacts");
         for id in ids {
             let id = cellkeep::ids::SessionId::parse(id).unwrap();

@@ -34,8 +34,8 @@ api_enum! {
 
 /// An event of a process.
 #[derive(Serialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-#[schema(as = ProcessEvent, examples(json!({"kind": "output", "seq": 1, "stream": "stdout", "text": "hello\n"})))]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = ProcessEvent, examples(json!({"type": "output", "seq": 1, "stream": "stdout", "text": "hello\n"})))]
 pub(in crate::api) enum EventView {
     /// What the process wrote.
     Output {
