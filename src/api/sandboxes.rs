@@ -56,6 +56,9 @@ pub(super) struct CreateSandbox {
     limits: RequestedLimits,
     #[schema(value_type = Option<NetworkMode>, default = "none")]
     network: Option<String>,
+    /// The names of data mounts, as for a session.
+    #[serde(default)]
+    mounts: Vec<String>,
     /// The lifetime in seconds. The default is no limit.
     #[schema(maximum = 315360000)]
     ttl_seconds: Option<u64>,
@@ -78,6 +81,7 @@ impl CreateSandbox {
             env: self.env,
             limits: Some(self.limits),
             network: self.network,
+            mounts: self.mounts,
             timeout_seconds: None,
             ttl_seconds: self.ttl_seconds,
             idle_timeout_seconds: self.idle_timeout_seconds,
@@ -91,7 +95,7 @@ impl CreateSandbox {
 #[schema(as = Sandbox, examples(json!({
     "id": "0d1f1c7e-31a5-4d8f-8f5c-8d1d8a4f8c55", "name": "analysis", "kernel": "python",
     "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]},
-    "network": "none", "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100},
+    "network": "none", "mounts": [], "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100},
     "labels": {}, "created_at": "2026-11-30T11:55:05.348000Z", "last_active_at": "2026-11-30T11:56:10.021000Z",
     "expires_at": null, "ttl_seconds": null, "idle_timeout_seconds": 3600, "ends_with_session": false,
     "sessions": ["6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11"]
@@ -105,6 +109,8 @@ pub(super) struct SandboxView {
     kernel: String,
     isolation: IsolationView,
     network: NetworkMode,
+    /// The names of the data mounts, which it sees at `/mnt/NAME`.
+    mounts: Vec<String>,
     limits: LimitsView,
     labels: HashMap<String, String>,
     #[schema(format = DateTime)]
@@ -134,6 +140,7 @@ impl SandboxView {
             kernel,
             isolation: record.isolation.into(),
             network: config.network().into(),
+            mounts: config.mounts,
             limits: config.limits.into(),
             labels: config.labels,
             created_at: view::time(created_at),

@@ -144,8 +144,9 @@ impl Create {
         let timeout_seconds = check_timeout(ceilings, self.timeout_seconds)?.or(Some(default_timeout));
         let sandbox = self.sandbox.as_deref().map(parse_sandbox).transpose()?;
         let in_sandbox = sandbox.is_some();
-        if in_sandbox && (self.limits.is_some() || self.network.is_some()) {
-            let field = if self.limits.is_some() { "limits" } else { "network" };
+        let of_sandbox =
+            [("limits", self.limits.is_some()), ("network", self.network.is_some()), ("mounts", !self.mounts.is_empty())];
+        if let Some((field, _)) = of_sandbox.into_iter().find(|(_, is_given)| in_sandbox && *is_given) {
             let detail = format!("`{field}` belongs to the sandbox; leave it out");
             return Err(Problem::unprocessable("bad_sandbox", detail).field(field));
         }

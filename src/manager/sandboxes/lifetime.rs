@@ -33,6 +33,7 @@ impl SessionService {
     ) -> Result<Allotment, ServiceError> {
         new.config.limits.validate().map_err(ManagerError::Limits)?;
         new.config.check(self.ceilings())?;
+        self.mounts().find(&new.config.mounts)?;
         new.config.ttl_seconds = new.config.ttl_seconds.or(self.ceilings().lifetime_seconds);
         self.0.quota.check(principal)?;
         self.0.consumption.check_seconds(principal)?;
@@ -136,7 +137,7 @@ impl SessionService {
     /// Why a sandbox must end now. `None` if it may continue.
     async fn sandbox_end_reason(&self, row: &SandboxRow, entry: &SandboxEntry, round: u64) -> Option<String> {
         let instance = &entry.instance;
-        let is_asked = instance.record.kind == SandboxKind::Process || round % ENGINE_ROUNDS == 0;
+        let is_asked = instance.record.kind == SandboxKind::Process || round.is_multiple_of(ENGINE_ROUNDS);
         if is_asked && let Ok(SandboxState::Ended { why }) = instance.engine.inspect(&instance.record).await {
             return Some(format!("its sandbox has ended: {why}"));
         }

@@ -96,7 +96,9 @@ impl SessionService {
         kernel: &KernelSpec,
         new: &NewSession,
     ) -> Result<SandboxInstance, (ServiceError, Option<SandboxInstance>)> {
+        let mounts = self.mounts().find(&new.config.mounts).map_err(|error| (error.into(), None))?;
         let spec = SessionSpec {
+            mounts,
             kernel: kernel.clone(),
             sandbox: self.0.settings.sandbox,
             limits: new.config.limits.clone(),
