@@ -22,6 +22,7 @@ const AGENT_SOURCES: &[&str] = &[
     "src/lib.rs",
     "src/memory.rs",
     "src/policy",
+    "src/streams",
     "src/wire",
 ];
 

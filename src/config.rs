@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::policy::NetworkLevel;
+
 const FILE: &str = "cellkeep.toml";
 
 /// The content of `cellkeep.toml`. Every setting is optional.
@@ -65,6 +67,8 @@ pub struct ServeConfig {
     pub allow_origins: Option<Vec<String>>,
     /// The most that clients may ask for.
     pub ceilings: CeilingsConfig,
+    /// The network of sandboxes.
+    pub egress: EgressConfig,
 }
 
 /// The ceilings of `cellkeep serve`. Each key has a flag of the name `--max-KEY`, except for `network` (`--allow-network`).
@@ -82,12 +86,36 @@ pub struct CeilingsConfig {
     pub idle_timeout: Option<u64>,
     /// Seconds; 0 is unlimited, here and below.
     pub lifetime: Option<u64>,
-    pub network: Option<bool>,
+    /// `none`, `packages`, `allow` or `open`.
+    pub network: Option<NetworkLevel>,
     pub sessions_per_principal: Option<u64>,
     pub processes_per_principal: Option<u64>,
     pub data_mb_per_principal: Option<u64>,
     pub executions_per_hour: Option<u32>,
     pub session_seconds_per_day: Option<u64>,
+}
+
+/// What sandboxes reach through the proxy of the server. Each key has a flag of the name `--egress-KEY`, except for the indexes, which have
+/// their own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct EgressConfig {
+    /// The URL of each package index; absent: the public one.
+    pub python_index: Option<String>,
+    pub npm_registry: Option<String>,
+    pub cran_mirror: Option<String>,
+    pub julia_server: Option<String>,
+    /// Hosts that the policy `packages` reaches besides the indexes.
+    pub package_hosts: Option<Vec<String>>,
+    /// Private addresses that may be reached.
+    pub private: Option<Vec<String>>,
+    /// Certificates that programs in sandboxes trust, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Of all sandboxes together.
+    pub max_connections: Option<usize>,
+    /// Of one sandbox; 0 is unlimited, here and below.
+    pub max_mb: Option<u64>,
+    pub max_mb_per_second: Option<u64>,
 }
 
 /// A model behind an endpoint of the OpenAI chat completions API. Its key is never part of the configuration.

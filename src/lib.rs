@@ -23,6 +23,8 @@ pub mod ids;
 #[cfg(any(feature = "agent", feature = "host"))]
 mod memory;
 pub mod policy;
+#[cfg(any(feature = "agent", feature = "host"))]
+mod streams;
 pub mod wire;
 
 #[cfg(feature = "host")]
@@ -39,6 +41,8 @@ pub mod chat;
 pub mod cli;
 #[cfg(feature = "host")]
 pub mod config;
+#[cfg(feature = "host")]
+pub mod egress;
 #[cfg(feature = "host")]
 pub mod export;
 #[cfg(feature = "host")]

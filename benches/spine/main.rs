@@ -26,7 +26,7 @@ use anyhow::{Context, ensure};
 use cellkeep::config::Paths;
 use cellkeep::kernels::{self, KernelSpec};
 use cellkeep::manager::{Manager, SandboxChoice, Session, SessionSpec};
-use cellkeep::policy::{Limits, Network};
+use cellkeep::policy::{Limits, NetworkPolicy};
 use cellkeep::sandbox::SandboxKind;
 use cellkeep::session::{EventBody, ExecutionStatus, NewCell};
 
@@ -138,7 +138,7 @@ impl Lab {
             kernel: self.kernel.clone(),
             sandbox: SandboxChoice::Only(kind),
             limits,
-            network: Network::None,
+            network: NetworkPolicy::None,
             env: Vec::new(),
             mounts: Vec::new(),
         };

@@ -97,6 +97,13 @@ async fn route(stream: UnixStream, sandbox: Rc<Sandbox>) {
         Target::Kernel(session) => sandbox.kernel(&session),
         Target::Process(id) => sandbox.processes.readers(&id),
         Target::Sandbox => return control::serve(stream, sandbox).await,
+        Target::Egress => {
+            let ManagerStream { frames, writer, attachment: _attachment } = stream;
+            return match &sandbox.egress {
+                Some(egress) => egress.attach(frames, writer).await,
+                None => drop(writer),
+            };
+        }
     };
     match inputs {
         Some(inputs) => drop(inputs.send(Input::Connection(stream)).await),

@@ -23,6 +23,7 @@ mod coalesce;
 mod confine;
 mod connection;
 mod control;
+mod egress;
 mod execution_context;
 mod executions;
 mod file_requests;

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::connection;
+use super::egress::Egress;
 use super::files::Files;
 use super::input::Input;
 use super::kernel_host;
@@ -39,6 +40,8 @@ pub(super) struct Sandbox {
     latest_executor: RefCell<Option<SessionId>>,
     pub programs: Programs,
     pub processes: Processes,
+    /// The proxy port; `None` if the sandbox has a network of its own.
+    pub egress: Option<Egress>,
     kernels: RefCell<HashMap<SessionId, mpsc::Sender<Input>>>,
     attached: Cell<usize>,
     detached_since: Cell<Instant>,
@@ -90,6 +93,15 @@ impl Sandbox {
             latest_executor: RefCell::default(),
             programs: Programs::default(),
             processes: Processes::default(),
+            // Before any kernel could take the port.
+            egress: if config.proxy_port {
+                Some(
+                    Egress::listen()
+                        .map_err(|error| io::Error::other(format!("cannot listen on the proxy port: {error}")))?,
+                )
+            } else {
+                None
+            },
             kernels: RefCell::default(),
             attached: Cell::new(0),
             detached_since: Cell::new(Instant::now()),

@@ -267,7 +267,7 @@ fn take_u64(payload: &mut Bytes, what: &'static str) -> Result<u64, ProtocolErro
     take(payload, 8, what).map(|mut bytes| bytes.get_u64_le())
 }
 
-fn take_u32(payload: &mut Bytes, what: &'static str) -> Result<usize, ProtocolError> {
+pub(super) fn take_u32(payload: &mut Bytes, what: &'static str) -> Result<usize, ProtocolError> {
     take(payload, 4, what).map(|mut bytes| bytes.get_u32_le() as usize)
 }
 

@@ -64,6 +64,8 @@ pub struct AgentConfig {
     pub writable: Vec<String>,
     /// The agent enforces the output limit and what rlimits can enforce.
     pub limits: Limits,
+    /// Whether the agent listens on [`EGRESS_PORT`](super::EGRESS_PORT): the sandbox has no network of its own.
+    pub proxy_port: bool,
     /// Whether a cgroup enforces the memory limit. If not, the agent does.
     pub memory_enforced: bool,
     /// Whether `RLIMIT_NPROC` must limit the processes: no cgroup does, and the user namespace counts only this sandbox's.
@@ -122,6 +124,7 @@ mod tests {
             connection_dir: "/run/connection".into(),
             writable: Vec::new(),
             limits: Limits::default(),
+            proxy_port: true,
             memory_enforced: true,
             nproc_rlimit: false,
             orphan_seconds: Some(20),

@@ -1,6 +1,7 @@
 //! Frames: `u32` length of kind and payload (little endian), `u8` kind, payload.
 
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
@@ -56,6 +57,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { reader, buffer: BytesMut::with_capacity(16 * 1024), cap }
     }
 
+    /// Reads frames of other kinds from here on.
+    pub fn with_cap(self, cap: fn(u8) -> Option<usize>) -> Self {
+        Self { cap, ..self }
+    }
+
     /// The transport, for the preamble.
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.reader
@@ -101,21 +107,34 @@ pub fn encode_frame(kind: u8, payload: Vec<Bytes>) -> Vec<Bytes> {
     std::iter::once(head.freeze()).chain(payload).collect()
 }
 
-/// Writes the pieces; small ones are copied together into one write, large ones are written without a copy.
+/// Writes the pieces without copying them.
 pub async fn write_all_vectored<W: AsyncWrite + Unpin>(writer: &mut W, pieces: Vec<Bytes>) -> io::Result<()> {
-    const GATHER: usize = 32 * 1024;
-    let mut small = BytesMut::new();
-    for piece in pieces {
-        if small.len() + piece.len() <= GATHER {
-            small.extend_from_slice(&piece);
-            continue;
+    /// The most pieces of one system call.
+    const GATHER: usize = 64;
+    let mut left = VecDeque::from(pieces);
+    loop {
+        while left.front().is_some_and(Bytes::is_empty) {
+            left.pop_front();
         }
-        writer.write_all(&small).await?;
-        small.clear();
-        writer.write_all(&piece).await?;
+        if left.is_empty() {
+            return writer.flush().await;
+        }
+        let slices: Vec<IoSlice<'_>> = left.iter().take(GATHER).map(|piece| IoSlice::new(piece)).collect();
+        let mut written = writer.write_vectored(&slices).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        while let Some(piece) = left.front_mut()
+            && written > 0
+        {
+            let taken = written.min(piece.len());
+            piece.advance(taken);
+            written -= taken;
+            if piece.is_empty() {
+                left.pop_front();
+            }
+        }
     }
-    writer.write_all(&small).await?;
-    writer.flush().await
 }
 
 #[cfg(test)]

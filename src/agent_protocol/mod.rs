@@ -26,6 +26,7 @@ mod config;
 mod file_names;
 mod frame;
 mod process;
+mod streams;
 mod types;
 mod workspace;
 
@@ -35,6 +36,7 @@ pub use config::{AgentConfig, END_MARKER, Listen, receive_config, send_config};
 pub use file_names::{decode_name, encode_name};
 pub use frame::{FrameError, FrameReader, PREAMBLE, RawFrame, encode_frame, read_preamble, write_all_vectored};
 pub use process::{ProcessEvent, ProcessExit, ProcessInfo, ProcessSpec, ProcessStream, TerminalSize};
+pub use streams::{ACCEPTOR_WINDOW, EGRESS_PORT, OPENER_WINDOW, STREAM_CHUNK, StreamFrame};
 pub use types::{
     Answer, AnswerBody, EntryKind, Event, ExecutionUsage, FileEntry, FileStat, FromAgent, Hello, KernelEvent, KernelExit,
     KernelState, KillReason, PutOptions, RefusalCause, Refused, Request, SignalKind, Target, ToAgent, UsageReading,

@@ -31,6 +31,9 @@ pub enum Target {
     Process(ProcessId),
     /// The sandbox itself: requests, and no events.
     Sandbox,
+    /// The connections of the sandbox's proxy port, as streams; see [`StreamFrame`](super::StreamFrame). The newest connection replaces an
+    /// earlier one. No hello follows.
+    Egress,
 }
 
 /// The agent's first frame on every connection whose target exists.

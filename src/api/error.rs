@@ -275,8 +275,12 @@ impl From<ServiceError> for Problem {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "session_time_used", detail).retry_after(whole(retry_after))
             }
             ServiceError::AboveCeiling(error) => error.into(),
-            ServiceError::NetworkNotAllowed => {
+            ServiceError::NetworkNotAllowed { .. } => {
                 Self::new(StatusCode::FORBIDDEN, "network_not_allowed", detail).field("network")
+            }
+            ServiceError::AddressNotAllowed { .. } => Self::unprocessable("bad_network", detail).field("network"),
+            ServiceError::NetworkFixed | ServiceError::NetworkOfSandbox { .. } => {
+                Self::new(StatusCode::CONFLICT, "network_fixed", detail).field("network")
             }
             ServiceError::TooManyPending { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(2),
             // The error names folders of the server, which clients must not see.

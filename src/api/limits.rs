@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::view::{LimitsView, NetworkMode};
+use super::view::{LimitsView, NetworkLevelName};
 use super::{Api, Caller};
 use crate::policy::{Ceilings, PrincipalCeilings};
 
@@ -35,8 +35,7 @@ pub(super) struct LimitsReply {
 #[schema(as = SessionCeilings)]
 struct SessionCeilingsView {
     limits: LimitsView,
-    /// The widest network.
-    network: NetworkMode,
+    network: NetworkLevelName,
     /// The longest timeout of an execution in seconds.
     timeout_seconds: u64,
     idle_timeout_seconds: u64,

@@ -18,6 +18,7 @@ mod guard;
 mod input_budget;
 mod limits;
 mod mounts;
+mod network;
 mod notebooks;
 mod openapi;
 mod output_text;
@@ -109,6 +110,7 @@ fn session_routes() -> OpenApiRouter<Api> {
         .routes(routes!(sessions::complete))
         .routes(routes!(sessions::inspect))
         .routes(routes!(sessions::variables))
+        .routes(routes!(network::get))
         .routes(routes!(sessions::artifacts))
         .routes(routes!(cells::patch, cells::delete))
         .routes(routes!(cells::cancel))

@@ -16,9 +16,10 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Problem;
 use super::events::{self, EventsQuery, LastEventId};
 use super::extract::{self, InvalidInput};
+use super::network::RequestedNetwork;
 use super::notebooks::{self, ExportQuery, RunOutcome, WaitQuery};
 use super::sessions::{self, Create, RequestedLimits};
-use super::view::{self, ArtifactList, Binary, EventView, NetworkMode, NotebookFile};
+use super::view::{self, ArtifactList, Binary, EventView, NetworkView, NotebookFile};
 use super::{Api, Body, Caller, Query, SessionInPath, User, guard, input_budget, paging};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
@@ -59,8 +60,8 @@ pub(super) struct JobRequest {
     env: HashMap<String, String>,
     #[serde(default, deserialize_with = "super::extract::object")]
     limits: RequestedLimits,
-    #[schema(value_type = Option<NetworkMode>, default = "none")]
-    network: Option<String>,
+    #[schema(value_type = Option<NetworkView>, default = "none")]
+    network: Option<RequestedNetwork>,
     /// The names of data mounts, as for a new session.
     #[serde(default)]
     mounts: Vec<String>,
@@ -94,7 +95,7 @@ struct NewRunForm {
     /// A name for people, as plain text.
     #[schema(nullable = false)]
     name: Option<String>,
-    /// `none` or `open`, as plain text.
+    /// `none`, `packages` or `open` as plain text, or an object with `allow` as JSON.
     #[schema(nullable = false)]
     network: Option<String>,
 }
@@ -142,7 +143,8 @@ impl JobRequest {
                 continue;
             }
             let text = field.text().await.map_err(bad_form)?;
-            let is_plain_text = matches!(name.as_str(), "kernel" | "name" | "network");
+            let is_object = name == "network" && text.trim_start().starts_with('{');
+            let is_plain_text = matches!(name.as_str(), "kernel" | "name" | "network") && !is_object;
             let value = if is_plain_text { Value::from(text).to_string() } else { text };
             let value = RawValue::from_string(value).map_err(|_| {
                 let detail = format!("{name} is not JSON; texts need quotes here");

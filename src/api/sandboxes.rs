@@ -13,8 +13,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
 use super::extract::object;
+use super::network::RequestedNetwork;
 use super::sessions::{Create, RequestedLimits, check_seconds, check_texts};
-use super::view::{self, IsolationView, LimitsView, NetworkMode};
+use super::view::{self, IsolationView, LimitsView, NetworkView};
 use super::{Api, Body, Caller, User, path_field, path_parameter};
 use crate::ids::{SandboxId, SessionId};
 use crate::manager::{SandboxChange, SandboxDescription};
@@ -54,8 +55,8 @@ pub(super) struct CreateSandbox {
     env: HashMap<String, String>,
     #[serde(default, deserialize_with = "object")]
     limits: RequestedLimits,
-    #[schema(value_type = Option<NetworkMode>, default = "none")]
-    network: Option<String>,
+    #[schema(value_type = Option<NetworkView>, default = "none")]
+    network: Option<RequestedNetwork>,
     /// The names of data mounts, as for a session.
     #[serde(default)]
     mounts: Vec<String>,
@@ -108,7 +109,7 @@ pub(super) struct SandboxView {
     /// The kernel whose environment it has.
     kernel: String,
     isolation: IsolationView,
-    network: NetworkMode,
+    network: NetworkView,
     /// The names of the data mounts, which it sees at `/mnt/NAME`.
     mounts: Vec<String>,
     limits: LimitsView,
@@ -139,7 +140,7 @@ impl SandboxView {
             name,
             kernel,
             isolation: record.isolation.into(),
-            network: config.network().into(),
+            network: config.network.into(),
             mounts: config.mounts,
             limits: config.limits.into(),
             labels: config.labels,
@@ -224,9 +225,12 @@ pub(super) struct PatchSandbox {
     ttl_seconds: Option<u64>,
     #[schema(maximum = 315360000)]
     idle_timeout_seconds: Option<u64>,
+    /// What code in the sandbox reaches, for connections from now on. It cannot change to or from `open`.
+    #[schema(value_type = Option<NetworkView>)]
+    network: Option<RequestedNetwork>,
 }
 
-/// Change the name, the labels or the lifetime of a sandbox
+/// Change the name, the labels, the lifetime or the network of a sandbox
 ///
 /// The sandbox of a session is changed with the session.
 #[utoipa::path(
@@ -240,14 +244,15 @@ pub(super) async fn patch(
     SandboxInPath(id): SandboxInPath,
     Body(patch): Body<PatchSandbox>,
 ) -> Result<Json<SandboxView>, Problem> {
-    let PatchSandbox { name, labels, ttl_seconds, idle_timeout_seconds } = patch;
+    let PatchSandbox { name, labels, ttl_seconds, idle_timeout_seconds, network } = patch;
+    let network = network.map(RequestedNetwork::policy).transpose()?;
     check_texts(name.as_deref(), labels.as_ref().unwrap_or(&HashMap::new()))?;
     let ceilings = api.sessions.ceilings();
     check_seconds("ttl_seconds", ttl_seconds)?;
     check_seconds("idle_timeout_seconds", idle_timeout_seconds)?;
     ceilings.check_lifetime(ttl_seconds)?;
     ceilings.check_idle_timeout(idle_timeout_seconds)?;
-    let change = SandboxChange { name, labels, ttl_seconds, idle_timeout_seconds };
+    let change = SandboxChange { name, labels, ttl_seconds, idle_timeout_seconds, network };
     api.sessions.change_sandbox(&id, &caller.access(), change).await?;
     read(&api, &id, &caller).await.map(Json)
 }

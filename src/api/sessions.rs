@@ -16,8 +16,9 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Problem;
 use super::events::ShareFilter;
 use super::extract::optional_object;
+use super::network::RequestedNetwork;
 use super::view::{
-    ArtifactList, ArtifactView, Binary, CompleteReply, InspectReply, NetworkMode, SessionList, SessionView, UsageView,
+    ArtifactList, ArtifactView, Binary, CompleteReply, InspectReply, NetworkView, SessionList, SessionView, UsageView,
 };
 use super::{Api, Body, Caller, Query, SessionInPath, User, paging, view};
 use crate::ids::{Access, SandboxId, SessionId, SessionPhase};
@@ -26,7 +27,7 @@ use crate::manager::{
     ArtifactRow, NewSession, SessionConfig, SessionFilter, SessionProperties, SessionRow, SessionService, now_ms,
     seconds_in_ms,
 };
-use crate::policy::{Ceilings, Limits};
+use crate::policy::{Ceilings, Limits, NetworkPolicy};
 use crate::session::{SessionError, SessionState};
 
 /// The largest number of characters in a name or label.
@@ -65,8 +66,9 @@ pub(super) struct Create {
     pub env: HashMap<String, String>,
     #[serde(default, deserialize_with = "optional_object")]
     pub limits: Option<RequestedLimits>,
-    #[schema(value_type = Option<NetworkMode>, default = "none")]
-    pub network: Option<String>,
+    /// What code in the session reaches.
+    #[schema(value_type = Option<NetworkView>, default = "none")]
+    pub network: Option<RequestedNetwork>,
     /// The names of data mounts, which are read-only folders that the operator shares (`GET /v1/mounts`). The session sees them
     /// at `/mnt/NAME`.
     #[serde(default)]
@@ -128,14 +130,8 @@ impl Create {
     /// Validates the request, and adds defaults.
     pub fn validate(self, sessions: &SessionService) -> Result<NewSession, Problem> {
         check_texts(self.name.as_deref(), &self.labels)?;
-        let open_network = match self.network.as_deref() {
-            None | Some("none") => false,
-            Some("open") => true,
-            Some(other) => {
-                let detail = format!("{other:?} is not a network mode; use `none` or `open`");
-                return Err(Problem::unprocessable("bad_network", detail).field("network"));
-            }
-        };
+        let has_network = self.network.is_some();
+        let network = self.network.map(RequestedNetwork::policy).transpose()?.unwrap_or_default();
         check_env(&self.env)?;
         check_seconds("ttl_seconds", self.ttl_seconds)?;
         check_seconds("idle_timeout_seconds", self.idle_timeout_seconds)?;
@@ -144,8 +140,7 @@ impl Create {
         let timeout_seconds = check_timeout(ceilings, self.timeout_seconds)?.or(Some(default_timeout));
         let sandbox = self.sandbox.as_deref().map(parse_sandbox).transpose()?;
         let in_sandbox = sandbox.is_some();
-        let of_sandbox =
-            [("limits", self.limits.is_some()), ("network", self.network.is_some()), ("mounts", !self.mounts.is_empty())];
+        let of_sandbox = [("limits", self.limits.is_some()), ("network", has_network), ("mounts", !self.mounts.is_empty())];
         if let Some((field, _)) = of_sandbox.into_iter().find(|(_, is_given)| in_sandbox && *is_given) {
             let detail = format!("`{field}` belongs to the sandbox; leave it out");
             return Err(Problem::unprocessable("bad_sandbox", detail).field(field));
@@ -160,7 +155,7 @@ impl Create {
             env: self.env.into_iter().collect(),
             config: SessionConfig {
                 limits: self.limits.unwrap_or_default().over(default_limits),
-                open_network,
+                network,
                 mounts: self.mounts,
                 timeout_seconds,
                 ttl_seconds: self.ttl_seconds,
@@ -384,10 +379,14 @@ pub(super) struct Patch {
     ttl_seconds: Option<u64>,
     #[schema(maximum = 315360000)]
     idle_timeout_seconds: Option<u64>,
+    /// What code in the session reaches, for connections from now on. It cannot change to or from `open`.
+    #[schema(value_type = Option<NetworkView>)]
+    network: Option<RequestedNetwork>,
 }
 
 impl Patch {
-    fn apply(self, SessionProperties { name, config, expires_at }: &mut SessionProperties) {
+    fn apply(self, network: Option<NetworkPolicy>, SessionProperties { name, config, expires_at }: &mut SessionProperties) {
+        config.network = network.unwrap_or(std::mem::take(&mut config.network));
         *name = self.name.or(name.take());
         config.labels = self.labels.unwrap_or(std::mem::take(&mut config.labels));
         config.timeout_seconds = self.timeout_seconds.or(config.timeout_seconds);
@@ -399,7 +398,7 @@ impl Patch {
     }
 }
 
-/// Change the name, the labels or the timeouts of a session
+/// Change the name, the labels, the timeouts or the network of a session
 #[utoipa::path(
     patch, path = "/", operation_id = "update_session", tag = "sessions",
     params(SessionInPath), request_body = Patch,
@@ -409,8 +408,9 @@ pub(super) async fn patch(
     State(api): State<Api>,
     User(caller): User,
     SessionInPath(id): SessionInPath,
-    Body(patch): Body<Patch>,
+    Body(mut patch): Body<Patch>,
 ) -> Result<Json<SessionView>, Problem> {
+    let network = patch.network.take().map(RequestedNetwork::policy).transpose()?;
     check_texts(patch.name.as_deref(), patch.labels.as_ref().unwrap_or(&HashMap::new()))?;
     let ceilings = api.sessions.ceilings();
     check_timeout(ceilings, patch.timeout_seconds)?;
@@ -418,7 +418,10 @@ pub(super) async fn patch(
     check_seconds("idle_timeout_seconds", patch.idle_timeout_seconds)?;
     ceilings.check_lifetime(patch.ttl_seconds)?;
     ceilings.check_idle_timeout(patch.idle_timeout_seconds)?;
-    api.sessions.update(&id, &caller.access(), |properties| patch.apply(properties)).await?;
+    if let Some(network) = &network {
+        api.sessions.check_network_change(&id, &caller.access(), network).await?;
+    }
+    api.sessions.update(&id, &caller.access(), |properties| patch.apply(network, properties)).await?;
     read_session(&api, &id, &caller.access()).await.map(Json)
 }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::config::CeilingsConfig;
-use crate::policy::{Ceilings, LimitOutOfRange, Limits, Network, PrincipalCeilings};
+use crate::policy::{Ceilings, LimitOutOfRange, Limits, NetworkLevel, PrincipalCeilings};
 
 /// The most that clients may ask for. The defaults are what the machine has.
 #[derive(Args)]
@@ -33,12 +33,13 @@ pub(super) struct CeilingArgs {
     /// The longest lifetime of a session; 0 is unlimited [default: 0]
     #[arg(long, value_name = "SECS", env = "CELLKEEP_MAX_LIFETIME")]
     max_lifetime: Option<u64>,
-    /// Let clients create sessions with an open network, which reaches what this machine reaches [default: false]
+    /// The widest network that clients may ask for: none, packages (package indexes), allow (any hosts that they name), or open (all that
+    /// this machine reaches) [default: none; without a value: open]
     #[arg(
-        long, value_name = "BOOL", env = "CELLKEEP_ALLOW_NETWORK", num_args = 0..=1, require_equals = true,
-        default_missing_value = "true"
+        long, value_name = "POLICY", env = "CELLKEEP_ALLOW_NETWORK", num_args = 0..=1, require_equals = true,
+        default_missing_value = "open", value_parser = parse_level
     )]
-    allow_network: Option<bool>,
+    allow_network: Option<NetworkLevel>,
     /// The most living sessions of one principal; 0: as many as it leaves free for the others [default: 0]
     #[arg(long, value_name = "COUNT", env = "CELLKEEP_MAX_SESSIONS_PER_PRINCIPAL")]
     max_sessions_per_principal: Option<u64>,
@@ -56,6 +57,12 @@ pub(super) struct CeilingArgs {
     max_session_seconds_per_day: Option<u64>,
 }
 
+fn parse_level(text: &str) -> Result<NetworkLevel, String> {
+    let all = [NetworkLevel::None, NetworkLevel::Packages, NetworkLevel::Allow, NetworkLevel::Open];
+    let found = all.into_iter().find(|level| level.to_string() == text);
+    found.ok_or_else(|| "use none, packages, allow or open".to_owned())
+}
+
 impl CeilingArgs {
     /// Merges with the configuration file and the defaults of the machine.
     pub fn merged_over(&self, file: CeilingsConfig, defaults: &Ceilings, idle_timeout: Option<u64>) -> CeilingsConfig {
@@ -70,7 +77,7 @@ impl CeilingArgs {
             timeout: self.max_timeout.or(file.timeout).or(Some(defaults.timeout_seconds)),
             idle_timeout: self.max_idle_timeout.or(file.idle_timeout).or(Some(idle)),
             lifetime: self.max_lifetime.or(file.lifetime).or(Some(0)),
-            network: self.allow_network.or(file.network).or(Some(false)),
+            network: self.allow_network.or(file.network).or(Some(defaults.network)),
             sessions_per_principal: self.max_sessions_per_principal.or(file.sessions_per_principal).or(Some(0)),
             processes_per_principal: self.max_processes_per_principal.or(file.processes_per_principal).or(Some(0)),
             data_mb_per_principal: self.max_data_mb_per_principal.or(file.data_mb_per_principal).or(Some(0)),
@@ -96,7 +103,7 @@ pub(super) fn ceilings(config: CeilingsConfig, defaults: Ceilings) -> Result<Cei
     let set = |value: Option<u64>| value.filter(|value| *value > 0);
     Ok(Ceilings {
         limits,
-        network: if config.network.unwrap_or(false) { Network::Open } else { Network::None },
+        network: config.network.unwrap_or(defaults.network),
         timeout_seconds: config.timeout.unwrap_or(defaults.timeout_seconds).max(1),
         idle_timeout_seconds: config.idle_timeout.unwrap_or(defaults.idle_timeout_seconds),
         lifetime_seconds: set(config.lifetime),

@@ -7,6 +7,7 @@ mod audit;
 mod ceilings;
 mod chromium;
 mod doctor;
+mod egress;
 mod exec;
 mod export;
 mod images;

@@ -14,7 +14,7 @@ use crate::config::{MountConfig, Paths};
 use crate::kernels::{self, KernelSpec, Status};
 use crate::manager::{Manager, ManagerError, SandboxChoice, Session, SessionSpec};
 use crate::output::Artifact;
-use crate::policy::{Limits, Network, parse_size};
+use crate::policy::{Limits, NetworkPolicy, parse_size};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{ExecutionStatus, SessionHandle, Upload};
@@ -39,12 +39,6 @@ impl SandboxOption {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum NetworkOption {
-    None,
-    Open,
-}
-
 /// Options of the session's sandbox.
 #[derive(Args)]
 pub(super) struct SandboxArgs {
@@ -66,9 +60,10 @@ pub(super) struct SandboxArgs {
     /// Output limit of each cell; a cell that exceeds it is stopped
     #[arg(long, default_value = "100m", value_name = "SIZE", value_parser = parse_size, help_heading = "Sandbox")]
     output_limit: u64,
-    /// Network access of the code; `open` reaches the internet and this machine's networks, but not this machine
-    #[arg(long, value_enum, default_value = "none", help_heading = "Sandbox")]
-    network: NetworkOption,
+    /// What the code reaches: none, packages (package indexes), the hosts of a list (example.com,*.example.com), or open (the internet
+    /// and this machine's networks, but not this machine)
+    #[arg(long, default_value = "none", value_name = "POLICY", value_parser = parse_network, help_heading = "Sandbox")]
+    network: NetworkPolicy,
     /// Set an environment variable of the kernel. NAME alone copies its value from here, which hides it from the process
     /// list
     #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = parse_variable, help_heading = "Sandbox")]
@@ -79,6 +74,19 @@ pub(super) struct SandboxArgs {
     /// Show the code this folder at /mnt/NAME, read-only
     #[arg(long = "mount", value_name = "NAME=FOLDER", value_parser = mounts::parse, help_heading = "Sandbox")]
     mounts: Vec<(String, MountConfig)>,
+}
+
+fn parse_network(text: &str) -> Result<NetworkPolicy, String> {
+    match text {
+        "none" => Ok(NetworkPolicy::None),
+        "packages" => Ok(NetworkPolicy::Packages),
+        "open" => Ok(NetworkPolicy::Open),
+        // A word is rather a mistake than a host of this name.
+        hosts if !hosts.contains(['.', ':', ',']) => {
+            Err("use none, packages, open, or hosts with commas between them".to_owned())
+        }
+        hosts => NetworkPolicy::allowing(&hosts.split(',').collect::<Vec<_>>()).map_err(|error| error.to_string()),
+    }
 }
 
 fn parse_variable(text: &str) -> Result<(String, String), String> {
@@ -122,10 +130,7 @@ impl SandboxArgs {
     ) -> Result<Session, Failure> {
         let limits = self.limits(kernel);
         let sandbox = self.sandbox.choice();
-        let network = match self.network {
-            NetworkOption::None => Network::None,
-            NetworkOption::Open => Network::Open,
-        };
+        let network = self.network.clone();
         env.extend(self.env.iter().cloned());
         let mounts = mounts::open(self.mounts.iter().cloned().collect(), &paths).map_err(Failure::usage)?;
         let mounts = mounts.iter().cloned().collect();

@@ -13,6 +13,7 @@ use axum::http::Uri;
 use clap::{Args, ValueEnum};
 
 use super::ceilings::{self, CeilingArgs};
+use super::egress::{self, EgressArgs};
 use super::model::ModelArgs;
 use super::options::SandboxOption;
 use super::signals::Signals;
@@ -92,6 +93,8 @@ pub(super) struct ServeArgs {
     mounts: Vec<(String, MountConfig)>,
     #[command(flatten)]
     ceilings: CeilingArgs,
+    #[command(flatten)]
+    egress: EgressArgs,
     #[command(flatten)]
     model: ModelArgs,
     /// End all sessions when the server stops, instead of keeping them for the next start
@@ -186,6 +189,7 @@ impl ServeArgs {
             open_metrics: self.open_metrics.or(file.open_metrics).or(Some(false)),
             allow_hosts: self.hosts.clone().or(file.allow_hosts).or(Some(Vec::new())),
             allow_origins: self.origins.clone().or(file.allow_origins).or(Some(Vec::new())),
+            egress: self.egress.merged_over(file.egress),
             ceilings: self.ceilings.merged_over(file.ceilings, &defaults.ceilings, idle_timeout),
         }
     }
@@ -287,6 +291,7 @@ fn settings(
             durability: durability.into(),
             ceilings: ceilings::ceilings(config.ceilings, defaults.ceilings.clone())
                 .map_err(|error| anyhow!("ceilings: {error}"))?,
+            egress: egress::settings(config.egress).map_err(|error| anyhow!("egress: {error}"))?,
             pool,
             mounts,
             ..defaults

@@ -24,6 +24,7 @@ mod evictions;
 mod execution_traces;
 mod files;
 mod journal;
+mod network;
 mod notebooks;
 mod output_ends;
 mod packages;
@@ -44,15 +45,17 @@ mod session_config;
 mod silent_execution;
 mod variables;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::config::Paths;
+use crate::egress::{EgressSettings, Gateway, SandboxEgress};
 use crate::ids::{SandboxId, SessionId};
 use crate::kernels::KernelSpec;
-use crate::policy::{DataMount, LimitOutOfRange, Limits, Network};
+use crate::policy::{DataMount, LimitOutOfRange, Limits, NetworkPolicy};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxSpec};
@@ -107,7 +110,7 @@ pub struct SessionSpec {
     pub kernel: KernelSpec,
     pub sandbox: SandboxChoice,
     pub limits: Limits,
-    pub network: Network,
+    pub network: NetworkPolicy,
     /// Environment variables of the kernel.
     pub env: Vec<(String, String)>,
     /// Folders of the machine that the sandbox sees.
@@ -144,6 +147,7 @@ impl ManagerError {
 /// Creates sandboxes and one-shot sessions.
 pub struct Manager {
     paths: Paths,
+    gateway: Gateway,
 }
 
 /// A one-shot session with its sandbox.
@@ -153,11 +157,21 @@ pub struct Session {
     pub events: SessionEvents,
     pub record: SandboxRecord,
     sandbox: Arc<dyn Sandbox>,
+    egress: SandboxEgress,
 }
 
 impl Manager {
+    /// A manager whose sandboxes have the default settings for the network.
     pub fn new(paths: Paths) -> Self {
-        Self { paths }
+        Self::with_gateway(paths, Gateway::new(EgressSettings::default(), None))
+    }
+
+    pub fn with_gateway(paths: Paths, gateway: Gateway) -> Self {
+        Self { paths, gateway }
+    }
+
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
     }
 
     /// Creates a session and waits until its kernel is ready. Meanwhile, sandboxes that killed runs left behind are removed.
@@ -183,7 +197,9 @@ impl Manager {
             durable: false,
             stored: None,
         });
-        let session = Session { handle, events, record, sandbox };
+        let egress = SandboxEgress::new(&self.gateway, sandbox.clone(), &record);
+        egress.set_policy(spec.network, None);
+        let session = Session { handle, events, record, sandbox, egress };
         match session.handle.ready().await {
             Ok(()) => Ok(session),
             Err(error) => {
@@ -204,12 +220,15 @@ impl Manager {
         session: Option<&SessionId>,
         orphan_lifetime: Option<Duration>,
     ) -> Result<(Arc<dyn Sandbox>, SandboxRecord), ManagerError> {
+        let certificates = self.certificates(&spec.network)?;
         let sandbox_spec = SandboxSpec {
             id,
             session: session.cloned(),
             kernel: spec.kernel.clone(),
             limits: spec.limits.clone(),
-            network: spec.network,
+            network: spec.network.interface(),
+            network_env: self.gateway.environment(&spec.network, certificates.is_some().then_some(sandbox::CERTIFICATES)),
+            certificates,
             env: spec.env.clone(),
             mounts: spec.mounts.clone(),
             orphan_seconds: orphan_lifetime.map(|lifetime| lifetime.as_secs()),
@@ -230,6 +249,16 @@ impl Manager {
                 }
             }
         }
+    }
+
+    /// The certificates for a sandbox. One with a network of its own has those of the system, unless the operator has others.
+    fn certificates(&self, policy: &NetworkPolicy) -> Result<Option<PathBuf>, SandboxError> {
+        let file = self.gateway.settings().ca_file.as_deref();
+        if *policy == NetworkPolicy::Open && file.is_none() {
+            return Ok(None);
+        }
+        let doing = "cannot copy the certificates that sandboxes trust".to_owned();
+        sandbox::certificates_folder(&self.paths, file).map_err(|source| SandboxError::Io { doing, source })
     }
 
     async fn create_in(
@@ -257,6 +286,7 @@ impl Manager {
 impl Session {
     /// Ends the session: its kernel, its sandbox and the files in it.
     pub async fn destroy(self) -> Result<(), SandboxError> {
+        self.egress.stop();
         self.sandbox.destroy(&self.record).await
     }
 }

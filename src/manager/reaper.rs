@@ -198,7 +198,7 @@ mod tests {
     use crate::manager::removal_backlog::Leftover;
     use crate::manager::service::new_row;
     use crate::manager::{NewSession, ServiceSettings};
-    use crate::policy::{Isolation, IsolationLevel};
+    use crate::policy::{Isolation, IsolationLevel, NetworkPolicy};
     use crate::sandbox::{
         ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
     };
@@ -288,7 +288,7 @@ mod tests {
         row.expires_at = Some(now_ms() - 1);
         service.0.store.insert_session(row).await.unwrap();
         let config = SessionConfig::of_row(&stored_row(&id).await);
-        let sandbox = SandboxInstance::new(Arc::new(Engine::default()), record);
+        let sandbox = SandboxInstance::new(Arc::new(Engine::default()), record, service.0.manager.gateway());
         let entry = service.start_driver(&id, &"ann".into(), &config, sandbox, None);
         let handle = entry.handle.clone();
         service.0.registry.insert(id.clone(), Arc::new(entry));
@@ -319,7 +319,7 @@ mod tests {
         row.phase = SessionPhase::Idle;
         change(&mut row);
         service.0.store.insert_session(row.clone()).await.unwrap();
-        let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record);
+        let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record, service.0.manager.gateway());
         service.recover_session(&row, Some(sandbox)).await.unwrap();
         id
     }
@@ -362,7 +362,7 @@ mod tests {
     async fn recovered_session_loses_network_that_is_not_allowed() {
         let (folder, service) = service();
         let engine = Engine::default();
-        let open = SessionConfig { open_network: true, ..SessionConfig::default() };
+        let open = SessionConfig { network: NetworkPolicy::Open, ..SessionConfig::default() };
         let id = recovered(&service, &engine, open, |_| {}).await;
         let state = service.peek(&id, &Access::All).unwrap().state();
         let SessionState::Gone { why } = state else { panic!("{state:?}") };
@@ -405,7 +405,7 @@ mod tests {
             service.0.store.insert_session(row).await.unwrap();
             let (feed, journal) = service.open_journal(&id, "python", None);
             let handle = session::end_stored(Stored::default(), true, "it was enough", journal).await;
-            let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record);
+            let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record, service.0.manager.gateway());
             let entry = SessionEntry::new("ann".into(), handle, feed, None, Some(sandbox));
             service.0.registry.insert(id.clone(), Arc::new(entry));
             id

@@ -26,7 +26,7 @@ const ENGINE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Why sessions end that cannot continue.
 const SANDBOX_ENDED: &str = "its sandbox ended while the server was away";
-const NETWORK_NOT_ALLOWED: &str = "it has an open network, which this server no longer allows (--allow-network)";
+const NETWORK_NOT_ALLOWED: &str = "its network is wider than this server allows now (--allow-network)";
 
 impl SessionService {
     /// Continues or ends the sessions that an earlier server has left, and removes sandboxes without a session. Returns when
@@ -111,7 +111,9 @@ impl SessionService {
             tracing::warn!(%kind, %error, "cannot look for leftover sandboxes");
         }
         let records = engine.list().await?.into_iter();
-        Ok(records.map(|record| (record.id.clone(), SandboxInstance::new(engine.clone(), record))).collect())
+        Ok(records
+            .map(|record| (record.id.clone(), SandboxInstance::new(engine.clone(), record, self.0.manager.gateway())))
+            .collect())
     }
 
     pub(super) async fn recover_session(
@@ -128,7 +130,7 @@ impl SessionService {
         }
         let stored = self.load_state(row).await?;
         let config = SessionConfig::of_row(row);
-        let is_allowed = self.ceilings().allows(config.network());
+        let is_allowed = self.ceilings().allows(&config.network);
         let is_alive = match &sandbox {
             _ if !is_allowed => false,
             // If the sandbox cannot be inspected now, the driver finds out later.

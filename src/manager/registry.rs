@@ -13,7 +13,9 @@ use super::event_feed::EventFeed;
 use super::sandboxes::ControlLink;
 use super::session_config::ServiceError;
 use crate::agent_protocol::{AnswerBody, Request};
+use crate::egress::{Gateway, SandboxEgress};
 use crate::ids::{Access, PrincipalId, SessionId};
+use crate::policy::NetworkPolicy;
 use crate::sandbox::{Sandbox, SandboxError, SandboxRecord, SandboxState};
 use crate::session::{SessionError, SessionHandle};
 use crate::store::now_ms;
@@ -26,11 +28,13 @@ pub(super) struct SandboxInstance {
     /// The session that uses the sandbox without being the one that it was created for.
     guest: Option<SessionId>,
     control: ControlLink,
+    pub egress: SandboxEgress,
 }
 
 impl SandboxInstance {
-    pub fn new(engine: Arc<dyn Sandbox>, record: SandboxRecord) -> Self {
-        Self { engine, record, guest: None, control: ControlLink::default() }
+    pub fn new(engine: Arc<dyn Sandbox>, record: SandboxRecord, gateway: &Gateway) -> Self {
+        let egress = SandboxEgress::new(gateway, engine.clone(), &record);
+        Self { engine, record, guest: None, control: ControlLink::default(), egress }
     }
 
     /// The same sandbox as a session uses it that is one of several in it.
@@ -51,7 +55,10 @@ impl SandboxInstance {
     /// Ends the sandbox and removes what is left of it; for a guest, only its kernel. Idempotent.
     pub async fn destroy(&self) -> Result<(), SandboxError> {
         match &self.guest {
-            None => self.engine.destroy(&self.record).await,
+            None => {
+                self.egress.stop();
+                self.engine.destroy(&self.record).await
+            }
             Some(session) => self.stop_kernel(session.clone()).await,
         }
     }
@@ -133,6 +140,13 @@ impl SessionEntry {
 
     pub fn sandbox(&self) -> Option<Arc<SandboxInstance>> {
         self.sandbox.load_full()
+    }
+
+    /// Sets the policy of the sandbox's requests, if there is a sandbox and it is the session's own.
+    pub fn set_network(&self, policy: &NetworkPolicy) {
+        if let Some(sandbox) = self.sandbox().filter(|sandbox| !sandbox.is_shared()) {
+            sandbox.egress.set_policy(policy.clone(), Some(&self.principal));
+        }
     }
 
     pub fn has_sandbox(&self) -> bool {

@@ -29,10 +29,11 @@ use crate::artifacts::Blobs;
 use crate::audit::{AuditLog, AuditRecord};
 use crate::config::Paths;
 use crate::counters::UseCounter;
+use crate::egress::Gateway;
 use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 use crate::kernels::{self, KernelSpec, Status};
 use crate::machine;
-use crate::policy::{Ceilings, DataMounts, Limits};
+use crate::policy::{Ceilings, DataMounts, Limits, Network};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{self, OutputMode, SessionHandle, SessionParts, Stored};
@@ -87,9 +88,10 @@ impl SessionService {
     pub fn new(paths: &Paths, store: Store, settings: ServiceSettings) -> Self {
         let blobs = Blobs::new(&paths.blobs()).flushing(settings.durability == Durability::Full);
         let registry = Arc::<SessionRegistry>::default();
+        let audit = AuditLog::new(paths);
         Self(Arc::new(Inner {
             paths: paths.clone(),
-            manager: Manager::new(paths.clone()),
+            manager: Manager::with_gateway(paths.clone(), Gateway::new(settings.egress.clone(), Some(audit.clone()))),
             reader: SessionReader::new(registry.clone(), store.clone(), blobs.clone()),
             blobs,
             store,
@@ -100,7 +102,7 @@ impl SessionService {
             admission: Admission::new(settings.max_sessions, machine::detect(), &settings.ceilings),
             consumption: Consumption::new(&settings.ceilings.principal),
             evictions: Evictions::default(),
-            audit: AuditLog::new(paths),
+            audit,
             removal_backlog: RemovalBacklog::default(),
             environments: Mutex::default(),
             pool: Pool::default(),
@@ -247,6 +249,7 @@ impl SessionService {
             (row.name, row.expires_at) = (properties.name, expires_at);
             // Within the transaction, so that the timeouts in memory follow the order of the commits.
             entry.set_cell_timeout(properties.config.timeout_seconds);
+            entry.set_network(&properties.config.network);
         });
         if changed.await? { Ok(()) } else { Err(ServiceError::not_found(id)) }
     }
@@ -278,6 +281,7 @@ impl SessionService {
         let mut new = new;
         new.config.limits.validate().map_err(ManagerError::Limits)?;
         new.config.check(self.ceilings())?;
+        self.check_network(&new.config.network)?;
         self.mounts().find(&new.config.mounts)?;
         new.config.ttl_seconds = new.config.ttl_seconds.or(self.ceilings().lifetime_seconds);
         self.0.quota.check(principal)?;
@@ -330,7 +334,7 @@ impl SessionService {
         new: &NewSession,
     ) -> Result<Option<Pooled>, ServiceError> {
         if !new.env.is_empty()
-            || new.config.open_network
+            || new.config.network.interface() == Network::Open
             || !new.config.mounts.is_empty()
             || new.config.limits != self.default_limits(kernel)
         {
@@ -346,7 +350,9 @@ impl SessionService {
             self.0.pool.put(&kernel.name, (id, entry));
             return Err(error.into());
         }
-        Ok(Some((id, entry.claimed_by(principal.clone(), new.config.timeout_seconds))))
+        let entry = entry.claimed_by(principal.clone(), new.config.timeout_seconds);
+        entry.set_network(&new.config.network);
+        Ok(Some((id, entry)))
     }
 
     pub(super) fn pool(&self) -> &Pool {
@@ -410,7 +416,7 @@ impl SessionService {
             kernel: kernel.clone(),
             sandbox: self.0.settings.sandbox,
             limits: new.config.limits.clone(),
-            network: new.config.network(),
+            network: new.config.network.clone(),
             env: new.env.clone(),
             mounts,
         };
@@ -420,7 +426,8 @@ impl SessionService {
         self.record("sandbox.created", id, owner, if created.is_ok() { "ok" } else { "failed" });
         let (engine, record) = created.map_err(|error| (error.into(), None))?;
         let recorded = self.0.store.set_sandbox(id, serde_json::to_string(&record).unwrap_or_default()).await;
-        let entry = self.start_driver(id, principal, &new.config, SandboxInstance::new(engine, record), None);
+        let sandbox = SandboxInstance::new(engine, record, self.0.manager.gateway());
+        let entry = self.start_driver(id, principal, &new.config, sandbox, None);
         let ready = match recorded {
             Ok(()) => entry.handle.ready().await.map_err(|error| ManagerError::Start(error).into()),
             Err(error) => Err(error.into()),
@@ -452,7 +459,9 @@ impl SessionService {
             durable: true,
             stored,
         });
-        SessionEntry::new(principal.clone(), handle, feed, config.timeout_seconds, Some(sandbox))
+        let entry = SessionEntry::new(principal.clone(), handle, feed, config.timeout_seconds, Some(sandbox));
+        entry.set_network(&config.network);
+        entry
     }
 
     /// The journal of a session, and the feed of its committed events.

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{ManagerError, SandboxChoice};
+use crate::egress::EgressSettings;
 use crate::ids::{SandboxId, SessionId};
 use crate::kernels;
 use crate::machine;
 use crate::notebook::parameters::ParameterError;
-use crate::policy::{AboveCeiling, Ceilings, DataMounts, Limits, Network, UnknownMount};
+use crate::policy::{AboveCeiling, Ceilings, DataMounts, Limits, NetworkLevel, NetworkPolicy, UnknownMount};
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
 use crate::store::{Durability, SessionRow, StoreError};
@@ -23,6 +24,8 @@ pub struct ServiceSettings {
     pub max_sessions: usize,
     /// The most that clients may ask for.
     pub ceilings: Ceilings,
+    /// The network of sandboxes that have none of their own.
+    pub egress: EgressSettings,
     /// The number of kernels that may start at once. Further starts wait.
     pub max_starting: usize,
     /// Seconds without use after which a session ends, unless the session has a value of its own.
@@ -48,6 +51,7 @@ impl Default for ServiceSettings {
             sandbox: SandboxChoice::Auto,
             max_sessions: 100,
             ceilings: Ceilings::of_machine(machine::detect()),
+            egress: EgressSettings::default(),
             max_starting: cpus.max(2),
             idle_timeout_seconds: 3600,
             keep_ended_seconds: 24 * 3600,
@@ -79,8 +83,7 @@ pub struct NewSession {
 #[serde(default)]
 pub struct SessionConfig {
     pub limits: Limits,
-    /// Whether the sandbox has network access.
-    pub open_network: bool,
+    pub network: NetworkPolicy,
     /// The names of the data mounts that the sandbox sees.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<String>,
@@ -98,17 +101,13 @@ pub struct SessionConfig {
 }
 
 impl SessionConfig {
-    pub fn network(&self) -> Network {
-        if self.open_network { Network::Open } else { Network::None }
-    }
-
     /// Checks a new configuration against the ceilings of the server.
     pub fn check(&self, ceilings: &Ceilings) -> Result<(), ServiceError> {
         ceilings.check_limits(&self.limits)?;
         ceilings.check_timeout(self.timeout_seconds)?;
         ceilings.check_idle_timeout(self.idle_timeout_seconds)?;
         ceilings.check_lifetime(self.ttl_seconds)?;
-        if ceilings.allows(self.network()) { Ok(()) } else { Err(ServiceError::NetworkNotAllowed) }
+        Ok(())
     }
 
     /// The configuration in a stored row.
@@ -175,8 +174,20 @@ pub enum ServiceError {
     SessionTimeLimit { limit: u64, retry_after: u64 },
     #[error(transparent)]
     AboveCeiling(#[from] AboveCeiling),
-    #[error("this server gives sessions no network; its operator can allow it with --allow-network")]
-    NetworkNotAllowed,
+    #[error(
+        "the network is `{asked}`, and this server allows at most `{most}`; its operator can allow it with --allow-network={asked}"
+    )]
+    NetworkNotAllowed { asked: NetworkLevel, most: NetworkLevel },
+    /// Addresses are reached only where the operator says so.
+    #[error("{host} is an address and not a name; the operator can let sandboxes reach it with --egress-private")]
+    AddressNotAllowed { host: String },
+    /// The interface of a sandbox cannot change.
+    #[error("the network cannot change to or from `open` while the sandbox lives; create another one")]
+    NetworkFixed,
+    #[error(
+        "the session is one of several in a sandbox, whose network it has; change it with PATCH /v1/sandboxes/{sandbox}"
+    )]
+    NetworkOfSandbox { sandbox: String },
     #[error(
         "your data exceeds your share of the {limit_mb} MB of this server, so nothing new can start; delete sessions. The \
          operator can raise --max-data-mb or --max-data-mb-per-principal"

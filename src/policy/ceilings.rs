@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{Limits, MIB, Network};
+use super::{Limits, MIB, NetworkLevel, NetworkPolicy};
 
 /// What a machine has, as far as this process may use it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,8 +23,8 @@ const MAX_DEFAULT_OUTPUT_MB: u64 = 1024;
 pub struct Ceilings {
     /// The greatest limits of one session.
     pub limits: Limits,
-    /// The widest network of a session.
-    pub network: Network,
+    /// The widest network policy of a session.
+    pub network: NetworkLevel,
     /// The longest timeout of one execution, seconds.
     pub timeout_seconds: u64,
     /// The longest idle timeout of a session, seconds.
@@ -64,7 +64,7 @@ impl Ceilings {
         };
         Self {
             limits,
-            network: Network::None,
+            network: NetworkLevel::None,
             timeout_seconds: DAY,
             idle_timeout_seconds: DAY,
             lifetime_seconds: None,
@@ -103,8 +103,8 @@ impl Ceilings {
         check("ttl_seconds", asked.unwrap_or(0) as f64, most, "--max-lifetime")
     }
 
-    pub fn allows(&self, network: Network) -> bool {
-        network == Network::None || self.network == Network::Open
+    pub fn allows(&self, network: &NetworkPolicy) -> bool {
+        network.level() <= self.network
     }
 }
 
@@ -145,7 +145,9 @@ mod tests {
         let ceilings = Ceilings::of_machine(MACHINE);
         let expected = Limits { memory_mb: 6144, cpus: 2.0, pids: 8192, disk_mb: 6144, output_mb: 384 };
         assert_eq!(ceilings.limits, expected);
-        assert!(ceilings.allows(Network::None) && !ceilings.allows(Network::Open));
+        assert!(ceilings.allows(&NetworkPolicy::None) && !ceilings.allows(&NetworkPolicy::Packages));
+        let ceilings = Ceilings { network: NetworkLevel::Allow, ..ceilings };
+        assert!(ceilings.allows(&NetworkPolicy::Packages) && !ceilings.allows(&NetworkPolicy::Open));
         for machine in [
             Machine { memory_bytes: 0, cpus: 0.0, processes: 0 },
             Machine { memory_bytes: u64::MAX, cpus: 1e9, processes: u64::MAX },

@@ -1,11 +1,18 @@
-//! Limits, ceilings, isolation levels, the seccomp table, hidden paths and data mounts of sessions. Pure values and checks; adapters enforce them.
+//! Limits, ceilings, network policies, isolation levels, the seccomp table, hidden paths and data mounts of sessions. Pure values and
+//! checks; adapters enforce them.
 
+#[cfg(feature = "host")]
 mod ceilings;
 pub mod hidden_paths;
 mod limits;
 mod mounts;
+#[cfg(feature = "host")]
+mod network;
 pub mod seccomp;
 
+#[cfg(feature = "host")]
 pub use ceilings::{AboveCeiling, Ceilings, Machine, PrincipalCeilings, leaves_a_share};
 pub use limits::{Isolation, IsolationLevel, LimitOutOfRange, LimitState, Limits, MIB, Network, ParseSizeError, parse_size};
 pub use mounts::{DataMount, DataMounts, UnknownMount, is_mount_name};
+#[cfg(feature = "host")]
+pub use network::{HostName, HostRule, MAX_RULES, NetworkLevel, NetworkPolicy, PolicyError, parse_authority};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::SandboxSpec;
 use crate::agent_protocol::{AgentConfig, Listen};
+use crate::policy::Network;
 
 /// The workspace inside a sandbox.
 pub(super) const WORKSPACE: &str = "/work";
@@ -41,6 +42,7 @@ pub(super) fn agent_config(spec: &SandboxSpec, listen: Listen, memory_enforced: 
         connection_dir: CONNECTION_DIR.to_owned(),
         writable: writable.map(str::to_owned).to_vec(),
         limits: spec.limits.clone(),
+        proxy_port: spec.network == Network::None,
         memory_enforced,
         nproc_rlimit,
         orphan_seconds: spec.orphan_seconds,
@@ -63,6 +65,7 @@ fn kernel_environment(spec: &SandboxSpec) -> BTreeMap<String, String> {
     ];
     own.into_iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .chain(spec.network_env.iter().cloned())
         .chain(spec.kernel.env.clone())
         .chain(spec.env.iter().cloned())
         .collect()

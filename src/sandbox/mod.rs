@@ -4,6 +4,7 @@
 //! files, usage and restarts once for all kinds of sandboxes.
 
 mod agent_binary;
+mod certificates;
 pub mod docker;
 mod environment;
 pub mod process;
@@ -24,6 +25,7 @@ use crate::ids::{SandboxId, SessionId};
 use crate::kernels::KernelSpec;
 use crate::policy::{DataMount, Isolation, Limits, Network};
 
+pub use certificates::{CERTIFICATES, certificates_folder};
 pub use stamp::{Liveness, ProcessStamp};
 pub use sweep::{remove_unfinished, sweep};
 
@@ -67,6 +69,10 @@ pub struct SandboxSpec {
     pub kernel: KernelSpec,
     pub limits: Limits,
     pub network: Network,
+    /// A folder with the certificates that programs trust, as `/etc/ssl/certs`. `None`: those of the system, if there are any.
+    pub certificates: Option<PathBuf>,
+    /// Environment variables about the network; the kernelspec and `env` override them.
+    pub network_env: Vec<(String, String)>,
     /// Environment variables of kernels and processes; they override those of the kernelspec.
     pub env: Vec<(String, String)>,
     /// Folders of the machine that it sees.

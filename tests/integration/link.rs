@@ -32,6 +32,8 @@ async fn sandbox(place: TestSandbox, limits: Limits, orphan_seconds: Option<u64>
         kernel: kernels::find("python").unwrap().clone(),
         limits,
         network: Network::None,
+        certificates: None,
+        network_env: Vec::new(),
         env: Vec::new(),
         mounts: Vec::new(),
         orphan_seconds,

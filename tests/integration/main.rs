@@ -21,6 +21,7 @@ mod contract;
 mod crash;
 mod data_mounts;
 mod deaths;
+mod egress;
 mod elements;
 mod embedding;
 mod ended_runs;

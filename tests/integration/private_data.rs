@@ -33,11 +33,13 @@ fn reason(path: &Path) -> Option<(u32, &'static str)> {
         [] => Some((0o011, "sandboxes of other uids enter it")),
         ["kernels"] => Some((0o077, "a link of this test; sandboxes read the environments behind it")),
         ["agent"] => Some((0o011, "sandboxes enter it")),
+        ["agent", _, "ca-certificates.crt"] => Some((0o044, "sandboxes read it")),
         ["agent", _] => Some((0o055, "sandboxes execute it")),
         ["s", _, "sock", ..] => {
             Some((0o077, "a container of another uid makes its socket there; the folder above is private"))
         }
         ["s", _, "agent"] => Some((0o055, "a container of another uid executes it; the folder is private")),
+        ["s", _, "certificates", ..] => Some((0o055, "a container of another uid reads them; the folder is private")),
         ["s", _, "passwd" | "group"] => Some((0o044, "a container of another uid reads it; the folder is private")),
         ["s", _, "agent.sock"] => Some((0o077, "a container of another uid made it; the folder is private")),
         _ => None,

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use cellkeep::config::Paths;
 use cellkeep::kernels;
 use cellkeep::manager::{Manager, SandboxChoice, SessionSpec};
-use cellkeep::policy::{Limits, Network};
+use cellkeep::policy::{Limits, NetworkPolicy};
 use cellkeep::session::ExecutionStatus;
 use serde_json::Value;
 
@@ -25,7 +25,7 @@ async fn session(place: TestSandbox, kernel: &str, env: &[(&str, &str)]) -> Test
         kernel: kernels::find(kernel).unwrap().clone(),
         sandbox: SandboxChoice::Only(place.kind),
         limits: Limits { memory_mb: 1024, ..Limits::default() },
-        network: Network::None,
+        network: NetworkPolicy::None,
         env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         mounts: Vec::new(),
     };

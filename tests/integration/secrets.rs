@@ -8,7 +8,7 @@ use std::process::Command;
 use cellkeep::config::Paths;
 use cellkeep::kernels;
 use cellkeep::manager::{Manager, SandboxChoice, SessionSpec};
-use cellkeep::policy::{Limits, Network};
+use cellkeep::policy::{Limits, NetworkPolicy};
 use cellkeep::sandbox::SandboxKind;
 
 use crate::cli::{Cli, scratch};
@@ -21,7 +21,7 @@ fn spec(kind: SandboxKind, env: Vec<(String, String)>) -> SessionSpec {
         kernel: kernels::find("python").unwrap().clone(),
         sandbox: SandboxChoice::Only(kind),
         limits: Limits::default(),
-        network: Network::None,
+        network: NetworkPolicy::None,
         env,
         mounts: Vec::new(),
     }

@@ -13,7 +13,7 @@ use cellkeep::config::Paths;
 use cellkeep::kernels;
 use cellkeep::manager::{Manager, SandboxChoice, Session, SessionSpec};
 use cellkeep::output::{OutputTarget, Outputs, StreamStyle, text_of};
-use cellkeep::policy::{Limits, Network};
+use cellkeep::policy::{Limits, NetworkPolicy};
 use cellkeep::sandbox::SandboxKind;
 use cellkeep::sandbox::docker::{Engine, engine};
 use cellkeep::session::{
@@ -121,14 +121,14 @@ impl TestSandbox {
     }
 
     pub async fn session_with(self, kernel: &str, limits: Limits) -> TestSession {
-        self.start(kernel, limits, Network::None).await
+        self.start(kernel, limits, NetworkPolicy::None).await
     }
 
     pub async fn open_session(self, kernel: &str) -> TestSession {
-        self.start(kernel, Limits::default(), Network::Open).await
+        self.start(kernel, Limits::default(), NetworkPolicy::Open).await
     }
 
-    async fn start(self, kernel: &str, limits: Limits, network: Network) -> TestSession {
+    async fn start(self, kernel: &str, limits: Limits, network: NetworkPolicy) -> TestSession {
         let spec = SessionSpec {
             kernel: kernels::find(kernel).unwrap().clone(),
             sandbox: SandboxChoice::Only(self.kind),

@@ -76,6 +76,8 @@ async fn record(kernel: &str, codes: &[&str]) {
         kernel: kernels::find(kernel).unwrap().clone(),
         limits: Limits::default(),
         network: Network::None,
+        certificates: None,
+        network_env: Vec::new(),
         env: Vec::new(),
         mounts: Vec::new(),
         orphan_seconds: Some(20),

@@ -7,7 +7,7 @@ use std::path::Path;
 use cellkeep::config::Paths;
 use cellkeep::kernels::{self, Status};
 use cellkeep::manager::{Manager, SandboxChoice, SessionSpec};
-use cellkeep::policy::{Limits, Network};
+use cellkeep::policy::{Limits, NetworkPolicy};
 use cellkeep::sandbox::SandboxKind;
 
 use crate::cli::Cli;
@@ -47,7 +47,7 @@ async fn new_installation_keeps_version_of_running_session() {
         kernel: kernel.clone(),
         sandbox: SandboxChoice::Only(SandboxKind::Process),
         limits: Limits::default(),
-        network: Network::None,
+        network: NetworkPolicy::None,
         env: Vec::new(),
         mounts: Vec::new(),
     };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use cellkeep::config::Paths;
 use cellkeep::kernels;
 use cellkeep::manager::{Manager, SandboxChoice, SessionSpec};
-use cellkeep::policy::{Limits, Network};
+use cellkeep::policy::{Limits, NetworkPolicy};
 use cellkeep::sandbox::SandboxKind;
 
 use crate::cli::{Cli, scratch};
@@ -54,7 +54,7 @@ async fn unmasked_proc_is_reported() {
         kernel: kernels::find("python").unwrap().clone(),
         sandbox: SandboxChoice::Only(SandboxKind::Process),
         limits: Limits::default(),
-        network: Network::None,
+        network: NetworkPolicy::None,
         env: Vec::new(),
         mounts: Vec::new(),
     };

@@ -21,7 +21,9 @@ pub(super) use cell::{
 pub(super) use event::{EventView, event};
 pub(super) use foreign::{Binary, CompleteReply, InspectReply, NotebookFile};
 pub(super) use model_view::ModelView;
-pub(super) use session::{IsolationView, LimitsView, NetworkMode, SessionList, SessionState, SessionView, UsageView};
+pub(super) use session::{
+    IsolationView, LimitsView, NetworkLevelName, NetworkView, SessionList, SessionState, SessionView, UsageView,
+};
 
 /// A time in milliseconds since 1970 as ISO 8601.
 pub(super) fn time(ms: i64) -> String {

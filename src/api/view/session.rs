@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{api_enum, time};
 use crate::ids::{Seq, SessionId, SessionPhase};
 use crate::manager::{SandboxRecord, SessionConfig, SessionRow};
-use crate::policy::{Isolation, IsolationLevel, Limits, Network};
+use crate::policy::{Isolation, IsolationLevel, Limits, NetworkLevel, NetworkPolicy};
 
 /// A kernel with its cells and files. It stays readable after its end, until it is deleted.
 #[derive(Serialize, ToSchema)]
@@ -37,7 +37,7 @@ pub(in crate::api) struct SessionView {
     /// Null until the sandbox exists.
     #[schema(required)]
     pub isolation: Option<IsolationView>,
-    pub network: NetworkMode,
+    pub network: NetworkView,
     /// The names of the data mounts, which the session sees at `/mnt/NAME`.
     pub mounts: Vec<String>,
     #[schema(format = DateTime)]
@@ -84,7 +84,7 @@ impl SessionView {
             state: phase.into(),
             why: row.why.clone(),
             isolation: isolation(row).map(IsolationView::from),
-            network: config.network().into(),
+            network: config.network.into(),
             mounts: config.mounts,
             created_at: time(row.created_at),
             last_active_at: time(row.last_active_at),
@@ -143,21 +143,47 @@ impl From<SessionPhase> for SessionState {
     }
 }
 
-/// The network that the kernel can reach: `none`, or everything that the host reaches.
+/// What code in a session reaches: a word, or `{"allow": [hosts]}`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Network)]
+#[serde(untagged)]
+pub(in crate::api) enum NetworkView {
+    Word(NetworkMode),
+    Hosts(AllowedHosts),
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::api) struct AllowedHosts {
+    /// Names, `*.` for all names below one, and the port if it is not 80 or 443.
+    allow: Vec<String>,
+}
+
+/// `none`; `packages`: the package indexes of the operator; `open`: what the host reaches, but not the host itself.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::api) enum NetworkMode {
     None,
+    Packages,
     Open,
 }
 
-impl From<Network> for NetworkMode {
-    fn from(network: Network) -> Self {
-        match network {
-            Network::None => Self::None,
-            Network::Open => Self::Open,
+impl From<NetworkPolicy> for NetworkView {
+    fn from(policy: NetworkPolicy) -> Self {
+        match policy {
+            NetworkPolicy::None => Self::Word(NetworkMode::None),
+            NetworkPolicy::Packages => Self::Word(NetworkMode::Packages),
+            NetworkPolicy::Open => Self::Word(NetworkMode::Open),
+            NetworkPolicy::Allow(rules) => {
+                Self::Hosts(AllowedHosts { allow: rules.iter().map(ToString::to_string).collect() })
+            }
         }
     }
+}
+
+api_enum! {
+    /// The widest network that can be asked for: `none`, `packages`, `allow` (any hosts that are named) or `open`.
+    #[schema(as = NetworkLevel)]
+    NetworkLevelName for NetworkLevel { None, Packages, Allow, Open }
 }
 
 /// The limits of a session.

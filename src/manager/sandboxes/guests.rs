@@ -31,8 +31,8 @@ impl SessionService {
             return Err(ServiceError::OtherKernel { sandbox: sandbox.to_string(), kernel: kernel.name });
         }
         let config = self.sandbox(sandbox, &access).await?.config;
-        let SessionConfig { limits, open_network, mounts, .. } = config;
-        let config = SessionConfig { limits, open_network, mounts, ..new.config };
+        let SessionConfig { limits, network, mounts, .. } = config;
+        let config = SessionConfig { limits, network, mounts, ..new.config };
         let new = NewSession { config, ..new };
         self.0.quota.check(principal)?;
         self.0.consumption.check_seconds(principal)?;

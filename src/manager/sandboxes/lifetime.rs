@@ -33,6 +33,7 @@ impl SessionService {
     ) -> Result<Allotment, ServiceError> {
         new.config.limits.validate().map_err(ManagerError::Limits)?;
         new.config.check(self.ceilings())?;
+        self.check_network(&new.config.network)?;
         self.mounts().find(&new.config.mounts)?;
         new.config.ttl_seconds = new.config.ttl_seconds.or(self.ceilings().lifetime_seconds);
         self.0.quota.check(principal)?;
@@ -198,7 +199,8 @@ impl SessionService {
             };
             let entry = SandboxEntry::new(row.principal, instance.clone(), allotment);
             // The client that asked for one without a record got no answer.
-            if row.record.is_none() || !self.ceilings().allows(config.network()) {
+            entry.instance.egress.set_policy(config.network.clone(), Some(&entry.principal));
+            if row.record.is_none() || !self.ceilings().allows(&config.network) {
                 entry.set_ending();
             }
             self.0.sandboxes.insert(row.id, Arc::new(entry));

@@ -17,6 +17,7 @@ use super::service::SessionService;
 use super::session_config::{NewSession, ServiceError, SessionConfig};
 use crate::ids::{Access, PrincipalId, SandboxId, SessionId};
 use crate::kernels::{self, KernelSpec};
+use crate::policy::NetworkPolicy;
 use crate::sandbox::SandboxRecord;
 use crate::session::SessionError;
 use crate::store::{SandboxRow, StoreError, now_ms, seconds_in_ms};
@@ -52,6 +53,8 @@ pub struct SandboxChange {
     /// The lifetime in seconds from now.
     pub ttl_seconds: Option<u64>,
     pub idle_timeout_seconds: Option<u64>,
+    /// Not to or from `open`.
+    pub network: Option<NetworkPolicy>,
 }
 
 impl SessionService {
@@ -68,6 +71,7 @@ impl SessionService {
             match service.start_sandbox(&id, &kernel, &new).await {
                 Ok(instance) => {
                     service.record_sandbox("sandbox.created", &id, Some(&principal), "ok");
+                    instance.egress.set_policy(new.config.network.clone(), Some(&principal));
                     let entry = SandboxEntry::new(principal, instance, allotment);
                     service.0.sandboxes.insert(id.clone(), Arc::new(entry));
                     Ok(id)
@@ -102,13 +106,13 @@ impl SessionService {
             kernel: kernel.clone(),
             sandbox: self.0.settings.sandbox,
             limits: new.config.limits.clone(),
-            network: new.config.network(),
+            network: new.config.network.clone(),
             env: new.env.clone(),
         };
         let created = self.0.manager.create_sandbox(&spec, id.clone(), None, None).await;
         let (engine, record) = created.map_err(|error| (error.into(), None))?;
         let text = serde_json::to_string(&record).unwrap_or_default();
-        let instance = SandboxInstance::new(engine, record);
+        let instance = SandboxInstance::new(engine, record, self.0.manager.gateway());
         match self.0.store.set_sandbox_record(id, text).await {
             Ok(()) => Ok(instance),
             Err(error) => Err((error.into(), Some(instance))),
@@ -190,9 +194,19 @@ impl SessionService {
         let not_found = || ServiceError::SandboxNotFound { id: id.to_string() };
         let entry = self.0.sandboxes.find_visible(id, access).ok_or_else(not_found)?;
         entry.touch();
+        if let Some(network) = &change.network {
+            let config = self.sandbox(id, access).await?.config;
+            self.check_new_network(&config.network, network)?;
+        }
+        let network = change.network.clone();
         let longest = self.ceilings().lifetime_seconds.map(seconds_in_ms);
         let changed = self.0.store.change_sandbox(id, move |row| {
             let mut config: SessionConfig = serde_json::from_str(&row.spec).unwrap_or_default();
+            if let Some(network) = change.network {
+                // Within the transaction, so that the policy in force follows the order of the commits.
+                entry.instance.egress.set_policy(network.clone(), Some(&entry.principal));
+                config.network = network;
+            }
             config.labels = change.labels.unwrap_or(config.labels);
             config.idle_timeout_seconds = change.idle_timeout_seconds.or(config.idle_timeout_seconds);
             if let Some(seconds) = change.ttl_seconds {
@@ -204,7 +218,11 @@ impl SessionService {
             row.name = change.name.or(row.name.take());
             row.spec = config.to_json();
         });
-        changed.await?.map(drop).ok_or_else(not_found)
+        changed.await?.map(drop).ok_or_else(not_found)?;
+        if let Some(network) = network {
+            self.show_network_of_sandbox(id, &network).await?;
+        }
+        Ok(())
     }
 }
 

@@ -103,7 +103,12 @@ impl DockerSandbox {
         };
         records::write(&folder, &record)?;
         create_socket_dir(&socket_dir)?;
-        let own = SessionFiles::write(&folder, &record.agent_binary, profile::uid(&self.client.info, &spec.id))?;
+        let own = SessionFiles::write(
+            &folder,
+            &record.agent_binary,
+            spec.certificates.as_deref(),
+            profile::uid(&self.client.info, &spec.id),
+        )?;
         let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));
         let is_open = spec.network == Network::Open;
         if is_open && !self.client.info.podman {

@@ -16,6 +16,7 @@ use super::session_files::SessionFiles;
 use crate::ids::SandboxId;
 use crate::policy::seccomp::{self, Comparison, Condition};
 use crate::policy::{DataMount, Isolation, IsolationLevel, LimitState, Limits, Network, hidden_paths};
+use crate::sandbox::certificates::FOLDER as CERTIFICATES_FOLDER;
 use crate::sandbox::environment::{
     AGENT_PATH, BYTES_PER_INODE, CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
 };
@@ -104,6 +105,9 @@ impl Profile<'_> {
             bind(group, "/etc/group", true),
             bind(self.socket_dir, SOCKET_DIR, false),
         ];
+        if let Some(certificates) = &self.own.certificates {
+            mounts.push(bind(certificates, CERTIFICATES_FOLDER, true));
+        }
         mounts.extend(self.spec.mounts.iter().map(data));
         if limits_terminals(self.info, self.runtime) {
             mounts.push(terminals());
@@ -396,6 +400,8 @@ mod tests {
             kernel: kernels::find("python").unwrap().clone(),
             limits,
             network: Network::None,
+            certificates: None,
+            network_env: Vec::new(),
             env: Vec::new(),
             mounts: Vec::new(),
             orphan_seconds: None,
@@ -404,6 +410,7 @@ mod tests {
 
     fn container(info: &EngineInfo, limits: Limits) -> ContainerCreateBody {
         let own = SessionFiles {
+            certificates: None,
             agent: "/data/s/agent".into(),
             accounts: ["/data/s/passwd".into(), "/data/s/group".into()],
             uid: uid(info, &SandboxId::parse("abc").unwrap()),

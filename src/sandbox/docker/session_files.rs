@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::sandbox::SandboxError;
+use crate::sandbox::certificates;
 use crate::sandbox::environment::WORKSPACE;
 
 /// See the [module](self) text.
@@ -13,16 +14,26 @@ pub(super) struct SessionFiles {
     pub agent: PathBuf,
     /// `/etc/passwd` and `/etc/group`, with the session's uid alone.
     pub accounts: [PathBuf; 2],
+    /// A folder with the certificates that programs trust.
+    pub certificates: Option<PathBuf>,
     pub uid: u32,
 }
 
 impl SessionFiles {
     /// Writes them into the session's folder, which only our user can enter.
-    pub fn write(folder: &Path, agent: &Path, uid: u32) -> Result<Self, SandboxError> {
-        let own = Self { agent: folder.join("agent"), accounts: ["passwd", "group"].map(|name| folder.join(name)), uid };
+    pub fn write(folder: &Path, agent: &Path, certificates: Option<&Path>, uid: u32) -> Result<Self, SandboxError> {
+        let own = Self {
+            agent: folder.join("agent"),
+            accounts: ["passwd", "group"].map(|name| folder.join(name)),
+            certificates: certificates.map(|_| folder.join("certificates")),
+            uid,
+        };
         let write = || {
             fs::copy(agent, &own.agent)?;
             fs::set_permissions(&own.agent, fs::Permissions::from_mode(0o755))?;
+            for (from, to) in certificates.iter().zip(&own.certificates) {
+                certificates::copy(from, to)?;
+            }
             let [passwd, group] = &own.accounts;
             for (path, content) in [
                 (passwd, format!("cellkeep:x:{uid}:{uid}::{WORKSPACE}:/bin/bash\n")),

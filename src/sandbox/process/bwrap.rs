@@ -21,6 +21,7 @@ use super::private_mounts::PrivateMounts;
 use crate::agent_protocol::Listen;
 use crate::descriptors;
 use crate::policy::{Network, hidden_paths};
+use crate::sandbox::certificates::FOLDER as CERTIFICATES_FOLDER;
 use crate::sandbox::environment::{
     CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
 };
@@ -72,11 +73,12 @@ pub(super) struct Launch<'a> {
 }
 
 /// The folders of the host that a sandbox shows.
-pub(super) fn trees(environment: &Path, network: Network) -> Vec<PathBuf> {
+pub(super) fn trees(environment: &Path, network: Network, certificates: Option<&Path>) -> Vec<PathBuf> {
     let open = if network == Network::Open { FOLDERS_NETWORK } else { &[] };
     let top = TOP_FOLDERS.iter().map(|name| format!("/{name}"));
     let system = [SYSTEM.to_owned()].into_iter().chain(top).chain(open.iter().map(|path| (*path).to_owned()));
-    system.filter(|path| is_folder(path)).map(PathBuf::from).chain([environment.to_owned()]).collect()
+    let own = [environment].into_iter().chain(certificates).map(Path::to_owned);
+    system.filter(|path| is_folder(path)).map(PathBuf::from).chain(own).collect()
 }
 
 const SYSTEM: &str = "/usr";
@@ -228,6 +230,9 @@ impl Launch<'_> {
         }
         for path in folders.iter().filter(|path| is_folder(path)) {
             options.bind(&self.source(Path::new(path)), path);
+        }
+        if let Some(certificates) = &self.spec.certificates {
+            options.bind(&self.source(certificates), CERTIFICATES_FOLDER);
         }
         for (name, target) in ALTERNATIVES.iter().filter(|(_, target)| Path::new(target).exists()) {
             options.add(&["--symlink", target, &format!("/etc/alternatives/{name}")]);

@@ -195,7 +195,7 @@ static OWN_MOUNTS_REFUSED: OnceLock<String> = OnceLock::new();
 pub fn own_mounts_refused(paths: &Paths) -> Option<String> {
     let uid = rustix::process::geteuid().is_root().then_some(super::FIRST_UID);
     let folder = paths.agent().join("mounts");
-    let trees = bwrap::trees(Path::new("/usr"), Network::None);
+    let trees = bwrap::trees(Path::new("/usr"), Network::None, None);
     let mounts = PrivateMounts::prepare(&folder, trees, &Limits::MIN, uid);
     mounts.and_then(PrivateMounts::try_out).err().map(|error| error.to_string())
 }
@@ -326,7 +326,8 @@ impl Sandbox for ProcessSandbox {
 
 impl ProcessSandbox {
     fn mounts(&self, spec: &SandboxSpec, environment: &Path, uid: Option<u32>) -> Result<PrivateMounts, SandboxError> {
-        let (folder, trees) = (self.paths.agent().join("mounts"), bwrap::trees(environment, spec.network));
+        let (folder, trees) =
+            (self.paths.agent().join("mounts"), bwrap::trees(environment, spec.network, spec.certificates.as_deref()));
         PrivateMounts::prepare(&folder, trees, &spec.limits, uid)
             .and_then(|mounts| mounts.with_data(&spec.mounts))
             .map_err(|error| SandboxError::Start { kind: KIND, reason: format!("{}: {error}", start::NO_PRIVATE_MOUNTS) })

@@ -1,0 +1,118 @@
+//! The network of sandboxes that have none. The agent passes the connections of its proxy port on as streams; the manager reads the
+//! requests in them, decides by host name and port, resolves the name, refuses private addresses, connects, and copies bytes.
+//!
+//! ```text
+//!  code ─▶ 127.0.0.1:3128 ─▶ agent ══ streams ══▶ sandbox ─▶ proxy ─▶ policy ─▶ dial ─▶ the world
+//!                                                              └─▶ decisions ─▶ audit log
+//! ```
+//!
+//! TLS passes through unread, so what a server behind an allowed name does is beyond this: a policy names hosts that are trusted to
+//! receive what code sends.
+
+mod addresses;
+mod decisions;
+mod dial;
+mod environment;
+mod proxy;
+mod request_head;
+mod sandbox;
+mod traffic;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::audit::AuditLog;
+use crate::policy::{HostName, HostRule, NetworkPolicy};
+
+pub use addresses::PrivateAddresses;
+pub use decisions::{Decision, DecisionList};
+pub use dial::{Resolver, SystemResolver};
+pub use environment::{IndexError, PackageIndexes};
+pub(crate) use sandbox::SandboxEgress;
+
+/// What the operator decides about the network of sandboxes.
+#[derive(Clone, Debug)]
+pub struct EgressSettings {
+    pub indexes: PackageIndexes,
+    /// Hosts that the policy `packages` reaches besides the indexes.
+    pub package_hosts: Vec<HostRule>,
+    /// Private addresses that may be reached.
+    pub private: PrivateAddresses,
+    /// Certificates that programs in sandboxes trust, PEM. `None`: those of this machine.
+    pub ca_file: Option<PathBuf>,
+    /// Connections at a time, of all sandboxes together.
+    pub max_connections: usize,
+    /// Bytes that one sandbox may send and receive while one server runs. `None` is unlimited.
+    pub max_bytes: Option<u64>,
+    /// Bytes a second of one sandbox, in both directions together. `None` is unlimited.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl Default for EgressSettings {
+    fn default() -> Self {
+        Self {
+            indexes: PackageIndexes::default(),
+            package_hosts: Vec::new(),
+            private: PrivateAddresses::default(),
+            ca_file: None,
+            max_connections: 2048,
+            max_bytes: None,
+            bytes_per_second: None,
+        }
+    }
+}
+
+/// The way out of all sandboxes of this process. Clones share it.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+struct Inner {
+    settings: EgressSettings,
+    /// The rules of the policy `packages`.
+    packages: Vec<HostRule>,
+    resolver: Box<dyn Resolver>,
+    audit: Option<AuditLog>,
+    connections: Arc<Semaphore>,
+}
+
+impl Gateway {
+    /// `audit` records the decisions.
+    pub fn new(settings: EgressSettings, audit: Option<AuditLog>) -> Self {
+        Self::with_resolver(settings, audit, Box::new(SystemResolver))
+    }
+
+    /// As [`Self::new`], with another source of addresses.
+    pub fn with_resolver(settings: EgressSettings, audit: Option<AuditLog>, resolver: Box<dyn Resolver>) -> Self {
+        let packages = settings.indexes.hosts().into_iter().chain(settings.package_hosts.iter().cloned()).collect();
+        let connections = Arc::new(Semaphore::new(settings.max_connections));
+        Self(Arc::new(Inner { settings, packages, resolver, audit, connections }))
+    }
+
+    pub fn settings(&self) -> &EgressSettings {
+        &self.0.settings
+    }
+
+    /// Whether the operator lets sandboxes reach this address, which is private.
+    pub fn permits_address(&self, host: &HostName, port: u16) -> bool {
+        let address = host.as_str().parse().ok().map(|address: IpAddr| SocketAddr::new(address, port));
+        address.is_some_and(|address| self.0.settings.private.include(host, address))
+    }
+
+    /// The environment of programs in a sandbox. The proxy is in it whatever the policy is: the policy can change, and a refusal of the proxy
+    /// says what to ask for.
+    pub fn environment(&self, policy: &NetworkPolicy, certificates: Option<&str>) -> Vec<(String, String)> {
+        let Inner { settings, .. } = &*self.0;
+        let mut variables = settings.indexes.variables();
+        if *policy != NetworkPolicy::Open {
+            variables.extend(environment::proxy_variables());
+        }
+        variables.extend(certificates.into_iter().flat_map(environment::certificate_variables));
+        variables
+    }
+}
+
+#[cfg(test)]
+mod tests;

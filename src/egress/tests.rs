@@ -1,0 +1,259 @@
+//! The proxy against servers on loopback that stand in for the world. The agent's side is a connection of streams in memory.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use super::sandbox::SandboxState;
+use super::sandbox::testing::{serve_connection, state};
+use super::*;
+use crate::agent_protocol::{FrameReader, StreamFrame};
+use crate::streams::{ByteStream, Streams};
+
+/// A name server of a few names.
+struct Names(HashMap<&'static str, Vec<SocketAddr>>);
+
+#[async_trait]
+impl Resolver for Names {
+    async fn resolve(&self, host: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+        self.0.get(host).cloned().ok_or_else(|| io::Error::other("no such name"))
+    }
+}
+
+/// A sandbox with a policy, and its end of the connection.
+struct World {
+    state: Arc<SandboxState>,
+    agent: Streams,
+    _served: JoinHandle<()>,
+}
+
+impl World {
+    /// `good.example` and `other.example` lead to the loopback, where the ports may be reached; `bad.example` to a private address.
+    fn new(policy: NetworkPolicy, ports: &[u16], settings: EgressSettings) -> Self {
+        let loopback = || vec![SocketAddr::from(([127, 0, 0, 1], 1))];
+        let names = Names(HashMap::from([
+            ("good.example", loopback()),
+            ("other.example", loopback()),
+            ("bad.example", vec![SocketAddr::from(([10, 0, 0, 1], 1))]),
+        ]));
+        let private: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let settings = EgressSettings { private: PrivateAddresses::parse(&private).unwrap(), ..settings };
+        let state = state(&Gateway::with_resolver(settings, None, Box::new(names)), policy);
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let (reader, writer) = tokio::io::split(here);
+        let agent = Streams::opener(FrameReader::new(reader, StreamFrame::cap), writer);
+        let served = tokio::spawn(serve_connection(there, state.clone()));
+        Self { state, agent, _served: served }
+    }
+
+    /// Opens a connection and sends this much.
+    async fn send(&self, text: &str) -> ByteStream {
+        let stream = self.agent.open().await.unwrap();
+        stream.send(text.to_owned().into()).await.unwrap();
+        stream
+    }
+
+    /// The whole answer to this request.
+    async fn ask(&self, text: &str) -> String {
+        read_all(&self.send(text).await).await
+    }
+}
+
+async fn read_all(stream: &ByteStream) -> String {
+    let mut all = Vec::new();
+    while let Ok(Some(bytes)) = stream.receive().await {
+        all.extend_from_slice(&bytes);
+    }
+    String::from_utf8(all).unwrap()
+}
+
+fn allow(rule: String) -> NetworkPolicy {
+    NetworkPolicy::allowing(&[rule]).unwrap()
+}
+
+async fn listener() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+/// Reads until the end of a head.
+async fn read_head(socket: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test]
+async fn tunnel_copies_both_ways_and_is_counted() {
+    let (server, port) = listener().await;
+    let world = World::new(allow(format!("good.example:{port}")), &[port], EgressSettings::default());
+    let echo = tokio::spawn(async move {
+        let (mut socket, _) = server.accept().await.unwrap();
+        let mut text = [0; 5];
+        socket.read_exact(&mut text).await.unwrap();
+        socket.write_all(&text).await.unwrap();
+    });
+    let stream = world.send(&format!("CONNECT Good.Example.:{port} HTTP/1.1\r\n\r\nhello")).await;
+    let mut answer = Vec::new();
+    while let Ok(Some(bytes)) = stream.receive().await {
+        answer.extend_from_slice(&bytes);
+    }
+    assert_eq!(String::from_utf8(answer).unwrap(), "HTTP/1.1 200 Connection established\r\n\r\nhello");
+    stream.end().await.unwrap();
+    echo.await.unwrap();
+    let decision = loop {
+        let decision = world.state.list_decisions().decisions.remove(0);
+        if decision.received_bytes > 0 {
+            break decision;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!((decision.host.as_str(), decision.port, decision.refused), ("good.example", port, None));
+    assert_eq!((decision.connections, decision.sent_bytes, decision.received_bytes), (1, 5, 5));
+}
+
+#[tokio::test]
+async fn refusals_name_policy_and_remedy() {
+    let world = World::new(NetworkPolicy::Packages, &[], EgressSettings::default());
+    for request in ["CONNECT good.example:22 HTTP/1.1\r\n\r\n", "GET http://good.example:22/ HTTP/1.1\r\n\r\n"] {
+        let answer = world.ask(request).await;
+        let line = answer.lines().next().unwrap();
+        assert!(line.starts_with("HTTP/1.1 403 Forbidden: the network policy packages"), "{answer}");
+        assert!(line.contains(r#"{"allow": ["good.example:22"]}"#) && answer.contains("--allow-network"), "{answer}");
+    }
+    let decisions = world.state.list_decisions().decisions;
+    assert_eq!(
+        (decisions.len(), decisions[0].connections, decisions[0].refused.as_deref()),
+        (1, 2, Some("not in the policy"))
+    );
+}
+
+#[tokio::test]
+async fn names_of_private_addresses_are_refused() {
+    let world =
+        World::new(NetworkPolicy::allowing(&["bad.example", "good.example"]).unwrap(), &[], EgressSettings::default());
+    for (host, what) in [("bad.example", "private"), ("good.example", "loopback")] {
+        let answer = world.ask(&format!("CONNECT {host}:443 HTTP/1.1\r\n\r\n")).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 403 ") && answer.contains(what) && answer.contains("--egress-private"),
+            "{answer}"
+        );
+    }
+    let answer = world.ask("CONNECT 0x7f.1:443 HTTP/1.1\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 403 Forbidden: the network policy allow does not include 127.0.0.1"), "{answer}");
+}
+
+#[tokio::test]
+async fn one_plain_request_is_served_for_each_connection() {
+    let (server, port) = listener().await;
+    let world = World::new(allow(format!("good.example:{port}")), &[port], EgressSettings::default());
+    let first =
+        format!("POST http://good.example:{port}/a HTTP/1.1\r\nHost: good.example:{port}\r\nContent-Length: 4\r\n\r\nbody");
+    let second = "GET /admin HTTP/1.1\r\nHost: other.example\r\n\r\n";
+    let seen = tokio::spawn(async move {
+        let (mut socket, _) = server.accept().await.unwrap();
+        let head = read_head(&mut socket).await;
+        let mut body = [0; 4];
+        socket.read_exact(&mut body).await.unwrap();
+        socket
+            .write_all(
+                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nKeep-Alive: timeout=9\r\n\r\nok",
+            )
+            .await
+            .unwrap();
+        // Nothing more may come; then the server closes.
+        let more = tokio::time::timeout(Duration::from_millis(200), socket.read_u8()).await;
+        assert!(more.is_err() || more.unwrap().is_err());
+        (head, body)
+    });
+    let answer = world.ask(&format!("{first}{second}")).await;
+    let (head, body) = seen.await.unwrap();
+    let expected =
+        format!("POST /a HTTP/1.1\r\nHost: good.example:{port}\r\nContent-Length: 4\r\nConnection: close\r\n\r\n");
+    assert_eq!((head, &body), (expected, b"body"));
+    let expected = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+    assert_eq!(answer, expected);
+}
+
+#[tokio::test]
+async fn redirects_are_passed_on_and_not_followed() {
+    let (server, port) = listener().await;
+    let (_other, other_port) = listener().await;
+    let world = World::new(allow(format!("good.example:{port}")), &[port, other_port], EgressSettings::default());
+    tokio::spawn(async move {
+        let (mut socket, _) = server.accept().await.unwrap();
+        read_head(&mut socket).await;
+        let location =
+            format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{other_port}/\r\nContent-Length: 0\r\n\r\n");
+        socket.write_all(location.as_bytes()).await.unwrap();
+    });
+    let answer = world.ask(&format!("GET http://good.example:{port}/ HTTP/1.1\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 302 Found\r\n"), "{answer}");
+    let answer = world.ask(&format!("GET http://127.0.0.1:{other_port}/ HTTP/1.1\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+}
+
+#[tokio::test]
+async fn changed_policy_holds_for_new_connections() {
+    let (server, port) = listener().await;
+    let world = World::new(allow(format!("good.example:{port}")), &[port], EgressSettings::default());
+    let request = format!("CONNECT good.example:{port} HTTP/1.1\r\n\r\n");
+    let open = world.send(&request).await;
+    let (mut socket, _) = server.accept().await.unwrap();
+    world.state.change_policy(NetworkPolicy::None);
+    assert!(world.ask(&request).await.starts_with("HTTP/1.1 403 Forbidden: the network policy none"));
+    socket.write_all(b"still here").await.unwrap();
+    drop(socket);
+    assert!(read_all(&open).await.ends_with("still here"));
+}
+
+#[tokio::test]
+async fn unreachable_servers_and_bad_requests_are_answered() {
+    let (server, port) = listener().await;
+    drop(server);
+    let world = World::new(
+        NetworkPolicy::allowing(&[format!("good.example:{port}"), "none.example".into()]).unwrap(),
+        &[port],
+        EgressSettings::default(),
+    );
+    for (request, expected) in [
+        (format!("CONNECT good.example:{port} HTTP/1.1\r\n\r\n"), "HTTP/1.1 502 cannot connect to good.example"),
+        ("CONNECT none.example:443 HTTP/1.1\r\n\r\n".to_owned(), "HTTP/1.1 502 none.example cannot be resolved"),
+        ("\x16\x03\x01 this is TLS".to_owned(), "HTTP/1.1 400 this is no HTTP request"),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "HTTP/1.1 400 a proxy takes"),
+        ("GET http://a/ HTTP/1.1\r\nX: y\n\n".to_owned(), "HTTP/1.1 400 "),
+        (format!("GET http://a/{} HTTP/1.1\r\n\r\n", "x".repeat(40_000)), "HTTP/1.1 431 "),
+    ] {
+        let answer = world.ask(&request).await;
+        assert!(answer.starts_with(expected), "{request:.60}: {answer}");
+    }
+    assert_eq!(world.state.list_decisions().decisions.len(), 2, "what is no request is no decision");
+}
+
+#[tokio::test]
+async fn volume_of_a_sandbox_is_limited() {
+    let (server, port) = listener().await;
+    let settings = EgressSettings { max_bytes: Some(100_000), ..EgressSettings::default() };
+    let world = World::new(allow(format!("good.example:{port}")), &[port], settings);
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = server.accept().await.unwrap();
+            tokio::spawn(async move { while socket.write_all(&[b'x'; 4096]).await.is_ok() {} });
+        }
+    });
+    let request = format!("CONNECT good.example:{port} HTTP/1.1\r\n\r\n");
+    let length = world.ask(&request).await.len();
+    assert!(length <= 100_100, "{length}");
+    let answer = world.ask(&request).await;
+    assert!(answer.starts_with("HTTP/1.1 403 Forbidden: this sandbox has used up"), "{answer}");
+}

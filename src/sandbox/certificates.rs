@@ -1,0 +1,103 @@
+//! The certificates that programs in sandboxes trust: a copy of a file of the operator or of this machine, which sandboxes mount.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::config::Paths;
+use crate::private_files;
+
+/// Where systems have the certificates that they trust, in one file.
+const SYSTEM: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+const NAME: &str = "ca-certificates.crt";
+/// The largest file, bytes.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// Where a sandbox sees the folder, and the file in it.
+pub(super) const FOLDER: &str = "/etc/ssl/certs";
+pub const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Returns a folder with a copy of this file, or of the system's if there is one. Every state of a file has a folder of its own, so that
+/// running sandboxes keep theirs.
+///
+/// # Errors
+/// If the operator's file cannot be read, is too large or has no certificate, or the copy cannot be written.
+pub fn certificates_folder(paths: &Paths, file: Option<&Path>) -> io::Result<Option<PathBuf>> {
+    let system = || SYSTEM.iter().map(Path::new).find(|path| path.is_file());
+    let Some(source) = file.or_else(system) else { return Ok(None) };
+    let found = fs::metadata(source)?;
+    let folder = paths.agent().join(format!(
+        "certificates-{:x}-{:x}-{:x}",
+        found.ino(),
+        found.len(),
+        found.mtime_nsec() ^ found.mtime()
+    ));
+    if folder.join(NAME).is_file() {
+        return Ok(Some(folder));
+    }
+    if found.len() > MAX_BYTES {
+        return Err(io::Error::other(format!("{} is larger than {} MB", source.display(), MAX_BYTES >> 20)));
+    }
+    let content = fs::read(source)?;
+    if !content.windows(27).any(|text| text == b"-----BEGIN CERTIFICATE-----") {
+        return Err(io::Error::other(format!("{} has no certificate in the PEM format", source.display())));
+    }
+    write(&paths.agent(), &folder, &content)?;
+    Ok(Some(folder))
+}
+
+/// Copies a folder of certificates to a new one, for every user.
+pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
+    fs::copy(from.join(NAME), to.join(NAME))?;
+    fs::set_permissions(to.join(NAME), fs::Permissions::from_mode(0o644))
+}
+
+/// Writes the copy. Another process may be doing the same.
+fn write(parent: &Path, folder: &Path, content: &[u8]) -> io::Result<()> {
+    fs::create_dir_all(parent)?;
+    // The sandbox's uid must be able to enter the folders, whatever the umask.
+    for reachable in [Some(parent), parent.parent()].into_iter().flatten() {
+        let _ = fs::set_permissions(reachable, fs::Permissions::from_mode(private_files::enterable_mode()));
+    }
+    let temporary = parent.join(format!(".certificates-{}", crate::ids::random_uuid()));
+    fs::DirBuilder::new().mode(0o755).create(&temporary)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
+    let path = temporary.join(NAME);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
+    file.write_all(content)?;
+    file.set_permissions(fs::Permissions::from_mode(0o644))?;
+    match fs::rename(&temporary, folder) {
+        Err(_) if folder.join(NAME).is_file() => fs::remove_dir_all(&temporary),
+        renamed => renamed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_are_copied_for_every_user() {
+        let data = std::env::temp_dir().join(format!("cellkeep-certificates-{}", crate::ids::random_uuid()));
+        fs::create_dir(&data).unwrap();
+        let (paths, own) = (Paths::new(&data), data.join("own.pem"));
+        fs::write(&own, "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n").unwrap();
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
+        let folder = certificates_folder(&paths, Some(&own)).unwrap().unwrap();
+        assert_eq!(certificates_folder(&paths, Some(&own)).unwrap(), Some(folder.clone()));
+        assert_eq!(fs::read(folder.join(NAME)).unwrap(), fs::read(&own).unwrap());
+        assert_eq!(fs::metadata(folder.join(NAME)).unwrap().permissions().mode() & 0o777, 0o644);
+        fs::write(&own, "a key").unwrap();
+        assert!(certificates_folder(&paths, Some(&own)).unwrap_err().to_string().contains("no certificate"));
+        assert!(certificates_folder(&paths, Some(Path::new("/nowhere"))).is_err());
+        fs::remove_dir_all(data).unwrap();
+    }
+}
