@@ -20,9 +20,53 @@ pub struct ConfigFile {
     /// The chat model.
     #[serde(skip_serializing_if = "ModelConfig::is_empty")]
     pub model: ModelConfig,
+    /// Kernels besides our own. `cellkeep kernels add` writes such sections into a file of the data folder.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub kernels: BTreeMap<String, KernelConfig>,
     /// Name → folder that sandboxes may see.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub mounts: BTreeMap<String, MountConfig>,
+}
+
+/// A kernel that an operator adds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelConfig {
+    /// A folder with a `kernel.json`.
+    pub kernelspec: PathBuf,
+    /// Folders that its program needs: process sandboxes see them at the same paths, read-only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub folders: Vec<PathBuf>,
+    /// The image of docker sandboxes, which has the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+/// The file that `cellkeep kernels add` writes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AddedKernels {
+    pub kernels: BTreeMap<String, KernelConfig>,
+}
+
+impl AddedKernels {
+    /// Reads the file of the data folder. Empty if there is none.
+    pub fn read(paths: &Paths) -> Result<Self, ConfigError> {
+        let path = paths.added_kernels();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).map_err(|error| ConfigError::Syntax { path, message: error.to_string() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path, source }),
+        }
+    }
+
+    /// Replaces the file, atomically.
+    pub fn write(&self, paths: &Paths) -> io::Result<()> {
+        let (path, new) = (paths.added_kernels(), paths.data().join(".kernels.toml"));
+        std::fs::create_dir_all(paths.data())?;
+        std::fs::write(&new, toml::to_string(self).map_err(io::Error::other)?)?;
+        std::fs::rename(new, path)
+    }
 }
 
 /// A folder of this machine that sandboxes may see, read-only.
@@ -208,6 +252,16 @@ impl Paths {
     /// Kernel environments, one folder each.
     pub fn kernels(&self) -> PathBuf {
         self.data.join("kernels")
+    }
+
+    /// The kernels that `cellkeep kernels add` has added.
+    pub fn added_kernels(&self) -> PathBuf {
+        self.data.join("kernels.toml")
+    }
+
+    /// Kernelspecs that were read from images, one folder each.
+    pub fn kernelspecs(&self) -> PathBuf {
+        self.data.join("kernelspecs")
     }
 
     /// One folder per sandbox, with its record and socket.

@@ -24,11 +24,7 @@ pub(super) async fn run(paths: &Paths) -> Result<Exit, Failure> {
             with_remedy(environment, &process::how_to_install(kernel))
         );
         if let Some(image) = image_status(images.as_ref(), kernel).await {
-            print_line!(
-                "{:<17} docker sandbox: {}",
-                "",
-                with_remedy(image, &format!("run: cellkeep images build {}", kernel.name))
-            );
+            print_line!("{:<17} docker sandbox: {}", "", with_remedy(image, &docker::how_to_get(kernel)));
         }
     }
     print_ceilings();
@@ -65,7 +61,7 @@ async fn levels(docker: bool) {
 /// The status, followed by the remedy unless it is ready.
 fn with_remedy(status: Status, remedy: &str) -> String {
     let state = state_name(status);
-    if status == Status::Ready { state.to_owned() } else { format!("{state}; {remedy}") }
+    if matches!(status, Status::Ready | Status::Own) { state.to_owned() } else { format!("{state}; {remedy}") }
 }
 
 /// Shows what `cellkeep serve` lets one session have on this machine.

@@ -7,11 +7,11 @@ use anyhow::Context;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, added_kernels};
 use crate::config::Paths;
 use crate::kernels::{self, KernelSpec, Status};
 use crate::sandbox::Sandbox;
-use crate::sandbox::docker::Images;
+use crate::sandbox::docker::{Images, how_to_get};
 use crate::sandbox::process::ProcessSandbox;
 
 /// List or install kernels for the process sandbox.
@@ -29,6 +29,14 @@ pub(super) enum KernelsCommand {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Add a kernel of your own: any kernelspec of Jupyter, or an image
+    #[command(after_help = added_kernels::HELP)]
+    Add(added_kernels::AddArgs),
+    /// Remove a kernel that was added
+    Remove {
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
 }
 
 pub(super) async fn run(paths: &Paths, command: KernelsCommand) -> Result<Exit, Failure> {
@@ -37,6 +45,8 @@ pub(super) async fn run(paths: &Paths, command: KernelsCommand) -> Result<Exit, 
             list(paths, json).await;
             Ok(Exit::Ok)
         }
+        KernelsCommand::Add(args) => added_kernels::add(paths, args).await,
+        KernelsCommand::Remove { name } => added_kernels::remove(paths, &name),
         KernelsCommand::Install { names } => {
             let kernels = names.iter().map(|name| kernels::find(name)).collect::<Result<Vec<_>, _>>();
             for kernel in kernels.map_err(Failure::usage)? {
@@ -57,11 +67,13 @@ pub(super) fn state_name(status: Status) -> &'static str {
         Status::Ready => "ready",
         Status::Stale => "stale",
         Status::Missing => "missing",
+        Status::Own => "own",
     }
 }
 
 /// The status of a kernel's container image; `None` if no container engine answers.
 pub(super) async fn image_status(images: Option<&Images>, kernel: &KernelSpec) -> Option<Status> {
+    kernel.image()?;
     Some(images?.status(kernel).await.ok()?.status)
 }
 
@@ -89,6 +101,9 @@ impl Row {
         if self.process == Status::Stale || nowhere && has_environment {
             commands.push(format!("cellkeep kernels install {name}"));
         }
+        if self.kernel.is_own() && nowhere && !has_environment {
+            return how_to_get(self.kernel);
+        }
         if self.docker == Some(Status::Stale) || nowhere && !has_environment {
             commands.push(format!("cellkeep images build {name}"));
         }
@@ -108,14 +123,14 @@ async fn list(paths: &Paths, as_json: bool) {
             serde_json::json!({
                 "name": kernel.name, "display_name": kernel.display_name, "language": kernel.language,
                 "process": state_name(*process), "docker": docker.map(state_name),
-                "memory_mb": kernel.default_limits().memory_mb,
+                "memory_mb": kernel.default_limits().memory_mb, "own": kernel.is_own(),
             })
         };
         print_line!("{}", rows.iter().map(as_value).collect::<serde_json::Value>());
         return;
     }
     print_line!(
-        "{:<8} {:<18} {:<10} {:<8} {:<8} {:<8} UPDATE WITH",
+        "{:<14} {:<20} {:<10} {:<8} {:<8} {:<8} UPDATE WITH",
         "NAME",
         "KERNEL",
         "LANGUAGE",
@@ -128,15 +143,20 @@ async fn list(paths: &Paths, as_json: bool) {
         let (process, docker) = (state_name(row.process), row.docker.map_or("-", state_name));
         let memory = format!("{} MB", row.kernel.default_limits().memory_mb);
         let line = format!(
-            "{name:<8} {display_name:<18} {language:<10} {memory:<8} {process:<8} {docker:<8} {}",
+            "{name:<14} {display_name:<20} {language:<10} {memory:<8} {process:<8} {docker:<8} {}",
             row.update_commands()
         );
         print_line!("{}", line.trim_end());
     }
+    let available = kernels::available();
+    if !available.is_empty() {
+        print_line!("\nKernelspecs of Jupyter on this machine, which can be added:");
+        available.iter().for_each(|(name, path)| print_line!("  {name:<20} cellkeep kernels add {}", path.display()));
+    }
 }
 
 /// Removes old versions of an environment, unless a session may use one.
-async fn remove_unused(paths: &Paths, kernel: &KernelSpec) {
+pub(super) async fn remove_unused(paths: &Paths, kernel: &KernelSpec) {
     if !kernels::has_old_versions(paths, kernel) {
         return;
     }
@@ -168,7 +188,7 @@ pub(super) fn spinner(name: &str) -> Option<ProgressBar> {
     })
 }
 
-fn install(paths: &Paths, kernel: &KernelSpec) -> Result<(), kernels::InstallError> {
+pub(super) fn install(paths: &Paths, kernel: &KernelSpec) -> Result<(), kernels::InstallError> {
     if kernels::status(paths, kernel) == Status::Ready {
         eprint_line!("{} is up to date", kernel.name);
         return Ok(());

@@ -3,9 +3,11 @@
 #[macro_use]
 mod print;
 
+mod added_kernels;
 mod audit;
 mod ceilings;
 mod chromium;
+mod derived_images;
 mod doctor;
 mod egress;
 mod exec;
@@ -113,6 +115,13 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     init_logging();
     let paths = cli.data.as_deref().map_or_else(Paths::from_environment, Paths::new);
+    if !matches!(cli.command, Command::Export(_) | Command::Audit(_) | Command::Token(_)) {
+        let config = match &cli.command {
+            Command::Serve(args) => args.config_file(),
+            _ => None,
+        };
+        added_kernels::load(&paths, config);
+    }
     let workers = match &cli.command {
         Command::Serve(args) => args.workers(&paths),
         _ => ONE_SHOT_WORKERS,
@@ -131,7 +140,7 @@ pub fn main() -> ExitCode {
             Command::Export(args) => export::run(args).await,
             Command::Exec(args) => exec::exec(paths, args).await,
             Command::Kernels(command) => kernels::run(&paths, command).await,
-            Command::Images(command) => images::run(command).await,
+            Command::Images(command) => images::run(&paths, command).await,
             Command::Doctor => doctor::run(&paths).await,
             Command::Serve(args) => serve::serve(paths, *args).await,
             Command::Audit(args) => audit::run(&paths, &args),

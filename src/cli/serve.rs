@@ -203,6 +203,10 @@ impl ServeArgs {
         self.workers.or(file.serve.workers).filter(|count| check_workers(*count).is_ok()).unwrap_or_else(default_workers)
     }
 
+    pub fn config_file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// The token from the command line, the environment or a file. Warns if other users can see it.
     fn configured_token(&self) -> anyhow::Result<Option<String>> {
         let is_argument = |argument: OsString| argument.as_encoded_bytes().starts_with(b"--token=") || argument == "--token";
@@ -307,7 +311,8 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
     let mut mounts = file.mounts;
     mounts.extend(args.mounts.iter().cloned());
     if args.print_config {
-        print_line!("{}", ConfigFile { serve: config, model, mounts }.print().trim_end());
+        let printed = ConfigFile { serve: config, model, kernels: file.kernels, mounts };
+        print_line!("{}", printed.print().trim_end());
         return Ok(Exit::Ok);
     }
     let mounts = mounts::open(mounts, &paths).map_err(Failure::usage)?;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use jupyter_protocol::JupyterKernelspec;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::own::Own;
 use crate::policy::Limits;
 use crate::wire::connection_file::Transport;
 
@@ -51,6 +53,8 @@ pub struct KernelSpec {
     versioned_name: bool,
     /// The kernel whose folder has the files that its own lacks.
     extends: Option<String>,
+    /// What only a kernel has that an operator added.
+    own: Option<Own>,
     aliases: Vec<String>,
     kernelspec_names: Vec<String>,
 }
@@ -65,6 +69,7 @@ pub struct KernelError {
 /// `metadata.cellkeep` of a kernelspec.
 #[derive(Deserialize)]
 struct CellkeepMetadata {
+    #[serde(default = "tcp")]
     transport: Transport,
     #[serde(default)]
     iopub_pipe: bool,
@@ -83,32 +88,65 @@ struct CellkeepMetadata {
     kernelspec_names: Vec<String>,
 }
 
-/// All kernels, by name.
+/// The transport that every kernel has.
+fn tcp() -> Transport {
+    Transport::Tcp
+}
+
+static ALL: OnceLock<Vec<KernelSpec>> = OnceLock::new();
+
+/// All kernels: our own by name, then those that the operator added.
 pub fn all() -> &'static [KernelSpec] {
-    static ALL: OnceLock<Vec<KernelSpec>> = OnceLock::new();
-    ALL.get_or_init(|| {
-        let mut kernels: Vec<KernelSpec> = Folders::iter().filter_map(|path| read(&path)).collect();
-        // The default kernel comes first.
-        kernels.sort_by_key(|kernel| (kernel.name != "python", kernel.name.clone()));
-        kernels
-    })
+    ALL.get_or_init(embedded)
+}
+
+/// Adds kernels of the operator, before the first use of the catalog. Those whose names mean one of our own are returned instead.
+pub fn add(own: Vec<KernelSpec>) -> Vec<KernelSpec> {
+    let mut all = embedded();
+    let (taken, added): (Vec<_>, Vec<_>) =
+        own.into_iter().partition(|kernel| all.iter().any(|known| known.matches_name(&kernel.name)));
+    all.extend(added);
+    // Set already: a second call in one process, which only tests make.
+    let _ = ALL.set(all);
+    taken
+}
+
+fn embedded() -> Vec<KernelSpec> {
+    let mut kernels: Vec<KernelSpec> = Folders::iter().filter_map(|path| read(&path)).collect();
+    // The default kernel comes first.
+    kernels.sort_by_key(|kernel| (kernel.name != "python", kernel.name.clone()));
+    kernels
 }
 
 /// Reads the kernelspec at `path`. `None` for other files; a unit test ensures that no kernelspec is skipped as malformed.
 fn read(path: &str) -> Option<KernelSpec> {
     let name = path.strip_suffix("/kernel.json")?;
-    parse(name, &Folders::get(path)?.data)
+    parse(name, &Folders::get(path)?.data, |file| text_file(name, file)).ok()
 }
 
-fn parse(name: &str, kernelspec: &[u8]) -> Option<KernelSpec> {
-    let spec: JupyterKernelspec = serde_json::from_slice(kernelspec).ok()?;
-    let own = spec.metadata.and_then(|mut metadata| metadata.remove("cellkeep"))?;
-    let own: CellkeepMetadata = serde_json::from_value(own).ok()?;
+/// Reads a kernelspec. `text_file` returns other files of its folder.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn parse(
+    name: &str,
+    kernelspec: &[u8],
+    text_file: impl Fn(&str) -> Option<String>,
+) -> Result<KernelSpec, String> {
+    let spec: JupyterKernelspec = serde_json::from_slice(kernelspec).map_err(|error| format!("kernel.json: {error}"))?;
+    if !spec.argv.iter().any(|argument| argument.contains("{connection_file}")) {
+        return Err("kernel.json: argv has no {connection_file}".to_owned());
+    }
+    let own = spec.metadata.and_then(|mut metadata| metadata.remove("cellkeep"));
+    // A kernel that knows nothing of Cellkeep cannot set the context of an execution.
+    let own = own.unwrap_or_else(|| serde_json::json!({"ignores_context": true}));
+    let own: CellkeepMetadata =
+        serde_json::from_value(own).map_err(|error| format!("kernel.json: metadata.cellkeep: {error}"))?;
     let startup_code = match own.startup_file {
-        Some(file) => Some(text_file(name, &file)?),
+        Some(file) => Some(text_file(&file).ok_or_else(|| format!("the startup file {file:?} is missing"))?),
         None => None,
     };
-    Some(KernelSpec {
+    Ok(KernelSpec {
         name: name.to_owned(),
         display_name: spec.display_name,
         language: spec.language,
@@ -124,6 +162,7 @@ fn parse(name: &str, kernelspec: &[u8]) -> Option<KernelSpec> {
         memory_mb: own.memory_mb,
         versioned_name: own.versioned_name,
         extends: own.extends,
+        own: None,
         aliases: own.language_aliases,
         kernelspec_names: own.kernelspec_names,
     })
@@ -160,6 +199,10 @@ pub fn for_notebook(kernelspec: Option<&str>, language: Option<&str>) -> Result<
 /// of its image.
 pub fn context(kernel: &KernelSpec) -> Vec<(String, Cow<'static, [u8]>)> {
     let mut files = folder(COMMON, &format!("{COMMON}/"));
+    if let Some(own) = &kernel.own {
+        files.extend(own.files.iter().map(|(name, data)| (name.clone(), Cow::Owned(data.clone()))));
+        return files.into_iter().collect();
+    }
     files.extend(kernel.extends.iter().flat_map(|base| folder(base, "")));
     files.extend(folder(&kernel.name, ""));
     files.into_iter().collect()
@@ -222,7 +265,29 @@ impl KernelSpec {
 
     /// Whether it can run in the process sandbox. If not, it exists only as a container image.
     pub fn has_environment(&self) -> bool {
-        !self.file("bake.sh").is_empty()
+        self.own.as_ref().map_or_else(|| !self.file("bake.sh").is_empty(), |own| own.on_machine)
+    }
+
+    /// The image of its docker sandboxes. `None` for a kernel of the operator without one.
+    pub fn image(&self) -> Option<String> {
+        self.own.as_ref().map_or_else(|| Some(format!("cellkeep/{}:latest", self.name)), |own| own.image.clone())
+    }
+
+    /// Whether an operator added it.
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// The folders of the machine that its process sandboxes see at the same paths.
+    pub fn folders(&self) -> &[PathBuf] {
+        self.own.as_ref().map_or(&[], |own| &own.folders)
+    }
+
+    /// As a kernel of the operator. Notebooks name it by the folder of its kernelspec.
+    pub(super) fn added(mut self, own: Own, kernelspec: &Path) -> Self {
+        let folder = kernelspec.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase());
+        self.kernelspec_names.extend(folder);
+        Self { own: Some(own), extends: None, ..self }
     }
 
     /// The Debian packages that it requires.
@@ -315,7 +380,7 @@ mod tests {
     fn documented_kernelspec_adds_a_kernel() {
         let document = include_str!("../../docs/add-a-kernel.md");
         let kernelspec = document.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
-        let ruby = parse("ruby", kernelspec.as_bytes()).unwrap();
+        let ruby = parse("ruby", kernelspec.as_bytes(), |_| None).unwrap();
         assert_eq!((ruby.language.as_str(), ruby.transport), ("ruby", Transport::Ipc));
         assert!(["ruby", "rb", "ruby3.3"].iter().all(|name| ruby.matches_name(name)));
     }

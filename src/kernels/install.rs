@@ -62,6 +62,8 @@ pub enum Status {
     /// Made from another version of the kernel folder.
     Stale,
     Missing,
+    /// An image that the operator provides.
+    Own,
 }
 
 fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> InstallError {

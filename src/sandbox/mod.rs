@@ -14,7 +14,7 @@ mod stamp;
 mod sweep;
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,16 @@ pub struct SandboxSpec {
     pub mounts: Vec<DataMount>,
     /// The sandbox ends itself after this many seconds without a manager. `None`: never.
     pub orphan_seconds: Option<u64>,
+}
+
+impl SandboxSpec {
+    /// The folders of the machine that a process sandbox sees read-only, each with its path there: data mounts, and what the program
+    /// of an operator's kernel needs.
+    fn shared_folders(&self) -> Vec<(&Path, String)> {
+        let of_kernel = self.kernel.folders().iter().map(|folder| (folder.as_path(), folder.display().to_string()));
+        let data = self.mounts.iter().map(|mount| (mount.folder.as_path(), mount.path()));
+        of_kernel.chain(data).collect()
+    }
 }
 
 /// Everything needed to find a sandbox again. It is on disk before the sandbox is created.

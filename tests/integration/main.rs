@@ -47,6 +47,7 @@ mod notebooks;
 mod opened;
 mod output_widgets;
 mod outputs;
+mod own_kernels;
 mod package;
 mod packages;
 mod pages;

@@ -7,12 +7,10 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::models::BuildInfo;
 use bollard::query_parameters::{BuildImageOptions, BuildImageOptionsBuilder};
-use bytes::Bytes;
 use futures_util::StreamExt;
 use thiserror::Error;
 
 use super::engine::{Client, call, explain};
-use super::profile;
 use crate::kernels::{self, KernelSpec, Status};
 use crate::sandbox::SandboxError;
 
@@ -34,12 +32,14 @@ pub struct Image {
     pub size_bytes: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BuildOptions {
     /// Ignore the engine's build cache, and build even if the image is up to date.
     pub no_cache: bool,
     /// Use the host's network, where the engine's own reaches nothing.
     pub host_network: bool,
+    /// Values of the Dockerfile's `ARG`s.
+    pub arguments: HashMap<String, String>,
 }
 
 #[derive(Debug, Error)]
@@ -62,7 +62,7 @@ pub enum BuildError {
 
 /// The images of the container engine.
 pub struct Images {
-    docker: Docker,
+    pub(super) docker: Docker,
 }
 
 impl Images {
@@ -73,12 +73,18 @@ impl Images {
 
     /// Inspects the image of a kernel.
     pub async fn status(&self, kernel: &KernelSpec) -> Result<Image, SandboxError> {
-        let reference = profile::image(&kernel.name);
+        let Some(reference) = kernel.image() else {
+            return Ok(Image { reference: "-".to_owned(), status: Status::Missing, id: None, size_bytes: None });
+        };
         match call(self.docker.inspect_image(&reference)).await {
             Ok(image) => {
                 let labels = image.config.and_then(|config| config.labels).unwrap_or_default();
                 let fresh = labels.get(LABEL_FINGERPRINT) == Some(&kernel.fingerprint());
-                let status = if fresh { Status::Ready } else { Status::Stale };
+                let status = match fresh {
+                    _ if kernel.is_own() => Status::Own,
+                    true => Status::Ready,
+                    false => Status::Stale,
+                };
                 Ok(Image {
                     reference,
                     status,
@@ -100,14 +106,28 @@ impl Images {
     pub async fn build(
         &self,
         kernel: &KernelSpec,
-        options: BuildOptions,
+        options: &BuildOptions,
         progress: &mut dyn FnMut(&str),
     ) -> Result<(), BuildError> {
-        let context = Bytes::from(build_context(kernel)?);
+        let context = archive(kernels::context(kernel))?;
+        let label = (LABEL_FINGERPRINT, kernel.fingerprint());
+        self.run_build(&kernel.image().unwrap_or_default(), label, context, options, progress).await
+    }
+
+    /// Builds an image with this name and label from an archive with a Dockerfile.
+    pub(super) async fn run_build(
+        &self,
+        reference: &str,
+        label: (&str, String),
+        context: Vec<u8>,
+        options: &BuildOptions,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<(), BuildError> {
         let docker = self.docker.clone().with_timeout(BUILD_START_TIMEOUT);
-        let mut answers =
-            Box::pin(docker.build_image(build_options(kernel, options), None, Some(bollard::body_full(context))));
-        let mut transcript = Transcript::default();
+        let request = build_options(reference, label, options);
+        let mut answers = Box::pin(docker.build_image(request, None, Some(bollard::body_full(context.into()))));
+        let given = options.arguments.iter().map(|(name, value)| (format!("${{{name}}}"), value.clone()));
+        let mut transcript = Transcript { arguments: given.collect(), ..Transcript::default() };
         while let Some(answer) = answers.next().await {
             let failure = match answer {
                 Ok(info) => {
@@ -124,27 +144,37 @@ impl Images {
     }
 }
 
-fn build_options(kernel: &KernelSpec, options: BuildOptions) -> BuildImageOptions {
-    let labels = HashMap::from([(LABEL_FINGERPRINT, kernel.fingerprint())]);
+/// The command that gets the image of a kernel.
+pub fn how_to_get(kernel: &KernelSpec) -> String {
+    match kernel.image() {
+        _ if !kernel.is_own() => format!("run: cellkeep images build {}", kernel.name),
+        Some(image) => format!("build {image}, or run: docker pull {image}"),
+        None => format!("add it again with an image: cellkeep kernels add FOLDER --name {} --image IMAGE", kernel.name),
+    }
+}
+
+fn build_options(reference: &str, (name, value): (&str, String), options: &BuildOptions) -> BuildImageOptions {
     let builder = BuildImageOptionsBuilder::new()
         .dockerfile("Dockerfile")
-        .t(&profile::image(&kernel.name))
-        .labels(&labels)
+        .t(reference)
+        .labels(&HashMap::from([(name, value)]))
+        .buildargs(&options.arguments)
         .nocache(options.no_cache)
         .rm(true)
         .forcerm(true);
     if options.host_network { builder.networkmode("host").build() } else { builder.build() }
 }
 
-/// The kernel's folder as a tar archive. Deterministic, so that the engine's build cache works.
-fn build_context(kernel: &KernelSpec) -> io::Result<Vec<u8>> {
+/// Files as a tar archive. Deterministic, so that the engine's build cache works.
+pub(super) fn archive(files: impl IntoIterator<Item = (String, impl AsRef<[u8]>)>) -> io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
-    for (name, data) in kernels::context(kernel) {
+    for (name, data) in files {
+        let data = data.as_ref();
         let mut header = tar::Header::new_gnu();
         header.set_size(data.len() as u64);
         header.set_mode(0o644);
         header.set_mtime(0);
-        archive.append_data(&mut header, name, &data[..])?;
+        archive.append_data(&mut header, name, data)?;
     }
     archive.into_inner()
 }
@@ -212,8 +242,8 @@ mod tests {
     #[test]
     fn build_context_is_deterministic() {
         let kernel = kernels::find("python").unwrap();
-        let bytes = build_context(kernel).unwrap();
-        assert_eq!(bytes, build_context(kernel).unwrap());
+        let bytes = archive(kernels::context(kernel)).unwrap();
+        assert_eq!(bytes, archive(kernels::context(kernel)).unwrap());
         let mut archive = tar::Archive::new(&bytes[..]);
         let names: Vec<_> = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
         assert!(names.is_sorted() && names.contains(&"Dockerfile".into()), "{names:?}");

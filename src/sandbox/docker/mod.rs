@@ -7,7 +7,9 @@
 //! The agent is mounted into the container and is its first process. It creates its socket in a folder that is mounted from
 //! the sandbox's folder. Only our user can enter the latter, so no other user of this machine can reach the socket.
 
+mod derived_image;
 mod engine;
+mod image_kernelspec;
 mod images;
 mod open_network;
 mod outside;
@@ -43,8 +45,9 @@ use crate::ids::SandboxId;
 use crate::policy::{Isolation, IsolationLevel, Network};
 use crate::private_files;
 
+pub use derived_image::{Derived, DerivedError};
 pub use engine::{Engine, engine, runtimes};
-pub use images::{BuildError, BuildOptions, Image, Images};
+pub use images::{BuildError, BuildOptions, Image, Images, how_to_get};
 
 const KIND: SandboxKind = SandboxKind::Docker;
 /// Timeout until the agent listens; it takes a few milliseconds after the start of the container.
@@ -171,8 +174,8 @@ impl DockerSandbox {
                 Err(SandboxError::NoKernel {
                     kernel: spec.kernel.name.clone(),
                     kind: KIND,
-                    reason: format!("there is no image {}", profile::image(&spec.kernel.name)),
-                    remedy: format!("run: cellkeep images build {}", spec.kernel.name),
+                    reason: format!("there is no image {}", spec.kernel.image().unwrap_or_default()),
+                    remedy: images::how_to_get(&spec.kernel),
                 })
             }
             Err(error) => Err(error.when("cannot create the container")),
@@ -421,6 +424,14 @@ impl Sandbox for DockerSandbox {
 
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
         super::check_mounts(KIND, &spec.mounts)?;
+        if spec.kernel.image().is_none() {
+            return Err(SandboxError::NoKernel {
+                kernel: spec.kernel.name.clone(),
+                kind: KIND,
+                reason: "it was added without an image".to_owned(),
+                remedy: images::how_to_get(&spec.kernel),
+            });
+        }
         match self.start(spec).await {
             Err(error) => Err(error.with_remains(self.remove(&spec.id).await)),
             created => created,

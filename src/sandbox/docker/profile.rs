@@ -53,7 +53,7 @@ impl Profile<'_> {
     /// The engine's request.
     pub fn container(self) -> ContainerCreateBody {
         ContainerCreateBody {
-            image: Some(image(&self.spec.kernel.name)),
+            image: self.spec.kernel.image(),
             hostname: Some("cellkeep".into()),
             user: Some(format!("{uid}:{uid}", uid = self.own.uid)),
             working_dir: Some(WORKSPACE.into()),
@@ -151,11 +151,6 @@ impl Profile<'_> {
         }
         options
     }
-}
-
-/// The image reference of a kernel.
-pub(super) fn image(kernel: &str) -> String {
-    format!("cellkeep/{kernel}:latest")
 }
 
 fn network_mode(network: Network, podman: bool) -> &'static str {

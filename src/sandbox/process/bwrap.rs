@@ -137,9 +137,9 @@ impl Launch<'_> {
         self.system(&mut options)?;
         options.bind(&self.source(self.environment), "/opt/kernel");
         self.writable(&mut options);
-        for mount in &self.spec.mounts {
-            let source = self.mounts.as_ref().map_or(mount.folder.clone(), |mounts| mounts.data_source(mount));
-            options.bind(&source, &mount.path());
+        for (number, (folder, path)) in self.spec.shared_folders().into_iter().enumerate() {
+            let source = self.mounts.as_ref().map_or(folder.to_owned(), |mounts| mounts.shared_source(number));
+            options.bind(&source, &path);
         }
         for (source, target) in self.cgroup.views() {
             options.bind(&source, &target);

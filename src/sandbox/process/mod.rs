@@ -60,7 +60,7 @@ impl ProcessSandbox {
 
     /// Starts with all protection, or with what this machine permits.
     async fn start(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
-        super::check_mounts(KIND, &spec.mounts)?;
+        check_folders(spec)?;
         let mut how = Protection { masked: true, own_mounts: OWN_MOUNTS_REFUSED.get().is_none() };
         loop {
             let (reason, fewer) = match self.start_with(spec, how).await {
@@ -68,7 +68,7 @@ impl ProcessSandbox {
                     if how.own_mounts && reason.starts_with(start::NO_PRIVATE_MOUNTS) =>
                 {
                     // Not the machine's refusal, if a folder has gone meanwhile.
-                    super::check_mounts(KIND, &spec.mounts)?;
+                    check_folders(spec)?;
                     let _ = OWN_MOUNTS_REFUSED.set(reason.clone());
                     (reason, Protection { own_mounts: false, ..how })
                 }
@@ -200,8 +200,25 @@ pub fn own_mounts_refused(paths: &Paths) -> Option<String> {
     mounts.and_then(PrivateMounts::try_out).err().map(|error| error.to_string())
 }
 
+/// Checks that the folders exist that a sandbox shows.
+fn check_folders(spec: &SandboxSpec) -> Result<(), SandboxError> {
+    super::check_mounts(KIND, &spec.mounts)?;
+    match spec.kernel.folders().iter().find(|folder| !folder.is_dir()) {
+        Some(missing) => Err(SandboxError::NoKernel {
+            kernel: spec.kernel.name.clone(),
+            kind: KIND,
+            reason: format!("its folder {} is not there", missing.display()),
+            remedy: format!("add the kernel again, or run: cellkeep kernels remove {}", spec.kernel.name),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// The command that installs a kernel for this sandbox, or for docker if the kernel exists only as an image.
 pub fn how_to_install(kernel: &KernelSpec) -> String {
+    if !kernel.has_environment() && kernel.is_own() {
+        return "it has only an image: use --sandbox docker".to_owned();
+    }
     if !kernel.has_environment() {
         return format!("run: cellkeep images build {}, and use --sandbox docker", kernel.name);
     }
@@ -329,7 +346,7 @@ impl ProcessSandbox {
         let (folder, trees) =
             (self.paths.agent().join("mounts"), bwrap::trees(environment, spec.network, spec.certificates.as_deref()));
         PrivateMounts::prepare(&folder, trees, &spec.limits, uid)
-            .and_then(|mounts| mounts.with_data(&spec.mounts))
+            .and_then(|mounts| mounts.with_shared(spec.shared_folders().iter().map(|(folder, _)| *folder)))
             .map_err(|error| SandboxError::Start { kind: KIND, reason: format!("{}: {error}", start::NO_PRIVATE_MOUNTS) })
     }
 

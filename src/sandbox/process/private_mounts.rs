@@ -22,7 +22,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Gid, Uid};
 use rustix::thread::UnshareFlags;
 
-use crate::policy::{DataMount, Limits};
+use crate::policy::Limits;
 use crate::sandbox::environment::{
     BYTES_PER_INODE, CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
 };
@@ -107,19 +107,19 @@ impl PrivateMounts {
         Ok(mounts)
     }
 
-    /// Adds data mounts, without what is mounted beneath them. They are bound as our own user: a sandbox's uid need not be able to enter
-    /// the folders above them. bubblewrap binds them again, read-only and without devices.
-    pub fn with_data(mut self, mounts: &[DataMount]) -> io::Result<Self> {
-        for mount in mounts {
-            let (folder, target) = (c_path(&mount.folder)?, self.folder(&data_name(mount))?);
+    /// Adds shared folders, without what is mounted beneath them. They are bound as our own user: a sandbox's uid need not be able to
+    /// enter the folders above them. bubblewrap binds them again, read-only and without devices.
+    pub fn with_shared<'a>(mut self, folders: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
+        for (number, folder) in folders.enumerate() {
+            let (folder, target) = (c_path(folder)?, self.folder(&shared_name(number))?);
             self.steps.push(Step::Bind { folder, target });
         }
         Ok(self)
     }
 
-    /// Where a data mount is among the mounts.
-    pub fn data_source(&self, mount: &DataMount) -> PathBuf {
-        self.folder.join(data_name(mount))
+    /// Where a shared folder is among the mounts.
+    pub fn shared_source(&self, number: usize) -> PathBuf {
+        self.folder.join(shared_name(number))
     }
 
     /// The devices, shared memory and terminals. Only root can create device files, and mount `/proc` outside of a new PID
@@ -280,8 +280,8 @@ fn become_user(uid: u32) -> io::Result<()> {
     Ok(rustix::thread::set_thread_res_uid(uid, uid, uid)?)
 }
 
-fn data_name(mount: &DataMount) -> String {
-    format!("data-{}", mount.name)
+fn shared_name(number: usize) -> String {
+    format!("shared-{number}")
 }
 
 /// The name of a writable folder's mount.
