@@ -14,7 +14,7 @@ use crate::policy::{Isolation, IsolationLevel, Limits, NetworkLevel, NetworkPoli
 #[derive(Serialize, ToSchema)]
 #[schema(as = Session, examples(json!({
     "id": "6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11", "name": "report", "kernel": "python", "language": "python", "state": "idle",
-    "why": null, "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]}, "network": "none",
+    "why": null, "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]}, "network": "none", "mounts": ["datasets"],
     "created_at": "2026-11-30T11:55:05.348000Z", "last_active_at": "2026-11-30T11:56:10.021000Z", "expires_at": null,
     "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100}, "timeout_seconds": 60.0,
     "ttl_seconds": null, "idle_timeout_seconds": 3600, "labels": {"team": "research"}, "cells": 2, "queue_length": 0,
