@@ -1,7 +1,8 @@
 //! Frames of a connection that carries many byte streams: each stream has its own credit, so that one that nobody reads blocks no other.
 //!
 //! ```text
-//! Open{stream} ─▶        by the side that opens, with growing numbers
+//! Credit{0, 0} ─▶        first, by the side that opens streams, once it is ready
+//! Open{stream} ─▶        by the side that opens, with growing numbers from 1
 //! Data{stream, bytes}    at most as many bytes as the other side has given credit for
 //! Credit{stream, bytes}  so many more bytes may be sent
 //! End{stream}            no more data in this direction

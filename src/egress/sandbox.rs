@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Gateway;
@@ -19,6 +20,8 @@ use crate::streams::Streams;
 
 /// Back-off between dials: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// How long a change of the policy waits for the agent.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often the growth of decisions is recorded.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
@@ -43,6 +46,8 @@ pub(super) struct SandboxState {
     policy: Mutex<(NetworkPolicy, Option<String>)>,
     decisions: DecisionLog,
     pub traffic: Traffic,
+    /// Whether connections of the sandbox come here.
+    attached: watch::Sender<bool>,
 }
 
 impl SandboxEgress {
@@ -59,6 +64,15 @@ impl SandboxEgress {
         let mut task = self.0.task.lock().unwrap_or_else(PoisonError::into_inner);
         if needs_proxy && task.is_none() {
             *task = Some(self.0.runtime.spawn(run(self.0.engine.clone(), self.0.state.clone())));
+        }
+    }
+
+    /// Waits until the policy is in force: the first that needs the agent's connections takes a moment.
+    pub async fn settle(&self) {
+        if self.0.state.policy().needs_proxy() {
+            let mut attached = self.0.state.attached.subscribe();
+            // Later it is in force at the latest when the agent answers again.
+            let _ = tokio::time::timeout(SETTLE_TIMEOUT, attached.wait_for(|attached| *attached)).await;
         }
     }
 
@@ -92,6 +106,7 @@ impl SandboxState {
             policy: Mutex::default(),
             decisions: DecisionLog::default(),
             traffic: Traffic::new(settings.max_bytes, settings.bytes_per_second),
+            attached: watch::Sender::new(false),
         }
     }
 
@@ -134,7 +149,9 @@ async fn run(engine: Arc<dyn Sandbox>, state: Arc<SandboxState>) {
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, attach(&*engine, &state.record)).await {
             Ok(Ok((streams, accepted))) => {
                 back_off = BACK_OFF.0;
+                state.attached.send_replace(true);
                 serve(accepted, &state).await;
+                state.attached.send_replace(false);
                 drop(streams);
             }
             Ok(Err(reason)) => tracing::debug!(sandbox = %state.id(), reason, "cannot attach to the egress of a sandbox"),
@@ -154,7 +171,10 @@ async fn attach(engine: &dyn Sandbox, record: &SandboxRecord) -> Result<(Streams
     let open = ToAgent::Open { target: Target::Egress };
     write_all_vectored(&mut writer, open.encode()).await.map_err(|error| error.to_string())?;
     read_preamble(&mut reader).await.map_err(|error| error.to_string())?;
-    Ok(Streams::acceptor(FrameReader::new(reader, StreamFrame::cap), writer))
+    let mut reader = FrameReader::new(reader, StreamFrame::cap);
+    // From here on connections of the sandbox become streams.
+    reader.next().await.map_err(|error| error.to_string())?;
+    Ok(Streams::acceptor(reader, writer))
 }
 
 /// Serves streams until the connection ends. Then those that are left end with it.

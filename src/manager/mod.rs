@@ -201,7 +201,10 @@ impl Manager {
         egress.set_policy(spec.network, None);
         let session = Session { handle, events, record, sandbox, egress };
         match session.handle.ready().await {
-            Ok(()) => Ok(session),
+            Ok(()) => {
+                session.egress.settle().await;
+                Ok(session)
+            }
             Err(error) => {
                 if let Err(remains) = session.destroy().await {
                     tracing::warn!(%remains, "cannot remove a sandbox whose kernel did not start");

@@ -149,6 +149,13 @@ impl SessionEntry {
         }
     }
 
+    /// Waits until the policy of [`Self::set_network`] is in force.
+    pub async fn settle_network(&self) {
+        if let Some(sandbox) = self.sandbox() {
+            sandbox.egress.settle().await;
+        }
+    }
+
     pub fn has_sandbox(&self) -> bool {
         self.sandbox.load().is_some()
     }

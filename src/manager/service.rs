@@ -239,6 +239,7 @@ impl SessionService {
     ) -> Result<(), ServiceError> {
         let entry = self.0.registry.find_visible(id, access)?;
         let longest = self.ceilings().lifetime_seconds.map(seconds_in_ms);
+        let changing = entry.clone();
         let changed = self.0.store.change_session(id, move |row| {
             let config = SessionConfig::of_row(row);
             let mut properties = SessionProperties { name: row.name.take(), config, expires_at: row.expires_at };
@@ -248,10 +249,14 @@ impl SessionService {
             let expires_at = properties.expires_at.into_iter().chain(latest).min();
             (row.name, row.expires_at) = (properties.name, expires_at);
             // Within the transaction, so that the timeouts in memory follow the order of the commits.
-            entry.set_cell_timeout(properties.config.timeout_seconds);
-            entry.set_network(&properties.config.network);
+            changing.set_cell_timeout(properties.config.timeout_seconds);
+            changing.set_network(&properties.config.network);
         });
-        if changed.await? { Ok(()) } else { Err(ServiceError::not_found(id)) }
+        if !changed.await? {
+            return Err(ServiceError::not_found(id));
+        }
+        entry.settle_network().await;
+        Ok(())
     }
 
     /// Sets the gauges that are computed on request: sessions by phase, pool sizes, queued cells.
@@ -352,6 +357,7 @@ impl SessionService {
         }
         let entry = entry.claimed_by(principal.clone(), new.config.timeout_seconds);
         entry.set_network(&new.config.network);
+        entry.settle_network().await;
         Ok(Some((id, entry)))
     }
 
@@ -433,7 +439,10 @@ impl SessionService {
             Err(error) => Err(error.into()),
         };
         match ready {
-            Ok(()) => Ok(entry),
+            Ok(()) => {
+                entry.settle_network().await;
+                Ok(entry)
+            }
             Err(error) => Err((error, Some(entry))),
         }
     }

@@ -98,6 +98,10 @@ impl Streams {
         W: AsyncWrite + Unpin + Send + 'static,
     {
         let (frames, queued) = mpsc::channel(QUEUED_FRAMES);
+        if accepted.is_none() {
+            // The other side learns that this one is ready; see `agent_protocol::streams`.
+            let _ = frames.try_send(StreamFrame::Credit { stream: 0, bytes: 0 });
+        }
         let (resets, queued_resets) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared { table: Mutex::default(), frames, resets, queued_resets: AtomicUsize::default() });
         let (end, ended) = watch::channel(false);

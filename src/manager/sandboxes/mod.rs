@@ -72,6 +72,7 @@ impl SessionService {
                 Ok(instance) => {
                     service.record_sandbox("sandbox.created", &id, Some(&principal), "ok");
                     instance.egress.set_policy(new.config.network.clone(), Some(&principal));
+                    instance.egress.settle().await;
                     let entry = SandboxEntry::new(principal, instance, allotment);
                     service.0.sandboxes.insert(id.clone(), Arc::new(entry));
                     Ok(id)
@@ -198,13 +199,13 @@ impl SessionService {
             let config = self.sandbox(id, access).await?.config;
             self.check_new_network(&config.network, network)?;
         }
-        let network = change.network.clone();
+        let (network, changing) = (change.network.clone(), entry.clone());
         let longest = self.ceilings().lifetime_seconds.map(seconds_in_ms);
         let changed = self.0.store.change_sandbox(id, move |row| {
             let mut config: SessionConfig = serde_json::from_str(&row.spec).unwrap_or_default();
             if let Some(network) = change.network {
                 // Within the transaction, so that the policy in force follows the order of the commits.
-                entry.instance.egress.set_policy(network.clone(), Some(&entry.principal));
+                changing.instance.egress.set_policy(network.clone(), Some(&changing.principal));
                 config.network = network;
             }
             config.labels = change.labels.unwrap_or(config.labels);
@@ -220,6 +221,7 @@ impl SessionService {
         });
         changed.await?.map(drop).ok_or_else(not_found)?;
         if let Some(network) = network {
+            entry.instance.egress.settle().await;
             self.show_network_of_sandbox(id, &network).await?;
         }
         Ok(())
