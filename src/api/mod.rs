@@ -115,7 +115,6 @@ fn session_routes() -> OpenApiRouter<Api> {
         .routes(routes!(cells::patch, cells::delete))
         .routes(routes!(cells::cancel))
         .routes(routes!(notebooks::put))
-        .routes(routes!(files::get, files::put, files::patch))
         .routes(routes!(chat::status))
         .routes(routes!(chat::cancel))
         .routes(routes!(shares::list, shares::create))
@@ -133,9 +132,14 @@ fn session_query_routes() -> OpenApiRouter<Api> {
         .routes(routes!(output_text::get))
         .routes(routes!(notebooks::get))
         .routes(routes!(notebooks::run))
-        .routes(routes!(files::delete))
-        .routes(routes!(files::list, files::create))
         .routes(routes!(chat::ask))
+}
+
+/// Requests about files, which sessions and sandboxes have, without and with a query.
+fn file_routes() -> [OpenApiRouter<Api>; 2] {
+    let no_query = OpenApiRouter::new().routes(routes!(files::get, files::put, files::patch));
+    let query = OpenApiRouter::new().routes(routes!(files::delete)).routes(routes!(files::list, files::create));
+    [no_query, query.merge(upload_routes())]
 }
 
 /// Routes below one sandbox that take no query.
@@ -189,9 +193,13 @@ fn upload_routes() -> OpenApiRouter<Api> {
 fn v1_routes() -> OpenApiRouter<Api> {
     let no_query = || middleware::from_fn(extract::no_query);
     // Nesting a second router at the same path would replace its description, so the two are merged first.
-    let one_session = session_query_routes().merge(upload_routes()).merge(session_routes().layer(no_query()));
+    let with_files = |query: OpenApiRouter<Api>, plain: OpenApiRouter<Api>| {
+        let [plain_files, query_files] = file_routes();
+        query.merge(query_files).merge(plain.merge(plain_files).layer(no_query()))
+    };
+    let one_session = with_files(session_query_routes(), session_routes());
     let all_others = other_query_routes().merge(other_routes().layer(no_query()));
-    let one_sandbox = sandbox_query_routes().merge(sandbox_routes().layer(no_query()));
+    let one_sandbox = with_files(sandbox_query_routes(), sandbox_routes());
     all_others.nest("/sessions/{session}", one_session).nest("/sandboxes/{sandbox}", one_sandbox)
 }
 

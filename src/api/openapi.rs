@@ -4,11 +4,12 @@
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
-use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::error::ProblemView;
+use super::sandboxes::SandboxInPath;
 use super::{public_routes, socket, v1_routes};
 
 /// What is true for all operations.
@@ -74,6 +75,7 @@ pub(super) fn document() -> &'static Value {
         join_lines(&mut document);
         mark_free_objects(&mut document);
         rename_wildcards(&mut document);
+        name_sandbox_files(&mut document);
         add_shared_responses(&mut document);
         document
     });
@@ -126,6 +128,23 @@ fn mark_free_objects(value: &mut Value) {
 fn rename_wildcards(document: &mut Value) {
     if let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) {
         *paths = std::mem::take(paths).into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
+    }
+}
+
+/// Requests about files are the same for sessions and sandboxes. Those of sandboxes get names and parameters of their own.
+fn name_sandbox_files(document: &mut Value) {
+    let sandbox = serde_json::to_value(SandboxInPath::into_params(|| None)).unwrap_or_default();
+    let paths = document["paths"].as_object_mut().into_iter().flatten();
+    let of_sandboxes = paths.filter(|(path, _)| path.starts_with("/v1/sandboxes/{sandbox}/files"));
+    for (_, operation) in of_sandboxes.filter_map(|(_, item)| item.as_object_mut()).flatten() {
+        if let Some(name) = operation["operationId"].as_str() {
+            operation["operationId"] = format!("{name}_of_sandbox").into();
+        }
+        for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
+            if parameter["name"] == "session" {
+                *parameter = sandbox[0].clone();
+            }
+        }
     }
 }
 

@@ -43,4 +43,4 @@ pub use machine::{CLEARED, Denied, Stored};
 pub use memory_journal::{MemoryJournal, SessionEvents};
 pub use state::SessionState;
 pub use transaction::{CellChange, EventBody, NotebookChange, OutputMode, OutputState, SessionEvent, Transaction};
-pub use upload::Upload;
+pub use upload::{AgentRequests, Upload};

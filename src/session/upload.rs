@@ -1,4 +1,4 @@
-//! A file that is uploaded into a session's workspace chunk by chunk.
+//! A file that is uploaded into a workspace chunk by chunk.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,10 +11,29 @@ use crate::link::LinkError;
 /// Number of the next upload; agents tell uploads apart by it.
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
+/// What carries requests to an agent.
+pub trait AgentRequests {
+    /// Sends a request and waits for the answer.
+    fn ask(&self, request: Request, data: Bytes) -> impl Future<Output = Result<(AnswerBody, Bytes), SessionError>> + Send;
+
+    /// Sends a request without waiting for its answer.
+    fn tell(&self, request: Request);
+}
+
+impl AgentRequests for SessionHandle {
+    async fn ask(&self, request: Request, data: Bytes) -> Result<(AnswerBody, Bytes), SessionError> {
+        self.ask_agent(request, data).await
+    }
+
+    fn tell(&self, request: Request) {
+        self.tell_agent(request);
+    }
+}
+
 /// An upload in progress. The file appears as a whole with its last chunk. If the upload is dropped before, the file that was there
 /// stays as it was.
-pub struct Upload {
-    handle: SessionHandle,
+pub struct Upload<A: AgentRequests> {
+    agent: A,
     number: u64,
     path: String,
     options: PutOptions,
@@ -23,11 +42,11 @@ pub struct Upload {
     is_open: bool,
 }
 
-impl Upload {
+impl<A: AgentRequests> Upload<A> {
     /// `path` is relative to the workspace. Missing folders are made.
-    pub fn new(handle: SessionHandle, path: &str, options: PutOptions) -> Self {
+    pub fn new(agent: A, path: &str, options: PutOptions) -> Self {
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        Self { handle, number, path: path.to_owned(), options, offset: 0, is_open: false }
+        Self { agent, number, path: path.to_owned(), options, offset: 0, is_open: false }
     }
 
     /// Bytes sent so far.
@@ -56,16 +75,16 @@ impl Upload {
         let length = chunk.len() as u64;
         let Self { number: upload, offset, options, .. } = *self;
         let request = Request::FilePut { upload, path: self.path.clone(), offset, last, options };
-        let (answer, _) = self.handle.ask_agent(request, chunk).await?;
+        let (answer, _) = self.agent.ask(request, chunk).await?;
         self.offset += length;
         Ok(answer)
     }
 }
 
-impl Drop for Upload {
+impl<A: AgentRequests> Drop for Upload<A> {
     fn drop(&mut self) {
         if self.is_open {
-            self.handle.tell_agent(Request::FileDrop { upload: self.number });
+            self.agent.tell(Request::FileDrop { upload: self.number });
         }
     }
 }

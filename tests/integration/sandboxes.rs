@@ -11,6 +11,7 @@ in_every_sandbox!(
     sandbox_ends_with_its_sessions,
     expired_and_idle_sandboxes_end,
     foreign_and_unknown_sandboxes_are_refused,
+    files_need_no_session,
 );
 
 pub async fn create(client: &Client, fields: Value) -> String {
@@ -187,5 +188,39 @@ async fn foreign_and_unknown_sandboxes_are_refused(place: TestSandbox) {
     let changed = client.patch(&path, json!({"name": "box", "labels": {"team": "a"}, "ttl_seconds": 600})).await.is(200);
     assert_eq!((&changed["name"], &changed["labels"]["team"]), (&json!("box"), &json!("a")));
     client.delete(&path).await.is(204);
+    server.end().await;
+}
+
+async fn files_need_no_session(place: TestSandbox) {
+    let server = Server::start("sb-files", place, &[]).await;
+    let client = server.client();
+    let sandbox = create(&client, json!({"kernel": "python"})).await;
+    let path = |rest: &str| format!("/v1/sandboxes/{sandbox}/files{rest}");
+    let content = vec![7u8; 3 << 20];
+    client.put(&path("/data/in.bin"), content.clone()).await.is(204);
+    let list = client.get(&path("/?path=data")).await.is(200);
+    assert_eq!(
+        (&list["entries"][0]["path"], &list["entries"][0]["size"]),
+        (&json!("data/in.bin"), &json!(3 << 20)),
+        "{list}"
+    );
+    assert_eq!(client.get(&path("/data/in.bin")).await.body, content);
+    let process = json!({"shell": "wc -c < data/in.bin; echo made > data/out.txt"});
+    let process = client.post(&format!("/v1/sandboxes/{sandbox}/processes?wait=60"), process).await.is(201);
+    assert_eq!(process["output"]["stdout"], "3145728\n");
+    assert_eq!(client.get(&path("/data/out.txt")).await.text(), "made\n");
+    client.patch(&path("/data/out.txt"), json!({"path": "moved.txt"})).await.is(200);
+    client.get(&path("/data/out.txt")).await.problem(404, "no_file");
+    let session = session_in(&client, &sandbox).await;
+    assert_eq!(session.ok("print(open('moved.txt').read())").await, "made\n\n");
+    client.delete(&path("/data?recursive=true")).await.is(204);
+    client.get(&path("/..%2Fetc%2Fpasswd")).await.problem(422, "bad_file");
+    client.get("/v1/sandboxes/unknown/files/").await.problem(404, "no_such_sandbox");
+    // The files of a session's sandbox, under both names.
+    let owner = client.create(json!({"kernel": "python"})).await;
+    client.put(&format!("/v1/sandboxes/{}/files/x", owner.id), "x").await.is(204);
+    assert_eq!(client.get(&owner.path("/files/x")).await.text(), "x");
+    client.get(&format!("/v1/sandboxes/{}/files/", session.id)).await.problem(404, "no_such_sandbox");
+    client.delete(&format!("/v1/sandboxes/{sandbox}")).await.is(204);
     server.end().await;
 }

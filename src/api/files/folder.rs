@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::form::FormReader;
-use super::{File, check_length, check_path, download_headers, lease_chunk};
+use super::{File, WorkspaceInPath, check_length, check_path, download_headers, lease_chunk};
 use crate::api::error::Problem;
 use crate::api::extract::media_type;
 use crate::api::view::Binary;
-use crate::api::{Api, Caller, Query, SessionInPath, User, paging};
+use crate::api::{Api, Caller, Query, User, paging};
 use crate::manager::{ArchiveFormat, FileError, MAX_FILE, Position, Staging, Summary, Workspace, WorkspaceEntry, printable};
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -100,7 +100,7 @@ pub(super) struct FileList {
 /// Archives contain links as links. Devices, pipes and sockets are left out. An archive has at most 100,000 entries and 4 GB.
 #[utoipa::path(
     get, path = "/files/", operation_id = "list_files", tag = "files",
-    params(SessionInPath, ListQuery),
+    params(WorkspaceInPath, ListQuery),
     responses((status = 200, description = "The entries, or the archive", content(
         (FileList = "application/json"), (inline(Binary) = "application/zip"), (inline(Binary) = "application/x-tar"),
         (inline(Binary) = "application/gzip")))),
@@ -108,10 +108,10 @@ pub(super) struct FileList {
 pub(in crate::api) async fn list(
     State(api): State<Api>,
     caller: Caller,
-    SessionInPath(id): SessionInPath,
+    place: WorkspaceInPath,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, Problem> {
-    let workspace = api.sessions.workspace(&id, &caller.access())?;
+    let workspace = place.open(&api, &caller)?;
     let path = check_path(query.path)?;
     let format = match query.format.as_deref() {
         None | Some("json") => {
@@ -173,16 +173,16 @@ pub(in crate::api) struct FolderQuery {
 /// An existing folder is not an error.
 #[utoipa::path(
     put, path = "/files/", operation_id = "create_folder", tag = "files",
-    params(SessionInPath, FolderQuery),
+    params(WorkspaceInPath, FolderQuery),
     responses((status = 204, description = "The folder exists")),
 )]
 pub(in crate::api) async fn create(
     State(api): State<Api>,
     User(caller): User,
-    SessionInPath(id): SessionInPath,
+    place: WorkspaceInPath,
     Query(query): Query<FolderQuery>,
 ) -> Result<StatusCode, Problem> {
-    api.sessions.workspace(&id, &caller.access())?.make_folder(&check_path(query.path)?).await?;
+    place.open(&api, &caller)?.make_folder(&check_path(query.path)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -218,7 +218,7 @@ pub(in crate::api) struct Uploaded {
 /// files. An archive or a file has at most 1 GB.
 #[utoipa::path(
     post, path = "/files/", operation_id = "upload_files", tag = "files",
-    params(SessionInPath, FolderQuery),
+    params(WorkspaceInPath, FolderQuery),
     request_body(content((FileForm = "multipart/form-data"), (inline(Binary) = "application/zip"),
         (inline(Binary) = "application/x-tar"), (inline(Binary) = "application/gzip"))),
     responses((status = 201, description = "The files are in the folder", body = Uploaded)),
@@ -226,11 +226,11 @@ pub(in crate::api) struct Uploaded {
 pub(in crate::api) async fn upload(
     State(api): State<Api>,
     User(caller): User,
-    SessionInPath(id): SessionInPath,
+    place: WorkspaceInPath,
     Query(query): Query<FolderQuery>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let workspace = api.sessions.workspace(&id, &caller.access())?;
+    let workspace = place.open(&api, &caller)?;
     let path = check_path(query.path)?;
     // A body that cannot go there is refused before it is read.
     match workspace.page(&path, false, None, 1).await {

@@ -19,15 +19,50 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
 use super::input_budget::InputLease;
+use super::sandboxes::SandboxInPath;
 use super::view::{self, Binary, api_enum};
 use super::{Api, Body, Caller, Query, SessionInPath, User, path_field, path_parameter};
-use crate::manager::{EntryKind, FileError, MAX_FILE, PutOptions, WorkspaceEntry, printable};
+use crate::ids::{SandboxId, SessionId};
+use crate::manager::{EntryKind, FileError, MAX_FILE, PutOptions, Workspace, WorkspaceEntry, printable};
 use crate::mime;
 use conditional::{Selection, Validators};
 pub(super) use folder::{__path_create, __path_list, __path_upload, create, list, upload};
 
 /// The most bytes of an upload that are in memory at once: a chunk for the sandbox, and what is read from the connection.
 const HELD_OF_UPLOAD: u64 = (1 << 20) + (64 << 10);
+
+/// The session or the sandbox in the path, whose files are meant.
+pub(super) enum WorkspaceInPath {
+    Session(SessionId),
+    Sandbox(SandboxId),
+}
+
+impl WorkspaceInPath {
+    fn open(&self, api: &Api, caller: &Caller) -> Result<Workspace, Problem> {
+        Ok(match self {
+            Self::Session(id) => api.sessions.workspace(id, &caller.access())?,
+            Self::Sandbox(id) => api.sessions.workspace_of_sandbox(id, &caller.access())?,
+        })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for WorkspaceInPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        if path_field(parts, state, "sandbox").await?.is_empty() {
+            return Ok(Self::Session(SessionInPath::from_request_parts(parts, state).await?.0));
+        }
+        Ok(Self::Sandbox(SandboxInPath::from_request_parts(parts, state).await?.0))
+    }
+}
+
+impl IntoParams for WorkspaceInPath {
+    fn into_params(inside: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        // The description of the same request about a sandbox replaces it.
+        SessionInPath::into_params(inside)
+    }
+}
 
 /// The path of the file in the URL.
 pub(super) struct FileInPath(String);
@@ -106,7 +141,7 @@ impl From<WorkspaceEntry> for File {
 /// first bytes. A browser never displays the file.
 #[utoipa::path(
     get, path = "/files/{*path}", operation_id = "read_file", tag = "files",
-    params(SessionInPath, FileInPath),
+    params(WorkspaceInPath, FileInPath),
     responses(
         (status = 200, description = "The bytes of the file", body = inline(Binary), content_type = "*/*",
             headers(("ETag" = String, description = "Identifies the contents"),
@@ -119,12 +154,12 @@ impl From<WorkspaceEntry> for File {
 pub(super) async fn get(
     State(api): State<Api>,
     caller: Caller,
-    SessionInPath(id): SessionInPath,
+    place: WorkspaceInPath,
     FileInPath(path): FileInPath,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let workspace = api.sessions.workspace(&id, &caller.access())?;
+    let workspace = place.open(&api, &caller)?;
     let file = workspace.open(&path).await?;
     let size = file.stat().size;
     let validators = Validators::new(&file.stat(), SystemTime::now());
@@ -194,21 +229,21 @@ fn unsatisfiable(size: u64) -> Response {
 /// `If-None-Match: *` an existing file is not replaced.
 #[utoipa::path(
     put, path = "/files/{*path}", operation_id = "write_file", tag = "files",
-    params(SessionInPath, FileInPath),
+    params(WorkspaceInPath, FileInPath),
     request_body(content = inline(Binary), content_type = "application/octet-stream"),
     responses((status = 204, description = "Written", headers(("ETag" = String, description = "Identifies the contents")))),
 )]
 pub(super) async fn put(
     State(api): State<Api>,
     User(caller): User,
-    SessionInPath(id): SessionInPath,
+    place: WorkspaceInPath,
     FileInPath(path): FileInPath,
     headers: HeaderMap,
     body: RawBody,
 ) -> Result<Response, Problem> {
     let length = check_length(&headers)?;
     let _lease = lease_chunk(&api, &caller, length)?;
-    let workspace = api.sessions.workspace(&id, &caller.access())?;
+    let workspace = place.open(&api, &caller)?;
     let options = PutOptions { is_new: must_be_new(&headers)?, ..PutOptions::default() };
     let written = workspace.write(&path, options, body.into_data_stream()).await;
     let stat = match written {
@@ -265,17 +300,17 @@ pub(super) struct Patch {
 /// A folder is moved with everything in it. A link is moved itself.
 #[utoipa::path(
     patch, path = "/files/{*path}", operation_id = "move_file", tag = "files",
-    params(SessionInPath, FileInPath), request_body = Patch,
+    params(WorkspaceInPath, FileInPath), request_body = Patch,
     responses((status = 200, description = "The entry at its new path", body = File)),
 )]
 pub(super) async fn patch(
     State(api): State<Api>,
     User(caller): User,
-    SessionInPath(id): SessionInPath,
+    place: WorkspaceInPath,
     FileInPath(path): FileInPath,
     Body(patch): Body<Patch>,
 ) -> Result<Json<File>, Problem> {
-    let workspace = api.sessions.workspace(&id, &caller.access())?;
+    let workspace = place.open(&api, &caller)?;
     let to = check_path(patch.path)?;
     workspace.rename(&path, &to, patch.replace).await?;
     let entry = workspace.stat(&to).await?;
@@ -297,17 +332,17 @@ pub(super) struct DeleteQuery {
 /// A folder must be empty, unless `recursive` is set. A link is removed itself, not its target.
 #[utoipa::path(
     delete, path = "/files/{*path}", operation_id = "delete_file", tag = "files",
-    params(SessionInPath, FileInPath, DeleteQuery),
+    params(WorkspaceInPath, FileInPath, DeleteQuery),
     responses((status = 204, description = "Removed")),
 )]
 pub(super) async fn delete(
     State(api): State<Api>,
     User(caller): User,
-    SessionInPath(id): SessionInPath,
+    place: WorkspaceInPath,
     FileInPath(path): FileInPath,
     Query(query): Query<DeleteQuery>,
 ) -> Result<StatusCode, Problem> {
-    api.sessions.workspace(&id, &caller.access())?.remove(&path, query.recursive).await?;
+    place.open(&api, &caller)?.remove(&path, query.recursive).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

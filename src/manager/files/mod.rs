@@ -10,6 +10,7 @@
 //! ```
 
 mod open_file;
+mod owner;
 mod pack;
 mod staging;
 mod tar_reader;
@@ -25,12 +26,13 @@ use thiserror::Error;
 use super::{ServiceError, SessionService};
 use crate::agent_protocol::{RefusalCause, Refused};
 use crate::counters::{UseCounter, UseGuard};
-use crate::ids::{Access, PrincipalId, SessionId};
+use crate::ids::{Access, PrincipalId, SandboxId, SessionId};
 use crate::link::LinkError;
 use crate::session::SessionError;
 
 pub use crate::agent_protocol::{EntryKind, FileEntry, FileStat, PutOptions, decode_name};
 pub use open_file::OpenFile;
+use owner::WorkspaceOwner;
 pub use pack::ArchiveFormat;
 pub use staging::{Staging, Summary};
 pub use walk::{FilePage, Position, WorkspaceEntry};
@@ -150,6 +152,17 @@ impl ArchiveLoad {
 impl SessionService {
     /// The workspace of a session.
     pub fn workspace(&self, id: &SessionId, access: &Access) -> Result<Workspace, ServiceError> {
-        Ok(Workspace::new(self.0.registry.find_and_touch(id, access)?, self.0.archive_load.clone()))
+        let session = self.0.registry.find_and_touch(id, access)?;
+        Ok(Workspace::new(WorkspaceOwner::Session(session), self.0.archive_load.clone()))
+    }
+
+    /// The workspace of a sandbox, of a session or by itself.
+    pub fn workspace_of_sandbox(&self, id: &SandboxId, access: &Access) -> Result<Workspace, ServiceError> {
+        // Checks that it exists and is no guest's.
+        self.find_sandbox(id, access)?;
+        match self.0.sandboxes.find_visible(id, access) {
+            Some(sandbox) => Ok(Workspace::new(WorkspaceOwner::Sandbox(sandbox), self.0.archive_load.clone())),
+            None => self.workspace(id.as_session(), access),
+        }
     }
 }

@@ -48,7 +48,7 @@ impl Workspace {
     ) -> Result<impl Stream<Item = Result<Bytes, FileError>> + Send + use<>, FileError> {
         let max_index = self.measure(folder).await? + INDEX_GROWTH;
         let memory = MEMORY + if format == ArchiveFormat::Zip { max_index } else { 0 };
-        let packing = self.load.pack(&self.session.principal, memory)?;
+        let packing = self.load.pack(self.owner.principal(), memory)?;
         let (sender, receiver) = mpsc::channel(1);
         let (workspace, folder) = (self.clone(), folder.to_owned());
         // It ends with the receiver.

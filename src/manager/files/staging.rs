@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::stream::Stream;
 
+use super::owner::WorkspaceOwner;
 use super::walk::Walk;
 use super::{EntryKind, FileError, MAX_ARCHIVE_BYTES, MAX_ARCHIVE_ENTRIES, PutOptions, Workspace, join};
 use crate::ids;
@@ -127,7 +128,11 @@ impl Staging {
     }
 
     /// Starts a file; its path must be new. [`Self::finish_file`] ends it.
-    pub(super) fn start_file(&mut self, name: &str, options: PutOptions) -> Result<(String, Upload), FileError> {
+    pub(super) fn start_file(
+        &mut self,
+        name: &str,
+        options: PutOptions,
+    ) -> Result<(String, Upload<WorkspaceOwner>), FileError> {
         let name = check_path(name)?;
         if name.is_empty() {
             return Err(FileError::Refused("a file has no name".to_owned()));
@@ -137,11 +142,11 @@ impl Staging {
         Ok((name, upload))
     }
 
-    pub(super) async fn push(upload: &mut Upload, name: &str, chunk: Bytes) -> Result<(), FileError> {
+    pub(super) async fn push(upload: &mut Upload<WorkspaceOwner>, name: &str, chunk: Bytes) -> Result<(), FileError> {
         upload.push(chunk).await.map_err(|error| Self::twice(error.into(), name))
     }
 
-    pub(super) async fn finish_file(upload: Upload, name: &str, chunk: Bytes) -> Result<(), FileError> {
+    pub(super) async fn finish_file(upload: Upload<WorkspaceOwner>, name: &str, chunk: Bytes) -> Result<(), FileError> {
         upload.finish(chunk).await.map(drop).map_err(|error| Self::twice(error.into(), name))
     }
 

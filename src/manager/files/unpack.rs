@@ -25,7 +25,7 @@ impl Workspace {
     /// Unpacks a zip file, a tar file or a compressed tar file (gzip) into a folder, which is created. The archive is recognised
     /// by its bytes. Existing files are replaced.
     pub async fn unpack(&self, into: &str, archive: File) -> Result<Summary, FileError> {
-        let _unpacking = self.load.unpack(&self.session.principal)?;
+        let _unpacking = self.load.unpack(self.owner.principal())?;
         let deadline = Deadline::begin();
         let staging = self.stage().await?;
         let runtime = Handle::current();

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{Stream, StreamExt};
 
+use super::owner::WorkspaceOwner;
 use super::{ArchiveLoad, FileError, MAX_FILE};
 use crate::agent_protocol::{AnswerBody, FILE_CHUNK, FileEntry, FileStat, PutOptions, Request, decode_name};
 use crate::link::LinkError;
-use crate::manager::registry::SessionEntry;
-use crate::session::{SessionError, Upload};
+use crate::session::{AgentRequests, SessionError, Upload};
 
 /// The most requests of one removal. Each removes a bounded number of entries.
 const MAX_REMOVALS: usize = 10_000;
@@ -17,10 +17,10 @@ const MAX_REMOVALS: usize = 10_000;
 /// The longest name of an entry in bytes, as in Linux.
 pub(super) const MAX_NAME: usize = 255;
 
-/// The workspace of a session. Paths are relative to it, without `.` and `..`. Clones share the session.
+/// The workspace of a session or a sandbox. Paths are relative to it, without `.` and `..`. Clones share it.
 #[derive(Clone)]
 pub struct Workspace {
-    pub(super) session: Arc<SessionEntry>,
+    pub(super) owner: WorkspaceOwner,
     pub(super) load: Arc<ArchiveLoad>,
 }
 
@@ -57,14 +57,14 @@ fn is_page(after: &str, limit: usize, entries: &[FileEntry], next: Option<&str>)
 }
 
 impl Workspace {
-    pub(super) fn new(session: Arc<SessionEntry>, load: Arc<ArchiveLoad>) -> Self {
-        Self { session, load }
+    pub(super) fn new(owner: WorkspaceOwner, load: Arc<ArchiveLoad>) -> Self {
+        Self { owner, load }
     }
 
     /// Asks the agent. Each request counts as a use, so that the session does not become idle during a slow transfer.
     async fn ask(&self, request: Request) -> Result<(AnswerBody, Bytes), FileError> {
-        self.session.touch();
-        Ok(self.session.handle.ask_agent(request, Bytes::new()).await?)
+        self.owner.touch();
+        Ok(self.owner.ask(request, Bytes::new()).await?)
     }
 
     async fn tell(&self, request: Request) -> Result<(), FileError> {
@@ -129,8 +129,8 @@ impl Workspace {
     }
 
     /// Starts an upload of one file.
-    pub(super) fn upload(&self, path: &str, options: PutOptions) -> Upload {
-        Upload::new(self.session.handle.clone(), path, options)
+    pub(super) fn upload(&self, path: &str, options: PutOptions) -> Upload<WorkspaceOwner> {
+        Upload::new(self.owner.clone(), path, options)
     }
 
     /// Writes a file and creates its folders. The file appears as a whole with its last chunk. Until then, and after an
@@ -153,7 +153,7 @@ impl Workspace {
             while buffer.len() > FILE_CHUNK {
                 upload.push(buffer.split_to(FILE_CHUNK).freeze()).await?;
             }
-            self.session.touch();
+            self.owner.touch();
         }
         Ok(upload.finish(buffer.freeze()).await?)
     }

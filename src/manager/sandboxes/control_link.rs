@@ -56,7 +56,16 @@ impl ControlLink {
 
 /// Whether a request whose answer was lost can be sent again.
 fn is_idempotent(request: &Request) -> bool {
-    !matches!(request, Request::ProcessInput { offset: None, .. } | Request::ProcessSignal { .. })
+    !matches!(
+        request,
+        Request::ProcessInput { offset: None, .. }
+            | Request::ProcessSignal { .. }
+            // A part of an upload is discarded with its connection, and a move or removal may have been done.
+            | Request::FilePut { .. }
+            | Request::FileMove { .. }
+            | Request::FileLink { .. }
+            | Request::FileRemove { .. }
+    )
 }
 
 /// Ends with the link. There are only events of the connection, which redials by itself.
