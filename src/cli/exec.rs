@@ -14,7 +14,7 @@ use tokio::runtime::Handle as Runtime;
 use super::options::{SandboxArgs, exit_for, parse_seconds, write_artifacts};
 use super::print::{as_text, is_for_stderr, to_stderr, to_stdout};
 use super::signals::Signals;
-use super::{Exit, Failure};
+use super::{Exit, Failure, shell};
 use crate::config::Paths;
 use crate::kernels::{self, KernelSpec};
 use crate::languages;
@@ -37,19 +37,28 @@ Examples:
   cellkeep exec -k r -c 'plot(cars)' --artifacts plots
   echo 'console.log(1)' | cellkeep exec -k js -
   cellkeep exec script.py --memory 2g --file data.csv
+  cellkeep exec --file data.csv --shell 'wc -l data.csv'
+  cellkeep exec --shell                      an interactive bash in a sandbox
 
-Exit codes: 0 ok, 1 the code failed, 2 usage, 3 no sandbox, 124 timed out, 130 interrupted, 138 the kernel died")]
+Exit codes: 0 ok, 1 the code failed, 2 usage, 3 no sandbox, 124 timed out, 130 interrupted, 138 the kernel died.
+With --shell, the exit code is the command's")]
 pub(super) struct ExecArgs {
     /// The kernel: python, r, julia, deno, bash, or an alias (py, js, ts, sh) [default: from the file extension, else
     /// python]
     #[arg(short, long, value_name = "NAME")]
     kernel: Option<String>,
     /// The code to run
-    #[arg(short, long, required_unless_present = "file_or_stdin", conflicts_with = "file_or_stdin")]
+    #[arg(short, long, required_unless_present_any = ["file_or_stdin", "shell"], conflicts_with_all = ["file_or_stdin", "shell"])]
     code: Option<String>,
     /// A file with the code to run, or - for standard input
-    #[arg(value_name = "FILE|-")]
+    #[arg(value_name = "FILE|-", conflicts_with = "shell")]
     file_or_stdin: Option<PathBuf>,
+    /// Run a command line of bash instead of code, with this terminal or these pipes; without one, an interactive bash. -k
+    /// chooses whose packages it has
+    #[arg(
+        long, value_name = "LINE", num_args = 0..=1, default_missing_value = "exec bash", conflicts_with_all = ["json", "artifacts"]
+    )]
+    shell: Option<String>,
     /// Print a JSON report instead of the output
     #[arg(long)]
     json: bool,
@@ -65,6 +74,9 @@ pub(super) struct ExecArgs {
 
 pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> {
     let kernel = choose_kernel(&args).map_err(Failure::usage)?;
+    if let Some(line) = &args.shell {
+        return shell::run(paths, &args.sandbox, kernel, line, args.timeout).await;
+    }
     let code = read_code(&args).map_err(Failure::usage)?;
     let from_stdin = args.file_or_stdin.as_deref() == Some(Path::new("-"));
     let mut signals = Signals::listen()?;

@@ -21,6 +21,7 @@ mod notebook_file;
 mod options;
 mod run;
 mod serve;
+mod shell;
 mod signals;
 mod test;
 mod token;
@@ -41,6 +42,8 @@ enum Exit {
     TimedOut,
     Interrupted,
     KernelDied,
+    /// That of a command in a sandbox.
+    Command(u8),
 }
 
 impl Exit {
@@ -53,6 +56,7 @@ impl Exit {
             Self::TimedOut => 124,
             Self::Interrupted => 130,
             Self::KernelDied => 138,
+            Self::Command(code) => code,
         }
     }
 }

@@ -12,12 +12,12 @@ use super::{Exit, Failure, mounts};
 use crate::agent_protocol::{FILE_CHUNK, PutOptions};
 use crate::config::{MountConfig, Paths};
 use crate::kernels::{self, KernelSpec, Status};
-use crate::manager::{Manager, ManagerError, SandboxChoice, Session, SessionSpec};
+use crate::manager::{Manager, ManagerError, OneShotSandbox, SandboxChoice, Session, SessionSpec};
 use crate::output::Artifact;
 use crate::policy::{Limits, NetworkPolicy, parse_size};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
-use crate::session::{ExecutionStatus, SessionHandle, Upload};
+use crate::session::{AgentRequests, ExecutionStatus, Upload};
 
 /// How long a command that was stopped waits for its session, to destroy it.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -120,25 +120,52 @@ impl SandboxArgs {
         Limits { memory_mb, cpus: self.cpus, pids: self.pids, disk_mb: self.disk, output_mb: self.output_limit }
     }
 
+    fn spec(&self, paths: &Paths, kernel: &KernelSpec, mut env: Vec<(String, String)>) -> Result<SessionSpec, Failure> {
+        let limits = self.limits(kernel);
+        let sandbox = self.sandbox.choice();
+        let network = self.network.clone();
+        env.extend(self.env.iter().cloned());
+        let mounts = mounts::open(self.mounts.iter().cloned().collect(), paths).map_err(Failure::usage)?;
+        let mounts = mounts.iter().cloned().collect();
+        Ok(SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env, mounts })
+    }
+
+    /// Creates a sandbox without a kernel and uploads the files, unless `stopped` resolves first.
+    pub async fn one_shot(
+        &self,
+        paths: Paths,
+        kernel: &KernelSpec,
+        stopped: impl Future<Output = ()>,
+    ) -> Result<OneShotSandbox, Failure> {
+        let spec = self.spec(&paths, kernel, Vec::new())?;
+        let manager = Manager::new(paths.clone());
+        let creating = async move { manager.create_one_shot_sandbox(spec).await };
+        let sandbox = unless_stopped(creating, OneShotSandbox::destroy, stopped).await?;
+        warn_if_stale(&paths, kernel, sandbox.kind());
+        for file in &self.files {
+            if let Err(error) = upload_file(sandbox.clone(), file).await {
+                let _ = sandbox.destroy().await;
+                return Err(Failure::usage(error.context(format!("cannot copy {} into the workspace", file.display()))));
+            }
+        }
+        Ok(sandbox)
+    }
+
     /// Creates a session and uploads its files, unless `stopped` resolves first. `env` comes before the user's variables.
     pub async fn session(
         &self,
         paths: Paths,
         kernel: &KernelSpec,
-        mut env: Vec<(String, String)>,
+        env: Vec<(String, String)>,
         stopped: impl Future<Output = ()>,
     ) -> Result<Session, Failure> {
-        let limits = self.limits(kernel);
-        let sandbox = self.sandbox.choice();
-        let network = self.network.clone();
-        env.extend(self.env.iter().cloned());
-        let mounts = mounts::open(self.mounts.iter().cloned().collect(), &paths).map_err(Failure::usage)?;
-        let mounts = mounts.iter().cloned().collect();
-        let spec = SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env, mounts };
-        let session = create_unless_stopped(paths.clone(), spec, stopped).await?;
+        let spec = self.spec(&paths, kernel, env)?;
+        let manager = Manager::new(paths.clone());
+        let creating = async move { manager.create(spec).await };
+        let session = unless_stopped(creating, Session::destroy, stopped).await?;
         warn_if_stale(&paths, kernel, session.record.kind);
         for file in &self.files {
-            if let Err(error) = upload_file(&session.handle, file).await {
+            if let Err(error) = upload_file(session.handle.clone(), file).await {
                 let _ = session.destroy().await;
                 return Err(Failure::usage(error.context(format!("cannot copy {} into the workspace", file.display()))));
             }
@@ -164,37 +191,37 @@ fn warn_if_stale(paths: &Paths, kernel: &KernelSpec, kind: SandboxKind) {
     });
 }
 
-/// Creates the session. If the command is stopped meanwhile, the session is destroyed as soon as it exists.
-async fn create_unless_stopped(
-    paths: Paths,
-    spec: SessionSpec,
+/// Waits for what is being created. If the command is stopped meanwhile, it is destroyed as soon as it exists.
+async fn unless_stopped<T: Send + 'static, D: Future>(
+    creating: impl Future<Output = Result<T, ManagerError>> + Send + 'static,
+    destroy: impl FnOnce(T) -> D,
     stopped: impl Future<Output = ()>,
-) -> Result<Session, Failure> {
-    let creating = tokio::spawn(async move { Manager::new(paths).create(spec).await });
+) -> Result<T, Failure> {
+    let creating = tokio::spawn(creating);
     tokio::pin!(creating, stopped);
     let failed = |error| match error {
         ManagerError::Limits(_) => Failure::usage(error),
         _ => Failure::no_sandbox(error),
     };
     tokio::select! {
-        session = &mut creating => session.map_err(Failure::no_sandbox)?.map_err(failed),
+        created = &mut creating => created.map_err(Failure::no_sandbox)?.map_err(failed),
         () = stopped => {
-            // A session that takes longer ends itself once this process is gone, and the next command sweeps it away.
-            if let Ok(Ok(Ok(session))) = tokio::time::timeout(STOP_GRACE, creating).await {
-                let _ = session.destroy().await;
+            // What takes longer ends itself once this process is gone, and the next command sweeps it away.
+            if let Ok(Ok(Ok(created))) = tokio::time::timeout(STOP_GRACE, creating).await {
+                destroy(created).await;
             }
-            Err(Failure { exit: Exit::Interrupted, error: anyhow!("stopped before the kernel was ready") })
+            Err(Failure { exit: Exit::Interrupted, error: anyhow!("stopped before the sandbox was ready") })
         }
     }
 }
 
-async fn upload_file(session: &SessionHandle, path: &Path) -> anyhow::Result<()> {
+async fn upload_file(agent: impl AgentRequests, path: &Path) -> anyhow::Result<()> {
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| anyhow!("its name is not valid UTF-8"))?;
     let mut file = std::fs::File::open(path)?;
     if !file.metadata()?.is_file() {
         bail!("it is not a regular file");
     }
-    let mut upload = Upload::new(session.clone(), name, PutOptions::default());
+    let mut upload = Upload::new(agent, name, PutOptions::default());
     loop {
         let mut chunk = Vec::new();
         let read = (&mut file).take(FILE_CHUNK as u64).read_to_end(&mut chunk)?;

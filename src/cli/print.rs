@@ -42,7 +42,12 @@ pub(super) fn bytes_to_stdout(bytes: &[u8]) {
 
 /// Writes to standard error, and remembers a failure.
 pub(super) fn to_stderr(text: &str) {
-    remember_error("standard error", io::stderr().write_all(text.as_bytes()));
+    bytes_to_stderr(text.as_bytes());
+}
+
+/// As [`to_stderr`], for bytes.
+pub(super) fn bytes_to_stderr(bytes: &[u8]) {
+    remember_error("standard error", io::stderr().write_all(bytes));
 }
 
 fn remember_error(stream: &str, result: io::Result<()>) {

@@ -51,6 +51,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use self::registry::SandboxInstance;
 use crate::config::Paths;
 use crate::egress::{EgressSettings, Gateway, SandboxEgress};
 use crate::ids::{SandboxId, SessionId};
@@ -80,7 +81,9 @@ pub use notebooks::{NotebookRun, first_failure};
 pub use reader::SessionReader;
 pub use reaper::Reaper;
 pub use retention::Retention;
-pub use sandboxes::{NewProcess, ProcessError, ProcessOutput, ProcessReader, Processes, SandboxChange, SandboxDescription};
+pub use sandboxes::{
+    NewProcess, OneShotSandbox, ProcessError, ProcessOutput, ProcessReader, Processes, SandboxChange, SandboxDescription,
+};
 pub use service::{SessionProperties, SessionService};
 pub use session_config::{JobConfig, NewSession, ServiceError, ServiceSettings, SessionConfig};
 pub use variables::{Variable, VariablesError};
@@ -180,12 +183,7 @@ impl Manager {
         spec.limits.validate().map_err(ManagerError::Limits)?;
         let id = SessionId::random();
         let (sandbox, record) = self.create_sandbox(&spec, id.clone().into(), Some(&id), Some(ORPHAN_LIFETIME)).await?;
-        let (sweeper, paths) = (sandbox.clone(), self.paths.clone());
-        tokio::spawn(async move {
-            if let Err(error) = sandbox::sweep(&*sweeper, &paths).await {
-                tracing::warn!(%error, "cannot look for leftover sandboxes");
-            }
-        });
+        self.sweep_later(&sandbox);
         let (journal, events) = MemoryJournal::new();
         let handle = session::start(SessionParts {
             session: id,
@@ -214,8 +212,29 @@ impl Manager {
         }
     }
 
-    /// Creates a sandbox, with the kernel of `session` if there is one. With `orphan_lifetime`, the sandbox ends itself that long after the end of this process; without,
-    /// it lives on.
+    /// Creates a sandbox without a kernel, which ends with this process.
+    pub async fn create_one_shot_sandbox(&self, spec: SessionSpec) -> Result<OneShotSandbox, ManagerError> {
+        spec.limits.validate().map_err(ManagerError::Limits)?;
+        let id = SandboxId::random();
+        let (engine, record) = self.create_sandbox(&spec, id, None, Some(ORPHAN_LIFETIME)).await?;
+        self.sweep_later(&engine);
+        let instance = SandboxInstance::new(engine, record, &self.gateway);
+        instance.egress.set_policy(spec.network, None);
+        Ok(OneShotSandbox::new(instance))
+    }
+
+    /// Removes what killed commands have left behind, in the background.
+    fn sweep_later(&self, engine: &Arc<dyn Sandbox>) {
+        let (engine, paths) = (engine.clone(), self.paths.clone());
+        tokio::spawn(async move {
+            if let Err(error) = sandbox::sweep(&*engine, &paths).await {
+                tracing::warn!(%error, "cannot look for leftover sandboxes");
+            }
+        });
+    }
+
+    /// Creates a sandbox, with the kernel of `session` if there is one. With `orphan_lifetime`, the sandbox ends itself that long
+    /// after the end of this process; without, it lives on.
     async fn create_sandbox(
         &self,
         spec: &SessionSpec,

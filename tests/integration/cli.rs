@@ -142,6 +142,39 @@ fn exec_reads_code_and_answers_from_pipes() {
 }
 
 #[test]
+fn exec_shell_passes_streams_and_exit_on() {
+    let folder = scratch("exec-shell");
+    std::fs::write(folder.join("data.csv"), "a,b\n1,2\n").unwrap();
+    let line = "wc -l data.csv; echo $COLOUR >&2; exit 5";
+    let ran = Cli::new(&["exec", "--shell", line, "--env", "COLOUR=blue", "--file"]).path(&folder.join("data.csv")).run();
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (5, "2 data.csv\n", "blue\n"));
+    // More input and output than is kept, and bytes as they are.
+    let input: Vec<u8> = (0..24 << 20).map(|at: u32| (at % 251) as u8).collect();
+    let child = Cli::new(&["exec", "--shell", "cat"]).input(&input).start();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stdout == input, "{} of {} bytes", output.stdout.len(), input.len());
+    assert_eq!(Cli::new(&["exec", "--shell", "kill -TERM $$"]).run().code, 143);
+    assert_eq!(Cli::new(&["exec", "--shell", "sleep 1000", "--timeout", "0.3"]).run().code, 124);
+    assert_eq!(Cli::new(&["exec", "--shell", "no-such-program"]).run().code, 127);
+    assert_eq!(Cli::new(&["exec", "--shell", "ls", "-c", "1"]).run().code, 2);
+    let line = "trap 'echo interrupted; exit 9' INT; echo up; while :; do sleep 0.1; done";
+    let mut child = Cli::new(&["exec", "--shell", line]).start();
+    wait_for(&mut child, "up");
+    signal(&child, rustix::process::Signal::INT);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(9));
+}
+
+/// The priority of the kernel must not be higher than that of the command.
+#[test]
+fn kernels_start_with_the_lowest_priority() {
+    let output = Command::new("nice")
+        .args(["-n", "19", env!("CARGO_BIN_EXE_cellkeep"), "exec", "-c", "import os; print(os.nice(0))"])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "19\n", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn forged_input_requests_need_few_threads() {
     // More input requests than any real kernel sends, and nobody answers. They must not start a thread each.
     let code = "k = get_ipython().kernel

@@ -6,6 +6,7 @@
 mod control_link;
 mod guests;
 mod lifetime;
+mod one_shot;
 mod processes;
 mod registry;
 
@@ -23,6 +24,7 @@ use crate::session::SessionError;
 use crate::store::{SandboxRow, StoreError, now_ms, seconds_in_ms};
 
 pub(super) use control_link::ControlLink;
+pub use one_shot::OneShotSandbox;
 pub use processes::{NewProcess, ProcessError, ProcessOutput, ProcessReader, Processes};
 pub(super) use registry::{SandboxEntry, SandboxRegistry};
 
