@@ -1,6 +1,6 @@
 //! The processes of a sandbox: commands that run beside its kernels.
 //!
-//! Each has a task ([`process_host`](super::process_host)). This is the table by which requests find them.
+//! Each has a task ([`process_host`]). This is the table by which requests find them.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::AsFd;

@@ -177,6 +177,9 @@ async fn attach(engine: &dyn Sandbox, record: &SandboxRecord) -> Result<(Streams
     Ok(Streams::acceptor(reader, writer))
 }
 
+/// The most connections of one sandbox, with those whose streams were reset.
+const MAX_CONNECTIONS: usize = 320;
+
 /// Serves streams until the connection ends. Then those that are left end with it.
 async fn serve(mut accepted: Accepted, state: &Arc<SandboxState>) {
     let mut connections = JoinSet::new();
@@ -185,6 +188,8 @@ async fn serve(mut accepted: Accepted, state: &Arc<SandboxState>) {
     loop {
         tokio::select! {
             stream = accepted.recv() => match stream {
+                // What a stream that was reset has begun ends later: the number of streams is no bound.
+                Some(_) if connections.len() >= MAX_CONNECTIONS => {}
                 Some(stream) => {
                     let state = state.clone();
                     connections.spawn(async move { proxy::serve(stream, &state).await });

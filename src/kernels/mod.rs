@@ -13,4 +13,4 @@ pub use install::{
     InstallError, Progress, Status, environment, has_old_versions, install, missing_command_packages, remove_old_versions,
     status,
 };
-pub use own::{OwnKernelError, available, needed_folders, read as read_own};
+pub use own::{OwnKernelError, available, is_kernel_name, needed_folders, read as read_own};

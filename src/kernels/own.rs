@@ -132,8 +132,8 @@ fn read_folder(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>
     Ok(())
 }
 
-/// Whether an operator's kernel may have this name.
-fn is_kernel_name(name: &str) -> bool {
+/// Whether an operator's kernel may have this name, which becomes that of a folder.
+pub fn is_kernel_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let mut bytes = name.bytes();
     bytes.next().is_some_and(is_plain) && bytes.all(|byte| is_plain(byte) || b"-_.".contains(&byte)) && name.len() <= 64

@@ -15,7 +15,7 @@ impl SessionService {
         let gateway = self.0.manager.gateway();
         let is_permitted = |rule: &HostRule| {
             let host = rule.host();
-            !host.is_address() || rule.ports().into_iter().any(|port| gateway.permits_address(host, port))
+            !host.is_address() || rule.ports().into_iter().all(|port| gateway.permits_address(host, port))
         };
         match asked.rules().iter().find(|rule| !is_permitted(rule)) {
             Some(rule) => Err(ServiceError::AddressNotAllowed { host: rule.host().to_string() }),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::admission::{Admission, Allotment};
 use super::consumption::Consumption;
@@ -28,7 +28,7 @@ use super::{Manager, ManagerError, SessionSpec};
 use crate::artifacts::Blobs;
 use crate::audit::{AuditLog, AuditRecord};
 use crate::config::Paths;
-use crate::counters::UseCounter;
+use crate::counters::{UseCounter, UseGuard};
 use crate::egress::Gateway;
 use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 use crate::kernels::{self, KernelSpec, Status};
@@ -293,11 +293,7 @@ impl SessionService {
         self.0.consumption.check_seconds(principal)?;
         let is_alone = !self.0.store.has_user_beside(principal).await?;
         let allotment = self.0.admission.admit(principal, new.config.limits.pids, is_alone)?;
-        let turn = self.0.pending.count();
-        let pending = usize::try_from(turn.before).unwrap_or(usize::MAX);
-        if pending >= MAX_PENDING_PER_START * self.0.settings.max_starting {
-            return Err(ServiceError::TooManyPending { pending });
-        }
+        let turn = self.begin_creation()?;
         // In a task of its own: the client may disconnect, and what has begun must be finished or undone.
         let (service, principal) = (self.clone(), principal.clone());
         let creating = tokio::spawn(async move {
@@ -305,6 +301,21 @@ impl SessionService {
             service.claim_or_create(principal, kernel, new, allotment).await
         });
         creating.await.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    /// Counts a request whose session is being created. Beyond a number of them, another one would only delay the others.
+    pub(super) fn begin_creation(&self) -> Result<UseGuard, ServiceError> {
+        let turn = self.0.pending.count();
+        let pending = usize::try_from(turn.before).unwrap_or(usize::MAX);
+        if pending >= MAX_PENDING_PER_START * self.0.settings.max_starting {
+            return Err(ServiceError::TooManyPending { pending });
+        }
+        Ok(turn)
+    }
+
+    /// Waits until a kernel may start.
+    pub(super) async fn permit_start(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+        self.0.starting.acquire().await.map_err(|_| StoreError::Closed)
     }
 
     async fn claim_or_create(
@@ -394,7 +405,7 @@ impl SessionService {
         new: &NewSession,
         allotment: Option<Allotment>,
     ) -> Result<(SessionId, SessionEntry), ServiceError> {
-        let _permit = self.0.starting.acquire().await.map_err(|_| StoreError::Closed)?;
+        let _permit = self.permit_start().await?;
         let id = SessionId::random();
         self.0.store.insert_session(new_row(&id, principal, kernel, new)).await?;
         match self.start_in_sandbox(&id, principal, kernel, new).await {

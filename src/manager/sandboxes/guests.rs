@@ -32,17 +32,25 @@ impl SessionService {
         }
         let config = self.sandbox(sandbox, &access).await?.config;
         let SessionConfig { limits, network, mounts, .. } = config;
-        let config = SessionConfig { limits, network, mounts, ..new.config };
+        let ceilings = self.ceilings();
+        ceilings.check_idle_timeout(new.config.idle_timeout_seconds)?;
+        ceilings.check_lifetime(new.config.ttl_seconds)?;
+        let ttl_seconds = new.config.ttl_seconds.or(ceilings.lifetime_seconds);
+        let config = SessionConfig { limits, network, mounts, ttl_seconds, ..new.config };
         let new = NewSession { config, ..new };
         self.0.quota.check(principal)?;
         self.0.consumption.check_seconds(principal)?;
         let is_alone = !self.0.store.has_user_beside(principal).await?;
         // Its processes are within the limit of the sandbox, which is counted already.
         let allotment = self.0.admission.admit(principal, 0, is_alone)?;
+        let turn = self.begin_creation()?;
         let (service, principal) = (self.clone(), principal.clone());
         // In a task of its own: the client may disconnect, and what has begun must be finished or undone.
-        let creating =
-            tokio::spawn(async move { service.start_guest(&principal, &kernel, &new, &instance, allotment).await });
+        let creating = tokio::spawn(async move {
+            let _turn = turn;
+            let _permit = service.permit_start().await?;
+            service.start_guest(&principal, &kernel, &new, &instance, allotment).await
+        });
         creating.await.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 

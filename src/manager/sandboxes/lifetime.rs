@@ -199,9 +199,10 @@ impl SessionService {
             };
             let entry = SandboxEntry::new(row.principal, instance.clone(), allotment);
             // The client that asked for one without a record got no answer.
-            entry.instance.egress.set_policy(config.network.clone(), Some(&entry.principal));
-            if row.record.is_none() || !self.ceilings().allows(&config.network) {
+            if row.record.is_none() || self.check_network(&config.network).is_err() {
                 entry.set_ending();
+            } else {
+                entry.instance.egress.set_policy(config.network, Some(&entry.principal));
             }
             self.0.sandboxes.insert(row.id, Arc::new(entry));
         }
