@@ -113,9 +113,7 @@ fn of_machine(kernelspec: &Path, folders: Vec<PathBuf>, image: Option<String>) -
 pub(super) fn check_name(added: &AddedKernels, name: &str) -> Result<(), Failure> {
     // It becomes the name of a folder.
     if !kernels::is_kernel_name(name) {
-        return Err(Failure::usage(anyhow!(
-            "{name:?} is no name for a kernel: it has 1 to 64 characters of a-z 0-9 - _ . and begins with a letter or digit"
-        )));
+        return Err(Failure::usage(kernels::OwnKernelError::Name));
     }
     if !added.kernels.contains_key(name) && kernels::find(name).is_ok() {
         return Err(Failure::usage(anyhow!("{name:?} means a kernel already; choose another name with --name")));
