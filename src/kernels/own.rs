@@ -118,7 +118,11 @@ fn read_folder(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>
     for entry in entries {
         let name = entry.file_name().into_string().map_err(|name| format!("{} is not UTF-8", name.display()))?;
         let (path, name) = (entry.path(), format!("{prefix}/{name}"));
-        let found = fs::metadata(&path).map_err(|error| format!("{name}: {error}"))?;
+        let found = fs::symlink_metadata(&path).map_err(|error| format!("{name}: {error}"))?;
+        if found.is_symlink() {
+            // Its target may be a file that sandboxes must not read, and would be read again at each start.
+            return Err(format!("{name} is a link; put a copy in its place"));
+        }
         if found.is_dir() {
             read_folder(&path, &name, files)?;
             continue;

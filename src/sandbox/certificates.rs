@@ -48,6 +48,10 @@ pub fn certificates_folder(paths: &Paths, file: Option<&Path>) -> io::Result<Opt
     if !content.windows(27).any(|text| text == b"-----BEGIN CERTIFICATE-----") {
         return Err(io::Error::other(format!("{} has no certificate in the PEM format", source.display())));
     }
+    if content.windows(16).any(|text| text == b"PRIVATE KEY-----") {
+        let reason = "has a private key, which every sandbox could read; name a file that has certificates alone";
+        return Err(io::Error::other(format!("{} {reason}", source.display())));
+    }
     write(&paths.agent(), &folder, &content)?;
     Ok(Some(folder))
 }

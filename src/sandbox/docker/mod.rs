@@ -18,6 +18,8 @@ mod session_files;
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +31,7 @@ use bollard::query_parameters::{
     RemoveContainerOptionsBuilder, StartContainerOptions, StatsOptionsBuilder,
 };
 use futures_util::StreamExt;
+use rustix::fs::OFlags;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
@@ -347,6 +350,14 @@ impl Drop for AgentStderr {
 }
 
 /// The container's name, by which it is found even before its id is recorded.
+/// Connects to the agent's socket. Its folder belongs to the sandbox: a link in its place is not followed, since it would lead to sockets
+/// of the host.
+async fn connect_to_socket(path: &Path) -> io::Result<UnixStream> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let socket = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
+    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
+}
+
 fn container_name(sandbox: &SandboxId) -> String {
     format!("cellkeep-{sandbox}")
 }
@@ -439,7 +450,7 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn connect(&self, record: &SandboxRecord) -> Result<UnixStream, SandboxError> {
-        UnixStream::connect(&record.socket).await.map_err(SandboxError::io("cannot reach the agent"))
+        connect_to_socket(&record.socket).await.map_err(SandboxError::io("cannot reach the agent"))
     }
 
     async fn inspect(&self, record: &SandboxRecord) -> Result<SandboxState, SandboxError> {
