@@ -28,6 +28,8 @@ use crate::ids::{Generation, Seq};
 const CHUNK: usize = 64 * 1024;
 /// How long the output of an exited process must be quiet before its exit is reported, while others hold its pipes.
 const DRAIN_QUIET: Duration = Duration::from_millis(60);
+/// How long the exit is put off while processes that it left behind go on writing.
+const MAX_DRAIN: Duration = Duration::from_secs(10);
 /// The most bytes that are read after the exit: more than pipes can hold.
 const MAX_REST: usize = 4 << 20;
 /// How long a process may go on after SIGTERM when its time is over.
@@ -95,22 +97,27 @@ pub(super) fn spawn(
 
 impl ProcessHost {
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>, mut exits: mpsc::UnboundedReceiver<ExitStatus>) {
-        let mut exit: Option<(ExitStatus, Instant)> = None;
+        // The status, and when it is reported at the latest and if the output is quiet.
+        let mut exit: Option<(ExitStatus, Instant, Instant)> = None;
         let mut rest = MAX_REST;
         while self.sandbox.processes.has(&self.process.spec.id) {
             let (is_paused, process) = (self.is_reader_behind(), self.process.clone());
-            let deadline = self.next_deadline(is_paused, exit.map(|(_, settled)| settled));
+            let deadline = self.next_deadline(is_paused, exit.filter(|_| !is_paused).map(|(_, _, settled)| settled));
             let due = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
             tokio::select! {
                 biased;
-                Some(status) = exits.recv() => exit = Some((status, Instant::now() + DRAIN_QUIET)),
+                Some(status) = exits.recv() => {
+                    let now = Instant::now();
+                    (self.terminate_at, self.kill_at) = (None, None);
+                    exit = Some((status, now + MAX_DRAIN, now + DRAIN_QUIET));
+                }
                 Some(input) = inputs.recv() => self.handle_input(input),
                 () = process.input_ready.notified() => {}
                 () = self.input_writable() => self.write_input(),
                 stream = self.output_readable(), if !is_paused => {
                     let read = self.read_output(stream);
-                    if let Some((_, settled)) = &mut exit {
-                        *settled = Instant::now() + DRAIN_QUIET;
+                    if let Some((_, latest, settled)) = &mut exit {
+                        *settled = (Instant::now() + DRAIN_QUIET).min(*latest);
                         rest = rest.saturating_sub(read);
                     }
                     // A process that always writes must not keep the others from being served.
@@ -120,8 +127,8 @@ impl ProcessHost {
             }
             self.close_finished_input();
             self.enforce_timeout();
-            if let Some((status, settled)) = exit
-                && (self.open == [false; 2] || rest == 0 || settled <= Instant::now())
+            if let Some((status, _, settled)) = exit
+                && (self.open == [false; 2] || rest == 0 || (settled <= Instant::now() && !is_paused))
             {
                 exit = None;
                 self.report_exit(status);

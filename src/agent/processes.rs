@@ -155,11 +155,13 @@ impl Processes {
         }
     }
 
-    /// Kills a process, unless it has ended, and forgets it. Its task ends when the last handle is gone.
+    /// Kills a process, unless it has ended, and forgets it. Its task ends then.
     pub fn remove(&self, sandbox: &Rc<Sandbox>, id: &ProcessId) {
         let Some(process) = self.find(id) else { return };
         self.0.borrow_mut().retain(|one| one.spec.id != *id);
-        sandbox.programs.kill(&process.program);
+        if process.program.has_processes() {
+            sandbox.programs.kill(&process.program);
+        }
         sandbox.programs.forget(&process.program);
         process.input_ready.notify_one();
     }

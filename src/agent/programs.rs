@@ -48,7 +48,7 @@ impl Program {
         self.has_survivors.set(ProcessTable::read().living().any(|pid| program_of(pid).as_ref() == Some(&self.id)));
     }
 
-    fn has_processes(&self) -> bool {
+    pub fn has_processes(&self) -> bool {
         self.pid.get().is_some() || self.has_survivors.get()
     }
 
@@ -194,13 +194,17 @@ impl ProcessTable {
 
 impl ProcessRow {
     fn read(pid: Pid) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+        let stat = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
         // The name in parentheses may contain anything, so fields are counted after it.
-        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-        let is_zombie = matches!(fields.next()?, "Z" | "X");
+        let end_of_name = stat.iter().rposition(|byte| *byte == b')')?;
+        let mut fields = std::str::from_utf8(&stat[end_of_name + 1..]).ok()?.split_whitespace();
+        let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
-        // The resident set is the 24th field of all.
-        let resident_pages = fields.nth(19).and_then(|field| field.parse().ok()).unwrap_or(0);
+        // Threads and the resident set are the 20th and the 24th field of all.
+        let threads: u64 = fields.nth(15)?.parse().ok()?;
+        let resident_pages = fields.nth(3).and_then(|field| field.parse().ok()).unwrap_or(0);
+        // A process whose first thread has ended looks like a zombie while others go on.
+        let is_zombie = matches!(state, "Z" | "X") && threads <= 1;
         Some(Self { parent, is_zombie, resident_pages })
     }
 }
