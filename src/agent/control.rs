@@ -59,7 +59,7 @@ async fn handle(sandbox: &Rc<Sandbox>, request: Request, data: &[u8]) -> AnswerB
             sandbox.stop_kernel(&session).await;
             DONE
         }
-        Request::StartProcess(spec) => to_answer(processes.start(sandbox, *spec), |(info, _)| described(info)),
+        Request::StartProcess(spec) => to_answer(processes.start(sandbox, *spec), described),
         Request::Process { id } => to_answer(processes.info(&id), described),
         Request::ListProcesses => AnswerBody::Processes(processes.list()),
         Request::ProcessInput { id, offset, close } => to_answer(processes.write(&id, offset, data, close), described),

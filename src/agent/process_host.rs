@@ -48,7 +48,7 @@ struct ProcessHost {
     chunk: Box<[u8]>,
     readers: Vec<Reader>,
     connections: u64,
-    /// When the process is told to end, and when it is killed, because its time is over.
+    /// When the time limit sends SIGTERM, and when SIGKILL follows.
     terminate_at: Option<Instant>,
     kill_at: Option<Instant>,
     timed_out: bool,

@@ -98,14 +98,14 @@ impl Processes {
         all
     }
 
-    /// Starts a process, unless one with this id was started before. Returns it, and whether it was there.
+    /// Starts a process, unless one with this id was started before. Returns it.
     ///
     /// # Errors
     /// If there are too many, if the id belongs to another command, or if the program cannot be started.
-    pub fn start(&self, sandbox: &Rc<Sandbox>, spec: ProcessSpec) -> Result<(ProcessInfo, bool), Refused> {
+    pub fn start(&self, sandbox: &Rc<Sandbox>, spec: ProcessSpec) -> Result<ProcessInfo, Refused> {
         if let Some(known) = self.find(&spec.id) {
             return match known.spec == spec {
-                true => Ok((known.info(), true)),
+                true => Ok(known.info()),
                 false => Err(Refused {
                     reason: "this key was used for a process that was started otherwise".to_owned(),
                     cause: RefusalCause::Exists,
@@ -141,7 +141,7 @@ impl Processes {
         process_host::spawn(sandbox.clone(), process.clone(), stdin, inputs, exits);
         self.0.borrow_mut().push(process.clone());
         self.forget_oldest(sandbox);
-        Ok((process.info(), false))
+        Ok(process.info())
     }
 
     /// Forgets the oldest ended processes beyond [`MAX_ENDED`].

@@ -1,8 +1,8 @@
 //! The programs of a sandbox: kernels and processes, each with the processes that it has started.
 //!
 //! A program's own process is known by its PID. Its descendants are found by their parents, and those whose parents have
-//! exited by [`VARIABLE`], which they inherit. Code can remove that variable. So whoever ends a program also ends what belongs
-//! to no program: nothing outlives all of them.
+//! exited by [`VARIABLE`], which they inherit. Code can remove that variable from its environment. For that reason, killing a
+//! program also kills every process that belongs to no program.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -284,15 +284,7 @@ impl SessionService {
         }
         let kernel = kernels::find(&new.kernel)?.clone();
         let mut new = new;
-        new.config.limits.validate().map_err(ManagerError::Limits)?;
-        new.config.check(self.ceilings())?;
-        self.check_network(&new.config.network)?;
-        self.mounts().find(&new.config.mounts)?;
-        new.config.ttl_seconds = new.config.ttl_seconds.or(self.ceilings().lifetime_seconds);
-        self.0.quota.check(principal)?;
-        self.0.consumption.check_seconds(principal)?;
-        let is_alone = !self.0.store.has_user_beside(principal).await?;
-        let allotment = self.0.admission.admit(principal, new.config.limits.pids, is_alone)?;
+        let allotment = self.admit_sandbox(principal, &mut new).await?;
         let turn = self.begin_creation()?;
         // In a task of its own: the client may disconnect, and what has begun must be finished or undone.
         let (service, principal) = (self.clone(), principal.clone());
@@ -301,6 +293,28 @@ impl SessionService {
             service.claim_or_create(principal, kernel, new, allotment).await
         });
         creating.await.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    /// Checks a new sandbox against ceilings and quotas, and counts it.
+    pub(super) async fn admit_sandbox(
+        &self,
+        principal: &PrincipalId,
+        new: &mut NewSession,
+    ) -> Result<Allotment, ServiceError> {
+        new.config.limits.validate().map_err(ManagerError::Limits)?;
+        new.config.check(self.ceilings())?;
+        self.check_network(&new.config.network)?;
+        self.mounts().find(&new.config.mounts)?;
+        new.config.ttl_seconds = new.config.ttl_seconds.or(self.ceilings().lifetime_seconds);
+        self.admit(principal, new.config.limits.pids).await
+    }
+
+    /// Checks the quotas of a principal, and counts a session with this many processes.
+    pub(super) async fn admit(&self, principal: &PrincipalId, processes: u64) -> Result<Allotment, ServiceError> {
+        self.0.quota.check(principal)?;
+        self.0.consumption.check_seconds(principal)?;
+        let is_alone = !self.0.store.has_user_beside(principal).await?;
+        self.0.admission.admit(principal, processes, is_alone)
     }
 
     /// Counts a request whose session is being created. Beyond a number of them, another one would only delay the others.

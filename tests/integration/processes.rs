@@ -264,7 +264,7 @@ async fn background_process_outlives_its_shell(place: TestSandbox) {
     shell.end().await;
 }
 
-/// 64 MB, four times what is kept, read by a client that is slower than the process.
+/// The process writes 64 MB faster than the client reads them. Only 16 MB are kept.
 async fn slow_reader_misses_nothing(place: TestSandbox) {
     const BYTES: usize = 64 << 20;
     let shell = Shell::start("ps-flood", place).await;

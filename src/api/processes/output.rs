@@ -104,8 +104,8 @@ impl Encoding {
 
 /// Stream the output of a process
 ///
-/// First what is kept after a number, then what comes, as server-sent events, until the process has exited. The newest 16 MB are
-/// kept; while a client keeps reading, a process that is faster waits. Any number of clients can read.
+/// Sends the kept events after a number, then new ones as they are written, as server-sent events, until the process has exited. The
+/// newest 16 MB are kept. While a client keeps reading, a faster process waits for it. Any number of clients can read.
 #[utoipa::path(
     get, path = "/processes/{process}/events", operation_id = "stream_process_output", tag = "processes",
     params(SandboxInPath, ProcessInPath, OutputQuery, LastEventId),

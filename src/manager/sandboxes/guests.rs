@@ -38,11 +38,8 @@ impl SessionService {
         let ttl_seconds = new.config.ttl_seconds.or(ceilings.lifetime_seconds);
         let config = SessionConfig { limits, network, mounts, ttl_seconds, ..new.config };
         let new = NewSession { config, ..new };
-        self.0.quota.check(principal)?;
-        self.0.consumption.check_seconds(principal)?;
-        let is_alone = !self.0.store.has_user_beside(principal).await?;
         // Its processes are within the limit of the sandbox, which is counted already.
-        let allotment = self.0.admission.admit(principal, 0, is_alone)?;
+        let allotment = self.admit(principal, 0).await?;
         let turn = self.begin_creation()?;
         let (service, principal) = (self.clone(), principal.clone());
         // In a task of its own: the client may disconnect, and what has begun must be finished or undone.

@@ -13,8 +13,7 @@ use crate::ids::{Access, PrincipalId, SandboxId};
 use crate::manager::reaper::{CONCURRENCY, Rounds, with_permit};
 use crate::manager::registry::SandboxInstance;
 use crate::manager::service::SessionService;
-use crate::manager::session_config::{NewSession, ServiceError, SessionConfig};
-use crate::manager::{ManagerError, admission::Allotment};
+use crate::manager::session_config::{ServiceError, SessionConfig};
 use crate::sandbox::{self, SandboxKind, SandboxState};
 use crate::session::SessionState;
 use crate::store::{SandboxRow, now_ms, seconds_in_ms};
@@ -25,23 +24,6 @@ const ROUND_INTERVAL: Duration = Duration::from_secs(2);
 const ENGINE_ROUNDS: u64 = 10;
 
 impl SessionService {
-    /// Checks a new sandbox against ceilings and quotas, and counts it.
-    pub(super) async fn admit_sandbox(
-        &self,
-        principal: &PrincipalId,
-        new: &mut NewSession,
-    ) -> Result<Allotment, ServiceError> {
-        new.config.limits.validate().map_err(ManagerError::Limits)?;
-        new.config.check(self.ceilings())?;
-        self.check_network(&new.config.network)?;
-        self.mounts().find(&new.config.mounts)?;
-        new.config.ttl_seconds = new.config.ttl_seconds.or(self.ceilings().lifetime_seconds);
-        self.0.quota.check(principal)?;
-        self.0.consumption.check_seconds(principal)?;
-        let is_alone = !self.0.store.has_user_beside(principal).await?;
-        self.0.admission.admit(principal, new.config.limits.pids, is_alone)
-    }
-
     /// Ends a sandbox that was created by itself, its sessions and its processes. The journals of the sessions stay.
     pub async fn delete_sandbox(&self, id: &SandboxId, access: &Access) -> Result<(), ServiceError> {
         let not_found = || ServiceError::SandboxNotFound { id: id.to_string() };

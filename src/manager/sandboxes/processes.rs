@@ -139,7 +139,7 @@ impl Processes {
         self.tell(Request::RemoveProcess { id: id.clone() }).await
     }
 
-    /// Reads the output after the event `after`, first what is kept and then what comes.
+    /// Reads the output after the event `after`: the kept events, then new ones as they are written.
     pub async fn read(&self, id: &ProcessId, after: Seq) -> Result<ProcessReader, ProcessError> {
         let info = self.get(id).await?;
         let after = Seq(after.0.min(info.next_seq.0.saturating_sub(1)));
@@ -166,7 +166,7 @@ fn unexpected() -> ProcessError {
     ServiceError::from(SessionError::Link(LinkError::Unexpected)).into()
 }
 
-/// The id of the process that a client starts with `key`: the same for each retry, and no other client can guess it.
+/// The id of the process that a client starts with `key`: the same for each retry.
 fn id_of_key(sandbox: &SandboxId, key: &str) -> ProcessId {
     let hash = Sha256::digest(format!("{sandbox}\n{key}"));
     let text: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();

@@ -71,8 +71,7 @@ pub(in crate::manager) struct SandboxRegistry(DashMap<SandboxId, Arc<SandboxEntr
 impl SandboxRegistry {
     /// The sandbox, if the caller may see it.
     pub fn find_visible(&self, id: &SandboxId, access: &Access) -> Option<Arc<SandboxEntry>> {
-        let entry = self.0.get(id).map(|entry| entry.value().clone())?;
-        Some(entry).filter(|entry| access.includes(&entry.principal) && !entry.is_ending())
+        self.find(id).filter(|entry| access.includes(&entry.principal) && !entry.is_ending())
     }
 
     pub fn insert(&self, id: SandboxId, entry: Arc<SandboxEntry>) {
