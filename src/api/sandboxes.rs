@@ -139,7 +139,7 @@ impl SandboxView {
             id,
             name,
             kernel,
-            isolation: record.isolation.into(),
+            isolation: IsolationView::new(record.isolation, &config.network),
             network: config.network.into(),
             mounts: config.mounts,
             limits: config.limits.into(),
@@ -225,7 +225,7 @@ pub(super) struct PatchSandbox {
     ttl_seconds: Option<u64>,
     #[schema(maximum = 315360000)]
     idle_timeout_seconds: Option<u64>,
-    /// What code in the sandbox reaches, for connections from now on. It cannot change to or from `open`.
+    /// What code in the sandbox reaches. Connections that it does not allow end. It cannot change to or from `open`.
     #[schema(value_type = Option<NetworkView>)]
     network: Option<RequestedNetwork>,
 }

@@ -379,7 +379,7 @@ pub(super) struct Patch {
     ttl_seconds: Option<u64>,
     #[schema(maximum = 315360000)]
     idle_timeout_seconds: Option<u64>,
-    /// What code in the session reaches, for connections from now on. It cannot change to or from `open`.
+    /// What code in the session reaches. Connections that it does not allow end. It cannot change to or from `open`.
     #[schema(value_type = Option<NetworkView>)]
     network: Option<RequestedNetwork>,
 }

@@ -5,6 +5,7 @@ use super::session_config::{ServiceError, SessionConfig};
 use crate::egress::DecisionList;
 use crate::ids::{Access, SandboxId, SessionId};
 use crate::policy::{HostRule, NetworkPolicy};
+use crate::session::SessionError;
 
 impl SessionService {
     /// Checks a policy against the ceiling of the server, and addresses in it against those that the operator permits.
@@ -31,8 +32,12 @@ impl SessionService {
         asked: &NetworkPolicy,
     ) -> Result<(), ServiceError> {
         let entry = self.0.registry.find_visible(id, access)?;
-        if let Some(sandbox) = entry.sandbox().filter(|sandbox| sandbox.is_shared()) {
-            return Err(ServiceError::NetworkOfSandbox { sandbox: sandbox.record.id.to_string() });
+        match entry.sandbox() {
+            None => return Err(SessionError::Gone { why: "its sandbox has ended".to_owned() }.into()),
+            Some(sandbox) if sandbox.is_shared() => {
+                return Err(ServiceError::NetworkOfSandbox { sandbox: sandbox.record.id.to_string() });
+            }
+            Some(_) => {}
         }
         let row = self.0.store.session(id).await?.ok_or_else(|| ServiceError::not_found(id))?;
         self.check_new_network(&SessionConfig::of_row(&row).network, asked)
@@ -44,7 +49,7 @@ impl SessionService {
         if before.interface() == asked.interface() { Ok(()) } else { Err(ServiceError::NetworkFixed) }
     }
 
-    /// Stores the policy of a sandbox with the sessions in it, as which they show it.
+    /// Stores the policy of a sandbox with the sessions in it that do not have it yet, since they show it as theirs.
     pub(super) async fn show_network_of_sandbox(
         &self,
         sandbox: &SandboxId,
@@ -53,8 +58,10 @@ impl SessionService {
         for (id, _) in self.sessions_in(sandbox) {
             let network = network.clone();
             let changed = self.0.store.change_session(&id, move |row| {
-                let config = SessionConfig { network, ..SessionConfig::of_row(row) };
-                row.spec = config.to_json();
+                let config = SessionConfig::of_row(row);
+                if config.network != network {
+                    row.spec = SessionConfig { network, ..config }.to_json();
+                }
             });
             changed.await?;
         }

@@ -84,6 +84,8 @@ pub(super) struct SessionEntry {
     last_used_ms: AtomicI64,
     /// The default timeout of a cell in seconds. The row has it as well; reading the row would cost a store access per cell.
     cell_timeout: Mutex<Option<f64>>,
+    /// Held while properties of the session are changed.
+    pub changing: tokio::sync::Mutex<()>,
     /// Held while the sandbox is removed: a second removal waits, and then finds no sandbox.
     pub removal: tokio::sync::Mutex<()>,
     /// `None` once the session has ended and its sandbox is removed. The journal can still be read.
@@ -108,6 +110,7 @@ impl SessionEntry {
             feed,
             last_used_ms: AtomicI64::new(0),
             cell_timeout: Mutex::new(cell_timeout),
+            changing: tokio::sync::Mutex::default(),
             removal: tokio::sync::Mutex::default(),
             sandbox: ArcSwapOption::from_pointee(sandbox),
             allotment: Mutex::default(),

@@ -230,7 +230,7 @@ impl SessionService {
     }
 
     /// Changes properties of a session in one transaction: concurrent changes are not lost. A lifetime that would exceed the
-    /// ceiling ends there.
+    /// ceiling ends there. After an error, nothing has changed.
     pub async fn update(
         &self,
         id: &SessionId,
@@ -238,8 +238,21 @@ impl SessionService {
         change: impl FnOnce(&mut SessionProperties) + Send + 'static,
     ) -> Result<(), ServiceError> {
         let entry = self.0.registry.find_visible(id, access)?;
+        let (service, id) = (self.clone(), id.clone());
+        // In a task of its own: the client may disconnect, and what is committed must be in force.
+        let changing = tokio::spawn(async move { service.change(&id, &entry, change).await });
+        changing.await.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    async fn change(
+        &self,
+        id: &SessionId,
+        entry: &SessionEntry,
+        change: impl FnOnce(&mut SessionProperties) + Send + 'static,
+    ) -> Result<(), ServiceError> {
         let longest = self.ceilings().lifetime_seconds.map(seconds_in_ms);
-        let changing = entry.clone();
+        // What is in force follows the order of the commits.
+        let changing = entry.changing.lock().await;
         let changed = self.0.store.change_session(id, move |row| {
             let config = SessionConfig::of_row(row);
             let mut properties = SessionProperties { name: row.name.take(), config, expires_at: row.expires_at };
@@ -248,13 +261,15 @@ impl SessionService {
             let latest = longest.map(|longest| row.created_at.saturating_add(longest));
             let expires_at = properties.expires_at.into_iter().chain(latest).min();
             (row.name, row.expires_at) = (properties.name, expires_at);
-            // Within the transaction, so that the timeouts in memory follow the order of the commits.
-            changing.set_cell_timeout(properties.config.timeout_seconds);
-            changing.set_network(&properties.config.network);
         });
-        if !changed.await? {
-            return Err(ServiceError::not_found(id));
+        let changed = changed.await?.ok_or_else(|| ServiceError::not_found(id))?;
+        let config = SessionConfig::of_row(&changed);
+        entry.set_cell_timeout(config.timeout_seconds);
+        if let Some(sandbox) = entry.sandbox().filter(|sandbox| !sandbox.is_shared()) {
+            entry.set_network(&config.network);
+            self.show_network_of_sandbox(&sandbox.record.id, &config.network).await?;
         }
+        drop(changing);
         entry.settle_network().await;
         Ok(())
     }

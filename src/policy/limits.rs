@@ -206,7 +206,7 @@ impl Isolation {
     /// Adds the network; `open` describes what an open one reaches.
     pub fn with_network(self, network: Network, open: &str) -> Self {
         match network {
-            Network::None => self.with(&["no network"]),
+            Network::None => self.with(&["no network interface"]),
             Network::Open => self.without("network", &format!("open, as requested: {open}")),
         }
     }
@@ -269,7 +269,7 @@ mod tests {
             .with_limits([limit("memory", true), limit("cpus", false)]);
         assert_eq!(isolation.enforced, ["seccomp", "memory"]);
         assert_eq!(isolation.not_enforced, ["network: open, as requested: all of it", "cpus: not limited (no controller)"]);
-        assert_eq!(Isolation::new(IsolationLevel::Vm).with_network(Network::None, "").enforced, ["no network"]);
+        assert_eq!(Isolation::new(IsolationLevel::Vm).with_network(Network::None, "").enforced, ["no network interface"]);
     }
 
     #[test]

@@ -207,18 +207,18 @@ impl Store {
         &self,
         session: &SessionId,
         change: impl FnOnce(&mut SessionRow) + Send + 'static,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<SessionRow>, StoreError> {
         let id = session.clone();
         self.writer
             .write(move |connection| {
                 let select = format!("SELECT {} FROM sessions WHERE id = ?1", columns_with(&[]));
                 let Some(mut row) = connection.prepare_cached(&select)?.query_row([id.as_str()], read).optional()? else {
-                    return Ok(false);
+                    return Ok(None);
                 };
                 change(&mut row);
                 let update = "UPDATE sessions SET name = ?2, spec = ?3, expires_at = ?4 WHERE id = ?1";
                 connection.prepare_cached(update)?.execute(params![id.as_str(), row.name, row.spec, row.expires_at])?;
-                Ok(true)
+                Ok(Some(row))
             })
             .await
     }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use cellkeep::config::Paths;
 use cellkeep::egress::{EgressSettings, Gateway, PrivateAddresses, Resolver};
 use cellkeep::kernels;
@@ -30,6 +29,7 @@ in_every_sandbox!(
     network_changes_while_the_session_runs,
     killed_server_breaks_connections_and_serves_new_ones,
     network_of_a_sandbox_holds_for_its_sessions,
+    failed_change_of_network_is_not_in_force,
 );
 
 /// A web server. `/endless` sends until the client goes; every other path is answered with its name.
@@ -97,9 +97,8 @@ async fn answer(socket: TcpStream) -> io::Result<()> {
 /// Names that lead to the loopback.
 struct Names(HashMap<&'static str, [u8; 4]>);
 
-#[async_trait]
 impl Resolver for Names {
-    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let address = self.0.get(host).ok_or_else(|| io::Error::other("no such name"))?;
         Ok(vec![SocketAddr::from((*address, port))])
     }
@@ -112,7 +111,7 @@ async fn session(place: TestSandbox, world: &World, policy: NetworkPolicy) -> Te
         Names(HashMap::from([("world.example", loopback), ("own.example", loopback), ("evil.example", [10, 0, 0, 1])]));
     let private = PrivateAddresses::parse(&[world.address()]).unwrap();
     let settings = EgressSettings { private, ..EgressSettings::default() };
-    let gateway = Gateway::with_resolver(settings, None, Box::new(names));
+    let gateway = Gateway::with_resolver(settings, None, Arc::new(names));
     let spec = SessionSpec {
         kernel: kernels::find("python").unwrap().clone(),
         sandbox: SandboxChoice::Only(place.kind),
@@ -317,6 +316,46 @@ async fn killed_server_breaks_connections_and_serves_new_ones(place: TestSandbox
     world.until_open(|open| open == 0).await;
     server.start_again().await;
     assert_eq!(printed(&held.finished("c").await), "begun\nbroken\n/again\n");
+    server.end().await;
+}
+
+async fn failed_change_of_network_is_not_in_force(place: TestSandbox) {
+    let world = World::start().await;
+    let private = format!("--egress-private={}", world.address());
+    let server = Server::start("egress-failed", place, &["--allow-network=allow", &private]).await;
+    let client = server.client();
+    let policy = json!({"allow": [world.address()]});
+    let sandbox = client.post("/v1/sandboxes", json!({"kernel": "python", "network": policy})).await.is(201);
+    let sandbox_path = format!("/v1/sandboxes/{}", sandbox["id"].as_str().unwrap());
+    let (held, guest) =
+        tokio::join!(client.create(json!({"kernel": "python"})), client.create(json!({"sandbox": sandbox["id"]})),);
+    let get = format!("print(get('http://{}/x'))", world.address());
+    for (session, text) in [(&held, "policy of this sandbox is `none`"), (&guest, "/x\n")] {
+        session.ok(&format!("{HELPERS}{BY_PROXY}")).await;
+        assert!(session.ok(&get).await.contains(text));
+    }
+    let journal = rusqlite::Connection::open(server.paths().journal()).unwrap();
+    for table in ["sessions", "sandboxes"] {
+        let trigger =
+            format!("CREATE TRIGGER no_{table} BEFORE UPDATE OF spec ON {table} BEGIN SELECT RAISE(ABORT, 'no'); END");
+        journal.execute_batch(&trigger).unwrap();
+    }
+    assert!(client.patch(&held.path(""), json!({"network": policy})).await.status >= 500);
+    assert!(client.patch(&sandbox_path, json!({"network": "none"})).await.status >= 500);
+    assert!(held.ok(&get).await.contains("policy of this sandbox is `none`"));
+    assert_eq!(guest.ok(&get).await, "/x\n");
+    journal.execute_batch("DROP TRIGGER no_sessions; DROP TRIGGER no_sandboxes").unwrap();
+    // What is shown is what holds.
+    let enforced = |view: &Value| view["isolation"]["enforced"].to_string();
+    assert!(enforced(&held.view().await).contains("\"no network\""));
+    let of_hosts = "network: 1 named hosts, through the server's proxy alone";
+    assert!(enforced(&guest.view().await).contains(of_hosts) && !enforced(&guest.view().await).contains("\"no network\""));
+    let view = client.patch(&held.path(""), json!({"network": policy})).await.is(200);
+    assert!(enforced(&view).contains(of_hosts), "{view}");
+    // A session that has ended has no network to change.
+    client.delete(&sandbox_path).await.is(204);
+    client.patch(&guest.path(""), json!({"network": "none"})).await.problem(409, "session_gone");
+    assert_eq!(guest.view().await["network"], policy);
     server.end().await;
 }
 

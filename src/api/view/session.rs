@@ -83,7 +83,7 @@ impl SessionView {
             language: row.language.clone(),
             state: phase.into(),
             why: row.why.clone(),
-            isolation: isolation(row).map(IsolationView::from),
+            isolation: isolation(row).map(|isolation| IsolationView::new(isolation, &config.network)),
             network: config.network.into(),
             mounts: config.mounts,
             created_at: time(row.created_at),
@@ -221,8 +221,11 @@ pub(in crate::api) struct IsolationView {
     not_stopped: Vec<String>,
 }
 
-impl From<Isolation> for IsolationView {
-    fn from(Isolation { level, enforced, not_enforced, not_stopped }: Isolation) -> Self {
+impl IsolationView {
+    /// What a sandbox reported when it was created, and the policy in force.
+    pub fn new(reported: Isolation, network: &NetworkPolicy) -> Self {
+        let Isolation { level, mut enforced, not_enforced, not_stopped } = reported;
+        enforced.extend(network.measure());
         Self { level: level.into(), enforced, not_enforced, not_stopped }
     }
 }

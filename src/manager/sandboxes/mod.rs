@@ -192,7 +192,8 @@ impl SessionService {
         self.0.registry.all().into_iter().filter(|(_, entry)| is_in(entry)).collect()
     }
 
-    /// Changes a sandbox that was created by itself. A lifetime that would exceed the ceiling ends there.
+    /// Changes a sandbox that was created by itself. A lifetime that would exceed the ceiling ends there. After an error, nothing has
+    /// changed.
     pub async fn change_sandbox(&self, id: &SandboxId, access: &Access, change: SandboxChange) -> Result<(), ServiceError> {
         let not_found = || ServiceError::SandboxNotFound { id: id.to_string() };
         let entry = self.0.sandboxes.find_visible(id, access).ok_or_else(not_found)?;
@@ -201,15 +202,25 @@ impl SessionService {
             let config = self.sandbox(id, access).await?.config;
             self.check_new_network(&config.network, network)?;
         }
-        let (network, changing) = (change.network.clone(), entry.clone());
+        let (service, id) = (self.clone(), id.clone());
+        // In a task of its own: the client may disconnect, and what is committed must be in force.
+        let changing = tokio::spawn(async move { service.commit_sandbox_change(&id, &entry, change).await });
+        changing.await.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    async fn commit_sandbox_change(
+        &self,
+        id: &SandboxId,
+        entry: &SandboxEntry,
+        change: SandboxChange,
+    ) -> Result<(), ServiceError> {
+        let network = change.network.clone();
+        // What is in force follows the order of the commits.
+        let _changing = entry.changing.lock().await;
         let longest = self.ceilings().lifetime_seconds.map(seconds_in_ms);
         let changed = self.0.store.change_sandbox(id, move |row| {
             let mut config: SessionConfig = serde_json::from_str(&row.spec).unwrap_or_default();
-            if let Some(network) = change.network {
-                // Within the transaction, so that the policy in force follows the order of the commits.
-                changing.instance.egress.set_policy(network.clone(), Some(&changing.principal));
-                config.network = network;
-            }
+            config.network = change.network.unwrap_or(config.network);
             config.labels = change.labels.unwrap_or(config.labels);
             config.idle_timeout_seconds = change.idle_timeout_seconds.or(config.idle_timeout_seconds);
             if let Some(seconds) = change.ttl_seconds {
@@ -221,8 +232,9 @@ impl SessionService {
             row.name = change.name.or(row.name.take());
             row.spec = config.to_json();
         });
-        changed.await?.map(drop).ok_or_else(not_found)?;
+        changed.await?.ok_or_else(|| ServiceError::SandboxNotFound { id: id.to_string() })?;
         if let Some(network) = network {
+            entry.instance.egress.set_policy(network.clone(), Some(&entry.principal));
             entry.instance.egress.settle().await;
             self.show_network_of_sandbox(id, &network).await?;
         }

@@ -19,6 +19,8 @@ pub(in crate::manager) struct SandboxEntry {
     last_used_ms: AtomicI64,
     /// It is being removed, and nobody sees it any more. The reaper retries what fails.
     is_ending: AtomicBool,
+    /// Held while its properties are changed.
+    pub changing: tokio::sync::Mutex<()>,
     /// Held while it is removed.
     pub removal: tokio::sync::Mutex<()>,
     /// What it counts for its principal.
@@ -34,6 +36,7 @@ impl SandboxEntry {
             instance,
             last_used_ms: AtomicI64::new(now_ms()),
             is_ending: AtomicBool::new(false),
+            changing: tokio::sync::Mutex::default(),
             removal: tokio::sync::Mutex::default(),
             _allotment: allotment,
             charged_at: Mutex::new(Instant::now()),
