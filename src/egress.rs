@@ -16,13 +16,14 @@ mod environment;
 mod proxy;
 mod request_head;
 mod sandbox;
+mod shares;
+mod tls_hello;
 mod traffic;
+mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-use tokio::sync::Semaphore;
 
 use crate::audit::AuditLog;
 use crate::policy::{HostName, HostRule, NetworkPolicy};
@@ -32,6 +33,7 @@ pub use decisions::{Decision, DecisionList};
 pub use dial::{Resolver, SystemResolver};
 pub use environment::{IndexError, PackageIndexes};
 pub(crate) use sandbox::SandboxEgress;
+use shares::Shares;
 
 /// What the operator decides about the network of sandboxes.
 #[derive(Clone, Debug)]
@@ -43,7 +45,7 @@ pub struct EgressSettings {
     pub private: PrivateAddresses,
     /// Certificates that programs in sandboxes trust, PEM. `None`: those of this machine.
     pub ca_file: Option<PathBuf>,
-    /// Connections at a time, of all sandboxes together.
+    /// Connections at a time, of all sandboxes together. One owner may have half of them.
     pub max_connections: usize,
     /// Bytes that one sandbox may send and receive while one server runs. `None` is unlimited.
     pub max_bytes: Option<u64>,
@@ -73,22 +75,22 @@ struct Inner {
     settings: EgressSettings,
     /// The rules of the policy `packages`.
     packages: Vec<HostRule>,
-    resolver: Box<dyn Resolver>,
+    resolver: Arc<dyn Resolver>,
     audit: Option<AuditLog>,
-    connections: Arc<Semaphore>,
+    shares: Shares,
 }
 
 impl Gateway {
     /// `audit` records the decisions.
     pub fn new(settings: EgressSettings, audit: Option<AuditLog>) -> Self {
-        Self::with_resolver(settings, audit, Box::new(SystemResolver))
+        Self::with_resolver(settings, audit, Arc::new(SystemResolver))
     }
 
     /// As [`Self::new`], with another source of addresses.
-    pub fn with_resolver(settings: EgressSettings, audit: Option<AuditLog>, resolver: Box<dyn Resolver>) -> Self {
+    pub fn with_resolver(settings: EgressSettings, audit: Option<AuditLog>, resolver: Arc<dyn Resolver>) -> Self {
         let packages = settings.indexes.hosts().into_iter().chain(settings.package_hosts.iter().cloned()).collect();
-        let connections = Arc::new(Semaphore::new(settings.max_connections));
-        Self(Arc::new(Inner { settings, packages, resolver, audit, connections }))
+        let shares = Shares::new(settings.max_connections);
+        Self(Arc::new(Inner { settings, packages, resolver, audit, shares }))
     }
 
     pub fn settings(&self) -> &EgressSettings {

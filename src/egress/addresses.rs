@@ -1,7 +1,7 @@
 //! Which addresses the proxy never connects to, whatever name led to them: private networks, the machine itself, its neighbours on the link,
 //! services that describe a machine to its programs. The operator can name exceptions.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 
 use crate::policy::{HostName, HostRule};
@@ -62,14 +62,41 @@ fn refused_v6(address: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
+/// Whether it is an address of this machine, whose services sandboxes must not reach, even in a network that they may reach. A socket
+/// can be bound to these alone; nothing is sent.
+pub(super) fn is_own(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    UdpSocket::bind((address, 0)).is_ok() && !binds_foreign(address.is_ipv4())
+        // For most of its own addresses, the system would choose the same one to send from.
+        || chosen_source(address).is_some_and(|chosen| chosen.to_canonical() == address)
+}
+
+/// Whether this machine binds sockets to addresses that it does not have (the setting `ip_nonlocal_bind`). The addresses are of networks
+/// for documentation, which nobody has.
+fn binds_foreign(is_v4: bool) -> bool {
+    let documentation: IpAddr =
+        if is_v4 { Ipv4Addr::new(192, 0, 2, 1).into() } else { Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into() };
+    UdpSocket::bind((documentation, 0)).is_ok()
+}
+
+/// The address from which the system would send to this one. Nothing is sent.
+fn chosen_source(address: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((address, 9)).ok()?;
+    socket.local_addr().ok().map(|chosen| chosen.ip())
+}
+
 /// The private addresses that an operator lets sandboxes reach, where their policies allow the host: `10.1.0.0/16`, `10.1.2.3`,
-/// `10.1.2.3:8080` or `mirror.internal:443`.
+/// `10.1.2.3:8080` or `mirror.internal:443`. A network does not include the machine's own addresses.
 #[derive(Clone, Debug, Default)]
 pub struct PrivateAddresses(Vec<Exception>);
 
 #[derive(Clone, Debug)]
 enum Exception {
     Network(IpAddr, u8),
+    /// All ports of an address.
+    Host(IpAddr),
     Address(SocketAddr),
     /// All addresses of a name.
     Name(HostRule),
@@ -79,7 +106,8 @@ impl PrivateAddresses {
     pub(super) fn include(&self, host: &HostName, address: SocketAddr) -> bool {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         self.0.iter().any(|exception| match exception {
-            Exception::Network(network, bits) => contains(*network, *bits, address.ip()),
+            Exception::Network(network, bits) => contains(*network, *bits, address.ip()) && !is_own(address.ip()),
+            Exception::Host(own) => *own == address.ip(),
             Exception::Address(own) => *own == address,
             Exception::Name(rule) => rule.matches(host, address.port()),
         })
@@ -108,7 +136,7 @@ impl FromStr for Exception {
             return Ok(Self::Network(network, bits));
         }
         if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(Self::Network(address, if address.is_ipv4() { 32 } else { 128 }));
+            return Ok(Self::Host(address.to_canonical()));
         }
         if let Ok(address) = text.parse::<SocketAddr>() {
             return Ok(Self::Address(address));
@@ -208,6 +236,23 @@ mod tests {
                 .unwrap()
                 .include(&HostName::parse("a").unwrap(), "9.9.9.9:1".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn networks_do_not_include_the_machine_itself() {
+        // The system sends to 127.0.0.2 from 127.0.0.1, as to the second address of any interface from the first.
+        for own in ["127.0.0.1", "127.0.0.2", "::ffff:127.0.0.2"] {
+            assert!(is_own(own.parse().unwrap()), "{own}");
+        }
+        assert!(!is_own("192.0.2.1".parse().unwrap()) && !is_own("8.8.8.8".parse().unwrap()));
+        let includes = |exception: &str, address: &str| {
+            let exceptions = PrivateAddresses::parse(&[exception]).unwrap();
+            exceptions.include(&HostName::parse("a").unwrap(), address.parse().unwrap())
+        };
+        for network in ["127.0.0.0/8", "0.0.0.0/0"] {
+            assert!(!includes(network, "127.0.0.2:80") && !includes(network, "[::ffff:127.0.0.2]:80"), "{network}");
+        }
+        assert!(includes("127.0.0.2", "127.0.0.2:80") && includes("127.0.0.2:80", "127.0.0.2:80"));
     }
 
     proptest! {

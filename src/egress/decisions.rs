@@ -1,11 +1,13 @@
 //! What the code of a sandbox asked for: each host and port once, with the decision and the bytes. Bounded, and recorded in the audit log:
-//! the first time, and later what has been added.
+//! each decision the first time, and later what has been added, as far as its owner's share of the log allows. Lines have totals, so
+//! that a line that is left out is made up for by the next one of its decision.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use super::shares::Share;
 use crate::audit::{AuditLog, AuditRecord};
 use crate::ids::SandboxId;
 
@@ -58,6 +60,8 @@ pub(super) struct Recorder<'a> {
     pub audit: Option<&'a AuditLog>,
     pub sandbox: &'a SandboxId,
     pub principal: Option<String>,
+    /// What the owner may add to the audit log about decisions that it has recorded already.
+    pub share: &'a Share,
 }
 
 /// Which decision a connection belongs to; `None` if it is not listed.
@@ -118,26 +122,41 @@ impl DecisionLog {
         }
     }
 
-    /// Records what has been added since the last time.
-    pub fn flush(&self, recorder: &Recorder<'_>) {
-        let changed: Vec<Decision> = {
+    /// Records what has been added since the last time, as far as the owner's share allows. Returns how many decisions were left out.
+    pub fn flush(&self, recorder: &Recorder<'_>) -> usize {
+        let (mut changed, mut left_out, mut unlisted) = (Vec::new(), 0, None);
+        {
             let mut state = self.state();
-            let State { list, recorded, .. } = &mut *state;
-            let both = list.decisions.iter().zip(recorded);
-            both.filter_map(|(decision, recorded)| {
+            let State { list, recorded, recorded_unlisted } = &mut *state;
+            for (decision, recorded) in list.decisions.iter().zip(recorded) {
                 let now = (decision.connections, decision.sent_bytes, decision.received_bytes);
-                (std::mem::replace(recorded, now) != now).then(|| decision.clone())
-            })
-            .collect()
-        };
+                if *recorded == now {
+                    continue;
+                }
+                if recorder.share.take_line() {
+                    *recorded = now;
+                    changed.push(decision.clone());
+                } else {
+                    left_out += 1;
+                }
+            }
+            if *recorded_unlisted != list.unlisted && recorder.share.take_line() {
+                *recorded_unlisted = list.unlisted;
+                unlisted = Some(list.unlisted);
+            }
+        }
         changed.iter().for_each(|decision| recorder.record(decision));
-        let unlisted = {
-            let mut state = self.state();
-            let unlisted = state.list.unlisted;
-            (std::mem::replace(&mut state.recorded_unlisted, unlisted) != unlisted).then_some(unlisted)
-        };
         if let Some(count) = unlisted {
             recorder.write("egress.unlisted", None, "many hosts", json!({"connections": count}));
+        }
+        left_out
+    }
+
+    /// As [`Self::flush`], for the last time: says how much was left out.
+    pub fn flush_at_end(&self, recorder: &Recorder<'_>) {
+        let left_out = self.flush(recorder);
+        if left_out > 0 {
+            recorder.write("egress.unrecorded", None, "too many lines", json!({"decisions": left_out}));
         }
     }
 }
@@ -177,6 +196,7 @@ mod tests {
     use super::*;
     use crate::audit;
     use crate::config::Paths;
+    use crate::egress::shares::Shares;
 
     #[test]
     fn decisions_are_recorded_when_new_and_when_they_grow() {
@@ -184,7 +204,8 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         let (paths, sandbox) = (Paths::new(&folder), SandboxId::random());
         let audit = AuditLog::new(&paths);
-        let recorder = Recorder { audit: Some(&audit), sandbox: &sandbox, principal: Some("ann".into()) };
+        let share = Shares::new(1).of("ann");
+        let recorder = Recorder { audit: Some(&audit), sandbox: &sandbox, principal: Some("ann".into()), share: &share };
         let log = DecisionLog::default();
         let first = log.add("a.com", 443, "packages", None, &recorder);
         assert_eq!(log.add("a.com", 443, "packages", None, &recorder), first);
@@ -211,9 +232,35 @@ mod tests {
     }
 
     #[test]
+    fn growing_decisions_cannot_flood_the_audit_log() {
+        let folder = std::env::temp_dir().join(format!("cellkeep-decisions-{}", crate::ids::random_uuid()));
+        std::fs::create_dir(&folder).unwrap();
+        let (paths, sandbox, share) = (Paths::new(&folder), SandboxId::random(), Shares::new(1).of("ann"));
+        let audit = AuditLog::new(&paths);
+        let recorder = Recorder { audit: Some(&audit), sandbox: &sandbox, principal: None, share: &share };
+        let log = DecisionLog::default();
+        for _ in 0..10 {
+            for port in 1..=100 {
+                log.add("a.com", port, "open", None, &recorder);
+            }
+            log.flush(&recorder);
+        }
+        log.add("b.com", 1, "open", Some("no"), &recorder);
+        log.flush_at_end(&recorder);
+        let mut lines = Vec::new();
+        audit::read(&paths, |line| lines.push(line.value.clone())).unwrap();
+        assert!(lines.len() < 100 + 100 + 200, "{} lines", lines.len());
+        assert!(lines.iter().any(|line| line["target"] == "b.com:1"), "a new decision is always recorded");
+        let last = lines.last().unwrap();
+        assert_eq!((&last["action"], &last["details"]["decisions"]), (&json!("egress.unrecorded"), &json!(100)));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
     fn decisions_are_bounded() {
         let (log, sandbox) = (DecisionLog::default(), SandboxId::random());
-        let recorder = Recorder { audit: None, sandbox: &sandbox, principal: None };
+        let share = Shares::new(1).of("ann");
+        let recorder = Recorder { audit: None, sandbox: &sandbox, principal: None, share: &share };
         for port in 1..=MAX_DECISIONS as u16 + 5 {
             log.add("a.com", port, "none", Some("no"), &recorder);
         }

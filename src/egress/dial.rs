@@ -2,13 +2,14 @@
 //! that answers differently the next time gains nothing.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::net::TcpStream;
 
 use super::addresses::{self, PrivateAddresses};
+use super::shares::Places;
 use crate::policy::HostName;
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -16,19 +17,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 4;
 
-/// Finds the addresses of a name.
-#[async_trait]
+/// Finds the addresses of a name. Runs on a thread that may block.
 pub trait Resolver: Send + Sync {
-    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+    /// # Errors
+    /// If the name has no address, or no name server answers.
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
 }
 
 /// As the programs of this machine do.
 pub struct SystemResolver;
 
-#[async_trait]
 impl Resolver for SystemResolver {
-    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        Ok(tokio::net::lookup_host((host, port)).await?.collect())
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok((host, port).to_socket_addrs()?.collect())
     }
 }
 
@@ -43,17 +44,13 @@ pub(super) enum DialError {
 
 /// Connects to a host that the policy allows.
 pub(super) async fn dial(
-    resolver: &dyn Resolver,
+    resolver: &Arc<dyn Resolver>,
+    lookups: &Places,
     private: &PrivateAddresses,
     host: &HostName,
     port: u16,
 ) -> Result<TcpStream, DialError> {
-    let resolving = tokio::time::timeout(RESOLVE_TIMEOUT, resolver.resolve(host.as_str(), port));
-    let found = match resolving.await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => return Err(DialError::Failed(502, format!("{host} cannot be resolved: {error}"))),
-        Err(_) => return Err(DialError::Failed(504, format!("{host} was not resolved in time"))),
-    };
+    let found = resolve(resolver, lookups, host, port).await?;
     let (mut permitted, mut refused) = (Vec::new(), None);
     for address in found.into_iter().map(|found| SocketAddr::new(found.ip(), port)) {
         match refusal(address, host, private) {
@@ -76,23 +73,38 @@ pub(super) async fn dial(
     Err(failure)
 }
 
+/// The addresses of a host. A look-up that takes too long is not waited for, but keeps its place and its thread until it ends.
+async fn resolve(
+    resolver: &Arc<dyn Resolver>,
+    lookups: &Places,
+    host: &HostName,
+    port: u16,
+) -> Result<Vec<SocketAddr>, DialError> {
+    if let Ok(address) = host.as_str().parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let Some(place) = lookups.acquire(RESOLVE_TIMEOUT).await else {
+        return Err(DialError::Failed(503, "too many names are being resolved; retry".to_owned()));
+    };
+    let (resolver, name) = (resolver.clone(), host.as_str().to_owned());
+    let resolving = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        resolver.resolve(&name, port)
+    });
+    match tokio::time::timeout(RESOLVE_TIMEOUT, resolving).await {
+        Ok(Ok(Ok(found))) => Ok(found),
+        Ok(Ok(Err(error))) => Err(DialError::Failed(502, format!("{host} cannot be resolved: {error}"))),
+        Ok(Err(_)) => Err(DialError::Failed(502, format!("{host} cannot be resolved"))),
+        Err(_) => Err(DialError::Failed(504, format!("{host} was not resolved in time"))),
+    }
+}
+
 /// Why an address is not dialled, if it is not.
 fn refusal(address: SocketAddr, host: &HostName, private: &PrivateAddresses) -> Option<&'static str> {
     if private.include(host, address) {
         return None;
     }
-    addresses::refused(address.ip()).or_else(|| is_own(address.ip()).then_some("this machine's own"))
-}
-
-/// Whether it is an address of this machine, whose services sandboxes must not reach. The system sends nothing for this: it only chooses
-/// the address from which it would send, which for its own addresses is the same.
-fn is_own(address: IpAddr) -> bool {
-    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let chosen = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect((address, 9))?;
-        socket.local_addr()
-    });
-    chosen.is_ok_and(|chosen| chosen.ip().to_canonical() == address.to_canonical())
+    addresses::refused(address.ip()).or_else(|| addresses::is_own(address.ip()).then_some("this machine's own"))
 }
 
 #[cfg(test)]
@@ -102,25 +114,26 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::egress::shares::Shares;
 
     /// Answers with one list after the other, and with the last one from then on.
     struct Answers(Vec<Vec<&'static str>>, AtomicUsize);
 
-    #[async_trait]
     impl Resolver for Answers {
-        async fn resolve(&self, _: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        fn resolve(&self, _: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
             let at = self.1.fetch_add(1, Ordering::SeqCst).min(self.0.len() - 1);
             Ok(self.0[at].iter().map(|address| SocketAddr::new(address.parse().unwrap(), port)).collect())
         }
     }
 
-    fn answers(lists: &[&[&'static str]]) -> Answers {
-        Answers(lists.iter().map(|list| list.to_vec()).collect(), AtomicUsize::new(0))
+    fn answers(lists: &[&[&'static str]]) -> Arc<Answers> {
+        Arc::new(Answers(lists.iter().map(|list| list.to_vec()).collect(), AtomicUsize::new(0)))
     }
 
-    async fn dial_to(answers: &Answers, private: &[&str], port: u16) -> Result<TcpStream, DialError> {
+    async fn dial_to(answers: &Arc<Answers>, private: &[&str], port: u16) -> Result<TcpStream, DialError> {
         let private = PrivateAddresses::parse(private).unwrap();
-        dial(answers, &private, &HostName::parse("a.example").unwrap(), port).await
+        let (resolver, share): (Arc<dyn Resolver>, _) = (answers.clone(), Shares::new(1).of("ann"));
+        dial(&resolver, &share.lookups, &private, &HostName::parse("a.example").unwrap(), port).await
     }
 
     #[tokio::test]
@@ -155,10 +168,5 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mixed = answers(&[&["10.0.0.1", "127.0.0.3"]]);
         assert!(dial_to(&mixed, &[&format!("127.0.0.3:{port}")], port).await.is_ok());
-    }
-
-    #[test]
-    fn own_addresses_are_recognised() {
-        assert!(is_own("127.0.0.1".parse().unwrap()) && !is_own("192.0.2.1".parse().unwrap()));
     }
 }

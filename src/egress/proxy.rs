@@ -7,14 +7,15 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::Gateway;
 use super::decisions::DecisionIndex;
 use super::dial::{DialError, dial};
-use super::request_head::{self, MAX_HEAD, ProxyRequest, RequestKind, own_response};
-use super::sandbox::SandboxState;
+use super::request_head::{self, HeadEnd, ProxyRequest, RequestKind, own_response};
+use super::sandbox::{Asked, CurrentPolicy, SandboxState};
+use super::shares::Place;
 use super::traffic::Connection;
+use super::tunnel::{self, TunnelRules};
 use crate::policy::{HostName, NetworkPolicy};
-use crate::streams::{ByteStream, Meter, copy_both_ways};
+use crate::streams::{ByteStream, Meter};
 
 /// How long a client may take to send the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,6 +28,8 @@ const PLACE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client may take to close a connection that has been answered.
 const LINGER: Duration = Duration::from_secs(5);
 const READ_BUFFER: usize = 64 * 1024;
+/// The most heads of one response, with those that only announce it (`100 Continue`).
+const MAX_RESPONSE_HEADS: u32 = 16;
 
 /// Why a request is not served, as the response says it.
 struct Refusal {
@@ -44,48 +47,48 @@ impl Refusal {
     }
 }
 
-/// Serves a connection to its end.
+/// Serves a connection to its end, or until the client drops it.
 pub(super) async fn serve(stream: ByteStream, sandbox: &SandboxState) {
-    match tokio::time::timeout(HEAD_TIMEOUT, read_request(&stream)).await {
-        Err(_) | Ok(Ok(None)) => {}
-        Ok(Err(refusal)) => answer(&stream, &refusal).await,
-        Ok(Ok(Some((request, rest)))) => serve_request(&stream, request, rest, sandbox).await,
+    let served = async {
+        match tokio::time::timeout(HEAD_TIMEOUT, read_request(&stream)).await {
+            Err(_) | Ok(Ok(None)) => {}
+            Ok(Err(refusal)) => answer(&stream, &refusal).await,
+            Ok(Ok(Some((request, rest)))) => serve_request(&stream, request, rest, sandbox).await,
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        // Whatever is being waited for, nobody is there any more.
+        () = stream.broken() => {}
     }
 }
 
 /// Reads the head of a request, and what came with it; `None` if the client went away.
 async fn read_request(stream: &ByteStream) -> Result<Option<(ProxyRequest, Bytes)>, Refusal> {
-    let mut head = BytesMut::new();
+    let (mut head, mut end) = (BytesMut::new(), HeadEnd::default());
     loop {
         let Ok(Some(bytes)) = stream.receive().await else { return Ok(None) };
-        let searched = head.len().saturating_sub(3);
         head.extend_from_slice(&bytes);
-        // Parsing again for each byte would take long.
-        let may_be_complete = has_empty_line(&head[searched..]) || head.len() >= MAX_HEAD || !head[0].is_ascii_uppercase();
-        if !may_be_complete {
+        if !end.is_reached(&head) {
             continue;
         }
-        match request_head::parse(&head) {
-            Ok(None) => {}
+        return match request_head::parse(&head) {
+            Ok(None) => Err(Refusal::new(400, "this is no HTTP request to a proxy".to_owned())),
             Ok(Some(request)) => {
                 let rest = head.split_off(request.length).freeze();
-                return Ok(Some((request, rest)));
+                Ok(Some((request, rest)))
             }
-            Err(bad) => return Err(Refusal::new(bad.status, bad.reason)),
-        }
+            Err(bad) => Err(Refusal::new(bad.status, bad.reason)),
+        };
     }
 }
 
-fn has_empty_line(bytes: &[u8]) -> bool {
-    bytes.windows(2).any(|two| two == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
-}
-
 async fn serve_request(stream: &ByteStream, request: ProxyRequest, rest: Bytes, sandbox: &SandboxState) {
-    let policy = sandbox.policy();
-    let (host, port) = (&request.host, request.port);
-    let connected = connect(&sandbox.gateway, &policy, host, port, sandbox).await;
+    let current = sandbox.current();
+    let asked = Asked { host: &request.host, port: request.port, is_tunnel: request.kind == RequestKind::Tunnel };
+    let connected = connect(&asked, &current, sandbox).await;
     let refused = connected.as_ref().err().and_then(|refusal| refusal.decision.as_deref());
-    let index = sandbox.decide(host, port, &policy, refused);
+    let index = sandbox.decide(&asked, &current.policy, refused);
     let (mut socket, _place) = match connected {
         Ok(connected) => connected,
         Err(refusal) => return answer(stream, &refusal).await,
@@ -94,7 +97,11 @@ async fn serve_request(stream: &ByteStream, request: ProxyRequest, rest: Bytes, 
     let counted = Counted { sandbox, connection: &connection, index };
     let copied = async {
         match request.kind {
-            RequestKind::Tunnel => tunnel(stream, &mut socket, rest, &connection).await,
+            RequestKind::Tunnel => {
+                let rules =
+                    TunnelRules { host: asked.host, takes_any_bytes: sandbox.allows_any_bytes(&asked, &current.policy) };
+                tunnel::serve(stream, &mut socket, rest, &rules, &connection).await
+            }
             RequestKind::Forward { head, body, is_head } => {
                 let request = Forwarded { head, rest, body, is_head };
                 forward(stream, &mut socket, request, &connection).await
@@ -102,10 +109,17 @@ async fn serve_request(stream: &ByteStream, request: ProxyRequest, rest: Bytes, 
         }
     };
     tokio::select! {
-        result = copied => if let Err(error) = result {
-            tracing::debug!(sandbox = %sandbox.id(), %host, port, %error, "a connection of a sandbox ended early");
+        result = copied => match result {
+            Ok(()) => {}
+            Err(error) => {
+                if let Some(reason) = tunnel::refusal(&error) {
+                    sandbox.decide(&asked, &current.policy, Some(reason));
+                }
+                tracing::debug!(sandbox = %sandbox.id(), host = %asked.host, port = asked.port, %error, "a connection of a sandbox ended early");
+            }
         },
         () = connection.idle_for(IDLE_TIMEOUT) => {}
+        () = sandbox.until_refused(&asked) => {}
     }
     drop(counted);
 }
@@ -123,16 +137,15 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Decides, and connects. The permit counts the connection.
-async fn connect(
-    gateway: &Gateway,
-    policy: &NetworkPolicy,
-    host: &HostName,
-    port: u16,
-    sandbox: &SandboxState,
-) -> Result<(TcpStream, tokio::sync::OwnedSemaphorePermit), Refusal> {
-    if !policy.allows(host, port, &gateway.0.packages) {
-        return Err(not_in_policy(policy, host, port));
+/// Decides, and connects. The place counts the connection.
+async fn connect(asked: &Asked<'_>, current: &CurrentPolicy, sandbox: &SandboxState) -> Result<(TcpStream, Place), Refusal> {
+    let Asked { host, port, .. } = *asked;
+    let gateway = &sandbox.gateway;
+    if !current.policy.allows(host, port, &gateway.0.packages) {
+        return Err(not_in_policy(&current.policy, host, port));
+    }
+    if !asked.is_allowed(&current.policy, &gateway.0.packages) {
+        return Err(only_plain_requests(host));
     }
     if sandbox.traffic.is_used_up() {
         let most = sandbox.traffic.max_bytes().unwrap_or(0) >> 20;
@@ -141,11 +154,11 @@ async fn connect(
         refusal.decision = Some("its volume is used up".to_owned());
         return Err(refusal);
     }
-    let place = tokio::time::timeout(PLACE_TIMEOUT, gateway.0.connections.clone().acquire_owned()).await;
-    let Ok(Ok(place)) = place else {
+    let Some(place) = current.share.connections.acquire(PLACE_TIMEOUT).await else {
         return Err(Refusal::new(503, "too many connections of sandboxes at once; retry".to_owned()));
     };
-    match dial(&*gateway.0.resolver, &gateway.0.settings.private, host, port).await {
+    let dialled = dial(&gateway.0.resolver, &current.share.lookups, &gateway.0.settings.private, host, port);
+    match dialled.await {
         Ok(socket) => Ok((socket, place)),
         Err(DialError::Failed(status, reason)) => Err(Refusal::new(status, reason)),
         Err(DialError::Refused(what)) => {
@@ -157,6 +170,14 @@ async fn connect(
             Err(Refusal { status: 403, reason, body, decision: Some(format!("its address is {what}")) })
         }
     }
+}
+
+/// Port 80 is for requests that the proxy reads, unless the policy names the port.
+fn only_plain_requests(host: &HostName) -> Refusal {
+    let reason = format!(
+        "Forbidden: {host} takes requests for http:// URLs on port 80 and no tunnels; ask for the network {{\"allow\": [\"{host}:80\"]}}"
+    );
+    Refusal { decision: Some("a tunnel to port 80".to_owned()), ..Refusal::new(403, reason) }
 }
 
 /// The refusal names the policy, and the one to ask for. Many programs show only the status line.
@@ -182,25 +203,20 @@ fn not_in_policy(policy: &NetworkPolicy, host: &HostName, port: u16) -> Refusal 
     Refusal { status: 403, reason, body, decision: Some("not in the policy".to_owned()) }
 }
 
-/// Sends a response of our own, and waits until the client has had time to read it.
+/// Sends a response of our own.
 async fn answer(stream: &ByteStream, refusal: &Refusal) {
-    let response = own_response(refusal.status, &refusal.reason, &refusal.body);
+    send_last(stream, own_response(refusal.status, &refusal.reason, &refusal.body).into()).await;
+}
+
+/// Sends the last bytes of a connection, and waits until the client has had time to read them.
+pub(super) async fn send_last(stream: &ByteStream, bytes: Bytes) {
     let sending = async {
-        stream.send(response.into()).await?;
+        stream.send(bytes).await?;
         stream.end().await?;
         while stream.receive().await?.is_some() {}
         Ok::<(), crate::streams::StreamBroken>(())
     };
     let _ = tokio::time::timeout(LINGER, sending).await;
-}
-
-async fn tunnel(stream: &ByteStream, socket: &mut TcpStream, rest: Bytes, meter: &Connection<'_>) -> io::Result<()> {
-    stream.send(Bytes::from_static(b"HTTP/1.1 200 Connection established\r\n\r\n")).await.map_err(io::Error::other)?;
-    if !rest.is_empty() {
-        meter.outward(rest.len()).await?;
-        socket.write_all(&rest).await?;
-    }
-    copy_both_ways(stream, socket, meter).await
 }
 
 /// A plain request: its head, what came with it, and the length of its body.
@@ -275,11 +291,16 @@ async fn send_response(
     is_head: bool,
     meter: &Connection<'_>,
 ) -> io::Result<()> {
-    let mut buffer = BytesMut::new();
+    let (mut buffer, mut end, mut heads) = (BytesMut::new(), HeadEnd::default(), 0);
     let mut left = loop {
-        match request_head::parse_response(&buffer, is_head) {
+        let parsed = if end.is_reached(&buffer) { request_head::parse_response(&buffer, is_head) } else { Ok(None) };
+        match parsed {
+            Ok(Some(_)) if heads == MAX_RESPONSE_HEADS => {
+                return bad_gateway(stream, "it announces its response for ever").await;
+            }
             Ok(Some(response)) => {
                 let _ = buffer.split_to(response.length);
+                (end, heads) = (HeadEnd::default(), heads + 1);
                 stream.send(response.head.into()).await.map_err(io::Error::other)?;
                 if response.is_final {
                     break response.body.unwrap_or(u64::MAX);

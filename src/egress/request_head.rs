@@ -60,11 +60,36 @@ fn bad(reason: impl Into<String>) -> BadRequest {
     BadRequest { status: 400, reason: reason.into() }
 }
 
+/// Finds the end of a head that comes in pieces, reading each byte once.
+#[derive(Debug, Default)]
+pub(super) struct HeadEnd {
+    searched: usize,
+}
+
+impl HeadEnd {
+    /// Whether it is time to parse: the bytes so far, of which the last piece is new, have an empty line, are too many, or do not
+    /// begin as heads do. They begin with a letter, so that the first empty line is the end.
+    pub fn is_reached(&mut self, bytes: &[u8]) -> bool {
+        // An empty line may have begun in an earlier piece.
+        let from = self.searched.saturating_sub(2);
+        self.searched = bytes.len();
+        let new = &bytes[from..];
+        bytes.first().is_some_and(|first| !first.is_ascii_uppercase())
+            || bytes.len() >= MAX_HEAD
+            || new.windows(2).any(|two| two == b"\n\n")
+            || new.windows(3).any(|three| three == b"\n\r\n")
+    }
+}
+
 /// Reads the head at the beginning of `bytes`; `None` if it is not complete.
 ///
 /// # Errors
 /// [`BadRequest`], after which the connection is of no use.
 pub(super) fn parse(bytes: &[u8]) -> Result<Option<ProxyRequest>, BadRequest> {
+    // The parser would skip empty lines before the head, and wait for more after them.
+    if bytes.first().is_some_and(|first| !first.is_ascii_uppercase()) {
+        return Err(bad("this is no HTTP request to a proxy"));
+    }
     let mut fields = [EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut fields);
     let length = match request.parse(bytes) {
@@ -212,6 +237,9 @@ pub(super) struct ResponseHead {
 /// # Errors
 /// If it is not a response, is too large, or switches protocols.
 pub(super) fn parse_response(bytes: &[u8], is_head: bool) -> Result<Option<ResponseHead>, &'static str> {
+    if bytes.first().is_some_and(|first| *first != b'H') {
+        return Err("its response is not HTTP");
+    }
     let mut fields = [EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut fields);
     let length = match response.parse(bytes) {
@@ -354,6 +382,25 @@ mod tests {
         }
         assert_eq!(status(&with(&"X: 1\r\n".repeat(MAX_HEADERS))), 431);
         assert_eq!(status(&format!("GET http://a.com/{}", "a".repeat(MAX_HEAD))), 431);
+    }
+
+    #[test]
+    fn heads_are_parsed_once_however_they_come() {
+        let head = format!("GET http://a.com/ HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000));
+        let empty_lines = "\r\n".repeat(MAX_HEAD / 2);
+        let lower_case = "x".repeat(MAX_HEAD);
+        for (text, times) in [(&head, 1), (&format!("{head}rest"), 5)] {
+            let mut end = HeadEnd::default();
+            let reached = (1..=text.len()).filter(|length| end.is_reached(&text.as_bytes()[..*length]));
+            // Nobody asks again once the end was reached: what follows is no part of the head.
+            assert!(reached.count() <= times, "{}", text.len());
+        }
+        for text in [&empty_lines, &lower_case] {
+            assert!(HeadEnd::default().is_reached(&text.as_bytes()[..1]) && parse(&text.as_bytes()[..1]).is_err());
+            assert!(parse_response(&text.as_bytes()[..1], false).is_err());
+        }
+        let mut whole = HeadEnd::default();
+        assert!(!whole.is_reached(b"GET / HTTP/1.1\r\n\r") && whole.is_reached(b"GET / HTTP/1.1\r\n\r\n"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The way out of one sandbox: its policy, and the connection to its agent while the policy needs one.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Handle;
@@ -11,10 +11,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::Gateway;
 use super::decisions::{DecisionIndex, DecisionList, DecisionLog, Recorder};
 use super::proxy;
+use super::shares::Share;
 use super::traffic::Traffic;
 use crate::agent_protocol::{FrameReader, PREAMBLE, StreamFrame, Target, ToAgent, read_preamble, write_all_vectored};
 use crate::ids::{PrincipalId, SandboxId};
-use crate::policy::{HostName, NetworkPolicy};
+use crate::policy::{HostName, HostRule, NetworkPolicy};
 use crate::sandbox::{Sandbox, SandboxRecord};
 use crate::streams::Streams;
 
@@ -43,11 +44,36 @@ struct Shared {
 pub(super) struct SandboxState {
     pub gateway: Gateway,
     record: SandboxRecord,
-    policy: Mutex<(NetworkPolicy, Option<String>)>,
+    current: watch::Sender<CurrentPolicy>,
     decisions: DecisionLog,
     pub traffic: Traffic,
     /// Whether connections of the sandbox come here.
     attached: watch::Sender<bool>,
+}
+
+/// The policy in force, and whose it is.
+#[derive(Clone)]
+pub(super) struct CurrentPolicy {
+    pub policy: NetworkPolicy,
+    principal: Option<String>,
+    /// What all sandboxes of the owner may use together.
+    pub share: Arc<Share>,
+}
+
+/// What a connection is for.
+pub(super) struct Asked<'a> {
+    pub host: &'a HostName,
+    pub port: u16,
+    pub is_tunnel: bool,
+}
+
+impl Asked<'_> {
+    /// Whether a policy allows it. Port 80 is for plain requests, unless the policy names it.
+    pub fn is_allowed(&self, policy: &NetworkPolicy, packages: &[HostRule]) -> bool {
+        let is_plain_port = self.port == 80 && self.is_tunnel;
+        policy.allows(self.host, self.port, packages)
+            && (!is_plain_port || policy.allows_any_bytes(self.host, self.port, packages))
+    }
 }
 
 impl SandboxEgress {
@@ -57,10 +83,10 @@ impl SandboxEgress {
         Self(Arc::new(Shared { state, engine, runtime: Handle::current(), task: Mutex::default() }))
     }
 
-    /// Sets the policy, which holds for connections from now on; `principal` is the owner. Connects to the agent if the policy needs it.
+    /// Sets the policy; `principal` is the owner. Connections that it does not allow end. Connects to the agent if the policy needs it.
     pub fn set_policy(&self, policy: NetworkPolicy, principal: Option<&PrincipalId>) {
         let needs_proxy = policy.needs_proxy();
-        *self.0.state.locked_policy() = (policy, principal.map(ToString::to_string));
+        self.0.state.set_current(policy, principal.map(ToString::to_string));
         let mut task = self.0.task.lock().unwrap_or_else(PoisonError::into_inner);
         if needs_proxy && task.is_none() {
             *task = Some(self.0.runtime.spawn(run(self.0.engine.clone(), self.0.state.clone())));
@@ -69,7 +95,7 @@ impl SandboxEgress {
 
     /// Waits until the policy is in force: the first that needs the agent's connections takes a moment.
     pub async fn settle(&self) {
-        if self.0.state.policy().needs_proxy() {
+        if self.0.state.current().policy.needs_proxy() {
             let mut attached = self.0.state.attached.subscribe();
             // Later it is in force at the latest when the agent answers again.
             let _ = tokio::time::timeout(SETTLE_TIMEOUT, attached.wait_for(|attached| *attached)).await;
@@ -85,7 +111,7 @@ impl SandboxEgress {
         let task = self.0.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task {
             task.abort();
-            self.0.state.flush();
+            self.0.state.flush_at_end();
         }
     }
 }
@@ -103,7 +129,11 @@ impl SandboxState {
         Self {
             gateway: gateway.clone(),
             record: record.clone(),
-            policy: Mutex::default(),
+            current: watch::Sender::new(CurrentPolicy {
+                policy: NetworkPolicy::default(),
+                principal: None,
+                share: gateway.0.shares.of(""),
+            }),
             decisions: DecisionLog::default(),
             traffic: Traffic::new(settings.max_bytes, settings.bytes_per_second),
             attached: watch::Sender::new(false),
@@ -114,23 +144,36 @@ impl SandboxState {
         &self.record.id
     }
 
-    fn locked_policy(&self) -> MutexGuard<'_, (NetworkPolicy, Option<String>)> {
-        self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    fn set_current(&self, policy: NetworkPolicy, principal: Option<String>) {
+        let share = self.gateway.0.shares.of(principal.as_deref().unwrap_or_default());
+        self.current.send_replace(CurrentPolicy { policy, principal, share });
     }
 
-    pub fn policy(&self) -> NetworkPolicy {
-        self.locked_policy().0.clone()
+    pub fn current(&self) -> CurrentPolicy {
+        self.current.borrow().clone()
     }
 
-    fn recorder(&self) -> Recorder<'_> {
-        let principal = self.locked_policy().1.clone();
-        Recorder { audit: self.gateway.0.audit.as_ref(), sandbox: self.id(), principal }
+    /// Whether the policy lets a connection carry any bytes.
+    pub fn allows_any_bytes(&self, asked: &Asked<'_>, policy: &NetworkPolicy) -> bool {
+        policy.allows_any_bytes(asked.host, asked.port, &self.gateway.0.packages)
     }
 
-    pub fn decide(&self, host: &HostName, port: u16, policy: &NetworkPolicy, refused: Option<&str>) -> DecisionIndex {
-        let (host, policy) = (host.to_string(), policy.level().to_string());
+    /// Waits until a policy is in force that does not allow this.
+    pub async fn until_refused(&self, asked: &Asked<'_>) {
+        let is_refused = |current: &CurrentPolicy| !asked.is_allowed(&current.policy, &self.gateway.0.packages);
+        // The sender lives as long as `self`.
+        let _ = self.current.subscribe().wait_for(is_refused).await;
+    }
+
+    fn with_recorder<T>(&self, record: impl FnOnce(&Recorder<'_>) -> T) -> T {
+        let CurrentPolicy { principal, share, .. } = self.current();
+        record(&Recorder { audit: self.gateway.0.audit.as_ref(), sandbox: self.id(), principal, share: &share })
+    }
+
+    pub fn decide(&self, asked: &Asked<'_>, policy: &NetworkPolicy, refused: Option<&str>) -> DecisionIndex {
+        let (host, port, policy) = (asked.host.to_string(), asked.port, policy.level().to_string());
         tracing::debug!(sandbox = %self.id(), host, port, policy, refused, "a sandbox connects");
-        self.decisions.add(&host, port, &policy, refused, &self.recorder())
+        self.with_recorder(|recorder| self.decisions.add(&host, port, &policy, refused, recorder))
     }
 
     pub fn add_bytes(&self, index: DecisionIndex, bytes: (u64, u64)) {
@@ -138,27 +181,43 @@ impl SandboxState {
     }
 
     fn flush(&self) {
-        self.decisions.flush(&self.recorder());
+        self.with_recorder(|recorder| self.decisions.flush(recorder));
+    }
+
+    fn flush_at_end(&self) {
+        self.with_recorder(|recorder| self.decisions.flush_at_end(recorder));
     }
 }
 
-/// Keeps a connection to the agent, and serves the streams that it opens.
+/// Keeps a connection to the agent and serves the streams that it opens; records how the decisions grow.
 async fn run(engine: Arc<dyn Sandbox>, state: Arc<SandboxState>) {
+    let recording = async {
+        let mut flush = tokio::time::interval(FLUSH_INTERVAL);
+        loop {
+            flush.tick().await;
+            state.flush();
+        }
+    };
+    tokio::join!(stay_attached(&*engine, &state), recording);
+}
+
+async fn stay_attached(engine: &dyn Sandbox, state: &Arc<SandboxState>) {
     let mut back_off = BACK_OFF.0;
     loop {
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, attach(&*engine, &state.record)).await {
+        let began = Instant::now();
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, attach(engine, &state.record)).await {
             Ok(Ok((streams, accepted))) => {
-                back_off = BACK_OFF.0;
                 state.attached.send_replace(true);
-                serve(accepted, &state).await;
+                serve(accepted, state).await;
                 state.attached.send_replace(false);
                 drop(streams);
             }
             Ok(Err(reason)) => tracing::debug!(sandbox = %state.id(), reason, "cannot attach to the egress of a sandbox"),
             Err(_) => {}
         }
+        // An agent that takes connections only to close them is asked as seldom as one that takes none.
+        back_off = if began.elapsed() > BACK_OFF.1 { BACK_OFF.0 } else { (back_off * 2).min(BACK_OFF.1) };
         tokio::time::sleep(back_off).await;
-        back_off = (back_off * 2).min(BACK_OFF.1);
     }
 }
 
@@ -177,18 +236,16 @@ async fn attach(engine: &dyn Sandbox, record: &SandboxRecord) -> Result<(Streams
     Ok(Streams::acceptor(reader, writer))
 }
 
-/// The most connections of one sandbox, with those whose streams were reset.
+/// The most connections of one sandbox.
 const MAX_CONNECTIONS: usize = 320;
 
 /// Serves streams until the connection ends. Then those that are left end with it.
 async fn serve(mut accepted: Accepted, state: &Arc<SandboxState>) {
     let mut connections = JoinSet::new();
-    let mut flush = tokio::time::interval(FLUSH_INTERVAL);
-    flush.tick().await;
     loop {
         tokio::select! {
             stream = accepted.recv() => match stream {
-                // What a stream that was reset has begun ends later: the number of streams is no bound.
+                // A connection ends a moment after its stream: the number of streams is no bound.
                 Some(_) if connections.len() >= MAX_CONNECTIONS => {}
                 Some(stream) => {
                     let state = state.clone();
@@ -197,11 +254,9 @@ async fn serve(mut accepted: Accepted, state: &Arc<SandboxState>) {
                 None => break,
             },
             Some(_) = connections.join_next() => {}
-            _ = flush.tick() => state.flush(),
         }
     }
     connections.shutdown().await;
-    state.flush();
 }
 
 #[cfg(test)]
@@ -241,7 +296,11 @@ pub(super) mod testing {
 
     impl SandboxState {
         pub fn change_policy(&self, policy: NetworkPolicy) {
-            self.locked_policy().0 = policy;
+            self.set_current(policy, Some("ann".to_owned()));
+        }
+
+        pub fn change_owner(&self, owner: &str) {
+            self.set_current(self.current().policy, Some(owner.to_owned()));
         }
 
         pub fn list_decisions(&self) -> DecisionList {

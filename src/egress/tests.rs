@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -20,9 +20,8 @@ use crate::streams::{ByteStream, Streams};
 /// A name server of a few names.
 struct Names(HashMap<&'static str, Vec<SocketAddr>>);
 
-#[async_trait]
 impl Resolver for Names {
-    async fn resolve(&self, host: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+    fn resolve(&self, host: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
         self.0.get(host).cloned().ok_or_else(|| io::Error::other("no such name"))
     }
 }
@@ -45,7 +44,11 @@ impl World {
         ]));
         let private: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let settings = EgressSettings { private: PrivateAddresses::parse(&private).unwrap(), ..settings };
-        let state = state(&Gateway::with_resolver(settings, None, Box::new(names)), policy);
+        let state = state(&Gateway::with_resolver(settings, None, Arc::new(names)), policy);
+        Self::of_state(state)
+    }
+
+    fn of_state(state: Arc<SandboxState>) -> Self {
         let (here, there) = tokio::io::duplex(1 << 16);
         let (reader, writer) = tokio::io::split(here);
         let agent = Streams::opener(FrameReader::new(reader, StreamFrame::cap), writer);
@@ -210,11 +213,170 @@ async fn changed_policy_holds_for_new_connections() {
     let request = format!("CONNECT good.example:{port} HTTP/1.1\r\n\r\n");
     let open = world.send(&request).await;
     let (mut socket, _) = server.accept().await.unwrap();
+    let wider = NetworkPolicy::allowing(&[format!("good.example:{port}"), "other.example".into()]).unwrap();
+    world.state.change_policy(wider);
+    socket.write_all(b"still here").await.unwrap();
+    let mut answer = String::new();
+    while !answer.ends_with("still here") {
+        answer.push_str(std::str::from_utf8(&open.receive().await.unwrap().unwrap()).unwrap());
+    }
     world.state.change_policy(NetworkPolicy::None);
     assert!(world.ask(&request).await.starts_with("HTTP/1.1 403 Forbidden: the network policy none"));
-    socket.write_all(b"still here").await.unwrap();
-    drop(socket);
-    assert!(read_all(&open).await.ends_with("still here"));
+    // The connection that is open is not allowed any more, and ends.
+    assert_eq!(socket.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    assert_eq!(read_all(&open).await, "");
+}
+
+#[tokio::test]
+async fn dropped_streams_return_their_place() {
+    let (server, port) = listener().await;
+    let settings = EgressSettings { max_connections: 1, ..EgressSettings::default() };
+    let world = World::new(allow(format!("good.example:{port}")), &[port], settings);
+    let request = format!("CONNECT good.example:{port} HTTP/1.1\r\n\r\n");
+    for _ in 0..3 {
+        let stream = world.send(&request).await;
+        let (mut socket, _) = server.accept().await.unwrap();
+        assert!(stream.receive().await.unwrap().is_some());
+        drop(stream);
+        // The server has said nothing and goes on; only the client has gone.
+        let closed = tokio::time::timeout(Duration::from_secs(10), socket.read(&mut [0; 1])).await;
+        assert_eq!(closed.expect("the connection ends with its stream").unwrap_or(0), 0);
+    }
+}
+
+/// A name server that does not answer for `slow.example` until the test ends.
+struct SlowNames {
+    waiting: AtomicUsize,
+    most_waiting: AtomicUsize,
+    is_over: AtomicBool,
+}
+
+impl Resolver for SlowNames {
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        if host == "slow.example" {
+            self.most_waiting.fetch_max(self.waiting.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            while !self.is_over.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))])
+    }
+}
+
+#[tokio::test]
+async fn slow_name_servers_hold_up_only_their_owner() {
+    let names = Arc::new(SlowNames {
+        waiting: AtomicUsize::new(0),
+        most_waiting: AtomicUsize::new(0),
+        is_over: AtomicBool::new(false),
+    });
+    let gateway = Gateway::with_resolver(EgressSettings::default(), None, names.clone());
+    let hosts = NetworkPolicy::allowing(&["slow.example", "good.example"]).unwrap();
+    let (ann, bob) = (World::of_state(state(&gateway, hosts.clone())), World::of_state(state(&gateway, hosts.clone())));
+    bob.state.change_owner("bob");
+    let mut waiting = Vec::new();
+    for _ in 0..40 {
+        waiting.push(ann.send("CONNECT slow.example:443 HTTP/1.1\r\n\r\n").await);
+    }
+    while names.most_waiting.load(Ordering::SeqCst) < 16 {
+        tokio::task::yield_now().await;
+    }
+    let answer = bob.ask("CONNECT good.example:443 HTTP/1.1\r\n\r\n").await;
+    assert!(answer.contains("leads to an address that is loopback"), "{answer}");
+    // Clients that go away leave their look-ups behind, which still count.
+    drop(waiting);
+    let again = ann.send("CONNECT slow.example:443 HTTP/1.1\r\n\r\n").await;
+    let answered = tokio::time::timeout(Duration::from_millis(200), again.receive()).await;
+    assert!(answered.is_err() && names.most_waiting.load(Ordering::SeqCst) == 16);
+    names.is_over.store(true, Ordering::SeqCst);
+}
+
+#[tokio::test]
+async fn tunnels_to_port_80_need_a_rule_for_it() {
+    let request = "CONNECT good.example:80 HTTP/1.1\r\n\r\n";
+    let world = World::new(allow("good.example".into()), &[], EgressSettings::default());
+    let answer = world.ask(request).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 403 Forbidden: good.example takes requests for http:// URLs on port 80"),
+        "{answer}"
+    );
+    assert!(answer.contains(r#"{"allow": ["good.example:80"]}"#), "{answer}");
+    assert_eq!(world.state.list_decisions().decisions[0].refused.as_deref(), Some("a tunnel to port 80"));
+    world.state.change_policy(allow("good.example:80".into()));
+    assert!(world.ask(request).await.contains("leads to an address that is loopback"));
+}
+
+/// Serves a tunnel to a server of the test. Returns what the server has received and the client's whole answer.
+async fn through_tunnel(host: &str, takes_any_bytes: bool, sent: &[u8]) -> (Vec<u8>, Vec<u8>, Option<&'static str>) {
+    let (server, port) = listener().await;
+    let received = tokio::spawn(async move {
+        let mut all = Vec::new();
+        server.accept().await.unwrap().0.read_to_end(&mut all).await.unwrap();
+        all
+    });
+    let (here, there) = tokio::io::duplex(1 << 16);
+    let ((reader, writer), (back_reader, back_writer)) = (tokio::io::split(here), tokio::io::split(there));
+    let client = Streams::opener(FrameReader::new(reader, StreamFrame::cap), writer);
+    let (_acceptor, mut accepted) = Streams::acceptor(FrameReader::new(back_reader, StreamFrame::cap), back_writer);
+    let stream = client.open().await.unwrap();
+    stream.send(sent.to_vec().into()).await.unwrap();
+    stream.end().await.unwrap();
+    let (other_end, host) = (accepted.recv().await.unwrap(), HostName::parse(host).unwrap());
+    let served = async move {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let traffic = traffic::Traffic::new(None, None);
+        let rules = tunnel::TunnelRules { host: &host, takes_any_bytes };
+        let connection = traffic::Connection::new(&traffic);
+        let served = tunnel::serve(&other_end, &mut socket, Default::default(), &rules, &connection).await;
+        served.err().and_then(|error| tunnel::refusal(&error))
+    };
+    let (refusal, answer) = tokio::join!(served, async {
+        let mut all = Vec::new();
+        while let Ok(Some(bytes)) = stream.receive().await {
+            all.extend_from_slice(&bytes);
+        }
+        all
+    });
+    (received.await.unwrap(), answer, refusal)
+}
+
+#[tokio::test]
+async fn tls_in_tunnels_names_the_host_of_the_request() {
+    const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+    let hello = tls_hello::testing::client_hello;
+    let refused = |text| Some(text);
+    for (host, takes_any_bytes, sent, expected) in [
+        ("good.example", false, hello("GOOD.example"), None),
+        ("good.example", true, hello("good.example"), None),
+        ("good.example", false, hello("evil.example"), refused("its TLS names another host")),
+        ("good.example", true, hello("evil.example"), refused("its TLS names another host")),
+        ("good.example", false, b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_vec(), refused("it is not TLS")),
+        ("good.example", true, b"SSH-2.0-x\r\n".to_vec(), None),
+        ("good.example", false, b"\x16\x03\x01\x00\x05\x02\0\0\x01\0".to_vec(), refused("its TLS cannot be read")),
+        ("127.0.0.1", false, hello("good.example"), None),
+        ("good.example", true, Vec::new(), None),
+    ] {
+        let (received, answer, refusal) = through_tunnel(host, takes_any_bytes, &sent).await;
+        assert_eq!(refusal, expected, "{host} {takes_any_bytes} {sent:?}");
+        assert_eq!(received, if expected.is_none() { sent } else { Vec::new() });
+        assert!(answer.starts_with(ESTABLISHED) && (answer.len() > ESTABLISHED.len()) == expected.is_some());
+    }
+}
+
+#[tokio::test]
+async fn hostile_response_heads_are_bounded() {
+    let (server, port) = listener().await;
+    let world = World::new(allow(format!("good.example:{port}")), &[port], EgressSettings::default());
+    tokio::spawn(async move {
+        for endless in ["\r\n", "HTTP/1.1 100 Continue\r\n\r\n", "http/1.1 200 OK\r\n"] {
+            let (mut socket, _) = server.accept().await.unwrap();
+            while socket.write_all(endless.as_bytes()).await.is_ok() {}
+        }
+    });
+    for expected in ["not HTTP", "announces its response for ever", "not HTTP"] {
+        let answer = world.ask(&format!("GET http://good.example:{port}/ HTTP/1.1\r\n\r\n")).await;
+        assert!(answer.contains("HTTP/1.1 502 ") && answer.contains(expected), "{answer}");
+    }
 }
 
 #[tokio::test]

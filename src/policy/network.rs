@@ -97,6 +97,17 @@ impl NetworkPolicy {
         matches!(self, Self::Packages | Self::Allow(_))
     }
 
+    /// What code reaches, as a measure that is enforced; `None` for `open`, which restricts nothing.
+    pub fn measure(&self) -> Option<String> {
+        let through = "through the server's proxy alone";
+        match self {
+            Self::None => Some("no network".to_owned()),
+            Self::Packages => Some(format!("network: package indexes, {through}")),
+            Self::Allow(rules) => Some(format!("network: {} named hosts, {through}", rules.len())),
+            Self::Open => None,
+        }
+    }
+
     /// The rules of `allow`.
     pub fn rules(&self) -> &[HostRule] {
         if let Self::Allow(rules) = self { rules } else { &[] }
@@ -104,8 +115,17 @@ impl NetworkPolicy {
 
     /// Whether the proxy may connect to a host. `packages` are the rules of the policy of that name.
     pub fn allows(&self, host: &HostName, port: u16, packages: &[HostRule]) -> bool {
-        let rules = if *self == Self::Packages { packages } else { self.rules() };
-        rules.iter().any(|rule| rule.matches(host, port))
+        self.proxy_rules(packages).iter().any(|rule| rule.matches(host, port))
+    }
+
+    /// Whether the proxy may pass on any bytes to a host, because a rule names the port. Otherwise it passes on what the usual ports are
+    /// for: HTTP requests on 80, TLS on 443.
+    pub fn allows_any_bytes(&self, host: &HostName, port: u16, packages: &[HostRule]) -> bool {
+        self.proxy_rules(packages).iter().any(|rule| rule.port.is_some() && rule.matches(host, port))
+    }
+
+    fn proxy_rules<'a>(&'a self, packages: &'a [HostRule]) -> &'a [HostRule] {
+        if *self == Self::Packages { packages } else { self.rules() }
     }
 }
 
@@ -177,8 +197,8 @@ fn fault_of(name: &str) -> Option<&'static str> {
     None
 }
 
-/// A rule of a policy: `example.com`, `*.example.com` (all names below it, but not itself), `example.com:8443`. Without a port it holds for 80
-/// and 443.
+/// A rule of a policy: `example.com`, `*.example.com` (all names below it, but not itself), `example.com:8443`. Without a port it holds for HTTP
+/// on 80 and TLS on 443; with one, for any bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HostRule {
@@ -403,6 +423,10 @@ mod tests {
         assert_eq!(serde_json::to_string(&allow).unwrap(), r#"{"allow":["a.com","*.b.com:443"]}"#);
         assert!(allowed(&allow, "a.com") && allowed(&allow, "x.b.com") && !allowed(&allow, "pypi.org"));
         assert_eq!(NetworkPolicy::allowing::<&str>(&[]), Err(PolicyError::NoRules));
+        let any_bytes = |policy: &NetworkPolicy, name: &str| policy.allows_any_bytes(&host(name), 443, &packages);
+        assert!(
+            any_bytes(&allow, "x.b.com") && !any_bytes(&allow, "a.com") && !any_bytes(&NetworkPolicy::Packages, "pypi.org")
+        );
         let many = vec!["a.com"; MAX_RULES + 1];
         assert_eq!(NetworkPolicy::allowing(&many), Err(PolicyError::TooManyRules { count: MAX_RULES + 1 }));
     }

@@ -41,7 +41,11 @@ pub(crate) async fn copy_both_ways(stream: &ByteStream, socket: &mut TcpStream, 
     tokio::try_join!(outward, inward).map(drop)
 }
 
-async fn copy_to_socket(stream: &ByteStream, socket: &mut WriteHalf<'_>, meter: &impl Meter) -> io::Result<()> {
+/// Sends what comes from the stream to the socket, to its end.
+///
+/// # Errors
+/// Of the socket, the stream or the meter.
+pub(crate) async fn copy_to_socket(stream: &ByteStream, socket: &mut WriteHalf<'_>, meter: &impl Meter) -> io::Result<()> {
     while let Some(bytes) = stream.receive().await.map_err(io::Error::other)? {
         meter.outward(bytes.len()).await?;
         socket.write_all(&bytes).await?;
@@ -49,7 +53,11 @@ async fn copy_to_socket(stream: &ByteStream, socket: &mut WriteHalf<'_>, meter: 
     socket.shutdown().await
 }
 
-async fn copy_from_socket(socket: &mut ReadHalf<'_>, stream: &ByteStream, meter: &impl Meter) -> io::Result<()> {
+/// Sends what comes from the socket to the stream, to its end.
+///
+/// # Errors
+/// Of the socket, the stream or the meter.
+pub(crate) async fn copy_from_socket(socket: &mut ReadHalf<'_>, stream: &ByteStream, meter: &impl Meter) -> io::Result<()> {
     while let Some(bytes) = read_some(socket, stream.room().await.map_err(io::Error::other)?).await? {
         meter.inward(bytes.len()).await?;
         stream.send(bytes).await.map_err(io::Error::other)?;

@@ -25,6 +25,8 @@ use crate::agent_protocol::{FrameError, FrameReader, ProtocolError, StreamFrame,
 
 use self::stream::Half;
 pub(crate) use copy::{Meter, copy_both_ways};
+#[cfg(feature = "host")]
+pub(crate) use copy::{copy_from_socket, copy_to_socket};
 pub(crate) use stream::{ByteStream, StreamBroken};
 
 /// The most streams that the opening side has at a time. The other side tolerates twice as many, since it may end some of them later.

@@ -23,6 +23,7 @@ pub(super) struct Half {
     state: Mutex<State>,
     readable: Notify,
     writable: Notify,
+    broken: Notify,
     /// The most bytes that may be received and not read.
     window: usize,
 }
@@ -54,7 +55,7 @@ impl Half {
 
     fn new(window: usize, credit: usize) -> Self {
         let state = State { allowance: window, credit, ..State::default() };
-        Self { state: Mutex::new(state), readable: Notify::new(), writable: Notify::new(), window }
+        Self { state: Mutex::new(state), readable: Notify::new(), writable: Notify::new(), broken: Notify::new(), window }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -94,6 +95,7 @@ impl Half {
         self.state().is_broken = true;
         self.readable.notify_one();
         self.writable.notify_one();
+        self.broken.notify_one();
     }
 }
 
@@ -130,6 +132,15 @@ impl ByteStream {
                 }
             }
             self.half.readable.notified().await;
+        }
+    }
+
+    /// Waits until the other side has dropped the stream or the connection has ended, even if data was received that nobody has read.
+    /// One task may wait.
+    #[cfg(feature = "host")]
+    pub async fn broken(&self) {
+        while !self.half.state().is_broken {
+            self.half.broken.notified().await;
         }
     }
 

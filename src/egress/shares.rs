@@ -1,0 +1,139 @@
+//! What one owner may use of the way out, whatever the number of its sandboxes: connections, look-ups of names, lines of the audit log.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Look-ups of names at a time. Each occupies a thread for as long as the name server takes, which nobody can shorten.
+const MAX_LOOKUPS: usize = 64;
+const MAX_OWN_LOOKUPS: usize = 16;
+/// Lines of the audit log about the growth of decisions: at most so many at once, and one more in this time.
+const LINES: u32 = 200;
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The shares of all owners. Those whose sandboxes are gone are forgotten.
+pub(super) struct Shares {
+    connections: Arc<Semaphore>,
+    own_connections: usize,
+    lookups: Arc<Semaphore>,
+    owners: Mutex<HashMap<String, Weak<Share>>>,
+}
+
+impl Shares {
+    /// One owner gets at most half of the connections, so that others always find some that are returned to them.
+    pub fn new(max_connections: usize) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(max_connections)),
+            own_connections: max_connections.div_ceil(2),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            owners: Mutex::default(),
+        }
+    }
+
+    /// The share of an owner, which all its sandboxes have together.
+    pub fn of(&self, owner: &str) -> Arc<Share> {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = owners.get(owner).and_then(Weak::upgrade) {
+            return share;
+        }
+        owners.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Share {
+            connections: Places::new(self.own_connections, &self.connections),
+            lookups: Places::new(MAX_OWN_LOOKUPS, &self.lookups),
+            lines: Mutex::new(LineBudget { left: LINES, counted_at: Instant::now() }),
+        });
+        owners.insert(owner.to_owned(), Arc::downgrade(&share));
+        share
+    }
+}
+
+/// The share of one owner.
+pub(super) struct Share {
+    pub connections: Places,
+    pub lookups: Places,
+    lines: Mutex<LineBudget>,
+}
+
+impl Share {
+    /// Whether another line may be written to the audit log. It is counted.
+    pub fn take_line(&self) -> bool {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())
+    }
+}
+
+/// Places of one owner, each of which is also one of all.
+pub(super) struct Places {
+    own: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+}
+
+/// A place in use.
+pub(super) struct Place(#[expect(dead_code, reason = "the permits end with it")] [OwnedSemaphorePermit; 2]);
+
+impl Places {
+    fn new(own: usize, all: &Arc<Semaphore>) -> Self {
+        Self { own: Arc::new(Semaphore::new(own)), all: all.clone() }
+    }
+
+    /// Waits for a place, at most so long. An owner that has its share waits for its own places, and keeps nobody from those of all.
+    pub async fn acquire(&self, patience: Duration) -> Option<Place> {
+        let both = async {
+            let own = self.own.clone().acquire_owned().await.ok()?;
+            Some(Place([own, self.all.clone().acquire_owned().await.ok()?]))
+        };
+        tokio::time::timeout(patience, both).await.ok().flatten()
+    }
+}
+
+struct LineBudget {
+    left: u32,
+    /// The time until which the lines are counted that have been added.
+    counted_at: Instant,
+}
+
+impl LineBudget {
+    fn take(&mut self, now: Instant) -> bool {
+        let added = now.saturating_duration_since(self.counted_at).as_millis() / LINE_INTERVAL.as_millis();
+        let added = u32::try_from(added).unwrap_or(LINES).min(LINES);
+        if added > 0 {
+            self.left = (self.left + added).min(LINES);
+            self.counted_at = now;
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_owner_cannot_take_all_places() {
+        const NO_PATIENCE: Duration = Duration::from_millis(20);
+        let shares = Shares::new(4);
+        let (ann, bob) = (shares.of("ann"), shares.of("bob"));
+        let held = [ann.connections.acquire(NO_PATIENCE).await, shares.of("ann").connections.acquire(NO_PATIENCE).await];
+        assert!(held.iter().all(Option::is_some));
+        assert!(ann.connections.acquire(NO_PATIENCE).await.is_none(), "half of them are for others");
+        let others = [bob.connections.acquire(NO_PATIENCE).await, bob.connections.acquire(NO_PATIENCE).await];
+        assert!(others.iter().all(Option::is_some));
+        drop(held);
+        assert!(ann.connections.acquire(NO_PATIENCE).await.is_some());
+        drop((ann, others));
+        shares.of("cat");
+        assert_eq!(shares.owners.lock().unwrap().len(), 2, "owners without sandboxes are forgotten");
+    }
+
+    #[test]
+    fn lines_are_bounded_and_come_back() {
+        let now = Instant::now();
+        let mut budget = LineBudget { left: LINES, counted_at: now };
+        assert_eq!((0..LINES + 50).filter(|_| budget.take(now)).count() as u32, LINES);
+        assert!(budget.take(now + LINE_INTERVAL) && !budget.take(now + LINE_INTERVAL));
+        assert_eq!((0..2 * LINES).filter(|_| budget.take(now + Duration::from_secs(1 << 20))).count() as u32, LINES);
+    }
+}
