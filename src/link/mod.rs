@@ -214,6 +214,11 @@ impl Link {
         async move { receive_answer(answer?).await }
     }
 
+    /// Whether the link has ended, because its target is absent or its agent violates the protocol.
+    pub fn has_ended(&self) -> bool {
+        self.commands.is_closed()
+    }
+
     /// Acknowledges all events up to `seq`, which the manager has committed.
     pub fn ack(&self, seq: Seq) {
         self.acked.send_replace(seq);

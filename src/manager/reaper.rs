@@ -184,7 +184,7 @@ impl SessionService {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::{Arc, Mutex};
 
     use async_trait::async_trait;
@@ -207,7 +207,7 @@ mod tests {
 
     /// An engine that never answers for some sandboxes.
     #[derive(Clone, Default)]
-    struct Engine {
+    pub(in crate::manager) struct Engine {
         hangs: Arc<Mutex<HashSet<SessionId>>>,
         /// Sandboxes that cannot be removed.
         fails: Arc<Mutex<HashSet<SessionId>>>,
@@ -248,7 +248,7 @@ mod tests {
         }
     }
 
-    fn sandbox_record() -> SandboxRecord {
+    pub(in crate::manager) fn sandbox_record() -> SandboxRecord {
         SandboxRecord {
             id: SandboxId::random(),
             kind: SandboxKind::Process,
@@ -264,7 +264,7 @@ mod tests {
         }
     }
 
-    fn service() -> (std::path::PathBuf, SessionService) {
+    pub(in crate::manager) fn service() -> (std::path::PathBuf, SessionService) {
         service_with(ServiceSettings::default())
     }
 

@@ -184,6 +184,20 @@ async fn executions_of_an_hour_count_on_every_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn process_counts_once_for_each_key() {
+    let server = Server::start("keyed", TestSandbox::process(), &["--max-executions-per-hour=1"]).await;
+    let client = server.client();
+    let sandbox = crate::sandboxes::create(&client, json!({"kernel": "python"})).await;
+    let path = format!("/v1/sandboxes/{sandbox}/processes");
+    let process = json!({"shell": "sleep 1000", "key": "a"});
+    let id = client.post(&path, process.clone()).await.is(201)["id"].clone();
+    assert_eq!(client.post(&path, process).await.is(201)["id"], id, "a retry starts nothing, so it counts nothing");
+    client.post(&path, json!({"shell": "sleep 1000", "key": "b"})).await.problem(429, "too_many_executions");
+    client.delete(&format!("/v1/sandboxes/{sandbox}")).await.is(204);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_end_when_their_seconds_are_used() {
     let server = Server::start("daily", TestSandbox::process(), &["--max-session-seconds-per-day=2"]).await;
     let client = server.client();

@@ -100,7 +100,8 @@ pub(super) struct Start {
     /// After this time the process gets SIGTERM, and SIGKILL two seconds later. The default is no limit.
     #[schema(exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
-    /// Chosen by the client, at most 200 bytes. The process is started once for each key: a retry gets the same process.
+    /// Chosen by the client, at most 200 bytes. The process is started once for each key: a retry gets the same process. Once
+    /// that is forgotten, its key is refused, unless the process was deleted.
     #[schema(max_length = 200)]
     key: Option<String>,
 }
@@ -171,7 +172,7 @@ impl From<ProcessExit> for ExitView {
 }
 
 /// A process of a sandbox. It stays readable after its end, until it is deleted or the sandbox ends. The 64 processes that
-/// ended last are kept.
+/// ended last are kept; one whose background processes still run is kept if another can go.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Process, examples(json!({
     "id": "8c2f0bd5-6d3f-4e55-9a56-1b2c3d4e5f60", "command": ["/bin/bash", "-c", "ls -l | head"], "cwd": "", "pty": null,
@@ -273,9 +274,7 @@ pub(super) async fn start(
 ) -> Result<Response, Problem> {
     let (new, wait) = (start.validate(&api)?, parse_wait(query.wait)?);
     let _slot = guard::acquire_wait_slot(&api, &caller.identity, wait)?;
-    let processes = api.sessions.processes(&sandbox, &caller.access())?;
-    api.sessions.admit_process(&sandbox, &caller.access())?;
-    let info = processes.start(new).await?;
+    let (info, processes) = api.sessions.start_process(&sandbox, &caller.access(), new).await?;
     let id = info.id.clone();
     let mut view = ProcessView::from(info);
     if let Some(wait) = wait
@@ -407,7 +406,7 @@ fn signal_number(name: &str) -> Result<i32, Problem> {
 
 /// Send a signal to a process
 ///
-/// It reaches the process group. `SIGKILL` reaches everything that the process has started.
+/// It reaches the process group. `SIGKILL` reaches everything that the process has started, also after its end.
 #[utoipa::path(
     post, path = "/processes/{process}/signal", operation_id = "signal_process", tag = "processes",
     params(SandboxInPath, ProcessInPath), request_body = SendSignal,

@@ -45,12 +45,13 @@ impl ControlLink {
 
     fn link(&self, engine: &Arc<dyn Sandbox>, record: &SandboxRecord) -> Link {
         let mut link = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        link.get_or_insert_with(|| {
-            let (link, events) = Link::open(engine.clone(), record.clone(), Target::Sandbox, Position::default());
-            tokio::spawn(drop_events(events));
-            link
-        })
-        .clone()
+        // One that has ended, because the agent has sent nonsense, ends this request and not all later ones.
+        if let Some(open) = link.as_ref().filter(|link| !link.has_ended()) {
+            return open.clone();
+        }
+        let (opened, events) = Link::open(engine.clone(), record.clone(), Target::Sandbox, Position::default());
+        tokio::spawn(drop_events(events));
+        link.insert(opened).clone()
     }
 }
 
@@ -71,4 +72,62 @@ fn is_idempotent(request: &Request) -> bool {
 /// Ends with the link. There are only events of the connection, which redials by itself.
 async fn drop_events(mut events: LinkEvents) {
     while events.recv().await.is_some() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::manager::reaper::tests::sandbox_record;
+    use crate::sandbox::{SandboxError, SandboxKind, SandboxSpec, SandboxState, SandboxStats};
+
+    /// An engine whose agents send garbage. Counts the connections.
+    #[derive(Default)]
+    struct Engine(AtomicUsize);
+
+    #[async_trait]
+    impl Sandbox for Engine {
+        fn kind(&self) -> SandboxKind {
+            SandboxKind::Process
+        }
+        async fn create(&self, _: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
+            unreachable!()
+        }
+        async fn connect(&self, _: &SandboxRecord) -> Result<UnixStream, SandboxError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let (own, mut other) = UnixStream::pair().unwrap();
+            tokio::spawn(async move { other.write_all(&[0xff; 64]).await });
+            Ok(own)
+        }
+        async fn inspect(&self, _: &SandboxRecord) -> Result<SandboxState, SandboxError> {
+            Ok(SandboxState::Running)
+        }
+        async fn stats(&self, _: &SandboxRecord) -> Result<SandboxStats, SandboxError> {
+            unreachable!()
+        }
+        async fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
+            unreachable!()
+        }
+        async fn destroy(&self, _: &SandboxRecord) -> Result<(), SandboxError> {
+            unreachable!()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn link_that_has_ended_is_opened_again() {
+        let counting = Arc::<Engine>::default();
+        let engine: Arc<dyn Sandbox> = counting.clone();
+        let (control, record) = (ControlLink::default(), sandbox_record());
+        let ask = || control.ask(&engine, &record, Request::Usage, Bytes::new());
+        let refused = ask().await.unwrap_err();
+        assert!(matches!(refused, SessionError::Link(LinkError::Closed)), "{refused}");
+        let dialed = counting.0.load(Ordering::Relaxed);
+        ask().await.unwrap_err();
+        assert!(counting.0.load(Ordering::Relaxed) > dialed, "a later request dials again");
+    }
 }

@@ -71,14 +71,25 @@ impl SessionService {
         let entry = self.start_driver(&id, principal, &new.config, instance, None);
         entry.hold(allotment);
         match entry.handle.ready().await {
-            Ok(()) => {
-                self.0.registry.insert(id.clone(), Arc::new(entry));
-                Ok(id)
-            }
+            Ok(()) => self.list_guest(id, entry).await,
             Err(error) => {
                 self.remove_unlisted(&id, Some(entry), None).await;
                 Err(ManagerError::Start(error).into())
             }
+        }
+    }
+
+    /// Makes a session visible, unless its sandbox has begun to end: then the end has not seen it, so it is removed here.
+    async fn list_guest(&self, id: SessionId, entry: SessionEntry) -> Result<SessionId, ServiceError> {
+        let access = Access::Principal(entry.principal.clone());
+        let sandbox = entry.sandbox().map(|sandbox| sandbox.record.id.clone());
+        self.0.registry.insert(id.clone(), Arc::new(entry));
+        match sandbox.map(|sandbox| self.find_sandbox(&sandbox, &access)) {
+            Some(Err(ended)) => {
+                self.delete(&id, &access).await?;
+                Err(ended)
+            }
+            _ => Ok(id),
         }
     }
 
@@ -95,5 +106,62 @@ impl SessionService {
         // Fails if it has ended before, which is fine.
         let _ = entry.handle.end(why).await;
         entry.clear_sandbox();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::reaper::tests::{Engine, sandbox_record, service};
+    use crate::manager::sandboxes::SandboxEntry;
+
+    /// A session whose kernel has become ready, in the sandbox of `instance`.
+    async fn ready_guest(service: &SessionService, instance: &SandboxInstance) -> (SessionId, SessionEntry) {
+        let (id, ann) = (SessionId::random(), PrincipalId::from("ann"));
+        let new = NewSession::default();
+        let row = new_row(&id, &ann, kernels::find("python").unwrap(), &new);
+        service.0.store.insert_session(row).await.unwrap();
+        let entry = service.start_driver(&id, &ann, &new.config, instance.for_guest(&id), None);
+        (id, entry)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guest_of_ending_sandbox_is_not_listed() {
+        let (folder, service) = service();
+        let instance = SandboxInstance::new(Arc::new(Engine::default()), sandbox_record(), service.0.manager.gateway());
+        let allotment = service.0.admission.count(&"ann".into(), 1);
+        let sandbox = Arc::new(SandboxEntry::new("ann".into(), instance.clone(), allotment));
+        service.0.sandboxes.insert(instance.record.id.clone(), sandbox.clone());
+        let (id, entry) = ready_guest(&service, &instance).await;
+        service.list_guest(id.clone(), entry).await.unwrap();
+        assert!(service.0.registry.contains(&id));
+        // The end of the sandbox has begun, and has seen no other session.
+        sandbox.set_ending();
+        let (id, entry) = ready_guest(&service, &instance).await;
+        let refused = service.list_guest(id.clone(), entry).await.unwrap_err();
+        assert!(matches!(refused, ServiceError::SandboxNotFound { .. }), "{refused}");
+        assert!(!service.0.registry.contains(&id));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guest_of_deleted_session_is_not_listed() {
+        let (folder, service) = service();
+        let record = sandbox_record();
+        let owner = record.id.as_session().clone();
+        let instance = SandboxInstance::new(Arc::new(Engine::default()), record, service.0.manager.gateway());
+        let new = NewSession::default();
+        let row = new_row(&owner, &"ann".into(), kernels::find("python").unwrap(), &new);
+        service.0.store.insert_session(row).await.unwrap();
+        let entry = service.start_driver(&owner, &"ann".into(), &new.config, instance.clone(), None);
+        service.0.registry.insert(owner.clone(), Arc::new(entry));
+        let (id, entry) = ready_guest(&service, &instance).await;
+        service.list_guest(id, entry).await.unwrap();
+        // Ended, and not removed yet.
+        service.0.registry.find(&owner).unwrap().handle.end("it was idle").await.unwrap();
+        let (id, entry) = ready_guest(&service, &instance).await;
+        assert!(service.list_guest(id.clone(), entry).await.is_err());
+        assert!(!service.0.registry.contains(&id));
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

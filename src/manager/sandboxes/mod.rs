@@ -20,7 +20,7 @@ use crate::ids::{Access, PrincipalId, SandboxId, SessionId};
 use crate::kernels::{self, KernelSpec};
 use crate::policy::NetworkPolicy;
 use crate::sandbox::SandboxRecord;
-use crate::session::SessionError;
+use crate::session::{SessionError, SessionState};
 use crate::store::{SandboxRow, StoreError, now_ms, seconds_in_ms};
 
 pub(super) use control_link::ControlLink;
@@ -133,9 +133,10 @@ impl SessionService {
         session.touch();
         match session.sandbox() {
             // A guest has no sandbox of its own.
-            Some(sandbox) if sandbox.record.id == *id => Ok(sandbox),
-            Some(_) => Err(not_found()),
-            None => Err(SessionError::Gone { why: "its sandbox has ended".to_owned() }.into()),
+            Some(sandbox) if sandbox.record.id != *id => Err(not_found()),
+            // That of an ended session is about to be removed.
+            Some(sandbox) if !matches!(session.handle.state(), SessionState::Gone { .. }) => Ok(sandbox),
+            _ => Err(SessionError::Gone { why: "its sandbox has ended".to_owned() }.into()),
         }
     }
 

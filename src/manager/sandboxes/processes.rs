@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -16,7 +17,11 @@ use crate::ids::{Access, Epoch, ProcessId, SandboxId, Seq};
 use crate::link::{Link, LinkError, LinkEvent, LinkEvents, Position};
 use crate::manager::registry::SandboxInstance;
 use crate::manager::session_config::ServiceError;
+use crate::sandbox::SandboxState;
 use crate::session::SessionError;
+
+/// How often a sandbox is inspected while a reader has no connection to it.
+const INSPECT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A request for a process.
 #[derive(Clone, Debug, Default)]
@@ -75,8 +80,22 @@ impl SessionService {
         Ok(Processes::new(self.find_sandbox(id, access)?))
     }
 
-    /// Counts a command that is about to start, as an execution of the owner.
-    pub fn admit_process(&self, id: &SandboxId, access: &Access) -> Result<(), ServiceError> {
+    /// Starts a process, or returns the one that was started with the same key. What is started counts as an execution of the
+    /// owner of the sandbox.
+    pub async fn start_process(
+        &self,
+        id: &SandboxId,
+        access: &Access,
+        new: NewProcess,
+    ) -> Result<(ProcessInfo, Processes), ProcessError> {
+        let processes = self.processes(id, access)?;
+        if !processes.knows_key(&new).await {
+            self.admit_process(id, access)?;
+        }
+        Ok((processes.start(new).await?, processes))
+    }
+
+    fn admit_process(&self, id: &SandboxId, access: &Access) -> Result<(), ServiceError> {
         let owner = match self.0.sandboxes.find_visible(id, access) {
             Some(entry) => entry.principal.clone(),
             None => self.0.registry.find_visible(id.as_session(), access)?.principal.clone(),
@@ -92,12 +111,24 @@ impl Processes {
 
     /// Starts a process, or returns the one that was started with the same key.
     pub async fn start(&self, new: NewProcess) -> Result<ProcessInfo, ProcessError> {
-        let id = new.key.as_deref().map_or_else(ProcessId::random, |key| id_of_key(&self.0.record.id, key));
+        let id = self.id_of(&new).unwrap_or_else(ProcessId::random);
         let NewProcess { command, env, cwd, terminal, stdin, timeout_ms, key: _ } = new;
         let spec = ProcessSpec { id, command, env, cwd, terminal, stdin, timeout_ms };
         match self.ask_one(Request::StartProcess(Box::new(spec)), Bytes::new()).await {
             Err(ProcessError::NotFound(reason)) => Err(ProcessError::NotStarted(reason)),
             answer => answer,
+        }
+    }
+
+    /// The id that the key of a process stands for.
+    fn id_of(&self, new: &NewProcess) -> Option<ProcessId> {
+        new.key.as_deref().map(|key| id_of_key(&self.0.record.id, key))
+    }
+
+    async fn knows_key(&self, new: &NewProcess) -> bool {
+        match self.id_of(new) {
+            Some(id) => self.get(&id).await.is_ok(),
+            None => false,
         }
     }
 
@@ -146,7 +177,7 @@ impl Processes {
         let position = Position { epoch: Epoch::default(), seq: after };
         let target = Target::Process(id.clone());
         let (link, events) = Link::open(self.0.engine.clone(), self.0.record.clone(), target, position);
-        Ok(ProcessReader { events, _link: link })
+        Ok(ProcessReader { events, instance: self.0.clone(), is_attached: false, _link: link })
     }
 
     async fn ask_one(&self, request: Request, data: Bytes) -> Result<ProcessInfo, ProcessError> {
@@ -194,18 +225,21 @@ pub enum ProcessOutput {
     },
 }
 
-/// Reads the output of one process. Connections that are lost are opened again.
+/// Reads the output of one process. Connections that are lost are opened again while the sandbox lives.
 pub struct ProcessReader {
     events: LinkEvents,
+    instance: Arc<SandboxInstance>,
+    is_attached: bool,
     /// The events end when it is dropped.
     _link: Link,
 }
 
 impl ProcessReader {
-    /// The next output. `None` when the process was removed, or its sandbox violates the protocol.
+    /// The next output. `None` when the process was removed, or its sandbox has ended or violates the protocol. Dropping the
+    /// future loses nothing.
     pub async fn next(&mut self) -> Option<ProcessOutput> {
         loop {
-            match self.events.recv().await? {
+            match self.next_event().await? {
                 LinkEvent::Event { seq, event: Event::Process(ProcessEvent::Output { stream, data }) } => {
                     return Some(ProcessOutput::Data { seq, stream, data });
                 }
@@ -214,9 +248,25 @@ impl ProcessReader {
                 }
                 LinkEvent::Lost { from, to } => return Some(ProcessOutput::Lost { from, to }),
                 LinkEvent::Absent | LinkEvent::Broken { .. } => return None,
-                LinkEvent::Attached(_) | LinkEvent::Detached { .. } | LinkEvent::Event { .. } => {}
+                LinkEvent::Attached(_) => self.is_attached = true,
+                LinkEvent::Detached { .. } => self.is_attached = false,
+                LinkEvent::Event { .. } => {}
             }
         }
+    }
+
+    /// The next event of the link. While that is not attached, the sandbox may have ended: then there is none.
+    async fn next_event(&mut self) -> Option<LinkEvent> {
+        while !self.is_attached {
+            if let Ok(event) = tokio::time::timeout(INSPECT_INTERVAL, self.events.recv()).await {
+                return event;
+            }
+            let SandboxInstance { engine, record, .. } = &*self.instance;
+            if let Ok(SandboxState::Ended { .. }) = engine.inspect(record).await {
+                return None;
+            }
+        }
+        self.events.recv().await
     }
 }
 
