@@ -38,6 +38,7 @@ mod output_pipes;
 mod positions_page;
 mod process_host;
 mod process_spawn;
+mod process_table;
 mod processes;
 mod programs;
 mod sandbox;

@@ -54,7 +54,6 @@ struct ProcessHost {
     timed_out: bool,
     /// The stream that was read last: the other one comes first.
     last_stream: ProcessStream,
-    oom_kills_before: u64,
     /// The exit was reported. Output of processes that it left behind is read and dropped.
     is_reported: bool,
 }
@@ -75,12 +74,10 @@ pub(super) fn spawn(
     inputs: mpsc::Receiver<Input>,
     exits: mpsc::UnboundedReceiver<ExitStatus>,
 ) {
-    let oom_kills_before = sandbox.meter.borrow().oom_kills();
     let timeout = process.spec.timeout_ms.map(Duration::from_millis);
     let host = ProcessHost {
         open: [true, matches!(process.ends, Ends::Pipes { .. })],
         last_stream: ProcessStream::Stderr,
-        oom_kills_before,
         is_reported: false,
         chunk: vec![0; CHUNK].into(),
         readers: Vec::new(),
@@ -100,7 +97,7 @@ impl ProcessHost {
         // The status, and when it is reported at the latest and if the output is quiet.
         let mut exit: Option<(ExitStatus, Instant, Instant)> = None;
         let mut rest = MAX_REST;
-        while self.sandbox.processes.has(&self.process.spec.id) {
+        while self.sandbox.processes.has(&self.process) {
             let (is_paused, process) = (self.is_reader_behind(), self.process.clone());
             let deadline = self.next_deadline(is_paused, exit.filter(|_| !is_paused).map(|(_, _, settled)| settled));
             let due = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
@@ -306,26 +303,23 @@ impl ProcessHost {
     }
 
     fn report_exit(&mut self, status: ExitStatus) {
-        let oom_kills = self.sandbox.meter.borrow().oom_kills();
-        let over_memory = self.process.program.take_over_memory()
-            || (oom_kills > self.oom_kills_before && status.signal() == Some(libc::SIGKILL));
         let exit = ProcessExit {
             code: status.code(),
             signal: status.signal(),
             timed_out: self.timed_out,
-            out_of_memory: over_memory,
+            out_of_memory: self.process.program.take_over_memory(),
         };
         if self.timed_out {
             // Nothing of it goes on.
             self.sandbox.programs.kill(&self.process.program);
         }
         (self.terminate_at, self.kill_at) = (None, None);
-        self.process.program.note_survivors();
         let mut input = self.process.input.borrow_mut();
         (input.broken, input.closed) = (true, true);
         drop(input);
         self.process.ended.set(Some((now_ms(), exit)));
         self.store(ProcessEvent::Exited(exit));
         self.is_reported = true;
+        self.sandbox.processes.note_end(&self.sandbox, &self.process);
     }
 }

@@ -5,9 +5,6 @@
 //! program also kills every process that belongs to no program.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::fs;
-use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -15,12 +12,13 @@ use std::rc::Rc;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc;
 
+use super::process_table::{ProcessTable, Victims};
+
 /// The variable that tells to which program a process belongs.
 pub(super) const VARIABLE: &str = "CELLKEEP_PROGRAM";
-/// How much of an environment is searched for the variable, bytes.
-const MAX_ENVIRONMENT: u64 = 256 << 10;
-/// How often the processes are listed while a program is killed: code can start some meanwhile.
-const MAX_ROUNDS: usize = 200;
+/// How often the processes are listed while a program is killed: code can start some meanwhile. Stopped processes start none,
+/// and they count for the limit of processes, so two or three rounds suffice unless processes continue each other.
+const MAX_ROUNDS: usize = 16;
 
 /// One program. It is registered as long as the handle lives.
 pub(super) struct Program {
@@ -28,28 +26,34 @@ pub(super) struct Program {
     pub id: String,
     pid: Cell<Option<Pid>>,
     exits: mpsc::UnboundedSender<ExitStatus>,
+    /// It was killed because the sandbox had exceeded its memory.
     over_memory: Cell<bool>,
-    /// Its process has exited and has left others behind, which go on.
-    has_survivors: Cell<bool>,
+    /// The agent has killed it, whatever for.
+    is_killed: Cell<bool>,
+    /// Its process has exited, and what that has left behind may go on.
+    may_have_survivors: Cell<bool>,
 }
 
 impl Program {
     /// Notes the program's new process. Called before anything can reap it.
     pub fn started(&self, pid: Pid) {
         self.pid.set(Some(pid));
+        self.is_killed.set(false);
+        self.over_memory.set(false);
     }
 
     pub fn pid(&self) -> Option<Pid> {
         self.pid.get()
     }
 
-    /// Notes that its process has exited, and that what it has started may go on.
-    pub fn note_survivors(&self) {
-        self.has_survivors.set(ProcessTable::read().living().any(|pid| program_of(pid).as_ref() == Some(&self.id)));
+    /// Whether its process runs, or others may that it has left behind.
+    pub fn may_have_processes(&self) -> bool {
+        self.pid.get().is_some() || self.may_have_survivors.get()
     }
 
-    pub fn has_processes(&self) -> bool {
-        self.pid.get().is_some() || self.has_survivors.get()
+    /// Notes whether others run that its process has left behind. While its process runs, this means nothing.
+    pub fn note_survivors(&self, exist: bool) {
+        self.may_have_survivors.set(exist);
     }
 
     /// Whether it was killed because the sandbox exceeded its memory; resets it.
@@ -68,7 +72,11 @@ impl Program {
 
 /// All programs of the sandbox.
 #[derive(Default)]
-pub(super) struct Programs(RefCell<Vec<Rc<Program>>>);
+pub(super) struct Programs {
+    all: RefCell<Vec<Rc<Program>>>,
+    /// Kills of the out-of-memory killer that ended a program, or are older than the newest program.
+    explained_oom_kills: Cell<u64>,
+}
 
 impl Programs {
     /// Registers a program. Its exits arrive at the receiver.
@@ -79,70 +87,114 @@ impl Programs {
             pid: Cell::new(None),
             exits,
             over_memory: Cell::new(false),
-            has_survivors: Cell::new(false),
+            is_killed: Cell::new(false),
+            may_have_survivors: Cell::new(false),
         });
-        self.0.borrow_mut().push(program.clone());
+        self.all.borrow_mut().push(program.clone());
         (program, receiver)
     }
 
     pub fn forget(&self, program: &Rc<Program>) {
-        self.0.borrow_mut().retain(|one| !Rc::ptr_eq(one, program));
+        self.all.borrow_mut().retain(|one| !Rc::ptr_eq(one, program));
     }
 
-    /// Reaps every exited process: those of programs, and orphans that PID 1 inherits.
-    pub fn reap(&self) {
+    /// Ignores earlier kills of the out-of-memory killer, because a program is about to start, which they did not end.
+    pub fn ignore_oom_kills(&self, until_now: u64) {
+        self.explained_oom_kills.set(until_now);
+    }
+
+    /// Reaps every exited process: those of programs, and orphans that PID 1 inherits. `oom_kills` counts how often the
+    /// out-of-memory killer has killed a process of the sandbox.
+    pub fn reap(&self, oom_kills: impl Fn() -> u64) {
         while let Ok(Some((pid, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
-            let exited = self.0.borrow().iter().find(|program| program.pid.get() == Some(pid)).cloned();
+            let exited = self.all.borrow().iter().find(|program| program.pid.get() == Some(pid)).cloned();
             if let Some(program) = exited {
                 program.pid.set(None);
-                let _ = program.exits.send(ExitStatus::from_raw(status.as_raw()));
+                program.may_have_survivors.set(true);
+                let status = ExitStatus::from_raw(status.as_raw());
+                if status.signal() == Some(libc::SIGKILL) && !program.is_killed.get() && self.explain_oom_kill(oom_kills()) {
+                    program.over_memory.set(true);
+                }
+                let _ = program.exits.send(status);
             }
         }
+    }
+
+    /// Whether the out-of-memory killer has killed a process that is not accounted for, which is then.
+    fn explain_oom_kill(&self, counted: u64) -> bool {
+        let explained = self.explained_oom_kills.get();
+        let is_new = counted > explained;
+        self.explained_oom_kills.set(explained + u64::from(is_new));
+        is_new
+    }
+
+    /// Whether anything of a program runs: its process, or others that it has left behind.
+    pub fn has_processes(&self, program: &Rc<Program>) -> bool {
+        if program.pid.get().is_none() && program.may_have_survivors.get() {
+            let programs = self.all.borrow().clone();
+            ProcessTable::read().note_survivors(&programs, &Victims::default());
+        }
+        program.may_have_processes()
     }
 
     /// Kills all processes of a program, and those that belong to none.
     pub fn kill(&self, program: &Rc<Program>) {
-        if self.0.borrow().iter().all(|other| Rc::ptr_eq(other, program) || !other.has_processes()) {
-            return kill_all(program.pid.get());
-        }
-        let others: Vec<Rc<Program>> = self.0.borrow().iter().filter(|other| !Rc::ptr_eq(other, program)).cloned().collect();
-        for _ in 0..MAX_ROUNDS {
-            let table = ProcessTable::read();
-            let victims: Vec<Pid> = table.living().filter(|pid| table.owner(*pid, &others).is_none()).collect();
-            if victims.is_empty() {
-                return;
-            }
-            for pid in victims {
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-            }
-        }
+        program.is_killed.set(true);
+        let others: Vec<Rc<Program>> = self.all.borrow().iter().filter(|one| !Rc::ptr_eq(one, program)).cloned().collect();
+        kill_all_but(&others, program.pid.get());
     }
 
     /// Kills every process of the sandbox but the agent.
     pub fn kill_everything(&self) {
         kill_all(None);
-        self.0.borrow().iter().for_each(|program| kill_all(program.pid.get()));
+        self.all.borrow().iter().for_each(|program| kill_all(program.pid.get()));
     }
 
-    /// Kills the program to which the process with the most memory belongs, because the sandbox has exceeded its limit.
+    /// Kills the program to which the process with the most memory belongs, because the sandbox has exceeded its limit. If that
+    /// process belongs to none, all those that belong to none are killed.
     pub fn kill_largest(&self) {
-        let programs = self.0.borrow().clone();
-        let table = ProcessTable::read();
-        let largest = table.living().max_by_key(|pid| table.resident_pages(*pid));
-        let owner = largest.and_then(|pid| table.owner(pid, &programs));
-        // What belongs to no program is killed along with any.
-        let running = || programs.iter().find(|program| program.has_processes());
-        if let Some(program) = owner.or_else(running) {
-            program.over_memory.set(true);
-            self.kill(program);
+        let programs = self.all.borrow().clone();
+        match ProcessTable::read().owner_of_largest(&programs) {
+            Some(program) => {
+                self.kill(program);
+                program.over_memory.set(true);
+            }
+            None => kill_all_but(&programs, None),
         }
     }
+}
+
+/// Kills every process that belongs to none of `spared`. Each that shares its group with others is stopped first: a process that
+/// is killed makes room for another one, which a fork bomb would start at once. In tests, where the agent is not PID 1, only the
+/// process group of `pid`.
+fn kill_all_but(spared: &[Rc<Program>], pid: Option<Pid>) {
+    let mut victims = Victims::default();
+    for _ in 0..MAX_ROUNDS {
+        if !is_init() || spared.iter().all(|program| !program.may_have_processes()) {
+            return kill_all(pid);
+        }
+        let table = ProcessTable::read();
+        let found = table.note_survivors(spared, &victims);
+        if found.processes.is_empty() {
+            if victims.kill_stopped() == 0 {
+                return;
+            }
+        } else {
+            victims.stop(found);
+        }
+    }
+    // They continue each other faster than they can be stopped. Only this call leaves none out, and spares none either.
+    kill_all(pid);
+}
+
+fn is_init() -> bool {
+    rustix::process::getpid().as_raw_nonzero().get() == 1
 }
 
 /// Kills every process of the sandbox but the agent: as PID 1, one call reaches the whole namespace, including daemons. In
 /// tests, where the agent is not PID 1, only the process group of `pid`.
 fn kill_all(pid: Option<Pid>) {
-    if rustix::process::getpid().as_raw_nonzero().get() == 1 {
+    if is_init() {
         // SAFETY: a plain system call without memory arguments. rustix has no kill(-1).
         #[expect(unsafe_code, reason = "kill(-1) is the only call that leaves no process out")]
         let _ = unsafe { libc::kill(-1, libc::SIGKILL) };
@@ -151,109 +203,17 @@ fn kill_all(pid: Option<Pid>) {
     }
 }
 
-/// The processes of the sandbox at one moment, without the agent.
-struct ProcessTable(HashMap<Pid, ProcessRow>);
-
-struct ProcessRow {
-    parent: i32,
-    is_zombie: bool,
-    resident_pages: u64,
-}
-
-impl ProcessTable {
-    fn read() -> Self {
-        let own = rustix::process::getpid();
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
-        Self(pids.filter(|pid| *pid != own).filter_map(|pid| Some((pid, ProcessRow::read(pid)?))).collect())
-    }
-
-    fn living(&self) -> impl Iterator<Item = Pid> {
-        self.0.iter().filter(|(_, row)| !row.is_zombie).map(|(pid, _)| *pid)
-    }
-
-    fn resident_pages(&self, pid: Pid) -> u64 {
-        self.0.get(&pid).map_or(0, |row| row.resident_pages)
-    }
-
-    /// The program among `programs` to which a process belongs.
-    fn owner<'a>(&self, pid: Pid, programs: &'a [Rc<Program>]) -> Option<&'a Rc<Program>> {
-        let mut ancestor = Some(pid);
-        // PIDs can be reused while the table is read, so a circle is possible.
-        for _ in 0..=self.0.len() {
-            let Some(one) = ancestor else { break };
-            if let Some(found) = programs.iter().find(|program| program.pid.get() == Some(one)) {
-                return Some(found);
-            }
-            ancestor = self.0.get(&one).and_then(|row| Pid::from_raw(row.parent));
-        }
-        let id = program_of(pid)?;
-        programs.iter().find(|program| program.id == id && program.has_processes())
-    }
-}
-
-impl ProcessRow {
-    fn read(pid: Pid) -> Option<Self> {
-        let stat = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-        // The name in parentheses may contain anything, so fields are counted after it.
-        let end_of_name = stat.iter().rposition(|byte| *byte == b')')?;
-        let mut fields = std::str::from_utf8(&stat[end_of_name + 1..]).ok()?.split_whitespace();
-        let state = fields.next()?;
-        let parent = fields.next()?.parse().ok()?;
-        // Threads and the resident set are the 20th and the 24th field of all.
-        let threads: u64 = fields.nth(15)?.parse().ok()?;
-        let resident_pages = fields.nth(3).and_then(|field| field.parse().ok()).unwrap_or(0);
-        // A process whose first thread has ended looks like a zombie while others go on.
-        let is_zombie = matches!(state, "Z" | "X") && threads <= 1;
-        Some(Self { parent, is_zombie, resident_pages })
-    }
-}
-
-/// The value of [`VARIABLE`] in the environment of a process.
-fn program_of(pid: Pid) -> Option<String> {
-    let mut environment = Vec::new();
-    let file = fs::File::open(format!("/proc/{}/environ", pid.as_raw_nonzero())).ok()?;
-    file.take(MAX_ENVIRONMENT).read_to_end(&mut environment).ok()?;
-    environment.split(|byte| *byte == 0).find_map(|variable| {
-        let value = variable.strip_prefix(VARIABLE.as_bytes())?.strip_prefix(b"=")?;
-        std::str::from_utf8(value).ok().map(str::to_owned)
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
-
     use super::*;
 
-    fn spawn(id: &str, script: &str) -> std::process::Child {
-        Command::new("sh").args(["-c", script]).env(VARIABLE, id).stdout(Stdio::piped()).spawn().unwrap()
-    }
-
     #[test]
-    fn processes_belong_to_ancestors_and_marked_programs() {
+    fn each_oom_kill_explains_one_death() {
         let programs = Programs::default();
-        let (own, _own_exits) = programs.register("own".into());
-        let (other, _other_exits) = programs.register("other".into());
-        let mut child = spawn("own", "sleep 60 & echo $!; wait");
-        own.started(Pid::from_child(&child));
-        let mut line = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
-        let grandchild = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
-        let stranger = spawn("unknown", "exec sleep 60");
-        let table = ProcessTable::read();
-        let both = [own.clone(), other];
-        let owner = |pid| table.owner(pid, &both).map(|program| program.id.clone());
-        assert_eq!(owner(grandchild).as_deref(), Some("own"));
-        assert_eq!(owner(Pid::from_child(&stranger)), None);
-        assert_eq!(program_of(grandchild).as_deref(), Some("own"));
-        // An orphan is recognised by its variable.
-        own.started(Pid::from_child(&stranger));
-        assert_eq!(owner(grandchild).as_deref(), Some("own"));
-        for mut process in [child, stranger] {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
-        rustix::process::kill_process(grandchild, Signal::KILL).unwrap();
+        programs.ignore_oom_kills(1);
+        assert!(!programs.explain_oom_kill(1), "an earlier kill ended another process");
+        assert!(programs.explain_oom_kill(3) && programs.explain_oom_kill(3), "two were killed at once");
+        assert!(!programs.explain_oom_kill(3));
+        assert!(programs.explain_oom_kill(4));
     }
 }

@@ -72,7 +72,7 @@ pub(super) async fn run(config: AgentConfig) -> io::Result<()> {
     loop {
         tokio::select! {
             biased;
-            _ = children.recv() => sandbox.programs.reap(),
+            _ = children.recv() => sandbox.programs.reap(|| sandbox.meter.borrow().oom_kills()),
             _ = memory.tick(), if enforces_memory => sandbox.enforce_memory_limit(),
             _ = orphan.tick(), if sandbox.config.orphan_seconds.is_some() => if sandbox.is_orphaned() {
                 sandbox.programs.kill_everything();

@@ -17,6 +17,10 @@ in_every_sandbox!(
     time_limit_ends_everything,
     background_process_outlives_its_shell,
     slow_reader_misses_nothing,
+    fork_bomb_ends_with_its_process,
+    processes_are_forgotten_by_their_ends,
+    deaths_of_memory_are_told_apart,
+    readers_end_with_their_sandbox,
     killed_server_loses_no_output,
 );
 
@@ -74,6 +78,17 @@ impl Shell {
         all
     }
 
+    /// Waits until no process has this in its command. Those that were killed take a moment to exit.
+    async fn until_none(&self, pattern: &str) {
+        let line = format!("cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '{pattern}' || true");
+        let waiting = async {
+            while self.run(json!({"shell": line})).await["output"]["stdout"] != "0\n" {
+                tokio::time::sleep(PACE).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("{pattern} goes on"));
+    }
+
     async fn end(self) {
         self.client.delete(&format!("/v1/sandboxes/{}", self.sandbox)).await.is(204);
         self.server.end().await;
@@ -127,6 +142,14 @@ async fn input_is_read_once(place: TestSandbox) {
     assert_eq!(shell.ended(&id).await["exit"]["exit_code"], 0);
     assert_eq!(shell.output(&id).await, b"abcde\n");
     shell.input(&id, "", "more").await.problem(409, "process_conflict");
+    shell.input(&id, "?offset=4&close=true", "e\n").await.is(200);
+    // In a terminal, the end of the input comes after the end of the line.
+    let terminal = json!({"command": ["cat"], "pty": {"rows": 24, "cols": 80}});
+    for text in ["line\n", "unfinished"] {
+        let id = shell.begin(terminal.clone()).await;
+        shell.input(&id, "?close=true", text).await.is(200);
+        assert_eq!(shell.ended(&id).await["exit"]["exit_code"], 0);
+    }
     // A process that never reads: what it does not take is refused, and nothing waits for ever.
     let id = shell.begin(json!({"command": ["sleep", "1000"], "stdin": true})).await;
     let block = "x".repeat(1 << 20);
@@ -240,8 +263,7 @@ async fn time_limit_ends_everything(place: TestSandbox) {
     let process =
         shell.run(json!({"shell": "trap '' TERM; sleep 1234 & sleep 1000; sleep 1000", "timeout_seconds": 0.3})).await;
     assert_eq!(process["exit"]["timed_out"], true, "{process}");
-    let left = shell.run(json!({"shell": "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep 123[4]' || true"})).await;
-    assert_eq!(left["output"]["stdout"], "0\n", "{left}");
+    shell.until_none("sleep 123[4]").await;
     shell.end().await;
 }
 
@@ -258,10 +280,85 @@ async fn background_process_outlives_its_shell(place: TestSandbox) {
     // It ends with the process that has started it.
     let id = process["id"].as_str().unwrap();
     shell.client.delete(&shell.path(&format!("/{id}"))).await.is(204);
-    let left =
-        shell.run(json!({"shell": "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'date > bea[t]' || true"})).await;
-    assert_eq!(left["output"]["stdout"], "0\n", "{left}");
+    shell.until_none("date > bea[t]").await;
+    // Or with a signal, which no other reaches: the process has ended.
+    let process = shell.run(json!({"shell": "setsid sleep 4321 > /dev/null 2>&1 &"})).await;
+    let signal = shell.path(&format!("/{}/signal", process["id"].as_str().unwrap()));
+    shell.client.post(&signal, json!({"signal": "TERM"})).await.problem(409, "process_conflict");
+    shell.client.post(&signal, json!({"signal": "KILL"})).await.is(202);
+    shell.until_none("sleep 432[1]").await;
+    shell.client.post(&signal, json!({"signal": "KILL"})).await.problem(409, "process_conflict");
     shell.end().await;
+}
+
+/// Hundreds of processes that do nothing but start others, up to the limit, and take their places. The others of the sandbox
+/// live on.
+async fn fork_bomb_ends_with_its_process(place: TestSandbox) {
+    let shell = Shell::start("ps-bomb", place).await;
+    let session = sandboxes::session_in(&shell.client, &shell.sandbox).await;
+    session.ok("value = 1").await;
+    let sleeper = shell.begin(json!({"command": ["sleep", "1000"]})).await;
+    let code = "import os\nfirst = os.getpid()\nwhile True:\n    try:\n        if os.fork() and os.fork() and os.getpid() != first: os._exit(0)\n    except OSError: print('full', flush=True)";
+    for _ in 0..3 {
+        let id = shell.begin(json!({"command": ["python3", "-c", code, "bomb"]})).await;
+        let mut stream = shell.client.stream(&shell.path(&format!("/{id}/events"))).await.unwrap();
+        stream.next_of("output").await;
+        shell.client.delete(&shell.path(&format!("/{id}"))).await.is(204);
+        shell.until_none("bom[b]").await;
+    }
+    assert_eq!(session.ok("print(value)").await, "1\n");
+    assert_eq!(shell.client.get(&shell.path(&format!("/{sleeper}"))).await.is(200)["state"], "running");
+    shell.end().await;
+}
+
+async fn processes_are_forgotten_by_their_ends(place: TestSandbox) {
+    let shell = Shell::start("ps-forget", place).await;
+    let long = json!({"shell": "while [ ! -e end ]; do sleep 0.05; done", "key": "long"});
+    let id = shell.begin(long.clone()).await;
+    let background = shell.run(json!({"shell": "sleep 1000 > /dev/null 2>&1 &"})).await;
+    let first = json!({"command": ["true"], "key": "first"});
+    shell.run(first.clone()).await;
+    for _ in 0..62 {
+        shell.run(json!({"command": ["true"]})).await;
+    }
+    shell.client.put(&format!("/v1/sandboxes/{}/files/end", shell.sandbox), "").await.is(204);
+    shell.ended(&id).await;
+    assert_eq!(shell.begin(long).await, id, "it was started first, and has ended last");
+    let refused = shell.client.post(&shell.path(""), first.clone()).await.problem(409, "process_conflict");
+    assert!(refused["detail"].as_str().unwrap().contains("another key"), "{refused}");
+    // What still works in the background is not forgotten before others.
+    let background = shell.path(&format!("/{}", background["id"].as_str().unwrap()));
+    shell.client.get(&background).await.is(200);
+    // Whoever deletes a process may use its key again.
+    let again = shell.begin(json!({"command": ["true"], "key": "again"})).await;
+    shell.client.delete(&shell.path(&format!("/{again}"))).await.is(204);
+    assert_eq!(shell.begin(json!({"command": ["sleep", "1000"], "key": "again"})).await, again);
+    shell.end().await;
+}
+
+async fn deaths_of_memory_are_told_apart(place: TestSandbox) {
+    let shell = Shell::start("ps-memory", place).await;
+    let hog = json!({"command": ["python3", "-c", "kept = []\nwhile True: kept.append(bytearray(50_000_000))"]});
+    let old = shell.begin(json!({"shell": "while [ ! -e end ]; do read -t 0.05 x < <(:); done; kill -9 $$"})).await;
+    for _ in 0..2 {
+        assert_eq!(shell.run(hog.clone()).await["exit"]["out_of_memory"], true);
+        let killed = shell.run(json!({"shell": "kill -9 $$"})).await;
+        assert_eq!((&killed["exit"]["signal"], &killed["exit"]["out_of_memory"]), (&json!(9), &json!(false)));
+    }
+    shell.client.put(&format!("/v1/sandboxes/{}/files/end", shell.sandbox), "").await.is(204);
+    assert_eq!(shell.ended(&old).await["exit"]["out_of_memory"], false, "others were killed while it ran");
+    shell.end().await;
+}
+
+async fn readers_end_with_their_sandbox(place: TestSandbox) {
+    let shell = Shell::start("ps-gone", place).await;
+    let id = shell.begin(json!({"shell": "echo one; sleep 1000"})).await;
+    let mut stream = shell.client.stream(&shell.path(&format!("/{id}/events"))).await.unwrap();
+    stream.next_of("output").await;
+    shell.client.delete(&format!("/v1/sandboxes/{}", shell.sandbox)).await.is(204);
+    let end = tokio::time::timeout(PATIENCE, stream.next()).await.expect("the stream ends");
+    assert!(end.unwrap().is_none());
+    shell.server.end().await;
 }
 
 /// The process writes 64 MB faster than the client reads them. Only 16 MB are kept.

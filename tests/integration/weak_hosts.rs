@@ -131,6 +131,23 @@ server.listen(100)
     fs::remove_dir_all(data).unwrap();
 }
 
+/// The kernel is spared: what exceeds the memory has removed every trace of who started it.
+#[test]
+fn process_of_nobody_is_killed_alone() {
+    let (data, uid) = ordinary_user("nobody");
+    let code = "import os, subprocess, sys
+hog = 'import os, time\\nif os.fork(): os._exit(0)\\nos.setsid()\\nopen(\"hog\", \"w\").write(str(os.getpid()))\\nheld = bytearray(400 << 20)\\ntime.sleep(100)'
+subprocess.run(['env', '-i', sys.executable, '-c', hog])
+while not os.path.exists('hog') or not open('hog').read(): pass
+pid = open('hog').read()
+while os.path.exists('/proc/' + pid): pass
+print('alive')";
+    let arguments = ["exec", "--sandbox", "process", "--memory", "192m", "-c", code, "--data"];
+    let ran = Cli::new(&arguments).path(&data).uid(uid).run();
+    assert_eq!((ran.code, ran.stdout.trim()), (0, "alive"), "{}", ran.stderr);
+    fs::remove_dir_all(data).unwrap();
+}
+
 #[test]
 fn memory_that_cannot_be_found_is_refused() {
     let (data, uid) = ordinary_user("hidden");

@@ -87,7 +87,9 @@ impl KernelInstance {
 
 impl KernelHost {
     pub(super) fn start_kernel(&mut self, generation: Generation) {
-        self.kernel = KernelInstance::new(generation, self.sandbox.meter.borrow().oom_kills());
+        let oom_kills = self.sandbox.meter.borrow().oom_kills();
+        self.sandbox.programs.ignore_oom_kills(oom_kills);
+        self.kernel = KernelInstance::new(generation, oom_kills);
         self.executions = Executions::new(self.sandbox.config.limits.output_bytes());
         let identity = KernelIdentity { program: &self.program, generation, env: &self.env };
         let process = match kernel::start(&self.sandbox.config, &identity) {
@@ -153,8 +155,6 @@ impl KernelHost {
         self.pass_on_end();
         let over_memory = self.program.take_over_memory().then_some(KillReason::Memory);
         let reason = self.kernel.kill_reason.or(over_memory);
-        let counted =
-            self.sandbox.meter.borrow().oom_kills() > self.kernel.oom_kills_before && status.signal() == Some(libc::SIGKILL);
         match self.executions.running_id() {
             Some(run) => self.finish_changes(&run),
             None => self.report_changes(),
@@ -163,7 +163,7 @@ impl KernelHost {
         if let Some(run) = self.executions.running_id().filter(|_| self.sandbox.meter.borrow().counts_exited_processes()) {
             self.emit_usage(run);
         }
-        let out_of_memory = reason == Some(KillReason::Memory) || (reason.is_none() && counted);
+        let out_of_memory = reason == Some(KillReason::Memory);
         self.kernel.state = KernelState::Exited;
         self.kernel.senders = None;
         self.kernel.socket_tasks = None;
