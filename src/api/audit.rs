@@ -13,7 +13,6 @@ use super::error::ProblemCode;
 use super::trace::RequestId;
 use crate::audit::{AuditLog, AuditRecord};
 use crate::auth::{Identity, Scope};
-use crate::ids::SessionId;
 
 /// Who sends a request. An extension, which the guard fills in.
 #[derive(Clone, Debug, Default)]
@@ -31,20 +30,12 @@ fn name_of(identity: &Identity) -> String {
     identity.only.as_ref().map_or_else(|| identity.principal.to_string(), |id| format!("share of {id}"))
 }
 
-/// The record of a command over a WebSocket.
-pub(super) fn of_command(
-    op: &str,
-    identity: &Identity,
-    session: &SessionId,
-    cell: Option<String>,
-    result: &str,
-) -> AuditRecord {
+/// The record of a command over a WebSocket, without what it is about.
+pub(super) fn of_command(op: &str, identity: &Identity, result: &str) -> AuditRecord {
     AuditRecord {
         action: format!("socket {op}"),
         principal: Some(name_of(identity)),
         scope: Some(identity.scope.name()),
-        session: Some(session.to_string()),
-        target: cell,
         result: result.to_owned(),
         ..AuditRecord::default()
     }
@@ -100,9 +91,10 @@ impl PendingRecord {
         }
         let record = &mut self.record;
         if let Some(created) = response.headers().get(header::LOCATION).and_then(|path| path.to_str().ok()) {
-            // `/v1/sessions/ID`, or `/v1/sessions/ID/cells/ID`.
-            let mut parts = created.split('/').skip(3);
-            record.session = parts.next().map(str::to_owned);
+            // `/v1/sessions/ID`, or `/v1/sessions/ID/cells/ID`; the same for sandboxes and their processes.
+            let mut parts = created.split('/').skip(2);
+            let owner = if parts.next() == Some("sandboxes") { &mut record.sandbox } else { &mut record.session };
+            *owner = parts.next().map(str::to_owned);
             record.target = parts.nth(1).map(str::to_owned).or(record.target.take());
         }
         record.status = Some(status.as_u16());

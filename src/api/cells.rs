@@ -190,7 +190,7 @@ pub(super) async fn add(
         cell_type: cell_type(add.cell_type.as_deref())?,
         source: add.source,
         metadata: metadata(add.metadata.as_deref())?.unwrap_or_default(),
-        options: requested.resolve(&api, &id, &caller).await?,
+        options: requested.resolve(&api, &id, &caller.access()).await?,
         after: add.after,
         run: add.run.unwrap_or(true),
         outputs: Vec::new(),
@@ -394,7 +394,7 @@ pub(super) async fn run(
     let options = match options == RequestedOptions::default() {
         // The options of its latest execution stay.
         true => None,
-        false => Some(options.resolve(&api, &id, &caller).await?),
+        false => Some(options.resolve(&api, &id, &caller.access()).await?),
     };
     api.sessions.admit_executions(&id, &caller.access(), 1)?;
     let cell = handle.run_cell(&cell, options).await?;

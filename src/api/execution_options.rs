@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::Api;
 use super::error::Problem;
 use super::sessions::{check_env, check_timeout};
-use super::{Api, Caller};
-use crate::ids::SessionId;
+use crate::ids::{Access, SessionId};
 use crate::kernels;
 use crate::session::{ExecutionContext, ExecutionOptions};
 
@@ -29,15 +29,15 @@ pub(super) struct RequestedOptions {
 }
 
 impl RequestedOptions {
-    pub async fn resolve(self, api: &Api, id: &SessionId, caller: &Caller) -> Result<ExecutionOptions, Problem> {
+    pub async fn resolve(self, api: &Api, id: &SessionId, access: &Access) -> Result<ExecutionOptions, Problem> {
         let timeout_seconds = match check_timeout(api.sessions.ceilings(), self.timeout_seconds)? {
             Some(seconds) => Some(seconds),
-            None => api.sessions.cell_timeout(id, &caller.access())?,
+            None => api.sessions.cell_timeout(id, access)?,
         };
         let allow_stdin = self.allow_stdin.unwrap_or(false);
         let context = self.context()?;
         if !context.env.is_empty() || context.cwd.is_some() {
-            check_kernel_takes_context(api, id, caller).await?;
+            check_kernel_takes_context(api, id, access).await?;
         }
         Ok(ExecutionOptions { timeout_seconds, allow_stdin, context, ..ExecutionOptions::default() })
     }
@@ -57,8 +57,8 @@ impl RequestedOptions {
     }
 }
 
-async fn check_kernel_takes_context(api: &Api, id: &SessionId, caller: &Caller) -> Result<(), Problem> {
-    let row = api.reader.row(id, &caller.access()).await?;
+async fn check_kernel_takes_context(api: &Api, id: &SessionId, access: &Access) -> Result<(), Problem> {
+    let row = api.reader.row(id, access).await?;
     if kernels::find(&row.kernel).is_ok_and(|kernel| kernel.ignores_context) {
         let detail = format!(
             "{} cannot set env or cwd for one cell; set env for the whole session, or change both in the code",

@@ -30,6 +30,7 @@ mod refused_body;
 mod response_spool;
 mod runs;
 mod sandboxes;
+mod session_socket;
 mod sessions;
 mod shares;
 mod socket;
@@ -125,7 +126,7 @@ fn session_routes() -> OpenApiRouter<Api> {
 fn session_query_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(events::stream))
-        .routes(routes!(socket::open))
+        .routes(routes!(session_socket::open))
         .routes(routes!(cells::list, cells::add))
         .routes(routes!(cells::get_one))
         .routes(routes!(cells::run))
@@ -157,6 +158,7 @@ fn sandbox_query_routes() -> OpenApiRouter<Api> {
         .routes(routes!(processes::start, processes::list))
         .routes(routes!(processes::input))
         .routes(routes!(processes::stream))
+        .routes(routes!(processes::open_socket))
 }
 
 /// Routes below `/v1` that take no query.

@@ -10,7 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::error::ProblemView;
 use super::sandboxes::SandboxInPath;
-use super::{public_routes, socket, v1_routes};
+use super::{processes, public_routes, session_socket, socket, v1_routes};
 
 /// What is true for all operations.
 #[derive(OpenApi)]
@@ -32,7 +32,7 @@ use super::{public_routes, socket, v1_routes};
         (name = "shares", description = "Tokens that can read one session."),
         (name = "server", description = "The server, its kernels and its documentation."),
     ),
-    components(schemas(ProblemView, socket::Command, socket::Reply)),
+    components(schemas(ProblemView, session_socket::Command, processes::Command, socket::Reply)),
     security(("token" = [])),
 )]
 struct Common;

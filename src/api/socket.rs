@@ -1,29 +1,26 @@
-//! The WebSocket of a session: events to the client, commands from the client, both as JSON text.
+//! WebSockets: events to the client, commands from the client, both as JSON text. What a socket is about gives it a [`Feed`] of
+//! events and carries out its [`Commands`].
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::State;
+use axum::extract::FromRequestParts;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::http::HeaderMap;
+use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::Response;
 use futures_util::{SinkExt as _, StreamExt as _};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::error::{Problem, ProblemView};
-use super::events::{EventReader, EventsQuery};
-use super::execution_options::RequestedOptions;
-use super::rate_limit::OpenStream;
-use super::{Api, Caller, ConnectionInput, OpenConnection, Query, SessionInPath, audit, extract, guard};
+use super::{Api, Caller, ConnectionInput, OpenConnection, extract, guard};
+use crate::audit::AuditRecord;
 use crate::auth::Scope;
-use crate::ids::SessionId;
-use crate::session::{NewCell, SessionHandle};
-use crate::telemetry::traces;
 use crate::wire::json as wire_json;
 
 /// The largest command in bytes, and that of a client that may only read, whose commands are all refused.
@@ -33,59 +30,89 @@ const MAX_READERS_COMMAND: usize = 4 << 10;
 const READ_BUFFER: usize = 8 << 10;
 /// How often it is checked whether a message has been arriving for too long.
 const INPUT_CHECK: Duration = Duration::from_secs(10);
+/// How long a client may take to read the last events and to close its side.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Open a WebSocket
-///
-/// The server sends the events of the session as JSON text, as `GET /v1/sessions/{session}/events` does. The client sends
-/// commands (`SocketCommand`) as JSON text of at most 4 MB, and the server answers each with a `SocketReply`.
-#[utoipa::path(
-    get, path = "/socket", operation_id = "open_socket", tag = "events",
-    params(SessionInPath, EventsQuery),
-    responses((status = 101, description = "The connection is a WebSocket")),
-)]
-pub(super) async fn open(
-    State(api): State<Api>,
-    caller: Caller,
-    SessionInPath(id): SessionInPath,
-    Query(query): Query<EventsQuery>,
-    connection: Option<Extension<OpenConnection>>,
-    headers: HeaderMap,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, Problem> {
-    // A socket that can only read does not count as a use of the session.
-    let handle = match caller.identity.scope {
-        Scope::Read => api.sessions.peek(&id, &caller.access())?,
-        _ => api.sessions.handle(&id, &caller.access())?,
-    };
-    let upgrade = upgrade.map_err(|rejection| {
-        Problem::bad_request(
-            "bad_upgrade",
-            format!("this path accepts WebSocket connections only: {}", rejection.body_text()),
-        )
-    })?;
-    let subscription = api.reader.subscribe(&id, &caller.access(), query.seq())?;
-    let reader = EventReader::new(&api, &caller, id.clone(), subscription, query.form()?);
-    let open = guard::open_stream(&api, &caller.identity)?;
-    let trace = headers.get("traceparent").and_then(|parent| traces::current_in(parent.to_str().ok()?));
-    let most = if caller.identity.scope < Scope::Use { MAX_READERS_COMMAND } else { MAX_COMMAND };
-    let upgrade = upgrade.max_message_size(most).max_frame_size(most).read_buffer_size(READ_BUFFER);
-    let input = connection.as_ref().map(|Extension(open)| open.input.clone()).unwrap_or_default();
-    input.begin_socket(api.input.lease(&caller.identity.rate_key()));
-    let client = Client { _open: (open, connection), api, id, caller, handle, trace, input };
-    Ok(upgrade.on_upgrade(move |socket| serve(socket, reader, client)))
+/// The events of a socket.
+pub(super) trait Feed: Send + 'static {
+    /// The next event as JSON text. `None` at the end. Cancel safe.
+    fn next(&mut self) -> impl Future<Output = Option<String>> + Send;
+
+    /// Whether the next event is available without waiting.
+    fn has_more(&self) -> bool;
+
+    /// Why there are no more events, for the client.
+    fn end(&self) -> &'static str;
 }
 
-/// The client of a socket, and its session.
-struct Client {
+/// A command of a client.
+pub(super) trait Command: DeserializeOwned + Send {
+    /// Any JSON. The reply has the same.
+    fn id(&self) -> Option<&RawValue>;
+
+    fn op(&self) -> &str;
+
+    /// What it is about, for the audit.
+    fn target(&self) -> Option<String>;
+}
+
+/// Carries out the commands of a socket.
+pub(super) trait Commands: Send + Sync + 'static {
+    type Command: Command;
+
+    fn execute(&self, command: Self::Command) -> impl Future<Output = Result<Done, Problem>> + Send;
+
+    /// The record of a command for the audit. `None` if it needs none.
+    fn record(&self, caller: &Caller, op: &str, target: Option<String>, result: &str) -> Option<AuditRecord>;
+}
+
+/// A request to make its connection a WebSocket.
+pub(super) struct Upgrade {
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    connection: Option<OpenConnection>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        let connection = Option::<Extension<OpenConnection>>::from_request_parts(parts, state).await.ok().flatten();
+        let upgrade = WebSocketUpgrade::from_request_parts(parts, state).await;
+        Ok(Self { upgrade, connection: connection.map(|Extension(connection)| connection) })
+    }
+}
+
+impl Upgrade {
+    /// Refuses requests that are no handshake of a WebSocket.
+    pub fn check(&self) -> Result<(), Problem> {
+        let Err(rejection) = &self.upgrade else { return Ok(()) };
+        let detail = format!("this path accepts WebSocket connections only: {}", rejection.body_text());
+        Err(Problem::bad_request("bad_upgrade", detail))
+    }
+
+    /// Serves the socket until its events end, the client leaves, or its token becomes invalid.
+    pub fn serve(self, api: Api, caller: Caller, feed: impl Feed, commands: impl Commands) -> Result<Response, Problem> {
+        self.check()?;
+        let Self { upgrade: Ok(upgrade), connection } = self else { unreachable!("checked above") };
+        let open = guard::open_stream(&api, &caller.identity)?;
+        let most = if caller.identity.scope < Scope::Use { MAX_READERS_COMMAND } else { MAX_COMMAND };
+        let upgrade = upgrade.max_message_size(most).max_frame_size(most).read_buffer_size(READ_BUFFER);
+        let input = connection.as_ref().map(|open| open.input.clone()).unwrap_or_default();
+        input.begin_socket(api.input.lease(&caller.identity.rate_key()));
+        let client = Client { api, caller, commands, input };
+        Ok(upgrade.on_upgrade(async move |socket| {
+            let _open = (open, connection);
+            serve(socket, feed, client).await;
+        }))
+    }
+}
+
+/// The client of a socket.
+struct Client<C> {
     api: Api,
-    id: SessionId,
     caller: Caller,
-    handle: SessionHandle,
-    /// The default parent of executions: the request that opened the socket, if that was part of a trace. Otherwise
-    /// executions have no common parent, because a socket may stay open for days.
-    trace: Option<String>,
+    commands: C,
     input: ConnectionInput,
-    _open: (OpenStream, Option<Extension<OpenConnection>>),
 }
 
 /// The frame that closes a socket.
@@ -93,7 +120,7 @@ fn close(code: u16, reason: &'static str) -> Message {
     Message::Close(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-async fn serve(socket: WebSocket, mut reader: EventReader, client: Client) {
+async fn serve(socket: WebSocket, mut feed: impl Feed, client: Client<impl Commands>) {
     let (mut sender, mut receiver) = socket.split();
     let tokens = client.api.tokens.clone();
     let invalid = tokens.until_invalid(client.caller.token);
@@ -112,19 +139,22 @@ async fn serve(socket: WebSocket, mut reader: EventReader, client: Client) {
                 }
                 Ok(())
             }
-            event = reader.next() => match event {
+            event = feed.next() => match event {
                 // Events that are available together are sent together.
-                Some((_, json)) if reader.has_more() => sender.feed(Message::text(json)).await,
-                Some((_, json)) => sender.send(Message::text(json)).await,
+                Some(json) if feed.has_more() => sender.feed(Message::text(json)).await,
+                Some(json) => sender.send(Message::text(json)).await,
                 None => {
-                    let _ = sender.send(close(1000, "the session was deleted")).await;
+                    let _ = sender.send(close(1000, feed.end())).await;
+                    // The connection must not be reset by what the client still sends: it has not read everything.
+                    let leaving = async { while let Some(Ok(_)) = receiver.next().await {} };
+                    let _ = tokio::time::timeout(CLOSE_TIMEOUT, leaving).await;
                     return;
                 }
             },
             message = receiver.next() => match message {
                 Some(Ok(Message::Text(text))) => {
                     client.input.end_message();
-                    let reply = handle_command(text.as_str(), &client).await;
+                    let reply = client.handle_command(text.as_str()).await;
                     sender.send(reply.message()).await
                 }
                 Some(Ok(Message::Binary(_))) => {
@@ -150,65 +180,34 @@ async fn serve(socket: WebSocket, mut reader: EventReader, client: Client) {
     }
 }
 
-/// A command that a client sends over the WebSocket of a session.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = SocketCommand, examples(
-    json!({"id": 1, "op": "run", "source": "6*7"}), json!({"id": 2, "op": "input", "value": "yes"})
-))]
-pub(super) struct Command {
-    /// Any JSON. The reply has the same.
-    #[schema(value_type = Option<Value>)]
-    id: Option<Box<RawValue>>,
-    #[schema(value_type = SocketOperation)]
-    op: String,
-    /// For `run`: the code of a new cell.
-    source: Option<String>,
-    /// For `run`: the id of the new cell, or without `source` the id of the cell that runs again. For `cancel`: the id of the
-    /// cell.
-    cell: Option<String>,
-    /// For `input`: the text.
-    value: Option<String>,
-    /// For `run`: the timeout in seconds.
-    #[schema(exclusive_minimum = 0, maximum = 315360000)]
-    timeout_seconds: Option<f64>,
-    /// For `run`: whether the code may request input.
-    allow_stdin: Option<bool>,
-    /// For `run`: files that are kept as artifacts, as for a new cell.
-    artifacts: Option<Vec<String>>,
-    /// For `run`: whether the SHA-256 of each changed file is computed.
-    hash_files: Option<bool>,
-    /// For `run`: environment variables for the time of the execution.
-    env: Option<HashMap<String, String>>,
-    /// For `run`: the working folder for the time of the execution, relative to the workspace.
-    cwd: Option<String>,
-    /// For `run`: the trace that the execution belongs to.
-    traceparent: Option<String>,
-}
-
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-#[expect(dead_code, reason = "a schema")]
-enum SocketOperation {
-    Run,
-    Cancel,
-    Interrupt,
-    Restart,
-    Input,
+/// What a command has done.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    /// Of a command about a session: the id of the cell, if it concerns one.
+    pub cell: Option<Option<String>>,
+    /// Of `input` to a process: bytes accepted so far.
+    pub input_bytes: Option<u64>,
 }
 
 /// The reply to a command.
 #[derive(Serialize, ToSchema)]
-#[schema(as = SocketReply, examples(json!({"type": "reply", "id": 1, "ok": true, "cell": "ae18a2f3"})))]
+#[schema(as = SocketReply, examples(
+    json!({"type": "reply", "id": 1, "ok": true, "cell": "ae18a2f3"}),
+    json!({"type": "reply", "id": 2, "ok": true, "input_bytes": 6})
+))]
 pub(super) struct Reply {
     r#type: ReplyType,
     /// The id of the command.
     id: Value,
     ok: bool,
-    /// For `run`: the id of the cell. Absent if the command failed.
+    /// For `run`: the id of the cell. Absent if the command failed, and for processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     cell: Option<Option<String>>,
+    /// For `input` and `close_input` to a process: the bytes of input that were accepted since its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    input_bytes: Option<u64>,
     /// Why the command failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -223,12 +222,12 @@ enum ReplyType {
 }
 
 impl Reply {
-    fn done(id: Value, cell: Option<String>) -> Self {
-        Self { r#type: ReplyType::Reply, id, ok: true, cell: Some(cell), error: None }
+    fn done(id: Value, Done { cell, input_bytes }: Done) -> Self {
+        Self { r#type: ReplyType::Reply, id, ok: true, cell, input_bytes, error: None }
     }
 
     fn failed(id: Value, problem: &Problem) -> Self {
-        Self { r#type: ReplyType::Reply, id, ok: false, cell: None, error: Some(problem.view()) }
+        Self { r#type: ReplyType::Reply, id, ok: false, cell: None, input_bytes: None, error: Some(problem.view()) }
     }
 
     fn message(&self) -> Message {
@@ -241,65 +240,43 @@ fn parse_id(id: Option<&RawValue>) -> Value {
     id.and_then(|id| wire_json::parse_lenient(id.get().as_bytes()).ok()).unwrap_or(Value::Null)
 }
 
-async fn handle_command(text: &str, client: &Client) -> Reply {
-    let command: Command = match extract::read_object(text.as_bytes()) {
-        Ok(command) => command,
-        Err(invalid) => {
-            let id =
-                wire_json::parse_lenient(text.as_bytes()).ok().and_then(|mut command| Some(command.get_mut("id")?.take()));
-            return Reply::failed(id.unwrap_or_default(), &invalid.in_command());
+impl<C: Commands> Client<C> {
+    async fn handle_command(&self, text: &str) -> Reply {
+        let command: C::Command = match extract::read_object(text.as_bytes()) {
+            Ok(command) => command,
+            Err(invalid) => {
+                let id = wire_json::parse_lenient(text.as_bytes())
+                    .ok()
+                    .and_then(|mut command| Some(command.get_mut("id")?.take()));
+                return Reply::failed(id.unwrap_or_default(), &invalid.in_command());
+            }
+        };
+        let id = parse_id(command.id());
+        let identity = &self.caller.identity;
+        if identity.scope < Scope::Use {
+            let problem = Problem::new(StatusCode::FORBIDDEN, "scope_too_narrow", "this token can only read");
+            return Reply::failed(id, &problem);
         }
-    };
-    let id = parse_id(command.id.as_deref());
-    if client.caller.identity.scope < Scope::Use {
-        let status = axum::http::StatusCode::FORBIDDEN;
-        return Reply::failed(id, &Problem::new(status, "scope_too_narrow", "this token can only read"));
-    }
-    if let Err(after) = client.api.rate_limits.check_request(&client.caller.identity.rate_key()) {
-        return Reply::failed(id, &guard::too_fast("of this principal", after));
-    }
-    let (op, named) = (command.op.clone(), command.cell.clone());
-    let done = execute(command, client).await;
-    let (cell, result) = match &done {
-        Ok(cell) => (cell.clone().or(named), "ok"),
-        Err(problem) => (named, problem.code()),
-    };
-    client.api.audit.record(&audit::of_command(&op, &client.caller.identity, &client.id, cell, result));
-    match done {
-        Ok(cell) => Reply::done(id, cell),
-        Err(problem) => Reply::failed(id, &problem),
+        if let Err(after) = self.api.rate_limits.check_request(&identity.rate_key()) {
+            return Reply::failed(id, &guard::too_fast("of this principal", after));
+        }
+        let (op, named) = (command.op().to_owned(), command.target());
+        let done = self.commands.execute(command).await;
+        let (target, result) = match &done {
+            Ok(done) => (done.cell.clone().flatten().or(named), "ok"),
+            Err(problem) => (named, problem.code()),
+        };
+        if let Some(record) = self.commands.record(&self.caller, &op, target, result) {
+            self.api.audit.record(&record);
+        }
+        match done {
+            Ok(done) => Reply::done(id, done),
+            Err(problem) => Reply::failed(id, &problem),
+        }
     }
 }
 
-async fn execute(command: Command, client: &Client) -> Result<Option<String>, Problem> {
-    let Client { api, id, caller, handle, .. } = client;
-    let missing = |field: &'static str| Problem::unprocessable("missing_field", format!("{field} is missing")).field(field);
-    match command.op.as_str() {
-        "run" => {
-            let trace = command.traceparent.as_deref().and_then(traces::parse_foreign).or_else(|| client.trace.clone());
-            let handle = api.sessions.handle_for_write(id, &caller.access())?.traced(trace);
-            let Command { timeout_seconds, allow_stdin, artifacts, hash_files, env, cwd, .. } = command;
-            let requested = RequestedOptions { timeout_seconds, allow_stdin, artifacts, hash_files, env, cwd };
-            let has_options = requested != RequestedOptions::default();
-            let options = requested.resolve(api, id, caller).await?;
-            api.sessions.admit_executions(id, &caller.access(), 1)?;
-            let cell = match (command.source, command.cell) {
-                (Some(source), id) => {
-                    handle.add_cell(NewCell { id, source, options, run: true, ..NewCell::default() }).await?
-                }
-                (None, Some(cell)) => handle.run_cell(&cell, has_options.then_some(options)).await?,
-                (None, None) => return Err(missing("source")),
-            };
-            return Ok(Some(cell.id));
-        }
-        "cancel" => drop(handle.cancel_cell(&command.cell.ok_or_else(|| missing("cell"))?).await?),
-        "interrupt" => handle.interrupt().await?,
-        "restart" => handle.restart().await?,
-        "input" => handle.input(&command.value.ok_or_else(|| missing("value"))?).await?,
-        other => {
-            let detail = format!("{other:?} is not a command; use run, cancel, interrupt, restart or input");
-            return Err(Problem::unprocessable("bad_op", detail).field("op"));
-        }
-    }
-    Ok(None)
+/// The problem of a command without a field that it needs.
+pub(super) fn missing(field: &'static str) -> Problem {
+    Problem::unprocessable("missing_field", format!("{field} is missing")).field(field)
 }

@@ -7,7 +7,7 @@ use futures_util::SinkExt as _;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::serve::{next_message, socket};
+use crate::serve::{next_message, socket, socket_at};
 use crate::server::{Client, Server, TOKEN};
 use crate::support::TestSandbox;
 
@@ -42,6 +42,19 @@ async fn audit_tells_who_did_what(place: TestSandbox) {
     open.send(Message::text(json!({"op": "run", "cell": "c"}).to_string())).await.unwrap();
     next_message(&mut open, |message| message["type"] == "reply").await;
     held.finished("c").await;
+    let processes = format!("/v1/sandboxes/{}/processes", held.id);
+    let process = ann.post(&processes, json!({"command": ["cat"], "stdin": true})).await.is(201);
+    let process = process["id"].as_str().unwrap();
+    let mut open = socket_at(&ann, &format!("{processes}/{process}/socket")).await.unwrap();
+    for command in [
+        json!({"op": "input", "text": "secret-input"}),
+        json!({"op": "input", "text": "secret-input"}),
+        json!({"op": "ack", "seq": 1}),
+        json!({"op": "signal", "signal": "TERM"}),
+    ] {
+        open.send(Message::text(command.to_string())).await.unwrap();
+        assert_eq!(next_message(&mut open, |message| message["type"] == "reply").await["ok"], true);
+    }
     let share_id = share["id"].as_str().unwrap();
     ann.delete(&held.path(&format!("/shares/{share_id}"))).await.is(204);
     held.delete().await;
@@ -75,6 +88,10 @@ async fn audit_tells_who_did_what(place: TestSandbox) {
     has("GET /v1/sessions", json!({"status": 401, "result": "no_token"}));
     has("POST /v1/sessions", json!({"principal": "ann", "status": 403, "result": "network_not_allowed"}));
     has("socket run", json!({"principal": "ann", "session": id, "target": "c", "result": ok}));
+    has("POST /v1/sandboxes/{sandbox}/processes", json!({"sandbox": id, "session": null, "target": process, "result": ok}));
+    has("socket input", json!({"principal": "ann", "sandbox": id, "target": process, "result": ok}));
+    has("socket signal", json!({"sandbox": id, "target": format!("{process} TERM"), "result": ok}));
+    assert_eq!(lines.iter().filter(|line| line["action"] == "socket input").count(), 1, "keys are not recorded\n{text}");
     has("DELETE /v1/sessions/{session}/shares/{share}", json!({"target": share_id, "status": 204}));
     has("sandbox.removed", json!({"session": id}));
     has("server.stopped", json!({}));

@@ -46,8 +46,10 @@ pub fn check_event(event: &Value) {
 /// Checks a message of a WebSocket: an event, or a reply to a command.
 #[track_caller]
 pub fn check_message(message: &Value) {
-    let schema = if message["type"] == "reply" { SOCKET_REPLY } else { EVENT };
-    CONTRACT.validate(schema, message).unwrap_or_else(|difference| panic!("{difference}\n{message}"));
+    match message["type"] == "reply" {
+        true => CONTRACT.validate(SOCKET_REPLY, message).unwrap_or_else(|difference| panic!("{difference}\n{message}")),
+        false => check_event(message),
+    }
 }
 
 /// An operation: its path as a pattern, and its responses by status.

@@ -53,6 +53,7 @@ mod packages;
 mod pages;
 mod parameters;
 mod private_data;
+mod process_sockets;
 mod processes;
 mod removal;
 mod same_results;

@@ -25,45 +25,45 @@ in_every_sandbox!(
 );
 
 /// A sandbox with the paths of its processes.
-struct Shell {
-    server: Server,
-    client: Client,
-    sandbox: String,
+pub struct Shell {
+    pub server: Server,
+    pub client: Client,
+    pub sandbox: String,
 }
 
 impl Shell {
-    async fn start(name: &str, place: TestSandbox) -> Self {
+    pub async fn start(name: &str, place: TestSandbox) -> Self {
         let server = Server::start(name, place, &[]).await;
         let client = server.client();
         let sandbox = sandboxes::create(&client, json!({"kernel": "python"})).await;
         Self { server, client, sandbox }
     }
 
-    fn path(&self, rest: &str) -> String {
+    pub fn path(&self, rest: &str) -> String {
         format!("/v1/sandboxes/{}/processes{rest}", self.sandbox)
     }
 
     /// Runs a process to its end.
-    async fn run(&self, fields: Value) -> Value {
+    pub async fn run(&self, fields: Value) -> Value {
         let process = self.client.post(&self.path("?wait=120"), fields).await.is(201);
         assert_eq!(process["state"], "exited", "{process}");
         process
     }
 
-    async fn begin(&self, fields: Value) -> String {
+    pub async fn begin(&self, fields: Value) -> String {
         self.client.post(&self.path(""), fields).await.is(201)["id"].as_str().unwrap().to_owned()
     }
 
-    async fn ended(&self, id: &str) -> Value {
+    pub async fn ended(&self, id: &str) -> Value {
         self.client.until(&self.path(&format!("/{id}")), |reply| reply.json()["state"] == "exited").await.json()
     }
 
-    async fn input(&self, id: &str, query: &str, text: &'static str) -> crate::server::Reply {
+    pub async fn input(&self, id: &str, query: &str, text: &'static str) -> crate::server::Reply {
         self.client.send(Method::POST, &self.path(&format!("/{id}/input{query}")), text).await
     }
 
     /// The whole output of a process, from its events.
-    async fn output(&self, id: &str) -> Vec<u8> {
+    pub async fn output(&self, id: &str) -> Vec<u8> {
         let mut all = Vec::new();
         let path = self.path(&format!("/{id}/events?encoding=base64"));
         let mut stream = self.client.stream(&path).await.unwrap();
@@ -79,7 +79,7 @@ impl Shell {
     }
 
     /// Waits until no process has this in its command. Those that were killed take a moment to exit.
-    async fn until_none(&self, pattern: &str) {
+    pub async fn until_none(&self, pattern: &str) {
         let line = format!("cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '{pattern}' || true");
         let waiting = async {
             while self.run(json!({"shell": line})).await["output"]["stdout"] != "0\n" {
@@ -89,7 +89,7 @@ impl Shell {
         tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("{pattern} goes on"));
     }
 
-    async fn end(self) {
+    pub async fn end(self) {
         self.client.delete(&format!("/v1/sandboxes/{}", self.sandbox)).await.is(204);
         self.server.end().await;
     }

@@ -232,17 +232,21 @@ async fn events_stream_from_any_number() {
 pub type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
 
 pub async fn socket(held: &RemoteSession, query: &str) -> Socket {
-    let url = format!("ws://{}{}", held.client.address(), held.path(&format!("/socket?{query}")));
-    let mut request = url.into_client_request().unwrap();
-    let token = format!("Bearer {}", held.client.token.as_ref().unwrap());
+    socket_at(&held.client, &held.path(&format!("/socket?{query}"))).await.unwrap()
+}
+
+/// Opens the WebSocket at a path. Fails as the server refuses it.
+pub async fn socket_at(client: &Client, path: &str) -> Result<Socket, tokio_tungstenite::tungstenite::Error> {
+    let mut request = format!("ws://{}{path}", client.address()).into_client_request().unwrap();
+    let token = format!("Bearer {}", client.token.as_ref().unwrap());
     request.headers_mut().insert("authorization", token.parse().unwrap());
     request.headers_mut().extend(
-        held.client.headers.iter().map(|(name, value)| {
+        client.headers.iter().map(|(name, value)| {
             (tokio_tungstenite::tungstenite::http::HeaderName::from_static(name), value.parse().unwrap())
         }),
     );
-    let stream = TcpStream::connect(held.client.address()).await.unwrap();
-    tokio_tungstenite::client_async(request, stream).await.unwrap().0
+    let stream = TcpStream::connect(client.address()).await?;
+    Ok(tokio_tungstenite::client_async(request, stream).await?.0)
 }
 
 /// The next message for which the predicate holds.

@@ -1,6 +1,7 @@
 //! Requests about the processes of a sandbox.
 
 mod output;
+mod socket;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 
 pub(super) use self::output::{__path_stream, stream};
 use self::output::{CollectedOutput, collect};
+pub(super) use self::socket::{__path_open_socket, Command, open_socket};
 use super::cells::parse_wait;
 use super::error::Problem;
 use super::extract::{optional_object, read_body};

@@ -84,13 +84,13 @@ pub(in crate::api) struct OutputQuery {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
 #[schema(rename_all = "snake_case", default = "text")]
-enum Encoding {
+pub(super) enum Encoding {
     Text,
     Base64,
 }
 
 impl Encoding {
-    fn parse(name: Option<&str>) -> Result<Self, Problem> {
+    pub fn parse(name: Option<&str>) -> Result<Self, Problem> {
         match name {
             None | Some("text") => Ok(Self::Text),
             Some("base64") => Ok(Self::Base64),
@@ -122,8 +122,7 @@ pub(in crate::api) async fn stream(
     let encoding = Encoding::parse(query.encoding.as_deref())?;
     let after = last_seen(&headers, query.after)?;
     let reader = api.sessions.processes(&sandbox, &caller.access())?.read(&id, after).await?;
-    let state = EventStream { reader, encoding, texts: Default::default(), is_finished: false };
-    let events = stream::unfold(state, async |mut state| {
+    let events = stream::unfold(EventStream::new(reader, encoding), async |mut state| {
         let event = state.next().await?;
         let (seq, json) = (event.seq(), serde_json::to_string(&event).ok()?);
         Some((Ok::<_, Infallible>(Event::default().id(seq.to_string()).data(json)), state))
@@ -131,7 +130,7 @@ pub(in crate::api) async fn stream(
     sse(events, &api, &caller)
 }
 
-struct EventStream {
+pub(super) struct EventStream {
     reader: ProcessReader,
     encoding: Encoding,
     texts: [PartialText; 3],
@@ -139,7 +138,17 @@ struct EventStream {
 }
 
 impl EventStream {
-    async fn next(&mut self) -> Option<EventView> {
+    pub fn new(reader: ProcessReader, encoding: Encoding) -> Self {
+        Self { reader, encoding, texts: Default::default(), is_finished: false }
+    }
+
+    /// Whether the exit was the last event, and not the end of the sandbox.
+    pub fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// The next event. Cancel safe.
+    pub async fn next(&mut self) -> Option<EventView> {
         if self.is_finished {
             return None;
         }
@@ -161,10 +170,21 @@ impl EventStream {
 }
 
 impl EventView {
-    fn seq(&self) -> u64 {
+    pub fn seq(&self) -> u64 {
         match self {
             Self::Output { seq, .. } | Self::Exited { seq, .. } => seq.0,
             Self::Lost { seq, .. } => *seq,
+        }
+    }
+
+    /// How many bytes of output it has.
+    pub fn size(&self) -> usize {
+        match self {
+            // Four characters of base64 are three bytes.
+            Self::Output { text, data, .. } => {
+                text.as_ref().map_or(0, String::len) + data.as_ref().map_or(0, String::len) / 4 * 3
+            }
+            Self::Lost { .. } | Self::Exited { .. } => 0,
         }
     }
 }
