@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::policy::NetworkLevel;
+use crate::policy::{NetworkLevel, SecretValue};
 
 const FILE: &str = "cellkeep.toml";
 
@@ -26,6 +26,25 @@ pub struct ConfigFile {
     /// Name → folder that sandboxes may see.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub mounts: BTreeMap<String, MountConfig>,
+    /// Name → secret that sessions may ask for.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretConfig>,
+}
+
+/// A secret that code uses and cannot read. Its value is never printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct SecretConfig {
+    pub hosts: Vec<String>,
+    pub header: Option<String>,
+    /// The value of the header, with `{}` for the secret.
+    pub format: Option<String>,
+    /// A variable with a placeholder, instead of a header.
+    pub env: Option<String>,
+    #[serde(skip_serializing)]
+    pub value: Option<SecretValue>,
+    /// A file with the value.
+    pub value_file: Option<PathBuf>,
 }
 
 /// A kernel that an operator adds.

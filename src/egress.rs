@@ -6,7 +6,7 @@
 //!                                                              └─▶ decisions ─▶ audit log
 //! ```
 //!
-//! TLS passes through unread, so what a server behind an allowed name does is beyond this: a policy names hosts that are trusted to
+//! TLS passes through unread, except for the hosts of secrets (`secrets`), so what a server behind an allowed name does is beyond this: a policy names hosts that are trusted to
 //! receive what code sends.
 
 mod addresses;
@@ -16,14 +16,18 @@ mod environment;
 mod proxy;
 mod request_head;
 mod sandbox;
+mod secrets;
 mod shares;
 mod tls_hello;
 mod traffic;
 mod tunnel;
+mod upstream_tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::audit::AuditLog;
 use crate::policy::{HostName, HostRule, NetworkPolicy};
@@ -33,6 +37,7 @@ pub use decisions::{Decision, DecisionList};
 pub use dial::{Resolver, SystemResolver};
 pub use environment::{IndexError, PackageIndexes};
 pub(crate) use sandbox::SandboxEgress;
+pub use secrets::SandboxSecrets;
 use shares::Shares;
 
 /// What the operator decides about the network of sandboxes.
@@ -78,6 +83,14 @@ struct Inner {
     resolver: Arc<dyn Resolver>,
     audit: Option<AuditLog>,
     shares: Shares,
+    tls: OnceLock<Result<Arc<ClientConfig>, String>>,
+}
+
+impl Inner {
+    /// How hosts of secrets are verified.
+    fn tls(&self) -> Result<Arc<ClientConfig>, String> {
+        self.tls.get_or_init(|| upstream_tls::client(self.settings.ca_file.as_deref())).clone()
+    }
 }
 
 impl Gateway {
@@ -90,7 +103,7 @@ impl Gateway {
     pub fn with_resolver(settings: EgressSettings, audit: Option<AuditLog>, resolver: Arc<dyn Resolver>) -> Self {
         let packages = settings.indexes.hosts().into_iter().chain(settings.package_hosts.iter().cloned()).collect();
         let shares = Shares::new(settings.max_connections);
-        Self(Arc::new(Inner { settings, packages, resolver, audit, shares }))
+        Self(Arc::new(Inner { settings, packages, resolver, audit, shares, tls: OnceLock::new() }))
     }
 
     pub fn settings(&self) -> &EgressSettings {

@@ -21,6 +21,7 @@ const CONFINED: &[(&str, &str)] = &[
     ("indicatif", "cli"),
     ("jupyter_protocol", "wire/requests.rs kernels/catalog.rs"),
     ("hyper_rustls", "http_client.rs"),
+    ("rcgen", "egress/secrets/authority.rs"),
     ("opentelemetry", "telemetry"),
     ("utoipa", "api"),
 ];

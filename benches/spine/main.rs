@@ -141,6 +141,7 @@ impl Lab {
             network: NetworkPolicy::None,
             env: Vec::new(),
             mounts: Vec::new(),
+            secrets: Vec::new(),
         };
         Ok(self.manager.create(spec).await?)
     }

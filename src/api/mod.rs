@@ -30,6 +30,7 @@ mod refused_body;
 mod response_spool;
 mod runs;
 mod sandboxes;
+mod secrets;
 mod session_socket;
 mod sessions;
 mod shares;

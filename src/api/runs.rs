@@ -18,6 +18,7 @@ use super::events::{self, EventsQuery, LastEventId};
 use super::extract::{self, InvalidInput};
 use super::network::RequestedNetwork;
 use super::notebooks::{self, ExportQuery, RunOutcome, WaitQuery};
+use super::secrets::RequestedSecret;
 use super::sessions::{self, Create, RequestedLimits};
 use super::view::{self, ArtifactList, Binary, EventView, NetworkView, NotebookFile};
 use super::{Api, Body, Caller, Query, SessionInPath, User, guard, input_budget, paging};
@@ -65,6 +66,9 @@ pub(super) struct JobRequest {
     /// The names of data mounts, as for a new session.
     #[serde(default)]
     mounts: Vec<String>,
+    /// Secrets, as for a new session.
+    #[serde(default)]
+    secrets: HashMap<String, RequestedSecret>,
     /// The timeout of each cell in seconds.
     #[schema(default = 60, exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
@@ -221,6 +225,7 @@ pub(super) async fn create(
         limits: Some(job.limits),
         network: job.network,
         mounts: job.mounts,
+        secrets: job.secrets,
         timeout_seconds: run.timeout_seconds,
         ttl_seconds: job.ttl_seconds,
         idle_timeout_seconds: None,

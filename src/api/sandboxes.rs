@@ -14,6 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::error::Problem;
 use super::extract::object;
 use super::network::RequestedNetwork;
+use super::secrets::{RequestedSecret, SecretView};
 use super::sessions::{Create, RequestedLimits, check_seconds, check_texts};
 use super::view::{self, IsolationView, LimitsView, NetworkView};
 use super::{Api, Body, Caller, User, path_field, path_parameter};
@@ -60,6 +61,9 @@ pub(super) struct CreateSandbox {
     /// The names of data mounts, as for a session.
     #[serde(default)]
     mounts: Vec<String>,
+    /// Secrets, as for a session. All sessions and processes use them.
+    #[serde(default)]
+    secrets: HashMap<String, RequestedSecret>,
     /// The lifetime in seconds. The default is no limit.
     #[schema(maximum = 315360000)]
     ttl_seconds: Option<u64>,
@@ -83,6 +87,7 @@ impl CreateSandbox {
             limits: Some(self.limits),
             network: self.network,
             mounts: self.mounts,
+            secrets: self.secrets,
             timeout_seconds: None,
             ttl_seconds: self.ttl_seconds,
             idle_timeout_seconds: self.idle_timeout_seconds,
@@ -96,7 +101,7 @@ impl CreateSandbox {
 #[schema(as = Sandbox, examples(json!({
     "id": "0d1f1c7e-31a5-4d8f-8f5c-8d1d8a4f8c55", "name": "analysis", "kernel": "python",
     "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]},
-    "network": "none", "mounts": [], "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100},
+    "network": "none", "mounts": [], "secrets": [], "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100},
     "labels": {}, "created_at": "2026-11-30T11:55:05.348000Z", "last_active_at": "2026-11-30T11:56:10.021000Z",
     "expires_at": null, "ttl_seconds": null, "idle_timeout_seconds": 3600, "ends_with_session": false,
     "sessions": ["6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11"]
@@ -112,6 +117,8 @@ pub(super) struct SandboxView {
     network: NetworkView,
     /// The names of the data mounts, which it sees at `/mnt/NAME`.
     mounts: Vec<String>,
+    /// Without their values.
+    secrets: Vec<SecretView>,
     limits: LimitsView,
     labels: HashMap<String, String>,
     #[schema(format = DateTime)]
@@ -142,6 +149,7 @@ impl SandboxView {
             isolation: IsolationView::new(record.isolation, &config.network),
             network: config.network.into(),
             mounts: config.mounts,
+            secrets: config.secrets.into_iter().map(SecretView::from).collect(),
             limits: config.limits.into(),
             labels: config.labels,
             created_at: view::time(created_at),

@@ -17,6 +17,7 @@ use super::error::Problem;
 use super::events::ShareFilter;
 use super::extract::optional_object;
 use super::network::RequestedNetwork;
+use super::secrets::{self, RequestedSecret};
 use super::view::{
     ArtifactList, ArtifactView, Binary, CompleteReply, InspectReply, NetworkView, SessionList, SessionView, UsageView,
 };
@@ -73,6 +74,9 @@ pub(super) struct Create {
     /// at `/mnt/NAME`.
     #[serde(default)]
     pub mounts: Vec<String>,
+    /// At most 20 secrets by name, which code uses and cannot read.
+    #[serde(default)]
+    pub secrets: HashMap<String, RequestedSecret>,
     /// The timeout of cells that have none of their own, in seconds.
     #[schema(default = 60, exclusive_minimum = 0, maximum = 315360000)]
     pub timeout_seconds: Option<f64>,
@@ -140,11 +144,17 @@ impl Create {
         let timeout_seconds = check_timeout(ceilings, self.timeout_seconds)?.or(Some(default_timeout));
         let sandbox = self.sandbox.as_deref().map(parse_sandbox).transpose()?;
         let in_sandbox = sandbox.is_some();
-        let of_sandbox = [("limits", self.limits.is_some()), ("network", has_network), ("mounts", !self.mounts.is_empty())];
+        let of_sandbox = [
+            ("limits", self.limits.is_some()),
+            ("network", has_network),
+            ("mounts", !self.mounts.is_empty()),
+            ("secrets", !self.secrets.is_empty()),
+        ];
         if let Some((field, _)) = of_sandbox.into_iter().find(|(_, is_given)| in_sandbox && *is_given) {
             let detail = format!("`{field}` belongs to the sandbox; leave it out");
             return Err(Problem::unprocessable("bad_sandbox", detail).field(field));
         }
+        let secrets = secrets::check(self.secrets, sessions.secrets(), &self.env, &network)?;
         let kernel = self.kernel.unwrap_or_else(|| if in_sandbox { String::new() } else { "python".to_owned() });
         // An unknown kernel is refused when the session is created.
         let default_limits = kernels::find(&kernel).map(|kernel| sessions.default_limits(kernel)).unwrap_or_default();
@@ -154,6 +164,7 @@ impl Create {
             name: self.name,
             env: self.env.into_iter().collect(),
             config: SessionConfig {
+                secrets: secrets.iter().map(|secret| secret.description.clone()).collect(),
                 limits: self.limits.unwrap_or_default().over(default_limits),
                 network,
                 mounts: self.mounts,
@@ -163,6 +174,7 @@ impl Create {
                 labels: self.labels,
                 job: None,
             },
+            secrets,
         })
     }
 }
@@ -330,6 +342,7 @@ pub(super) async fn get_one(
     if caller.is_share() {
         // Labels are the owner's notes about the session: customers, projects, billing.
         session.labels.clear();
+        session.secrets.clear();
     }
     Ok(Json(session))
 }

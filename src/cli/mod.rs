@@ -20,6 +20,7 @@ mod nbval;
 mod notebook_file;
 mod options;
 mod run;
+mod secrets;
 mod serve;
 mod shell;
 mod signals;

@@ -8,13 +8,13 @@ use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 
 use super::kernels::image_status;
-use super::{Exit, Failure, mounts};
+use super::{Exit, Failure, mounts, secrets};
 use crate::agent_protocol::{FILE_CHUNK, PutOptions};
 use crate::config::{MountConfig, Paths};
 use crate::kernels::{self, KernelSpec, Status};
 use crate::manager::{Manager, ManagerError, OneShotSandbox, SandboxChoice, Session, SessionSpec};
 use crate::output::Artifact;
-use crate::policy::{Limits, NetworkPolicy, parse_size};
+use crate::policy::{Limits, NetworkPolicy, Secret, parse_size};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{AgentRequests, ExecutionStatus, Upload};
@@ -74,6 +74,10 @@ pub(super) struct SandboxArgs {
     /// Show the code this folder at /mnt/NAME, read-only
     #[arg(long = "mount", value_name = "NAME=FOLDER", value_parser = mounts::parse, help_heading = "Sandbox")]
     mounts: Vec<(String, MountConfig)>,
+    /// Let code use the value of the variable NAME in requests to HOST, without seeing it: its own variable NAME has a placeholder, which
+    /// is replaced in header fields. The network must include the host
+    #[arg(long = "secret", value_name = "NAME@HOST[,HOST]", value_parser = secrets::parse, help_heading = "Sandbox")]
+    secrets: Vec<Secret>,
 }
 
 fn parse_network(text: &str) -> Result<NetworkPolicy, String> {
@@ -127,7 +131,13 @@ impl SandboxArgs {
         env.extend(self.env.iter().cloned());
         let mounts = mounts::open(self.mounts.iter().cloned().collect(), paths).map_err(Failure::usage)?;
         let mounts = mounts.iter().cloned().collect();
-        Ok(SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env, mounts })
+        let secrets = self.secrets.clone();
+        if !secrets.is_empty() && network == NetworkPolicy::Open {
+            return Err(Failure::usage(anyhow!(
+                "code with the network open connects by itself; name the hosts with --network"
+            )));
+        }
+        Ok(SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env, mounts, secrets })
     }
 
     /// Creates a sandbox without a kernel and uploads the files, unless `stopped` resolves first.

@@ -17,12 +17,12 @@ use super::egress::{self, EgressArgs};
 use super::model::ModelArgs;
 use super::options::SandboxOption;
 use super::signals::Signals;
-use super::{Exit, Failure, mounts};
+use super::{Exit, Failure, mounts, secrets};
 use crate::chat::ModelSettings;
 use crate::config::{ConfigFile, MountConfig, Paths, ServeConfig};
 use crate::kernels;
 use crate::manager::ServiceSettings;
-use crate::policy::DataMounts;
+use crate::policy::{DataMounts, Secret};
 use crate::private_files;
 use crate::server::{self, ServerSettings, Welcome};
 use crate::store::Durability;
@@ -254,12 +254,18 @@ fn check_origin(origin: &str) -> anyhow::Result<()> {
     }
 }
 
+/// What sessions may ask for by name.
+struct Shared {
+    mounts: DataMounts,
+    secrets: Vec<Secret>,
+}
+
 fn settings(
     config: ServeConfig,
     token: Option<String>,
     end_sessions: bool,
     model: Option<ModelSettings>,
-    mounts: DataMounts,
+    Shared { mounts, secrets }: Shared,
 ) -> anyhow::Result<ServerSettings> {
     let defaults = ServiceSettings::default();
     let sandbox = config.sandbox.unwrap_or_default();
@@ -298,6 +304,7 @@ fn settings(
             egress: egress::settings(config.egress).map_err(|error| anyhow!("egress: {error}"))?,
             pool,
             mounts,
+            secrets,
             ..defaults
         },
     })
@@ -311,15 +318,16 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
     let mut mounts = file.mounts;
     mounts.extend(args.mounts.iter().cloned());
     if args.print_config {
-        let printed = ConfigFile { serve: config, model, kernels: file.kernels, mounts };
+        let printed = ConfigFile { serve: config, model, kernels: file.kernels, mounts, secrets: file.secrets };
         print_line!("{}", printed.print().trim_end());
         return Ok(Exit::Ok);
     }
     let mounts = mounts::open(mounts, &paths).map_err(Failure::usage)?;
+    let secrets = secrets::open(file.secrets).map_err(Failure::usage)?;
     let token = args.configured_token().map_err(Failure::usage)?;
     let end_sessions = args.end_sessions;
     let model = args.model.settings(model).map_err(Failure::usage)?;
-    let settings = settings(config, token, end_sessions, model, mounts).map_err(Failure::usage)?;
+    let settings = settings(config, token, end_sessions, model, Shared { mounts, secrets }).map_err(Failure::usage)?;
     let stop = async move {
         signals.any().await;
         if end_sessions {

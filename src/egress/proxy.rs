@@ -11,7 +11,9 @@ use super::decisions::DecisionIndex;
 use super::dial::{DialError, dial};
 use super::request_head::{self, HeadEnd, ProxyRequest, RequestKind, own_response};
 use super::sandbox::{Asked, CurrentPolicy, SandboxState};
+use super::secrets::{self, Inspected};
 use super::shares::Place;
+use super::tls_hello::Opening;
 use super::traffic::Connection;
 use super::tunnel::{self, TunnelRules};
 use crate::policy::{HostName, NetworkPolicy};
@@ -95,12 +97,24 @@ async fn serve_request(stream: &ByteStream, request: ProxyRequest, rest: Bytes, 
     };
     let connection = Connection::new(&sandbox.traffic);
     let counted = Counted { sandbox, connection: &connection, index };
+    let inspected = sandbox.secrets.as_deref();
+    let inspected = inspected.map(|secrets| Inspected { asked: &asked, sandbox, secrets, share: &current.share });
+    let needs_secrets = |is_tls| inspected.as_ref().filter(|its| its.secrets.are_for(asked.host, asked.port, is_tls));
+    let rules = TunnelRules { host: asked.host, takes_any_bytes: sandbox.allows_any_bytes(&asked, &current.policy) };
     let copied = async {
         match request.kind {
-            RequestKind::Tunnel => {
-                let rules =
-                    TunnelRules { host: asked.host, takes_any_bytes: sandbox.allows_any_bytes(&asked, &current.policy) };
-                tunnel::serve(stream, &mut socket, rest, &rules, &connection).await
+            RequestKind::Tunnel => match needs_secrets(true) {
+                None => tunnel::serve(stream, &mut socket, rest, &rules, &connection).await,
+                Some(inspected) => match tunnel::open(stream, rest, &rules).await? {
+                    (opening, Opening::Tls { .. }) => {
+                        secrets::serve_tls(stream, opening, socket, inspected, &connection).await
+                    }
+                    (opening, Opening::Other) => tunnel::copy(stream, &mut socket, opening, &connection).await,
+                },
+            },
+            RequestKind::Forward { head, .. } if let Some(inspected) = needs_secrets(false) => {
+                let opening = [&head, &rest[..]].concat().into();
+                secrets::serve_plain(stream, opening, socket, inspected, &connection).await
             }
             RequestKind::Forward { head, body, is_head } => {
                 let request = Forwarded { head, rest, body, is_head };

@@ -11,6 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::Gateway;
 use super::decisions::{DecisionIndex, DecisionList, DecisionLog, Recorder};
 use super::proxy;
+use super::secrets::SandboxSecrets;
 use super::shares::Share;
 use super::traffic::Traffic;
 use crate::agent_protocol::{FrameReader, PREAMBLE, StreamFrame, Target, ToAgent, read_preamble, write_all_vectored};
@@ -47,6 +48,7 @@ pub(super) struct SandboxState {
     current: watch::Sender<CurrentPolicy>,
     decisions: DecisionLog,
     pub traffic: Traffic,
+    pub secrets: Option<Arc<SandboxSecrets>>,
     /// Whether connections of the sandbox come here.
     attached: watch::Sender<bool>,
 }
@@ -78,8 +80,13 @@ impl Asked<'_> {
 
 impl SandboxEgress {
     /// The way out of a sandbox whose policy is `none` so far.
-    pub fn new(gateway: &Gateway, engine: Arc<dyn Sandbox>, record: &SandboxRecord) -> Self {
-        let state = Arc::new(SandboxState::new(gateway, record));
+    pub fn new(
+        gateway: &Gateway,
+        engine: Arc<dyn Sandbox>,
+        record: &SandboxRecord,
+        secrets: Option<Arc<SandboxSecrets>>,
+    ) -> Self {
+        let state = Arc::new(SandboxState::new(gateway, record, secrets));
         Self(Arc::new(Shared { state, engine, runtime: Handle::current(), task: Mutex::default() }))
     }
 
@@ -124,7 +131,7 @@ impl Drop for Shared {
 }
 
 impl SandboxState {
-    fn new(gateway: &Gateway, record: &SandboxRecord) -> Self {
+    fn new(gateway: &Gateway, record: &SandboxRecord, secrets: Option<Arc<SandboxSecrets>>) -> Self {
         let settings = gateway.settings();
         Self {
             gateway: gateway.clone(),
@@ -135,6 +142,7 @@ impl SandboxState {
                 share: gateway.0.shares.of(""),
             }),
             decisions: DecisionLog::default(),
+            secrets,
             traffic: Traffic::new(settings.max_bytes, settings.bytes_per_second),
             attached: watch::Sender::new(false),
         }
@@ -269,6 +277,10 @@ pub(super) mod testing {
 
     /// A sandbox that exists in name only.
     pub fn state(gateway: &Gateway, policy: NetworkPolicy) -> Arc<SandboxState> {
+        state_with(gateway, policy, None)
+    }
+
+    pub fn state_with(gateway: &Gateway, policy: NetworkPolicy, secrets: Option<Arc<SandboxSecrets>>) -> Arc<SandboxState> {
         let record = SandboxRecord {
             id: SandboxId::random(),
             kind: SandboxKind::Process,
@@ -282,7 +294,7 @@ pub(super) mod testing {
             controllers: None,
             container: None,
         };
-        let state = SandboxState::new(gateway, &record);
+        let state = SandboxState::new(gateway, &record, secrets);
         state.change_policy(policy);
         Arc::new(state)
     }

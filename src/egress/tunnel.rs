@@ -8,7 +8,6 @@ use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::WriteHalf;
 
 use super::proxy::send_last;
 use super::tls_hello::{self, Opening, OpeningReader};
@@ -55,61 +54,82 @@ pub(super) async fn serve(
     rules: &TunnelRules<'_>,
     meter: &Connection<'_>,
 ) -> io::Result<()> {
-    stream.send(Bytes::from_static(ESTABLISHED)).await.map_err(io::Error::other)?;
+    if !rules.takes_any_bytes {
+        let (opening, _) = open(stream, rest, rules).await?;
+        return copy(stream, socket, opening, meter).await;
+    }
+    establish(stream).await?;
     let _ = socket.set_nodelay(true);
     let (mut reader, mut writer) = socket.split();
-    if !rules.takes_any_bytes {
-        let opening = tokio::time::timeout(HELLO_TIMEOUT, send_opening(stream, &mut writer, rest, rules, meter));
-        opening.await.map_err(|_| io::ErrorKind::TimedOut)??;
-        let outward = copy_to_socket(stream, &mut writer, meter);
-        let inward = copy_from_socket(&mut reader, stream, meter);
-        return tokio::try_join!(outward, inward).map(drop);
-    }
     // The server may be the one that begins.
     let outward = async {
-        send_opening(stream, &mut writer, rest, rules, meter).await?;
+        let (bytes, _) = read_checked(stream, rest, rules).await?;
+        meter.outward(bytes.len()).await?;
+        writer.write_all(&bytes).await?;
         copy_to_socket(stream, &mut writer, meter).await
     };
     let inward = copy_from_socket(&mut reader, stream, meter);
     tokio::try_join!(outward, inward).map(drop)
 }
 
-/// Reads how the client begins, and sends it on if it may pass.
-async fn send_opening(
-    stream: &ByteStream,
-    socket: &mut WriteHalf<'_>,
-    rest: Bytes,
-    rules: &TunnelRules<'_>,
-    meter: &Connection<'_>,
-) -> io::Result<()> {
-    let (bytes, checked) = read_opening(stream, rest, rules).await?;
-    if let Err(refused) = checked {
-        let alert = tls_hello::alert(matches!(refused, TunnelRefused::OtherName));
-        send_last(stream, Bytes::copy_from_slice(&alert)).await;
-        return Err(io::Error::other(refused));
-    }
-    meter.outward(bytes.len()).await?;
-    socket.write_all(&bytes).await
+/// Answers that the tunnel stands, and reads how the client begins.
+pub(super) async fn open(stream: &ByteStream, rest: Bytes, rules: &TunnelRules<'_>) -> io::Result<(Bytes, Opening)> {
+    establish(stream).await?;
+    let opening = tokio::time::timeout(HELLO_TIMEOUT, read_checked(stream, rest, rules));
+    opening.await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
-/// The first bytes of the client, and whether they may pass.
+/// Sends on how the client begins, and copies until both directions have ended.
+pub(super) async fn copy(
+    stream: &ByteStream,
+    socket: &mut TcpStream,
+    opening: Bytes,
+    meter: &Connection<'_>,
+) -> io::Result<()> {
+    let _ = socket.set_nodelay(true);
+    let (mut reader, mut writer) = socket.split();
+    meter.outward(opening.len()).await?;
+    writer.write_all(&opening).await?;
+    let outward = copy_to_socket(stream, &mut writer, meter);
+    let inward = copy_from_socket(&mut reader, stream, meter);
+    tokio::try_join!(outward, inward).map(drop)
+}
+
+async fn establish(stream: &ByteStream) -> io::Result<()> {
+    stream.send(Bytes::from_static(ESTABLISHED)).await.map_err(io::Error::other)
+}
+
+/// Reads how the client begins, and ends the tunnel with an alert if that may not pass.
+async fn read_checked(stream: &ByteStream, rest: Bytes, rules: &TunnelRules<'_>) -> io::Result<(Bytes, Opening)> {
+    let (bytes, opening) = read_opening(stream, rest, rules).await?;
+    match opening.and_then(|opening| check(&opening, rules).map(|()| opening)) {
+        Ok(opening) => Ok((bytes, opening)),
+        Err(refused) => {
+            let alert = tls_hello::alert(matches!(refused, TunnelRefused::OtherName));
+            send_last(stream, Bytes::copy_from_slice(&alert)).await;
+            Err(io::Error::other(refused))
+        }
+    }
+}
+
+/// The first bytes of the client, and what they are.
 async fn read_opening(
     stream: &ByteStream,
     rest: Bytes,
     rules: &TunnelRules<'_>,
-) -> io::Result<(Bytes, Result<(), TunnelRefused>)> {
+) -> io::Result<(Bytes, Result<Opening, TunnelRefused>)> {
     let (mut reader, mut all, mut new) = (OpeningReader::default(), BytesMut::new(), rest);
     loop {
         all.extend_from_slice(&new);
         match reader.read(&new) {
-            Ok(Some(opening)) => return Ok((all.freeze(), check(&opening, rules))),
+            Ok(Some(opening)) => return Ok((all.freeze(), Ok(opening))),
             Ok(None) => {}
             Err(_) => return Ok((all.freeze(), Err(TunnelRefused::BadHello))),
         }
         match stream.receive().await.map_err(io::Error::other)? {
             Some(bytes) => new = bytes,
             // The client sends nothing, and may still receive.
-            None if rules.takes_any_bytes => return Ok((all.freeze(), Ok(()))),
+            None if rules.takes_any_bytes => return Ok((all.freeze(), Ok(Opening::Other))),
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }

@@ -45,6 +45,7 @@ mod session_config;
 mod silent_execution;
 mod variables;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,10 +54,10 @@ use thiserror::Error;
 
 use self::registry::SandboxInstance;
 use crate::config::Paths;
-use crate::egress::{EgressSettings, Gateway, SandboxEgress};
+use crate::egress::{EgressSettings, Gateway, SandboxEgress, SandboxSecrets};
 use crate::ids::{SandboxId, SessionId};
 use crate::kernels::KernelSpec;
-use crate::policy::{DataMount, LimitOutOfRange, Limits, NetworkPolicy};
+use crate::policy::{DataMount, LimitOutOfRange, Limits, NetworkPolicy, Secret};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxSpec};
@@ -118,6 +119,8 @@ pub struct SessionSpec {
     pub env: Vec<(String, String)>,
     /// Folders of the machine that the sandbox sees.
     pub mounts: Vec<DataMount>,
+    /// What the proxy puts into requests of its code.
+    pub secrets: Vec<Secret>,
 }
 
 /// Why a session cannot be created.
@@ -182,7 +185,8 @@ impl Manager {
     pub async fn create(&self, spec: SessionSpec) -> Result<Session, ManagerError> {
         spec.limits.validate().map_err(ManagerError::Limits)?;
         let id = SessionId::random();
-        let (sandbox, record) = self.create_sandbox(&spec, id.clone().into(), Some(&id), Some(ORPHAN_LIFETIME)).await?;
+        let created = self.create_sandbox(&spec, id.clone().into(), Some(&id), Some(ORPHAN_LIFETIME)).await?;
+        let SandboxInstance { engine: sandbox, record, egress, .. } = created;
         self.sweep_later(&sandbox);
         let (journal, events) = MemoryJournal::new();
         let handle = session::start(SessionParts {
@@ -195,7 +199,6 @@ impl Manager {
             durable: false,
             stored: None,
         });
-        let egress = SandboxEgress::new(&self.gateway, sandbox.clone(), &record);
         egress.set_policy(spec.network, None);
         let session = Session { handle, events, record, sandbox, egress };
         match session.handle.ready().await {
@@ -216,9 +219,8 @@ impl Manager {
     pub async fn create_one_shot_sandbox(&self, spec: SessionSpec) -> Result<OneShotSandbox, ManagerError> {
         spec.limits.validate().map_err(ManagerError::Limits)?;
         let id = SandboxId::random();
-        let (engine, record) = self.create_sandbox(&spec, id, None, Some(ORPHAN_LIFETIME)).await?;
-        self.sweep_later(&engine);
-        let instance = SandboxInstance::new(engine, record, &self.gateway);
+        let instance = self.create_sandbox(&spec, id, None, Some(ORPHAN_LIFETIME)).await?;
+        self.sweep_later(&instance.engine);
         instance.egress.set_policy(spec.network, None);
         Ok(OneShotSandbox::new(instance))
     }
@@ -241,28 +243,54 @@ impl Manager {
         id: SandboxId,
         session: Option<&SessionId>,
         orphan_lifetime: Option<Duration>,
-    ) -> Result<(Arc<dyn Sandbox>, SandboxRecord), ManagerError> {
+    ) -> Result<SandboxInstance, ManagerError> {
+        let secrets = SandboxSecrets::new(spec.secrets.clone());
+        let no_key = |source| SandboxError::Io { doing: "cannot make a key for secrets".to_owned(), source };
+        let secrets = secrets.map_err(no_key)?;
         let certificates = self.certificates(&spec.network)?;
+        let has_certificates = certificates.is_some() || secrets.is_some();
+        let mut network_env = self.gateway.environment(&spec.network, has_certificates.then_some(sandbox::CERTIFICATES));
+        network_env.extend(secrets.iter().flat_map(|secrets| secrets.variables()));
         let sandbox_spec = SandboxSpec {
             id,
             session: session.cloned(),
             kernel: spec.kernel.clone(),
             limits: spec.limits.clone(),
             network: spec.network.interface(),
-            network_env: self.gateway.environment(&spec.network, certificates.is_some().then_some(sandbox::CERTIFICATES)),
+            network_env,
             certificates,
+            own_certificate: secrets.as_ref().map(|secrets| secrets.certificate()),
             env: spec.env.clone(),
             mounts: spec.mounts.clone(),
             orphan_seconds: orphan_lifetime.map(|lifetime| lifetime.as_secs()),
         };
-        match spec.sandbox {
-            SandboxChoice::Only(kind) => Ok(self.create_in(kind, &sandbox_spec).await?),
+        let (engine, record) = self.create_as_chosen(spec.sandbox, &sandbox_spec).await?;
+        let instance = SandboxInstance::new(engine, record, &self.gateway, secrets.clone());
+        // A later server needs them; sandboxes of one command have none.
+        if let Some(secrets) = secrets.filter(|_| orphan_lifetime.is_none())
+            && let Err(error) = sandbox::write_private(&self.paths, &instance.record.id, &secrets.to_bytes())
+        {
+            if let Err(remains) = instance.destroy().await {
+                tracing::warn!(%remains, "cannot remove a sandbox whose secrets cannot be stored");
+            }
+            return Err(error.into());
+        }
+        Ok(instance)
+    }
+
+    async fn create_as_chosen(
+        &self,
+        choice: SandboxChoice,
+        spec: &SandboxSpec,
+    ) -> Result<(Arc<dyn Sandbox>, SandboxRecord), ManagerError> {
+        match choice {
+            SandboxChoice::Only(kind) => Ok(self.create_in(kind, spec).await?),
             SandboxChoice::Auto => {
-                let process = match self.create_in(SandboxKind::Process, &sandbox_spec).await {
+                let process = match self.create_in(SandboxKind::Process, spec).await {
                     Ok(created) => return Ok(created),
                     Err(error) => error,
                 };
-                match self.create_in(SandboxKind::Docker, &sandbox_spec).await {
+                match self.create_in(SandboxKind::Docker, spec).await {
                     Ok(created) => {
                         tracing::warn!("using the docker sandbox, because {process}");
                         Ok(created)
@@ -271,6 +299,17 @@ impl Manager {
                 }
             }
         }
+    }
+
+    /// A sandbox that an earlier server created.
+    fn found_sandbox(&self, engine: &Arc<dyn Sandbox>, record: SandboxRecord) -> SandboxInstance {
+        let stored = sandbox::read_private(&self.paths, &record.id).map_err(io::Error::other);
+        let secrets = stored.and_then(|stored| stored.map(|bytes| SandboxSecrets::from_bytes(&bytes)).transpose());
+        let secrets = secrets.unwrap_or_else(|error| {
+            tracing::error!(sandbox = %record.id, %error, "cannot read the secrets of a sandbox; its requests go without them");
+            None
+        });
+        SandboxInstance::new(engine.clone(), record, &self.gateway, secrets)
     }
 
     /// The certificates for a sandbox. One with a network of its own has those of the system, unless the operator has others.

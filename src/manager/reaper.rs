@@ -288,7 +288,7 @@ pub(super) mod tests {
         row.expires_at = Some(now_ms() - 1);
         service.0.store.insert_session(row).await.unwrap();
         let config = SessionConfig::of_row(&stored_row(&id).await);
-        let sandbox = SandboxInstance::new(Arc::new(Engine::default()), record, service.0.manager.gateway());
+        let sandbox = SandboxInstance::new(Arc::new(Engine::default()), record, service.0.manager.gateway(), None);
         let entry = service.start_driver(&id, &"ann".into(), &config, sandbox, None);
         let handle = entry.handle.clone();
         service.0.registry.insert(id.clone(), Arc::new(entry));
@@ -319,7 +319,7 @@ pub(super) mod tests {
         row.phase = SessionPhase::Idle;
         change(&mut row);
         service.0.store.insert_session(row.clone()).await.unwrap();
-        let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record, service.0.manager.gateway());
+        let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record, service.0.manager.gateway(), None);
         service.recover_session(&row, Some(sandbox)).await.unwrap();
         id
     }
@@ -405,7 +405,7 @@ pub(super) mod tests {
             service.0.store.insert_session(row).await.unwrap();
             let (feed, journal) = service.open_journal(&id, "python", None);
             let handle = session::end_stored(Stored::default(), true, "it was enough", journal).await;
-            let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record, service.0.manager.gateway());
+            let sandbox = SandboxInstance::new(Arc::new(engine.clone()), record, service.0.manager.gateway(), None);
             let entry = SessionEntry::new("ann".into(), handle, feed, None, Some(sandbox));
             service.0.registry.insert(id.clone(), Arc::new(entry));
             id

@@ -111,9 +111,7 @@ impl SessionService {
             tracing::warn!(%kind, %error, "cannot look for leftover sandboxes");
         }
         let records = engine.list().await?.into_iter();
-        Ok(records
-            .map(|record| (record.id.clone(), SandboxInstance::new(engine.clone(), record, self.0.manager.gateway())))
-            .collect())
+        Ok(records.map(|record| (record.id.clone(), self.0.manager.found_sandbox(&engine, record))).collect())
     }
 
     pub(super) async fn recover_session(

@@ -13,7 +13,7 @@ use super::event_feed::EventFeed;
 use super::sandboxes::ControlLink;
 use super::session_config::ServiceError;
 use crate::agent_protocol::{AnswerBody, Request};
-use crate::egress::{Gateway, SandboxEgress};
+use crate::egress::{Gateway, SandboxEgress, SandboxSecrets};
 use crate::ids::{Access, PrincipalId, SessionId};
 use crate::policy::NetworkPolicy;
 use crate::sandbox::{Sandbox, SandboxError, SandboxRecord, SandboxState};
@@ -32,8 +32,13 @@ pub(super) struct SandboxInstance {
 }
 
 impl SandboxInstance {
-    pub fn new(engine: Arc<dyn Sandbox>, record: SandboxRecord, gateway: &Gateway) -> Self {
-        let egress = SandboxEgress::new(gateway, engine.clone(), &record);
+    pub fn new(
+        engine: Arc<dyn Sandbox>,
+        record: SandboxRecord,
+        gateway: &Gateway,
+        secrets: Option<Arc<SandboxSecrets>>,
+    ) -> Self {
+        let egress = SandboxEgress::new(gateway, engine.clone(), &record, secrets);
         Self { engine, record, guest: None, control: ControlLink::default(), egress }
     }
 

@@ -33,7 +33,7 @@ use crate::egress::Gateway;
 use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 use crate::kernels::{self, KernelSpec, Status};
 use crate::machine;
-use crate::policy::{Ceilings, DataMounts, Limits, Network};
+use crate::policy::{Ceilings, DataMounts, Limits, Network, Secret};
 use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
 use crate::session::{self, OutputMode, SessionHandle, SessionParts, Stored};
@@ -144,6 +144,11 @@ impl SessionService {
     /// The folders that sessions may ask for.
     pub fn mounts(&self) -> &DataMounts {
         &self.0.settings.mounts
+    }
+
+    /// The secrets that sessions may ask for by name.
+    pub fn secrets(&self) -> &[Secret] {
+        &self.0.settings.secrets
     }
 
     /// How many sessions may live at once.
@@ -381,6 +386,7 @@ impl SessionService {
         if !new.env.is_empty()
             || new.config.network.interface() == Network::Open
             || !new.config.mounts.is_empty()
+            || !new.secrets.is_empty()
             || new.config.limits != self.default_limits(kernel)
         {
             return Ok(None);
@@ -465,14 +471,14 @@ impl SessionService {
             network: new.config.network.clone(),
             env: new.env.clone(),
             mounts,
+            secrets: new.secrets.clone(),
         };
         let created = self.0.manager.create_sandbox(&spec, id.clone().into(), Some(id), None).await;
         // Those of the pool belong to nobody yet.
         let owner = Some(principal).filter(|principal| principal.as_str() != POOL_OWNER);
         self.record("sandbox.created", id, owner, if created.is_ok() { "ok" } else { "failed" });
-        let (engine, record) = created.map_err(|error| (error.into(), None))?;
-        let recorded = self.0.store.set_sandbox(id, serde_json::to_string(&record).unwrap_or_default()).await;
-        let sandbox = SandboxInstance::new(engine, record, self.0.manager.gateway());
+        let sandbox = created.map_err(|error| (error.into(), None))?;
+        let recorded = self.0.store.set_sandbox(id, serde_json::to_string(&sandbox.record).unwrap_or_default()).await;
         let entry = self.start_driver(id, principal, &new.config, sandbox, None);
         let ready = match recorded {
             Ok(()) => entry.handle.ready().await.map_err(|error| ManagerError::Start(error).into()),

@@ -11,7 +11,9 @@ use crate::ids::{SandboxId, SessionId};
 use crate::kernels;
 use crate::machine;
 use crate::notebook::parameters::ParameterError;
-use crate::policy::{AboveCeiling, Ceilings, DataMounts, Limits, NetworkLevel, NetworkPolicy, UnknownMount};
+use crate::policy::{
+    AboveCeiling, Ceilings, DataMounts, Limits, NetworkLevel, NetworkPolicy, Secret, SecretDescription, UnknownMount,
+};
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
 use crate::store::{Durability, SessionRow, StoreError};
@@ -42,6 +44,8 @@ pub struct ServiceSettings {
     pub pool: Vec<(String, usize)>,
     /// The folders that sessions may ask for.
     pub mounts: DataMounts,
+    /// The secrets that sessions may ask for by name.
+    pub secrets: Vec<Secret>,
 }
 
 impl Default for ServiceSettings {
@@ -60,6 +64,7 @@ impl Default for ServiceSettings {
             durability: Durability::Normal,
             pool: Vec::new(),
             mounts: DataMounts::default(),
+            secrets: Vec::new(),
         }
     }
 }
@@ -75,6 +80,8 @@ pub struct NewSession {
     pub name: Option<String>,
     /// Environment variables of the kernel. They are not stored: they exist in the sandbox only.
     pub env: Vec<(String, String)>,
+    /// Stored for the server alone, with the sandbox.
+    pub secrets: Vec<Secret>,
     pub config: SessionConfig,
 }
 
@@ -87,6 +94,9 @@ pub struct SessionConfig {
     /// The names of the data mounts that the sandbox sees.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<String>,
+    /// The secrets of the sandbox, without their values.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretDescription>,
     /// The default timeout of a cell in seconds.
     pub timeout_seconds: Option<f64>,
     /// The lifetime of the session in seconds.

@@ -1,5 +1,5 @@
-//! Limits, ceilings, network policies, isolation levels, the seccomp table, hidden paths and data mounts of sessions. Pure values and
-//! checks; adapters enforce them.
+//! Limits, ceilings, network policies, secrets, isolation levels, the seccomp table, hidden paths and data mounts of sessions. Pure values
+//! and checks; adapters enforce them.
 
 #[cfg(feature = "host")]
 mod ceilings;
@@ -9,6 +9,8 @@ mod mounts;
 #[cfg(feature = "host")]
 mod network;
 pub mod seccomp;
+#[cfg(feature = "host")]
+mod secrets;
 
 #[cfg(feature = "host")]
 pub use ceilings::{AboveCeiling, Ceilings, Machine, PrincipalCeilings, leaves_a_share};
@@ -16,3 +18,5 @@ pub use limits::{Isolation, IsolationLevel, LimitOutOfRange, LimitState, Limits,
 pub use mounts::{DataMount, DataMounts, UnknownMount, is_mount_name};
 #[cfg(feature = "host")]
 pub use network::{HostName, HostRule, MAX_RULES, NetworkLevel, NetworkPolicy, PolicyError, parse_authority};
+#[cfg(feature = "host")]
+pub use secrets::{MAX_SECRETS, Secret, SecretDescription, SecretError, SecretUse, SecretValue};

@@ -121,7 +121,7 @@ impl NetworkPolicy {
     /// Whether the proxy may pass on any bytes to a host, because a rule names the port. Otherwise it passes on what the usual ports are
     /// for: HTTP requests on 80, TLS on 443.
     pub fn allows_any_bytes(&self, host: &HostName, port: u16, packages: &[HostRule]) -> bool {
-        self.proxy_rules(packages).iter().any(|rule| rule.port.is_some() && rule.matches(host, port))
+        self.proxy_rules(packages).iter().any(|rule| rule.names_port() && rule.matches(host, port))
     }
 
     fn proxy_rules<'a>(&'a self, packages: &'a [HostRule]) -> &'a [HostRule] {
@@ -211,6 +211,11 @@ pub struct HostRule {
 impl HostRule {
     pub fn host(&self) -> &HostName {
         &self.host
+    }
+
+    /// Whether it holds for one port alone.
+    pub fn names_port(&self) -> bool {
+        self.port.is_some()
     }
 
     /// The ports for which it holds.

@@ -23,14 +23,18 @@ const MAX_BYTES: u64 = 4 << 20;
 pub(super) const FOLDER: &str = "/etc/ssl/certs";
 pub const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+/// The file with the certificates that are trusted: this one, or the system's if there is one.
+pub fn certificates_source(file: Option<&Path>) -> Option<&Path> {
+    file.or_else(|| SYSTEM.iter().map(Path::new).find(|path| path.is_file()))
+}
+
 /// Returns a folder with a copy of this file, or of the system's if there is one. Every state of a file has a folder of its own, so that
 /// running sandboxes keep theirs.
 ///
 /// # Errors
 /// If the operator's file cannot be read, is too large or has no certificate, or the copy cannot be written.
 pub fn certificates_folder(paths: &Paths, file: Option<&Path>) -> io::Result<Option<PathBuf>> {
-    let system = || SYSTEM.iter().map(Path::new).find(|path| path.is_file());
-    let Some(source) = file.or_else(system) else { return Ok(None) };
+    let Some(source) = certificates_source(file) else { return Ok(None) };
     let found = fs::metadata(source)?;
     let folder = paths.agent().join(format!(
         "certificates-{:x}-{:x}-{:x}",
@@ -56,12 +60,21 @@ pub fn certificates_folder(paths: &Paths, file: Option<&Path>) -> io::Result<Opt
     Ok(Some(folder))
 }
 
-/// Copies a folder of certificates to a new one, for every user.
-pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir(to)?;
-    fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
-    fs::copy(from.join(NAME), to.join(NAME))?;
-    fs::set_permissions(to.join(NAME), fs::Permissions::from_mode(0o644))
+/// The certificates that a sandbox trusts: those of the folder, and one of its own. `None` if it has neither.
+pub(super) fn together(folder: Option<&Path>, own: Option<&str>) -> io::Result<Option<Vec<u8>>> {
+    let shared = folder.map(|folder| fs::read(folder.join(NAME))).transpose()?;
+    Ok(match (shared, own) {
+        (Some(shared), Some(own)) => Some([&shared, &b"\n"[..], own.as_bytes()].concat()),
+        (shared, own) => shared.or(own.map(|own| own.as_bytes().to_vec())),
+    })
+}
+
+/// Writes certificates to a new folder, for every user.
+pub(super) fn write_folder(content: &[u8], folder: &Path) -> io::Result<()> {
+    fs::create_dir(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    fs::write(folder.join(NAME), content)?;
+    fs::set_permissions(folder.join(NAME), fs::Permissions::from_mode(0o644))
 }
 
 /// Writes the copy. Another process may be doing the same.

@@ -25,7 +25,8 @@ use crate::ids::{SandboxId, SessionId};
 use crate::kernels::KernelSpec;
 use crate::policy::{DataMount, Isolation, Limits, Network};
 
-pub use certificates::{CERTIFICATES, certificates_folder};
+pub use certificates::{CERTIFICATES, certificates_folder, certificates_source};
+pub use records::{read_private, write_private};
 pub use stamp::{Liveness, ProcessStamp};
 pub use sweep::{remove_unfinished, sweep};
 
@@ -71,6 +72,8 @@ pub struct SandboxSpec {
     pub network: Network,
     /// A folder with the certificates that programs trust, as `/etc/ssl/certs`. `None`: those of the system, if there are any.
     pub certificates: Option<PathBuf>,
+    /// A certificate that programs of this sandbox alone trust besides, PEM.
+    pub own_certificate: Option<String>,
     /// Environment variables about the network; the kernelspec and `env` override them.
     pub network_env: Vec<(String, String)>,
     /// Environment variables of kernels and processes; they override those of the kernelspec.

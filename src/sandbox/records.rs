@@ -1,7 +1,7 @@
 //! One folder per sandbox with its record, by which the sandbox is found after the death of the process that created it.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -70,6 +70,32 @@ fn folders(paths: &Paths) -> Result<Vec<PathBuf>, SandboxError> {
         Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(SandboxError::io(format!("cannot list {}", parent.display()))(error)),
+    }
+}
+
+/// The name of the file with what only the server may know of a sandbox.
+const PRIVATE: &str = "private.json";
+
+/// Stores what only the server may know of a sandbox: in the sandbox's folder, which it does not see and only our own user can enter.
+///
+/// # Errors
+/// [`SandboxError::Io`]
+pub fn write_private(paths: &Paths, sandbox: &SandboxId, content: &[u8]) -> Result<(), SandboxError> {
+    let path = folder(paths, sandbox).join(PRIVATE);
+    let written = private_files::options().write(true).create(true).truncate(true).open(&path);
+    let written = written.and_then(|mut file| file.write_all(content));
+    written.map_err(SandboxError::io(format!("cannot write {}", path.display())))
+}
+
+/// What [`write_private`] has stored; `None` if nothing.
+///
+/// # Errors
+/// [`SandboxError::Io`]
+pub fn read_private(paths: &Paths, sandbox: &SandboxId) -> Result<Option<Vec<u8>>, SandboxError> {
+    match fs::read(folder(paths, sandbox).join(PRIVATE)) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(SandboxError::io("cannot read what is private of a sandbox")(error)),
     }
 }
 

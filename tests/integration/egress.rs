@@ -119,6 +119,7 @@ async fn session(place: TestSandbox, world: &World, policy: NetworkPolicy) -> Te
         network: policy,
         env: Vec::new(),
         mounts: Vec::new(),
+        secrets: Vec::new(),
     };
     let created = Manager::with_gateway(Paths::from_environment(), gateway).create(spec).await;
     TestSession::new(created.unwrap_or_else(|error| panic!("no session: {error}")))

@@ -33,6 +33,7 @@ async fn sandbox(place: TestSandbox, limits: Limits, orphan_seconds: Option<u64>
         limits,
         network: Network::None,
         certificates: None,
+        own_certificate: None,
         network_env: Vec::new(),
         env: Vec::new(),
         mounts: Vec::new(),

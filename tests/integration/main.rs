@@ -56,6 +56,7 @@ mod private_data;
 mod process_sockets;
 mod processes;
 mod removal;
+mod request_secrets;
 mod same_results;
 mod sandboxes;
 mod secrets;

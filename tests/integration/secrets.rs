@@ -24,6 +24,7 @@ fn spec(kind: SandboxKind, env: Vec<(String, String)>) -> SessionSpec {
         network: NetworkPolicy::None,
         env,
         mounts: Vec::new(),
+        secrets: Vec::new(),
     }
 }
 

@@ -136,6 +136,7 @@ impl TestSandbox {
             network,
             env: vec![("GIVEN".to_owned(), "to the kernel".to_owned())],
             mounts: Vec::new(),
+            secrets: Vec::new(),
         };
         let session = Manager::new(Paths::from_environment()).create(spec).await;
         TestSession::new(session.unwrap_or_else(|error| panic!("no session: {error}")))

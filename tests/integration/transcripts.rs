@@ -77,6 +77,7 @@ async fn record(kernel: &str, codes: &[&str]) {
         limits: Limits::default(),
         network: Network::None,
         certificates: None,
+        own_certificate: None,
         network_env: Vec::new(),
         env: Vec::new(),
         mounts: Vec::new(),

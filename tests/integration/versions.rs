@@ -50,6 +50,7 @@ async fn new_installation_keeps_version_of_running_session() {
         network: NetworkPolicy::None,
         env: Vec::new(),
         mounts: Vec::new(),
+        secrets: Vec::new(),
     };
     let living = TestSession::new(Manager::new(paths.clone()).create(spec).await.unwrap());
     assert!(install(&data).contains("sessions may still use old versions"));

@@ -57,6 +57,7 @@ async fn unmasked_proc_is_reported() {
         network: NetworkPolicy::None,
         env: Vec::new(),
         mounts: Vec::new(),
+        secrets: Vec::new(),
     };
     let session = Manager::new(Paths::from_environment()).create(spec).await.unwrap();
     let living = TestSession::new(session);

@@ -31,12 +31,12 @@ impl SessionService {
             return Err(ServiceError::OtherKernel { sandbox: sandbox.to_string(), kernel: kernel.name });
         }
         let config = self.sandbox(sandbox, &access).await?.config;
-        let SessionConfig { limits, network, mounts, .. } = config;
+        let SessionConfig { limits, network, mounts, secrets, .. } = config;
         let ceilings = self.ceilings();
         ceilings.check_idle_timeout(new.config.idle_timeout_seconds)?;
         ceilings.check_lifetime(new.config.ttl_seconds)?;
         let ttl_seconds = new.config.ttl_seconds.or(ceilings.lifetime_seconds);
-        let config = SessionConfig { limits, network, mounts, ttl_seconds, ..new.config };
+        let config = SessionConfig { limits, network, mounts, secrets, ttl_seconds, ..new.config };
         let new = NewSession { config, ..new };
         // Its processes are within the limit of the sandbox, which is counted already.
         let allotment = self.admit(principal, 0).await?;
@@ -128,7 +128,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn guest_of_ending_sandbox_is_not_listed() {
         let (folder, service) = service();
-        let instance = SandboxInstance::new(Arc::new(Engine::default()), sandbox_record(), service.0.manager.gateway());
+        let instance =
+            SandboxInstance::new(Arc::new(Engine::default()), sandbox_record(), service.0.manager.gateway(), None);
         let allotment = service.0.admission.count(&"ann".into(), 1);
         let sandbox = Arc::new(SandboxEntry::new("ann".into(), instance.clone(), allotment));
         service.0.sandboxes.insert(instance.record.id.clone(), sandbox.clone());
@@ -149,7 +150,7 @@ mod tests {
         let (folder, service) = service();
         let record = sandbox_record();
         let owner = record.id.as_session().clone();
-        let instance = SandboxInstance::new(Arc::new(Engine::default()), record, service.0.manager.gateway());
+        let instance = SandboxInstance::new(Arc::new(Engine::default()), record, service.0.manager.gateway(), None);
         let new = NewSession::default();
         let row = new_row(&owner, &"ann".into(), kernels::find("python").unwrap(), &new);
         service.0.store.insert_session(row).await.unwrap();

@@ -111,11 +111,11 @@ impl SessionService {
             limits: new.config.limits.clone(),
             network: new.config.network.clone(),
             env: new.env.clone(),
+            secrets: new.secrets.clone(),
         };
         let created = self.0.manager.create_sandbox(&spec, id.clone(), None, None).await;
-        let (engine, record) = created.map_err(|error| (error.into(), None))?;
-        let text = serde_json::to_string(&record).unwrap_or_default();
-        let instance = SandboxInstance::new(engine, record, self.0.manager.gateway());
+        let instance = created.map_err(|error| (error.into(), None))?;
+        let text = serde_json::to_string(&instance.record).unwrap_or_default();
         match self.0.store.set_sandbox_record(id, text).await {
             Ok(()) => Ok(instance),
             Err(error) => Err((error.into(), Some(instance))),

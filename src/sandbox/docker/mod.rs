@@ -109,10 +109,12 @@ impl DockerSandbox {
         };
         records::write(&folder, &record)?;
         create_socket_dir(&socket_dir)?;
+        let certificates = super::certificates::together(spec.certificates.as_deref(), spec.own_certificate.as_deref());
+        let certificates = certificates.map_err(SandboxError::io("cannot read the certificates"))?;
         let own = SessionFiles::write(
             &folder,
             &record.agent_binary,
-            spec.certificates.as_deref(),
+            certificates.as_deref(),
             profile::uid(&self.client.info, &spec.id),
         )?;
         let listen = Listen::Path(format!("{SOCKET_DIR}/{SOCKET_NAME}"));

@@ -396,6 +396,7 @@ mod tests {
             limits,
             network: Network::None,
             certificates: None,
+            own_certificate: None,
             network_env: Vec::new(),
             env: Vec::new(),
             mounts: Vec::new(),

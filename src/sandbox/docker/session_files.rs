@@ -21,7 +21,7 @@ pub(super) struct SessionFiles {
 
 impl SessionFiles {
     /// Writes them into the session's folder, which only our user can enter.
-    pub fn write(folder: &Path, agent: &Path, certificates: Option<&Path>, uid: u32) -> Result<Self, SandboxError> {
+    pub fn write(folder: &Path, agent: &Path, certificates: Option<&[u8]>, uid: u32) -> Result<Self, SandboxError> {
         let own = Self {
             agent: folder.join("agent"),
             accounts: ["passwd", "group"].map(|name| folder.join(name)),
@@ -32,7 +32,7 @@ impl SessionFiles {
             fs::copy(agent, &own.agent)?;
             fs::set_permissions(&own.agent, fs::Permissions::from_mode(0o755))?;
             for (from, to) in certificates.iter().zip(&own.certificates) {
-                certificates::copy(from, to)?;
+                certificates::write_folder(from, to)?;
             }
             let [passwd, group] = &own.accounts;
             for (path, content) in [

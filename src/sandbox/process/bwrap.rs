@@ -21,7 +21,7 @@ use super::private_mounts::PrivateMounts;
 use crate::agent_protocol::Listen;
 use crate::descriptors;
 use crate::policy::{Network, hidden_paths};
-use crate::sandbox::certificates::FOLDER as CERTIFICATES_FOLDER;
+use crate::sandbox::certificates::{self, CERTIFICATES, FOLDER as CERTIFICATES_FOLDER};
 use crate::sandbox::environment::{
     CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
 };
@@ -231,8 +231,14 @@ impl Launch<'_> {
         for path in folders.iter().filter(|path| is_folder(path)) {
             options.bind(&self.source(Path::new(path)), path);
         }
-        if let Some(certificates) = &self.spec.certificates {
-            options.bind(&self.source(certificates), CERTIFICATES_FOLDER);
+        let (shared, own) = (self.spec.certificates.as_deref(), self.spec.own_certificate.as_deref());
+        match shared {
+            Some(shared) if own.is_none() => options.bind(&self.source(shared), CERTIFICATES_FOLDER),
+            shared => {
+                if let Some(together) = certificates::together(shared, own)? {
+                    options.file(&together, CERTIFICATES)?;
+                }
+            }
         }
         for (name, target) in ALTERNATIVES.iter().filter(|(_, target)| Path::new(target).exists()) {
             options.add(&["--symlink", target, &format!("/etc/alternatives/{name}")]);
