@@ -2,6 +2,7 @@
 
 mod connections;
 mod counted_input;
+mod descriptors;
 mod slow_reader;
 
 use std::fs;
@@ -14,6 +15,7 @@ use rustix::fs::FlockOperation;
 use thiserror::Error;
 use tokio::net::TcpListener;
 
+use self::descriptors::Connections;
 use crate::api::{self, Api, Guard, InputBudget, RateLimits, ResponseSpool};
 use crate::audit::AuditRecord;
 use crate::auth::{self, Identity, Scope, Tokens};
@@ -111,7 +113,15 @@ pub async fn serve(
         .await
         .map_err(|source| ServerError::Listen { address: settings.listen, source })?;
     let address = listener.local_addr().map_err(io_error("cannot read the address of the listener"))?;
-    let sessions = SessionService::new(paths, store.clone(), settings.service);
+    let mut service = settings.service;
+    let asked = service.egress.max_connections;
+    let connections = Connections::by_limit(asked);
+    if connections.of_sandboxes < asked {
+        let most = connections.of_sandboxes;
+        tracing::warn!(asked, most, "too few file descriptors for the connections of sandboxes (--egress-max-connections)");
+    }
+    service.egress.max_connections = connections.of_sandboxes;
+    let sessions = SessionService::new(paths, store.clone(), service);
     let chats = Chats::new(sessions.clone(), settings.model).map_err(ServerError::Model)?;
     sessions.recover().await?;
     chats.recover().await?;
@@ -140,7 +150,7 @@ pub async fn serve(
     let audit = sessions.audit().clone();
     audit.record(&started(&sessions));
     welcome(Welcome { address, new_token });
-    connections::serve(listener, router, stop).await;
+    connections::serve(connections.of_clients, listener, router, stop).await;
     sessions.drain_pool().await;
     if settings.end_sessions {
         sessions.delete_all().await;

@@ -258,7 +258,7 @@ async fn forward(stream: &ByteStream, socket: &mut TcpStream, request: Forwarded
             // A client that has said all may still read, but not for ever from a server that neither sends nor closes.
             Ok(()) => tokio::select! {
                 answered = &mut response => answered,
-                () = until_abandoned(stream, meter) => return Ok(()),
+                ended = until_abandoned(stream, meter) => return ended,
             },
         },
         answered = &mut response => answered,
@@ -271,10 +271,14 @@ async fn forward(stream: &ByteStream, socket: &mut TcpStream, request: Forwarded
     Ok(())
 }
 
-/// Waits until the client has closed its side, and nothing is sent to it any more.
-async fn until_abandoned(stream: &ByteStream, meter: &Connection<'_>) {
-    while let Ok(Some(_)) = stream.receive().await {}
+/// Waits until the client has closed its side, and nothing is sent to it any more. What it sends after its request goes nowhere, and is
+/// counted like what goes somewhere.
+async fn until_abandoned(stream: &ByteStream, meter: &Connection<'_>) -> io::Result<()> {
+    while let Ok(Some(bytes)) = stream.receive().await {
+        meter.outward(bytes.len()).await?;
+    }
     meter.idle_for(HALF_CLOSED_TIMEOUT).await;
+    Ok(())
 }
 
 /// Sends exactly the body. What follows it would be another request, which is not read.

@@ -403,6 +403,20 @@ async fn unreachable_servers_and_bad_requests_are_answered() {
 }
 
 #[tokio::test]
+async fn bytes_after_a_request_are_counted() {
+    let (server, port) = listener().await;
+    let settings = EgressSettings { max_bytes: Some(1_000_000), ..EgressSettings::default() };
+    let world = World::new(allow(format!("good.example:{port}")), &[port], settings);
+    let stream = world.send(&format!("GET http://good.example:{port}/ HTTP/1.1\r\n\r\n")).await;
+    // The server takes its time, and the client pumps.
+    let (mut socket, _) = server.accept().await.unwrap();
+    let pumping = async { while stream.send(vec![b'x'; 50_000].into()).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(20), pumping).await.expect("the volume is used up");
+    assert!(read_head(&mut socket).await.starts_with("GET / "));
+    assert!(world.state.traffic.is_used_up());
+}
+
+#[tokio::test]
 async fn volume_of_a_sandbox_is_limited() {
     let (server, port) = listener().await;
     let settings = EgressSettings { max_bytes: Some(100_000), ..EgressSettings::default() };

@@ -14,7 +14,6 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -24,10 +23,6 @@ use super::counted_input::CountedInput;
 use super::slow_reader::{STALL_BUDGET, SlowReaderLimit};
 use crate::api::OpenConnection;
 
-/// The largest number of open connections, if the process may have as many file descriptors.
-const MAX_CONNECTIONS: usize = 10_000;
-/// File descriptors for everything else: two for each session, the journal, starting kernels.
-const RESERVED_DESCRIPTORS: usize = 1_000;
 /// How long the head of a request may take, and how long a connection may be idle between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a client may read nothing while there is data for it. Slower than that is bounded by [`STALL_BUDGET`]. A subscriber that is
@@ -46,14 +41,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const OVERLOADED: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// Serves until `stop` completes, and then waits briefly for requests that have begun.
-pub(super) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
-    serve_with(STALL_BUDGET, listener, router, stop).await;
+/// Serves at most so many connections at a time until `stop` completes, and then waits briefly for requests that have begun.
+pub(super) async fn serve(most: usize, listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+    serve_with(STALL_BUDGET, most, listener, router, stop).await;
 }
 
 /// Like [`serve`], with a stall budget for slow readers.
-async fn serve_with(stall_budget: Duration, listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
-    let permits = Arc::new(Semaphore::new(max_connections()));
+async fn serve_with(
+    stall_budget: Duration,
+    most: usize,
+    listener: TcpListener,
+    router: Router,
+    stop: impl Future<Output = ()>,
+) {
+    let permits = Arc::new(Semaphore::new(most));
     let (stopping, stopped) = watch::channel(false);
     let mut open = JoinSet::new();
     let mut connections = Connections::default();
@@ -113,23 +114,6 @@ impl Connections {
         task.abort();
         permits.clone().acquire_owned().await.ok()
     }
-}
-
-/// The number of connections that the process can hold. Raises the limit of file descriptors if possible.
-fn max_connections() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = (MAX_CONNECTIONS + RESERVED_DESCRIPTORS) as u64;
-    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)).max(limit.current.unwrap_or(0));
-    let descriptors = match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
-        Ok(()) => raised,
-        Err(_) => limit.current.unwrap_or(wanted),
-    };
-    connections_for(usize::try_from(descriptors).unwrap_or(usize::MAX))
-}
-
-/// The number of connections for a number of file descriptors.
-fn connections_for(descriptors: usize) -> usize {
-    descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 2).min(MAX_CONNECTIONS)
 }
 
 async fn serve_connection(
@@ -253,7 +237,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (ended, mut endings) = tokio::sync::mpsc::unbounded_channel();
         let router = Router::new().route("/{name}", get(endless)).with_state(ended);
-        let server = tokio::spawn(serve_with(BUDGET, listener, router, std::future::pending()));
+        let server = tokio::spawn(serve_with(BUDGET, 1000, listener, router, std::future::pending()));
         let ask = async |name: &str| {
             let mut stream = socket().connect(address).await.unwrap();
             stream.write_all(format!("GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
@@ -290,11 +274,5 @@ mod tests {
         }
         assert!(!connections.0[0].0.is_finished(), "the open one is still known");
         waiting.abort();
-    }
-
-    #[test]
-    fn any_descriptor_limit_leaves_connections() {
-        let connections = [0, 256, 1_400, 11_000, 65_536, usize::MAX].map(connections_for);
-        assert_eq!(connections, [0, 128, 700, 10_000, 10_000, 10_000]);
     }
 }
