@@ -47,7 +47,8 @@ pub(super) fn load(paths: &Paths, config: Option<&Path>) {
     let file = ConfigFile::read(config, paths).unwrap_or_default();
     let mut own = Vec::new();
     for (name, config) in added.kernels.into_iter().chain(file.kernels) {
-        match kernels::read_own(&name, &config) {
+        let kernel = kernels::read_own(&name, &config).map_err(anyhow::Error::from);
+        match kernel.and_then(|kernel| check_folders(&config, paths).map(|()| kernel)) {
             Ok(kernel) => own.push(kernel),
             Err(error) => eprint_line!("warning: the kernel {name} is left out: {error}"),
         }
@@ -70,6 +71,7 @@ pub(super) async fn add(paths: &Paths, args: AddArgs) -> Result<Exit, Failure> {
         None => of_image(paths, &name, args.image.unwrap_or_default()).await?,
     };
     let kernel = kernels::read_own(&name, &config).map_err(Failure::usage)?;
+    check_folders(&config, paths).map_err(Failure::usage)?;
     let folders: Vec<_> = config.folders.iter().map(|folder| folder.display().to_string()).collect();
     added.kernels.insert(name.clone(), config);
     if kernel.has_environment() {
@@ -85,6 +87,25 @@ pub(super) async fn add(paths: &Paths, args: AddArgs) -> Result<Exit, Failure> {
     }
     eprint_line!("{name} is added; try it: cellkeep exec -k {name} -c ...");
     Ok(Exit::Ok)
+}
+
+/// Folders of the system that say more of the machine than a kernel needs.
+const REFUSED: &[&str] = &["/proc", "/sys", "/dev", "/run", "/etc"];
+
+/// Checks where the folders of a kernel really are: sandboxes see what is in them.
+fn check_folders(config: &KernelConfig, paths: &Paths) -> anyhow::Result<()> {
+    let data = std::fs::canonicalize(paths.data()).unwrap_or_else(|_| paths.data().to_owned());
+    for folder in &config.folders {
+        // A folder that is missing cannot be shown, which is said when a sandbox starts.
+        let Ok(real) = std::fs::canonicalize(folder) else { continue };
+        if data.starts_with(&real) || real.starts_with(&data) {
+            bail!("{} has Cellkeep's own data ({}) in it, or is a part of it", folder.display(), data.display());
+        }
+        if real == Path::new("/") || REFUSED.iter().any(|refused| real.starts_with(refused)) {
+            bail!("{} leads to {}, a folder of the system", folder.display(), real.display());
+        }
+    }
+    Ok(())
 }
 
 fn of_machine(kernelspec: &Path, folders: Vec<PathBuf>, image: Option<String>) -> anyhow::Result<KernelConfig> {
@@ -146,4 +167,30 @@ pub(super) fn remove(paths: &Paths, name: &str) -> Result<Exit, Failure> {
     let _ = std::fs::remove_dir_all(paths.kernelspecs().join(name));
     eprint_line!("{name} is removed; a running server knows it until it is started again");
     Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_checked_where_links_lead() {
+        let folder = std::env::temp_dir().join(format!("cellkeep-own-kernels-{}", crate::ids::random_uuid()));
+        let data = folder.join("data");
+        std::fs::create_dir_all(data.join("s")).unwrap();
+        std::fs::create_dir(folder.join("env")).unwrap();
+        for (link, target) in [("etc", Path::new("/etc")), ("inside", &data.join("s")), ("above", &folder)] {
+            std::os::unix::fs::symlink(target, folder.join("env").join(link)).unwrap();
+        }
+        let check = |name: &str| {
+            let folders = vec![folder.join("env").join(name)];
+            let config = KernelConfig { kernelspec: folder.clone(), folders, image: None };
+            check_folders(&config, &Paths::new(&data)).map_err(|error| error.to_string())
+        };
+        for (name, expected) in [("etc", "leads to /etc"), ("inside", "own data"), ("above", "own data")] {
+            assert!(check(name).unwrap_err().contains(expected), "{name}");
+        }
+        assert!(check("").is_ok() && check("missing").is_ok());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

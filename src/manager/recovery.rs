@@ -27,6 +27,7 @@ const ENGINE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Why sessions end that cannot continue.
 const SANDBOX_ENDED: &str = "its sandbox ended while the server was away";
 const NETWORK_NOT_ALLOWED: &str = "its network is wider than this server allows now (--allow-network)";
+const MOUNT_NOT_SHARED: &str = "this server does not share one of its data mounts any more";
 
 impl SessionService {
     /// Continues or ends the sessions that an earlier server has left, and removes sandboxes without a session. Returns when
@@ -128,9 +129,9 @@ impl SessionService {
         }
         let stored = self.load_state(row).await?;
         let config = SessionConfig::of_row(row);
-        let is_allowed = self.ceilings().allows(&config.network);
+        let refused = self.refusal(&config);
         let is_alive = match &sandbox {
-            _ if !is_allowed => false,
+            _ if refused.is_some() => false,
             // If the sandbox cannot be inspected now, the driver finds out later.
             Some(sandbox) if row.phase != SessionPhase::Gone => {
                 !matches!(sandbox.engine.inspect(&sandbox.record).await, Ok(SandboxState::Ended { .. }))
@@ -144,10 +145,7 @@ impl SessionService {
                 entry
             }
             // The reaper removes the sandbox of an ended session.
-            sandbox => {
-                let why = if is_allowed { SANDBOX_ENDED } else { NETWORK_NOT_ALLOWED };
-                self.end_in_journal(row, stored, sandbox, why).await
-            }
+            sandbox => self.end_in_journal(row, stored, sandbox, refused.unwrap_or(SANDBOX_ENDED)).await,
         };
         self.0.registry.insert(row.id.clone(), Arc::new(entry));
         // The ceiling may have been lowered.
@@ -156,6 +154,13 @@ impl SessionService {
             self.update(&row.id, &Access::All, |_| {}).await?;
         }
         Ok(())
+    }
+
+    /// Why a session of an earlier server may not go on, since this one has a narrower configuration.
+    pub(super) fn refusal(&self, config: &SessionConfig) -> Option<&'static str> {
+        let is_shared = || self.mounts().find(&config.mounts).is_ok();
+        let network = (!self.ceilings().allows(&config.network)).then_some(NETWORK_NOT_ALLOWED);
+        network.or_else(|| (!is_shared()).then_some(MOUNT_NOT_SHARED))
     }
 
     fn count_stored(&self, row: &SessionRow) -> Allotment {

@@ -189,9 +189,11 @@ impl SandboxError {
     }
 }
 
-/// Checks that the folders of data mounts exist. An engine's own message would tell clients where they are.
+/// Checks that the folders of data mounts exist, and are those that the operator named: nobody has put a link in the place of one or above
+/// it. An engine's own message would tell clients where they are.
 fn check_mounts(kind: SandboxKind, mounts: &[DataMount]) -> Result<(), SandboxError> {
-    let Some(missing) = mounts.iter().find(|mount| !mount.folder.is_dir()) else { return Ok(()) };
+    let is_there = |folder: &Path| folder.is_dir() && folder.canonicalize().is_ok_and(|real| real == folder);
+    let Some(missing) = mounts.iter().find(|mount| !is_there(&mount.folder)) else { return Ok(()) };
     let reason = format!("the folder of the mount {:?} is not there; tell the operator", missing.name);
     Err(SandboxError::Start { kind, reason })
 }

@@ -9,13 +9,16 @@ use serde_json::{Value, json};
 
 use crate::cli::Cli;
 use crate::server::{RemoteSession, Server, printed};
-use crate::support::TestSandbox;
+use crate::support::{TestSandbox, skip};
 
 in_every_sandbox!(
     session_reads_mounts_that_it_asks_for,
     mount_leads_nowhere_else,
     unknown_and_missing_mounts_are_refused,
-    mounted_data_becomes_artifacts
+    mounted_data_becomes_artifacts,
+    links_in_the_place_of_mounts_lead_nowhere,
+    later_mounts_of_the_machine_stay_outside,
+    session_ends_with_a_mount_that_is_shared_no_more,
 );
 
 /// A folder that others than its owner cannot enter, with the folder `data` and a secret beside it.
@@ -150,6 +153,59 @@ async fn unknown_and_missing_mounts_are_refused(place: TestSandbox) {
 
 async fn isolation(session: &RemoteSession) -> Value {
     session.view().await["isolation"].clone()
+}
+
+async fn links_in_the_place_of_mounts_lead_nowhere(place: TestSandbox) {
+    let shared = Shared::new("replaced", place);
+    let server = Server::start("mount-replaced", place, &[&shared.option()]).await;
+    // Somebody who may write above the folder puts a link in its place.
+    fs::create_dir(shared.0.join("other")).unwrap();
+    fs::rename(shared.data(), shared.0.join("moved")).unwrap();
+    symlink(shared.0.join("other"), shared.data()).unwrap();
+    let asked = json!({"kernel": "bash", "mounts": ["numbers"]});
+    let problem = server.client().post("/v1/sessions", asked).await.problem(503, "no_sandbox");
+    assert!(problem["detail"].as_str().unwrap().contains("mount \"numbers\""), "{problem}");
+    server.end().await;
+}
+
+async fn later_mounts_of_the_machine_stay_outside(place: TestSandbox) {
+    let shared = Shared::new("later", place);
+    let data = shared.data();
+    let mount = |arguments: &[&str]| Command::new("mount").args(arguments).arg(&data).status().unwrap().success();
+    // A shared mount, as `/` is on most machines.
+    if !mount(&["--bind", data.to_str().unwrap()]) {
+        return skip("this user may not mount");
+    }
+    assert!(mount(&["--make-shared"]));
+    let server = Server::start("mount-later", place, &[&shared.option()]).await;
+    let session = with_mount(&server).await;
+    let deep = data.join("deep");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&deep).status().unwrap();
+    fs::write(deep.join("later"), "later\n").unwrap();
+    let seen = session.ok("ls /mnt/numbers/deep").await;
+    for path in [&deep, &data] {
+        assert!(Command::new("umount").arg(path).status().unwrap().success());
+    }
+    assert!(mounted.success());
+    assert_eq!(seen, "text\n");
+    server.end().await;
+}
+
+async fn session_ends_with_a_mount_that_is_shared_no_more(place: TestSandbox) {
+    let (shared, config) = (Shared::new("unshared", place), std::env::temp_dir());
+    let config = config.join(format!("ck-unshared-{}-{}.toml", place.kind, std::process::id()));
+    fs::write(&config, format!("[mounts.numbers]\npath = {:?}\n", shared.data())).unwrap();
+    let mut server = Server::start("mount-unshared", place, &[&format!("--config={}", config.display())]).await;
+    let (with, without) = (with_mount(&server).await, server.client().create(json!({"kernel": "bash"})).await);
+    server.kill().await;
+    fs::write(&config, "").unwrap();
+    server.start_again().await;
+    let view = with.view().await;
+    assert_eq!(view["state"], "gone", "{view}");
+    assert!(view["why"].as_str().unwrap().contains("data mounts"), "{view}");
+    assert_eq!(without.ok("echo here").await, "here\n");
+    fs::remove_file(config).unwrap();
+    server.end().await;
 }
 
 /// The way from data that the operator shares to results that outlive the sandbox.

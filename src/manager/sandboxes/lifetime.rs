@@ -181,7 +181,7 @@ impl SessionService {
             };
             let entry = SandboxEntry::new(row.principal, instance.clone(), allotment);
             // The client that asked for one without a record got no answer.
-            if row.record.is_none() || self.check_network(&config.network).is_err() {
+            if row.record.is_none() || self.refusal(&config).is_some() || self.check_network(&config.network).is_err() {
                 entry.set_ending();
             } else {
                 entry.instance.egress.set_policy(config.network, Some(&entry.principal));

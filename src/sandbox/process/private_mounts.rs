@@ -17,7 +17,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, makedev};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Gid, Uid};
 use rustix::thread::UnshareFlags;
@@ -233,7 +233,8 @@ impl PrivateMounts {
                 fs::File::from(file).write_all(text.as_bytes())?;
             }
         }
-        let propagation = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        // What the machine mounts later, beneath a shared folder for example, is not for the sandbox.
+        let propagation = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         Ok(rustix::mount::mount_change(c"/", propagation)?)
     }
 
@@ -244,7 +245,7 @@ impl PrivateMounts {
                 rustix::mount::mount(*kind, &**target, *kind, *flags, &**options)?;
             }
             Step::Overlay { tree, target } => self.overlay(tree, target)?,
-            Step::Bind { folder, target } => rustix::mount::mount_bind(&**folder, &**target)?,
+            Step::Bind { folder, target } => bind(folder, target)?,
             Step::Device { path, major, minor } => {
                 let (kind, mode) = (FileType::CharacterDevice, Mode::from_raw_mode(0o666));
                 rustix::fs::mknodat(CWD, &**path, kind, mode, makedev(*major, *minor))?;
@@ -270,6 +271,19 @@ impl PrivateMounts {
         let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         Ok(rustix::mount::mount(c"overlay", target, c"overlay", flags, options)?)
     }
+}
+
+/// Binds a folder. Its path has no links, so one that is found now was put there to lead elsewhere.
+fn bind(folder: &CStr, target: &CStr) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat2(CWD, folder, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    let number = rustix::path::DecInt::from_fd(&folder);
+    const PREFIX: &[u8] = b"/proc/self/fd/";
+    let mut path = [0; MAX_OPTIONS];
+    path[..PREFIX.len()].copy_from_slice(PREFIX);
+    path[PREFIX.len()..PREFIX.len() + number.as_bytes().len()].copy_from_slice(number.as_bytes());
+    let path = CStr::from_bytes_until_nul(&path).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(rustix::mount::mount_bind(path, target)?)
 }
 
 /// Gives up root for good.
