@@ -27,6 +27,11 @@ const FRAME_POLICY: &str = "sandbox allow-scripts allow-downloads allow-pointer-
     font-src data:; media-src data: blob:; worker-src blob:; frame-src 'self'; connect-src 'none'; form-action 'none'; \
     base-uri 'none'; require-trusted-types-for 'script'; trusted-types default";
 
+/// The document of the terminal. It draws what a sandbox writes, has an opaque origin and no network access, and runs no script
+/// but its own. The library makes style elements.
+const TERMINAL_POLICY: &str = "sandbox allow-scripts; default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+    frame-ancestors 'self'; form-action 'none'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
+
 const NOT_BUILT: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Cellkeep</title>\
     <h1>This cellkeep was built without its page</h1><p>The page is packed by npm before the program is built: \
     run <code>make build</code> instead of <code>cargo build</code>, or <code>make web</code> before it. \
@@ -34,7 +39,8 @@ const NOT_BUILT: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\
 
 /// The routes that need no token.
 pub fn router() -> Router {
-    let frames = Router::new().route("/-/frame", get(holder)).route("/-/frame/inner", get(frame));
+    let frames =
+        Router::new().route("/-/frame", get(holder)).route("/-/frame/inner", get(frame)).route("/-/terminal", get(terminal));
     frames.route("/", get(page)).route("/-/assets/{name}", get(asset))
 }
 
@@ -48,6 +54,10 @@ async fn holder(headers: HeaderMap) -> Response {
 
 async fn frame(headers: HeaderMap) -> Response {
     document(web::asset("page/frame.html"), &headers, FRAME_POLICY)
+}
+
+async fn terminal(headers: HeaderMap) -> Response {
+    document(web::asset("page/terminal.html"), &headers, TERMINAL_POLICY)
 }
 
 fn document(asset: Option<Asset>, headers: &HeaderMap, policy: &'static str) -> Response {
@@ -139,11 +149,12 @@ mod tests {
 
     #[test]
     fn output_policies_use_opaque_origins() {
-        for policy in [HOLDER_POLICY, FRAME_POLICY] {
+        for policy in [HOLDER_POLICY, FRAME_POLICY, TERMINAL_POLICY] {
             assert!(policy.contains("sandbox allow-scripts") && !policy.contains("allow-same-origin"));
             assert!(policy.contains("default-src 'none'") && policy.contains("require-trusted-types-for 'script'"));
         }
         assert!(FRAME_POLICY.contains("connect-src 'none'") && !HOLDER_POLICY.contains("unsafe"));
+        assert!(TERMINAL_POLICY.contains("script-src 'self';") && TERMINAL_POLICY.contains("frame-ancestors 'self'"));
         assert!(!PAGE_POLICY.contains("unsafe") && PAGE_POLICY.contains("default-src 'self'"));
         let bare = document(None, &HeaderMap::new(), PAGE_POLICY);
         assert_eq!(bare.headers()[header::CONTENT_SECURITY_POLICY], PAGE_POLICY);

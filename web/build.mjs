@@ -58,9 +58,9 @@ const COMMON_OPTIONS = {
 };
 const page = new URL("dist/page/", import.meta.url);
 const entries = { outdir: page.pathname, entryNames: "[name]-[hash]", ...COMMON_OPTIONS, metafile: true };
-const { metafile } = await build({ ...entries, entryPoints: ["src/page.ts", "src/cell.ts", "src/page.css", "src/frame.css", "src/holder.css"] });
+const { metafile } = await build({ ...entries, entryPoints: ["src/page.ts", "src/cell.ts", "src/page.css", "src/frame.css", "src/holder.css", "src/terminal.css"] });
 // Scripts of frames are IIFEs: they share no names with foreign code in the frame.
-const frames = await build({ ...entries, entryPoints: ["src/frame.ts", "src/holder.ts"], format: "iife", splitting: false });
+const frames = await build({ ...entries, entryPoints: ["src/frame.ts", "src/holder.ts", "src/terminal.ts"], format: "iife", splitting: false });
 
 const built = Object.entries({ ...metafile.outputs, ...frames.metafile.outputs });
 const outputOf = (source) => basename(built.find(([, output]) => output.entryPoint === source)[0]);
@@ -76,7 +76,7 @@ const fillTemplate = async (template, values) => {
 };
 const preloads = importedFiles.map((file) => `<link rel="modulepreload" href="/-/assets/${file}">`).join("\n");
 await fillTemplate("index.html", { style: outputOf("src/page.css"), script: outputOf("src/page.ts"), preloads });
-for (const name of ["frame", "holder"]) await fillTemplate(`${name}.html`, { style: outputOf(`src/${name}.css`), script: outputOf(`src/${name}.ts`) });
+for (const name of ["frame", "holder", "terminal"]) await fillTemplate(`${name}.html`, { style: outputOf(`src/${name}.css`), script: outputOf(`src/${name}.ts`) });
 // A stable name without hash, for other sites.
 await writeFile(new URL("cellkeep-cell.js", page), `export * from "./${outputOf("src/cell.ts")}";\n`);
 

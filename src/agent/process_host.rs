@@ -1,7 +1,7 @@
 //! The task of one process: it reads the output into a numbered, bounded buffer, writes the input, and waits for the end.
 //!
-//! Connections read the buffer, each at its own place. A reader that keeps up misses nothing: while one is more than half of the
-//! buffer behind and goes on reading, the process's output waits in its pipe.
+//! Connections read the buffer, each at its own place. A reader that keeps up misses nothing: while one is far behind and goes on
+//! reading, the process's output waits in its pipe.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -34,6 +34,10 @@ const MAX_DRAIN: Duration = Duration::from_secs(10);
 const MAX_REST: usize = 4 << 20;
 /// How long a process may go on after SIGTERM when its time is over.
 const TERMINATION_GRACE: Duration = Duration::from_secs(2);
+/// How far a reader may be behind before the process waits for it, bytes. Of a terminal, what was written before Control-C was
+/// pressed is shown after it.
+const MAX_BEHIND: usize = MAX_OUTPUT / 2;
+const MAX_BEHIND_TERMINAL: usize = 256 << 10;
 /// How often a reader that is behind is looked at, and after how long without progress it is not waited for any more.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(2);
 const STALL: Duration = Duration::from_secs(5);
@@ -170,13 +174,14 @@ impl ProcessHost {
     /// Whether a reader that goes on reading would miss output if more were read now.
     fn is_reader_behind(&mut self) -> bool {
         let (buffer, now) = (self.process.buffer.borrow(), Instant::now());
+        let most = if matches!(self.process.ends, Ends::Terminal(_)) { MAX_BEHIND_TERMINAL } else { MAX_BEHIND };
         let mut is_behind = false;
         for reader in &mut self.readers {
             let Some(cursor) = reader.connection.cursor() else { continue };
             if cursor != reader.cursor {
                 (reader.cursor, reader.moved) = (cursor, now);
             }
-            let is_far = buffer.bytes_from(cursor) > MAX_OUTPUT as u64 / 2;
+            let is_far = buffer.bytes_from(cursor) > most as u64;
             is_behind |= is_far && now.duration_since(reader.moved) < STALL;
         }
         is_behind

@@ -42,6 +42,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 /// Capacity of the queues of events and of answers, bytes. While a queue is full, the link stops reading and the agent
 /// buffers.
 const QUEUE_BYTES: usize = 8 << 20;
+/// That of the output of a process. What is in it cannot be stopped any more by whoever presses Control-C.
+const PROCESS_QUEUE_BYTES: usize = 256 << 10;
 /// Overhead of an event beside its message, bytes.
 const EVENT_OVERHEAD: usize = 512;
 /// The most bytes of pending requests; beyond, requests fail with [`LinkError::Busy`]. Submissions, signals and restarts are
@@ -158,7 +160,8 @@ impl Link {
     pub fn open(sandbox: Arc<dyn Sandbox>, record: SandboxRecord, target: Target, position: Position) -> (Self, LinkEvents) {
         let (commands, command_receiver) = mpsc::unbounded_channel();
         let (acked, ack_receiver) = watch::channel(Seq::default());
-        let (events, event_receiver) = byte_bounded_channel::channel(QUEUE_BYTES);
+        let capacity = if matches!(target, Target::Process(_)) { PROCESS_QUEUE_BYTES } else { QUEUE_BYTES };
+        let (events, event_receiver) = byte_bounded_channel::channel(capacity);
         let task = LinkTask {
             sandbox,
             record,

@@ -68,6 +68,7 @@ mod strict;
 mod sudden_deaths;
 mod sweeping;
 mod talks;
+mod terminal;
 mod tidying;
 mod traces;
 mod transcripts;

@@ -190,7 +190,7 @@ async fn terminal_has_size_and_signals(place: TestSandbox) {
     shell.input(&id, "", "stty size\n").await.is(200);
     output("50 200").await;
     // Control-C reaches the command in the foreground, by the terminal itself.
-    shell.input(&id, "", "echo n-$((6*7)); sleep 1000\n").await.is(200);
+    shell.input(&id, "", "sh -c 'echo n-$((6*7)); exec sleep 1000'\n").await.is(200);
     output("n-42").await;
     shell.input(&id, "", "\x03").await.is(200);
     shell.input(&id, "", "echo was-$?\n").await.is(200);

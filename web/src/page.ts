@@ -175,7 +175,7 @@ class CellkeepPage extends LitElement implements PageContext {
   override render(): TemplateResult {
     if (!this.access.token) return this.renderTokenForm();
     const panel = this.selected && this.panels.open;
-    const classes = `frame ${panel ? "with-panel" : ""} ${this.isListOpen ? "side" : ""} ${this.isDragging ? "drag" : ""}`;
+    const classes = `frame ${panel ? `with-panel with-${panel}` : ""} ${this.isListOpen ? "side" : ""} ${this.isDragging ? "drag" : ""}`;
     return html`<div class=${classes} @dragover=${this.dragged} @dragleave=${() => (this.isDragging = false)} @drop=${this.dropped} @keydown=${this.pressed}>
       ${this.list.render()}
       ${this.isListOpen ? html`<button class="shade" aria-label="Close" @click=${() => (this.isListOpen = false)}></button>` : nothing}

@@ -16,6 +16,8 @@ export interface PageContext {
   readonly updateComplete: Promise<boolean>;
   /** The id of the selected session; empty if there is none. */
   readonly selected: string;
+  /** `light` or `dark`; absent: as the system. */
+  readonly theme: string | undefined;
   /** The name of the model; empty if there is none. */
   readonly model: string;
   /** Whether the token permits reading only. */

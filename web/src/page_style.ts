@@ -19,6 +19,8 @@ export const pageStyle = css`
   nav small { color: var(--ck-quiet); display: block; font-size: 12px; }
   .panel { border-inline-start: 1px solid var(--ck-line); overflow-y: auto; }
   .panel > button { margin: 8px 8px 0; }
+  .frame.with-terminal { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); } .frame.with-terminal > aside { display: none; }
+  .panel.terminal { display: flex; flex-direction: column; overflow: hidden; } .panel.terminal > button { align-self: start; } .panel.terminal > cellkeep-terminal { flex: 1; min-height: 0; }
   main { display: grid; grid-template-columns: minmax(0, 1fr); grid-template-rows: auto minmax(0, 1fr) auto; min-width: 0; min-height: 0; }
   .bar { display: flex; align-items: center; gap: 4px; padding: 7px 16px; border-bottom: 1px solid var(--ck-line); min-height: 50px; font-size: 14px; }
   /* The name of the session shrinks first. */
@@ -77,14 +79,14 @@ export const pageStyle = css`
   label.button { cursor: pointer; border-radius: 7px; padding: 4px 9px; color: var(--ck-quiet); }
   label.button:hover { background: var(--ck-raised); color: var(--ck-ink); }
   .drag .cells { outline: 2px dashed var(--ck-accent); outline-offset: -10px; }
-  @media (max-width: 1100px) { .frame.with-panel { grid-template-columns: minmax(0, 1fr) 300px; } .frame.with-panel > aside { display: none; } }
+  @media (max-width: 1100px) { .frame.with-panel:not(.with-terminal) { grid-template-columns: minmax(0, 1fr) 300px; } .frame.with-panel > aside { display: none; } }
   .with-panel .usage { display: none; }
   @media (max-width: 760px) {
     .usage { display: none; }
-    .frame, .frame.with-panel { grid-template-columns: minmax(0, 1fr); }
+    .frame, .frame.with-panel, .frame.with-terminal { grid-template-columns: minmax(0, 1fr); }
     aside, .panel { position: fixed; inset: 0 56px 0 0; z-index: 3; display: none; box-shadow: 0 0 0 100vmax #0005; }
     .panel { inset: 0 0 0 56px; background: var(--ck-paper); }
-    .side aside { display: flex; } .with-panel .panel { display: block; }
+    .side aside { display: flex; } .with-panel .panel { display: block; } .with-panel .panel.terminal { display: flex; inset: 0; }
     .shade { display: block; position: fixed; inset: 0; background: #0005; z-index: 2; border-radius: 0; }
     .menu { display: inline-flex; align-items: center; }
     .box small { display: none; } .kinds span { padding: 3px 8px; }

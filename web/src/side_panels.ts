@@ -3,11 +3,16 @@ import { type TemplateResult, html } from "lit";
 import type { CellkeepPanel } from "./files_panel.js";
 import type { PageContext } from "./page_context.js";
 
-type Panel = "files" | "artifacts" | "variables" | "shares";
-const TITLES: Record<Panel, string> = { files: "Files", artifacts: "Plots", variables: "Variables", shares: "Share" };
+type Panel = "files" | "artifacts" | "variables" | "terminal" | "shares";
+const TITLES: Record<Panel, string> = { files: "Files", artifacts: "Plots", variables: "Variables", terminal: "Terminal", shares: "Share" };
 
-const load = (panel: Panel): Promise<unknown> =>
-  panel === "variables" ? import("./variables_panel.js") : panel === "shares" ? import("./shares_panel.js") : import("./files_panel.js");
+const LOADERS: Record<Panel, () => Promise<unknown>> = {
+  files: () => import("./files_panel.js"),
+  artifacts: () => import("./files_panel.js"),
+  variables: () => import("./variables_panel.js"),
+  terminal: () => import("./terminal_panel.js"),
+  shares: () => import("./shares_panel.js"),
+};
 
 export class SidePanels {
   /** The open panel; empty if none is. */
@@ -22,7 +27,7 @@ export class SidePanels {
 
   /** Opens a panel, or closes it if it is open. */
   private async toggle(panel: Panel): Promise<void> {
-    await load(panel);
+    await LOADERS[panel]();
     this.setOpen(this.open === panel ? "" : panel);
     await this.page.updateComplete;
   }
@@ -42,22 +47,26 @@ export class SidePanels {
     [...renderRoot.querySelectorAll<HTMLButtonElement>(".tools button")].find((button) => button.textContent === title)?.focus();
   }
 
+  /** Moves the focus out of the terminal, which takes all keys but one. */
+  private leave = () => this.page.renderRoot.querySelector<HTMLButtonElement>(".panel > button")?.focus();
+
   renderButton(panel: Panel): TemplateResult {
     return html`<button aria-pressed=${this.open === panel ? "true" : "false"} @click=${() => this.toggle(panel)}>${TITLES[panel]}</button>`;
   }
 
   renderButtons(): TemplateResult[] {
-    return (["files", "artifacts", "variables", "shares"] as const).map((panel) => this.renderButton(panel));
+    return (["files", "artifacts", "variables", "terminal", "shares"] as const).map((panel) => this.renderButton(panel));
   }
 
   /** `finishedRuns`: how many executions have finished; the variables are loaded again when it changes. */
   render(panel: Panel, isIdle: boolean, finishedRuns: number): TemplateResult {
-    return html`<section class="panel" aria-label=${TITLES[panel]}><button @click=${() => this.setOpen("")}>✕ Close</button>${this.renderContent(panel, isIdle, finishedRuns)}</section>`;
+    return html`<section class="panel ${panel}" aria-label=${TITLES[panel]}><button @click=${() => this.setOpen("")}>✕ Close</button>${this.renderContent(panel, isIdle, finishedRuns)}</section>`;
   }
 
   private renderContent(panel: Panel, isIdle: boolean, finishedRuns: number): TemplateResult {
-    const { access, selected } = this.page;
+    const { access, selected, theme } = this.page;
     if (panel === "variables") return html`<cellkeep-variables .access=${access} .session=${selected} .idle=${isIdle} .runs=${finishedRuns}></cellkeep-variables>`;
+    if (panel === "terminal") return html`<cellkeep-terminal .access=${access} .session=${selected} .theme=${theme} @cellkeep-leave=${this.leave}></cellkeep-terminal>`;
     if (panel === "shares") return html`<cellkeep-shares .access=${access} .session=${selected}></cellkeep-shares>`;
     return html`<cellkeep-panel .access=${access} .session=${selected} .show=${panel}></cellkeep-panel>`;
   }

@@ -15,7 +15,7 @@ use crate::policy::{Isolation, IsolationLevel, Limits, NetworkLevel, NetworkPoli
 #[derive(Serialize, ToSchema)]
 #[schema(as = Session, examples(json!({
     "id": "6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11", "name": "report", "kernel": "python", "language": "python", "state": "idle",
-    "why": null, "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]}, "network": "none", "mounts": ["datasets"], "secrets": [],
+    "why": null, "sandbox": "6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11", "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]}, "network": "none", "mounts": ["datasets"], "secrets": [],
     "created_at": "2026-11-30T11:55:05.348000Z", "last_active_at": "2026-11-30T11:56:10.021000Z", "expires_at": null,
     "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100}, "timeout_seconds": 60.0,
     "ttl_seconds": null, "idle_timeout_seconds": 3600, "labels": {"team": "research"}, "cells": 2, "queue_length": 0,
@@ -35,6 +35,9 @@ pub(in crate::api) struct SessionView {
     /// The reason why the session ended.
     #[schema(required)]
     pub why: Option<String>,
+    /// The id of the sandbox, which other sessions may share. Null until it exists.
+    #[schema(required)]
+    pub sandbox: Option<String>,
     /// Null until the sandbox exists.
     #[schema(required)]
     pub isolation: Option<IsolationView>,
@@ -79,6 +82,9 @@ impl SessionView {
     /// A session without the usage of its sandbox. `idle_timeout` is the default of the server in seconds.
     pub fn new(row: &SessionRow, phase: SessionPhase, (cells, queued): (usize, usize), idle_timeout: u64) -> Self {
         let config = SessionConfig::of_row(row);
+        let record = sandbox_record(row);
+        let sandbox = record.as_ref().map(|record| record.id.to_string());
+        let isolation = record.map(|record| IsolationView::new(record.isolation, &config.network));
         Self {
             id: row.id.clone(),
             name: row.name.clone(),
@@ -86,7 +92,8 @@ impl SessionView {
             language: row.language.clone(),
             state: phase.into(),
             why: row.why.clone(),
-            isolation: isolation(row).map(|isolation| IsolationView::new(isolation, &config.network)),
+            sandbox,
+            isolation,
             network: config.network.into(),
             mounts: config.mounts,
             secrets: config.secrets.into_iter().map(SecretView::from).collect(),
@@ -106,10 +113,8 @@ impl SessionView {
     }
 }
 
-/// The isolation that the sandbox of a session reported.
-fn isolation(row: &SessionRow) -> Option<Isolation> {
-    let record: SandboxRecord = serde_json::from_str(row.sandbox.as_deref()?).ok()?;
-    Some(record.isolation)
+fn sandbox_record(row: &SessionRow) -> Option<SandboxRecord> {
+    serde_json::from_str(row.sandbox.as_deref()?).ok()
 }
 
 #[derive(Serialize, ToSchema)]
