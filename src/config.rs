@@ -132,6 +132,8 @@ pub struct ServeConfig {
     pub ceilings: CeilingsConfig,
     /// The network of sandboxes.
     pub egress: EgressConfig,
+    /// The packages that clients may install.
+    pub packages: PackagesConfig,
 }
 
 /// The ceilings of `cellkeep serve`. Each key has a flag of the name `--max-KEY`, except for `network` (`--allow-network`).
@@ -179,6 +181,21 @@ pub struct EgressConfig {
     /// Of one sandbox; 0 is unlimited, here and below.
     pub max_mb: Option<u64>,
     pub max_mb_per_second: Option<u64>,
+}
+
+/// The packages that clients may install. Each key has a flag of the name `--packages-KEY`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct PackagesConfig {
+    /// Names, also with `*` at the end. Absent or empty: all.
+    pub allow: Option<Vec<String>>,
+    pub deny: Option<Vec<String>>,
+    /// Of one set.
+    pub max_mb: Option<u64>,
+    /// Of all sets together.
+    pub max_total_mb: Option<u64>,
+    /// Seconds.
+    pub build_timeout: Option<u64>,
 }
 
 /// A model behind an endpoint of the OpenAI chat completions API. Its key is never part of the configuration.
@@ -301,6 +318,11 @@ impl Paths {
     /// Agent binaries, which sandboxes mount.
     pub fn agent(&self) -> PathBuf {
         self.data.join("agent")
+    }
+
+    /// Package sets, one folder each.
+    pub fn package_sets(&self) -> PathBuf {
+        self.data.join("packages")
     }
 
     /// Tools that Cellkeep installs for itself (`uv`).

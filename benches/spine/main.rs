@@ -142,6 +142,7 @@ impl Lab {
             env: Vec::new(),
             mounts: Vec::new(),
             secrets: Vec::new(),
+            package_set: None,
         };
         Ok(self.manager.create(spec).await?)
     }

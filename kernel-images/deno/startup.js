@@ -1,6 +1,25 @@
 // Runs silently when the kernel starts. Deno's kernel queues all text in its memory, and loses what is written by other ways than
 // `console`. Here text goes to the process's own stdout and stderr at once, so it outlives the process.
 (() => {
+  // Deno finds the packages of a package set in its cache, which stays writable for others: it gets links to them.
+  const linkInto = (cache, folder) => {
+    const entries = [...Deno.readDirSync(folder)];
+    // All versions of one package of npm.
+    const isPackage = entries.some(({ name }) => name === "registry.json");
+    Deno.mkdirSync(cache, { recursive: true });
+    for (const { name, isDirectory } of entries) {
+      if (isDirectory && !isPackage) linkInto(`${cache}/${name}`, `${folder}/${name}`);
+      else Deno.symlinkSync(`${folder}/${name}`, `${cache}/${name}`);
+    }
+  };
+  for (const name of ["npm", "remote"]) {
+    try {
+      linkInto(`${Deno.env.get("DENO_DIR")}/${name}`, `/opt/packages/deno/${name}`);
+    } catch {
+      // There is none, or the kernel was restarted.
+    }
+  }
+
   // The original, for the end marker (kernel.json): code may replace the public one.
   Deno.jupyter[Symbol.for("cellkeep.broadcast")] = Deno.jupyter.broadcast;
 

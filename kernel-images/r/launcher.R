@@ -1,5 +1,6 @@
 # Starts IRkernel for Cellkeep. Usage: `R --file=launcher.R --args CONNECTION_FILE`.
 
+source("/opt/kernel/repositories.R")
 options(
     # By default R draws bitmaps with an X server, which does not exist here.
     bitmapType = "cairo",
@@ -7,9 +8,34 @@ options(
     jupyter.plot_mimetypes = c("text/plain", "image/png"),
     # Nobody can answer a menu.
     menu.graphics = FALSE,
-    # The settings of the machine are not read. The first mirror is the nearest one.
-    repos = c(CRAN = utils::getCRANmirrors(local.only = TRUE)[1L, "URL"])
+    repos = repositories()
 )
+
+# Makes install.packages() install into the workspace by default: the library of the environment is read-only. The folder does not exist
+# before. R_LIBS (kernel.json) names it for other R processes.
+install_into_workspace <- function(library) {
+    upstream <- utils::install.packages
+    replacement <- function(pkgs, lib, ...) {
+        if (missing(lib)) {
+            dir.create(library, showWarnings = FALSE, recursive = TRUE)
+            .libPaths(c(library, .libPaths()))
+            lib <- library
+        }
+        # R reads the index again each time, so that one that was not reachable is not remembered.
+        failed <- FALSE
+        withCallingHandlers(upstream(pkgs, lib, ...), warning = function(warning) {
+            failed <<- failed || grepl("unable to access index", conditionMessage(warning), fixed = TRUE)
+        })
+        if (failed) message("The package index was not reached. If this session has no network, ask for the network \"packages\".")
+        invisible()
+    }
+    for (place in list(asNamespace("utils"), as.environment("package:utils"))) {
+        unlockBinding("install.packages", place)
+        assign("install.packages", replacement, place)
+        lockBinding("install.packages", place)
+    }
+}
+install_into_workspace(file.path(getwd(), ".local/lib/R"))
 
 # Shows a plot of plotly as the data that the page draws, without HTML that contains 4 MB of code each time. Upstream makes scalars of
 # arrays with one element, and sends four digits of each number.

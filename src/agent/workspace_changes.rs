@@ -2,7 +2,7 @@
 //! execution ends, and otherwise some time after a change. Then the files that it names are compared with what is known of them.
 //! Only if events were lost is the whole workspace listed.
 //!
-//! Regular files are followed, in real folders. A file whose path is not UTF-8 is not: no request could name it.
+//! Regular files are followed, in real folders, except for [`NOT_FOLLOWED`]. A file whose path is not UTF-8 is not: no request could name it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -27,6 +27,10 @@ const MAX_REPORTED: usize = 1000;
 const MAX_REPORTED_BYTES: usize = 256 << 10;
 /// The most events of one reading; the system's queue holds a quarter of them. Code can write faster than this reads.
 const MAX_EVENTS: usize = 1 << 16;
+
+/// Folders at the top of the workspace in which programs keep what nobody works with: packages that pip installs, and caches. They are
+/// not followed.
+const NOT_FOLLOWED: &[&str] = &[".local", ".cache"];
 
 const WATCHED: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MODIFY)
@@ -211,7 +215,7 @@ impl WorkspaceChanges {
             // Closing a file that was open for writing may have changed it through a mapping, or not at all.
             let was_written = !events.contains(ReadFlags::CLOSE_WRITE);
             self.touch(path, was_written);
-        } else if appears {
+        } else if appears && !NOT_FOLLOWED.contains(&path.as_str()) {
             // It is walked when the queue has been read, since it may be gone or full by then, and may have come and gone often.
             self.appeared.insert(path);
         } else if events.contains(ReadFlags::MOVED_FROM) {
@@ -241,6 +245,7 @@ impl WorkspaceChanges {
             for (name, stat) in entries(&folder).take(budget) {
                 budget -= 1;
                 match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory if path.is_empty() && NOT_FOLLOWED.contains(&name.as_str()) => {}
                     FileType::RegularFile if found.len() < MAX_FILES => {
                         found.insert(join(&path, &name), Stamp::of(&stat));
                     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::chat::AskError;
-use crate::manager::{FileError, ManagerError, ProcessError, ServiceError, StoreError, VariablesError};
+use crate::manager::{FileError, ManagerError, PackageError, ProcessError, ServiceError, StoreError, VariablesError};
 use crate::policy::AboveCeiling;
 use crate::session::{Denied, SessionError};
 
@@ -212,6 +212,22 @@ impl From<ProcessError> for Problem {
     }
 }
 
+impl From<PackageError> for Problem {
+    fn from(error: PackageError) -> Self {
+        let detail = error.to_string();
+        match error {
+            PackageError::NoInstaller { .. } => Self::unprocessable("no_packages", detail).field("kernel"),
+            PackageError::Request(_) => Self::unprocessable("bad_packages", detail).field("packages"),
+            PackageError::Io(error) => error.into(),
+            PackageError::Manager(_) => {
+                let detail = "no sandbox could be created for the installation";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_sandbox", detail)
+            }
+            _ => Self::unprocessable("packages_failed", detail).field("packages"),
+        }
+    }
+}
+
 impl From<VariablesError> for Problem {
     fn from(error: VariablesError) -> Self {
         let detail = error.to_string();
@@ -257,6 +273,18 @@ impl From<ServiceError> for Problem {
             ServiceError::SandboxOfSession { .. } => Self::new(StatusCode::CONFLICT, "sandbox_of_session", detail),
             ServiceError::OtherKernel { .. } => Self::unprocessable("other_kernel", detail).field("kernel"),
             ServiceError::UnknownKernel(_) => Self::unprocessable("no_kernel", detail).field("kernel"),
+            ServiceError::EnvironmentNotFound { .. } => Self::not_found("no_environment", detail),
+            ServiceError::EnvironmentOfOtherKernel { .. } => {
+                Self::unprocessable("other_kernel", detail).field("environment")
+            }
+            ServiceError::EnvironmentBusy { .. } | ServiceError::EnvironmentInUse { .. } => {
+                Self::new(StatusCode::CONFLICT, "environment_in_use", detail)
+            }
+            ServiceError::TooManyBuilds { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_builds", detail).retry_after(10)
+            }
+            ServiceError::PackagesFailed { .. } => Self::unprocessable("packages_failed", detail).field("packages"),
+            ServiceError::Packages(error) => error.into(),
             ServiceError::UnknownMount(_) => Self::unprocessable("no_mount", detail).field("mounts"),
             ServiceError::SessionLimit { .. } | ServiceError::SessionShare { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sessions", detail).retry_after(10)

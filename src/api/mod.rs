@@ -7,6 +7,7 @@ mod cell_response;
 mod cells;
 mod chat;
 mod docs;
+mod environments;
 mod error;
 mod events;
 mod execution_options;
@@ -174,6 +175,8 @@ fn other_routes() -> OpenApiRouter<Api> {
         .routes(routes!(list_kernels))
         .routes(routes!(limits::get))
         .routes(routes!(mounts::list))
+        .routes(routes!(environments::list))
+        .routes(routes!(environments::lock))
         .routes(routes!(chat::model))
         .routes(routes!(shares::token))
 }
@@ -182,6 +185,8 @@ fn other_routes() -> OpenApiRouter<Api> {
 fn other_query_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(sessions::list))
+        .routes(routes!(environments::create))
+        .routes(routes!(environments::get_one, environments::delete))
         .routes(routes!(runs::list, runs::create))
         .routes(routes!(runs::stream))
         .routes(routes!(runs::notebook))

@@ -19,6 +19,7 @@ use super::{processes, public_routes, session_socket, socket, v1_routes};
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
     tags(
         (name = "sessions", description = "A session is a kernel with its cells and files. It ends, but stays readable, until it is deleted."),
+        (name = "environments", description = "Packages that are installed once, in a sandbox of their own, and that sessions see beside those of their kernel."),
         (name = "sandboxes", description = "A sandbox holds sessions and processes, which share files, limits and network. A session has one of its own unless it names one."),
         (name = "processes", description = "Commands in a sandbox, beside its kernels."),
         (name = "cells", description = "The cells of a session, and their outputs."),

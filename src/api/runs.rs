@@ -69,6 +69,19 @@ pub(super) struct JobRequest {
     /// Secrets, as for a new session.
     #[serde(default)]
     secrets: HashMap<String, RequestedSecret>,
+    /// Packages that are installed first, as for a new session.
+    #[serde(default)]
+    #[schema(max_items = 1000)]
+    packages: Vec<String>,
+    /// More packages: the text of a `requirements.txt`.
+    requirements: Option<String>,
+    /// The id of an environment, whose packages the run has.
+    environment: Option<String>,
+    /// Install the packages that the notebook says it needs: in a block of script metadata (PEP 723), and in `%pip install` cells at the
+    /// top.
+    #[serde(default)]
+    #[schema(default = false)]
+    install: bool,
     /// The timeout of each cell in seconds.
     #[schema(default = 60, exclusive_minimum = 0, maximum = 315360000)]
     timeout_seconds: Option<f64>,
@@ -209,6 +222,10 @@ pub(super) async fn create(
         None => kernels::for_notebook(notebook.kernelspec_name(), notebook.language()),
     };
     let kernel = kernel.map_err(|error| Problem::unprocessable("no_kernel", error.to_string()).field("kernel"))?;
+    let mut packages = job.packages;
+    if job.install && kernel.language == "python" {
+        packages.extend(crate::notebook::requirements(&notebook));
+    }
     let run = NotebookRun {
         parameters: notebooks::parameters(job.parameters.as_deref().map(RawValue::get))?,
         from: None,
@@ -226,6 +243,9 @@ pub(super) async fn create(
         network: job.network,
         mounts: job.mounts,
         secrets: job.secrets,
+        packages,
+        requirements: job.requirements,
+        environment: job.environment,
         timeout_seconds: run.timeout_seconds,
         ttl_seconds: job.ttl_seconds,
         idle_timeout_seconds: None,

@@ -64,6 +64,14 @@ pub(super) struct CreateSandbox {
     /// Secrets, as for a session. All sessions and processes use them.
     #[serde(default)]
     secrets: HashMap<String, RequestedSecret>,
+    /// Packages that are installed first, as for a session.
+    #[serde(default)]
+    #[schema(max_items = 1000)]
+    packages: Vec<String>,
+    /// More packages: the text of a `requirements.txt`.
+    requirements: Option<String>,
+    /// The id of an environment, whose packages the sandbox has.
+    environment: Option<String>,
     /// The lifetime in seconds. The default is no limit.
     #[schema(maximum = 315360000)]
     ttl_seconds: Option<u64>,
@@ -88,6 +96,9 @@ impl CreateSandbox {
             network: self.network,
             mounts: self.mounts,
             secrets: self.secrets,
+            packages: self.packages,
+            requirements: self.requirements,
+            environment: self.environment,
             timeout_seconds: None,
             ttl_seconds: self.ttl_seconds,
             idle_timeout_seconds: self.idle_timeout_seconds,
@@ -102,6 +113,7 @@ impl CreateSandbox {
     "id": "0d1f1c7e-31a5-4d8f-8f5c-8d1d8a4f8c55", "name": "analysis", "kernel": "python",
     "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]},
     "network": "none", "mounts": [], "secrets": [], "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100},
+    "network": "none", "mounts": [], "environment": null, "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100},
     "labels": {}, "created_at": "2026-11-30T11:55:05.348000Z", "last_active_at": "2026-11-30T11:56:10.021000Z",
     "expires_at": null, "ttl_seconds": null, "idle_timeout_seconds": 3600, "ends_with_session": false,
     "sessions": ["6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11"]
@@ -119,6 +131,9 @@ pub(super) struct SandboxView {
     mounts: Vec<String>,
     /// Without their values.
     secrets: Vec<SecretView>,
+    /// The id of the environment whose packages it has.
+    #[schema(required)]
+    environment: Option<String>,
     limits: LimitsView,
     labels: HashMap<String, String>,
     #[schema(format = DateTime)]
@@ -150,6 +165,7 @@ impl SandboxView {
             network: config.network.into(),
             mounts: config.mounts,
             secrets: config.secrets.into_iter().map(SecretView::from).collect(),
+            environment: config.environment,
             limits: config.limits.into(),
             labels: config.labels,
             created_at: view::time(created_at),

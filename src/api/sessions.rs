@@ -21,7 +21,7 @@ use super::secrets::{self, RequestedSecret};
 use super::view::{
     ArtifactList, ArtifactView, Binary, CompleteReply, InspectReply, NetworkView, SessionList, SessionView, UsageView,
 };
-use super::{Api, Body, Caller, Query, SessionInPath, User, paging, view};
+use super::{Api, Body, Caller, Query, SessionInPath, User, environments, paging, view};
 use crate::ids::{Access, SandboxId, SessionId, SessionPhase};
 use crate::kernels;
 use crate::manager::{
@@ -77,6 +77,15 @@ pub(super) struct Create {
     /// At most 20 secrets by name, which code uses and cannot read.
     #[serde(default)]
     pub secrets: HashMap<String, RequestedSecret>,
+    /// Packages that are installed first, as the package manager of the language names them. The first session with them waits for
+    /// that; later ones start at once. The server must allow the network `packages`.
+    #[serde(default)]
+    #[schema(max_items = 1000)]
+    pub packages: Vec<String>,
+    /// More packages: the text of a `requirements.txt`.
+    pub requirements: Option<String>,
+    /// The id of an environment (`POST /v1/environments`), whose packages the session sees.
+    pub environment: Option<String>,
     /// The timeout of cells that have none of their own, in seconds.
     #[schema(default = 60, exclusive_minimum = 0, maximum = 315360000)]
     pub timeout_seconds: Option<f64>,
@@ -149,12 +158,20 @@ impl Create {
             ("network", has_network),
             ("mounts", !self.mounts.is_empty()),
             ("secrets", !self.secrets.is_empty()),
+            ("packages", !self.packages.is_empty()),
+            ("requirements", self.requirements.is_some()),
+            ("environment", self.environment.is_some()),
         ];
         if let Some((field, _)) = of_sandbox.into_iter().find(|(_, is_given)| in_sandbox && *is_given) {
             let detail = format!("`{field}` belongs to the sandbox; leave it out");
             return Err(Problem::unprocessable("bad_sandbox", detail).field(field));
         }
         let secrets = secrets::check(self.secrets, sessions.secrets(), &self.env, &network)?;
+        let packages = environments::request(&self.packages, self.requirements.as_deref(), None)?;
+        if packages.is_some() && self.environment.is_some() {
+            let detail = "an environment has its packages already; leave out `packages` and `requirements`";
+            return Err(Problem::unprocessable("bad_packages", detail).field("environment"));
+        }
         let kernel = self.kernel.unwrap_or_else(|| if in_sandbox { String::new() } else { "python".to_owned() });
         // An unknown kernel is refused when the session is created.
         let default_limits = kernels::find(&kernel).map(|kernel| sessions.default_limits(kernel)).unwrap_or_default();
@@ -163,11 +180,13 @@ impl Create {
             sandbox,
             name: self.name,
             env: self.env.into_iter().collect(),
+            packages,
             config: SessionConfig {
                 secrets: secrets.iter().map(|secret| secret.description.clone()).collect(),
                 limits: self.limits.unwrap_or_default().over(default_limits),
                 network,
                 mounts: self.mounts,
+                environment: self.environment,
                 timeout_seconds,
                 ttl_seconds: self.ttl_seconds,
                 idle_timeout_seconds: self.idle_timeout_seconds,

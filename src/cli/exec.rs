@@ -37,6 +37,7 @@ Examples:
   cellkeep exec -k r -c 'plot(cars)' --artifacts plots
   echo 'console.log(1)' | cellkeep exec -k js -
   cellkeep exec script.py --memory 2g --file data.csv
+  cellkeep exec --packages humanize -c 'import humanize; print(humanize.naturalsize(1e9))'
   cellkeep exec --file data.csv --shell 'wc -l data.csv'
   cellkeep exec --shell                      an interactive bash in a sandbox
 
@@ -80,7 +81,8 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let code = read_code(&args).map_err(Failure::usage)?;
     let from_stdin = args.file_or_stdin.as_deref() == Some(Path::new("-"));
     let mut signals = Signals::listen()?;
-    let mut session = args.sandbox.session(paths, kernel, Vec::new(), signals.any()).await?;
+    let packages = args.sandbox.install(&paths, kernel, &[], signals.any()).await?;
+    let mut session = args.sandbox.session(paths, kernel, Vec::new(), packages, signals.any()).await?;
     let forwarder = signals.forward();
     let _forwarding = forwarder.register(session.handle.clone());
     // Standard input cannot supply both the code and the answers to its prompts.
@@ -222,10 +224,10 @@ fn print_summary(outputs: &[Value], result: &ExecutionResult, files: &[PathBuf],
     if pictures > 0 && !are_written {
         eprint_line!("cellkeep: {pictures} plot file(s) were not written; use --artifacts DIR to keep them");
     }
-    // Ordinary errors were printed as outputs.
-    if let Some(error) =
-        result.error.as_ref().filter(|_| !matches!(result.status, ExecutionStatus::Ok | ExecutionStatus::Error))
-    {
+    // Ordinary errors were printed as outputs. Some kernels only say that there is one.
+    let is_printed =
+        result.status == ExecutionStatus::Error && outputs.iter().any(|output| output["output_type"] == "error");
+    if let Some(error) = result.error.as_ref().filter(|_| result.status != ExecutionStatus::Ok && !is_printed) {
         eprint_line!("cellkeep: {}", error.evalue);
     }
 }

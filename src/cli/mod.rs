@@ -19,6 +19,7 @@ mod mounts;
 mod nbval;
 mod notebook_file;
 mod options;
+mod packages;
 mod run;
 mod secrets;
 mod serve;
@@ -103,6 +104,9 @@ enum Command {
     /// List or build container images for the docker sandbox
     #[command(subcommand)]
     Images(images::ImagesCommand),
+    /// List, export and remove installed packages
+    #[command(subcommand)]
+    Packages(packages::PackagesCommand),
     /// Check what works on this machine, and show how to fix what does not
     Doctor,
     /// Print and check the audit log of a server
@@ -146,6 +150,7 @@ pub fn main() -> ExitCode {
             Command::Exec(args) => exec::exec(paths, args).await,
             Command::Kernels(command) => kernels::run(&paths, command).await,
             Command::Images(command) => images::run(&paths, command).await,
+            Command::Packages(command) => packages::run(&paths, command),
             Command::Doctor => doctor::run(&paths).await,
             Command::Serve(args) => serve::serve(paths, *args).await,
             Command::Audit(args) => audit::run(&paths, &args),

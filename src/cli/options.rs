@@ -8,15 +8,16 @@ use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
 
 use super::kernels::image_status;
+use super::packages::{self, PackageArgs};
 use super::{Exit, Failure, mounts, secrets};
 use crate::agent_protocol::{FILE_CHUNK, PutOptions};
 use crate::config::{MountConfig, Paths};
 use crate::kernels::{self, KernelSpec, Status};
-use crate::manager::{Manager, ManagerError, OneShotSandbox, SandboxChoice, Session, SessionSpec};
+use crate::manager::{ManagerError, OneShotSandbox, SandboxChoice, Session, SessionSpec};
 use crate::output::Artifact;
 use crate::policy::{Limits, NetworkPolicy, Secret, parse_size};
-use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
+use crate::sandbox::{MountedPackages, SandboxKind};
 use crate::session::{AgentRequests, ExecutionStatus, Upload};
 
 /// How long a command that was stopped waits for its session, to destroy it.
@@ -78,6 +79,8 @@ pub(super) struct SandboxArgs {
     /// is replaced in header fields. The network must include the host
     #[arg(long = "secret", value_name = "NAME@HOST[,HOST]", value_parser = secrets::parse, help_heading = "Sandbox")]
     secrets: Vec<Secret>,
+    #[command(flatten)]
+    pub packages: PackageArgs,
 }
 
 fn parse_network(text: &str) -> Result<NetworkPolicy, String> {
@@ -137,7 +140,24 @@ impl SandboxArgs {
                 "code with the network open connects by itself; name the hosts with --network"
             )));
         }
-        Ok(SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env, mounts, secrets })
+        Ok(SessionSpec { kernel: kernel.clone(), sandbox, limits, network, env, mounts, secrets, package_set: None })
+    }
+
+    /// Installs the packages of the options, and those that a notebook needs, unless `stopped` resolves first. `None` if there are none.
+    pub async fn install(
+        &self,
+        paths: &Paths,
+        kernel: &KernelSpec,
+        needed: &[String],
+        stopped: impl Future<Output = ()>,
+    ) -> Result<Option<MountedPackages>, Failure> {
+        let Some(request) = self.packages.request(needed).map_err(Failure::usage)? else { return Ok(None) };
+        let manager = packages::manager(paths).map_err(Failure::usage)?;
+        tokio::select! {
+            set = packages::install(&manager, kernel, self.sandbox.choice(), request) => Ok(Some(manager.mounted_packages(&set?))),
+            // The sandbox of the installation ends itself.
+            () = stopped => Err(Failure { exit: Exit::Interrupted, error: anyhow!("stopped before the packages were installed") }),
+        }
     }
 
     /// Creates a sandbox without a kernel and uploads the files, unless `stopped` resolves first.
@@ -147,8 +167,10 @@ impl SandboxArgs {
         kernel: &KernelSpec,
         stopped: impl Future<Output = ()>,
     ) -> Result<OneShotSandbox, Failure> {
-        let spec = self.spec(&paths, kernel, Vec::new())?;
-        let manager = Manager::new(paths.clone());
+        tokio::pin!(stopped);
+        let packages = self.install(&paths, kernel, &[], &mut stopped).await?;
+        let spec = SessionSpec { package_set: packages, ..self.spec(&paths, kernel, Vec::new())? };
+        let manager = packages::manager(&paths).map_err(Failure::usage)?;
         let creating = async move { manager.create_one_shot_sandbox(spec).await };
         let sandbox = unless_stopped(creating, OneShotSandbox::destroy, stopped).await?;
         warn_if_stale(&paths, kernel, sandbox.kind());
@@ -167,10 +189,11 @@ impl SandboxArgs {
         paths: Paths,
         kernel: &KernelSpec,
         env: Vec<(String, String)>,
+        packages: Option<MountedPackages>,
         stopped: impl Future<Output = ()>,
     ) -> Result<Session, Failure> {
-        let spec = self.spec(&paths, kernel, env)?;
-        let manager = Manager::new(paths.clone());
+        let spec = SessionSpec { package_set: packages, ..self.spec(&paths, kernel, env)? };
+        let manager = packages::manager(&paths).map_err(Failure::usage)?;
         let creating = async move { manager.create(spec).await };
         let session = unless_stopped(creating, Session::destroy, stopped).await?;
         warn_if_stale(&paths, kernel, session.record.kind);
@@ -201,6 +224,13 @@ fn warn_if_stale(paths: &Paths, kernel: &KernelSpec, kind: SandboxKind) {
     });
 }
 
+fn creation_failure(error: ManagerError) -> Failure {
+    match error {
+        ManagerError::Limits(_) => Failure::usage(error),
+        _ => Failure::no_sandbox(error),
+    }
+}
+
 /// Waits for what is being created. If the command is stopped meanwhile, it is destroyed as soon as it exists.
 async fn unless_stopped<T: Send + 'static, D: Future>(
     creating: impl Future<Output = Result<T, ManagerError>> + Send + 'static,
@@ -209,12 +239,8 @@ async fn unless_stopped<T: Send + 'static, D: Future>(
 ) -> Result<T, Failure> {
     let creating = tokio::spawn(creating);
     tokio::pin!(creating, stopped);
-    let failed = |error| match error {
-        ManagerError::Limits(_) => Failure::usage(error),
-        _ => Failure::no_sandbox(error),
-    };
     tokio::select! {
-        created = &mut creating => created.map_err(Failure::no_sandbox)?.map_err(failed),
+        created = &mut creating => created.map_err(Failure::no_sandbox)?.map_err(creation_failure),
         () = stopped => {
             // What takes longer ends itself once this process is gone, and the next command sweeps it away.
             if let Ok(Ok(Ok(created))) = tokio::time::timeout(STOP_GRACE, creating).await {

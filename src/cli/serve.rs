@@ -16,6 +16,7 @@ use super::ceilings::{self, CeilingArgs};
 use super::egress::{self, EgressArgs};
 use super::model::ModelArgs;
 use super::options::SandboxOption;
+use super::packages::{self, PackageRuleArgs};
 use super::signals::Signals;
 use super::{Exit, Failure, mounts, secrets};
 use crate::chat::ModelSettings;
@@ -95,6 +96,8 @@ pub(super) struct ServeArgs {
     ceilings: CeilingArgs,
     #[command(flatten)]
     egress: EgressArgs,
+    #[command(flatten)]
+    packages: PackageRuleArgs,
     #[command(flatten)]
     model: ModelArgs,
     /// End all sessions when the server stops, instead of keeping them for the next start
@@ -190,6 +193,7 @@ impl ServeArgs {
             allow_hosts: self.hosts.clone().or(file.allow_hosts).or(Some(Vec::new())),
             allow_origins: self.origins.clone().or(file.allow_origins).or(Some(Vec::new())),
             egress: self.egress.merged_over(file.egress),
+            packages: self.packages.merged_over(file.packages),
             ceilings: self.ceilings.merged_over(file.ceilings, &defaults.ceilings, idle_timeout),
         }
     }
@@ -302,6 +306,7 @@ fn settings(
             ceilings: ceilings::ceilings(config.ceilings, defaults.ceilings.clone())
                 .map_err(|error| anyhow!("ceilings: {error}"))?,
             egress: egress::settings(config.egress).map_err(|error| anyhow!("egress: {error}"))?,
+            packages: packages::rules(config.packages),
             pool,
             mounts,
             secrets,

@@ -83,6 +83,9 @@ pub(super) struct TestArgs {
     reports: ReportArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
+    /// Install the packages that the notebooks say they need
+    #[arg(long, help_heading = "Packages")]
+    install: bool,
 }
 
 /// How outputs are compared.
@@ -123,6 +126,7 @@ pub(super) async fn test(paths: Paths, args: TestArgs) -> Result<Exit, Failure> 
         seed: None,
         frozen: false,
         no_record: true,
+        install: args.install,
         nbval: true,
     };
     let signals = Arc::new(Signals::listen()?.forward());

@@ -75,13 +75,14 @@ impl PackageIndexes {
     }
 
     /// The variables that name the indexes of the operator.
-    pub(super) fn variables(&self) -> Vec<(String, String)> {
+    pub fn variables(&self) -> Vec<(String, String)> {
         let of = |names: &[&str], url: &Option<Url>| -> Vec<(String, String)> {
             url.iter().flat_map(|url| names.iter().map(|name| ((*name).to_owned(), url.to_string()))).collect()
         };
         [
             of(&["PIP_INDEX_URL", "UV_DEFAULT_INDEX"], &self.python),
             of(&["NPM_CONFIG_REGISTRY"], &self.npm),
+            of(&["CELLKEEP_CRAN_MIRROR"], &self.cran),
             of(&["JULIA_PKG_SERVER"], &self.julia),
         ]
         .concat()

@@ -293,6 +293,7 @@ pub(super) mod testing {
             agent: None,
             controllers: None,
             container: None,
+            package_set: None,
         };
         let state = SandboxState::new(gateway, &record, secrets);
         state.change_policy(policy);

@@ -47,6 +47,10 @@ pub struct KernelSpec {
     pub ignores_context: bool,
     /// Code that marks the end of an execution's outputs; see `AgentConfig`.
     pub end_marker: Option<String>,
+    /// The command that installs package sets; see `manager::package_sets`. Empty if there is none.
+    pub install_packages: Vec<String>,
+    /// Environment variables of sandboxes with a package set.
+    pub packages_env: BTreeMap<String, String>,
     /// The default memory limit of its sessions, MiB, if it needs another one than [`Limits::default`].
     memory_mb: Option<u64>,
     /// Whether notebooks name it with its version, as its own kernelspec does (`Julia 1.11`).
@@ -78,6 +82,10 @@ struct CellkeepMetadata {
     #[serde(default)]
     ignores_context: bool,
     end_marker: Option<String>,
+    #[serde(default)]
+    install_packages: Vec<String>,
+    #[serde(default)]
+    packages_env: BTreeMap<String, String>,
     memory_mb: Option<u64>,
     #[serde(default)]
     versioned_name: bool,
@@ -159,6 +167,8 @@ pub(super) fn parse(
         context_code: own.context_code,
         ignores_context: own.ignores_context,
         end_marker: own.end_marker,
+        install_packages: own.install_packages,
+        packages_env: own.packages_env,
         memory_mb: own.memory_mb,
         versioned_name: own.versioned_name,
         extends: own.extends,

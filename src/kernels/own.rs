@@ -52,7 +52,8 @@ pub enum OwnKernelError {
 }
 
 /// Folders that sandboxes have themselves. A kernel in them needs no folder, or cannot be shown.
-const OCCUPIED: &[&str] = &["/proc", "/sys", "/dev", "/run", "/etc", "/usr", "/bin", "/lib", "/work", "/mnt", "/opt/kernel"];
+const OCCUPIED: &[&str] =
+    &["/proc", "/sys", "/dev", "/run", "/etc", "/usr", "/bin", "/lib", "/work", "/mnt", "/opt/kernel", "/opt/packages"];
 
 /// Reads a kernel of the configuration.
 ///
@@ -84,7 +85,7 @@ pub fn read(name: &str, config: &KernelConfig) -> Result<KernelSpec, OwnKernelEr
     if on_machine && let (Some(path), Some(first)) = (found, kernel.argv.first_mut()) {
         *first = path.display().to_string();
     }
-    for argument in &mut kernel.argv {
+    for argument in kernel.argv.iter_mut().chain(&mut kernel.install_packages) {
         *argument = argument.replace("{resource_dir}", SPEC);
     }
     kernel.env = environment(&kernel);

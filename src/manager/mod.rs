@@ -19,6 +19,7 @@ mod cell_outputs;
 mod changed_files;
 mod compaction;
 mod consumption;
+mod environments;
 mod event_feed;
 mod evictions;
 mod execution_traces;
@@ -27,6 +28,7 @@ mod journal;
 mod network;
 mod notebooks;
 mod output_ends;
+mod package_sets;
 mod packages;
 mod pool;
 mod quota;
@@ -55,30 +57,32 @@ use thiserror::Error;
 use self::registry::SandboxInstance;
 use crate::config::Paths;
 use crate::egress::{EgressSettings, Gateway, SandboxEgress, SandboxSecrets};
-use crate::ids::{SandboxId, SessionId};
+use crate::ids::{PrincipalId, SandboxId, SessionId};
 use crate::kernels::KernelSpec;
-use crate::policy::{DataMount, LimitOutOfRange, Limits, NetworkPolicy, Secret};
+use crate::policy::{DataMount, LimitOutOfRange, Limits, NetworkPolicy, PackageRules, Secret};
 use crate::sandbox::docker::DockerSandbox;
 use crate::sandbox::process::{self, ProcessSandbox};
-use crate::sandbox::{self, Sandbox, SandboxError, SandboxSpec};
+use crate::sandbox::{self, MountedPackages, Sandbox, SandboxError, SandboxSpec};
 use crate::session::{self, MemoryJournal, OutputMode, SessionError, SessionEvents, SessionHandle, SessionParts};
 
 pub use crate::agent_protocol::{ProcessExit, ProcessInfo, ProcessStream, TerminalSize};
 pub use crate::sandbox::{SandboxKind, SandboxRecord};
 pub use crate::store::{
-    ArtifactRow, CellPage, CellPosition, EventKind, EventRow, OverByteLimit, SessionFilter, SessionPosition, SessionRow,
-    Store, StoreError, from_ms, now_ms, seconds_in_ms,
+    ArtifactRow, CellPage, CellPosition, EnvironmentRow, EnvironmentState, EventKind, EventRow, OverByteLimit,
+    SessionFilter, SessionPosition, SessionRow, Store, StoreError, from_ms, now_ms, seconds_in_ms,
 };
 pub use cell_outputs::{
     OutputEvent, apply_edit, fold_outputs, inline_artifacts, may_reference_artifacts, outputs_from_events, parse_body,
 };
 pub use changed_files::changed_files;
+pub use environments::EnvironmentDescription;
 pub use event_feed::EventSubscription;
 pub use files::{
     ArchiveFormat, EntryKind, FileError, FilePage, FileStat, MAX_ARCHIVE_BYTES, MAX_FILE, OpenFile, Position, PutOptions,
     Staging, Summary, Workspace, WorkspaceEntry, printable,
 };
 pub use notebooks::{NotebookRun, first_failure};
+pub use package_sets::{BuildLog, Package, PackageError, PackageSet, WantedPackages};
 pub use reader::SessionReader;
 pub use reaper::Reaper;
 pub use retention::Retention;
@@ -103,6 +107,14 @@ pub enum SandboxChoice {
 }
 
 impl SandboxChoice {
+    /// As on the command line.
+    pub fn name(self) -> String {
+        match self {
+            Self::Auto => "auto".to_owned(),
+            Self::Only(kind) => kind.to_string(),
+        }
+    }
+
     pub fn allows(self, kind: SandboxKind) -> bool {
         self == Self::Auto || self == Self::Only(kind)
     }
@@ -121,6 +133,8 @@ pub struct SessionSpec {
     pub mounts: Vec<DataMount>,
     /// What the proxy puts into requests of its code.
     pub secrets: Vec<Secret>,
+    /// The packages that it has besides those of the kernel's environment.
+    pub package_set: Option<MountedPackages>,
 }
 
 /// Why a session cannot be created.
@@ -154,6 +168,7 @@ impl ManagerError {
 pub struct Manager {
     paths: Paths,
     gateway: Gateway,
+    package_rules: PackageRules,
 }
 
 /// A one-shot session with its sandbox.
@@ -173,7 +188,16 @@ impl Manager {
     }
 
     pub fn with_gateway(paths: Paths, gateway: Gateway) -> Self {
-        Self { paths, gateway }
+        Self { paths, gateway, package_rules: PackageRules::default() }
+    }
+
+    /// What packages may be installed.
+    pub fn with_package_rules(self, package_rules: PackageRules) -> Self {
+        Self { package_rules, ..self }
+    }
+
+    pub fn package_rules(&self) -> &PackageRules {
+        &self.package_rules
     }
 
     pub fn gateway(&self) -> &Gateway {
@@ -217,11 +241,21 @@ impl Manager {
 
     /// Creates a sandbox without a kernel, which ends with this process.
     pub async fn create_one_shot_sandbox(&self, spec: SessionSpec) -> Result<OneShotSandbox, ManagerError> {
+        self.create_installer_sandbox(spec, None).await
+    }
+
+    /// As [`Self::create_one_shot_sandbox`], with a network that is used for `principal`.
+    async fn create_installer_sandbox(
+        &self,
+        spec: SessionSpec,
+        principal: Option<&PrincipalId>,
+    ) -> Result<OneShotSandbox, ManagerError> {
         spec.limits.validate().map_err(ManagerError::Limits)?;
         let id = SandboxId::random();
         let instance = self.create_sandbox(&spec, id, None, Some(ORPHAN_LIFETIME)).await?;
         self.sweep_later(&instance.engine);
-        instance.egress.set_policy(spec.network, None);
+        instance.egress.set_policy(spec.network, principal);
+        instance.egress.settle().await;
         Ok(OneShotSandbox::new(instance))
     }
 
@@ -262,6 +296,7 @@ impl Manager {
             own_certificate: secrets.as_ref().map(|secrets| secrets.certificate()),
             env: spec.env.clone(),
             mounts: spec.mounts.clone(),
+            package_set: spec.package_set.clone(),
             orphan_seconds: orphan_lifetime.map(|lifetime| lifetime.as_secs()),
         };
         let (engine, record) = self.create_as_chosen(spec.sandbox, &sandbox_spec).await?;

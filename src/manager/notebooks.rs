@@ -20,7 +20,7 @@ use crate::kernels::{self, KernelSpec};
 use crate::notebook::parameters::{self, Literal, Parameters};
 use crate::notebook::{self, Notebook};
 use crate::output::{StreamStyle, Widgets};
-use crate::sandbox::SandboxKind;
+use crate::sandbox::SandboxRecord;
 use crate::session::{
     CLEARED, Cell, CellEdit, CellPhase, CellType, Denied, ExecutionOptions, ExecutionStatus, NewCell, SessionError,
     SessionHandle,
@@ -162,8 +162,8 @@ impl SessionService {
         let kernel = kernels::find(&row.kernel)?;
         let handle = self.handle_for_write(id, access)?;
         let sandbox = self.0.registry.find_visible(id, access)?.sandbox();
-        let kind = sandbox.map(|sandbox| sandbox.record.kind).ok_or_else(|| ServiceError::not_found(id))?;
-        let environment = self.environment_record(kernel, &handle, kind, run.frozen).await;
+        let sandbox = sandbox.ok_or_else(|| ServiceError::not_found(id))?;
+        let environment = self.environment_record(kernel, &handle, &sandbox.record, run.frozen).await;
         match (&environment, run_record::record_in(notebook), run.frozen) {
             (Ok(now), Some(then), true) => {
                 let differences = now.differences(then);
@@ -205,16 +205,16 @@ impl SessionService {
         &self,
         kernel: &KernelSpec,
         handle: &SessionHandle,
-        kind: SandboxKind,
+        sandbox: &SandboxRecord,
         refresh: bool,
     ) -> Result<EnvironmentRecord, String> {
-        let key = format!("{} {}", kernel.name, run_record::environment_id(&self.0.paths, kernel, kind).await);
+        let key = format!("{} {}", kernel.name, run_record::environment_id(&self.0.paths, kernel, sandbox).await);
         let cache = || self.0.environments.lock().unwrap_or_else(PoisonError::into_inner);
         let cached = cache().get(&key).cloned();
         if let Some(cached) = cached.filter(|_| !refresh) {
             return Ok(cached);
         }
-        let record = EnvironmentRecord::collect(&self.0.paths, kernel, handle, kind).await?;
+        let record = EnvironmentRecord::collect(&self.0.paths, kernel, handle, sandbox).await?;
         cache().insert(key, record.clone());
         Ok(record)
     }

@@ -261,6 +261,7 @@ pub(super) mod tests {
             agent: None,
             controllers: None,
             container: None,
+            package_set: None,
         }
     }
 

@@ -58,6 +58,7 @@ impl SessionService {
                 }
             }
         }
+        self.recover_environments().await?;
         // The recovered sessions write already, so the artifact folder must be locked.
         let _removing = self.0.blobs.removing().await;
         let hashes: HashSet<String> = self.0.store.artifact_hashes().await?.into_iter().collect();

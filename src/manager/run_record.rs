@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::package_sets;
 use super::packages::list_packages;
 use super::silent_execution::plain_text;
 use crate::config::Paths;
 use crate::kernels::{self, KernelSpec};
 use crate::notebook::Notebook;
-use crate::sandbox::SandboxKind;
 use crate::sandbox::docker::Images;
+use crate::sandbox::{SandboxKind, SandboxRecord};
 use crate::session::SessionHandle;
 
 /// The key in the notebook's metadata.
@@ -34,7 +35,7 @@ impl EnvironmentRecord {
         paths: &Paths,
         kernel: &KernelSpec,
         session: &SessionHandle,
-        kind: SandboxKind,
+        sandbox: &SandboxRecord,
     ) -> Result<Self, String> {
         let info = session.kernel_info();
         let field = |object: &Value, key: &str| object.get(key).cloned().unwrap_or(Value::Null);
@@ -44,7 +45,7 @@ impl EnvironmentRecord {
             "implementation": field(&info, "implementation"),
             "implementation_version": field(&info, "implementation_version"),
         });
-        let environment = environment_id(paths, kernel, kind).await;
+        let environment = environment_id(paths, kernel, sandbox).await;
         Ok(Self { kernel: kernel_info, environment, packages: list_packages(session, kernel).await? })
     }
 
@@ -89,8 +90,18 @@ pub fn record_in(notebook: &Notebook) -> Option<&Value> {
     notebook.metadata()?.get(KEY).filter(|record| record.get("packages").is_some())
 }
 
-/// Identifies the environment or image that the sandboxes of a kernel use.
-pub(super) async fn environment_id(paths: &Paths, kernel: &KernelSpec, kind: SandboxKind) -> Value {
+/// Identifies the environment or image that a sandbox uses, with its package set.
+pub(super) async fn environment_id(paths: &Paths, kernel: &KernelSpec, sandbox: &SandboxRecord) -> Value {
+    let mut id = base_id(paths, kernel, sandbox.kind).await;
+    let set = sandbox.package_set.as_deref().and_then(|set| package_sets::read(paths, set));
+    if let (Some(fields), Some(set)) = (id.as_object_mut(), set) {
+        fields.insert("package_lock".to_owned(), set.lock_hash().into());
+    }
+    id
+}
+
+/// Identifies the environment or image of a kernel.
+async fn base_id(paths: &Paths, kernel: &KernelSpec, kind: SandboxKind) -> Value {
     match kind {
         SandboxKind::Process => {
             let folder = kernels::environment(paths, kernel).ok();

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::admission::{Admission, Allotment};
 use super::consumption::Consumption;
+use super::environments::Builds;
 use super::event_feed::EventFeed;
 use super::evictions::Evictions;
 use super::execution_traces::ExecutionTraces;
@@ -72,6 +73,7 @@ pub(super) struct Inner {
     pub evictions: Evictions,
     pub audit: AuditLog,
     pub removal_backlog: RemovalBacklog,
+    pub builds: Builds,
     /// The environments of kernels. An environment is the same in every session that uses it.
     pub environments: Mutex<HashMap<String, EnvironmentRecord>>,
     reader: SessionReader,
@@ -91,7 +93,8 @@ impl SessionService {
         let audit = AuditLog::new(paths);
         Self(Arc::new(Inner {
             paths: paths.clone(),
-            manager: Manager::with_gateway(paths.clone(), Gateway::new(settings.egress.clone(), Some(audit.clone()))),
+            manager: Manager::with_gateway(paths.clone(), Gateway::new(settings.egress.clone(), Some(audit.clone())))
+                .with_package_rules(settings.packages.clone()),
             reader: SessionReader::new(registry.clone(), store.clone(), blobs.clone()),
             blobs,
             store,
@@ -104,6 +107,7 @@ impl SessionService {
             evictions: Evictions::default(),
             audit,
             removal_backlog: RemovalBacklog::default(),
+            builds: Builds::default(),
             environments: Mutex::default(),
             pool: Pool::default(),
             starting: Semaphore::new(settings.max_starting),
@@ -305,6 +309,7 @@ impl SessionService {
         let kernel = kernels::find(&new.kernel)?.clone();
         let mut new = new;
         let allotment = self.admit_sandbox(principal, &mut new).await?;
+        self.prepare_environment(principal, &kernel, &mut new).await?;
         let turn = self.begin_creation()?;
         // In a task of its own: the client may disconnect, and what has begun must be finished or undone.
         let (service, principal) = (self.clone(), principal.clone());
@@ -387,6 +392,7 @@ impl SessionService {
             || new.config.network.interface() == Network::Open
             || !new.config.mounts.is_empty()
             || !new.secrets.is_empty()
+            || new.config.environment.is_some()
             || new.config.limits != self.default_limits(kernel)
         {
             return Ok(None);
@@ -464,6 +470,7 @@ impl SessionService {
         new: &NewSession,
     ) -> Result<SessionEntry, (ServiceError, Option<SessionEntry>)> {
         let mounts = self.mounts().find(&new.config.mounts).map_err(|error| (error.into(), None))?;
+        let package_set = self.mounted_packages(new).await.map_err(|error| (error, None))?;
         let spec = SessionSpec {
             kernel: kernel.clone(),
             sandbox: self.0.settings.sandbox,
@@ -472,6 +479,7 @@ impl SessionService {
             env: new.env.clone(),
             mounts,
             secrets: new.secrets.clone(),
+            package_set,
         };
         let created = self.0.manager.create_sandbox(&spec, id.clone().into(), Some(id), None).await;
         // Those of the pool belong to nobody yet.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::package_sets::PackageError;
 use super::{ManagerError, SandboxChoice};
 use crate::egress::EgressSettings;
 use crate::ids::{SandboxId, SessionId};
@@ -12,7 +13,8 @@ use crate::kernels;
 use crate::machine;
 use crate::notebook::parameters::ParameterError;
 use crate::policy::{
-    AboveCeiling, Ceilings, DataMounts, Limits, NetworkLevel, NetworkPolicy, Secret, SecretDescription, UnknownMount,
+    AboveCeiling, Ceilings, DataMounts, Limits, NetworkLevel, NetworkPolicy, PackageRequest, PackageRules, Secret,
+    SecretDescription, UnknownMount,
 };
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
@@ -46,6 +48,8 @@ pub struct ServiceSettings {
     pub mounts: DataMounts,
     /// The secrets that sessions may ask for by name.
     pub secrets: Vec<Secret>,
+    /// The packages that sessions may ask for.
+    pub packages: PackageRules,
 }
 
 impl Default for ServiceSettings {
@@ -65,6 +69,7 @@ impl Default for ServiceSettings {
             pool: Vec::new(),
             mounts: DataMounts::default(),
             secrets: Vec::new(),
+            packages: PackageRules::default(),
         }
     }
 }
@@ -82,6 +87,8 @@ pub struct NewSession {
     pub env: Vec<(String, String)>,
     /// Stored for the server alone, with the sandbox.
     pub secrets: Vec<Secret>,
+    /// Packages that are installed first. The configuration names their environment afterwards.
+    pub packages: Option<PackageRequest>,
     pub config: SessionConfig,
 }
 
@@ -97,6 +104,9 @@ pub struct SessionConfig {
     /// The secrets of the sandbox, without their values.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretDescription>,
+    /// The id of the environment whose packages the sandbox sees.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
     /// The default timeout of a cell in seconds.
     pub timeout_seconds: Option<f64>,
     /// The lifetime of the session in seconds.
@@ -157,6 +167,20 @@ pub enum ServiceError {
     UnknownKernel(#[from] kernels::KernelError),
     #[error(transparent)]
     UnknownMount(#[from] UnknownMount),
+    #[error("there is no environment {id}")]
+    EnvironmentNotFound { id: String },
+    #[error("the environment {id} is for the {kernel} kernel")]
+    EnvironmentOfOtherKernel { id: String, kernel: String },
+    #[error("the packages of the environment {id} are being installed; wait for the end")]
+    EnvironmentBusy { id: String },
+    #[error("sandboxes use the packages of the environment {id}; end them first")]
+    EnvironmentInUse { id: String },
+    #[error("{limit} installations of yours wait or run already, which is the limit; wait for one to end")]
+    TooManyBuilds { limit: usize },
+    #[error("{reason}")]
+    PackagesFailed { reason: String },
+    #[error(transparent)]
+    Packages(#[from] PackageError),
     #[error("the server has {limit} sessions already, which is its limit; end a session, or raise --max-sessions")]
     SessionLimit { limit: u64 },
     /// One principal may not take what others need.

@@ -12,10 +12,12 @@ mod number;
 pub mod parameters;
 mod parse;
 mod print;
+mod requirements;
 mod upgrade;
 
 pub use cell::{Cell, NewCell};
 pub use error::{NotebookError, NotebookWarning};
+pub use requirements::requirements;
 
 use crate::output::repair_output;
 use crate::wire::json::Bounds;

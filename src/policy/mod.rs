@@ -1,5 +1,5 @@
-//! Limits, ceilings, network policies, secrets, isolation levels, the seccomp table, hidden paths and data mounts of sessions. Pure values
-//! and checks; adapters enforce them.
+//! Limits, ceilings, network policies, secrets, isolation levels, the seccomp table, hidden paths, data mounts and packages of sessions.
+//! Pure values and checks; adapters enforce them.
 
 #[cfg(feature = "host")]
 mod ceilings;
@@ -8,6 +8,8 @@ mod limits;
 mod mounts;
 #[cfg(feature = "host")]
 mod network;
+#[cfg(feature = "host")]
+mod packages;
 pub mod seccomp;
 #[cfg(feature = "host")]
 mod secrets;
@@ -18,5 +20,7 @@ pub use limits::{Isolation, IsolationLevel, LimitOutOfRange, LimitState, Limits,
 pub use mounts::{DataMount, DataMounts, UnknownMount, is_mount_name};
 #[cfg(feature = "host")]
 pub use network::{HostName, HostRule, MAX_RULES, NetworkLevel, NetworkPolicy, PolicyError, parse_authority};
+#[cfg(feature = "host")]
+pub use packages::{MAX_LOCK, PackageRequest, PackageRequestError, PackageRules};
 #[cfg(feature = "host")]
 pub use secrets::{MAX_SECRETS, Secret, SecretDescription, SecretError, SecretUse, SecretValue};

@@ -8,6 +8,8 @@ use crate::policy::Network;
 
 /// The workspace inside a sandbox.
 pub(super) const WORKSPACE: &str = "/work";
+/// The package set inside a sandbox.
+pub(super) const PACKAGES: &str = "/opt/packages";
 /// The folder of ipc sockets.
 pub(super) const RUNTIME_DIR: &str = "/run/kernel";
 /// The folder of connection files, for the agent alone.
@@ -55,7 +57,7 @@ fn kernel_environment(spec: &SandboxSpec) -> BTreeMap<String, String> {
     // By default, libraries start a thread per CPU of the host, although the session may use only one or two.
     let threads = (spec.limits.cpus.ceil() as u64).max(1).to_string();
     let own = [
-        ("PATH", "/opt/kernel/bin:/opt/kernel/commands"),
+        ("PATH", "/work/.local/bin:/opt/packages/bin:/opt/kernel/bin:/opt/kernel/commands"),
         ("HOME", WORKSPACE),
         ("TMPDIR", "/tmp"),
         ("LANG", "C.UTF-8"),
@@ -67,6 +69,7 @@ fn kernel_environment(spec: &SandboxSpec) -> BTreeMap<String, String> {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .chain(spec.network_env.iter().cloned())
         .chain(spec.kernel.env.clone())
+        .chain(spec.package_set.iter().flat_map(|_| spec.kernel.packages_env.clone()))
         .chain(spec.env.iter().cloned())
         .collect()
 }

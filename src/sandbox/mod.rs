@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::UnixStream;
 
+use crate::config::Paths;
 use crate::ids::{SandboxId, SessionId};
 use crate::kernels::KernelSpec;
 use crate::policy::{DataMount, Isolation, Limits, Network};
@@ -80,8 +81,19 @@ pub struct SandboxSpec {
     pub env: Vec<(String, String)>,
     /// Folders of the machine that it sees.
     pub mounts: Vec<DataMount>,
+    /// The packages that it has besides those of the kernel's environment.
+    pub package_set: Option<MountedPackages>,
     /// The sandbox ends itself after this many seconds without a manager. `None`: never.
     pub orphan_seconds: Option<u64>,
+}
+
+/// A package set, which a sandbox sees read-only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountedPackages {
+    /// The id of the set.
+    pub id: String,
+    /// Its files.
+    pub folder: PathBuf,
 }
 
 impl SandboxSpec {
@@ -116,6 +128,8 @@ pub struct SandboxRecord {
     pub controllers: Option<process::Controllers>,
     /// The container id (docker).
     pub container: Option<String>,
+    /// The id of the package set that it sees.
+    pub package_set: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,13 +203,24 @@ impl SandboxError {
     }
 }
 
-/// Checks that the folders of data mounts exist, and are those that the operator named: nobody has put a link in the place of one or above
-/// it. An engine's own message would tell clients where they are.
-fn check_mounts(kind: SandboxKind, mounts: &[DataMount]) -> Result<(), SandboxError> {
+/// Checks that the folders of packages and data mounts exist, and that data mounts are those that the operator named: nobody has put a link in
+/// the place of one or above it. An engine's own message would tell clients where they are.
+fn check_mounts(kind: SandboxKind, spec: &SandboxSpec) -> Result<(), SandboxError> {
+    if spec.package_set.as_ref().is_some_and(|set| !set.folder.is_dir()) {
+        return Err(SandboxError::Start { kind, reason: "its packages were removed meanwhile; ask again".to_owned() });
+    }
     let is_there = |folder: &Path| folder.is_dir() && folder.canonicalize().is_ok_and(|real| real == folder);
-    let Some(missing) = mounts.iter().find(|mount| !is_there(&mount.folder)) else { return Ok(()) };
+    let Some(missing) = spec.mounts.iter().find(|mount| !is_there(&mount.folder)) else { return Ok(()) };
     let reason = format!("the folder of the mount {:?} is not there; tell the operator", missing.name);
     Err(SandboxError::Start { kind, reason })
+}
+
+/// The ids of the package sets that sandboxes see, running or not.
+///
+/// # Errors
+/// [`SandboxError::Io`] if the folder of all sandboxes cannot be read.
+pub fn package_sets_in_use(paths: &Paths) -> Result<Vec<String>, SandboxError> {
+    Ok(records::all(paths)?.into_iter().filter_map(|record| record.package_set).collect())
 }
 
 /// Creates, finds and destroys sandboxes of one kind.

@@ -6,6 +6,7 @@
 mod cells;
 mod commit;
 mod compact;
+mod environments;
 mod events;
 mod job;
 mod sandboxes;
@@ -28,6 +29,7 @@ use thiserror::Error;
 pub use cells::{CellPage, CellPosition, CellRow, CellState, OverByteLimit};
 pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
 pub use compact::{Compactable, SessionBytes};
+pub use environments::{EnvironmentRow, EnvironmentState};
 pub use events::{EventKind, EventRow};
 pub use sandboxes::SandboxRow;
 pub use sessions::{SessionFilter, SessionPosition, SessionRow};

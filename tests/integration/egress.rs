@@ -120,6 +120,7 @@ async fn session(place: TestSandbox, world: &World, policy: NetworkPolicy) -> Te
         env: Vec::new(),
         mounts: Vec::new(),
         secrets: Vec::new(),
+        package_set: None,
     };
     let created = Manager::with_gateway(Paths::from_environment(), gateway).create(spec).await;
     TestSession::new(created.unwrap_or_else(|error| panic!("no session: {error}")))

@@ -141,6 +141,7 @@ fn start_in(sandbox: Arc<Scripted>, limits: Limits) -> (SessionHandle, SessionEv
         agent: None,
         controllers: None,
         container: None,
+        package_set: None,
     };
     let (journal, events) = MemoryJournal::new();
     let parts = SessionParts {

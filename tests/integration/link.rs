@@ -37,6 +37,7 @@ async fn sandbox(place: TestSandbox, limits: Limits, orphan_seconds: Option<u64>
         network_env: Vec::new(),
         env: Vec::new(),
         mounts: Vec::new(),
+        package_set: None,
         orphan_seconds,
     };
     let record = sandbox.create(&spec).await.unwrap();

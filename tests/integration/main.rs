@@ -49,6 +49,7 @@ mod output_widgets;
 mod outputs;
 mod own_kernels;
 mod package;
+mod package_sets;
 mod packages;
 mod pages;
 mod parameters;

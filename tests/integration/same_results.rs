@@ -29,6 +29,7 @@ async fn session(place: TestSandbox, kernel: &str, env: &[(&str, &str)]) -> Test
         env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         mounts: Vec::new(),
         secrets: Vec::new(),
+        package_set: None,
     };
     TestSession::new(Manager::new(Paths::from_environment()).create(spec).await.unwrap())
 }

@@ -25,6 +25,7 @@ fn spec(kind: SandboxKind, env: Vec<(String, String)>) -> SessionSpec {
         env,
         mounts: Vec::new(),
         secrets: Vec::new(),
+        package_set: None,
     }
 }
 

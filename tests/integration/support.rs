@@ -137,6 +137,7 @@ impl TestSandbox {
             env: vec![("GIVEN".to_owned(), "to the kernel".to_owned())],
             mounts: Vec::new(),
             secrets: Vec::new(),
+            package_set: None,
         };
         let session = Manager::new(Paths::from_environment()).create(spec).await;
         TestSession::new(session.unwrap_or_else(|error| panic!("no session: {error}")))

@@ -48,6 +48,7 @@ impl TestFolder {
             agent: Some(stamp),
             controllers: None,
             container: None,
+            package_set: None,
         };
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("record.json"), serde_json::to_vec(&record).unwrap()).unwrap();

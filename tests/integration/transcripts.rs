@@ -81,6 +81,7 @@ async fn record(kernel: &str, codes: &[&str]) {
         network_env: Vec::new(),
         env: Vec::new(),
         mounts: Vec::new(),
+        package_set: None,
         orphan_seconds: Some(20),
     };
     let record = sandbox.create(&spec).await.unwrap();

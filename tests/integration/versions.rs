@@ -51,6 +51,7 @@ async fn new_installation_keeps_version_of_running_session() {
         env: Vec::new(),
         mounts: Vec::new(),
         secrets: Vec::new(),
+        package_set: None,
     };
     let living = TestSession::new(Manager::new(paths.clone()).create(spec).await.unwrap());
     assert!(install(&data).contains("sessions may still use old versions"));

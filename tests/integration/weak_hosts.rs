@@ -58,6 +58,7 @@ async fn unmasked_proc_is_reported() {
         env: Vec::new(),
         mounts: Vec::new(),
         secrets: Vec::new(),
+        package_set: None,
     };
     let session = Manager::new(Paths::from_environment()).create(spec).await.unwrap();
     let living = TestSession::new(session);

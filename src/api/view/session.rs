@@ -15,7 +15,7 @@ use crate::policy::{Isolation, IsolationLevel, Limits, NetworkLevel, NetworkPoli
 #[derive(Serialize, ToSchema)]
 #[schema(as = Session, examples(json!({
     "id": "6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11", "name": "report", "kernel": "python", "language": "python", "state": "idle",
-    "why": null, "sandbox": "6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11", "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]}, "network": "none", "mounts": ["datasets"], "secrets": [],
+    "why": null, "sandbox": "6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11", "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]}, "network": "none", "mounts": ["datasets"], "secrets": [], "environment": null,
     "created_at": "2026-11-30T11:55:05.348000Z", "last_active_at": "2026-11-30T11:56:10.021000Z", "expires_at": null,
     "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100}, "timeout_seconds": 60.0,
     "ttl_seconds": null, "idle_timeout_seconds": 3600, "labels": {"team": "research"}, "cells": 2, "queue_length": 0,
@@ -46,6 +46,9 @@ pub(in crate::api) struct SessionView {
     pub mounts: Vec<String>,
     /// Without their values. Empty for the token of a share.
     pub secrets: Vec<SecretView>,
+    /// The id of the environment whose packages it has.
+    #[schema(required)]
+    pub environment: Option<String>,
     #[schema(format = DateTime)]
     pub created_at: String,
     /// The last use. Running or changing cells, input, completion and access to files count; reading does not.
@@ -97,6 +100,7 @@ impl SessionView {
             network: config.network.into(),
             mounts: config.mounts,
             secrets: config.secrets.into_iter().map(SecretView::from).collect(),
+            environment: config.environment,
             created_at: time(row.created_at),
             last_active_at: time(row.last_active_at),
             expires_at: row.expires_at.map(time),

@@ -1,4 +1,4 @@
-//! `cellkeep run --inspect`: shows the parameters that a notebook declares and the cell that would be injected.
+//! `cellkeep run --inspect`: shows the packages that a notebook needs, the parameters that it declares and the cell that would be injected.
 
 use serde_json::{Value, json};
 
@@ -23,11 +23,11 @@ pub(super) fn inspect(settings: &Settings, jobs: &[Job], display: &ProgressDispl
             .transpose()?;
         if as_json {
             all.push(json!({
-                "notebook": job.source, "kernel": ready.kernel.name, "injected": cell,
+                "notebook": job.source, "kernel": ready.kernel.name, "packages": ready.needed_packages, "injected": cell,
                 "parameters": declared.iter().map(declared_json).collect::<Vec<_>>(),
             }));
         } else {
-            print_line!("{}\n{}", job.source.display(), lines(&declared, cell.as_deref()));
+            print_line!("{}\n{}", job.source.display(), lines(&ready.needed_packages, &declared, cell.as_deref()));
         }
     }
     if as_json {
@@ -41,7 +41,7 @@ fn declared_json(one: &DeclaredParameter) -> Value {
     json!({"name": one.name, "type": one.kind, "default": one.default, "help": one.help})
 }
 
-fn lines(declared: &[DeclaredParameter], cell: Option<&str>) -> String {
+fn lines(needed: &[String], declared: &[DeclaredParameter], cell: Option<&str>) -> String {
     let mut lines: Vec<String> = declared
         .iter()
         .map(|one| {
@@ -52,6 +52,9 @@ fn lines(declared: &[DeclaredParameter], cell: Option<&str>) -> String {
         .collect();
     if declared.is_empty() {
         lines.push("  no parameters: no cell with assignments has the tag `parameters`".to_owned());
+    }
+    if !needed.is_empty() {
+        lines.push(format!("\n  packages that --install installs: {}", needed.join(", ")));
     }
     if let Some(cell) = cell {
         lines.push("\n  this cell would be injected:".to_owned());

@@ -1,21 +1,43 @@
 //! Stage 1: reads the notebook file and finds its kernel.
 
+use std::path::Path;
+
+use anyhow::Context as _;
 use serde_json::Value;
 
 use super::plan::Job;
 use super::progress::NotebookProgress;
 use super::settings::Settings;
 use crate::cli::notebook_file::read_notebook;
+use crate::cli::packages;
 use crate::kernels::{self, KernelSpec};
 use crate::manager::run_record;
-use crate::notebook::Notebook;
+use crate::notebook::{self, Notebook};
 use crate::output::StreamStyle;
+use crate::policy::{PackageRequest, PackageRequestError};
 
 pub(super) struct LoadedNotebook {
     pub notebook: Notebook,
     pub kernel: &'static KernelSpec,
     /// The record of an earlier run (`metadata.cellkeep`), which `--frozen` compares with.
     pub earlier_record: Option<Value>,
+    /// The packages that it says it needs.
+    pub needed_packages: Vec<String>,
+}
+
+/// The packages of a `requirements.txt` beside the notebook.
+fn beside(source: &Path) -> anyhow::Result<Vec<String>> {
+    let path = source.with_file_name("requirements.txt");
+    if source == Path::new("-") || !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let text = packages::read(&path)?;
+    let request = PackageRequest::new(&[], Some(&text)).with_context(|| path.display().to_string());
+    match request {
+        Ok(request) => Ok(request.requirements.into_iter().collect()),
+        Err(error) if error.downcast_ref() == Some(&PackageRequestError::Empty) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 impl LoadedNotebook {
@@ -33,6 +55,15 @@ impl LoadedNotebook {
             notebook.set_kernelspec(kernel.kernelspec_name(), &kernel.display_name, &kernel.language);
         }
         let earlier_record = run_record::record_in(&notebook).cloned();
-        Ok(Self { notebook, kernel, earlier_record })
+        let mut needed_packages = Vec::new();
+        if kernel.language == "python" {
+            needed_packages = notebook::requirements(&notebook);
+            match beside(&job.source) {
+                Ok(more) => needed_packages.extend(more),
+                Err(error) if settings.install => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(Self { notebook, kernel, earlier_record, needed_packages })
     }
 }

@@ -59,6 +59,8 @@ Examples:
   cellkeep run report.ipynb --to html,pdf --no-input   also writes report.out.html and report.out.pdf
   cellkeep run notebooks/ -j 4 --output-dir done --junit results.xml
   cellkeep run big.ipynb --memory 4g --cpus 2 --timeout 600 --file data.csv
+  cellkeep run analysis.ipynb --install                with the packages that it says it needs
+  cellkeep run analysis.ipynb --packages 'polars>=1' --requirements more.txt
   cellkeep run paper.out.ipynb --frozen                fail unless image and packages are as recorded
 
 Exit codes: 0 all cells ok, 1 a cell failed, 2 usage or unreadable notebook, 3 no sandbox,
@@ -88,7 +90,11 @@ pub(super) struct RunArgs {
     /// Fail if a parameter is not declared by the notebook
     #[arg(long, help_heading = "Parameters")]
     strict_parameters: bool,
-    /// Show the parameters that the notebook declares and the cell that would be injected; run nothing
+    /// Install the packages that the notebook says it needs: in a PEP 723 block, in `%pip install` cells at the top, in a
+    /// requirements.txt beside it
+    #[arg(long, help_heading = "Packages")]
+    install: bool,
+    /// Show the packages that the notebook needs, the parameters that it declares and the cell that would be injected; run nothing
     #[arg(long, help_heading = "Parameters")]
     inspect: bool,
     /// Time limit of each cell in seconds [default: none]
@@ -201,6 +207,7 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
         seed: args.seed,
         frozen: args.frozen,
         no_record: args.no_record,
+        install: args.install,
         nbval: false,
     };
     if inspect {

@@ -22,11 +22,13 @@ pub(super) struct ParameterizedNotebook {
     pub kernel: &'static KernelSpec,
     pub earlier_record: Option<Value>,
     pub parameters: Parameters,
+    /// The packages that it says it needs.
+    pub needed_packages: Vec<String>,
 }
 
 impl ParameterizedNotebook {
     pub fn new(loaded: LoadedNotebook, settings: &Settings, job: &Job, progress: &NotebookProgress) -> anyhow::Result<Self> {
-        let LoadedNotebook { mut notebook, kernel, earlier_record } = loaded;
+        let LoadedNotebook { mut notebook, kernel, earlier_record, needed_packages } = loaded;
         let mut parameters = settings.parameters.clone();
         let undeclared = undeclared(&notebook, kernel, &parameters);
         if !undeclared.is_empty() {
@@ -51,7 +53,7 @@ impl ParameterizedNotebook {
         if settings.report_mode {
             papermill::hide_sources(&mut notebook)?;
         }
-        Ok(Self { notebook, kernel, earlier_record, parameters })
+        Ok(Self { notebook, kernel, earlier_record, parameters, needed_packages })
     }
 }
 

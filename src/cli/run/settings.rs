@@ -24,6 +24,8 @@ pub(in crate::cli) struct Settings {
     pub seed: Option<u32>,
     pub frozen: bool,
     pub no_record: bool,
+    /// Whether the packages are installed that notebooks say they need.
+    pub install: bool,
     /// Whether nbval's tags and comments apply.
     pub nbval: bool,
 }

@@ -14,6 +14,7 @@ use crate::kernels::KernelSpec;
 use crate::manager::Session;
 use crate::manager::run_record::EnvironmentRecord;
 use crate::manager::seed;
+use crate::sandbox::MountedPackages;
 
 /// A kernel that waits for the first cell.
 pub(super) struct StartedKernel {
@@ -42,7 +43,10 @@ impl StartedKernel {
                 "--frozen: the notebook has no record of an earlier run; run it once without --frozen"
             )));
         }
-        let session = create_session(settings, kernel, signals).await?;
+        // Not a part of the start, whose time is limited.
+        let needed: &[String] = if settings.install { &parameterized.needed_packages } else { &[] };
+        let packages = settings.sandbox.install(&settings.paths, kernel, needed, signals.stop_requested()).await?;
+        let session = create_session(settings, kernel, packages, signals).await?;
         let forwarding = signals.register(session.handle.clone());
         let ready_after = started.elapsed();
         match prepare_kernel(settings, parameterized, &session, progress).await {
@@ -55,7 +59,12 @@ impl StartedKernel {
     }
 }
 
-async fn create_session(settings: &Settings, kernel: &KernelSpec, signals: &SignalForwarder) -> Result<Session, Failure> {
+async fn create_session(
+    settings: &Settings,
+    kernel: &KernelSpec,
+    packages: Option<MountedPackages>,
+    signals: &SignalForwarder,
+) -> Result<Session, Failure> {
     let env = settings.seed.map(|seed| seed::seed_env(kernel, seed)).unwrap_or_default();
     let timed_out = AtomicBool::new(false);
     let stopped = async {
@@ -64,7 +73,7 @@ async fn create_session(settings: &Settings, kernel: &KernelSpec, signals: &Sign
             timed_out.store(true, Ordering::Relaxed);
         }
     };
-    let created = settings.sandbox.session(settings.paths.clone(), kernel, env, stopped).await;
+    let created = settings.sandbox.session(settings.paths.clone(), kernel, env, packages, stopped).await;
     match (settings.start_timeout, timed_out.load(Ordering::Relaxed)) {
         (Some(limit), true) if created.is_err() => {
             let error = anyhow!("the kernel was not ready after {} s (--start-timeout)", limit.as_secs_f64());
@@ -112,7 +121,7 @@ async fn query_environment(
     if settings.no_record && !settings.frozen {
         return Ok(None);
     }
-    match EnvironmentRecord::collect(&settings.paths, kernel, &session.handle, session.record.kind).await {
+    match EnvironmentRecord::collect(&settings.paths, kernel, &session.handle, &session.record).await {
         Ok(environment) => Ok(Some(environment)),
         Err(why) if settings.frozen => {
             Err(Failure::usage(anyhow!("--frozen: the packages of the kernel cannot be listed: {why}")))

@@ -65,6 +65,7 @@ impl SessionService {
         let kernel = kernels::find(&new.kernel)?.clone();
         let mut new = new;
         let allotment = self.admit_sandbox(principal, &mut new).await?;
+        self.prepare_environment(principal, &kernel, &mut new).await?;
         let (service, principal) = (self.clone(), principal.clone());
         // In a task of its own: the client may disconnect, and what has begun must be finished or undone.
         let creating = tokio::spawn(async move {
@@ -104,8 +105,10 @@ impl SessionService {
         new: &NewSession,
     ) -> Result<SandboxInstance, (ServiceError, Option<SandboxInstance>)> {
         let mounts = self.mounts().find(&new.config.mounts).map_err(|error| (error.into(), None))?;
+        let package_set = self.mounted_packages(new).await.map_err(|error| (error, None))?;
         let spec = SessionSpec {
             mounts,
+            package_set,
             kernel: kernel.clone(),
             sandbox: self.0.settings.sandbox,
             limits: new.config.limits.clone(),

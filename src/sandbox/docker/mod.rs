@@ -106,6 +106,7 @@ impl DockerSandbox {
             agent: None,
             controllers: None,
             container: None,
+            package_set: spec.package_set.as_ref().map(|set| set.id.clone()),
         };
         records::write(&folder, &record)?;
         create_socket_dir(&socket_dir)?;
@@ -321,6 +322,7 @@ impl DockerSandbox {
             agent: None,
             controllers: None,
             container: container.id,
+            package_set: None,
         })
     }
 
@@ -436,7 +438,7 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxRecord, SandboxError> {
-        super::check_mounts(KIND, &spec.mounts)?;
+        super::check_mounts(KIND, spec)?;
         if spec.kernel.image().is_none() {
             return Err(SandboxError::NoKernel {
                 kernel: spec.kernel.name.clone(),

@@ -18,7 +18,8 @@ use crate::policy::seccomp::{self, Comparison, Condition};
 use crate::policy::{DataMount, Isolation, IsolationLevel, LimitState, Limits, Network, hidden_paths};
 use crate::sandbox::certificates::FOLDER as CERTIFICATES_FOLDER;
 use crate::sandbox::environment::{
-    AGENT_PATH, BYTES_PER_INODE, CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
+    AGENT_PATH, BYTES_PER_INODE, CONNECTION_DIR, CONNECTION_DIR_BYTES, PACKAGES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES,
+    WORKSPACE,
 };
 use crate::sandbox::process::{NOT_STOPPED_WITHOUT_CGROUP, SOCKETS_UNCOUNTED};
 use crate::sandbox::{SANDBOX_UID, SandboxSpec, sandbox_uid};
@@ -109,6 +110,7 @@ impl Profile<'_> {
             mounts.push(bind(certificates, CERTIFICATES_FOLDER, true));
         }
         mounts.extend(self.spec.mounts.iter().map(data));
+        mounts.extend(self.spec.package_set.iter().map(|set| bind(&set.folder, PACKAGES, true)));
         if limits_terminals(self.info, self.runtime) {
             mounts.push(terminals());
         }
@@ -400,6 +402,7 @@ mod tests {
             network_env: Vec::new(),
             env: Vec::new(),
             mounts: Vec::new(),
+            package_set: None,
             orphan_seconds: None,
         }
     }

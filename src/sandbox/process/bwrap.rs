@@ -23,7 +23,7 @@ use crate::descriptors;
 use crate::policy::{Network, hidden_paths};
 use crate::sandbox::certificates::{self, CERTIFICATES, FOLDER as CERTIFICATES_FOLDER};
 use crate::sandbox::environment::{
-    CONNECTION_DIR, CONNECTION_DIR_BYTES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
+    CONNECTION_DIR, CONNECTION_DIR_BYTES, PACKAGES, RUNTIME_DIR, RUNTIME_DIR_BYTES, SHM_BYTES, WORKSPACE,
 };
 use crate::sandbox::{SANDBOX_UID, SandboxSpec};
 
@@ -73,12 +73,18 @@ pub(super) struct Launch<'a> {
 }
 
 /// The folders of the host that a sandbox shows.
-pub(super) fn trees(environment: &Path, network: Network, certificates: Option<&Path>) -> Vec<PathBuf> {
+pub(super) fn trees(environment: &Path, spec: &SandboxSpec) -> Vec<PathBuf> {
+    let packages = spec.package_set.as_ref().map(|set| set.folder.as_path());
+    let own = [environment].into_iter().chain(spec.certificates.as_deref()).chain(packages).map(Path::to_owned);
+    system_trees(spec.network).into_iter().chain(own).collect()
+}
+
+/// Those of [`trees`] that are the machine's.
+pub(super) fn system_trees(network: Network) -> Vec<PathBuf> {
     let open = if network == Network::Open { FOLDERS_NETWORK } else { &[] };
     let top = TOP_FOLDERS.iter().map(|name| format!("/{name}"));
     let system = [SYSTEM.to_owned()].into_iter().chain(top).chain(open.iter().map(|path| (*path).to_owned()));
-    let own = [environment].into_iter().chain(certificates).map(Path::to_owned);
-    system.filter(|path| is_folder(path)).map(PathBuf::from).chain(own).collect()
+    system.filter(|path| is_folder(path)).map(PathBuf::from).collect()
 }
 
 const SYSTEM: &str = "/usr";
@@ -136,6 +142,9 @@ impl Launch<'_> {
         options.add(&["--json-status-fd", &status.as_fd().as_raw_fd().to_string()]);
         self.system(&mut options)?;
         options.bind(&self.source(self.environment), "/opt/kernel");
+        if let Some(set) = &self.spec.package_set {
+            options.bind(&self.source(&set.folder), PACKAGES);
+        }
         self.writable(&mut options);
         for (number, (folder, path)) in self.spec.shared_folders().into_iter().enumerate() {
             let source = self.mounts.as_ref().map_or(folder.to_owned(), |mounts| mounts.shared_source(number));

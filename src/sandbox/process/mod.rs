@@ -113,6 +113,7 @@ impl ProcessSandbox {
             agent: None,
             controllers: Some(controllers.clone()),
             container: None,
+            package_set: spec.package_set.as_ref().map(|set| set.id.clone()),
         };
         records::write(&folder, &record)?;
         let cgroup = Cgroup::create(&controllers, &spec.id, &spec.limits)
@@ -195,14 +196,14 @@ static OWN_MOUNTS_REFUSED: OnceLock<String> = OnceLock::new();
 pub fn own_mounts_refused(paths: &Paths) -> Option<String> {
     let uid = rustix::process::geteuid().is_root().then_some(super::FIRST_UID);
     let folder = paths.agent().join("mounts");
-    let trees = bwrap::trees(Path::new("/usr"), Network::None, None);
+    let trees = bwrap::system_trees(Network::None);
     let mounts = PrivateMounts::prepare(&folder, trees, &Limits::MIN, uid);
     mounts.and_then(PrivateMounts::try_out).err().map(|error| error.to_string())
 }
 
 /// Checks that the folders exist that a sandbox shows.
 fn check_folders(spec: &SandboxSpec) -> Result<(), SandboxError> {
-    super::check_mounts(KIND, &spec.mounts)?;
+    super::check_mounts(KIND, spec)?;
     match spec.kernel.folders().iter().find(|folder| !folder.is_dir()) {
         Some(missing) => Err(SandboxError::NoKernel {
             kernel: spec.kernel.name.clone(),
@@ -343,8 +344,7 @@ impl Sandbox for ProcessSandbox {
 
 impl ProcessSandbox {
     fn mounts(&self, spec: &SandboxSpec, environment: &Path, uid: Option<u32>) -> Result<PrivateMounts, SandboxError> {
-        let (folder, trees) =
-            (self.paths.agent().join("mounts"), bwrap::trees(environment, spec.network, spec.certificates.as_deref()));
+        let (folder, trees) = (self.paths.agent().join("mounts"), bwrap::trees(environment, spec));
         PrivateMounts::prepare(&folder, trees, &spec.limits, uid)
             .and_then(|mounts| mounts.with_shared(spec.shared_folders().iter().map(|(folder, _)| *folder)))
             .map_err(|error| SandboxError::Start { kind: KIND, reason: format!("{}: {error}", start::NO_PRIVATE_MOUNTS) })

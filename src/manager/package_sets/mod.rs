@@ -1,0 +1,309 @@
+//! Package sets: packages for sandboxes besides those of their kernel, resolved and installed once, and mounted read-only.
+//!
+//! ```text
+//! request ─▶ key ─▶ known? ─yes──────────────────────────────────────▶ set
+//!                     └─no─▶ installer sandbox ─▶ lock ─▶ rules ─▶ files ┘
+//! ```
+//!
+//! The installer sandbox has the network `packages` and no data of a user, because what it runs is as hostile as any code. It runs the
+//! program that the kernel names (`metadata.cellkeep.install_packages`); see `kernel-images/python/install_packages.py` for what such a
+//! program does. A set belongs to a scope, a principal, so that no tenant uses files that another one had made, or sees by the time
+//! that an installation takes what others have.
+
+mod build;
+mod disk;
+mod unpack;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use super::{Manager, ManagerError, ProcessError, SandboxChoice};
+use crate::config::Paths;
+use crate::ids::PrincipalId;
+use crate::kernels::KernelSpec;
+use crate::machine;
+use crate::policy::{Ceilings, LimitOutOfRange, Limits, PackageRequest, PackageRequestError};
+use crate::sandbox::{MountedPackages, SandboxError, package_sets_in_use};
+use crate::session::SessionError;
+
+/// What a key depends on besides the request; another number makes all sets anew.
+const FORMAT: u32 = 1;
+/// A set that was used within this time is not removed: the sandbox that wants it may not have its record yet.
+const GRACE: Duration = Duration::from_secs(600);
+
+/// A package of a set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Package {
+    pub name: String,
+    pub version: String,
+    /// Whether it is in the set. If not, the kernel's environment has this version.
+    pub installed: bool,
+    /// The version of the environment, which the set hides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
+}
+
+/// A set that is installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackageSet {
+    pub id: String,
+    /// The name of the kernel.
+    pub kernel: String,
+    /// Whom it belongs to. `None`: the operator.
+    pub scope: Option<PrincipalId>,
+    /// All packages and their versions, as the package manager of the language reads them.
+    pub lock: String,
+    pub packages: Vec<Package>,
+    /// The size of its files.
+    pub bytes: u64,
+    /// Milliseconds since 1970.
+    pub created_at: i64,
+}
+
+/// What packages are wanted, and for whom.
+#[derive(Clone, Debug)]
+pub struct WantedPackages {
+    pub kernel: KernelSpec,
+    /// The kind of sandbox that will use them: the machine's interpreter can differ from that of an image.
+    pub sandbox: SandboxChoice,
+    pub scope: Option<PrincipalId>,
+    pub request: PackageRequest,
+}
+
+/// Why packages were not installed.
+#[derive(Debug, Error)]
+pub enum PackageError {
+    #[error(transparent)]
+    Request(#[from] PackageRequestError),
+    #[error(
+        "packages cannot be installed for the {kernel} kernel, which names no installer; those that can: {known}. For others, build an \
+         image (cellkeep images build --from)"
+    )]
+    NoInstaller { kernel: String, known: String },
+    /// The package manager failed.
+    #[error("the packages cannot be installed:\n{0}")]
+    Failed(String),
+    #[error("this server does not permit the package {0:?}")]
+    Denied(String),
+    #[error("the packages are larger than {0} MB, the limit of a set (--packages-max-mb)")]
+    TooLarge(u64),
+    #[error("the installation took longer than {0} s (--packages-build-timeout)")]
+    TooSlow(u64),
+    #[error("the packages were made by a program that does not keep to the rules: {0}")]
+    BadInstaller(String),
+    #[error("cannot store packages: {0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Manager(Box<ManagerError>),
+}
+
+impl From<ManagerError> for PackageError {
+    fn from(error: ManagerError) -> Self {
+        Self::Manager(Box::new(error))
+    }
+}
+
+impl From<LimitOutOfRange> for PackageError {
+    fn from(error: LimitOutOfRange) -> Self {
+        ManagerError::Limits(error).into()
+    }
+}
+
+impl From<SandboxError> for PackageError {
+    fn from(error: SandboxError) -> Self {
+        ManagerError::from(error).into()
+    }
+}
+
+impl From<SessionError> for PackageError {
+    fn from(error: SessionError) -> Self {
+        Self::BadInstaller(error.to_string())
+    }
+}
+
+impl From<ProcessError> for PackageError {
+    fn from(error: ProcessError) -> Self {
+        Self::BadInstaller(error.to_string())
+    }
+}
+
+/// Receives each line that an installer prints.
+pub type BuildLog = Arc<dyn Fn(&str) + Send + Sync>;
+
+impl WantedPackages {
+    /// Checks that the kernel can have packages.
+    ///
+    /// # Errors
+    /// [`PackageError::NoInstaller`].
+    pub fn check(&self) -> Result<(), PackageError> {
+        if !self.kernel.install_packages.is_empty() {
+            return Ok(());
+        }
+        let can = |kernel: &&KernelSpec| !kernel.install_packages.is_empty();
+        let known: Vec<&str> = crate::kernels::all().iter().filter(can).map(|kernel| kernel.name.as_str()).collect();
+        Err(PackageError::NoInstaller { kernel: self.kernel.name.clone(), known: known.join(", ") })
+    }
+
+    /// Identifies the request: the same packages for the same kernel, sandbox, scope and indexes have the same key.
+    pub fn key(&self, indexes: &[(String, String)]) -> String {
+        let scope = self.scope.as_ref().map(PrincipalId::as_str);
+        let parts =
+            (FORMAT, &self.kernel.name, self.kernel.fingerprint(), self.sandbox.name(), scope, &self.request, indexes);
+        hash(serde_json::to_string(&parts).unwrap_or_default().as_bytes())
+    }
+}
+
+/// 128 bits of SHA-256, as 32 hexadecimal digits.
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A set by its id.
+pub(super) fn read(paths: &Paths, id: &str) -> Option<PackageSet> {
+    disk::read(&paths.package_sets(), id)
+}
+
+impl PackageSet {
+    /// Identifies its packages: the same in all scopes and on all machines.
+    pub fn lock_hash(&self) -> String {
+        hash(self.lock.as_bytes())
+    }
+}
+
+impl Manager {
+    /// The key of a request; see [`WantedPackages::key`].
+    pub fn package_key(&self, wanted: &WantedPackages) -> String {
+        wanted.key(&self.gateway().settings().indexes.variables())
+    }
+
+    /// The set of a request, if it is installed. Counts as a use.
+    pub fn find_package_set(&self, key: &str) -> Option<PackageSet> {
+        disk::find(&self.paths.package_sets(), key)
+    }
+
+    /// A set by its id.
+    pub fn package_set(&self, id: &str) -> Option<PackageSet> {
+        read(&self.paths, id)
+    }
+
+    /// All sets of this machine, with the time of their last use.
+    pub fn package_sets(&self) -> Vec<(PackageSet, SystemTime)> {
+        disk::list(&self.paths.package_sets())
+    }
+
+    /// How a sandbox sees a set.
+    pub fn mounted_packages(&self, set: &PackageSet) -> MountedPackages {
+        MountedPackages { id: set.id.clone(), folder: self.set_files(&set.id) }
+    }
+
+    fn set_files(&self, id: &str) -> PathBuf {
+        disk::files(&self.paths.package_sets(), id)
+    }
+
+    /// The set of a request, which is installed now if it is not there.
+    ///
+    /// # Errors
+    /// [`PackageError`]; nothing is left behind.
+    pub async fn install_packages(&self, wanted: &WantedPackages, log: BuildLog) -> Result<PackageSet, PackageError> {
+        wanted.check()?;
+        let key = self.package_key(wanted);
+        if let Some(set) = self.find_package_set(&key) {
+            return Ok(set);
+        }
+        self.remove_unused_package_sets(self.package_rules().max_total_mb)?;
+        let set = build::build(self, wanted, &key, &log).await?;
+        self.remove_unused_package_sets(self.package_rules().max_total_mb)?;
+        Ok(set)
+    }
+
+    /// Removes sets that no sandbox sees, those first that were not used for longest, until the rest has at most this size.
+    pub fn remove_unused_package_sets(&self, keep_mb: u64) -> Result<Vec<PackageSet>, PackageError> {
+        let sets = self.package_sets();
+        let mut total: u64 = sets.iter().map(|(set, _)| set.bytes).sum();
+        let mut removed = Vec::new();
+        if total <= keep_mb << 20 {
+            return Ok(removed);
+        }
+        let in_use = package_sets_in_use(&self.paths)?;
+        let mut unused: Vec<_> = sets.into_iter().filter(|(set, _)| !in_use.contains(&set.id)).collect();
+        unused.sort_by_key(|(_, used)| *used);
+        for (set, used) in unused {
+            if total <= keep_mb << 20 || used.elapsed().unwrap_or_default() < GRACE {
+                break;
+            }
+            disk::remove(&self.paths.package_sets(), &set.id)?;
+            total -= set.bytes.min(total);
+            removed.push(set);
+        }
+        Ok(removed)
+    }
+
+    /// Removes one set.
+    ///
+    /// # Errors
+    /// `false` if a sandbox sees it.
+    pub fn remove_package_set(&self, id: &str) -> Result<bool, PackageError> {
+        if package_sets_in_use(&self.paths)?.iter().any(|used| used == id) {
+            return Ok(false);
+        }
+        disk::remove(&self.paths.package_sets(), id)?;
+        Ok(true)
+    }
+
+    /// Removes what installations left behind that were killed.
+    pub(super) fn remove_package_leftovers(&self) {
+        disk::remove_leftovers(&self.paths.package_sets(), GRACE + Duration::from_secs(self.package_rules().build_seconds));
+    }
+
+    /// The limits of an installer sandbox: its workspace holds the packages twice while they are unpacked, and counts as memory.
+    fn installer_limits(&self) -> Limits {
+        let max_mb = self.package_rules().max_mb;
+        Limits { memory_mb: 2 * max_mb + 1024, disk_mb: 2 * max_mb, cpus: 2.0, pids: 512, output_mb: 100 }
+            .at_most(&Ceilings::of_machine(machine::detect()).limits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels;
+
+    #[test]
+    fn key_depends_on_everything_that_decides_packages() {
+        let wanted = |name: &str, scope: Option<&str>, package: &str| WantedPackages {
+            kernel: kernels::find(name).unwrap().clone(),
+            sandbox: SandboxChoice::Auto,
+            scope: scope.map(PrincipalId::from),
+            request: PackageRequest::new(&[package.to_owned()], None).unwrap(),
+        };
+        let key = |wanted: &WantedPackages| wanted.key(&[]);
+        let one = wanted("python", Some("a"), "polars");
+        assert_eq!(key(&one), key(&wanted("python", Some("a"), " polars")));
+        assert_eq!(key(&one).len(), 32);
+        for other in [
+            wanted("python-minimal", Some("a"), "polars"),
+            wanted("python", Some("b"), "polars"),
+            wanted("python", None, "polars"),
+            wanted("python", Some("a"), "polars==1"),
+        ] {
+            assert_ne!(key(&one), key(&other));
+        }
+        assert_ne!(key(&one), one.key(&[("PIP_INDEX_URL".to_owned(), "https://a/simple".to_owned())]));
+    }
+
+    #[test]
+    fn kernel_without_installer_is_refused() {
+        let wanted = WantedPackages {
+            kernel: kernels::find("bash").unwrap().clone(),
+            sandbox: SandboxChoice::Auto,
+            scope: None,
+            request: PackageRequest::default(),
+        };
+        assert!(wanted.check().unwrap_err().to_string().contains("python"));
+    }
+}

@@ -1,0 +1,128 @@
+//! The rows of environments: the package sets that principals have asked for.
+
+use std::str::FromStr;
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Store, StoreError};
+use crate::ids::PrincipalId;
+
+/// The state of an environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EnvironmentState {
+    Building,
+    Ready,
+    Failed,
+}
+
+impl EnvironmentState {
+    pub const ALL: [Self; 3] = [Self::Building, Self::Ready, Self::Failed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Building => "building",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl FromStr for EnvironmentState {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or(())
+    }
+}
+
+impl ToSql for EnvironmentState {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.as_str().into())
+    }
+}
+
+impl FromSql for EnvironmentState {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map_err(|()| FromSqlError::InvalidType)
+    }
+}
+
+/// A stored environment. Times are milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EnvironmentRow {
+    pub id: String,
+    pub principal: PrincipalId,
+    pub kernel: String,
+    /// The request as JSON.
+    pub request: String,
+    pub state: EnvironmentState,
+    /// The id of its package set, once it is ready.
+    pub package_set: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The last lines of the installation.
+    pub log: String,
+    pub created_at: i64,
+    /// The end of the installation.
+    pub ended_at: Option<i64>,
+}
+
+const COLUMNS: &str = "id, principal, kernel, request, state, package_set, error, log, created_at, ended_at";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<EnvironmentRow> {
+    Ok(EnvironmentRow {
+        id: row.get(0)?,
+        principal: row.get(1)?,
+        kernel: row.get(2)?,
+        request: row.get(3)?,
+        state: row.get(4)?,
+        package_set: row.get(5)?,
+        error: row.get(6)?,
+        log: row.get(7)?,
+        created_at: row.get(8)?,
+        ended_at: row.get(9)?,
+    })
+}
+
+impl Store {
+    /// Writes an environment, in the place of one with the same id.
+    pub async fn put_environment(&self, row: EnvironmentRow) -> Result<(), StoreError> {
+        self.writer
+            .write(move |connection| {
+                let EnvironmentRow { id, principal, kernel, request, state, package_set, error, log, created_at, ended_at } =
+                    row;
+                let insert = format!(
+                    "INSERT OR REPLACE INTO environments ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+                );
+                let values = params![id, principal, kernel, request, state, package_set, error, log, created_at, ended_at];
+                connection.execute(&insert, values).map(drop)
+            })
+            .await
+    }
+
+    pub async fn environment(&self, id: &str) -> Result<Option<EnvironmentRow>, StoreError> {
+        let id = id.to_owned();
+        self.read(move |connection| {
+            let select = format!("SELECT {COLUMNS} FROM environments WHERE id = ?1");
+            connection.prepare_cached(&select)?.query_row([id], read).optional()
+        })
+        .await
+    }
+
+    /// All environments, oldest first.
+    pub async fn environments(&self) -> Result<Vec<EnvironmentRow>, StoreError> {
+        self.read(|connection| {
+            let select = format!("SELECT {COLUMNS} FROM environments ORDER BY created_at, id");
+            connection.prepare_cached(&select)?.query_map([], read)?.collect()
+        })
+        .await
+    }
+
+    pub async fn delete_environment(&self, id: &str) -> Result<(), StoreError> {
+        let id = id.to_owned();
+        self.writer
+            .write(move |connection| connection.execute("DELETE FROM environments WHERE id = ?1", [id]).map(drop))
+            .await
+    }
+}
