@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --bench spine                  everything
 //! cargo bench --bench spine -- round start   some of: round, start, memory, flood, cells, arrival, pool, server,
-//!                                            notebooks
+//!                                            packages, notebooks
 //! ```
 //!
 //! Ours and the peers' measurements alternate in small blocks, so that whatever else this machine does hits both. The peers
@@ -13,6 +13,7 @@
 mod flood;
 mod memory;
 mod notebooks;
+mod packages;
 mod peer;
 mod round_trip;
 mod serve;
@@ -70,6 +71,9 @@ fn measure() -> anyhow::Result<()> {
         }
         if wants("memory") {
             table.section("Private memory of the agent (process sandbox)", memory::measure(&lab).await);
+        }
+        if wants("packages") {
+            table.section("Packages, from the index and installed", packages::measure(&lab).await);
         }
         if wants("flood") {
             table.section("A cell with 60,000 flushed 1 KB writes, and one with a 50 MB output", flood::measure(&lab).await);

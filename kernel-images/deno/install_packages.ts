@@ -45,14 +45,19 @@ const split = (entry: string) => {
   return { name: entry.slice(0, at), version: entry.slice(at + 1).split("_")[0] };
 };
 
+// Only these are packages: other addresses have no names that rules could permit.
+const check = (specifiers: string[]) => {
+  const other = specifiers.find((specifier) => !/^(npm|jsr):@?[\w.-]+(\/[\w.-]+)?(@[\w.^~<>=*| -]+)?$/.test(specifier));
+  if (other !== undefined) fail(`${other}: write npm:NAME@VERSION or jsr:@SCOPE/NAME@VERSION`);
+  return specifiers;
+};
+
 const resolve = () => {
-  if (!isLocked()) {
-    const specifiers = requirements();
-    const other = specifiers.find((specifier) => !/^(npm|jsr):/.test(specifier));
-    if (other !== undefined) fail(`${other}: write npm:NAME@VERSION or jsr:@SCOPE/NAME@VERSION`);
-    cache(specifiers, "cache");
-  }
-  const { npm = {}, jsr = {} } = readLock();
+  if (!isLocked()) cache(check(requirements()), "cache");
+  const lock = readLock();
+  check(Object.keys(lock.specifiers));
+  if ("remote" in lock) fail("lock.txt: packages of npm and JSR only");
+  const { npm = {}, jsr = {} } = lock;
   const packages = [...Object.keys(npm), ...Object.keys(jsr)].map((entry) => ({ ...split(entry), installed: true }));
   Deno.writeTextFileSync("packages.json", JSON.stringify(packages));
 };

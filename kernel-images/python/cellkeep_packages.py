@@ -16,15 +16,15 @@ LIBRARY = "lib/python{}.{}/site-packages".format(*sys.version_info)
 
 
 def search(prefix):
-    """Puts the packages of `prefix` before those of the environment, and after the standard library."""
+    """Puts the packages of `prefix` before those that are found so far, and after the standard library."""
     import site
 
     end = len(sys.path)
     site.addsitedir(os.path.join(prefix, LIBRARY))
     added = sys.path[end:]
     del sys.path[end:]
-    environment = os.path.dirname(__file__)
-    start = sys.path.index(environment) if environment in sys.path else end
+    later = (os.path.join(SET_PREFIX, LIBRARY), os.path.dirname(__file__))
+    start = next((index for index, folder in enumerate(sys.path) if folder in later), end)
     sys.path[start:start] = added
 
 

@@ -280,6 +280,7 @@ impl From<ServiceError> for Problem {
             ServiceError::EnvironmentBusy { .. } | ServiceError::EnvironmentInUse { .. } => {
                 Self::new(StatusCode::CONFLICT, "environment_in_use", detail)
             }
+            ServiceError::TooManyEnvironments { .. } => Self::new(StatusCode::CONFLICT, "too_many_environments", detail),
             ServiceError::TooManyBuilds { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_builds", detail).retry_after(10)
             }

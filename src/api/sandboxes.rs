@@ -112,8 +112,7 @@ impl CreateSandbox {
 #[schema(as = Sandbox, examples(json!({
     "id": "0d1f1c7e-31a5-4d8f-8f5c-8d1d8a4f8c55", "name": "analysis", "kernel": "python",
     "isolation": {"level": "process", "enforced": ["no network"], "not_enforced": [], "not_stopped": ["vulnerabilities of the machine's kernel"]},
-    "network": "none", "mounts": [], "secrets": [], "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100},
-    "network": "none", "mounts": [], "environment": null, "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100},
+    "network": "none", "mounts": [], "secrets": [], "environment": null, "limits": {"memory_mb": 512, "cpus": 1.0, "pids": 256, "disk_mb": 256, "output_mb": 100},
     "labels": {}, "created_at": "2026-11-30T11:55:05.348000Z", "last_active_at": "2026-11-30T11:56:10.021000Z",
     "expires_at": null, "ttl_seconds": null, "idle_timeout_seconds": 3600, "ends_with_session": false,
     "sessions": ["6f1c2a5e-7c0b-4d7c-9d57-0a3d4f0f5a11"]

@@ -12,7 +12,7 @@ use crate::policy::{MAX_SECRETS, NetworkPolicy, Secret, SecretDescription, Secre
 /// the operator has declared.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = NewSecret, examples(json!({"hosts": ["api.example.com"], "header": "Authorization", "format": "Bearer {}", "value": "…"})))]
+#[schema(as = NewSecret, examples(json!({"hosts": ["api.example.com"], "header": "Authorization", "format": "Bearer {}", "value": "of-the-api-a-long-one"})))]
 pub(super) struct RequestedSecret {
     /// The hosts that get the value, as in `network`: over TLS, and in plain requests only where the port is named.
     #[serde(default)]

@@ -2,7 +2,7 @@
 //! the installation begins, so a later server goes on with it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
 
@@ -20,6 +20,8 @@ use crate::store::{EnvironmentRow, EnvironmentState, StoreError, now_ms};
 const MAX_BUILDS: usize = 2;
 const MAX_BUILDS_OF_PRINCIPAL: usize = 4;
 const PACKAGES_REMOVED: &str = "its packages were removed meanwhile; ask again";
+/// The environments that a principal may have. Beyond, the oldest that failed goes, or a new one is refused.
+const MAX_ENVIRONMENTS: usize = 200;
 /// The end of a log that is kept, bytes.
 const MAX_LOG: usize = 64 << 10;
 
@@ -31,23 +33,42 @@ pub struct EnvironmentDescription {
     pub set: Option<PackageSet>,
 }
 
-/// The installations of this server.
-pub(super) struct Builds {
+/// The installations of this server. Clones share them.
+#[derive(Clone)]
+pub(super) struct Builds(Arc<BuildsInner>);
+
+struct BuildsInner {
     running: Mutex<HashMap<String, Arc<Build>>>,
     places: Semaphore,
 }
 
 impl Default for Builds {
     fn default() -> Self {
-        Self { running: Mutex::default(), places: Semaphore::new(MAX_BUILDS) }
+        Self(Arc::new(BuildsInner { running: Mutex::default(), places: Semaphore::new(MAX_BUILDS) }))
     }
 }
 
 /// One installation.
 struct Build {
     principal: PrincipalId,
+    /// Held while it runs. All installations of a principal share it, so that one runs at a time and leaves a place to others.
+    turn: Arc<tokio::sync::Mutex<()>>,
     log: Mutex<String>,
     ended: watch::Sender<bool>,
+}
+
+/// Ends an installation for those who wait when it is dropped, however that comes.
+struct BegunBuild {
+    builds: Builds,
+    id: String,
+    build: Arc<Build>,
+}
+
+impl Drop for BegunBuild {
+    fn drop(&mut self) {
+        self.builds.running().remove(&self.id);
+        self.build.ended.send_replace(true);
+    }
 }
 
 impl Build {
@@ -68,33 +89,35 @@ impl Build {
 }
 
 impl Builds {
+    fn running(&self) -> MutexGuard<'_, HashMap<String, Arc<Build>>> {
+        self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn get(&self, id: &str) -> Option<Arc<Build>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.running().get(id).cloned()
     }
 
     /// Begins an installation, unless it runs already.
     ///
     /// # Errors
     /// If the principal has too many.
-    fn begin(&self, id: &str, principal: &PrincipalId) -> Result<Option<Arc<Build>>, ServiceError> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+    fn begin(&self, id: &str, principal: &PrincipalId) -> Result<Option<BegunBuild>, ServiceError> {
+        let mut running = self.running();
         if running.contains_key(id) {
             return Ok(None);
         }
-        if running.values().filter(|build| build.principal == *principal).count() >= MAX_BUILDS_OF_PRINCIPAL {
+        let of_principal: Vec<_> = running.values().filter(|build| build.principal == *principal).collect();
+        if of_principal.len() >= MAX_BUILDS_OF_PRINCIPAL {
             return Err(ServiceError::TooManyBuilds { limit: MAX_BUILDS_OF_PRINCIPAL });
         }
-        let build =
-            Arc::new(Build { principal: principal.clone(), log: Mutex::default(), ended: watch::Sender::new(false) });
+        let build = Arc::new(Build {
+            principal: principal.clone(),
+            turn: of_principal.first().map(|build| build.turn.clone()).unwrap_or_default(),
+            log: Mutex::default(),
+            ended: watch::Sender::new(false),
+        });
         running.insert(id.to_owned(), build.clone());
-        Ok(Some(build))
-    }
-
-    fn end(&self, id: &str) {
-        let build = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        if let Some(build) = build {
-            build.ended.send_replace(true);
-        }
+        Ok(Some(BegunBuild { builds: self.clone(), id: id.to_owned(), build }))
     }
 }
 
@@ -119,6 +142,9 @@ impl SessionService {
         if set.is_some() && known.as_ref().is_some_and(|row| row.state == EnvironmentState::Ready) {
             return Ok(id);
         }
+        if known.is_none() {
+            self.make_room_for_environment(principal).await?;
+        }
         let build = match &set {
             Some(_) => None,
             None => match self.0.builds.begin(&id, principal)? {
@@ -139,14 +165,29 @@ impl SessionService {
             created_at: now,
             ended_at: build.is_none().then_some(now),
         };
-        if let Err(error) = self.0.store.put_environment(row.clone()).await {
-            self.0.builds.end(&id);
-            return Err(error.into());
-        }
-        if let Some(build) = build {
-            tokio::spawn(self.clone().build(row, wanted, build));
-        }
+        // In a task of its own: the client may disconnect.
+        let service = self.clone();
+        let stored = tokio::spawn(async move {
+            service.0.store.put_environment(row.clone()).await?;
+            build
+                .into_iter()
+                .for_each(|build| drop(tokio::spawn(service.clone().build(row.clone(), wanted.clone(), build))));
+            Ok(())
+        });
+        stored.await.map_err(|error| StoreError::Failed(error.to_string()))?.map_err(|error: StoreError| error)?;
         Ok(id)
+    }
+
+    /// Forgets the oldest environment of a principal that failed, if there are too many.
+    async fn make_room_for_environment(&self, principal: &PrincipalId) -> Result<(), ServiceError> {
+        let known = self.0.store.environments_of(principal).await?;
+        if known.len() < MAX_ENVIRONMENTS {
+            return Ok(());
+        }
+        match known.into_iter().find(|(_, state)| *state == EnvironmentState::Failed) {
+            Some((id, _)) => Ok(self.0.store.delete_environment(&id).await?),
+            None => Err(ServiceError::TooManyEnvironments { limit: MAX_ENVIRONMENTS }),
+        }
     }
 
     fn wanted(&self, principal: &PrincipalId, kernel: &KernelSpec, request: PackageRequest) -> WantedPackages {
@@ -154,10 +195,11 @@ impl SessionService {
         WantedPackages { kernel, sandbox: self.0.settings.sandbox, scope, request }
     }
 
-    async fn build(self, row: EnvironmentRow, wanted: WantedPackages, build: Arc<Build>) {
-        let (id, writer) = (row.id.clone(), build.clone());
+    async fn build(self, row: EnvironmentRow, wanted: WantedPackages, begun: BegunBuild) {
+        let (id, writer) = (row.id.clone(), begun.build.clone());
         let log: BuildLog = Arc::new(move |line: &str| writer.write(line));
-        let built = match self.0.builds.places.acquire().await {
+        let _turn = begun.build.turn.lock().await;
+        let built = match begun.builds.0.places.acquire().await {
             Ok(_place) => self.0.manager.install_packages(&wanted, log).await,
             Err(_) => return,
         };
@@ -168,7 +210,7 @@ impl SessionService {
             result: if built.is_ok() { "ok" } else { "failed" }.to_owned(),
             ..AuditRecord::default()
         });
-        let row = EnvironmentRow { log: build.log(), ended_at: Some(now_ms()), ..row };
+        let row = EnvironmentRow { log: begun.build.log(), ended_at: Some(now_ms()), ..row };
         let row = match built {
             Ok(set) => EnvironmentRow { state: EnvironmentState::Ready, package_set: Some(set.id), ..row },
             Err(error) => {
@@ -179,7 +221,6 @@ impl SessionService {
         if let Err(error) = self.0.store.put_environment(row).await {
             tracing::error!(environment = %id, %error, "cannot store the end of an installation");
         }
-        self.0.builds.end(&id);
     }
 
     /// Waits until the installation of an environment has ended, if it runs.
@@ -270,8 +311,9 @@ impl SessionService {
             if row.state != EnvironmentState::Building {
                 continue;
             }
+            let is_permitted = self.check_network(&NetworkPolicy::Packages).is_ok();
             let begun = match (kernels::find(&row.kernel), serde_json::from_str(&row.request)) {
-                (Ok(kernel), Ok(request)) => {
+                (Ok(kernel), Ok(request)) if is_permitted => {
                     let wanted = self.wanted(&row.principal, kernel, request);
                     self.0.builds.begin(&row.id, &row.principal).ok().flatten().map(|build| (wanted, build))
                 }
@@ -306,7 +348,8 @@ mod tests {
     #[test]
     fn log_keeps_its_end() {
         let builds = Builds::default();
-        let build = builds.begin("a", &"me".into()).unwrap().unwrap();
+        let begun = builds.begin("a", &"me".into()).unwrap().unwrap();
+        let build = begun.build.clone();
         for number in 0..20_000 {
             build.write(&format!("línea {number}"));
         }
@@ -316,12 +359,12 @@ mod tests {
     #[test]
     fn builds_of_one_principal_are_bounded() {
         let builds = Builds::default();
-        for number in 0..MAX_BUILDS_OF_PRINCIPAL {
-            assert!(builds.begin(&number.to_string(), &"me".into()).unwrap().is_some());
-        }
+        let begin = |number: usize| builds.begin(&number.to_string(), &"me".into()).unwrap().unwrap();
+        let mut begun: Vec<_> = (0..MAX_BUILDS_OF_PRINCIPAL).map(begin).collect();
+        assert!(Arc::ptr_eq(&begun[0].build.turn, &begun[1].build.turn), "one runs at a time");
         assert!(builds.begin("0", &"me".into()).unwrap().is_none(), "it runs");
         assert!(builds.begin("x", &"me".into()).is_err() && builds.begin("x", &"you".into()).is_ok());
-        builds.end("0");
+        begun.pop();
         assert!(builds.begin("y", &"me".into()).unwrap().is_some());
     }
 }

@@ -241,11 +241,11 @@ impl Manager {
 
     /// Creates a sandbox without a kernel, which ends with this process.
     pub async fn create_one_shot_sandbox(&self, spec: SessionSpec) -> Result<OneShotSandbox, ManagerError> {
-        self.create_installer_sandbox(spec, None).await
+        self.create_temporary_sandbox(spec, None).await
     }
 
     /// As [`Self::create_one_shot_sandbox`], with a network that is used for `principal`.
-    async fn create_installer_sandbox(
+    async fn create_temporary_sandbox(
         &self,
         spec: SessionSpec,
         principal: Option<&PrincipalId>,

@@ -177,6 +177,8 @@ pub enum ServiceError {
     EnvironmentInUse { id: String },
     #[error("{limit} installations of yours wait or run already, which is the limit; wait for one to end")]
     TooManyBuilds { limit: usize },
+    #[error("you have {limit} environments, which is the limit; delete some")]
+    TooManyEnvironments { limit: usize },
     #[error("{reason}")]
     PackagesFailed { reason: String },
     #[error(transparent)]

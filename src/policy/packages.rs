@@ -8,7 +8,9 @@ use thiserror::Error;
 /// The most requirements of one set, and the longest of them in bytes. A pinned one has a hash for each file of its release.
 const MAX_REQUIREMENTS: usize = 1000;
 const MAX_REQUIREMENT: usize = 32 << 10;
-/// The largest list of requirements and the largest lock, bytes.
+/// The largest list of requirements, bytes.
+const MAX_REQUIREMENTS_BYTES: usize = 512 << 10;
+/// The largest lock, bytes.
 pub const MAX_LOCK: usize = 4 << 20;
 
 /// What a package set is made from.
@@ -28,7 +30,7 @@ pub enum PackageRequestError {
     Option(String),
     #[error("{0:?} is not a requirement: it is empty, too long, or has control characters")]
     Malformed(String),
-    #[error("these are more than {MAX_REQUIREMENTS} requirements or {} MB", MAX_LOCK >> 20)]
+    #[error("these are more than {MAX_REQUIREMENTS} requirements, or {} KB of them", MAX_REQUIREMENTS_BYTES >> 10)]
     TooMany,
     #[error("a lock decides all packages; leave the requirements out, or the lock")]
     LockAndRequirements,
@@ -48,11 +50,12 @@ impl PackageRequest {
         }
         let lines = logical_lines(text);
         let named = packages.iter().map(|package| package.trim().to_owned());
-        let mut request = Self::default();
+        let (mut request, mut bytes) = (Self::default(), 0);
         for requirement in named.chain(lines) {
             check(&requirement)?;
+            bytes += requirement.len();
             request.requirements.insert(requirement);
-            if request.requirements.len() > MAX_REQUIREMENTS {
+            if request.requirements.len() > MAX_REQUIREMENTS || bytes > MAX_REQUIREMENTS_BYTES {
                 return Err(PackageRequestError::TooMany);
             }
         }

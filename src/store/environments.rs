@@ -110,6 +110,17 @@ impl Store {
         .await
     }
 
+    /// The ids and states of a principal's environments, oldest first.
+    pub async fn environments_of(&self, principal: &PrincipalId) -> Result<Vec<(String, EnvironmentState)>, StoreError> {
+        let principal = principal.clone();
+        self.read(move |connection| {
+            let select = "SELECT id, state FROM environments WHERE principal = ?1 ORDER BY created_at, id";
+            let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+            connection.prepare_cached(select)?.query_map([principal], read)?.collect()
+        })
+        .await
+    }
+
     /// All environments, oldest first.
     pub async fn environments(&self) -> Result<Vec<EnvironmentRow>, StoreError> {
         self.read(|connection| {

@@ -142,6 +142,11 @@ async fn pip_installs_where_the_policy_permits(place: TestSandbox) {
     assert!(session.ok("!python -m pip list 2>/dev/null | grep -E 'pelican|ipykernel'").await.contains("pelican"));
     let uv = session.ok("!uv pip install --system 'pelican<2' 2>&1; pelican-says; python -m venv --without-pip v && v/bin/python -c 'import sys; print(sys.prefix)'").await;
     assert!(uv.ends_with("pelican says 1.0\n/work/v\n"), "{uv}");
+    // What pip installs comes before the package set.
+    let both = client.create(json!({"kernel": KERNEL, "network": "packages", "packages": ["pelican<2"]})).await;
+    let installed =
+        "!pip install -q pelican==2.0 2>/dev/null; python -c 'import pelican; print(pelican.VERSION)'; pelican-says";
+    assert_eq!(both.ok(installed).await, "2.0\npelican says 2.0\n");
     let none = client.create(json!({"kernel": KERNEL})).await;
     let said = none.run("!PIP_INDEX_URL=https://pypi.example/simple pip install flock 2>&1").await.to_string();
     assert!(said.contains("no network. Ask for the network"), "{said}");

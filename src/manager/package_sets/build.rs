@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use super::disk::Staging;
 use super::unpack::unpack;
@@ -18,6 +20,9 @@ use crate::policy::{MAX_LOCK, NetworkPolicy};
 use crate::session::{AgentRequests as _, Upload};
 use crate::store::now_ms;
 
+/// The most packages of a set, and the longest name or version, bytes.
+const MAX_PACKAGES: usize = 5_000;
+const MAX_NAME: usize = 200;
 /// The lines of the installer that an error has.
 const ERROR_LINES: usize = 40;
 /// The longest line that is kept, in characters, and the most lines that are passed on.
@@ -33,25 +38,20 @@ pub(super) async fn build(
     key: &str,
     log: &BuildLog,
 ) -> Result<PackageSet, PackageError> {
-    let limits = manager.installer_limits();
-    let spec = SessionSpec {
-        kernel: wanted.kernel.clone(),
-        sandbox: wanted.sandbox,
-        limits,
-        network: NetworkPolicy::Packages,
-        env: Vec::new(),
-        mounts: Vec::new(),
-        secrets: Vec::new(),
-        package_set: None,
-    };
-    let sandbox = manager.create_installer_sandbox(spec, wanted.scope.as_ref()).await?;
     let seconds = manager.package_rules().build_seconds;
-    let building = Installer { manager, wanted, sandbox: sandbox.clone(), log }.run(key);
-    let built = tokio::time::timeout(Duration::from_secs(seconds), building).await;
-    let destroyed = sandbox.destroy().await;
-    let set = built.map_err(|_| PackageError::TooSlow(seconds))??;
-    destroyed?;
-    Ok(set)
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let lock = match &wanted.request.lock {
+        Some(lock) => lock.clone(),
+        None => {
+            let installer = Installer::start(manager, wanted, log).await?;
+            let resolved = tokio::time::timeout_at(end, installer.resolve()).await;
+            installer.finish(resolved).await?
+        }
+    };
+    // What resolves may have run code of packages, which could lie about the result. So the lock is read and installed by another sandbox.
+    let installer = Installer::start(manager, wanted, log).await?;
+    let installed = tokio::time::timeout_at(end, installer.install(lock, key)).await;
+    installer.finish(installed).await
 }
 
 struct Installer<'a> {
@@ -61,27 +61,52 @@ struct Installer<'a> {
     log: &'a BuildLog,
 }
 
-impl Installer<'_> {
-    async fn run(self, key: &str) -> Result<PackageSet, PackageError> {
-        let request = &self.wanted.request;
-        self.write("requirements.txt", request.text()).await?;
-        if let Some(lock) = &request.lock {
-            self.write("lock.txt", lock.clone()).await?;
-        }
+impl<'a> Installer<'a> {
+    async fn start(manager: &'a Manager, wanted: &'a WantedPackages, log: &'a BuildLog) -> Result<Self, PackageError> {
+        let spec = SessionSpec {
+            kernel: wanted.kernel.clone(),
+            sandbox: wanted.sandbox,
+            limits: manager.installer_limits(),
+            network: NetworkPolicy::Packages,
+            env: Vec::new(),
+            mounts: Vec::new(),
+            secrets: Vec::new(),
+            package_set: None,
+        };
+        let sandbox = manager.create_temporary_sandbox(spec, wanted.scope.as_ref()).await?;
+        Ok(Self { manager, wanted, sandbox, log })
+    }
+
+    /// Ends the sandbox, and returns the result of what was done in it.
+    async fn finish<T>(self, done: Result<Result<T, PackageError>, Elapsed>) -> Result<T, PackageError> {
+        let destroyed = self.sandbox.destroy().await;
+        let done = done.map_err(|_| PackageError::TooSlow(self.manager.package_rules().build_seconds))??;
+        destroyed?;
+        Ok(done)
+    }
+
+    /// The lock of the request.
+    async fn resolve(&self) -> Result<String, PackageError> {
+        self.write("requirements.txt", self.wanted.request.text()).await?;
         self.step("resolve").await?;
-        let lock = self.read("lock.txt").await?;
-        let packages: Vec<Package> = serde_json::from_str(&self.read("packages.json").await?)
-            .map_err(|error| PackageError::BadInstaller(format!("packages.json: {error}")))?;
+        self.read("lock.txt").await
+    }
+
+    /// Installs the packages of a lock, and publishes the set.
+    async fn install(&self, lock: String, key: &str) -> Result<PackageSet, PackageError> {
+        self.write("lock.txt", lock.clone()).await?;
+        self.step("resolve").await?;
+        let packages = parse_packages(&self.read("packages.json").await?)?;
         let rules = self.manager.package_rules();
-        if let Some(denied) = packages.iter().find(|package| !rules.permits(&package.name)) {
-            return Err(PackageError::Denied(denied.name.chars().take(100).collect()));
+        let mut installed = packages.iter().filter(|package| package.installed);
+        if let Some(denied) = installed.find(|package| !rules.permits(&package.name)) {
+            return Err(PackageError::Denied(denied.name.clone()));
         }
         for package in &packages {
             (self.log)(&describe(package));
         }
         self.step("install").await?;
-        let staging = Staging::new(&self.manager.paths.package_sets())?;
-        let bytes = self.take_files(&staging, rules.max_mb << 20).await?;
+        let (staging, bytes) = self.take_files(rules.max_mb << 20).await?;
         let identity = (key, &self.wanted.kernel.name, &lock);
         let set = PackageSet {
             id: hash(serde_json::to_string(&identity).unwrap_or_default().as_bytes()),
@@ -142,16 +167,31 @@ impl Installer<'_> {
         }
     }
 
-    /// Copies the files of the set out of the sandbox. Returns their size in bytes.
-    async fn take_files(&self, staging: &Staging, max_bytes: u64) -> Result<u64, PackageError> {
-        let command = ["tar", "--format=gnu", "-C", "set", "-cf", "-", "."].map(str::to_owned).to_vec();
+    /// Copies the files of the set out of the sandbox. Returns the bytes that they occupy.
+    async fn take_files(&self, max_bytes: u64) -> Result<(Staging, u64), PackageError> {
+        let staging = Staging::new(&self.manager.paths.package_sets())?;
+        // What links lead to, which tar reads as any code of the sandbox can.
+        let command = [
+            "tar",
+            "--format=gnu",
+            "--dereference",
+            "--hard-dereference",
+            "--ignore-failed-read",
+            "-C",
+            "set",
+            "-cf",
+            "-",
+            ".",
+        ];
+        let command = command.map(str::to_owned).to_vec();
         let processes = self.sandbox.processes();
         let id = processes.start(NewProcess { command, ..NewProcess::default() }).await?.id;
         let mut output = processes.read(&id, Seq::default()).await?;
         let (sender, receiver) = mpsc::channel(16);
-        let into = staging.files();
         let reader = ChunkReader { receiver, chunk: Bytes::new() };
-        let unpacking = tokio::task::spawn_blocking(move || unpack(reader, &into, max_bytes));
+        // The thread owns the folder: if the installation takes too long, it is removed once the thread has ended.
+        let unpacking =
+            tokio::task::spawn_blocking(move || unpack(reader, &staging.files(), max_bytes).map(|bytes| (staging, bytes)));
         let copied = loop {
             match output.next().await {
                 Some(ProcessOutput::Data { stream: ProcessStream::Stdout, data, .. }) => {
@@ -170,6 +210,19 @@ impl Installer<'_> {
         }
         drop(sender);
         unpacking.await.map_err(|error| PackageError::Io(io::Error::other(error)))?
+    }
+}
+
+/// The packages that an installer names.
+fn parse_packages(text: &str) -> Result<Vec<Package>, PackageError> {
+    let bad = |why: String| PackageError::BadInstaller(format!("packages.json: {why}"));
+    let packages: Vec<Package> = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    let is_plain = |text: &str| text.len() <= MAX_NAME && !text.chars().any(char::is_control);
+    let texts = |package: &Package| is_plain(&package.name) && is_plain(&package.version);
+    let replaced = |package: &Package| package.replaces.as_deref().is_none_or(is_plain);
+    match packages.len() <= MAX_PACKAGES && packages.iter().all(|package| texts(package) && replaced(package)) {
+        true => Ok(packages),
+        false => Err(bad("too many packages, or a name that cannot be one".to_owned())),
     }
 }
 

@@ -83,7 +83,9 @@ impl Staging {
         let target = self.root.join(SETS).join(&set.id);
         match fs::rename(&self.folder, &target) {
             Err(error) if !target.join(SET).exists() => return Err(error),
-            _ => {}
+            // It counts as used now.
+            Err(_) => fs::File::open(target.join(SET))?.set_modified(SystemTime::now())?,
+            Ok(()) => {}
         }
         let (request, new) = (self.root.join(REQUESTS).join(key), self.folder.with_extension("request"));
         write(&new, set.id.as_bytes())?;
@@ -97,17 +99,33 @@ impl Drop for Staging {
     }
 }
 
-/// Removes a set. The requests that it answered are made anew when they come again.
-pub(super) fn remove(root: &Path, id: &str) -> io::Result<()> {
-    let (folder, old) = (root.join(SETS).join(id), root.join(SETS).join(format!(".old-{}", crate::ids::random_uuid())));
-    match fs::rename(folder, &old) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+/// A set that nobody finds any more. The requests that it answered are made anew when they come again.
+pub(super) struct HiddenSet {
+    folder: PathBuf,
+    hidden: PathBuf,
+}
+
+/// Hides a set. `None` if there is none.
+pub(super) fn hide(root: &Path, id: &str) -> io::Result<Option<HiddenSet>> {
+    let (folder, hidden) = (root.join(SETS).join(id), root.join(SETS).join(format!(".old-{}", crate::ids::random_uuid())));
+    match fs::rename(&folder, &hidden) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
-        Ok(()) => fs::remove_dir_all(old),
+        Ok(()) => Ok(Some(HiddenSet { folder, hidden })),
     }
 }
 
-/// Removes what installations and removals have left behind that were killed, and answers whose set is gone.
+impl HiddenSet {
+    pub fn show_again(self) -> io::Result<()> {
+        fs::rename(self.hidden, self.folder)
+    }
+
+    pub fn remove(self) -> io::Result<()> {
+        fs::remove_dir_all(self.hidden)
+    }
+}
+
+/// Removes what killed installations and removals have left behind, and the names of requests whose set was removed.
 pub(super) fn remove_leftovers(root: &Path, older_than: std::time::Duration) {
     let is_old = |path: &Path| {
         let modified = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
@@ -167,7 +185,9 @@ mod tests {
         assert_eq!((find(&root, "other").unwrap(), list(&root).len()), (set("a"), 2));
         assert_eq!(fs::read(files(&root, &set("b").id).join("x")).unwrap(), b"b");
         drop(Staging::new(&root).unwrap());
-        remove(&root, &set("a").id).unwrap();
+        hide(&root, &set("a").id).unwrap().unwrap().show_again().unwrap();
+        assert!(find(&root, "one").is_some());
+        hide(&root, &set("a").id).unwrap().unwrap().remove().unwrap();
         assert!(find(&root, "one").is_none() && find(&root, "third").is_some());
         remove_leftovers(&root, std::time::Duration::ZERO);
         assert_eq!(fs::read_dir(root.join(REQUESTS)).unwrap().count(), 1);

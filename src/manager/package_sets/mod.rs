@@ -54,7 +54,7 @@ pub struct PackageSet {
     pub id: String,
     /// The name of the kernel.
     pub kernel: String,
-    /// Whom it belongs to. `None`: the operator.
+    /// Its owner. `None`: the operator.
     pub scope: Option<PrincipalId>,
     /// All packages and their versions, as the package manager of the language reads them.
     pub lock: String,
@@ -94,6 +94,8 @@ pub enum PackageError {
     TooLarge(u64),
     #[error("the installation took longer than {0} s (--packages-build-timeout)")]
     TooSlow(u64),
+    #[error("the packages that are in use or were used a moment ago leave no room within {0} MB (--packages-max-total-mb)")]
+    Full(u64),
     #[error("the packages were made by a program that does not keep to the rules: {0}")]
     BadInstaller(String),
     #[error("cannot store packages: {0}")]
@@ -215,10 +217,14 @@ impl Manager {
         if let Some(set) = self.find_package_set(&key) {
             return Ok(set);
         }
-        self.remove_unused_package_sets(self.package_rules().max_total_mb)?;
-        let set = build::build(self, wanted, &key, &log).await?;
-        self.remove_unused_package_sets(self.package_rules().max_total_mb)?;
-        Ok(set)
+        let rules = self.package_rules();
+        self.remove_package_leftovers();
+        self.remove_unused_package_sets(rules.max_total_mb.saturating_sub(rules.max_mb))?;
+        let total: u64 = self.package_sets().iter().map(|(set, _)| set.bytes).sum();
+        if (total >> 20) + rules.max_mb > rules.max_total_mb {
+            return Err(PackageError::Full(rules.max_total_mb));
+        }
+        build::build(self, wanted, &key, &log).await
     }
 
     /// Removes sets that no sandbox sees, those first that were not used for longest, until the rest has at most this size.
@@ -236,9 +242,10 @@ impl Manager {
             if total <= keep_mb << 20 || used.elapsed().unwrap_or_default() < GRACE {
                 break;
             }
-            disk::remove(&self.paths.package_sets(), &set.id)?;
-            total -= set.bytes.min(total);
-            removed.push(set);
+            if self.remove_package_set(&set.id)? {
+                total -= set.bytes.min(total);
+                removed.push(set);
+            }
         }
         Ok(removed)
     }
@@ -248,10 +255,14 @@ impl Manager {
     /// # Errors
     /// `false` if a sandbox sees it.
     pub fn remove_package_set(&self, id: &str) -> Result<bool, PackageError> {
+        let root = self.paths.package_sets();
+        let Some(hidden) = disk::hide(&root, id)? else { return Ok(true) };
+        // A sandbox that was being created has its record now, or will not find the set.
         if package_sets_in_use(&self.paths)?.iter().any(|used| used == id) {
+            hidden.show_again()?;
             return Ok(false);
         }
-        disk::remove(&self.paths.package_sets(), id)?;
+        hidden.remove()?;
         Ok(true)
     }
 

@@ -31,12 +31,12 @@ impl SessionService {
             return Err(ServiceError::OtherKernel { sandbox: sandbox.to_string(), kernel: kernel.name });
         }
         let config = self.sandbox(sandbox, &access).await?.config;
-        let SessionConfig { limits, network, mounts, secrets, .. } = config;
+        let SessionConfig { limits, network, mounts, secrets, environment, .. } = config;
         let ceilings = self.ceilings();
         ceilings.check_idle_timeout(new.config.idle_timeout_seconds)?;
         ceilings.check_lifetime(new.config.ttl_seconds)?;
         let ttl_seconds = new.config.ttl_seconds.or(ceilings.lifetime_seconds);
-        let config = SessionConfig { limits, network, mounts, secrets, ttl_seconds, ..new.config };
+        let config = SessionConfig { limits, network, mounts, secrets, environment, ttl_seconds, ..new.config };
         let new = NewSession { config, ..new };
         // Its processes are within the limit of the sandbox, which is counted already.
         let allotment = self.admit(principal, 0).await?;
