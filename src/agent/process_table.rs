@@ -198,7 +198,22 @@ mod tests {
     use super::*;
 
     fn spawn(id: &str, script: &str) -> std::process::Child {
-        Command::new("sh").args(["-c", script]).env(VARIABLE, id).stdout(Stdio::piped()).spawn().unwrap()
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env(VARIABLE, id).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The first line that a process prints.
+    fn first_line(child: &mut std::process::Child) -> String {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
+        line
+    }
+
+    /// A process that waits for ever. It runs its program already: while it is loaded, a process has no environment.
+    fn spawn_waiting(id: &str) -> std::process::Child {
+        let mut child = spawn(id, "echo ready; read line");
+        first_line(&mut child);
+        child
     }
 
     #[test]
@@ -208,11 +223,9 @@ mod tests {
         let (other, _other_exits) = programs.register("other".into());
         let mut child = spawn("own", "env -i sh -c 'sleep 60 & echo $!; wait' & wait");
         own.started(Pid::from_child(&child));
-        let mut line = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
-        let grandchild = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
-        let stranger = spawn("unknown", "exec sleep 60");
-        let mut orphan = spawn("other", "exec sleep 60");
+        let grandchild = Pid::from_raw(first_line(&mut child).trim().parse().unwrap()).unwrap();
+        let stranger = spawn_waiting("unknown");
+        let mut orphan = spawn_waiting("other");
         let table = ProcessTable::read();
         let both = [own.clone(), other.clone()];
         let owner = |pid: Pid| {

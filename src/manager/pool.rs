@@ -28,6 +28,8 @@ pub(super) type Pooled = (SessionId, SessionEntry);
 pub(super) struct Pool {
     ready: Mutex<HashMap<String, VecDeque<Pooled>>>,
     taken: Notify,
+    /// Held while a session is created. Whether no more are: the server stops.
+    is_closed: tokio::sync::Mutex<bool>,
 }
 
 impl Pool {
@@ -63,13 +65,14 @@ impl Pool {
         self.with_ready(|ready| ready.iter().map(|(kernel, sessions)| (kernel.clone(), sessions.len())).collect())
     }
 
-    /// Takes all sessions.
-    pub fn drain(&self) -> Vec<Pooled> {
+    /// Takes all sessions, the one that is being created too, and keeps further ones from being created.
+    pub async fn close(&self) -> Vec<Pooled> {
+        *self.is_closed.lock().await = true;
         self.with_ready(|ready| ready.drain().flat_map(|(_, sessions)| sessions).collect())
     }
 }
 
-/// Keeps the pool filled. Runs for ever. Requests of clients have priority. A kernel that failed to start is retried after
+/// Keeps the pool filled, until it is closed. Requests of clients have priority. A kernel that failed to start is retried after
 /// [`RETRY_DELAY`], and does not delay the other kernels.
 pub(super) async fn fill(service: SessionService, wanted: Vec<(String, usize)>) {
     let mut failed: HashMap<&str, Instant> = HashMap::new();
@@ -87,6 +90,10 @@ pub(super) async fn fill(service: SessionService, wanted: Vec<(String, usize)>) 
         if service.has_pending_requests() {
             tokio::time::sleep(YIELD_DELAY).await;
             continue;
+        }
+        let is_closed = service.pool().is_closed.lock().await;
+        if *is_closed {
+            return;
         }
         match service.create_for_pool(kernel).await {
             Ok(pooled) => service.pool().put(kernel, pooled),

@@ -137,7 +137,7 @@ impl SessionService {
 
     /// Ends and removes the sessions of the pool.
     pub async fn drain_pool(&self) {
-        for (id, entry) in self.pool().drain() {
+        for (id, entry) in self.pool().close().await {
             self.remove_unlisted(&id, Some(entry), None).await;
         }
     }

@@ -422,7 +422,7 @@ impl SessionService {
         self.0.pool.sizes()
     }
 
-    /// Keeps the pool filled. Runs for ever.
+    /// Keeps the pool filled, until the server stops.
     pub async fn fill_pool(&self) {
         pool::fill(self.clone(), self.0.settings.pool.clone()).await;
     }

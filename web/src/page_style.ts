@@ -83,7 +83,7 @@ export const pageStyle = css`
   .with-panel .usage { display: none; }
   @media (max-width: 760px) {
     .usage { display: none; }
-    .frame, .frame.with-panel, .frame.with-terminal { grid-template-columns: minmax(0, 1fr); }
+    .frame, .frame.with-panel:not(.with-terminal), .frame.with-terminal { grid-template-columns: minmax(0, 1fr); }
     aside, .panel { position: fixed; inset: 0 56px 0 0; z-index: 3; display: none; box-shadow: 0 0 0 100vmax #0005; }
     .panel { inset: 0 0 0 56px; background: var(--ck-paper); }
     .side aside { display: flex; } .with-panel .panel { display: block; } .with-panel .panel.terminal { display: flex; inset: 0; }
