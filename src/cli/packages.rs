@@ -162,7 +162,7 @@ pub(super) fn run(paths: &Paths, command: PackagesCommand) -> Result<Exit, Failu
         PackagesCommand::List { json } => list(&manager, json),
         PackagesCommand::Lock { id } => print_line!("{}", find(&manager, &id)?.lock.trim_end()),
         PackagesCommand::Remove { unused: true, .. } => {
-            let removed = manager.remove_unused_package_sets(0).map_err(Failure::usage)?;
+            let removed = manager.remove_unused_package_sets().map_err(Failure::usage)?;
             removed.iter().for_each(|set| print_line!("removed {}", describe(set)));
         }
         PackagesCommand::Remove { ids, .. } => {

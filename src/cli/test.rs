@@ -127,6 +127,7 @@ pub(super) async fn test(paths: Paths, args: TestArgs) -> Result<Exit, Failure> 
         frozen: false,
         no_record: true,
         install: args.install,
+        inspect: false,
         nbval: true,
     };
     let signals = Arc::new(Signals::listen()?.forward());

@@ -1,5 +1,5 @@
 //! Environments: package sets as principals ask for them over the API, by themselves or with a session. What is wanted is stored before
-//! the installation begins, so a later server goes on with it.
+//! the installation begins, so a later server continues it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -81,8 +81,7 @@ impl Build {
         log.push_str(line);
         log.push('\n');
         if log.len() > MAX_LOG {
-            let start = log.len() - MAX_LOG / 2;
-            let start = log[..].char_indices().map(|(at, _)| at).find(|at| *at >= start).unwrap_or(0);
+            let start = log.ceil_char_boundary(log.len() - MAX_LOG / 2);
             log.drain(..start);
         }
     }
@@ -167,15 +166,14 @@ impl SessionService {
         };
         // In a task of its own: the client may disconnect.
         let service = self.clone();
-        let stored = tokio::spawn(async move {
+        let storing = tokio::spawn(async move {
             service.0.store.put_environment(row.clone()).await?;
-            build
-                .into_iter()
-                .for_each(|build| drop(tokio::spawn(service.clone().build(row.clone(), wanted.clone(), build))));
-            Ok(())
+            if let Some(build) = build {
+                tokio::spawn(service.build(row, wanted, build));
+            }
+            Ok(id)
         });
-        stored.await.map_err(|error| StoreError::Failed(error.to_string()))?.map_err(|error: StoreError| error)?;
-        Ok(id)
+        storing.await.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 
     /// Forgets the oldest environment of a principal that failed, if there are too many.
@@ -238,8 +236,9 @@ impl SessionService {
 
     /// The environments that the caller may see, oldest first.
     pub async fn list_environments(&self, access: &Access) -> Result<Vec<EnvironmentDescription>, ServiceError> {
-        let rows = self.0.store.environments().await?.into_iter().filter(|row| access.includes(&row.principal));
-        Ok(rows.map(|row| self.describe_environment(row)).collect())
+        let rows = self.0.store.environments(access).await?;
+        // Each reads a file.
+        Ok(tokio::task::block_in_place(|| rows.into_iter().map(|row| self.describe_environment(row)).collect()))
     }
 
     fn describe_environment(&self, row: EnvironmentRow) -> EnvironmentDescription {
@@ -304,10 +303,10 @@ impl SessionService {
         set.map(|set| Some(self.0.manager.mounted_packages(&set))).ok_or_else(removed)
     }
 
-    /// Goes on with the installations that an earlier server has left.
+    /// Continues the installations that an earlier server has left.
     pub(super) async fn recover_environments(&self) -> Result<(), StoreError> {
         self.0.manager.remove_package_leftovers();
-        for row in self.0.store.environments().await? {
+        for row in self.0.store.environments(&Access::All).await? {
             if row.state != EnvironmentState::Building {
                 continue;
             }

@@ -52,6 +52,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use self::registry::SandboxInstance;
@@ -385,6 +386,11 @@ impl Session {
         self.egress.stop();
         self.sandbox.destroy(&self.record).await
     }
+}
+
+/// An id that depends on these bytes alone: 128 bits of SHA-256, as 32 hexadecimal digits.
+fn digest_id(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether the process sandbox works on this machine.

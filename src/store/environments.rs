@@ -6,7 +6,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Store, StoreError};
-use crate::ids::PrincipalId;
+use crate::ids::{Access, PrincipalId};
 
 /// The state of an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,11 +121,13 @@ impl Store {
         .await
     }
 
-    /// All environments, oldest first.
-    pub async fn environments(&self) -> Result<Vec<EnvironmentRow>, StoreError> {
-        self.read(|connection| {
-            let select = format!("SELECT {COLUMNS} FROM environments ORDER BY created_at, id");
-            connection.prepare_cached(&select)?.query_map([], read)?.collect()
+    /// The environments that are visible, oldest first.
+    pub async fn environments(&self, access: &Access) -> Result<Vec<EnvironmentRow>, StoreError> {
+        let principal = access.principal().cloned();
+        self.read(move |connection| {
+            let select =
+                format!("SELECT {COLUMNS} FROM environments WHERE ?1 IS NULL OR principal = ?1 ORDER BY created_at, id");
+            connection.prepare_cached(&select)?.query_map([principal], read)?.collect()
         })
         .await
     }

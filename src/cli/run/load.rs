@@ -21,7 +21,7 @@ pub(super) struct LoadedNotebook {
     pub kernel: &'static KernelSpec,
     /// The record of an earlier run (`metadata.cellkeep`), which `--frozen` compares with.
     pub earlier_record: Option<Value>,
-    /// The packages that it says it needs.
+    /// The packages that it says it needs, if they are installed or shown.
     pub needed_packages: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ impl LoadedNotebook {
         }
         let earlier_record = run_record::record_in(&notebook).cloned();
         let mut needed_packages = Vec::new();
-        if kernel.language == "python" {
+        if kernel.language == "python" && (settings.install || settings.inspect) {
             needed_packages = notebook::requirements(&notebook);
             match beside(&job.source) {
                 Ok(more) => needed_packages.extend(more),

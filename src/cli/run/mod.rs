@@ -208,9 +208,10 @@ pub(super) async fn run(paths: Paths, args: RunArgs) -> Result<Exit, Failure> {
         frozen: args.frozen,
         no_record: args.no_record,
         install: args.install,
+        inspect,
         nbval: false,
     };
-    if inspect {
+    if settings.inspect {
         return inspect::inspect(&settings, &jobs, &display, reports.json).map_err(Failure::usage);
     }
     for target in jobs.iter().filter_map(|job| job.target.as_deref()) {

@@ -22,7 +22,7 @@ pub(super) struct ParameterizedNotebook {
     pub kernel: &'static KernelSpec,
     pub earlier_record: Option<Value>,
     pub parameters: Parameters,
-    /// The packages that it says it needs.
+    /// The packages that it says it needs, if they are installed or shown.
     pub needed_packages: Vec<String>,
 }
 

@@ -26,6 +26,8 @@ pub(in crate::cli) struct Settings {
     pub no_record: bool,
     /// Whether the packages are installed that notebooks say they need.
     pub install: bool,
+    /// Whether notebooks are shown and not run.
+    pub inspect: bool,
     /// Whether nbval's tags and comments apply.
     pub nbval: bool,
 }

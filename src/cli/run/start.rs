@@ -44,7 +44,7 @@ impl StartedKernel {
             )));
         }
         // Not a part of the start, whose time is limited.
-        let needed: &[String] = if settings.install { &parameterized.needed_packages } else { &[] };
+        let needed = &parameterized.needed_packages;
         let packages = settings.sandbox.install(&settings.paths, kernel, needed, signals.stop_requested()).await?;
         let session = create_session(settings, kernel, packages, signals).await?;
         let forwarding = signals.register(session.handle.clone());

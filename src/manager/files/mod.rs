@@ -34,7 +34,10 @@ pub use crate::agent_protocol::{EntryKind, FileEntry, FileStat, PutOptions, deco
 pub use open_file::OpenFile;
 use owner::WorkspaceOwner;
 pub use pack::ArchiveFormat;
+pub(super) use staging::check_path;
 pub use staging::{Staging, Summary};
+pub(super) use tar_reader::read as read_tar;
+pub(super) use unpack::ArchiveSink;
 pub use walk::{FilePage, Position, WorkspaceEntry};
 pub use workspace::Workspace;
 

@@ -96,8 +96,8 @@ impl Workspace {
     }
 }
 
-/// A path below the staging folder, as archives and forms write it: `./` and slashes at the end are left out.
-pub(super) fn check_path(name: &str) -> Result<String, FileError> {
+/// A path below a folder, as archives and forms write it: `./` and slashes at the end are left out.
+pub(in crate::manager) fn check_path(name: &str) -> Result<String, FileError> {
     let bad = |why: &str| Err(FileError::Refused(format!("{name:?} {why}")));
     if name.starts_with('/') {
         return bad("is an absolute path");

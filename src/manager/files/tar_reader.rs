@@ -5,13 +5,11 @@ use std::io::{self, Read};
 
 use tar::{Entry, EntryType, Header, PaxExtensions};
 
-use super::unpack::{MAX_TARGET, Sink, bad};
-use super::{FileError, MAX_ARCHIVE_BYTES, MAX_ARCHIVE_ENTRIES, PutOptions};
+use super::unpack::{ArchiveSink, MAX_TARGET, bad};
+use super::{FileError, PutOptions};
 
 /// The largest extension header in bytes: a long name or a set of attributes.
 const MAX_EXTENSION: u64 = 64 << 10;
-/// The largest tar file after decompression, in bytes.
-const MAX_LENGTH: u64 = MAX_ARCHIVE_BYTES + (MAX_ARCHIVE_ENTRIES as u64) * 4096;
 
 /// Whether these are the first bytes of a tar file: a header with a right checksum.
 pub(super) fn is_tar(head: &[u8]) -> bool {
@@ -23,8 +21,9 @@ pub(super) fn is_tar(head: &[u8]) -> bool {
         || header.cksum().is_ok_and(|known| known == block.iter().enumerate().map(sum).sum::<u32>())
 }
 
-pub(super) fn read(archive: impl Read, sink: &mut Sink) -> Result<(), FileError> {
-    let mut archive = tar::Archive::new(Limited { reader: archive, left: MAX_LENGTH });
+/// Reads a tar file of at most so many bytes, after decompression.
+pub(in crate::manager) fn read<S: ArchiveSink>(archive: impl Read, most: u64, sink: &mut S) -> Result<(), S::Error> {
+    let mut archive = tar::Archive::new(Limited { reader: archive, left: most });
     let mut extensions = Extensions::default();
     for entry in archive.entries().map_err(|error| bad(&error))?.raw(true) {
         let mut entry = entry.map_err(|error| bad(&error))?;
@@ -38,15 +37,16 @@ pub(super) fn read(archive: impl Read, sink: &mut Sink) -> Result<(), FileError>
         }
     }
     // The end of compressed data has a checksum.
-    io::copy(&mut archive.into_inner(), &mut io::sink()).map(drop).map_err(|error| bad(&error))
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(|error| bad(&error))?;
+    Ok(())
 }
 
-fn read_entry(entry: &mut Entry<impl Read>, extensions: Extensions, sink: &mut Sink) -> Result<(), FileError> {
+fn read_entry<S: ArchiveSink>(entry: &mut Entry<impl Read>, extensions: Extensions, sink: &mut S) -> Result<(), S::Error> {
     let attributes = Attributes::parse(extensions, entry)?;
     let name = utf8(attributes.name)?;
     let header = entry.header();
     let kind = header.entry_type();
-    let refuse = |what: &str| Err(FileError::BadArchive(format!("{name:?} is {what}, which is not unpacked")));
+    let refuse = |what: &str| Err(FileError::BadArchive(format!("{name:?} is {what}, which is not unpacked")).into());
     match kind {
         EntryType::Directory => sink.folder(&name),
         // Before ustar, a slash at the end of the name was the only sign of a folder.

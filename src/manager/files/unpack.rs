@@ -14,12 +14,17 @@ use flate2::read::MultiGzDecoder;
 use tokio::runtime::Handle;
 
 use super::staging::{Deadline, check_path};
-use super::{FileError, MAX_FILE, PutOptions, Staging, Summary, Workspace, tar_reader, zip_reader};
+use super::{
+    FileError, MAX_ARCHIVE_BYTES, MAX_ARCHIVE_ENTRIES, MAX_FILE, PutOptions, Staging, Summary, Workspace, tar_reader,
+    zip_reader,
+};
 use crate::agent_protocol::FILE_CHUNK;
 
 /// The largest number of symlinks in an archive, and the length of a link's target in bytes.
 const MAX_LINKS: usize = 10_000;
 pub(super) const MAX_TARGET: usize = 4096;
+/// The largest tar file after decompression, in bytes.
+const MAX_TAR: u64 = MAX_ARCHIVE_BYTES + (MAX_ARCHIVE_ENTRIES as u64) * 4096;
 
 impl Workspace {
     /// Unpacks a zip file, a tar file or a compressed tar file (gzip) into a folder, which is created. The archive is recognised
@@ -53,9 +58,9 @@ fn read_archive(archive: File, sink: &mut Sink) -> Result<(), FileError> {
     let mut head = [0; 512];
     let length = read_head(&archive, &mut head).map_err(|error| bad(&error))?;
     match &head[..length] {
-        [0x1f, 0x8b, ..] => tar_reader::read(MultiGzDecoder::new(io::BufReader::new(archive)), sink),
+        [0x1f, 0x8b, ..] => tar_reader::read(MultiGzDecoder::new(io::BufReader::new(archive)), MAX_TAR, sink),
         [b'P', b'K', 3 | 5, 4 | 6, ..] => zip_reader::read(archive, sink),
-        head if tar_reader::is_tar(head) => tar_reader::read(io::BufReader::new(archive), sink),
+        head if tar_reader::is_tar(head) => tar_reader::read(io::BufReader::new(archive), MAX_TAR, sink),
         _ => {
             Err(FileError::BadArchive("the body is neither a zip file nor a tar file, compressed by gzip or not".to_owned()))
         }
@@ -78,6 +83,18 @@ pub(super) fn bad(error: &dyn std::error::Error) -> FileError {
     FileError::BadArchive(format!("the archive cannot be read: {error}"))
 }
 
+/// Takes the entries of an archive. Their names are as the archive has them.
+pub(in crate::manager) trait ArchiveSink {
+    type Error: From<FileError>;
+
+    fn folder(&mut self, name: &str) -> Result<(), Self::Error>;
+
+    /// `bytes` has `size` bytes, if the archive says the truth.
+    fn file(&mut self, name: &str, size: u64, options: PutOptions, bytes: &mut dyn Read) -> Result<(), Self::Error>;
+
+    fn link(&mut self, name: &str, target: String) -> Result<(), Self::Error>;
+}
+
 /// Takes the entries of an archive, and writes them through the agent.
 pub(super) struct Sink {
     staging: Staging,
@@ -87,14 +104,16 @@ pub(super) struct Sink {
     deadline: Deadline,
 }
 
-impl Sink {
-    pub fn folder(&mut self, name: &str) -> Result<(), FileError> {
+impl ArchiveSink for Sink {
+    type Error = FileError;
+
+    fn folder(&mut self, name: &str) -> Result<(), FileError> {
         self.deadline.check()?;
         self.runtime.block_on(self.staging.make_folder(name))
     }
 
     /// Writes a file, which must have as many bytes as the archive says.
-    pub fn file(&mut self, name: &str, size: u64, options: PutOptions, bytes: &mut dyn Read) -> Result<(), FileError> {
+    fn file(&mut self, name: &str, size: u64, options: PutOptions, bytes: &mut dyn Read) -> Result<(), FileError> {
         if size > MAX_FILE as u64 {
             return Err(FileError::TooLarge.at(name));
         }
@@ -118,7 +137,7 @@ impl Sink {
         }
     }
 
-    pub fn link(&mut self, name: &str, target: String) -> Result<(), FileError> {
+    fn link(&mut self, name: &str, target: String) -> Result<(), FileError> {
         self.deadline.check()?;
         if self.links.len() == MAX_LINKS {
             return Err(FileError::ArchiveTooLarge(format!("there are more than {MAX_LINKS} links")));
@@ -129,7 +148,9 @@ impl Sink {
         self.links.push((name.to_owned(), target));
         Ok(())
     }
+}
 
+impl Sink {
     fn make_links(&mut self) -> Result<(), FileError> {
         let links = std::mem::take(&mut self.links);
         let names: HashSet<String> = links.iter().filter_map(|(name, _)| check_path(name).ok()).collect();

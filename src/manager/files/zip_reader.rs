@@ -9,7 +9,7 @@ use zip::ZipReadOptions;
 use zip::read::{Config, ZipFile};
 use zip::unstable::read::ZipIterable;
 
-use super::unpack::{MAX_TARGET, Sink, bad};
+use super::unpack::{ArchiveSink as _, MAX_TARGET, Sink, bad};
 use super::{FileError, MAX_ARCHIVE_BYTES, MAX_ARCHIVE_ENTRIES, PutOptions};
 
 /// The kind of an entry in the mode that Unix programs write: none, or that of a file.

@@ -11,11 +11,11 @@ use tokio::time::error::Elapsed;
 
 use super::disk::Staging;
 use super::unpack::unpack;
-use super::{BuildLog, Package, PackageError, PackageSet, WantedPackages, hash};
+use super::{BuildLog, Package, PackageError, PackageSet, WantedPackages};
 use crate::agent_protocol::{AnswerBody, FILE_CHUNK, PutOptions, Request};
 use crate::ids::Seq;
 use crate::manager::sandboxes::{NewProcess, OneShotSandbox, ProcessOutput};
-use crate::manager::{Manager, ProcessStream, SessionSpec};
+use crate::manager::{Manager, ProcessStream, SessionSpec, digest_id};
 use crate::policy::{MAX_LOCK, NetworkPolicy};
 use crate::session::{AgentRequests as _, Upload};
 use crate::store::now_ms;
@@ -109,7 +109,7 @@ impl<'a> Installer<'a> {
         let (staging, bytes) = self.take_files(rules.max_mb << 20).await?;
         let identity = (key, &self.wanted.kernel.name, &lock);
         let set = PackageSet {
-            id: hash(serde_json::to_string(&identity).unwrap_or_default().as_bytes()),
+            id: digest_id(serde_json::to_string(&identity).unwrap_or_default().as_bytes()),
             kernel: self.wanted.kernel.name.clone(),
             scope: self.wanted.scope.clone(),
             lock,

@@ -19,10 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::{Manager, ManagerError, ProcessError, SandboxChoice};
+use super::{Manager, ManagerError, ProcessError, SandboxChoice, digest_id};
 use crate::config::Paths;
 use crate::ids::PrincipalId;
 use crate::kernels::KernelSpec;
@@ -156,13 +155,8 @@ impl WantedPackages {
         let scope = self.scope.as_ref().map(PrincipalId::as_str);
         let parts =
             (FORMAT, &self.kernel.name, self.kernel.fingerprint(), self.sandbox.name(), scope, &self.request, indexes);
-        hash(serde_json::to_string(&parts).unwrap_or_default().as_bytes())
+        digest_id(serde_json::to_string(&parts).unwrap_or_default().as_bytes())
     }
-}
-
-/// 128 bits of SHA-256, as 32 hexadecimal digits.
-fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A set by its id.
@@ -173,7 +167,7 @@ pub(super) fn read(paths: &Paths, id: &str) -> Option<PackageSet> {
 impl PackageSet {
     /// Identifies its packages: the same in all scopes and on all machines.
     pub fn lock_hash(&self) -> String {
-        hash(self.lock.as_bytes())
+        digest_id(self.lock.as_bytes())
     }
 }
 
@@ -217,23 +211,34 @@ impl Manager {
         if let Some(set) = self.find_package_set(&key) {
             return Ok(set);
         }
-        let rules = self.package_rules();
-        self.remove_package_leftovers();
-        self.remove_unused_package_sets(rules.max_total_mb.saturating_sub(rules.max_mb))?;
-        let total: u64 = self.package_sets().iter().map(|(set, _)| set.bytes).sum();
-        if (total >> 20) + rules.max_mb > rules.max_total_mb {
-            return Err(PackageError::Full(rules.max_total_mb));
-        }
+        tokio::task::block_in_place(|| self.make_room_for_packages())?;
         build::build(self, wanted, &key, &log).await
     }
 
-    /// Removes sets that no sandbox sees, those first that were not used for longest, until the rest has at most this size.
-    pub fn remove_unused_package_sets(&self, keep_mb: u64) -> Result<Vec<PackageSet>, PackageError> {
+    /// Makes room for the largest set.
+    fn make_room_for_packages(&self) -> Result<(), PackageError> {
+        self.remove_package_leftovers();
+        let rules = self.package_rules();
+        let (_, left) = self.shrink_package_sets(rules.max_total_mb.saturating_sub(rules.max_mb))?;
+        match (left >> 20) + rules.max_mb > rules.max_total_mb {
+            true => Err(PackageError::Full(rules.max_total_mb)),
+            false => Ok(()),
+        }
+    }
+
+    /// Removes the sets that no sandbox sees and that were not used a moment ago.
+    pub fn remove_unused_package_sets(&self) -> Result<Vec<PackageSet>, PackageError> {
+        Ok(self.shrink_package_sets(0)?.0)
+    }
+
+    /// Removes sets that no sandbox sees, those first that were not used for longest, until the rest has at most this size. Returns the
+    /// removed ones, and the bytes of the rest.
+    fn shrink_package_sets(&self, keep_mb: u64) -> Result<(Vec<PackageSet>, u64), PackageError> {
         let sets = self.package_sets();
         let mut total: u64 = sets.iter().map(|(set, _)| set.bytes).sum();
         let mut removed = Vec::new();
         if total <= keep_mb << 20 {
-            return Ok(removed);
+            return Ok((removed, total));
         }
         let in_use = package_sets_in_use(&self.paths)?;
         let mut unused: Vec<_> = sets.into_iter().filter(|(set, _)| !in_use.contains(&set.id)).collect();
@@ -247,13 +252,10 @@ impl Manager {
                 removed.push(set);
             }
         }
-        Ok(removed)
+        Ok((removed, total))
     }
 
-    /// Removes one set.
-    ///
-    /// # Errors
-    /// `false` if a sandbox sees it.
+    /// Removes one set. `false` if a sandbox sees it.
     pub fn remove_package_set(&self, id: &str) -> Result<bool, PackageError> {
         let root = self.paths.package_sets();
         let Some(hidden) = disk::hide(&root, id)? else { return Ok(true) };

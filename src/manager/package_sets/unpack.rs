@@ -4,61 +4,74 @@
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
-
-use tar::EntryType;
+use std::path::{Path, PathBuf};
 
 use super::PackageError;
 use super::disk::create_folder;
+use crate::manager::files::{ArchiveSink, FileError, PutOptions, check_path, read_tar};
 
 /// The most files and folders of a set, and the deepest path.
 const MAX_ENTRIES: u64 = 500_000;
 const MAX_DEPTH: usize = 64;
 /// What a file or folder occupies on the disk besides its content, bytes, at most; content occupies whole blocks.
 const BLOCK: u64 = 4096;
-/// The longest path, bytes. Longer names than a header holds are in entries of their own, which have no bound in the format.
-const MAX_PATH: u64 = 4096;
+/// What a tar file has behind its entries, bytes, at most. An entry needs less there than it is counted for.
+const TAR_END: u64 = 1 << 20;
 
 /// Unpacks a tar file into an empty folder. Returns the bytes that it occupies.
 ///
 /// # Errors
 /// [`PackageError::TooLarge`] beyond `max_bytes`, [`PackageError::BadInstaller`] for anything that a set cannot have.
 pub(super) fn unpack(archive: impl Read, into: &Path, max_bytes: u64) -> Result<u64, PackageError> {
-    let mut archive = tar::Archive::new(archive);
-    let mut budget = Budget { max_bytes, bytes: 0, entries: 0 };
-    let mut long_name = None;
-    for entry in archive.entries().map_err(unreadable)?.raw(true) {
-        let mut entry = entry.map_err(unreadable)?;
-        let name = long_name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
-        match entry.header().entry_type() {
-            EntryType::GNULongName => {
-                let mut text = Vec::new();
-                (&mut entry).take(MAX_PATH).read_to_end(&mut text).map_err(unreadable)?;
-                text.retain(|byte| *byte != 0);
-                long_name = Some(text);
-            }
-            EntryType::Directory => drop(make_folders(into, &relative(&name)?, &mut budget)?),
-            EntryType::Regular | EntryType::Continuous => {
-                budget.charge(entry.size())?;
-                let is_executable = entry.header().mode().is_ok_and(|mode| mode & 0o100 != 0);
-                write_file(into, &relative(&name)?, is_executable, &mut entry, &mut budget)?;
-            }
-            // tar writes what links lead to; this one leads nowhere.
-            EntryType::Symlink | EntryType::GNULongLink => {}
-            kind => return Err(bad(&format!("an entry of the kind {kind:?}"))),
-        }
-    }
-    Ok(budget.bytes)
+    let mut sink = SetSink { into: into.to_owned(), max_bytes, bytes: 0, entries: 0 };
+    read_tar(archive, max_bytes.saturating_add(TAR_END), &mut sink)?;
+    Ok(sink.bytes)
 }
 
-/// What may still be written.
-struct Budget {
+impl From<FileError> for PackageError {
+    fn from(error: FileError) -> Self {
+        Self::BadInstaller(format!("its set cannot be read: {error}"))
+    }
+}
+
+/// Writes entries, as long as they have room.
+struct SetSink {
+    into: PathBuf,
     max_bytes: u64,
     bytes: u64,
     entries: u64,
 }
 
-impl Budget {
+impl ArchiveSink for SetSink {
+    type Error = PackageError;
+
+    fn folder(&mut self, name: &str) -> Result<(), PackageError> {
+        self.make_folders(&relative(name)?).map(drop)
+    }
+
+    fn file(&mut self, name: &str, size: u64, options: PutOptions, bytes: &mut dyn Read) -> Result<(), PackageError> {
+        self.charge(size)?;
+        let path = relative(name)?;
+        let file_name = path.file_name().ok_or_else(|| bad("a file without a name"))?;
+        let target = self.make_folders(path.parent().unwrap_or(Path::new("")))?.join(file_name);
+        // A name that is there twice is refused, so nothing is written through what is there.
+        let created = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target);
+        let mut file = created.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => bad("a file twice"),
+            _ => PackageError::Io(error),
+        })?;
+        io::copy(bytes, &mut file)?;
+        file.set_permissions(fs::Permissions::from_mode(if options.is_executable { 0o755 } else { 0o644 }))?;
+        Ok(())
+    }
+
+    /// tar writes what links lead to; this one leads nowhere.
+    fn link(&mut self, _: &str, _: String) -> Result<(), PackageError> {
+        Ok(())
+    }
+}
+
+impl SetSink {
     /// Counts a file or folder with so many bytes of content.
     fn charge(&mut self, content: u64) -> Result<(), PackageError> {
         let occupied = content.checked_next_multiple_of(BLOCK).and_then(|bytes| bytes.checked_add(BLOCK));
@@ -72,70 +85,36 @@ impl Budget {
         }
         Ok(())
     }
-}
 
-fn unreadable(error: io::Error) -> PackageError {
-    PackageError::BadInstaller(format!("its set cannot be read: {error}"))
+    fn make_folders(&mut self, path: &Path) -> Result<PathBuf, PackageError> {
+        let mut folder = self.into.clone();
+        for part in path.components() {
+            folder.push(part);
+            if !folder.is_dir() {
+                self.charge(0)?;
+                create_folder(&folder)?;
+            }
+        }
+        Ok(folder)
+    }
 }
 
 fn bad(what: &str) -> PackageError {
     PackageError::BadInstaller(format!("the set has {what}"))
 }
 
-fn relative(name: &[u8]) -> Result<PathBuf, PackageError> {
-    let text = std::str::from_utf8(name).map_err(|_| bad("a name that is not UTF-8"))?;
-    if text.len() as u64 >= MAX_PATH || text.contains('\0') {
-        return Err(bad("a name that is too long"));
-    }
-    let mut path = PathBuf::new();
-    for part in Path::new(text).components() {
-        match part {
-            Component::Normal(part) => path.push(part),
-            Component::CurDir => {}
-            _ => return Err(bad("a path that leaves its folder")),
-        }
-    }
+fn relative(name: &str) -> Result<PathBuf, PackageError> {
+    let path = PathBuf::from(check_path(name)?);
     if path.components().count() > MAX_DEPTH {
         return Err(bad("folders that are too deep"));
     }
     Ok(path)
 }
 
-fn make_folders(into: &Path, path: &Path, budget: &mut Budget) -> Result<PathBuf, PackageError> {
-    let mut folder = into.to_owned();
-    for part in path.components() {
-        folder.push(part);
-        if !folder.is_dir() {
-            budget.charge(0)?;
-            create_folder(&folder)?;
-        }
-    }
-    Ok(folder)
-}
-
-fn write_file(
-    into: &Path,
-    path: &Path,
-    is_executable: bool,
-    content: &mut impl Read,
-    budget: &mut Budget,
-) -> Result<(), PackageError> {
-    let name = path.file_name().ok_or_else(|| bad("a file without a name"))?;
-    let folder = make_folders(into, path.parent().unwrap_or(Path::new("")), budget)?;
-    let target = folder.join(name);
-    // A name that is there twice is refused, so nothing is written through what is there.
-    let created = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target);
-    let mut file = created.map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => bad("a file twice"),
-        _ => PackageError::Io(error),
-    })?;
-    io::copy(content, &mut file)?;
-    file.set_permissions(fs::Permissions::from_mode(if is_executable { 0o755 } else { 0o644 }))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use tar::EntryType;
+
     use super::*;
 
     fn archive(entries: &[(&str, EntryType, &[u8])]) -> Vec<u8> {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::SessionService;
@@ -15,6 +14,7 @@ use crate::agent_protocol::{
 };
 use crate::ids::{Access, Epoch, ProcessId, SandboxId, Seq};
 use crate::link::{Link, LinkError, LinkEvent, LinkEvents, Position};
+use crate::manager::digest_id;
 use crate::manager::registry::SandboxInstance;
 use crate::manager::session_config::ServiceError;
 use crate::sandbox::SandboxState;
@@ -199,10 +199,8 @@ fn unexpected() -> ProcessError {
 
 /// The id of the process that a client starts with `key`: the same for each retry.
 fn id_of_key(sandbox: &SandboxId, key: &str) -> ProcessId {
-    let hash = Sha256::digest(format!("{sandbox}\n{key}"));
-    let text: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     // 32 hexadecimal digits are an id.
-    ProcessId::parse(&text).unwrap_or_else(ProcessId::random)
+    ProcessId::parse(&digest_id(format!("{sandbox}\n{key}").as_bytes())).unwrap_or_else(ProcessId::random)
 }
 
 /// What a reader of a process gets.
