@@ -34,8 +34,8 @@ const MAX_DRAIN: Duration = Duration::from_secs(10);
 const MAX_REST: usize = 4 << 20;
 /// How long a process may go on after SIGTERM when its time is over.
 const TERMINATION_GRACE: Duration = Duration::from_secs(2);
-/// How far a reader may be behind before the process waits for it, bytes. Of a terminal, what was written before Control-C was
-/// pressed is shown after it.
+/// How far a reader may be behind before the process waits for it, bytes. For a terminal it is less: what the process has written before
+/// Control-C stops it is still shown.
 const MAX_BEHIND: usize = MAX_OUTPUT / 2;
 const MAX_BEHIND_TERMINAL: usize = 256 << 10;
 /// How often a reader that is behind is looked at, and after how long without progress it is not waited for any more.

@@ -14,7 +14,7 @@ const MAX_HEADERS: usize = 100;
 const MAX_DIGITS: usize = 18;
 
 /// Fields that belong to one connection, and are not passed on.
-const HOP_BY_HOP: &[&str] = &[
+pub(super) const HOP_BY_HOP: &[&str] = &[
     "connection",
     "keep-alive",
     "proxy-authenticate",

@@ -272,8 +272,6 @@ pub(super) mod testing {
     use tokio::io::DuplexStream;
 
     use super::*;
-    use crate::policy::{Isolation, IsolationLevel};
-    use crate::sandbox::{ProcessStamp, SandboxKind};
 
     /// A sandbox that exists in name only.
     pub fn state(gateway: &Gateway, policy: NetworkPolicy) -> Arc<SandboxState> {
@@ -281,21 +279,7 @@ pub(super) mod testing {
     }
 
     pub fn state_with(gateway: &Gateway, policy: NetworkPolicy, secrets: Option<Arc<SandboxSecrets>>) -> Arc<SandboxState> {
-        let record = SandboxRecord {
-            id: SandboxId::random(),
-            kind: SandboxKind::Process,
-            kernel: "python".to_owned(),
-            socket: "/nowhere".into(),
-            isolation: Isolation::new(IsolationLevel::Process),
-            owner: ProcessStamp::own(),
-            keep: false,
-            agent_binary: "/nowhere".into(),
-            agent: None,
-            controllers: None,
-            container: None,
-            package_set: None,
-        };
-        let state = SandboxState::new(gateway, &record, secrets);
+        let state = SandboxState::new(gateway, &SandboxRecord::in_name_only(), secrets);
         state.change_policy(policy);
         Arc::new(state)
     }

@@ -1,17 +1,19 @@
 //! What one owner may use of the way out, whatever the number of its sandboxes: connections, look-ups of names, lines of the audit log.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Look-ups of names at a time. Each occupies a thread for as long as the name server takes, which nobody can shorten.
 const MAX_LOOKUPS: usize = 64;
 const MAX_OWN_LOOKUPS: usize = 16;
-/// Lines of the audit log about the growth of decisions: at most so many at once, and one more in this time.
-const LINES: u32 = 200;
-const LINE_INTERVAL: Duration = Duration::from_secs(2);
+/// Lines of the audit log about the growth of decisions: at most so many at once, and so many in a minute.
+const LINES: NonZeroU32 = NonZeroU32::new(200).unwrap();
+const LINES_PER_MINUTE: NonZeroU32 = NonZeroU32::new(30).unwrap();
 
 /// The shares of all owners. Those whose sandboxes are gone are forgotten.
 pub(super) struct Shares {
@@ -42,7 +44,7 @@ impl Shares {
         let share = Arc::new(Share {
             connections: Places::new(self.own_connections, &self.connections),
             lookups: Places::new(MAX_OWN_LOOKUPS, &self.lookups),
-            lines: Mutex::new(LineBudget { left: LINES, counted_at: Instant::now() }),
+            lines: RateLimiter::direct(line_quota()),
         });
         owners.insert(owner.to_owned(), Arc::downgrade(&share));
         share
@@ -53,13 +55,13 @@ impl Shares {
 pub(super) struct Share {
     pub connections: Places,
     pub lookups: Places,
-    lines: Mutex<LineBudget>,
+    lines: DefaultDirectRateLimiter,
 }
 
 impl Share {
     /// Whether another line may be written to the audit log. It is counted.
     pub fn take_line(&self) -> bool {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())
+        self.lines.check().is_ok()
     }
 }
 
@@ -87,28 +89,14 @@ impl Places {
     }
 }
 
-struct LineBudget {
-    left: u32,
-    /// The time until which the lines are counted that have been added.
-    counted_at: Instant,
-}
-
-impl LineBudget {
-    fn take(&mut self, now: Instant) -> bool {
-        let added = now.saturating_duration_since(self.counted_at).as_millis() / LINE_INTERVAL.as_millis();
-        let added = u32::try_from(added).unwrap_or(LINES).min(LINES);
-        if added > 0 {
-            self.left = (self.left + added).min(LINES);
-            self.counted_at = now;
-        }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        may
-    }
+fn line_quota() -> Quota {
+    Quota::per_minute(LINES_PER_MINUTE).allow_burst(LINES)
 }
 
 #[cfg(test)]
 mod tests {
+    use governor::clock::FakeRelativeClock;
+
     use super::*;
 
     #[tokio::test]
@@ -130,10 +118,14 @@ mod tests {
 
     #[test]
     fn lines_are_bounded_and_come_back() {
-        let now = Instant::now();
-        let mut budget = LineBudget { left: LINES, counted_at: now };
-        assert_eq!((0..LINES + 50).filter(|_| budget.take(now)).count() as u32, LINES);
-        assert!(budget.take(now + LINE_INTERVAL) && !budget.take(now + LINE_INTERVAL));
-        assert_eq!((0..2 * LINES).filter(|_| budget.take(now + Duration::from_secs(1 << 20))).count() as u32, LINES);
+        let clock = FakeRelativeClock::default();
+        let lines = RateLimiter::direct_with_clock(line_quota(), clock.clone());
+        let take = || lines.check().is_ok();
+        let most = LINES.get();
+        assert_eq!((0..most + 50).filter(|_| take()).count() as u32, most);
+        clock.advance(Duration::from_secs(60 / u64::from(LINES_PER_MINUTE.get())));
+        assert!(take() && !take());
+        clock.advance(Duration::from_secs(1 << 20));
+        assert_eq!((0..2 * most).filter(|_| take()).count() as u32, most);
     }
 }

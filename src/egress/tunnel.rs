@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::proxy::send_last;
 use super::tls_hello::{self, Opening, OpeningReader};
 use super::traffic::Connection;
 use crate::policy::HostName;
-use crate::streams::{ByteStream, Meter, copy_from_socket, copy_to_socket};
+use crate::streams::{ByteStream, copy_from_socket, copy_to_socket};
 
 /// How long a client may take to begin TLS, where nothing else is expected.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
@@ -63,10 +62,8 @@ pub(super) async fn serve(
     let (mut reader, mut writer) = socket.split();
     // The server may be the one that begins.
     let outward = async {
-        let (bytes, _) = read_checked(stream, rest, rules).await?;
-        meter.outward(bytes.len()).await?;
-        writer.write_all(&bytes).await?;
-        copy_to_socket(stream, &mut writer, meter).await
+        let (opening, _) = read_checked(stream, rest, rules).await?;
+        copy_to_socket(stream, opening, &mut writer, meter).await
     };
     let inward = copy_from_socket(&mut reader, stream, meter);
     tokio::try_join!(outward, inward).map(drop)
@@ -88,9 +85,7 @@ pub(super) async fn copy(
 ) -> io::Result<()> {
     let _ = socket.set_nodelay(true);
     let (mut reader, mut writer) = socket.split();
-    meter.outward(opening.len()).await?;
-    writer.write_all(&opening).await?;
-    let outward = copy_to_socket(stream, &mut writer, meter);
+    let outward = copy_to_socket(stream, opening, &mut writer, meter);
     let inward = copy_from_socket(&mut reader, stream, meter);
     tokio::try_join!(outward, inward).map(drop)
 }

@@ -42,7 +42,7 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 /// Capacity of the queues of events and of answers, bytes. While a queue is full, the link stops reading and the agent
 /// buffers.
 const QUEUE_BYTES: usize = 8 << 20;
-/// That of the output of a process. What is in it cannot be stopped any more by whoever presses Control-C.
+/// As the one above, for the output of a process. It is smaller, because what waits here is still shown after Control-C.
 const PROCESS_QUEUE_BYTES: usize = 256 << 10;
 /// Overhead of an event beside its message, bytes.
 const EVENT_OVERHEAD: usize = 512;

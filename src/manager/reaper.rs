@@ -192,16 +192,14 @@ pub(super) mod tests {
 
     use super::*;
     use crate::config::Paths;
-    use crate::ids::{SandboxId, SessionPhase};
+    use crate::ids::SessionPhase;
     use crate::kernels;
     use crate::manager::registry::SandboxInstance;
     use crate::manager::removal_backlog::Leftover;
     use crate::manager::service::new_row;
     use crate::manager::{NewSession, ServiceSettings};
-    use crate::policy::{Isolation, IsolationLevel, NetworkPolicy};
-    use crate::sandbox::{
-        ProcessStamp, Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats,
-    };
+    use crate::policy::NetworkPolicy;
+    use crate::sandbox::{Sandbox, SandboxError, SandboxKind, SandboxRecord, SandboxSpec, SandboxState, SandboxStats};
     use crate::session::{self, Stored};
     use crate::store::Store;
 
@@ -248,23 +246,6 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::manager) fn sandbox_record() -> SandboxRecord {
-        SandboxRecord {
-            id: SandboxId::random(),
-            kind: SandboxKind::Process,
-            kernel: "python".to_owned(),
-            socket: "/nowhere".into(),
-            isolation: Isolation::new(IsolationLevel::Process),
-            owner: ProcessStamp::own(),
-            keep: true,
-            agent_binary: "/nowhere".into(),
-            agent: None,
-            controllers: None,
-            container: None,
-            package_set: None,
-        }
-    }
-
     pub(in crate::manager) fn service() -> (std::path::PathBuf, SessionService) {
         service_with(ServiceSettings::default())
     }
@@ -283,7 +264,7 @@ pub(super) mod tests {
         let (folder, service) = service();
         let reaper = Reaper::new(service.clone());
         let stored_row = async |id: &SessionId| service.0.store.session(id).await.unwrap().unwrap();
-        let record = sandbox_record();
+        let record = SandboxRecord::in_name_only();
         let id = record.id.as_session().clone();
         let mut row = new_row(&id, &"ann".into(), kernels::find("python").unwrap(), &NewSession::default());
         row.expires_at = Some(now_ms() - 1);
@@ -313,7 +294,7 @@ pub(super) mod tests {
         config: SessionConfig,
         change: impl FnOnce(&mut SessionRow),
     ) -> SessionId {
-        let record = sandbox_record();
+        let record = SandboxRecord::in_name_only();
         let id = record.id.as_session().clone();
         let new = NewSession { config, ..NewSession::default() };
         let mut row = new_row(&id, &"ann".into(), kernels::find("python").unwrap(), &new);
@@ -397,7 +378,7 @@ pub(super) mod tests {
         let (folder, service) = service();
         let engine = Engine::default();
         let add_ended_session = async |hangs: bool| {
-            let record = sandbox_record();
+            let record = SandboxRecord::in_name_only();
             let id = record.id.as_session().clone();
             if hangs {
                 engine.hangs.lock().unwrap().insert(id.clone());

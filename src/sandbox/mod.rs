@@ -132,6 +132,27 @@ pub struct SandboxRecord {
     pub package_set: Option<String>,
 }
 
+#[cfg(test)]
+impl SandboxRecord {
+    /// The record of a sandbox that does not exist.
+    pub fn in_name_only() -> Self {
+        Self {
+            id: SandboxId::random(),
+            kind: SandboxKind::Process,
+            kernel: "python".to_owned(),
+            socket: "/nowhere".into(),
+            isolation: Isolation::new(crate::policy::IsolationLevel::Process),
+            owner: ProcessStamp::own(),
+            keep: true,
+            agent_binary: "/nowhere".into(),
+            agent: None,
+            controllers: None,
+            container: None,
+            package_set: None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SandboxState {
     /// The agent is running.

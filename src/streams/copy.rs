@@ -3,9 +3,9 @@
 use std::io;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::tcp::ReadHalf;
 
 use super::ByteStream;
 
@@ -36,19 +36,26 @@ pub(crate) async fn copy_both_ways(stream: &ByteStream, socket: &mut TcpStream, 
     // Small pieces are already as large as their writer made them.
     let _ = socket.set_nodelay(true);
     let (mut reader, mut writer) = socket.split();
-    let outward = copy_to_socket(stream, &mut writer, meter);
+    let outward = copy_to_socket(stream, Bytes::new(), &mut writer, meter);
     let inward = copy_from_socket(&mut reader, stream, meter);
     tokio::try_join!(outward, inward).map(drop)
 }
 
-/// Sends what comes from the stream to the socket, to its end.
+/// Sends what comes from the stream to the socket, to its end; first `received`, which has come already.
 ///
 /// # Errors
 /// Of the socket, the stream or the meter.
-pub(crate) async fn copy_to_socket(stream: &ByteStream, socket: &mut WriteHalf<'_>, meter: &impl Meter) -> io::Result<()> {
-    while let Some(bytes) = stream.receive().await.map_err(io::Error::other)? {
+pub(crate) async fn copy_to_socket(
+    stream: &ByteStream,
+    received: Bytes,
+    socket: &mut (impl AsyncWrite + Unpin),
+    meter: &impl Meter,
+) -> io::Result<()> {
+    let mut next = Some(received);
+    while let Some(bytes) = next {
         meter.outward(bytes.len()).await?;
         socket.write_all(&bytes).await?;
+        next = stream.receive().await.map_err(io::Error::other)?;
     }
     socket.shutdown().await
 }

@@ -329,7 +329,7 @@ async fn processes_are_forgotten_by_their_ends(place: TestSandbox) {
     // What still works in the background is not forgotten before others.
     let background = shell.path(&format!("/{}", background["id"].as_str().unwrap()));
     shell.client.get(&background).await.is(200);
-    // Whoever deletes a process may use its key again.
+    // After a process is deleted, its key may be used again.
     let again = shell.begin(json!({"command": ["true"], "key": "again"})).await;
     shell.client.delete(&shell.path(&format!("/{again}"))).await.is(204);
     assert_eq!(shell.begin(json!({"command": ["sleep", "1000"], "key": "again"})).await, again);

@@ -1,6 +1,6 @@
-// The document in the frame of the terminal panel: draws what a process writes and sends what is typed. Everything that arrives may
-// come from hostile code. The policy of this document keeps it from any network, and nothing that the terminal is told makes it act:
-// no links, no clipboard, no titles, no change of the window.
+// The document in the frame of the terminal panel: it draws the output of a process and sends what is typed. The output may come from
+// hostile code. So the policy of this document forbids all network access, and sequences in the output cannot open links, use the
+// clipboard, set the title or change the window.
 import { FitAddon } from "@xterm/addon-fit";
 import { Terminal } from "@xterm/xterm";
 import { type FromTerminal, LEAVE_KEY, type ToTerminal } from "./terminal_messages.js";

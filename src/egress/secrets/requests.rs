@@ -31,7 +31,7 @@ use crate::egress::sandbox::{Asked, SandboxState};
 use crate::egress::shares::Share;
 use crate::egress::traffic::Connection;
 use crate::policy::parse_authority;
-use crate::streams::{ByteStream, Meter};
+use crate::streams::{ByteStream, Meter, copy_to_socket};
 
 const BUFFER: usize = 64 * 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -84,13 +84,7 @@ async fn with_client(
     let (near, far) = tokio::io::duplex(BUFFER);
     let (mut reader, mut writer) = tokio::io::split(far);
     let outward = async {
-        meter.outward(opening.len()).await?;
-        writer.write_all(&opening).await?;
-        while let Some(bytes) = stream.receive().await.map_err(io::Error::other)? {
-            meter.outward(bytes.len()).await?;
-            writer.write_all(&bytes).await?;
-        }
-        writer.shutdown().await?;
+        copy_to_socket(stream, opening, &mut writer, meter).await?;
         std::future::pending::<io::Result<()>>().await
     };
     let inward = async {

@@ -6,21 +6,10 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::ActiveSecret;
 use super::masking::Values;
+use crate::egress::request_head::HOP_BY_HOP;
 
-/// Fields that belong to one connection, or that would lead around the proxy.
-const DROPPED: &[&str] = &[
-    "alt-svc",
-    "connection",
-    "expect",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+/// Fields that are dropped besides those of one connection: one would lead around the proxy, and the other is answered by it.
+const DROPPED: &[&str] = &["alt-svc", "expect"];
 
 /// Puts secrets into the fields of a request.
 pub(super) fn put_in(fields: &mut HeaderMap, secrets: &[&ActiveSecret]) {
@@ -97,7 +86,7 @@ pub(super) fn drop_hop_by_hop(fields: &mut HeaderMap) {
         // The length delimits the body, so nobody may have it removed.
         .filter(|name| *name != header::CONTENT_LENGTH && *name != header::HOST)
         .collect();
-    let dropped = DROPPED.iter().filter_map(|name| name.parse().ok());
+    let dropped = HOP_BY_HOP.iter().chain(DROPPED).filter_map(|name| name.parse().ok());
     for name in listed.into_iter().chain(dropped) {
         fields.remove(name);
     }

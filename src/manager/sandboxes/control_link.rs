@@ -83,7 +83,6 @@ mod tests {
     use tokio::net::UnixStream;
 
     use super::*;
-    use crate::manager::reaper::tests::sandbox_record;
     use crate::sandbox::{SandboxError, SandboxKind, SandboxSpec, SandboxState, SandboxStats};
 
     /// An engine whose agents send garbage. Counts the connections.
@@ -122,7 +121,7 @@ mod tests {
     async fn link_that_has_ended_is_opened_again() {
         let counting = Arc::<Engine>::default();
         let engine: Arc<dyn Sandbox> = counting.clone();
-        let (control, record) = (ControlLink::default(), sandbox_record());
+        let (control, record) = (ControlLink::default(), SandboxRecord::in_name_only());
         let ask = || control.ask(&engine, &record, Request::Usage, Bytes::new());
         let refused = ask().await.unwrap_err();
         assert!(matches!(refused, SessionError::Link(LinkError::Closed)), "{refused}");

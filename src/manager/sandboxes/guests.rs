@@ -112,8 +112,9 @@ impl SessionService {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manager::reaper::tests::{Engine, sandbox_record, service};
+    use crate::manager::reaper::tests::{Engine, service};
     use crate::manager::sandboxes::SandboxEntry;
+    use crate::sandbox::SandboxRecord;
 
     /// A session whose kernel has become ready, in the sandbox of `instance`.
     async fn ready_guest(service: &SessionService, instance: &SandboxInstance) -> (SessionId, SessionEntry) {
@@ -128,8 +129,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn guest_of_ending_sandbox_is_not_listed() {
         let (folder, service) = service();
-        let instance =
-            SandboxInstance::new(Arc::new(Engine::default()), sandbox_record(), service.0.manager.gateway(), None);
+        let instance = SandboxInstance::new(
+            Arc::new(Engine::default()),
+            SandboxRecord::in_name_only(),
+            service.0.manager.gateway(),
+            None,
+        );
         let allotment = service.0.admission.count(&"ann".into(), 1);
         let sandbox = Arc::new(SandboxEntry::new("ann".into(), instance.clone(), allotment));
         service.0.sandboxes.insert(instance.record.id.clone(), sandbox.clone());
@@ -148,7 +153,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn guest_of_deleted_session_is_not_listed() {
         let (folder, service) = service();
-        let record = sandbox_record();
+        let record = SandboxRecord::in_name_only();
         let owner = record.id.as_session().clone();
         let instance = SandboxInstance::new(Arc::new(Engine::default()), record, service.0.manager.gateway(), None);
         let new = NewSession::default();
