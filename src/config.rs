@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use crate::policy::{NetworkLevel, SecretValue};
@@ -41,6 +41,9 @@ pub struct SecretConfig {
     pub format: Option<String>,
     /// A variable with a placeholder, instead of a header.
     pub env: Option<String>,
+    /// Whether only GET and HEAD requests get the value.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     #[serde(skip_serializing)]
     pub value: Option<SecretValue>,
     /// A file with the value.
@@ -165,11 +168,15 @@ pub struct CeilingsConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct EgressConfig {
-    /// The URL of each package index; absent: the public one.
-    pub python_index: Option<String>,
+    /// The URLs of package indexes, one or a list; absent: the public ones.
+    #[serde(deserialize_with = "one_or_many")]
+    pub python_index: Option<Vec<String>>,
     pub npm_registry: Option<String>,
-    pub cran_mirror: Option<String>,
+    #[serde(deserialize_with = "one_or_many")]
+    pub cran_mirror: Option<Vec<String>>,
     pub julia_server: Option<String>,
+    /// The names of secrets that are put into requests to indexes.
+    pub index_secrets: Option<Vec<String>>,
     /// Hosts that the policy `packages` reaches besides the indexes.
     pub package_hosts: Option<Vec<String>>,
     /// Private addresses that may be reached.
@@ -196,6 +203,22 @@ pub struct PackagesConfig {
     pub max_total_mb: Option<u64>,
     /// Seconds.
     pub build_timeout: Option<u64>,
+}
+
+/// Reads a text, or a list of texts.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a URL or a list of URLs")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Option::<OneOrMany>::deserialize(deserializer).map(|found| {
+        found.map(|found| match found {
+            OneOrMany::One(one) => vec![one],
+            OneOrMany::Many(many) => many,
+        })
+    })
 }
 
 /// A model behind an endpoint of the OpenAI chat completions API. Its key is never part of the configuration.

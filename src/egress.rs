@@ -30,7 +30,7 @@ use std::sync::{Arc, OnceLock};
 use tokio_rustls::rustls::ClientConfig;
 
 use crate::audit::AuditLog;
-use crate::policy::{HostName, HostRule, NetworkPolicy};
+use crate::policy::{HostName, HostRule, NetworkPolicy, Secret};
 
 pub use addresses::PrivateAddresses;
 pub use decisions::{Decision, DecisionList};
@@ -46,6 +46,8 @@ pub struct EgressSettings {
     pub indexes: PackageIndexes,
     /// Hosts that the policy `packages` reaches besides the indexes.
     pub package_hosts: Vec<HostRule>,
+    /// Credentials of indexes, which are put into requests of sandboxes with the policy `packages`.
+    pub index_secrets: Vec<Secret>,
     /// Private addresses that may be reached.
     pub private: PrivateAddresses,
     /// Certificates that programs in sandboxes trust, PEM. `None`: those of this machine.
@@ -63,6 +65,7 @@ impl Default for EgressSettings {
         Self {
             indexes: PackageIndexes::default(),
             package_hosts: Vec::new(),
+            index_secrets: Vec::new(),
             private: PrivateAddresses::default(),
             ca_file: None,
             max_connections: 2048,
@@ -108,6 +111,11 @@ impl Gateway {
 
     pub fn settings(&self) -> &EgressSettings {
         &self.0.settings
+    }
+
+    /// The credentials of indexes for sandboxes with this policy.
+    pub fn index_secrets(&self, policy: &NetworkPolicy) -> &[Secret] {
+        if *policy == NetworkPolicy::Packages { &self.0.settings.index_secrets } else { &[] }
     }
 
     /// Whether the operator lets sandboxes reach this address, which is private.

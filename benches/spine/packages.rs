@@ -44,6 +44,7 @@ fn wanted(lab: &Lab) -> anyhow::Result<WantedPackages> {
         sandbox: SandboxChoice::Only(SandboxKind::Process),
         scope: None,
         request: PackageRequest::new(&[PACKAGE.to_owned()], None)?,
+        known_lock: None,
     })
 }
 

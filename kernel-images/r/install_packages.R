@@ -32,7 +32,7 @@ environment_versions <- function() {
 
 available <- function() {
     found <- available.packages(filters = list("R_version", "OS_type", "duplicates"))
-    if (!nrow(found)) fail("the package index ", getOption("repos")[[1]], " was not read; see above")
+    if (!nrow(found)) fail("no package index was read (", paste(getOption("repos"), collapse = ", "), "); see above")
     found
 }
 
@@ -42,7 +42,7 @@ resolve <- function() {
         wanted <- read_pins("requirements.txt")
         index <- available()
         missing <- setdiff(wanted$name, c(rownames(index), names(environment)))
-        if (length(missing)) fail("there is no package ", paste(missing, collapse = ", "), " in ", getOption("repos")[[1]])
+        if (length(missing)) fail("there is no package ", paste(missing, collapse = ", "), " in ", paste(getOption("repos"), collapse = ", "))
         needed <- unlist(tools::package_dependencies(wanted$name, index, c("Depends", "Imports", "LinkingTo"), recursive = TRUE))
         needed <- setdiff(unique(needed), c(names(environment), wanted$name, "R"))
         named <- wanted$name[!is.na(wanted$version) | !wanted$name %in% names(environment)]
@@ -77,8 +77,9 @@ install <- function() {
     .libPaths(c(library, .libPaths()))
     index <- available()
     is_current <- lock$name %in% rownames(index) & index[match(lock$name, rownames(index)), "Version"] == lock$version
-    for (row in which(!is_current)) {
-        archive <- sprintf("%s/src/contrib/Archive/%2$s/%2$s_%3$s.tar.gz", getOption("repos")[[1]], lock$name[[row]], lock$version[[row]])
+    for (row in which(!is_current)) for (repository in getOption("repos")) {
+        if (dir.exists(file.path(library, lock$name[[row]]))) break
+        archive <- sprintf("%1$s/src/contrib/Archive/%2$s/%2$s_%3$s.tar.gz", repository, lock$name[[row]], lock$version[[row]])
         install.packages(archive, library, repos = NULL, type = "source")
     }
     if (any(is_current)) install.packages(lock$name[is_current], library, destdir = "tmp", dependencies = FALSE)

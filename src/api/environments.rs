@@ -3,16 +3,21 @@
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, StreamExt as _};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::{IntoParams, ToSchema};
 
 use super::error::Problem;
+use super::events::{LastEventId, last_event_id, sse};
 use super::notebooks::WaitQuery;
-use super::{Api, Body, Caller, Query, User, guard, path_field, path_parameter, view};
-use crate::manager::{EnvironmentDescription, EnvironmentState, Package};
+use super::{Api, Body, Caller, Query, User, guard, paging, path_field, path_parameter, view};
+use crate::ids::{Access, Seq};
+use crate::manager::{BuildEvent, EnvironmentDescription, EnvironmentState, Package, SessionService};
 use crate::policy::PackageRequest;
 
 /// The id of the environment in the path.
@@ -76,7 +81,7 @@ pub(super) struct CreateEnvironment {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = EnvironmentState)]
-enum StateView {
+pub(super) enum StateView {
     /// The packages are being installed.
     Building,
     Ready,
@@ -144,7 +149,7 @@ pub(super) struct EnvironmentView {
 }
 
 impl From<EnvironmentDescription> for EnvironmentView {
-    fn from(EnvironmentDescription { row, set }: EnvironmentDescription) -> Self {
+    fn from(EnvironmentDescription { row, set, log }: EnvironmentDescription) -> Self {
         let request: PackageRequest = serde_json::from_str(&row.request).unwrap_or_default();
         let (packages, bytes) = set.map(|set| (set.packages, set.bytes)).unwrap_or_default();
         Self {
@@ -155,7 +160,7 @@ impl From<EnvironmentDescription> for EnvironmentView {
             packages: packages.into_iter().map(PackageView::from).collect(),
             bytes,
             error: row.error,
-            log: row.log,
+            log: log.text(),
             created_at: view::time(row.created_at),
             ended_at: row.ended_at.map(view::time),
         }
@@ -166,6 +171,80 @@ impl From<EnvironmentDescription> for EnvironmentView {
 pub(super) struct EnvironmentList {
     /// Oldest first.
     environments: Vec<EnvironmentView>,
+    /// The `cursor` of the next page.
+    #[schema(required)]
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// The most environments of the page.
+    #[param(default = 100, minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// An event of an installation.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = EnvironmentEvent, examples(json!({"type": "line", "seq": 1, "text": "humanize 4.14.0"})))]
+pub(super) enum EventView {
+    /// What the installation printed.
+    Line {
+        #[schema(value_type = u64)]
+        seq: Seq,
+        text: String,
+    },
+    /// Lines that are not kept any more.
+    Lost {
+        /// The first of them.
+        #[schema(value_type = u64)]
+        from: Seq,
+        /// The last of them.
+        #[schema(value_type = u64)]
+        seq: Seq,
+    },
+    /// The last event.
+    Ended {
+        #[schema(value_type = u64)]
+        seq: Seq,
+        state: StateView,
+        #[schema(required)]
+        error: Option<String>,
+    },
+}
+
+impl From<BuildEvent> for EventView {
+    fn from(event: BuildEvent) -> Self {
+        match event {
+            BuildEvent::Line { seq, text } => Self::Line { seq, text },
+            BuildEvent::Lost { from, seq } => Self::Lost { from, seq },
+            BuildEvent::Ended { seq, state, error } => Self::Ended { seq, state: state.into(), error },
+        }
+    }
+}
+
+impl EventView {
+    fn seq(&self) -> Seq {
+        let (Self::Line { seq, .. } | Self::Lost { seq, .. } | Self::Ended { seq, .. }) = self;
+        *seq
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct EnvironmentEventsQuery {
+    /// Only events with larger numbers. A `Last-Event-ID` header wins over it.
+    after: Option<u64>,
+    /// The token, for clients that cannot set the `Authorization` header.
+    // Read by the guard.
+    #[serde(rename = "token")]
+    #[param(value_type = Option<String>)]
+    _token: Option<IgnoredAny>,
 }
 
 /// Install packages for a kernel
@@ -209,12 +288,73 @@ async fn read(api: &Api, id: &str, caller: &Caller, wait: Option<std::time::Dura
 
 /// List the environments
 #[utoipa::path(
-    get, path = "/environments", operation_id = "list_environments", tag = "environments",
-    responses((status = 200, description = "All environments that the token can access", body = EnvironmentList)),
+    get, path = "/environments", operation_id = "list_environments", tag = "environments", params(ListQuery),
+    responses((status = 200, description = "The environments that the token can access", body = EnvironmentList)),
 )]
-pub(super) async fn list(State(api): State<Api>, User(caller): User) -> Result<Json<EnvironmentList>, Problem> {
-    let all = api.sessions.list_environments(&caller.access()).await?;
-    Ok(Json(EnvironmentList { environments: all.into_iter().map(EnvironmentView::from).collect() }))
+pub(super) async fn list(
+    State(api): State<Api>,
+    User(caller): User,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<EnvironmentList>, Problem> {
+    let limit = paging::limit(query.limit)?;
+    let after = paging::position::<(i64, String)>(query.cursor.as_deref())?;
+    let mut page = api.sessions.list_environments(&caller.access(), after, limit + 1).await?;
+    let has_more = page.len() > limit;
+    page.truncate(limit);
+    let last = page.last().filter(|_| has_more);
+    let next_cursor = last.map(|last| paging::cursor(&(last.row.created_at, &last.row.id)));
+    Ok(Json(EnvironmentList { environments: page.into_iter().map(EnvironmentView::from).collect(), next_cursor }))
+}
+
+/// Stream the log of an installation
+///
+/// Sends the kept lines after a number, then new ones as they are printed, as server-sent events, until the installation has ended. A
+/// client that reconnects continues after the last number that it has seen.
+#[utoipa::path(
+    get, path = "/environments/{environment}/events", operation_id = "stream_environment_log", tag = "environments",
+    params(EnvironmentInPath, EnvironmentEventsQuery, LastEventId),
+    responses((status = 200, description = "Events", body = EventView, content_type = "text/event-stream")),
+)]
+pub(super) async fn events(
+    State(api): State<Api>,
+    User(caller): User,
+    EnvironmentInPath(id): EnvironmentInPath,
+    Query(query): Query<EnvironmentEventsQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let after = last_event_id(&headers)?.unwrap_or(Seq(query.after.unwrap_or(0)));
+    // Of an environment that cannot be seen, the response is an error.
+    api.sessions.environment(&id, &caller.access()).await?;
+    let state = LogStream { sessions: api.sessions.clone(), access: caller.access(), id, after, is_finished: false };
+    let pages = stream::unfold(state, async |mut state| Some((state.next().await?, state)));
+    let events = pages.flat_map(|page| stream::iter(page.into_iter().map(|event| Ok(as_sse(&event)))));
+    sse(events, &api, &caller)
+}
+
+fn as_sse(event: &EventView) -> Event {
+    Event::default().id(event.seq().to_string()).data(serde_json::to_string(event).unwrap_or_default())
+}
+
+struct LogStream {
+    sessions: SessionService,
+    access: Access,
+    id: String,
+    after: Seq,
+    is_finished: bool,
+}
+
+impl LogStream {
+    async fn next(&mut self) -> Option<Vec<EventView>> {
+        if self.is_finished {
+            return None;
+        }
+        // An error means that it was deleted.
+        let events = self.sessions.environment_events(&self.id, &self.access, self.after).await.ok()?;
+        let page: Vec<EventView> = events.into_iter().map(EventView::from).collect();
+        self.after = page.last()?.seq();
+        self.is_finished = matches!(page.last(), Some(EventView::Ended { .. }));
+        Some(page)
+    }
 }
 
 /// Get an environment
@@ -248,9 +388,9 @@ pub(super) async fn lock(
     User(caller): User,
     EnvironmentInPath(id): EnvironmentInPath,
 ) -> Result<String, Problem> {
-    let environment = api.sessions.environment(&id, &caller.access()).await?;
+    let lock = api.sessions.environment_lock(&id, &caller.access()).await?;
     let missing = || Problem::new(StatusCode::CONFLICT, "environment_not_ready", "its packages are not installed");
-    environment.set.map(|set| set.lock).ok_or_else(missing)
+    lock.ok_or_else(missing)
 }
 
 /// Forget an environment and remove its packages

@@ -175,7 +175,6 @@ fn other_routes() -> OpenApiRouter<Api> {
         .routes(routes!(list_kernels))
         .routes(routes!(limits::get))
         .routes(routes!(mounts::list))
-        .routes(routes!(environments::list))
         .routes(routes!(environments::lock))
         .routes(routes!(chat::model))
         .routes(routes!(shares::token))
@@ -185,7 +184,8 @@ fn other_routes() -> OpenApiRouter<Api> {
 fn other_query_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(sessions::list))
-        .routes(routes!(environments::create))
+        .routes(routes!(environments::create, environments::list))
+        .routes(routes!(environments::events))
         .routes(routes!(environments::get_one, environments::delete))
         .routes(routes!(runs::list, runs::create))
         .routes(routes!(runs::stream))

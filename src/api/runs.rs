@@ -75,6 +75,8 @@ pub(super) struct JobRequest {
     packages: Vec<String>,
     /// More packages: the text of a `requirements.txt`.
     requirements: Option<String>,
+    /// The lock of an environment instead, for exactly its packages.
+    lock: Option<String>,
     /// The id of an environment, whose packages the run has.
     environment: Option<String>,
     /// Install the packages that the notebook says it needs: in a block of script metadata (PEP 723), and in `%pip install` cells at the
@@ -245,6 +247,7 @@ pub(super) async fn create(
         secrets: job.secrets,
         packages,
         requirements: job.requirements,
+        lock: job.lock,
         environment: job.environment,
         timeout_seconds: run.timeout_seconds,
         ttl_seconds: job.ttl_seconds,

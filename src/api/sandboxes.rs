@@ -70,6 +70,8 @@ pub(super) struct CreateSandbox {
     packages: Vec<String>,
     /// More packages: the text of a `requirements.txt`.
     requirements: Option<String>,
+    /// The lock of an environment instead, for exactly its packages.
+    lock: Option<String>,
     /// The id of an environment, whose packages the sandbox has.
     environment: Option<String>,
     /// The lifetime in seconds. The default is no limit.
@@ -98,6 +100,7 @@ impl CreateSandbox {
             secrets: self.secrets,
             packages: self.packages,
             requirements: self.requirements,
+            lock: self.lock,
             environment: self.environment,
             timeout_seconds: None,
             ttl_seconds: self.ttl_seconds,

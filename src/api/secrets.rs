@@ -24,6 +24,10 @@ pub(super) struct RequestedSecret {
     format: Option<String>,
     /// Instead of a header: an environment variable with a placeholder, which is replaced in header fields of requests to the hosts.
     env: Option<String>,
+    /// Give the value to requests that read alone: GET and HEAD.
+    #[serde(default)]
+    #[schema(default = false)]
+    read_only: bool,
     /// 8 to 8192 printable ASCII characters.
     #[schema(value_type = Option<String>, min_length = 8, max_length = 8192)]
     value: Option<SecretValue>,
@@ -32,7 +36,7 @@ pub(super) struct RequestedSecret {
 impl RequestedSecret {
     /// Whether it only names a secret.
     fn is_reference(&self) -> bool {
-        matches!(self, Self { hosts, header: None, format: None, env: None, value: None } if hosts.is_empty())
+        matches!(self, Self { hosts, header: None, format: None, env: None, read_only: false, value: None } if hosts.is_empty())
     }
 }
 
@@ -80,14 +84,15 @@ fn find(name: &str, declared: &[Secret]) -> Result<Secret, String> {
 }
 
 fn read(name: &str, given: RequestedSecret) -> Result<Secret, String> {
-    let RequestedSecret { hosts, header, format, env, value } = given;
+    let RequestedSecret { hosts, header, format, env, read_only, value } = given;
     let secret = Secret::new(name, &hosts, header.as_deref(), format.as_deref(), env.as_deref(), value.unwrap_or_default());
-    secret.map_err(|error| error.to_string())
+    let secret = secret.map_err(|error| error.to_string())?;
+    Ok(if read_only { secret.read_only() } else { secret })
 }
 
 /// A secret of a sandbox, without its value.
 #[derive(Serialize, ToSchema)]
-#[schema(as = Secret, examples(json!({"name": "API_TOKEN", "hosts": ["api.example.com"], "header": "authorization", "env": null})))]
+#[schema(as = Secret, examples(json!({"name": "API_TOKEN", "hosts": ["api.example.com"], "header": "authorization", "env": null, "read_only": false})))]
 pub(in crate::api) struct SecretView {
     name: String,
     /// The hosts whose requests get it.
@@ -98,15 +103,17 @@ pub(in crate::api) struct SecretView {
     /// The variable with the placeholder.
     #[schema(required)]
     env: Option<String>,
+    /// Whether only requests that read get it.
+    read_only: bool,
 }
 
 impl From<SecretDescription> for SecretView {
-    fn from(SecretDescription { name, hosts, usage }: SecretDescription) -> Self {
+    fn from(SecretDescription { name, hosts, read_only, usage }: SecretDescription) -> Self {
         let (header, env) = match usage {
             SecretUse::Header { header, .. } => (Some(header), None),
             SecretUse::Env { env } => (None, Some(env)),
         };
-        Self { name, hosts: hosts.iter().map(ToString::to_string).collect(), header, env }
+        Self { name, hosts: hosts.iter().map(ToString::to_string).collect(), header, env, read_only }
     }
 }
 

@@ -84,6 +84,8 @@ pub(super) struct Create {
     pub packages: Vec<String>,
     /// More packages: the text of a `requirements.txt`.
     pub requirements: Option<String>,
+    /// The lock of an environment instead, for exactly its packages.
+    pub lock: Option<String>,
     /// The id of an environment (`POST /v1/environments`), whose packages the session sees.
     pub environment: Option<String>,
     /// The timeout of cells that have none of their own, in seconds.
@@ -160,6 +162,7 @@ impl Create {
             ("secrets", !self.secrets.is_empty()),
             ("packages", !self.packages.is_empty()),
             ("requirements", self.requirements.is_some()),
+            ("lock", self.lock.is_some()),
             ("environment", self.environment.is_some()),
         ];
         if let Some((field, _)) = of_sandbox.into_iter().find(|(_, is_given)| in_sandbox && *is_given) {
@@ -167,9 +170,9 @@ impl Create {
             return Err(Problem::unprocessable("bad_sandbox", detail).field(field));
         }
         let secrets = secrets::check(self.secrets, sessions.secrets(), &self.env, &network)?;
-        let packages = environments::request(&self.packages, self.requirements.as_deref(), None)?;
+        let packages = environments::request(&self.packages, self.requirements.as_deref(), self.lock.as_deref())?;
         if packages.is_some() && self.environment.is_some() {
-            let detail = "an environment has its packages already; leave out `packages` and `requirements`";
+            let detail = "an environment has its packages already; leave out `packages`, `requirements` and `lock`";
             return Err(Problem::unprocessable("bad_packages", detail).field("environment"));
         }
         let kernel = self.kernel.unwrap_or_else(|| if in_sandbox { String::new() } else { "python".to_owned() });

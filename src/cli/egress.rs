@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use clap::Args;
 
 use crate::config::EgressConfig;
 use crate::egress::{EgressSettings, PackageIndexes, PrivateAddresses};
-use crate::policy::HostRule;
+use crate::policy::{HostRule, Secret};
 
 const MIB: u64 = 1 << 20;
 
@@ -15,18 +15,21 @@ const MIB: u64 = 1 << 20;
 #[derive(Args)]
 #[command(next_help_heading = "Network of sandboxes")]
 pub(super) struct EgressArgs {
-    /// The Python package index of sandboxes [default: the public one]
-    #[arg(long, value_name = "URL", env = "CELLKEEP_PYTHON_INDEX")]
-    python_index: Option<String>,
+    /// The Python package index of sandboxes, or several with commas between them, the one with priority first [default: the public one]
+    #[arg(long, value_name = "URL", env = "CELLKEEP_PYTHON_INDEX", value_delimiter = ',')]
+    python_index: Option<Vec<String>>,
     /// The npm registry of sandboxes [default: the public one]
     #[arg(long, value_name = "URL", env = "CELLKEEP_NPM_REGISTRY")]
     npm_registry: Option<String>,
-    /// The CRAN mirror that sandboxes reach [default: the public ones]
-    #[arg(long, value_name = "URL", env = "CELLKEEP_CRAN_MIRROR")]
-    cran_mirror: Option<String>,
+    /// The CRAN mirror that sandboxes reach, or several repositories of R [default: the public mirrors]
+    #[arg(long, value_name = "URL", env = "CELLKEEP_CRAN_MIRROR", value_delimiter = ',')]
+    cran_mirror: Option<Vec<String>>,
     /// The Julia package server of sandboxes [default: the public one]
     #[arg(long, value_name = "URL", env = "CELLKEEP_JULIA_SERVER")]
     julia_server: Option<String>,
+    /// A secret of the configuration file that indexes need, which no sandbox sees
+    #[arg(long, value_name = "NAME", env = "CELLKEEP_INDEX_SECRETS", value_delimiter = ',')]
+    index_secrets: Option<Vec<String>>,
     /// A host that the network `packages` reaches besides the indexes, for example files.example.com or *.example.com:8443
     #[arg(long, value_name = "HOST[:PORT]", env = "CELLKEEP_EGRESS_PACKAGE_HOSTS", value_delimiter = ',')]
     egress_package_hosts: Option<Vec<String>>,
@@ -55,6 +58,7 @@ impl EgressArgs {
             npm_registry: self.npm_registry.clone().or(file.npm_registry),
             cran_mirror: self.cran_mirror.clone().or(file.cran_mirror),
             julia_server: self.julia_server.clone().or(file.julia_server),
+            index_secrets: self.index_secrets.clone().or(file.index_secrets).or(Some(Vec::new())),
             package_hosts: self.egress_package_hosts.clone().or(file.package_hosts).or(Some(Vec::new())),
             private: self.egress_private.clone().or(file.private).or(Some(Vec::new())),
             ca_file: self.egress_ca_file.clone().or(file.ca_file),
@@ -68,20 +72,27 @@ impl EgressArgs {
     }
 }
 
-/// The settings of a configuration.
+/// The settings of a configuration. `secrets` are all that the operator has declared.
 ///
 /// # Errors
 /// Names the first value that means nothing.
-pub(super) fn settings(config: EgressConfig) -> anyhow::Result<EgressSettings> {
-    let EgressConfig { python_index, npm_registry, cran_mirror, julia_server, .. } = &config;
-    let url = Option::as_deref;
-    let indexes = PackageIndexes::new(url(python_index), url(npm_registry), url(cran_mirror), url(julia_server))?;
+pub(super) fn settings(config: EgressConfig, secrets: &[Secret]) -> anyhow::Result<EgressSettings> {
+    let urls = |urls: &Option<Vec<String>>| urls.clone().unwrap_or_default();
+    let indexes = PackageIndexes::new(
+        &urls(&config.python_index),
+        config.npm_registry.as_deref(),
+        &urls(&config.cran_mirror),
+        config.julia_server.as_deref(),
+    )?;
+    let names = config.index_secrets.unwrap_or_default();
+    let index_secrets = names.iter().map(|name| index_secret(name, secrets)).collect::<Result<_, _>>()?;
     let package_hosts = config.package_hosts.unwrap_or_default();
     let package_hosts = package_hosts.iter().map(|host| host.parse::<HostRule>()).collect::<Result<_, _>>()?;
     let private = PrivateAddresses::parse(&config.private.unwrap_or_default()).map_err(|error| anyhow!(error))?;
     let bytes = |mb: Option<u64>| mb.filter(|mb| *mb > 0).map(|mb| mb.saturating_mul(MIB));
     Ok(EgressSettings {
         indexes,
+        index_secrets,
         package_hosts,
         private,
         ca_file: config.ca_file,
@@ -89,4 +100,14 @@ pub(super) fn settings(config: EgressConfig) -> anyhow::Result<EgressSettings> {
         max_bytes: bytes(config.max_mb),
         bytes_per_second: bytes(config.max_mb_per_second),
     })
+}
+
+/// A declared secret, for requests that read: code in sandboxes chooses the requests to an index.
+fn index_secret(name: &str, secrets: &[Secret]) -> anyhow::Result<Secret> {
+    let found = secrets.iter().find(|secret| secret.description.name == name);
+    let secret = found.ok_or_else(|| anyhow!("index-secrets: there is no section [secrets.{name}]"))?;
+    if secret.field().is_none() {
+        bail!("index-secrets: [secrets.{name}] needs a `header`, for example Authorization with the format \"Basic {{}}\"");
+    }
+    Ok(secret.clone().read_only())
 }

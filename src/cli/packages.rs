@@ -8,7 +8,7 @@ use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Exit, Failure, egress};
+use super::{Exit, Failure, egress, secrets};
 use crate::config::{ConfigFile, PackagesConfig, Paths};
 use crate::egress::Gateway;
 use crate::kernels::KernelSpec;
@@ -59,8 +59,11 @@ pub(super) fn read(path: &Path) -> anyhow::Result<String> {
 
 /// A manager with the settings of the configuration file: package indexes, addresses and rules of packages.
 pub(super) fn manager(paths: &Paths) -> anyhow::Result<Manager> {
-    let serve = ConfigFile::read(None, paths)?.serve;
-    let gateway = Gateway::new(egress::settings(serve.egress)?, None);
+    let ConfigFile { serve, secrets, .. } = ConfigFile::read(None, paths)?;
+    // Only those of indexes are read: the files of the others may be for the server alone.
+    let is_of_index = |name: &String| serve.egress.index_secrets.as_ref().is_some_and(|names| names.contains(name));
+    let secrets = secrets::open(secrets.into_iter().filter(|(name, _)| is_of_index(name)).collect())?;
+    let gateway = Gateway::new(egress::settings(serve.egress, &secrets)?, None);
     Ok(Manager::with_gateway(paths.clone(), gateway).with_package_rules(rules(serve.packages)))
 }
 
@@ -71,7 +74,7 @@ pub(super) async fn install(
     sandbox: SandboxChoice,
     request: PackageRequest,
 ) -> Result<PackageSet, Failure> {
-    let wanted = WantedPackages { kernel: kernel.clone(), sandbox, scope: None, request };
+    let wanted = WantedPackages { kernel: kernel.clone(), sandbox, scope: None, request, known_lock: None };
     wanted.check().map_err(Failure::usage)?;
     let log: BuildLog = Arc::new(|line: &str| eprint_line!("  {line}"));
     if manager.find_package_set(&manager.package_key(&wanted)).is_none() {

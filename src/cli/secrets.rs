@@ -27,7 +27,7 @@ pub(super) fn open(secrets: BTreeMap<String, SecretConfig>) -> anyhow::Result<Ve
 }
 
 fn open_one(name: &str, config: SecretConfig) -> anyhow::Result<Secret> {
-    let SecretConfig { hosts, header, format, env, value, value_file } = config;
+    let SecretConfig { hosts, header, format, env, read_only, value, value_file } = config;
     let value = match (value, value_file) {
         (Some(value), None) => value,
         (None, Some(path)) => {
@@ -37,7 +37,8 @@ fn open_one(name: &str, config: SecretConfig) -> anyhow::Result<Secret> {
         _ => bail!("give either `value-file` or `value`"),
     };
     let secret = Secret::new(name, &hosts, header.as_deref(), format.as_deref(), env.as_deref(), value);
-    secret.map_err(|error| anyhow!(error))
+    let secret = secret.map_err(|error| anyhow!(error))?;
+    Ok(if read_only { secret.read_only() } else { secret })
 }
 
 #[cfg(test)]

@@ -269,7 +269,7 @@ fn settings(
     token: Option<String>,
     end_sessions: bool,
     model: Option<ModelSettings>,
-    Shared { mounts, secrets }: Shared,
+    Shared { mounts, mut secrets }: Shared,
 ) -> anyhow::Result<ServerSettings> {
     let defaults = ServiceSettings::default();
     let sandbox = config.sandbox.unwrap_or_default();
@@ -286,6 +286,9 @@ fn settings(
         .map_err(|error| anyhow!("pool: {error}"))?;
     let origins = config.allow_origins.unwrap_or_default();
     origins.iter().try_for_each(|origin| check_origin(origin))?;
+    let egress = egress::settings(config.egress, &secrets).map_err(|error| anyhow!("egress: {error}"))?;
+    // Sessions do not ask for those of indexes.
+    secrets.retain(|secret| egress.index_secrets.iter().all(|one| one.description.name != secret.description.name));
     Ok(ServerSettings {
         listen: config.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7788))),
         token,
@@ -305,7 +308,7 @@ fn settings(
             durability: durability.into(),
             ceilings: ceilings::ceilings(config.ceilings, defaults.ceilings.clone())
                 .map_err(|error| anyhow!("ceilings: {error}"))?,
-            egress: egress::settings(config.egress).map_err(|error| anyhow!("egress: {error}"))?,
+            egress,
             packages: packages::rules(config.packages),
             pool,
             mounts,

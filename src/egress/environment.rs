@@ -29,12 +29,13 @@ const CERTIFICATE_VARIABLES: &[&str] = &[
     "AWS_CA_BUNDLE",
 ];
 
-/// The package indexes of the operator, as URLs. `None`: the public one of the language.
+/// The package indexes of the operator, as URLs. Empty: the public ones of the language.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackageIndexes {
-    python: Option<Url>,
+    /// In the order of their priority, as those of R.
+    python: Vec<Url>,
     npm: Option<Url>,
-    cran: Option<Url>,
+    cran: Vec<Url>,
     julia: Option<Url>,
 }
 
@@ -49,44 +50,66 @@ pub struct IndexError {
 impl PackageIndexes {
     /// # Errors
     /// The first URL that is not one of http or https, or has a password in it, which every sandbox could read.
-    pub fn new(
-        python: Option<&str>,
-        npm: Option<&str>,
-        cran: Option<&str>,
-        julia: Option<&str>,
-    ) -> Result<Self, IndexError> {
-        let index = |url: Option<&str>| url.map(parse_index).transpose();
-        Ok(Self { python: index(python)?, npm: index(npm)?, cran: index(cran)?, julia: index(julia)? })
+    pub fn new(python: &[String], npm: Option<&str>, cran: &[String], julia: Option<&str>) -> Result<Self, IndexError> {
+        let one = |url: Option<&str>| url.map(parse_index).transpose();
+        let all = |urls: &[String]| urls.iter().map(|url| parse_index(url)).collect::<Result<_, _>>();
+        Ok(Self { python: all(python)?, npm: one(npm)?, cran: all(cran)?, julia: one(julia)? })
     }
 
     /// The hosts of the policy `packages`.
     pub fn hosts(&self) -> Vec<HostRule> {
+        let npm: Vec<Url> = self.npm.iter().cloned().collect();
+        let julia: Vec<Url> = self.julia.iter().cloned().collect();
         let by_language =
-            [(&self.python, PYTHON), (&self.npm, NPM), (&self.cran, CRAN), (&self.julia, JULIA), (&None, DENO)];
-        let own = |url: &Url| {
-            let port = url.port().map_or(String::new(), |port| format!(":{port}"));
-            url.host().map(|host| format!("{host}{port}"))
-        };
-        let names = by_language.into_iter().flat_map(|(index, known)| match index {
-            Some(url) => own(url).into_iter().collect::<Vec<_>>(),
-            None => known.iter().map(|name| (*name).to_owned()).collect(),
+            [(&self.python[..], PYTHON), (&npm[..], NPM), (&self.cran[..], CRAN), (&julia[..], JULIA), (&[], DENO)];
+        let names = by_language.into_iter().flat_map(|(indexes, public)| match indexes {
+            [] => owned(public),
+            // One of the public hosts links to files of the others.
+            indexes => {
+                indexes.iter().flat_map(|url| if is_of(url, public) { owned(public) } else { address(url) }).collect()
+            }
         });
         names.filter_map(|name| name.parse().ok()).collect()
     }
 
     /// The variables that name the indexes of the operator.
     pub fn variables(&self) -> Vec<(String, String)> {
-        let of = |names: &[&str], url: &Option<Url>| -> Vec<(String, String)> {
-            url.iter().flat_map(|url| names.iter().map(|name| ((*name).to_owned(), url.to_string()))).collect()
+        let mut variables = Vec::new();
+        let mut set = |name: &str, urls: &[&Url]| {
+            if !urls.is_empty() {
+                let text = urls.iter().map(|url| url.as_str()).collect::<Vec<_>>().join(" ");
+                variables.push((name.to_owned(), text));
+            }
         };
-        [
-            of(&["PIP_INDEX_URL", "UV_DEFAULT_INDEX"], &self.python),
-            of(&["NPM_CONFIG_REGISTRY"], &self.npm),
-            of(&["CELLKEEP_CRAN_MIRROR"], &self.cran),
-            of(&["JULIA_PKG_SERVER"], &self.julia),
-        ]
-        .concat()
+        let python: Vec<&Url> = self.python.iter().collect();
+        if let [first, more @ ..] = &python[..] {
+            set("PIP_INDEX_URL", &[first]);
+            set("PIP_EXTRA_INDEX_URL", more);
+        }
+        // uv takes a package from the first index that has it, and the default index comes last.
+        if let [before @ .., last] = &python[..] {
+            set("UV_INDEX", before);
+            set("UV_DEFAULT_INDEX", &[last]);
+        }
+        set("NPM_CONFIG_REGISTRY", self.npm.as_ref().as_slice());
+        set("CELLKEEP_CRAN_MIRROR", &self.cran.iter().collect::<Vec<_>>());
+        set("JULIA_PKG_SERVER", self.julia.as_ref().as_slice());
+        variables
     }
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// The host of a URL, with the port if it has one.
+fn address(url: &Url) -> Vec<String> {
+    let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+    url.host().map(|host| format!("{host}{port}")).into_iter().collect()
+}
+
+fn is_of(url: &Url, hosts: &[&str]) -> bool {
+    url.port().is_none() && url.host_str().is_some_and(|host| hosts.contains(&host))
 }
 
 fn parse_index(text: &str) -> Result<Url, IndexError> {
@@ -96,7 +119,8 @@ fn parse_index(text: &str) -> Result<Url, IndexError> {
         return Err(bad("it must begin with http:// or https://"));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        let why = "every sandbox could read the password in it";
+        let why =
+            "every sandbox could read the password in it. Declare a secret for its host, and name that in index-secrets";
         return Err(IndexError { url: "…".to_owned(), why });
     }
     Ok(url)
@@ -130,7 +154,7 @@ mod tests {
         let public = PackageIndexes::default();
         assert!(reaches(&public, "files.pythonhosted.org", 443) && reaches(&public, "us-east.pkg.julialang.org", 443));
         assert!(!reaches(&public, "example.com", 443) && !reaches(&public, "pypi.org", 8080));
-        let own = PackageIndexes::new(Some("http://Mirror.internal:8080/simple"), None, None, None).unwrap();
+        let own = PackageIndexes::new(&["http://Mirror.internal:8080/simple".to_owned()], None, &[], None).unwrap();
         assert!(reaches(&own, "mirror.internal", 8080) && !reaches(&own, "pypi.org", 443) && reaches(&own, "jsr.io", 443));
         let variables = [own.variables(), proxy_variables()].concat();
         for expected in [("PIP_INDEX_URL", "http://mirror.internal:8080/simple"), ("https_proxy", "http://127.0.0.1:3128")] {
@@ -140,8 +164,28 @@ mod tests {
 
     #[test]
     fn passwords_in_indexes_are_refused_and_not_repeated() {
-        let error = PackageIndexes::new(Some("https://me:hunter2@a.com/simple"), None, None, None).unwrap_err().to_string();
+        let url = "https://me:hunter2@a.com/simple".to_owned();
+        let error = PackageIndexes::new(&[url], None, &[], None).unwrap_err().to_string();
         assert!(error.contains("password") && !error.contains("hunter2"), "{error}");
-        assert!(PackageIndexes::new(None, Some("ftp://a.com"), None, None).is_err());
+        assert!(PackageIndexes::new(&[], Some("ftp://a.com"), &[], None).is_err());
+    }
+
+    #[test]
+    fn first_of_several_indexes_has_priority() {
+        let urls = ["https://own.internal/simple", "https://pypi.org/simple"].map(str::to_owned);
+        let indexes = PackageIndexes::new(&urls, None, &urls, None).unwrap();
+        let variables = indexes.variables();
+        for (name, expected) in [
+            ("PIP_INDEX_URL", urls[0].as_str()),
+            ("PIP_EXTRA_INDEX_URL", &urls[1]),
+            ("UV_INDEX", &urls[0]),
+            ("UV_DEFAULT_INDEX", &urls[1]),
+            ("CELLKEEP_CRAN_MIRROR", "https://own.internal/simple https://pypi.org/simple"),
+        ] {
+            assert!(variables.contains(&(name.to_owned(), expected.to_owned())), "{name}");
+        }
+        let hosts = indexes.hosts();
+        let reaches = |host: &str| NetworkPolicy::Packages.allows(&HostName::parse(host).unwrap(), 443, &hosts);
+        assert!(reaches("own.internal") && reaches("files.pythonhosted.org") && !reaches("cran.r-project.org"));
     }
 }

@@ -1,29 +1,24 @@
 //! Environments: package sets as principals ask for them over the API, by themselves or with a session. What is wanted is stored before
 //! the installation begins, so a later server continues it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use tokio::sync::{Semaphore, watch};
-
+use super::environment_builds::{BegunBuild, LogLines};
 use super::package_sets::{BuildLog, PackageError, PackageSet, WantedPackages};
 use super::service::SessionService;
 use super::session_config::{NewSession, ServiceError};
 use crate::audit::AuditRecord;
-use crate::ids::{Access, PrincipalId};
+use crate::ids::{Access, PrincipalId, Seq};
 use crate::kernels::{self, KernelSpec};
 use crate::policy::{NetworkPolicy, PackageRequest};
 use crate::sandbox::MountedPackages;
 use crate::store::{EnvironmentRow, EnvironmentState, StoreError, now_ms};
 
-/// The installations that run at once, and those of one principal that wait or run.
-const MAX_BUILDS: usize = 2;
-const MAX_BUILDS_OF_PRINCIPAL: usize = 4;
 const PACKAGES_REMOVED: &str = "its packages were removed meanwhile; ask again";
 /// The environments that a principal may have. Beyond, the oldest that failed goes, or a new one is refused.
 const MAX_ENVIRONMENTS: usize = 200;
-/// The end of a log that is kept, bytes.
-const MAX_LOG: usize = 64 << 10;
+/// The largest lock that is kept when the packages are removed, bytes.
+const MAX_STORED_LOCK: usize = 1 << 20;
 
 /// An environment for its owner.
 #[derive(Clone, Debug)]
@@ -31,93 +26,27 @@ pub struct EnvironmentDescription {
     pub row: EnvironmentRow,
     /// Its packages, once it is ready.
     pub set: Option<PackageSet>,
+    pub log: LogLines,
 }
 
-/// The installations of this server. Clones share them.
-#[derive(Clone)]
-pub(super) struct Builds(Arc<BuildsInner>);
-
-struct BuildsInner {
-    running: Mutex<HashMap<String, Arc<Build>>>,
-    places: Semaphore,
-}
-
-impl Default for Builds {
-    fn default() -> Self {
-        Self(Arc::new(BuildsInner { running: Mutex::default(), places: Semaphore::new(MAX_BUILDS) }))
-    }
-}
-
-/// One installation.
-struct Build {
-    principal: PrincipalId,
-    /// Held while it runs. All installations of a principal share it, so that one runs at a time and leaves a place to others.
-    turn: Arc<tokio::sync::Mutex<()>>,
-    log: Mutex<String>,
-    ended: watch::Sender<bool>,
-}
-
-/// Ends an installation for those who wait when it is dropped, however that comes.
-struct BegunBuild {
-    builds: Builds,
-    id: String,
-    build: Arc<Build>,
-}
-
-impl Drop for BegunBuild {
-    fn drop(&mut self) {
-        self.builds.running().remove(&self.id);
-        self.build.ended.send_replace(true);
-    }
-}
-
-impl Build {
-    fn log(&self) -> String {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn write(&self, line: &str) {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.push_str(line);
-        log.push('\n');
-        if log.len() > MAX_LOG {
-            let start = log.ceil_char_boundary(log.len() - MAX_LOG / 2);
-            log.drain(..start);
-        }
-    }
-}
-
-impl Builds {
-    fn running(&self) -> MutexGuard<'_, HashMap<String, Arc<Build>>> {
-        self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn get(&self, id: &str) -> Option<Arc<Build>> {
-        self.running().get(id).cloned()
-    }
-
-    /// Begins an installation, unless it runs already.
-    ///
-    /// # Errors
-    /// If the principal has too many.
-    fn begin(&self, id: &str, principal: &PrincipalId) -> Result<Option<BegunBuild>, ServiceError> {
-        let mut running = self.running();
-        if running.contains_key(id) {
-            return Ok(None);
-        }
-        let of_principal: Vec<_> = running.values().filter(|build| build.principal == *principal).collect();
-        if of_principal.len() >= MAX_BUILDS_OF_PRINCIPAL {
-            return Err(ServiceError::TooManyBuilds { limit: MAX_BUILDS_OF_PRINCIPAL });
-        }
-        let build = Arc::new(Build {
-            principal: principal.clone(),
-            turn: of_principal.first().map(|build| build.turn.clone()).unwrap_or_default(),
-            log: Mutex::default(),
-            ended: watch::Sender::new(false),
-        });
-        running.insert(id.to_owned(), build.clone());
-        Ok(Some(BegunBuild { builds: self.clone(), id: id.to_owned(), build }))
-    }
+/// What a reader of an installation's log gets next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BuildEvent {
+    Line {
+        seq: Seq,
+        text: String,
+    },
+    /// Lines that are not kept: the first and the last of them.
+    Lost {
+        from: Seq,
+        seq: Seq,
+    },
+    /// The end of the installation.
+    Ended {
+        seq: Seq,
+        state: EnvironmentState,
+        error: Option<String>,
+    },
 }
 
 impl SessionService {
@@ -138,6 +67,8 @@ impl SessionService {
             self.0.consumption.admit_executions(principal, 1)?;
         }
         let known = self.0.store.environment(&id).await?;
+        // Its packages were removed to make room; the new ones are the same.
+        let wanted = WantedPackages { known_lock: self.0.store.environment_lock(&id).await?, ..wanted };
         if set.is_some() && known.as_ref().is_some_and(|row| row.state == EnvironmentState::Ready) {
             return Ok(id);
         }
@@ -161,13 +92,14 @@ impl SessionService {
             package_set: set.map(|set| set.id),
             error: None,
             log: String::new(),
-            created_at: now,
+            log_first: Seq(1),
+            created_at: known.map_or(now, |row| row.created_at),
             ended_at: build.is_none().then_some(now),
         };
         // In a task of its own: the client may disconnect.
         let service = self.clone();
         let storing = tokio::spawn(async move {
-            service.0.store.put_environment(row.clone()).await?;
+            service.0.store.put_environment(row.clone(), None).await?;
             if let Some(build) = build {
                 tokio::spawn(service.build(row, wanted, build));
             }
@@ -190,16 +122,15 @@ impl SessionService {
 
     fn wanted(&self, principal: &PrincipalId, kernel: &KernelSpec, request: PackageRequest) -> WantedPackages {
         let (kernel, scope) = (kernel.clone(), Some(principal.clone()));
-        WantedPackages { kernel, sandbox: self.0.settings.sandbox, scope, request }
+        WantedPackages { kernel, sandbox: self.0.settings.sandbox, scope, request, known_lock: None }
     }
 
     async fn build(self, row: EnvironmentRow, wanted: WantedPackages, begun: BegunBuild) {
         let (id, writer) = (row.id.clone(), begun.build.clone());
         let log: BuildLog = Arc::new(move |line: &str| writer.write(line));
-        let _turn = begun.build.turn.lock().await;
-        let built = match begun.builds.0.places.acquire().await {
-            Ok(_place) => self.0.manager.install_packages(&wanted, log).await,
-            Err(_) => return,
+        let built = {
+            let _turn = begun.turn().await;
+            self.0.manager.install_packages(&wanted, log).await
         };
         self.0.audit.record(&AuditRecord {
             action: "environment.built".to_owned(),
@@ -208,15 +139,18 @@ impl SessionService {
             result: if built.is_ok() { "ok" } else { "failed" }.to_owned(),
             ..AuditRecord::default()
         });
-        let row = EnvironmentRow { log: begun.build.log(), ended_at: Some(now_ms()), ..row };
-        let row = match built {
-            Ok(set) => EnvironmentRow { state: EnvironmentState::Ready, package_set: Some(set.id), ..row },
+        let log = begun.build.log();
+        let row = EnvironmentRow { log: log.text(), log_first: Seq(log.first), ended_at: Some(now_ms()), ..row };
+        let (row, lock) = match built {
+            Ok(set) => (EnvironmentRow { state: EnvironmentState::Ready, package_set: Some(set.id), ..row }, Some(set.lock)),
             Err(error) => {
                 tracing::info!(environment = %id, %error, "packages were not installed");
-                EnvironmentRow { state: EnvironmentState::Failed, error: Some(public_reason(&error)), ..row }
+                let error = Some(public_reason(&error, &wanted));
+                (EnvironmentRow { state: EnvironmentState::Failed, error, ..row }, None)
             }
         };
-        if let Err(error) = self.0.store.put_environment(row).await {
+        let lock = lock.filter(|lock| lock.len() <= MAX_STORED_LOCK);
+        if let Err(error) = self.0.store.put_environment(row, lock).await {
             tracing::error!(environment = %id, %error, "cannot store the end of an installation");
         }
     }
@@ -224,8 +158,28 @@ impl SessionService {
     /// Waits until the installation of an environment has ended, if it runs.
     pub async fn environment_ended(&self, id: &str) {
         if let Some(build) = self.0.builds.get(id) {
-            let _ = build.ended.subscribe().wait_for(|ended| *ended).await;
+            build.ended().await;
         }
+    }
+
+    /// What an installation has printed after a line, and then its end. Waits if there is nothing yet.
+    pub async fn environment_events(&self, id: &str, access: &Access, after: Seq) -> Result<Vec<BuildEvent>, ServiceError> {
+        // A caller that may not see it must not wait for it.
+        self.environment(id, access).await?;
+        let has_ended = match self.0.builds.get(id) {
+            Some(build) => build.wrote_after(after).await,
+            None => true,
+        };
+        let EnvironmentDescription { row, log, .. } = self.environment(id, access).await?;
+        let mut events = Vec::new();
+        if log.first > after.0 + 1 {
+            events.push(BuildEvent::Lost { from: Seq(after.0 + 1), seq: Seq(log.first - 1) });
+        }
+        events.extend(log.after(after).map(|(seq, text)| BuildEvent::Line { seq, text: text.to_owned() }));
+        if has_ended && row.state != EnvironmentState::Building {
+            events.push(BuildEvent::Ended { seq: Seq(log.last() + 1), state: row.state, error: row.error });
+        }
+        Ok(events)
     }
 
     /// One environment.
@@ -234,17 +188,32 @@ impl SessionService {
         row.map(|row| self.describe_environment(row)).ok_or_else(|| ServiceError::EnvironmentNotFound { id: id.to_owned() })
     }
 
-    /// The environments that the caller may see, oldest first.
-    pub async fn list_environments(&self, access: &Access) -> Result<Vec<EnvironmentDescription>, ServiceError> {
-        let rows = self.0.store.environments(access).await?;
+    /// The environments that the caller may see, oldest first: at most `limit` after the one with this time and id.
+    pub async fn list_environments(
+        &self,
+        access: &Access,
+        after: Option<(i64, String)>,
+        limit: usize,
+    ) -> Result<Vec<EnvironmentDescription>, ServiceError> {
+        let rows = self.0.store.environments(access, after, limit).await?;
         // Each reads a file.
         Ok(tokio::task::block_in_place(|| rows.into_iter().map(|row| self.describe_environment(row)).collect()))
     }
 
     fn describe_environment(&self, row: EnvironmentRow) -> EnvironmentDescription {
-        let log = self.0.builds.get(&row.id).map_or(row.log, |build| build.log());
+        let build = self.0.builds.get(&row.id);
+        let log = build.map_or_else(|| LogLines::parse(row.log_first.0, &row.log), |build| build.log());
         let set = row.package_set.as_deref().and_then(|id| self.0.manager.package_set(id));
-        EnvironmentDescription { row: EnvironmentRow { log, ..row }, set }
+        EnvironmentDescription { row, set, log }
+    }
+
+    /// The versions of an environment, also of one whose packages were removed to make room. `None` before the end of the first
+    /// installation.
+    pub async fn environment_lock(&self, id: &str, access: &Access) -> Result<Option<String>, ServiceError> {
+        match self.environment(id, access).await?.set {
+            Some(set) => Ok(Some(set.lock)),
+            None => Ok(self.0.store.environment_lock(id).await?),
+        }
     }
 
     /// Forgets an environment, and removes its packages unless a sandbox uses them.
@@ -283,7 +252,7 @@ impl SessionService {
         // Of an environment that is named, the packages may have been removed to make room.
         let id = self.create_environment(principal, &kernel.name, request).await?;
         self.environment_ended(&id).await;
-        let EnvironmentDescription { row, set } = self.environment(&id, &access).await?;
+        let EnvironmentDescription { row, set, .. } = self.environment(&id, &access).await?;
         match (row.error, set) {
             (Some(reason), _) => Err(ServiceError::PackagesFailed { reason }),
             (None, None) => Err(ServiceError::PackagesFailed { reason: PACKAGES_REMOVED.to_owned() }),
@@ -306,14 +275,12 @@ impl SessionService {
     /// Continues the installations that an earlier server has left.
     pub(super) async fn recover_environments(&self) -> Result<(), StoreError> {
         self.0.manager.remove_package_leftovers();
-        for row in self.0.store.environments(&Access::All).await? {
-            if row.state != EnvironmentState::Building {
-                continue;
-            }
+        for row in self.0.store.building_environments().await? {
             let is_permitted = self.check_network(&NetworkPolicy::Packages).is_ok();
             let begun = match (kernels::find(&row.kernel), serde_json::from_str(&row.request)) {
                 (Ok(kernel), Ok(request)) if is_permitted => {
-                    let wanted = self.wanted(&row.principal, kernel, request);
+                    let known_lock = self.0.store.environment_lock(&row.id).await?;
+                    let wanted = WantedPackages { known_lock, ..self.wanted(&row.principal, kernel, request) };
                     self.0.builds.begin(&row.id, &row.principal).ok().flatten().map(|build| (wanted, build))
                 }
                 _ => None,
@@ -323,7 +290,7 @@ impl SessionService {
                 None => {
                     let error = Some("the server was stopped during the installation; ask again".to_owned());
                     let failed = EnvironmentRow { state: EnvironmentState::Failed, error, ended_at: Some(now_ms()), ..row };
-                    self.0.store.put_environment(failed).await?;
+                    self.0.store.put_environment(failed, None).await?;
                 }
             }
         }
@@ -332,38 +299,15 @@ impl SessionService {
 }
 
 /// A failure for clients, without the paths of the server.
-fn public_reason(error: &PackageError) -> String {
+fn public_reason(error: &PackageError, wanted: &WantedPackages) -> String {
     match error {
         PackageError::Io(_) => "the server cannot store packages".to_owned(),
         PackageError::Manager(_) => "no sandbox could be created for the installation".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn log_keeps_its_end() {
-        let builds = Builds::default();
-        let begun = builds.begin("a", &"me".into()).unwrap().unwrap();
-        let build = begun.build.clone();
-        for number in 0..20_000 {
-            build.write(&format!("línea {number}"));
+        PackageError::Failed(_) if wanted.known_lock.is_some() => {
+            format!(
+                "{error}\nThe versions were decided by its first installation. Delete the environment to decide them anew"
+            )
         }
-        assert!(build.log().len() <= MAX_LOG && build.log().ends_with("línea 19999\n"));
-    }
-
-    #[test]
-    fn builds_of_one_principal_are_bounded() {
-        let builds = Builds::default();
-        let begin = |number: usize| builds.begin(&number.to_string(), &"me".into()).unwrap().unwrap();
-        let mut begun: Vec<_> = (0..MAX_BUILDS_OF_PRINCIPAL).map(begin).collect();
-        assert!(Arc::ptr_eq(&begun[0].build.turn, &begun[1].build.turn), "one runs at a time");
-        assert!(builds.begin("0", &"me".into()).unwrap().is_none(), "it runs");
-        assert!(builds.begin("x", &"me".into()).is_err() && builds.begin("x", &"you".into()).is_ok());
-        begun.pop();
-        assert!(builds.begin("y", &"me".into()).unwrap().is_some());
+        other => other.to_string(),
     }
 }

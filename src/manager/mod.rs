@@ -19,6 +19,7 @@ mod cell_outputs;
 mod changed_files;
 mod compaction;
 mod consumption;
+mod environment_builds;
 mod environments;
 mod event_feed;
 mod evictions;
@@ -76,7 +77,8 @@ pub use cell_outputs::{
     OutputEvent, apply_edit, fold_outputs, inline_artifacts, may_reference_artifacts, outputs_from_events, parse_body,
 };
 pub use changed_files::changed_files;
-pub use environments::EnvironmentDescription;
+pub use environment_builds::LogLines;
+pub use environments::{BuildEvent, EnvironmentDescription};
 pub use event_feed::EventSubscription;
 pub use files::{
     ArchiveFormat, EntryKind, FileError, FilePage, FileStat, MAX_ARCHIVE_BYTES, MAX_FILE, OpenFile, Position, PutOptions,
@@ -279,7 +281,8 @@ impl Manager {
         session: Option<&SessionId>,
         orphan_lifetime: Option<Duration>,
     ) -> Result<SandboxInstance, ManagerError> {
-        let secrets = SandboxSecrets::new(spec.secrets.clone());
+        let secrets = [self.gateway.index_secrets(&spec.network), &spec.secrets[..]].concat();
+        let secrets = SandboxSecrets::new(secrets);
         let no_key = |source| SandboxError::Io { doing: "cannot make a key for secrets".to_owned(), source };
         let secrets = secrets.map_err(no_key)?;
         let certificates = self.certificates(&spec.network)?;
@@ -300,7 +303,12 @@ impl Manager {
             package_set: spec.package_set.clone(),
             orphan_seconds: orphan_lifetime.map(|lifetime| lifetime.as_secs()),
         };
-        let (engine, record) = self.create_as_chosen(spec.sandbox, &sandbox_spec).await?;
+        let choice = match (spec.sandbox, &spec.package_set) {
+            // Packages fit the interpreter of the kind of sandbox that they were installed in.
+            (SandboxChoice::Auto, Some(set)) => SandboxChoice::Only(set.kind),
+            (choice, _) => choice,
+        };
+        let (engine, record) = self.create_as_chosen(choice, &sandbox_spec).await?;
         let instance = SandboxInstance::new(engine, record, &self.gateway, secrets.clone());
         // A later server needs them; sandboxes of one command have none.
         if let Some(secrets) = secrets.filter(|_| orphan_lifetime.is_none())

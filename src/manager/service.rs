@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::admission::{Admission, Allotment};
 use super::consumption::Consumption;
-use super::environments::Builds;
+use super::environment_builds::Builds;
 use super::event_feed::EventFeed;
 use super::evictions::Evictions;
 use super::execution_traces::ExecutionTraces;

@@ -8,8 +8,17 @@ use super::Notebook;
 /// The most text of one cell that is looked at, bytes.
 const MAX_SOURCE: usize = 256 << 10;
 /// The beginnings of commands that install packages. `pip` alone is IPython's automagic.
-const COMMANDS: &[&str] =
-    &["%pip install", "!pip install", "!pip3 install", "pip install", "%uv pip install", "!uv pip install"];
+const COMMANDS: &[&str] = &[
+    "%pip install",
+    "!pip install",
+    "!pip3 install",
+    "pip install",
+    "!python -m pip install",
+    "!python3 -m pip install",
+    "!{sys.executable} -m pip install",
+    "%uv pip install",
+    "!uv pip install",
+];
 /// Options without a value that change nothing about which packages are meant.
 const FLAGS: &[&str] =
     &["-q", "-qq", "-qqq", "--quiet", "-U", "--upgrade", "--user", "--no-cache-dir", "--system", "-y", "--yes", "-v"];
@@ -63,7 +72,8 @@ fn install_commands(source: &str) -> Option<Vec<String>> {
     let joined: Cow<'_, str> = source.replace("\\\n", " ").into();
     let mut found = Vec::new();
     for line in joined.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        if line == "%%capture" {
+        // For `sys.executable`.
+        if matches!(line, "%%capture" | "import sys") {
             continue;
         }
         let command = COMMANDS.iter().find_map(|command| line.strip_prefix(command))?;
@@ -117,6 +127,7 @@ mod tests {
         );
         assert_eq!(of(&["import os", script]), ["polars>=1", "rich"], "a block counts anywhere");
         assert_eq!(of(&["%%capture\n!pip install a a"]), ["a"]);
+        assert_eq!(of(&["import sys\n!{sys.executable} -m pip install a", "!python3 -m pip install b"]), ["a", "b"]);
     }
 
     #[test]

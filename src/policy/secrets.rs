@@ -74,6 +74,9 @@ pub struct SecretDescription {
     pub name: String,
     /// The hosts that get the value: over TLS, and in plain requests where the rule names the port.
     pub hosts: Vec<HostRule>,
+    /// Whether only requests that read get the value: GET and HEAD.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     #[serde(flatten)]
     pub usage: SecretUse,
 }
@@ -147,7 +150,13 @@ impl Secret {
         if !(MIN_VALUE..=MAX_VALUE).contains(&value.0.len()) || !is_printable(&value.0) || value.0.trim() != value.0 {
             return Err(SecretError::Value { name });
         }
-        Ok(Self { description: SecretDescription { name, hosts, usage }, value })
+        Ok(Self { description: SecretDescription { name, hosts, read_only: false, usage }, value })
+    }
+
+    /// The same secret, for requests that read.
+    pub fn read_only(mut self) -> Self {
+        self.description.read_only = true;
+        self
     }
 
     /// The value of the header field that the proxy sets, and its name.
@@ -250,8 +259,10 @@ mod tests {
 
     #[test]
     fn descriptions_round_trip_without_values() {
-        for secret in [secret(Some("X"), None, None, "hunter2hunter2"), secret(None, None, Some("Y"), "hunter2hunter2")] {
-            let secret = secret.unwrap();
+        let of_variable = secret(None, None, Some("Y"), "hunter2hunter2").unwrap();
+        for secret in
+            [secret(Some("X"), None, None, "hunter2hunter2").unwrap(), of_variable.clone(), of_variable.read_only()]
+        {
             let json = serde_json::to_string(&secret.description).unwrap();
             assert!(!json.contains("hunter2"), "{json}");
             assert_eq!(serde_json::from_str::<SecretDescription>(&json).unwrap(), secret.description);

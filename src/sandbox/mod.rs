@@ -94,6 +94,8 @@ pub struct MountedPackages {
     pub id: String,
     /// Its files.
     pub folder: PathBuf,
+    /// The kind of sandbox that it was installed in.
+    pub kind: SandboxKind,
 }
 
 impl SandboxSpec {

@@ -5,8 +5,9 @@ use std::str::FromStr;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::sessions::{signed, unsigned};
 use super::{Store, StoreError};
-use crate::ids::{Access, PrincipalId};
+use crate::ids::{Access, PrincipalId, Seq};
 
 /// The state of an environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,14 +62,15 @@ pub struct EnvironmentRow {
     pub package_set: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
-    /// The last lines of the installation.
+    /// The last lines of the installation, and the number of the first of them.
     pub log: String,
+    pub log_first: Seq,
     pub created_at: i64,
     /// The end of the installation.
     pub ended_at: Option<i64>,
 }
 
-const COLUMNS: &str = "id, principal, kernel, request, state, package_set, error, log, created_at, ended_at";
+const COLUMNS: &str = "id, principal, kernel, request, state, package_set, error, log, log_first, created_at, ended_at";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<EnvironmentRow> {
     Ok(EnvironmentRow {
@@ -80,25 +82,39 @@ fn read(row: &Row<'_>) -> rusqlite::Result<EnvironmentRow> {
         package_set: row.get(5)?,
         error: row.get(6)?,
         log: row.get(7)?,
-        created_at: row.get(8)?,
-        ended_at: row.get(9)?,
+        log_first: Seq(unsigned(row.get(8)?)),
+        created_at: row.get(9)?,
+        ended_at: row.get(10)?,
     })
 }
 
 impl Store {
-    /// Writes an environment, in the place of one with the same id.
-    pub async fn put_environment(&self, row: EnvironmentRow) -> Result<(), StoreError> {
+    /// Writes an environment, in the place of one with the same id. Without a lock, that of the other stays.
+    pub async fn put_environment(&self, row: EnvironmentRow, lock: Option<String>) -> Result<(), StoreError> {
         self.writer
             .write(move |connection| {
-                let EnvironmentRow { id, principal, kernel, request, state, package_set, error, log, created_at, ended_at } =
-                    row;
+                let EnvironmentRow { id, principal, kernel, request, state, package_set, error, log, .. } = row;
                 let insert = format!(
-                    "INSERT OR REPLACE INTO environments ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+                    "INSERT OR REPLACE INTO environments ({COLUMNS}, lock) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11,
+                         coalesce(?12, (SELECT lock FROM environments WHERE id = ?1)))"
                 );
-                let values = params![id, principal, kernel, request, state, package_set, error, log, created_at, ended_at];
+                let values = params![
+                    id, principal, kernel, request, state, package_set, error, log, signed(row.log_first.0), row.created_at,
+                    row.ended_at, lock
+                ];
                 connection.execute(&insert, values).map(drop)
             })
             .await
+    }
+
+    /// The versions that the first installation of an environment has decided.
+    pub async fn environment_lock(&self, id: &str) -> Result<Option<String>, StoreError> {
+        let id = id.to_owned();
+        self.read(move |connection| {
+            let select = "SELECT lock FROM environments WHERE id = ?1";
+            Ok(connection.prepare_cached(select)?.query_row([id], |row| row.get(0)).optional()?.flatten())
+        })
+        .await
     }
 
     pub async fn environment(&self, id: &str) -> Result<Option<EnvironmentRow>, StoreError> {
@@ -121,13 +137,31 @@ impl Store {
         .await
     }
 
-    /// The environments that are visible, oldest first.
-    pub async fn environments(&self, access: &Access) -> Result<Vec<EnvironmentRow>, StoreError> {
+    /// The environments that are visible, oldest first: at most `limit` after the one with this time and id.
+    pub async fn environments(
+        &self,
+        access: &Access,
+        after: Option<(i64, String)>,
+        limit: usize,
+    ) -> Result<Vec<EnvironmentRow>, StoreError> {
         let principal = access.principal().cloned();
+        let (time, id) = after.unwrap_or((i64::MIN, String::new()));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(move |connection| {
-            let select =
-                format!("SELECT {COLUMNS} FROM environments WHERE ?1 IS NULL OR principal = ?1 ORDER BY created_at, id");
-            connection.prepare_cached(&select)?.query_map([principal], read)?.collect()
+            let select = format!(
+                "SELECT {COLUMNS} FROM environments
+                 WHERE (?1 IS NULL OR principal = ?1) AND (created_at, id) > (?2, ?3) ORDER BY created_at, id LIMIT ?4"
+            );
+            connection.prepare_cached(&select)?.query_map(params![principal, time, id, limit], read)?.collect()
+        })
+        .await
+    }
+
+    /// The environments whose installation has begun and not ended.
+    pub async fn building_environments(&self) -> Result<Vec<EnvironmentRow>, StoreError> {
+        self.read(move |connection| {
+            let select = format!("SELECT {COLUMNS} FROM environments WHERE state = ?1");
+            connection.prepare_cached(&select)?.query_map([EnvironmentState::Building], read)?.collect()
         })
         .await
     }

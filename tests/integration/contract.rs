@@ -20,6 +20,7 @@ const RESOURCE: &str = "mem:///contract.json";
 const EVENT: &str = "Event";
 /// An event of a process. Its types have no dot, unlike those of sessions.
 const PROCESS_EVENT: &str = "ProcessEvent";
+const ENVIRONMENT_EVENT: &str = "EnvironmentEvent";
 const SOCKET_REPLY: &str = "SocketReply";
 const PROBLEM: &str = "Problem";
 
@@ -38,8 +39,11 @@ pub fn check(method: &Method, path: &str, reply: &Reply) {
 /// Checks an event of a stream or a WebSocket.
 #[track_caller]
 pub fn check_event(event: &Value) {
-    let is_of_process = event["type"].as_str().is_some_and(|kind| !kind.contains('.'));
-    let schema = if is_of_process { PROCESS_EVENT } else { EVENT };
+    let schema = match event["type"].as_str() {
+        Some("line" | "ended") => ENVIRONMENT_EVENT,
+        Some(kind) if !kind.contains('.') => PROCESS_EVENT,
+        _ => EVENT,
+    };
     CONTRACT.validate(schema, event).unwrap_or_else(|difference| panic!("{difference}\n{event}"));
 }
 
@@ -94,7 +98,7 @@ impl Contract {
         let mut components = document["components"]["schemas"].clone();
         components.as_object_mut().unwrap().values_mut().for_each(close_parts);
         let mut bodies = Map::new();
-        for name in [EVENT, PROCESS_EVENT, SOCKET_REPLY, PROBLEM] {
+        for name in [EVENT, PROCESS_EVENT, ENVIRONMENT_EVENT, SOCKET_REPLY, PROBLEM] {
             bodies.insert(name.to_owned(), closed(&json!({"$ref": format!("#/components/schemas/{name}")})));
         }
         let mut operations = Vec::new();

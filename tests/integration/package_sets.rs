@@ -2,13 +2,11 @@
 //! loopback stands in for the index.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::cli::Cli;
+use crate::package_index::{Index, installed};
 use crate::server::{Client, PACE, Server};
 use crate::support::TestSandbox;
 
@@ -23,57 +21,6 @@ in_every_sandbox!(
 );
 
 const KERNEL: &str = "python-minimal";
-
-/// The index, in a process of its own.
-struct Index {
-    folder: PathBuf,
-    child: Child,
-    port: u16,
-}
-
-impl Index {
-    fn start(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("ck-index-{name}-{}", cellkeep::ids::random_uuid()));
-        fs::create_dir(&folder).unwrap();
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/package_index.py");
-        let mut command = Command::new("/usr/bin/python3");
-        let mut child = command.arg(program).arg(&folder).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self { folder, child, port: line.trim().parse().unwrap() }
-    }
-
-    /// The options of a server that uses it.
-    fn options(&self) -> Vec<String> {
-        let address = format!("127.0.0.2:{}", self.port);
-        let url = format!("http://{address}/simple");
-        ["--allow-network=packages", "--python-index", &url, "--egress-private", &address].map(str::to_owned).to_vec()
-    }
-
-    async fn server(&self, name: &str, place: TestSandbox, more: &[&str]) -> Server {
-        let options = self.options();
-        let options: Vec<&str> = options.iter().map(String::as_str).chain(more.iter().copied()).collect();
-        Server::start(name, place, &options).await
-    }
-
-    /// The number of requests so far.
-    fn requests(&self) -> usize {
-        fs::read_to_string(self.folder.join("requests")).unwrap_or_default().lines().count()
-    }
-}
-
-impl Drop for Index {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn installed(environment: &Value) -> Vec<(&str, &str)> {
-    let packages = environment["packages"].as_array().unwrap().iter().filter(|package| package["installed"] == true);
-    packages.map(|package| (package["name"].as_str().unwrap(), package["version"].as_str().unwrap())).collect()
-}
 
 async fn environments(client: &Client) -> Vec<Value> {
     client.get("/v1/environments").await.is(200)["environments"].as_array().unwrap().clone()

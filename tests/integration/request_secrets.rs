@@ -170,7 +170,10 @@ async fn requests_get_secrets_that_code_cannot_read(place: TestSandbox) {
         }))
         .await;
     let shown = held.view().await;
-    assert_eq!(shown["secrets"][1], json!({"name": "TOKEN", "hosts": hosts, "header": null, "env": "API_KEY"}));
+    assert_eq!(
+        shown["secrets"][1],
+        json!({"name": "TOKEN", "hosts": hosts, "header": null, "env": "API_KEY", "read_only": false})
+    );
     held.ok(CLIENTS).await;
     let stars = "*".repeat(value.len());
     for (url, echo) in [(format!("https://{}/a", api.host()), &api), (format!("http://{}/b", plain.host()), &plain)] {

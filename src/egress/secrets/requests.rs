@@ -174,7 +174,10 @@ impl Upstream<'_> {
         if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
             return Ok(refusal(StatusCode::METHOD_NOT_ALLOWED, "this method is not sent to hosts of secrets"));
         }
-        let (request, upgrade) = self.prepared(request, secrets);
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let put_in: Vec<&ActiveSecret> =
+            secrets.iter().copied().filter(|active| reads || !active.secret.description.read_only).collect();
+        let (request, upgrade) = self.prepared(request, &put_in);
         match self.send(request).await {
             Ok(response) => Ok(self.returned(response, upgrade, values)),
             Err(why) => Ok(refusal(StatusCode::BAD_GATEWAY, &why)),

@@ -40,7 +40,7 @@ pub(super) async fn build(
 ) -> Result<PackageSet, PackageError> {
     let seconds = manager.package_rules().build_seconds;
     let end = Instant::now() + Duration::from_secs(seconds);
-    let lock = match &wanted.request.lock {
+    let lock = match wanted.request.lock.as_ref().or(wanted.known_lock.as_ref()) {
         Some(lock) => lock.clone(),
         None => {
             let installer = Installer::start(manager, wanted, log).await?;
@@ -111,13 +111,14 @@ impl<'a> Installer<'a> {
         let set = PackageSet {
             id: digest_id(serde_json::to_string(&identity).unwrap_or_default().as_bytes()),
             kernel: self.wanted.kernel.name.clone(),
+            sandbox: self.sandbox.kind(),
             scope: self.wanted.scope.clone(),
             lock,
             packages,
             bytes,
             created_at: now_ms(),
         };
-        staging.publish(&set, key)?;
+        tokio::task::block_in_place(|| staging.publish(&set, key))?;
         (self.log)(&format!("{} MB in {} packages", bytes >> 20, set.packages.iter().filter(|one| one.installed).count()));
         Ok(set)
     }
@@ -276,13 +277,17 @@ impl Lines<'_> {
         let text = self.last.make_contiguous().join("\n");
         let needs_compiler =
             COMPILERS.iter().any(|compiler| text.contains(compiler)) && text.to_lowercase().contains("build");
-        match needs_compiler {
-            true => format!(
-                "{text}\nA package has no binary release for this kernel and must be compiled, and sandboxes have no compiler. Ask for \
-                 a version with a binary release, or let the operator build an image: cellkeep images build --from"
-            ),
-            false => text,
-        }
+        let advice = match () {
+            () if text.contains("No space left on device") => {
+                "The packages need more room than a set may have, which the operator decides (--packages-max-mb)."
+            }
+            () if needs_compiler => {
+                "A package has no binary release for this kernel and must be compiled, and sandboxes have no compiler. Ask for a version \
+                 with a binary release, or let the operator build an image: cellkeep images build --from"
+            }
+            () => return text,
+        };
+        format!("{text}\n{advice}")
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! packages/requests/KEY      the id of the set that answers a request
+//! packages/requests/KEY.lock locked while the packages of a request are installed
 //! packages/sets/ID/set.json  what is in it; changed when it is used
 //! packages/sets/ID/files/    what sandboxes see
 //! ```
@@ -63,10 +64,7 @@ impl Staging {
     /// # Errors
     /// If the folders cannot be created.
     pub fn new(root: &Path) -> io::Result<Self> {
-        // The uids of sandboxes must be able to enter all of them.
-        for folder in [root.to_owned(), root.join(REQUESTS), root.join(SETS)] {
-            create_folder(&folder)?;
-        }
+        create_folders(root)?;
         let folder = root.join(SETS).join(format!(".new-{}", crate::ids::random_uuid()));
         create_folder(&folder)?;
         create_folder(&folder.join(FILES))?;
@@ -79,6 +77,8 @@ impl Staging {
 
     /// Makes the set appear, as the answer to the request `key`. One of the same id that is there already is kept.
     pub fn publish(self, set: &PackageSet, key: &str) -> io::Result<()> {
+        // After a power cut, a set that is there is whole.
+        rustix::fs::syncfs(fs::File::open(&self.folder)?)?;
         write(&self.folder.join(SET), &serde_json::to_vec(set)?)?;
         let target = self.root.join(SETS).join(&set.id);
         match fs::rename(&self.folder, &target) {
@@ -133,7 +133,9 @@ pub(super) fn remove_leftovers(root: &Path, older_than: std::time::Duration) {
     };
     for entry in fs::read_dir(root.join(SETS)).into_iter().flatten().flatten() {
         let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with('.') && is_old(&path) {
+        // Also sets that another version of the server has written in another way.
+        let is_set = entry.file_name().to_str().is_some_and(|id| read(root, id).is_some());
+        if !is_set && is_old(&path) {
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
@@ -143,6 +145,18 @@ pub(super) fn remove_leftovers(root: &Path, older_than: std::time::Duration) {
             let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+/// The file that is locked while the packages of a request are installed.
+pub(super) fn request_lock(root: &Path, key: &str) -> io::Result<fs::File> {
+    create_folders(root)?;
+    let path = root.join(REQUESTS).join(key).with_extension("lock");
+    fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Creates the folders of package sets. The uids of sandboxes must be able to enter all of them.
+fn create_folders(root: &Path) -> io::Result<()> {
+    [root.to_owned(), root.join(REQUESTS), root.join(SETS)].iter().try_for_each(|folder| create_folder(folder))
 }
 
 /// Creates a folder that everybody may enter, whatever the umask is. One that is there is kept as it is.
@@ -155,7 +169,9 @@ pub(super) fn create_folder(path: &Path) -> io::Result<()> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -163,15 +179,7 @@ mod tests {
     use super::*;
 
     fn set(id: &str) -> PackageSet {
-        PackageSet {
-            id: id.repeat(32),
-            kernel: "python".to_owned(),
-            scope: None,
-            lock: "a==1".to_owned(),
-            packages: Vec::new(),
-            bytes: 7,
-            created_at: 0,
-        }
+        PackageSet { id: id.repeat(32), ..PackageSet::test() }
     }
 
     #[test]

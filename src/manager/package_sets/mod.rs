@@ -14,14 +14,18 @@ mod build;
 mod disk;
 mod unpack;
 
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::time::Instant;
 
-use super::{Manager, ManagerError, ProcessError, SandboxChoice, digest_id};
+use super::{Manager, ManagerError, ProcessError, SandboxChoice, SandboxKind, digest_id};
 use crate::config::Paths;
 use crate::ids::PrincipalId;
 use crate::kernels::KernelSpec;
@@ -31,9 +35,11 @@ use crate::sandbox::{MountedPackages, SandboxError, package_sets_in_use};
 use crate::session::SessionError;
 
 /// What a key depends on besides the request; another number makes all sets anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// A set that was used within this time is not removed: the sandbox that wants it may not have its record yet.
 const GRACE: Duration = Duration::from_secs(600);
+/// How often a command looks whether the same installation of another has ended.
+const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A package of a set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +59,8 @@ pub struct PackageSet {
     pub id: String,
     /// The name of the kernel.
     pub kernel: String,
+    /// The kind of sandbox that it was installed in.
+    pub sandbox: SandboxKind,
     /// Its owner. `None`: the operator.
     pub scope: Option<PrincipalId>,
     /// All packages and their versions, as the package manager of the language reads them.
@@ -72,6 +80,8 @@ pub struct WantedPackages {
     pub sandbox: SandboxChoice,
     pub scope: Option<PrincipalId>,
     pub request: PackageRequest,
+    /// The lock of an earlier installation of this request, which decides the versions again.
+    pub known_lock: Option<String>,
 }
 
 /// Why packages were not installed.
@@ -165,9 +175,51 @@ pub(super) fn read(paths: &Paths, id: &str) -> Option<PackageSet> {
 }
 
 impl PackageSet {
+    #[cfg(test)]
+    fn test() -> Self {
+        Self {
+            id: "a".repeat(32),
+            kernel: "python".to_owned(),
+            sandbox: SandboxKind::Process,
+            scope: None,
+            lock: "a==1".to_owned(),
+            packages: Vec::new(),
+            bytes: 7,
+            created_at: 0,
+        }
+    }
+
     /// Identifies its packages: the same in all scopes and on all machines.
     pub fn lock_hash(&self) -> String {
         digest_id(self.lock.as_bytes())
+    }
+}
+
+/// The sets of a machine, with the time of their last use.
+struct StoredSets(Vec<(PackageSet, SystemTime)>);
+
+impl StoredSets {
+    fn bytes(&self) -> u64 {
+        self.0.iter().map(|(set, _)| set.bytes).sum()
+    }
+
+    fn take(&mut self, id: &str) -> Option<PackageSet> {
+        let at = self.0.iter().position(|(set, _)| set.id == id)?;
+        Some(self.0.swap_remove(at).0)
+    }
+
+    /// The set to remove next: of the owner that has most, among those with a set that can go, the one that was not used for longest. So
+    /// who installs much loses their own sets first.
+    fn next_removal(&self, in_use: &HashSet<String>, now: SystemTime) -> Option<String> {
+        let can_go = |(set, used): &&(PackageSet, SystemTime)| {
+            !in_use.contains(&set.id) && now.duration_since(*used).is_ok_and(|age| age >= GRACE)
+        };
+        let mut bytes: HashMap<&Option<PrincipalId>, u64> = HashMap::new();
+        for (set, _) in &self.0 {
+            *bytes.entry(&set.scope).or_default() += set.bytes;
+        }
+        let next = self.0.iter().filter(can_go).min_by_key(|(set, used)| (Reverse(bytes[&set.scope]), *used));
+        next.map(|(set, _)| set.id.clone())
     }
 }
 
@@ -194,7 +246,7 @@ impl Manager {
 
     /// How a sandbox sees a set.
     pub fn mounted_packages(&self, set: &PackageSet) -> MountedPackages {
-        MountedPackages { id: set.id.clone(), folder: self.set_files(&set.id) }
+        MountedPackages { id: set.id.clone(), folder: self.set_files(&set.id), kind: set.sandbox }
     }
 
     fn set_files(&self, id: &str) -> PathBuf {
@@ -211,16 +263,44 @@ impl Manager {
         if let Some(set) = self.find_package_set(&key) {
             return Ok(set);
         }
+        let Some(_lock) = self.lock_request(&key, &log).await? else {
+            return self.find_package_set(&key).ok_or(PackageError::TooSlow(self.package_rules().build_seconds));
+        };
+        if let Some(set) = self.find_package_set(&key) {
+            return Ok(set);
+        }
         tokio::task::block_in_place(|| self.make_room_for_packages())?;
         build::build(self, wanted, &key, &log).await
+    }
+
+    /// Holds a request, so that nobody else installs the same packages: several commands may run at once. `None` if another holds it for
+    /// longer than an installation may take.
+    async fn lock_request(&self, key: &str, log: &BuildLog) -> Result<Option<fs::File>, PackageError> {
+        let file = disk::request_lock(&self.paths.package_sets(), key)?;
+        let end = Instant::now() + Duration::from_secs(self.package_rules().build_seconds);
+        let mut is_first = true;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                Err(fs::TryLockError::Error(error)) => return Err(error.into()),
+                Err(fs::TryLockError::WouldBlock) if Instant::now() > end => return Ok(None),
+                Err(fs::TryLockError::WouldBlock) => {}
+            }
+            if std::mem::take(&mut is_first) {
+                log("waiting for the same installation of another command");
+            }
+            // A thread that blocks in flock could not be cancelled.
+            tokio::time::sleep(LOCK_INTERVAL).await;
+        }
     }
 
     /// Makes room for the largest set.
     fn make_room_for_packages(&self) -> Result<(), PackageError> {
         self.remove_package_leftovers();
         let rules = self.package_rules();
-        let (_, left) = self.shrink_package_sets(rules.max_total_mb.saturating_sub(rules.max_mb))?;
-        match (left >> 20) + rules.max_mb > rules.max_total_mb {
+        let keep_mb = rules.max_total_mb.saturating_sub(rules.max_mb);
+        let (_, left) = self.shrink_package_sets(keep_mb)?;
+        match left > keep_mb << 20 {
             true => Err(PackageError::Full(rules.max_total_mb)),
             false => Ok(()),
         }
@@ -231,28 +311,22 @@ impl Manager {
         Ok(self.shrink_package_sets(0)?.0)
     }
 
-    /// Removes sets that no sandbox sees, those first that were not used for longest, until the rest has at most this size. Returns the
-    /// removed ones, and the bytes of the rest.
+    /// Removes sets that no sandbox sees until the rest has at most this size. Returns the removed ones, and the bytes of the rest.
     fn shrink_package_sets(&self, keep_mb: u64) -> Result<(Vec<PackageSet>, u64), PackageError> {
-        let sets = self.package_sets();
-        let mut total: u64 = sets.iter().map(|(set, _)| set.bytes).sum();
-        let mut removed = Vec::new();
-        if total <= keep_mb << 20 {
-            return Ok((removed, total));
+        let (mut kept, mut removed) = (StoredSets(self.package_sets()), Vec::new());
+        if kept.bytes() <= keep_mb << 20 {
+            return Ok((removed, kept.bytes()));
         }
-        let in_use = package_sets_in_use(&self.paths)?;
-        let mut unused: Vec<_> = sets.into_iter().filter(|(set, _)| !in_use.contains(&set.id)).collect();
-        unused.sort_by_key(|(_, used)| *used);
-        for (set, used) in unused {
-            if total <= keep_mb << 20 || used.elapsed().unwrap_or_default() < GRACE {
-                break;
-            }
-            if self.remove_package_set(&set.id)? {
-                total -= set.bytes.min(total);
-                removed.push(set);
+        let mut in_use: HashSet<String> = package_sets_in_use(&self.paths)?.into_iter().collect();
+        while kept.bytes() > keep_mb << 20
+            && let Some(id) = kept.next_removal(&in_use, SystemTime::now())
+        {
+            match self.remove_package_set(&id)? {
+                true => removed.extend(kept.take(&id)),
+                false => drop(in_use.insert(id)),
             }
         }
-        Ok((removed, total))
+        Ok((removed, kept.bytes()))
     }
 
     /// Removes one set. `false` if a sandbox sees it.
@@ -293,6 +367,7 @@ mod tests {
             sandbox: SandboxChoice::Auto,
             scope: scope.map(PrincipalId::from),
             request: PackageRequest::new(&[package.to_owned()], None).unwrap(),
+            known_lock: None,
         };
         let key = |wanted: &WantedPackages| wanted.key(&[]);
         let one = wanted("python", Some("a"), "polars");
@@ -316,7 +391,31 @@ mod tests {
             sandbox: SandboxChoice::Auto,
             scope: None,
             request: PackageRequest::default(),
+            known_lock: None,
         };
         assert!(wanted.check().unwrap_err().to_string().contains("python"));
+    }
+
+    #[test]
+    fn owner_with_most_packages_loses_its_oldest_set() {
+        let now = SystemTime::now();
+        let set = |id: &str, owner: &str, bytes, minutes: u64| {
+            let set = PackageSet { id: id.to_owned(), scope: Some(owner.into()), bytes, ..PackageSet::test() };
+            (set, now - Duration::from_secs(60 * minutes))
+        };
+        let mut sets = StoredSets(vec![
+            set("small", "small", 10, 1000),
+            set("new", "large", 30, 1),
+            set("used", "large", 30, 90),
+            set("older", "large", 30, 60),
+            set("newer", "large", 30, 30),
+        ]);
+        let in_use = HashSet::from(["used".to_owned()]);
+        let mut removed = Vec::new();
+        while let Some(id) = sets.next_removal(&in_use, now) {
+            sets.take(&id).unwrap();
+            removed.push(id);
+        }
+        assert_eq!((removed, sets.bytes()), (vec!["older".into(), "newer".into(), "small".to_owned()], 60));
     }
 }
