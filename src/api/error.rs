@@ -281,6 +281,9 @@ impl From<ServiceError> for Problem {
                 Self::new(StatusCode::CONFLICT, "environment_in_use", detail)
             }
             ServiceError::TooManyEnvironments { .. } => Self::new(StatusCode::CONFLICT, "too_many_environments", detail),
+            ServiceError::KeyOfOtherRequest { .. } => {
+                Self::new(StatusCode::CONFLICT, "key_of_other_request", detail).field("key")
+            }
             ServiceError::TooManyBuilds { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_builds", detail).retry_after(10)
             }

@@ -24,7 +24,7 @@ use super::view::{self, ArtifactList, Binary, EventView, NetworkView, NotebookFi
 use super::{Api, Body, Caller, Query, SessionInPath, User, guard, input_budget, paging};
 use crate::ids::{Seq, SessionId};
 use crate::kernels;
-use crate::manager::{JobConfig, NotebookRun, SessionConfig, SessionFilter, SessionRow};
+use crate::manager::{JobConfig, KeyKind, NotebookRun, SessionConfig, SessionFilter, SessionRow};
 
 /// A notebook, and how it runs.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -96,6 +96,9 @@ pub(super) struct JobRequest {
     /// At most 50 labels. A key or a value has at most 200 characters.
     #[serde(default)]
     labels: HashMap<String, String>,
+    /// As for a session: a retry with the same key, notebook and parameters gets the same run.
+    #[schema(min_length = 1, max_length = 200)]
+    key: Option<String>,
 }
 
 /// The same as a form. Other fields are those of `NewRun` as JSON text.
@@ -218,7 +221,8 @@ pub(super) async fn create(
     let wait = query.duration()?;
     let _slot = guard::acquire_wait_slot(&api, &caller.identity, wait)?;
     let (job, bytes) = read(request).await?;
-    let notebook = notebooks::parse(bytes).await?;
+    sessions::check_key(job.key.as_deref())?;
+    let notebook = notebooks::parse(bytes.clone()).await?;
     let kernel = match &job.kernel {
         Some(name) => kernels::find(name),
         None => kernels::for_notebook(notebook.kernelspec_name(), notebook.language()),
@@ -253,8 +257,12 @@ pub(super) async fn create(
         ttl_seconds: job.ttl_seconds,
         idle_timeout_seconds: None,
         labels: job.labels,
+        key: None,
     };
-    let session = session.validate(&api.sessions)?;
+    let parameters = job.parameters.as_deref().map_or("", RawValue::get);
+    let options = format!("{} {} {:?}", run.allow_errors, run.frozen, run.seed);
+    let asked = [&bytes[..], parameters.as_bytes(), options.as_bytes()];
+    let session = session.validate(&api.sessions)?.with_key(KeyKind::Run, job.key, &asked);
     let run = NotebookRun { timeout_seconds: session.config.timeout_seconds, ..run };
     let id = api.sessions.start_job(&caller.identity.principal, session, &notebook, run).await?;
     if let Some(wait) = wait {

@@ -19,7 +19,7 @@ use super::sessions::{Create, RequestedLimits, check_seconds, check_texts};
 use super::view::{self, IsolationView, LimitsView, NetworkView};
 use super::{Api, Body, Caller, User, path_field, path_parameter};
 use crate::ids::{SandboxId, SessionId};
-use crate::manager::{SandboxChange, SandboxDescription};
+use crate::manager::{KeyKind, SandboxChange, SandboxDescription};
 
 /// The id of the sandbox in the path.
 pub(super) struct SandboxInPath(pub SandboxId);
@@ -84,6 +84,9 @@ pub(super) struct CreateSandbox {
     /// At most 50 labels. A key or a value has at most 200 characters.
     #[serde(default)]
     labels: HashMap<String, String>,
+    /// As for a session: a retry with the same key gets the same sandbox.
+    #[schema(min_length = 1, max_length = 200)]
+    key: Option<String>,
 }
 
 impl CreateSandbox {
@@ -106,6 +109,7 @@ impl CreateSandbox {
             ttl_seconds: self.ttl_seconds,
             idle_timeout_seconds: self.idle_timeout_seconds,
             labels: self.labels,
+            key: self.key,
         }
     }
 }
@@ -202,7 +206,8 @@ pub(super) async fn create(
     User(caller): User,
     Body(create): Body<CreateSandbox>,
 ) -> Result<Response, Problem> {
-    let new = create.into_session().validate(&api.sessions)?;
+    let key = create.key.clone();
+    let new = create.into_session().validate(&api.sessions)?.with_key(KeyKind::Sandbox, key, &[]);
     let id = api.sessions.create_sandbox(&caller.identity.principal, new).await?;
     let view = read(&api, &id, &caller).await?;
     Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/sandboxes/{id}"))], Json(view)).into_response())

@@ -25,7 +25,7 @@ use super::{Api, Body, Caller, Query, SessionInPath, User, environments, paging,
 use crate::ids::{Access, SandboxId, SessionId, SessionPhase};
 use crate::kernels;
 use crate::manager::{
-    ArtifactRow, NewSession, SessionConfig, SessionFilter, SessionProperties, SessionRow, SessionService, now_ms,
+    ArtifactRow, KeyKind, NewSession, SessionConfig, SessionFilter, SessionProperties, SessionRow, SessionService, now_ms,
     seconds_in_ms,
 };
 use crate::policy::{Ceilings, Limits, NetworkPolicy};
@@ -40,6 +40,8 @@ const USAGE_TIMEOUT: Duration = Duration::from_secs(2);
 const INTROSPECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest number of labels.
 const MAX_LABELS: usize = 50;
+/// The longest key of a request, bytes.
+const MAX_KEY: usize = 200;
 /// The largest size of one environment variable (`MAX_ARG_STRLEN` of Linux) and of all of them, in bytes. Linux accepts 2 MB
 /// in all.
 const MAX_VARIABLE: usize = 131_072;
@@ -101,6 +103,10 @@ pub(super) struct Create {
     /// At most 50 labels. A key or a value has at most 200 characters.
     #[serde(default)]
     pub labels: HashMap<String, String>,
+    /// Chosen by the client, at most 200 bytes. A retry with the same key and the same fields gets the session that was created, until that
+    /// is deleted. Values of variables and secrets are not compared.
+    #[schema(min_length = 1, max_length = 200)]
+    pub key: Option<String>,
 }
 
 /// Limits of a new session. A limit that is absent has its default.
@@ -142,9 +148,10 @@ impl RequestedLimits {
 pub(super) const DEFAULT_TIMEOUT: f64 = 60.0;
 
 impl Create {
-    /// Validates the request, and adds defaults.
+    /// Validates the request, and adds defaults. The key is left out.
     pub fn validate(self, sessions: &SessionService) -> Result<NewSession, Problem> {
         check_texts(self.name.as_deref(), &self.labels)?;
+        check_key(self.key.as_deref())?;
         let has_network = self.network.is_some();
         let network = self.network.map(RequestedNetwork::policy).transpose()?.unwrap_or_default();
         check_env(&self.env)?;
@@ -197,7 +204,16 @@ impl Create {
                 job: None,
             },
             secrets,
+            key: None,
         })
+    }
+}
+
+/// Checks the key of a request that may be repeated.
+pub(super) fn check_key(key: Option<&str>) -> Result<(), Problem> {
+    match key.is_none_or(|key| (1..=MAX_KEY).contains(&key.len())) {
+        true => Ok(()),
+        false => Err(Problem::unprocessable("bad_key", format!("a key has 1 to {MAX_KEY} bytes")).field("key")),
     }
 }
 
@@ -281,7 +297,9 @@ pub(super) async fn create(
     User(caller): User,
     Body(create): Body<Create>,
 ) -> Result<Response, Problem> {
-    let id = api.sessions.create(&caller.identity.principal, create.validate(&api.sessions)?).await?;
+    let key = create.key.clone();
+    let new = create.validate(&api.sessions)?.with_key(KeyKind::Session, key, &[]);
+    let id = api.sessions.create(&caller.identity.principal, new).await?;
     let session = read_session(&api, &id, &caller.access()).await?;
     let location = format!("/v1/sessions/{id}");
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(session)).into_response())

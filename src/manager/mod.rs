@@ -19,6 +19,7 @@ mod cell_outputs;
 mod changed_files;
 mod compaction;
 mod consumption;
+mod creation_keys;
 mod environment_builds;
 mod environments;
 mod event_feed;
@@ -70,7 +71,7 @@ use crate::session::{self, MemoryJournal, OutputMode, SessionError, SessionEvent
 pub use crate::agent_protocol::{ProcessExit, ProcessInfo, ProcessStream, TerminalSize};
 pub use crate::sandbox::{SandboxKind, SandboxRecord};
 pub use crate::store::{
-    ArtifactRow, CellPage, CellPosition, EnvironmentRow, EnvironmentState, EventKind, EventRow, OverByteLimit,
+    ArtifactRow, CellPage, CellPosition, EnvironmentRow, EnvironmentState, EventKind, EventRow, KeyKind, OverByteLimit,
     SessionFilter, SessionPosition, SessionRow, Store, StoreError, from_ms, now_ms, seconds_in_ms,
 };
 pub use cell_outputs::{

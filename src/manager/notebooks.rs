@@ -120,10 +120,22 @@ impl SessionService {
         if let Some(seed) = run.seed {
             new.env.extend(seed::seed_env(kernels::find(&new.kernel)?, seed));
         }
+        let (owner, key, notebook) = (principal.clone(), new.key.clone(), notebook.clone());
+        let make = |service: Self| async move { service.start_new_job(owner, new, notebook, run).await };
+        self.create_once(principal, key, SessionId::parse, make).await
+    }
+
+    async fn start_new_job(
+        &self,
+        principal: PrincipalId,
+        new: NewSession,
+        notebook: Notebook,
+        run: NotebookRun,
+    ) -> Result<SessionId, ServiceError> {
         // In a task of its own: the client may disconnect, and what has begun must be finished or undone.
-        let (service, principal, notebook) = (self.clone(), principal.clone(), notebook.clone());
+        let service = self.clone();
         let starting = tokio::spawn(traces::in_current_context(async move {
-            let id = service.create(&principal, new).await?;
+            let id = service.create_new(&principal, new).await?;
             let access = Access::Principal(principal);
             match service.queue_job(&id, &access, &notebook, run).await {
                 Ok(()) => Ok(id),

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::admission::{Admission, Allotment};
 use super::consumption::Consumption;
+use super::creation_keys::KeysInUse;
 use super::environment_builds::Builds;
 use super::event_feed::EventFeed;
 use super::evictions::Evictions;
@@ -76,6 +77,7 @@ pub(super) struct Inner {
     pub builds: Builds,
     /// The environments of kernels. An environment is the same in every session that uses it.
     pub environments: Mutex<HashMap<String, EnvironmentRecord>>,
+    pub keys_in_use: KeysInUse,
     reader: SessionReader,
     pool: Pool,
     /// Limits how many kernels start at once.
@@ -109,6 +111,7 @@ impl SessionService {
             removal_backlog: RemovalBacklog::default(),
             builds: Builds::default(),
             environments: Mutex::default(),
+            keys_in_use: KeysInUse::default(),
             pool: Pool::default(),
             starting: Semaphore::new(settings.max_starting),
             pending: Arc::default(),
@@ -301,8 +304,16 @@ impl SessionService {
 
     // ---- creation -----------------------------------------------------------------------------------------------------
 
-    /// Creates a session, and waits until its kernel is ready. After an error, nothing is left behind.
+    /// Creates a session, and waits until its kernel is ready. After an error, nothing is left behind. With a key that was used before,
+    /// returns the session of that time.
     pub async fn create(&self, principal: &PrincipalId, new: NewSession) -> Result<SessionId, ServiceError> {
+        let (owner, key) = (principal.clone(), new.key.clone());
+        let make = |service: Self| async move { service.create_new(&owner, new).await };
+        self.create_once(principal, key, SessionId::parse, make).await
+    }
+
+    /// Creates a session, whether or not there is one with its key.
+    pub(super) async fn create_new(&self, principal: &PrincipalId, new: NewSession) -> Result<SessionId, ServiceError> {
         if let Some(sandbox) = new.sandbox.clone() {
             return self.create_in_sandbox(principal, &sandbox, new).await;
         }
@@ -403,7 +414,7 @@ impl SessionService {
             tokio::spawn(async move { service.remove_unlisted(&id, Some(entry), None).await });
         }
         let Some((id, entry)) = pooled else { return Ok(None) };
-        if let Err(error) = self.0.store.claim_session(new_row(&id, principal, kernel, new)).await {
+        if let Err(error) = self.0.store.claim_session(new_row(&id, principal, kernel, new), new.key.clone()).await {
             self.0.pool.put(&kernel.name, (id, entry));
             return Err(error.into());
         }
@@ -449,6 +460,7 @@ impl SessionService {
         let _permit = self.permit_start().await?;
         let id = SessionId::random();
         self.0.store.insert_session(new_row(&id, principal, kernel, new)).await?;
+        self.put_key(principal, new, id.as_str()).await?;
         match self.start_in_sandbox(&id, principal, kernel, new).await {
             Ok(entry) => {
                 allotment.into_iter().for_each(|allotment| entry.hold(allotment));

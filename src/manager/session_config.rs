@@ -18,7 +18,7 @@ use crate::policy::{
 };
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
-use crate::store::{Durability, SessionRow, StoreError};
+use crate::store::{CreationKey, Durability, SessionRow, StoreError};
 
 /// Settings that apply to all sessions of a server.
 #[derive(Clone, Debug)]
@@ -89,6 +89,8 @@ pub struct NewSession {
     pub secrets: Vec<Secret>,
     /// Packages that are installed first. The configuration names their environment afterwards.
     pub packages: Option<PackageRequest>,
+    /// Chosen by the client, so that a retry gets the same session.
+    pub key: Option<CreationKey>,
     pub config: SessionConfig,
 }
 
@@ -177,6 +179,10 @@ pub enum ServiceError {
     EnvironmentInUse { id: String },
     #[error("{limit} installations of yours wait or run already, which is the limit; wait for one to end")]
     TooManyBuilds { limit: usize },
+    #[error(
+        "the key {key:?} was used for another request; a retry repeats the request as it was, and another request has another key"
+    )]
+    KeyOfOtherRequest { key: String },
     #[error("you have {limit} environments, which is the limit; delete some")]
     TooManyEnvironments { limit: usize },
     #[error("{reason}")]

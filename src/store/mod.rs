@@ -6,6 +6,7 @@
 mod cells;
 mod commit;
 mod compact;
+mod creation_keys;
 mod environments;
 mod events;
 mod job;
@@ -29,6 +30,7 @@ use thiserror::Error;
 pub use cells::{CellPage, CellPosition, CellRow, CellState, OverByteLimit};
 pub use commit::{ArtifactRow, CellChange, Commit, SessionChange};
 pub use compact::{Compactable, SessionBytes};
+pub use creation_keys::{CreationKey, KeyKind};
 pub use environments::{EnvironmentRow, EnvironmentState};
 pub use events::{EventKind, EventRow};
 pub use sandboxes::SandboxRow;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
+use super::creation_keys::{self, CreationKey};
 use super::{Store, StoreError};
 use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 
@@ -181,16 +182,15 @@ impl Store {
         self.writer.write(move |connection| insert(connection, &session)).await
     }
 
-    /// Gives a pooled session to its owner.
-    pub async fn claim_session(&self, row: SessionRow) -> Result<(), StoreError> {
+    /// Gives a pooled session to its owner, and the key of the request to the session.
+    pub async fn claim_session(&self, row: SessionRow, key: Option<CreationKey>) -> Result<(), StoreError> {
         self.writer.write(move |connection| {
             let update = "UPDATE sessions SET principal = ?2, name = ?3, spec = ?4, created_at = ?5, last_active_at = ?6, \
                           expires_at = ?7 WHERE id = ?1";
             let SessionRow { id, principal, name, spec, created_at, last_active_at, expires_at, .. } = row;
-            connection
-                .prepare_cached(update)?
-                .execute(params![id.as_str(), principal, name, spec, created_at, last_active_at, expires_at])
-                .map(|_| ())
+            let values = params![id.as_str(), principal, name, spec, created_at, last_active_at, expires_at];
+            connection.prepare_cached(update)?.execute(values)?;
+            key.map_or(Ok(()), |key| creation_keys::put(connection, &principal, &key, id.as_str()))
         })
         .await
     }

@@ -19,6 +19,7 @@ mod cli;
 mod common_cells;
 mod contract;
 mod crash;
+mod creation_keys;
 mod data_mounts;
 mod deaths;
 mod egress;

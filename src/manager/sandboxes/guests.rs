@@ -63,6 +63,7 @@ impl SessionService {
         let instance = instance.for_guest(&id);
         let sandbox = serde_json::to_string(&instance.record).ok();
         self.0.store.insert_session(SessionRow { sandbox, ..new_row(&id, principal, kernel, new) }).await?;
+        self.put_key(principal, new, id.as_str()).await?;
         let request = Request::StartKernel { session: id.clone(), env: new.env.iter().cloned().collect() };
         if let Err(error) = instance.ask(request, Bytes::new()).await {
             self.remove_guest(&id, instance, allotment).await;

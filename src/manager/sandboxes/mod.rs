@@ -60,8 +60,15 @@ pub struct SandboxChange {
 }
 
 impl SessionService {
-    /// Creates a sandbox without a session. After an error, nothing is left behind.
+    /// Creates a sandbox without a session. After an error, nothing is left behind. With a key that was used before, returns the sandbox
+    /// of that time.
     pub async fn create_sandbox(&self, principal: &PrincipalId, new: NewSession) -> Result<SandboxId, ServiceError> {
+        let (owner, key) = (principal.clone(), new.key.clone());
+        let make = |service: Self| async move { service.create_new_sandbox(&owner, new).await };
+        self.create_once(principal, key, SandboxId::parse, make).await
+    }
+
+    async fn create_new_sandbox(&self, principal: &PrincipalId, new: NewSession) -> Result<SandboxId, ServiceError> {
         let kernel = kernels::find(&new.kernel)?.clone();
         let mut new = new;
         let allotment = self.admit_sandbox(principal, &mut new).await?;
@@ -71,6 +78,7 @@ impl SessionService {
         let creating = tokio::spawn(async move {
             let id = SandboxId::random();
             service.0.store.insert_sandbox(new_row(&id, &principal, &kernel, &new)).await?;
+            service.put_key(&principal, &new, id.as_str()).await?;
             match service.start_sandbox(&id, &kernel, &new).await {
                 Ok(instance) => {
                     service.record_sandbox("sandbox.created", &id, Some(&principal), "ok");
