@@ -125,6 +125,15 @@ impl Tokens {
         self.find_valid(token).map(|(identity, _)| (identity, token))
     }
 
+    /// The identity behind a token that is not known: another process may have created it a moment ago.
+    pub async fn identify_new(&self, secret: &str, store: &Store) -> Result<Option<(Identity, TokenHash)>, StoreError> {
+        if !store.has_token(TokenHash::of(secret).0.to_vec()).await? {
+            return Ok(None);
+        }
+        self.load(store).await?;
+        Ok(self.identify(secret))
+    }
+
     fn find_valid(&self, token: TokenHash) -> Option<Grant> {
         let is_valid = |grant: &&Grant| grant.1.is_none_or(|expires_at| expires_at > now_ms());
         self.by_hash.load().get(&token).filter(is_valid).cloned()
@@ -197,6 +206,8 @@ mod tests {
         let tokens = Tokens::default();
         let whose = |secret: &str| tokens.identify(secret).map(|(identity, _)| identity);
         assert_eq!(whose(&secret), None, "tokens are not loaded yet");
+        assert!(tokens.identify_new("ck_other", &store).await.unwrap().is_none());
+        assert_eq!(tokens.identify_new(&secret, &store).await.unwrap().unwrap().0, ann);
         assert_eq!(tokens.load(&store).await.unwrap(), 2);
         assert_eq!(whose(&secret), Some(ann.clone()));
         assert_eq!((whose(&old), whose(""), whose("ck_x")), (None, None, None));

@@ -76,6 +76,8 @@ pub mod sandbox;
 #[cfg(feature = "host")]
 pub mod server;
 #[cfg(feature = "host")]
+mod server_sent_events;
+#[cfg(feature = "host")]
 pub mod session;
 #[cfg(feature = "host")]
 pub mod store;

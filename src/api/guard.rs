@@ -139,7 +139,7 @@ fn token_in_header(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The identity behind the token of a request.
-fn identify(api: &Api, token: Option<String>) -> Result<(Identity, TokenHash), Problem> {
+async fn identify(api: &Api, token: Option<String>) -> Result<(Identity, TokenHash), Problem> {
     let unauthorized = |code, detail| Problem::new(StatusCode::UNAUTHORIZED, code, detail);
     let Some(token) = token else {
         return Err(unauthorized("no_token", "a token is required: Authorization: Bearer TOKEN"));
@@ -148,15 +148,18 @@ fn identify(api: &Api, token: Option<String>) -> Result<(Identity, TokenHash), P
         return Ok(known);
     }
     api.rate_limits.check_invalid_token().map_err(|after| too_fast("with invalid tokens", after))?;
+    if let Some(new) = api.tokens.identify_new(&token, api.reader.store()).await? {
+        return Ok(new);
+    }
     Err(unauthorized("bad_token", "this token is unknown, revoked or expired"))
 }
 
 /// Checks that a request may read the metrics. They say how much everybody uses the server, so they are not for its users.
-pub(super) fn check_metrics(api: &Api, headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) async fn check_metrics(api: &Api, headers: &HeaderMap) -> Result<(), Problem> {
     if api.guard.open_metrics {
         return Ok(());
     }
-    match identify(api, token_in_header(headers))?.0.scope {
+    match identify(api, token_in_header(headers)).await?.0.scope {
         Scope::Metrics | Scope::Admin => Ok(()),
         Scope::Read | Scope::Use => {
             let detail =
@@ -181,7 +184,7 @@ pub(super) async fn no_store(request: Request, next: Next) -> Response {
 pub(super) async fn authenticate(State(api): State<Api>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let is_stream = ["/events", "/socket"].iter().any(|end| request.uri().path().ends_with(end));
     let from_query = || token_in_query(request.uri()).filter(|_| is_stream);
-    let (identity, token) = identify(&api, token_in_header(request.headers()).or_else(from_query))?;
+    let (identity, token) = identify(&api, token_in_header(request.headers()).or_else(from_query)).await?;
     if let Some(subject) = request.extensions().get::<Subject>() {
         subject.set(&identity);
     }

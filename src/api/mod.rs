@@ -275,7 +275,7 @@ async fn ready() -> &'static str {
     responses((status = 200, description = "Metrics in the Prometheus text format", body = String)),
 )]
 async fn metrics(State(api): State<Api>, headers: HeaderMap) -> Result<String, Problem> {
-    guard::check_metrics(&api, &headers)?;
+    guard::check_metrics(&api, &headers).await?;
     api.sessions.update_gauges().await?;
     metrics::gauge!(telemetry::STREAMS).set(api.rate_limits.open_streams() as f64);
     Ok(telemetry::install().map(metrics_exporter_prometheus::PrometheusHandle::render).unwrap_or_default())

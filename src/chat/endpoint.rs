@@ -14,8 +14,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::error::{ChatError, refusal};
-use super::stream::{ModelReply, SseDecoder, error_message};
+use super::stream::{ModelReply, error_message};
 use crate::http_client::{HttpClient, HttpClientError};
+use crate::server_sent_events::SseDecoder;
 use crate::wire::json as wire_json;
 
 /// How long the body of an error response may take.
@@ -224,7 +225,7 @@ impl ReplyStream {
         }
         match &mut self.decoder {
             Some(decoder) => {
-                for event in decoder.push(&chunk)? {
+                for event in decoder.push(&chunk).map_err(|error| ChatError::BadStream(error.to_string()))? {
                     self.reply.push_event(&event)?;
                 }
             }

@@ -4,6 +4,7 @@
 mod print;
 
 mod added_kernels;
+mod attend;
 mod audit;
 mod ceilings;
 mod chromium;
@@ -21,6 +22,7 @@ mod notebook_file;
 mod options;
 mod packages;
 mod run;
+mod sandbox;
 mod secrets;
 mod serve;
 mod shell;
@@ -98,6 +100,8 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Serve persistent sessions over HTTP
     Serve(Box<serve::ServeArgs>),
+    /// Create, list, use and end sandboxes of a server
+    Sandbox(sandbox::SandboxCommandArgs),
     /// List or install kernels for the process sandbox
     #[command(subcommand)]
     Kernels(kernels::KernelsCommand),
@@ -124,7 +128,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     init_logging();
     let paths = cli.data.as_deref().map_or_else(Paths::from_environment, Paths::new);
-    if !matches!(cli.command, Command::Export(_) | Command::Audit(_) | Command::Token(_)) {
+    if !matches!(cli.command, Command::Export(_) | Command::Audit(_) | Command::Token(_) | Command::Sandbox(_)) {
         let config = match &cli.command {
             Command::Serve(args) => args.config_file(),
             _ => None,
@@ -153,6 +157,7 @@ pub fn main() -> ExitCode {
             Command::Packages(command) => packages::run(&paths, command),
             Command::Doctor => doctor::run(&paths).await,
             Command::Serve(args) => serve::serve(paths, *args).await,
+            Command::Sandbox(args) => sandbox::run(args).await,
             Command::Audit(args) => audit::run(&paths, &args),
             Command::Token(command) => token::run(&paths, command).await,
         }

@@ -83,7 +83,7 @@ pub(super) struct SandboxArgs {
     pub packages: PackageArgs,
 }
 
-fn parse_network(text: &str) -> Result<NetworkPolicy, String> {
+pub(super) fn parse_network(text: &str) -> Result<NetworkPolicy, String> {
     match text {
         "none" => Ok(NetworkPolicy::None),
         "packages" => Ok(NetworkPolicy::Packages),
@@ -96,7 +96,7 @@ fn parse_network(text: &str) -> Result<NetworkPolicy, String> {
     }
 }
 
-fn parse_variable(text: &str) -> Result<(String, String), String> {
+pub(super) fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() && !text.contains('\0') => Ok((name.to_owned(), value.to_owned())),
         None if !text.is_empty() => match std::env::var(text) {

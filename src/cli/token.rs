@@ -10,7 +10,7 @@ use crate::config::Paths;
 use crate::private_files;
 use crate::store::{Durability, Store, now_ms};
 
-/// Create, list and revoke access tokens of a server. A running server notices within seconds.
+/// Create, list and revoke access tokens of a server. A running server notices a new one at once, and that one was revoked within seconds.
 #[derive(Subcommand)]
 pub(super) enum TokenCommand {
     /// Create a token and print it; it cannot be shown again

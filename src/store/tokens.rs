@@ -57,6 +57,11 @@ impl Store {
             .await
     }
 
+    /// Whether there is a token with this hash.
+    pub async fn has_token(&self, hash: Vec<u8>) -> Result<bool, StoreError> {
+        self.read(move |connection| connection.prepare_cached("SELECT 1 FROM tokens WHERE hash = ?1")?.exists([hash])).await
+    }
+
     /// All tokens, oldest first.
     pub async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
         self.read(|connection| {

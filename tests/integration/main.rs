@@ -62,6 +62,7 @@ mod processes;
 mod removal;
 mod request_secrets;
 mod same_results;
+mod sandbox_commands;
 mod sandboxes;
 mod secrets;
 mod serve;
