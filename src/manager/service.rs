@@ -319,8 +319,10 @@ impl SessionService {
         }
         let kernel = kernels::find(&new.kernel)?.clone();
         let mut new = new;
-        let allotment = self.admit_sandbox(principal, &mut new).await?;
+        self.check_sandbox(&mut new)?;
+        // Before it is counted: what waits for packages takes no place of others.
         self.prepare_environment(principal, &kernel, &mut new).await?;
+        let allotment = self.admit(principal, new.config.limits.pids).await?;
         let turn = self.begin_creation()?;
         // In a task of its own: the client may disconnect, and what has begun must be finished or undone.
         let (service, principal) = (self.clone(), principal.clone());
@@ -331,18 +333,14 @@ impl SessionService {
         creating.await.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 
-    /// Checks a new sandbox against ceilings and quotas, and counts it.
-    pub(super) async fn admit_sandbox(
-        &self,
-        principal: &PrincipalId,
-        new: &mut NewSession,
-    ) -> Result<Allotment, ServiceError> {
+    /// Checks a new sandbox against the ceilings.
+    pub(super) fn check_sandbox(&self, new: &mut NewSession) -> Result<(), ServiceError> {
         new.config.limits.validate().map_err(ManagerError::Limits)?;
         new.config.check(self.ceilings())?;
         self.check_network(&new.config.network)?;
         self.mounts().find(&new.config.mounts)?;
         new.config.ttl_seconds = new.config.ttl_seconds.or(self.ceilings().lifetime_seconds);
-        self.admit(principal, new.config.limits.pids).await
+        Ok(())
     }
 
     /// Checks the quotas of a principal, and counts a session with this many processes.

@@ -130,7 +130,7 @@ async fn command_goes_on_over_kills_of_the_server(place: TestSandbox) {
         (line, stdout)
     };
     writeln!(stdin, "first").unwrap();
-    let (line, mut stdout) = tokio::task::spawn_blocking(move || read()).await.unwrap();
+    let (line, mut stdout) = tokio::task::spawn_blocking(read).await.unwrap();
     assert_eq!(line, "got first\n");
     for kill in 0..3 {
         server.kill().await;

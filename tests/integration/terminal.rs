@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::elements::{axe_file, check_accessibility};
 use crate::opened::Opened;
 use crate::server::PACE;
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, skip};
 
 /// What the terminal shows. Text that depends on the layout would slow it down.
 const SHOWN: &str = "[...document.querySelectorAll('.xterm-rows > div')].map(row => row.textContent).join('\\n').trim()";
@@ -101,7 +102,8 @@ async fn shell_survives_reloads_and_servers() {
     tokio::time::timeout(PATIENCE, larger).await.expect("it has the new size");
     opened.browser.evaluate("location.reload()").await;
     opened.until("page?.querySelector('.state')?.dataset.state", &json!("idle")).await;
-    open_terminal(&mut opened).await;
+    // It opens again by itself.
+    opened.until("page.activeElement?.localName", &json!("cellkeep-terminal")).await;
     type_line(&mut opened, "clear; echo $word-after").await;
     until_shown(&mut opened, |shown| has_line(shown, "kept-after")).await;
     // The server dies while a command works and another one is typed.
@@ -243,5 +245,8 @@ async fn terminal_fits_themes_and_screens() {
             opened.browser.screenshot(&format!("terminal-{screen}-{theme}")).await;
         }
     }
+    let Ok(script) = std::fs::read_to_string(axe_file()) else { return skip("axe is not installed; run: make web") };
+    opened.act("document.querySelector('cellkeep-page').removeAttribute('theme')").await;
+    check_accessibility(&mut opened.browser, &script, "terminal-axe", &[]).await;
     assert_eq!(opened.end().await, [""; 0]);
 }

@@ -174,7 +174,9 @@ class CellkeepPage extends LitElement implements PageContext {
 
   override render(): TemplateResult {
     if (!this.access.token) return this.renderTokenForm();
-    const panel = this.selected && this.panels.open;
+    // A reader has the plots only, and who reads is not known at first.
+    const isPermitted = this.rights && (!this.isReadOnly || this.panels.open === "artifacts");
+    const panel = this.selected && isPermitted && this.panels.open;
     const classes = `frame ${panel ? `with-panel with-${panel}` : ""} ${this.isListOpen ? "side" : ""} ${this.isDragging ? "drag" : ""}`;
     return html`<div class=${classes} @dragover=${this.dragged} @dragleave=${() => (this.isDragging = false)} @drop=${this.dropped} @keydown=${this.pressed}>
       ${this.list.render()}

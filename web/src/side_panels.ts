@@ -14,14 +14,25 @@ const LOADERS: Record<Panel, () => Promise<unknown>> = {
   shares: () => import("./shares_panel.js"),
 };
 
+/** Holds the open panel of this tab, which a reload opens again. */
+const PANEL_KEY = "cellkeep-panel";
+
+function isPanel(name: string | null): name is Panel {
+  return name !== null && Object.hasOwn(TITLES, name);
+}
+
 export class SidePanels {
   /** The open panel; empty if none is. */
   open: "" | Panel = "";
 
-  constructor(private page: PageContext) {}
+  constructor(private page: PageContext) {
+    const kept = sessionStorage.getItem(PANEL_KEY);
+    if (isPanel(kept)) void this.toggle(kept);
+  }
 
   private setOpen(panel: "" | Panel): void {
     this.open = panel;
+    sessionStorage.setItem(PANEL_KEY, panel);
     this.page.requestUpdate();
   }
 

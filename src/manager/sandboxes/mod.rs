@@ -71,8 +71,9 @@ impl SessionService {
     async fn create_new_sandbox(&self, principal: &PrincipalId, new: NewSession) -> Result<SandboxId, ServiceError> {
         let kernel = kernels::find(&new.kernel)?.clone();
         let mut new = new;
-        let allotment = self.admit_sandbox(principal, &mut new).await?;
+        self.check_sandbox(&mut new)?;
         self.prepare_environment(principal, &kernel, &mut new).await?;
+        let allotment = self.admit(principal, new.config.limits.pids).await?;
         let (service, principal) = (self.clone(), principal.clone());
         // In a task of its own: the client may disconnect, and what has begun must be finished or undone.
         let creating = tokio::spawn(async move {
