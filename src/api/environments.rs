@@ -298,9 +298,7 @@ pub(super) async fn list(
 ) -> Result<Json<EnvironmentList>, Problem> {
     let limit = paging::limit(query.limit)?;
     let after = paging::position::<(i64, String)>(query.cursor.as_deref())?;
-    let mut page = api.sessions.list_environments(&caller.access(), after, limit + 1).await?;
-    let has_more = page.len() > limit;
-    page.truncate(limit);
+    let (page, has_more) = api.sessions.list_environments(&caller.access(), after, limit).await?;
     let last = page.last().filter(|_| has_more);
     let next_cursor = last.map(|last| paging::cursor(&(last.row.created_at, &last.row.id)));
     Ok(Json(EnvironmentList { environments: page.into_iter().map(EnvironmentView::from).collect(), next_cursor }))

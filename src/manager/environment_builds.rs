@@ -31,7 +31,7 @@ impl Default for Builds {
 
 /// One installation.
 pub(super) struct Build {
-    principal: PrincipalId,
+    pub principal: PrincipalId,
     /// Held while it runs. All installations of a principal share it, so that one runs at a time and leaves a place to others.
     turn: Arc<tokio::sync::Mutex<()>>,
     log: Mutex<LogLines>,

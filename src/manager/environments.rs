@@ -87,7 +87,8 @@ impl SessionService {
             id: id.clone(),
             principal: principal.clone(),
             kernel: wanted.kernel.name.clone(),
-            request: serde_json::to_string(&wanted.request).unwrap_or_default(),
+            // A lock has a column of its own, which lists do not read.
+            request: serde_json::to_string(&PackageRequest { lock: None, ..wanted.request.clone() }).unwrap_or_default(),
             state: if build.is_some() { EnvironmentState::Building } else { EnvironmentState::Ready },
             package_set: set.map(|set| set.id),
             error: None,
@@ -99,7 +100,7 @@ impl SessionService {
         // In a task of its own: the client may disconnect.
         let service = self.clone();
         let storing = tokio::spawn(async move {
-            service.0.store.put_environment(row.clone(), None).await?;
+            service.0.store.put_environment(row.clone(), wanted.request.lock.clone()).await?;
             if let Some(build) = build {
                 tokio::spawn(service.build(row, wanted, build));
             }
@@ -117,6 +118,16 @@ impl SessionService {
         match known.into_iter().find(|(_, state)| *state == EnvironmentState::Failed) {
             Some((id, _)) => Ok(self.0.store.delete_environment(&id).await?),
             None => Err(ServiceError::TooManyEnvironments { limit: MAX_ENVIRONMENTS }),
+        }
+    }
+
+    /// What an environment was asked for.
+    async fn stored_request(&self, row: &EnvironmentRow) -> Result<PackageRequest, StoreError> {
+        let request: PackageRequest =
+            serde_json::from_str(&row.request).map_err(|error| StoreError::Failed(error.to_string()))?;
+        match request.requirements.is_empty() {
+            true => Ok(PackageRequest { lock: self.0.store.environment_lock(&row.id).await?, ..request }),
+            false => Ok(request),
         }
     }
 
@@ -164,19 +175,15 @@ impl SessionService {
 
     /// What an installation has printed after a line, and then its end. Waits if there is nothing yet.
     pub async fn environment_events(&self, id: &str, access: &Access, after: Seq) -> Result<Vec<BuildEvent>, ServiceError> {
-        // A caller that may not see it must not wait for it.
-        self.environment(id, access).await?;
-        let has_ended = match self.0.builds.get(id) {
-            Some(build) => build.wrote_after(after).await,
-            None => true,
-        };
-        let EnvironmentDescription { row, log, .. } = self.environment(id, access).await?;
-        let mut events = Vec::new();
-        if log.first > after.0 + 1 {
-            events.push(BuildEvent::Lost { from: Seq(after.0 + 1), seq: Seq(log.first - 1) });
+        if let Some(build) = self.0.builds.get(id).filter(|build| access.includes(&build.principal))
+            && !build.wrote_after(after).await
+        {
+            return Ok(lines_after(&build.log(), after));
         }
-        events.extend(log.after(after).map(|(seq, text)| BuildEvent::Line { seq, text: text.to_owned() }));
-        if has_ended && row.state != EnvironmentState::Building {
+        let EnvironmentDescription { row, log, .. } = self.environment(id, access).await?;
+        let mut events = lines_after(&log, after);
+        // Meanwhile it may be installed again.
+        if row.state != EnvironmentState::Building {
             events.push(BuildEvent::Ended { seq: Seq(log.last() + 1), state: row.state, error: row.error });
         }
         Ok(events)
@@ -188,16 +195,17 @@ impl SessionService {
         row.map(|row| self.describe_environment(row)).ok_or_else(|| ServiceError::EnvironmentNotFound { id: id.to_owned() })
     }
 
-    /// The environments that the caller may see, oldest first: at most `limit` after the one with this time and id.
+    /// A page of the environments that the caller may see, oldest first, after the one with this time and id; and whether there are more.
     pub async fn list_environments(
         &self,
         access: &Access,
         after: Option<(i64, String)>,
         limit: usize,
-    ) -> Result<Vec<EnvironmentDescription>, ServiceError> {
-        let rows = self.0.store.environments(access, after, limit).await?;
+    ) -> Result<(Vec<EnvironmentDescription>, bool), ServiceError> {
+        let (rows, has_more) = self.0.store.environments_page(access, after, limit).await?;
         // Each reads a file.
-        Ok(tokio::task::block_in_place(|| rows.into_iter().map(|row| self.describe_environment(row)).collect()))
+        let described = tokio::task::block_in_place(|| rows.into_iter().map(|row| self.describe_environment(row)).collect());
+        Ok((described, has_more))
     }
 
     fn describe_environment(&self, row: EnvironmentRow) -> EnvironmentDescription {
@@ -245,7 +253,7 @@ impl SessionService {
                 if row.kernel != kernel.name {
                     return Err(ServiceError::EnvironmentOfOtherKernel { id: row.id, kernel: row.kernel });
                 }
-                serde_json::from_str(&row.request).map_err(|error| StoreError::Failed(error.to_string()))?
+                self.stored_request(&row).await?
             }
             (None, None) => return Ok(()),
         };
@@ -277,7 +285,7 @@ impl SessionService {
         self.0.manager.remove_package_leftovers();
         for row in self.0.store.building_environments().await? {
             let is_permitted = self.check_network(&NetworkPolicy::Packages).is_ok();
-            let begun = match (kernels::find(&row.kernel), serde_json::from_str(&row.request)) {
+            let begun = match (kernels::find(&row.kernel), self.stored_request(&row).await) {
                 (Ok(kernel), Ok(request)) if is_permitted => {
                     let known_lock = self.0.store.environment_lock(&row.id).await?;
                     let wanted = WantedPackages { known_lock, ..self.wanted(&row.principal, kernel, request) };
@@ -298,12 +306,18 @@ impl SessionService {
     }
 }
 
+fn lines_after(log: &LogLines, after: Seq) -> Vec<BuildEvent> {
+    let lost = (log.first > after.0 + 1).then(|| BuildEvent::Lost { from: Seq(after.0 + 1), seq: Seq(log.first - 1) });
+    let lines = log.after(after).map(|(seq, text)| BuildEvent::Line { seq, text: text.to_owned() });
+    lost.into_iter().chain(lines).collect()
+}
+
 /// A failure for clients, without the paths of the server.
 fn public_reason(error: &PackageError, wanted: &WantedPackages) -> String {
     match error {
         PackageError::Io(_) => "the server cannot store packages".to_owned(),
         PackageError::Manager(_) => "no sandbox could be created for the installation".to_owned(),
-        PackageError::Failed(_) if wanted.known_lock.is_some() => {
+        PackageError::Failed(_) if wanted.request.lock.is_none() && wanted.known_lock.is_some() => {
             format!(
                 "{error}\nThe versions were decided by its first installation. Delete the environment to decide them anew"
             )

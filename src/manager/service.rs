@@ -399,6 +399,7 @@ impl SessionService {
     ) -> Result<Option<Pooled>, ServiceError> {
         if !new.env.is_empty()
             || new.config.network.interface() == Network::Open
+            || !self.0.manager.gateway().index_secrets(&new.config.network).is_empty()
             || !new.config.mounts.is_empty()
             || !new.secrets.is_empty()
             || new.config.environment.is_some()

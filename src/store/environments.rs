@@ -55,7 +55,7 @@ pub struct EnvironmentRow {
     pub id: String,
     pub principal: PrincipalId,
     pub kernel: String,
-    /// The request as JSON.
+    /// The request as JSON, without a lock.
     pub request: String,
     pub state: EnvironmentState,
     /// The id of its package set, once it is ready.
@@ -69,6 +69,9 @@ pub struct EnvironmentRow {
     /// The end of the installation.
     pub ended_at: Option<i64>,
 }
+
+/// The text of a page after which it ends, bytes.
+const MAX_PAGE_BYTES: usize = 2 << 20;
 
 const COLUMNS: &str = "id, principal, kernel, request, state, package_set, error, log, log_first, created_at, ended_at";
 
@@ -107,7 +110,7 @@ impl Store {
             .await
     }
 
-    /// The versions that the first installation of an environment has decided.
+    /// The versions that were asked for, or that the first installation of an environment has decided.
     pub async fn environment_lock(&self, id: &str) -> Result<Option<String>, StoreError> {
         let id = id.to_owned();
         self.read(move |connection| {
@@ -137,22 +140,32 @@ impl Store {
         .await
     }
 
-    /// The environments that are visible, oldest first: at most `limit` after the one with this time and id.
-    pub async fn environments(
+    /// A page of the environments that are visible, oldest first, after the one with this time and id; and whether there are more. A page
+    /// with long requests or logs has fewer than `limit`.
+    pub async fn environments_page(
         &self,
         access: &Access,
         after: Option<(i64, String)>,
         limit: usize,
-    ) -> Result<Vec<EnvironmentRow>, StoreError> {
+    ) -> Result<(Vec<EnvironmentRow>, bool), StoreError> {
         let principal = access.principal().cloned();
         let (time, id) = after.unwrap_or((i64::MIN, String::new()));
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(move |connection| {
             let select = format!(
                 "SELECT {COLUMNS} FROM environments
-                 WHERE (?1 IS NULL OR principal = ?1) AND (created_at, id) > (?2, ?3) ORDER BY created_at, id LIMIT ?4"
+                 WHERE (?1 IS NULL OR principal = ?1) AND (created_at, id) > (?2, ?3) ORDER BY created_at, id"
             );
-            connection.prepare_cached(&select)?.query_map(params![principal, time, id, limit], read)?.collect()
+            let mut statement = connection.prepare_cached(&select)?;
+            let (mut page, mut bytes) = (Vec::new(), 0);
+            for row in statement.query_map(params![principal, time, id], read)? {
+                if page.len() == limit || bytes > MAX_PAGE_BYTES {
+                    return Ok((page, true));
+                }
+                let row = row?;
+                bytes += row.request.len() + row.log.len();
+                page.push(row);
+            }
+            Ok((page, false))
         })
         .await
     }

@@ -149,7 +149,8 @@ async fn credentials_of_index_stay_outside(place: TestSandbox) {
     );
     fs::write(&config, text).unwrap();
     let config = config.to_str().unwrap();
-    let server = Server::start("env-key", place, &["--allow-network=packages", "--config", config]).await;
+    let options = ["--allow-network=packages", "--config", config, "--pool", "python-minimal=1"];
+    let server = Server::start("env-key", place, &options).await;
     let client = server.client();
     let session = client.create(json!({"kernel": KERNEL, "packages": ["flock"], "network": "packages"})).await;
     assert_eq!(session.ok("import flock; print(flock.VERSION)").await, "1.0\n");
@@ -169,6 +170,11 @@ async fn credentials_of_index_stay_outside(place: TestSandbox) {
     assert!(log.iter().any(|line| line.starts_with("POST") && line.ends_with(" -")), "{log:?}");
     let described = client.get(&session.path("")).await.is(200);
     assert_eq!(described["secrets"], json!([]));
+    // A session of the pool was created without them, and is not taken.
+    client.until("/v1/kernels", |reply| reply.text().contains("\"pool\":1")).await;
+    let plain = client.create(json!({"kernel": KERNEL, "network": "packages"})).await;
+    let printed = plain.ok("%pip install -q flock\nimport flock; print(flock.VERSION)").await;
+    assert!(printed.ends_with("\n1.0\n"), "{printed}");
     // Nobody asks for it by name, and other networks do not have it.
     let asked = json!({"kernel": KERNEL, "secrets": {"INDEX": {}}});
     assert_eq!(client.post("/v1/sessions", asked).await.is(422)["code"], "bad_secret");
