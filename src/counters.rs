@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use tokio::sync::Notify;
 
 use crate::ids::PrincipalId;
 
@@ -13,6 +14,8 @@ use crate::ids::PrincipalId;
 pub(crate) struct UseCounter {
     total: AtomicU64,
     by_principal: DashMap<PrincipalId, u64>,
+    /// Wakes one of those who wait for the end of a use.
+    released: Notify,
 }
 
 /// What is in use before a new guard is added.
@@ -32,6 +35,11 @@ impl UseCounter {
     pub fn count(self: &Arc<Self>) -> UseGuard {
         let before = self.total.fetch_add(1, Ordering::SeqCst);
         UseGuard { counter: self.clone(), principal: None, amount: 1, before }
+    }
+
+    /// Resolves at the end of a use, for one of those who wait; at once after a use for whose end nobody waited.
+    pub async fn released(&self) {
+        self.released.notified().await;
     }
 
     /// The amount of a principal that is in use.
@@ -87,6 +95,7 @@ impl Drop for UseGuard {
             }
         }
         self.counter.total.fetch_sub(self.amount, Ordering::SeqCst);
+        self.counter.released.notify_one();
     }
 }
 

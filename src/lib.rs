@@ -5,7 +5,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | top | `cli` |
-//! | domain | `chat`, `runner`, `manager`, `session` |
+//! | domain | `chat`, `runner`, `manager`, `report`, `session` |
 //! | adapter | `store`, `artifacts`, `audit`, `sandbox`, `link`, `kernels`, `config`, `counters`, `descriptors`, `http_client`, `machine`, `private_files`, `telemetry`, `web`, and inside the sandbox `agent` |
 //! | pure | `agent_protocol`, `export`, `render`, `notebook`, `output`, `wire`, `policy`, `mime`, `ids` |
 //!
@@ -69,6 +69,8 @@ pub mod page;
 mod private_files;
 #[cfg(feature = "host")]
 pub mod render;
+#[cfg(feature = "host")]
+pub mod report;
 #[cfg(feature = "host")]
 pub mod runner;
 #[cfg(feature = "host")]

@@ -151,6 +151,7 @@ pub async fn serve(
     audit.record(&started(&sessions));
     welcome(Welcome { address, new_token });
     connections::serve(connections.of_clients, listener, router, stop).await;
+    sessions.finish_one_shots().await;
     sessions.drain_pool().await;
     if settings.end_sessions {
         sessions.delete_all().await;

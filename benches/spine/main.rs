@@ -88,6 +88,9 @@ fn measure() -> anyhow::Result<()> {
     if wants("pool") {
         table.section("A session from the warm pool, over HTTP", serve::pool::measure(&lab));
     }
+    if wants("oneshot") {
+        table.section("Code that runs once (POST /v1/execute), on a warm pool", serve::one_shot::measure(&lab));
+    }
     if wants("server") {
         table.section("The server, from its start", serve::start::measure(&lab));
     }

@@ -13,7 +13,7 @@ use super::events::{self, OutputForm};
 use super::response_spool::{self, MAX_SMALL, ProducePermit};
 use super::view::{self, CellView, ModelView};
 use super::{Api, Caller, extract};
-use crate::ids::SessionId;
+use crate::ids::{Access, SessionId};
 use crate::manager::{EventRow, OverByteLimit, changed_files, may_reference_artifacts};
 use crate::render::summary::SummaryLimits;
 use crate::session::{Cell, CellPhase, CellType, SessionHandle};
@@ -175,19 +175,31 @@ async fn read_stored(
             return Ok((view_without_outputs(api, id, &cell, form).await?, None));
         }
     };
+    let (cell, events, permit) = read_with_events(api, id, &caller.access(), cell, 0).await?;
+    Ok((view_with_outputs(api, &cell, &events, form).await?.into(), permit))
+}
+
+/// A cell with the events of its latest execution, and the permit of a response with them and `more_bytes` if that is large.
+pub(super) async fn read_with_events(
+    api: &Api,
+    id: &SessionId,
+    access: &Access,
+    cell: &str,
+    more_bytes: u64,
+) -> Result<(Cell, Vec<EventRow>, Option<ProducePermit>), Problem> {
     let read = async |max_bytes| {
-        let found = api.reader.cell_and_events(id, &caller.access(), cell, max_bytes).await?;
+        let found = api.reader.cell_and_events(id, access, cell, max_bytes).await?;
         found.ok_or_else(|| no_cell(cell))
     };
-    let (cell, events, permit) = match read(MAX_SMALL).await? {
-        (cell, Ok(events)) => (cell, events, None),
-        (cell, Err(OverByteLimit { bytes })) => {
-            let permit = api.spool.acquire(bytes).await?;
+    match read(MAX_SMALL).await? {
+        (cell, Ok(events)) => Ok((cell, events, api.spool.acquire(more_bytes).await?)),
+        (_, Err(OverByteLimit { bytes })) => {
+            let permit = api.spool.acquire(bytes.saturating_add(more_bytes)).await?;
             // The outputs may have grown meanwhile.
-            (cell, read(u64::MAX).await?.1.unwrap_or_default(), permit)
+            let (cell, events) = read(u64::MAX).await?;
+            Ok((cell, events.unwrap_or_default(), permit))
         }
-    };
-    Ok((view_with_outputs(api, &cell, &events, form).await?.into(), permit))
+    }
 }
 
 /// A cell in a form for which its outputs need not be read as a whole.

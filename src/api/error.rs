@@ -83,6 +83,22 @@ impl Problem {
         Self { field: field.map(Cow::Owned), ..self }
     }
 
+    /// Gives the invalid field the name that another request has for it, also in the words for people.
+    pub fn rename_fields(self, names: &[(&str, &'static str)]) -> Self {
+        let Some((name, other)) = names.iter().find(|(name, _)| self.field.as_deref() == Some(*name)) else { return self };
+        let word = name.rsplit('.').next().unwrap_or(name);
+        let detail = match self.detail.strip_prefix(word) {
+            Some(rest) => format!("{other}{rest}"),
+            None => self.detail.replace(&format!("`{word}`"), &format!("`{other}`")),
+        };
+        Self { detail, ..self }.field(other)
+    }
+
+    /// Adds what the client should know besides.
+    pub fn and(self, more: &str) -> Self {
+        Self { detail: format!("{}; {more}", self.detail), ..self }
+    }
+
     pub fn retry_after(self, seconds: u32) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }

@@ -4,21 +4,19 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Api;
 use super::error::Problem;
-use super::sessions::{check_env, check_timeout};
+use super::new_session::{check_env, check_timeout};
 use crate::ids::{Access, SessionId};
 use crate::kernels;
+use crate::policy::check_artifact_patterns;
 use crate::session::{ExecutionContext, ExecutionOptions};
 
-/// The most patterns of artifacts, and the longest one in bytes.
-const MAX_PATTERNS: usize = 32;
-const MAX_PATTERN: usize = 256;
 /// The most bytes of environment variables: they are part of the request to the kernel, with up to six times as many bytes.
 const MAX_ENV: usize = 8 << 10;
 /// The longest path of a working folder in bytes.
 const MAX_FOLDER: usize = 4096;
 
 /// The options of an execution in a request. The session has the defaults.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct RequestedOptions {
     pub timeout_seconds: Option<f64>,
     pub allow_stdin: Option<bool>,
@@ -44,7 +42,8 @@ impl RequestedOptions {
 
     fn context(self) -> Result<ExecutionContext, Problem> {
         let (artifacts, env) = (self.artifacts.unwrap_or_default(), self.env.unwrap_or_default());
-        check_patterns(&artifacts)?;
+        check_artifact_patterns(&artifacts)
+            .map_err(|error| Problem::unprocessable("bad_artifacts", error.to_string()).field("artifacts"))?;
         check_env(&env)?;
         if env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > MAX_ENV {
             let detail =
@@ -69,27 +68,6 @@ async fn check_kernel_takes_context(api: &Api, id: &SessionId, access: &Access) 
     Ok(())
 }
 
-fn check_patterns(patterns: &[String]) -> Result<(), Problem> {
-    let bad = |detail: String| Err(Problem::unprocessable("bad_artifacts", detail).field("artifacts"));
-    if patterns.len() > MAX_PATTERNS {
-        return bad(format!("at most {MAX_PATTERNS} patterns are allowed"));
-    }
-    if patterns.iter().any(|pattern| pattern.len() > MAX_PATTERN) {
-        return bad(format!("a pattern has at most {MAX_PATTERN} bytes"));
-    }
-    let is_invalid = |pattern: &&String| {
-        // Braces could stand for billions of alternatives.
-        let is_reserved = pattern.starts_with(['/', '!']) || pattern.contains(['{', '}']);
-        pattern.is_empty() || is_reserved || pattern.split('/').any(|part| part == "..")
-    };
-    match patterns.iter().find(is_invalid) {
-        Some(pattern) => {
-            bad(format!("{pattern:?} is no pattern of files in the workspace; for example: *.csv, plots/*.png, output/"))
-        }
-        None => Ok(()),
-    }
-}
-
 /// The folder without `.` and empty parts.
 fn check_folder(folder: &str) -> Result<String, Problem> {
     let parts: Vec<&str> = folder.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
@@ -103,18 +81,6 @@ fn check_folder(folder: &str) -> Result<String, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_stay_in_the_workspace() {
-        let check = |pattern: &str| check_patterns(&[pattern.to_owned()]).is_ok();
-        for good in ["*.csv", "output/", "a/**/b.*", "[ab]?.txt", "..a"] {
-            assert!(check(good), "{good}");
-        }
-        for bad in ["", "/etc/*", "../x", "a/../b", "!a", "{a,b}.txt", &"x".repeat(257)] {
-            assert!(!check(bad), "{bad}");
-        }
-        assert!(check_patterns(&vec!["a".to_owned(); 33]).is_err());
-    }
 
     #[test]
     fn working_folder_is_normalised() {

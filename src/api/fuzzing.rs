@@ -11,7 +11,7 @@ pub fn read_requests(bytes: &[u8]) {
     let _ = read_object::<chat::MessageBody>(bytes);
     let _ = read_object::<notebooks::Run>(bytes);
     let _ = read_object::<runs::JobRequest>(bytes);
-    let _ = read_object::<sessions::Create>(bytes);
+    let _ = read_object::<new_session::Create>(bytes);
     let _ = read_object::<sessions::Input>(bytes);
     let _ = read_object::<sessions::Patch>(bytes);
     let _ = read_object::<shares::Create>(bytes);

@@ -10,6 +10,7 @@ mod docs;
 mod environments;
 mod error;
 mod events;
+mod execute;
 mod execution_options;
 mod extract;
 mod files;
@@ -20,6 +21,7 @@ mod input_budget;
 mod limits;
 mod mounts;
 mod network;
+mod new_session;
 mod notebooks;
 mod openapi;
 mod output_text;
@@ -167,6 +169,7 @@ fn sandbox_query_routes() -> OpenApiRouter<Api> {
 fn other_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(sessions::create))
+        .routes(routes!(execute::execute))
         .routes(routes!(sandboxes::create, sandboxes::list))
         .routes(routes!(sessions::artifact))
         .routes(routes!(runs::get_one, runs::delete))

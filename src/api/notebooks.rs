@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::cells::parse_wait;
 use super::error::Problem;
-use super::sessions::check_timeout;
+use super::new_session::check_timeout;
 use super::view::{self, CellState, CellStatus, ExecutionMetrics, NotebookFile};
 use super::{Api, Body, Caller, Query, SessionInPath, User, extract, guard, response_spool};
 use crate::export::{ExportOptions, Format, ScriptStyle, Theme};

@@ -18,6 +18,7 @@ use super::{processes, public_routes, session_socket, socket, v1_routes};
     info(title = "Cellkeep", description = include_str!("openapi/description.md"),
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
     tags(
+        (name = "execute", description = "Code that runs once, in a session of its own, with its results in one response."),
         (name = "sessions", description = "A session is a kernel with its cells and files. It ends, but stays readable, until it is deleted."),
         (name = "environments", description = "Packages that are installed once, in a sandbox of their own, and that sessions see beside those of their kernel."),
         (name = "sandboxes", description = "A sandbox holds sessions and processes, which share files, limits and network. A session has one of its own unless it names one."),

@@ -17,9 +17,10 @@ use super::error::Problem;
 use super::events::{self, EventsQuery, LastEventId};
 use super::extract::{self, InvalidInput};
 use super::network::RequestedNetwork;
+use super::new_session::{Create, RequestedLimits, check_key};
 use super::notebooks::{self, ExportQuery, RunOutcome, WaitQuery};
 use super::secrets::RequestedSecret;
-use super::sessions::{self, Create, RequestedLimits};
+use super::sessions;
 use super::view::{self, ArtifactList, Binary, EventView, NetworkView, NotebookFile};
 use super::{Api, Body, Caller, Query, SessionInPath, User, guard, input_budget, paging};
 use crate::ids::{Seq, SessionId};
@@ -221,7 +222,7 @@ pub(super) async fn create(
     let wait = query.duration()?;
     let _slot = guard::acquire_wait_slot(&api, &caller.identity, wait)?;
     let (job, bytes) = read(request).await?;
-    sessions::check_key(job.key.as_deref())?;
+    check_key(job.key.as_deref())?;
     let notebook = notebooks::parse(bytes.clone()).await?;
     let kernel = match &job.kernel {
         Some(name) => kernels::find(name),

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::runtime::Handle as Runtime;
 
+use super::exec_report::{self, CollectedFiles, Ran};
 use super::options::{SandboxArgs, exit_for, parse_seconds, write_artifacts};
 use super::print::{as_text, is_for_stderr, to_stderr, to_stdout};
 use super::signals::Signals;
@@ -19,8 +20,9 @@ use crate::config::Paths;
 use crate::kernels::{self, KernelSpec};
 use crate::languages;
 use crate::output::{ArtifactOptions, OutputTarget, Outputs, StreamStyle, artifacts};
+use crate::policy::check_artifact_patterns;
 use crate::session::{
-    EventBody, ExecutionOptions, ExecutionResult, ExecutionStatus, NewCell, SessionEvents, SessionHandle, metrics,
+    EventBody, ExecutionContext, ExecutionOptions, ExecutionResult, ExecutionStatus, NewCell, SessionEvents, SessionHandle,
 };
 use crate::wire::Message;
 use crate::wire::content::InputRequest;
@@ -38,6 +40,7 @@ Examples:
   echo 'console.log(1)' | cellkeep exec -k js -
   cellkeep exec script.py --memory 2g --file data.csv
   cellkeep exec --packages humanize -c 'import humanize; print(humanize.naturalsize(1e9))'
+  cellkeep exec --json --return-file '*.csv' script.py
   cellkeep exec --file data.csv --shell 'wc -l data.csv'
   cellkeep exec --shell                      an interactive bash in a sandbox
 
@@ -60,9 +63,14 @@ pub(super) struct ExecArgs {
         long, value_name = "LINE", num_args = 0..=1, default_missing_value = "exec bash", conflicts_with_all = ["json", "artifacts"]
     )]
     shell: Option<String>,
-    /// Print a JSON report instead of the output
+    /// Print a JSON report instead of the output, the one of POST /v1/execute: text, plots, files, metrics, and for errors
+    /// suggestions
     #[arg(long)]
     json: bool,
+    /// A file of the workspace that the report has if the code makes or changes it: out.csv, *.csv (in any folder), output/ (all in
+    /// it)
+    #[arg(long = "return-file", value_name = "PATTERN", requires = "json")]
+    return_files: Vec<String>,
     /// Write images, documents and plot specifications into this folder
     #[arg(long, value_name = "DIR")]
     artifacts: Option<PathBuf>,
@@ -79,6 +87,7 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
         return shell::run(paths, &args.sandbox, kernel, line, args.timeout).await;
     }
     let code = read_code(&args).map_err(Failure::usage)?;
+    check_artifact_patterns(&args.return_files).map_err(Failure::usage)?;
     let from_stdin = args.file_or_stdin.as_deref() == Some(Path::new("-"));
     let mut signals = Signals::listen()?;
     let packages = args.sandbox.install(&paths, kernel, &[], signals.any()).await?;
@@ -89,9 +98,10 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let options = ExecutionOptions {
         timeout_seconds: args.timeout.map(|limit| limit.as_secs_f64()),
         allow_stdin: !from_stdin,
+        context: ExecutionContext { artifacts: args.return_files.clone(), ..ExecutionContext::default() },
         ..ExecutionOptions::default()
     };
-    let cell = NewCell { source: code, options, run: true, ..NewCell::default() };
+    let cell = NewCell { source: code.clone(), options, run: true, ..NewCell::default() };
     let finished = match session.handle.add_cell(cell).await {
         Ok(_) => {
             // A signal that came before the cell was queued found nothing to interrupt.
@@ -104,7 +114,7 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     };
     forwarder.finish();
     let destroyed = session.destroy().await;
-    let (outputs, result) = finished.map_err(Failure::no_sandbox)?;
+    let Ended { outputs, result, returned } = finished.map_err(Failure::no_sandbox)?;
     let files = match &args.artifacts {
         Some(folder) => {
             write_artifacts(folder, artifacts(&outputs, 1, ArtifactOptions::default())).map_err(Failure::usage)?
@@ -112,7 +122,10 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
         None => Vec::new(),
     };
     if args.json {
-        print_line!("{}", report(&outputs, &result, &files));
+        let timeout_seconds = args.timeout.unwrap_or_default().as_secs_f64();
+        let ran = Ran { kernel, code: &code, patterns: &args.return_files, timeout_seconds };
+        let report = exec_report::report(&ran, &args.sandbox, &outputs, &result, returned);
+        print_line!("{}", serde_json::to_string(&report).context("cannot write the report").map_err(Failure::usage)?);
     } else {
         print_summary(&outputs, &result, &files, args.artifacts.is_some());
     }
@@ -146,6 +159,13 @@ fn read_code(args: &ExecArgs) -> anyhow::Result<String> {
     String::from_utf8(bytes).map_err(|error| anyhow!("the code is not UTF-8 text: {error}"))
 }
 
+/// What a cell leaves at its end.
+struct Ended {
+    outputs: Vec<Value>,
+    result: ExecutionResult,
+    returned: CollectedFiles,
+}
+
 /// Collects the outputs of the cell until it finishes; prints them as they arrive if `live`. `memory`: cap of the outputs,
 /// bytes.
 async fn run_to_end(
@@ -153,7 +173,8 @@ async fn run_to_end(
     events: &mut SessionEvents,
     memory: usize,
     live: bool,
-) -> anyhow::Result<(Vec<Value>, ExecutionResult)> {
+) -> anyhow::Result<Ended> {
+    let mut returned = CollectedFiles::default();
     let mut outputs = Outputs::new(StreamStyle::Terminal).with_memory(memory);
     outputs.start(CELL);
     let prompts = spawn_prompter(session.clone());
@@ -166,8 +187,11 @@ async fn run_to_end(
                 outputs.apply(CELL, &msg_type, &message.content);
             }
             EventBody::Input { prompt, password } => drop(prompts.try_send(InputRequest { prompt, password })),
-            EventBody::Finished(result) => return Ok((outputs.finish(CELL), *result)),
+            EventBody::Finished(result) => {
+                return Ok(Ended { outputs: outputs.finish(CELL), result: *result, returned });
+            }
             body => {
+                returned.add(&body);
                 if let Some(notice) = body.notice() {
                     eprint_line!("cellkeep: {notice}");
                 }
@@ -230,15 +254,4 @@ fn print_summary(outputs: &[Value], result: &ExecutionResult, files: &[PathBuf],
     if let Some(error) = result.error.as_ref().filter(|_| result.status != ExecutionStatus::Ok && !is_printed) {
         eprint_line!("cellkeep: {}", error.evalue);
     }
-}
-
-fn report(outputs: &[Value], result: &ExecutionResult, files: &[PathBuf]) -> Value {
-    json!({
-        "status": result.status.name(),
-        "execution_count": result.execution_count,
-        "outputs": outputs,
-        "error": result.error,
-        "metrics": metrics(result),
-        "artifacts": files,
-    })
 }

@@ -12,6 +12,7 @@ mod derived_images;
 mod doctor;
 mod egress;
 mod exec;
+mod exec_report;
 mod export;
 mod images;
 mod kernels;
@@ -97,7 +98,7 @@ enum Command {
     /// Export notebooks to HTML, markdown, scripts, PDF or notebooks
     Export(export::ExportArgs),
     /// Run code and print its output
-    Exec(exec::ExecArgs),
+    Exec(Box<exec::ExecArgs>),
     /// Serve persistent sessions over HTTP
     Serve(Box<serve::ServeArgs>),
     /// Create, list, use and end sandboxes of a server
@@ -151,7 +152,7 @@ pub fn main() -> ExitCode {
             Command::Run(args) => Box::pin(run::run(paths, *args)).await,
             Command::Test(args) => Box::pin(test::test(paths, *args)).await,
             Command::Export(args) => export::run(args).await,
-            Command::Exec(args) => exec::exec(paths, args).await,
+            Command::Exec(args) => Box::pin(exec::exec(paths, *args)).await,
             Command::Kernels(command) => kernels::run(&paths, command).await,
             Command::Images(command) => images::run(&paths, command).await,
             Command::Packages(command) => packages::run(&paths, command),

@@ -127,6 +127,15 @@ impl SandboxArgs {
         Limits { memory_mb, cpus: self.cpus, pids: self.pids, disk_mb: self.disk, output_mb: self.output_limit }
     }
 
+    pub fn network(&self) -> &NetworkPolicy {
+        &self.network
+    }
+
+    /// The names of the files that are copied into the workspace.
+    pub fn file_names(&self) -> Vec<String> {
+        self.files.iter().filter_map(|file| Some(file.file_name()?.to_str()?.to_owned())).collect()
+    }
+
     fn spec(&self, paths: &Paths, kernel: &KernelSpec, mut env: Vec<(String, String)>) -> Result<SessionSpec, Failure> {
         let limits = self.limits(kernel);
         let sandbox = self.sandbox.choice();

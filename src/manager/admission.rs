@@ -61,6 +61,11 @@ impl Admission {
         }
     }
 
+    /// Resolves when a session or its processes are no longer held.
+    pub async fn released(&self) {
+        self.sessions.released().await;
+    }
+
     /// Counts a session that lives already.
     pub fn count(&self, principal: &PrincipalId, processes: u64) -> Allotment {
         let session = self.sessions.count_for(principal, 1);

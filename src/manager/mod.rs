@@ -29,6 +29,7 @@ mod files;
 mod journal;
 mod network;
 mod notebooks;
+mod one_shots;
 mod output_ends;
 mod package_sets;
 mod packages;

@@ -121,7 +121,9 @@ impl SessionService {
         row: &SessionRow,
         sandbox: Option<SandboxInstance>,
     ) -> Result<(), ServiceError> {
-        if matches!(row.phase, SessionPhase::Creating | SessionPhase::Deleting) || row.principal.as_str() == POOL_OWNER {
+        let config = SessionConfig::of_row(row);
+        let is_unfinished = matches!(row.phase, SessionPhase::Creating | SessionPhase::Deleting) || config.one_shot;
+        if is_unfinished || row.principal.as_str() == POOL_OWNER {
             // The client that asked for it got no answer, and the pool is filled anew.
             let is_owned = sandbox.is_some() && row.principal.as_str() != POOL_OWNER;
             let allotment = is_owned.then(|| self.count_stored(row));
@@ -129,7 +131,6 @@ impl SessionService {
             return Ok(());
         }
         let stored = self.load_state(row).await?;
-        let config = SessionConfig::of_row(row);
         let refused = self.refusal(&config);
         let is_alive = match &sandbox {
             _ if refused.is_some() => false,

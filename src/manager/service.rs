@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Allotment};
 use super::consumption::Consumption;
@@ -85,6 +86,8 @@ pub(super) struct Inner {
     /// Requests whose sessions are being created.
     pending: Arc<UseCounter>,
     pub archive_load: Arc<ArchiveLoad>,
+    /// The ends of one-shot executions.
+    pub finishing: TaskTracker,
 }
 
 impl SessionService {
@@ -115,6 +118,7 @@ impl SessionService {
             pool: Pool::default(),
             starting: Semaphore::new(settings.max_starting),
             pending: Arc::default(),
+            finishing: TaskTracker::new(),
             settings,
         }))
     }
@@ -359,6 +363,11 @@ impl SessionService {
             return Err(ServiceError::TooManyPending { pending });
         }
         Ok(turn)
+    }
+
+    /// Resolves when a session has been created, and another request may have its turn.
+    pub(super) async fn pending_released(&self) {
+        self.0.pending.released().await;
     }
 
     /// Waits until a kernel may start.

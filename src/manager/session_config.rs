@@ -120,6 +120,9 @@ pub struct SessionConfig {
     /// The notebook job that the session was created for. The session ends with the job.
     #[serde(rename = "run", skip_serializing_if = "Option::is_none")]
     pub job: Option<JobConfig>,
+    /// Whether the session is for one execution whose client asks once, so that nobody can ask for it after a restart.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub one_shot: bool,
 }
 
 impl SessionConfig {
@@ -261,6 +264,14 @@ pub enum ServiceError {
 impl ServiceError {
     pub(super) fn not_found(id: &SessionId) -> Self {
         Self::SessionNotFound { id: id.to_string() }
+    }
+
+    /// Whether the request succeeds once other sessions have started or ended.
+    pub(super) fn is_lack_of_place(&self) -> bool {
+        matches!(
+            self,
+            Self::SessionLimit { .. } | Self::SessionShare { .. } | Self::ProcessLimit { .. } | Self::TooManyPending { .. }
+        )
     }
 }
 

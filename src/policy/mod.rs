@@ -1,6 +1,9 @@
-//! Limits, ceilings, network policies, secrets, isolation levels, the seccomp table, hidden paths, data mounts and packages of sessions.
+//! Limits, ceilings, network policies, secrets, isolation levels, the seccomp table, hidden paths, patterns of artifacts, data
+//! mounts and packages of sessions.
 //! Pure values and checks; adapters enforce them.
 
+#[cfg(feature = "host")]
+mod artifact_patterns;
 #[cfg(feature = "host")]
 mod ceilings;
 pub mod hidden_paths;
@@ -14,6 +17,8 @@ pub mod seccomp;
 #[cfg(feature = "host")]
 mod secrets;
 
+#[cfg(feature = "host")]
+pub use artifact_patterns::{BadPattern, check_artifact_patterns};
 #[cfg(feature = "host")]
 pub use ceilings::{AboveCeiling, Ceilings, Machine, PrincipalCeilings, leaves_a_share};
 pub use limits::{Isolation, IsolationLevel, LimitOutOfRange, LimitState, Limits, MIB, Network, ParseSizeError, parse_size};

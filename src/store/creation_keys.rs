@@ -13,6 +13,8 @@ pub enum KeyKind {
     /// The session of a notebook job.
     Run,
     Sandbox,
+    /// The session of one execution.
+    Execution,
 }
 
 impl ToSql for KeyKind {
@@ -21,6 +23,7 @@ impl ToSql for KeyKind {
             Self::Session => "session".into(),
             Self::Run => "run".into(),
             Self::Sandbox => "sandbox".into(),
+            Self::Execution => "execution".into(),
         })
     }
 }

@@ -205,9 +205,10 @@ fn exec_writes_plots_and_reports() {
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(report["status"], "error");
-    assert_eq!(report["error"]["ename"], "ZeroDivisionError");
-    let plot = std::fs::read(report["artifacts"][0].as_str().unwrap()).unwrap();
-    assert!(plot.starts_with(b"\x89PNG"));
+    assert_eq!(report["error"]["type"], "ZeroDivisionError");
+    assert_eq!(report["results"]["plots"][0]["format"], "png");
+    let files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() == 1 && std::fs::read(&files[0]).unwrap().starts_with(b"\x89PNG"));
 }
 
 #[test]

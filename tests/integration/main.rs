@@ -27,6 +27,7 @@ mod elements;
 mod embedding;
 mod ended_runs;
 mod environments;
+mod execute;
 mod exports;
 mod file_requests;
 mod files;

@@ -3,6 +3,7 @@
 pub(crate) mod arrival;
 pub(crate) mod cells;
 mod client;
+pub(crate) mod one_shot;
 pub(crate) mod pool;
 pub(crate) mod servers;
 pub(crate) mod start;

@@ -11,7 +11,7 @@ use crate::Lab;
 use crate::table::{Figure, Goal, Rows, percentile};
 
 const SESSIONS: usize = 50;
-const POOL: u64 = 2;
+pub(crate) const POOL: u64 = 2;
 const REFILL_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn measure(lab: &Lab) -> anyhow::Result<Rows> {

@@ -1,0 +1,57 @@
+//! Sessions for one execution (`POST /v1/execute`). They wait for a place rather than being refused, and are deleted afterwards,
+//! unless their client may ask again with a key.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future;
+
+use super::service::SessionService;
+use super::session_config::{NewSession, ServiceError};
+use crate::ids::{Access, PrincipalId, SessionId};
+
+/// How long a request waits for a place, and how long it waits at most before it looks again: a place that is free may be of
+/// no use to the first that waits, and of use to the next.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+impl SessionService {
+    /// As [`Self::create`], once there is a place for the session: many requests at once wait for each other.
+    pub async fn create_one_shot(&self, principal: &PrincipalId, new: NewSession) -> Result<SessionId, ServiceError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.create(principal, new.clone()).await {
+                Err(error) if error.is_lack_of_place() && Instant::now() < deadline => {
+                    let _ = tokio::time::timeout(LOOK_AGAIN, self.place_is_free()).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn place_is_free(&self) {
+        let (session, start) = (self.0.admission.released(), self.pending_released());
+        future::select(std::pin::pin!(session), std::pin::pin!(start)).await;
+    }
+
+    /// Deletes the session of an execution whose client has its report, in the background. With `keeps_results`, the session ends
+    /// and can be read like others that have ended.
+    pub fn finish_one_shot(&self, id: SessionId, access: Access, keeps_results: bool) {
+        let service = self.clone();
+        self.0.finishing.spawn(async move {
+            let finished = match service.handle(&id, &access) {
+                Ok(handle) if keeps_results => handle.end("its only execution has ended").await.map_err(ServiceError::from),
+                Ok(_) => service.delete(&id, &access).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = finished {
+                tracing::warn!(session = %id, %error, "cannot end the session of a one-shot execution; it ends at its time limit");
+            }
+        });
+    }
+
+    /// Waits until all sessions of [`Self::finish_one_shot`] are gone. No request may come any more.
+    pub async fn finish_one_shots(&self) {
+        self.0.finishing.close();
+        self.0.finishing.wait().await;
+    }
+}
