@@ -1,18 +1,23 @@
-//! The network of sandboxes that have none. The agent passes the connections of its proxy port on as streams; the manager reads the
-//! requests in them, decides by host name and port, resolves the name, refuses private addresses, connects, and copies bytes.
+//! The network of sandboxes that have none. The manager serves the connections to the proxy port of a sandbox: it reads the requests,
+//! decides by host name and port, resolves the name, refuses private addresses, connects, and copies bytes.
 //!
 //! ```text
-//!  code ─▶ 127.0.0.1:3128 ─▶ agent ══ streams ══▶ sandbox ─▶ proxy ─▶ policy ─▶ dial ─▶ the world
-//!                                                              └─▶ decisions ─▶ audit log
+//!  code ─▶ 127.0.0.1:3128 ─┬─────────── listener ──────────▶ sandbox ─▶ proxy ─▶ policy ─▶ dial ─▶ the world
+//!                          └▶ agent ══ streams (gVisor) ══▶    │                  └─▶ decisions ─▶ audit log
 //! ```
 //!
-//! TLS passes through unread, except for the hosts of secrets (`secrets`), so what a server behind an allowed name does is beyond this: a policy names hosts that are trusted to
-//! receive what code sends.
+//! The agent hands over the socket that listens on the port, so bytes pass through this process only. Where it cannot, it accepts the
+//! connections and passes their bytes on as streams.
+//!
+//! TLS passes through unread, except for the hosts of secrets (`secrets`), so what a server behind an allowed name does is beyond this: a
+//! policy names hosts that are trusted to receive what code sends.
 
 mod addresses;
+mod client;
 mod decisions;
 mod dial;
 mod environment;
+mod listener;
 mod proxy;
 mod request_head;
 mod sandbox;

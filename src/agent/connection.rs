@@ -97,11 +97,12 @@ async fn route(stream: UnixStream, sandbox: Rc<Sandbox>) {
         Target::Kernel(session) => sandbox.kernel(&session),
         Target::Process(id) => sandbox.processes.readers(&id),
         Target::Sandbox => return control::serve(stream, sandbox).await,
-        Target::Egress => {
+        Target::Egress | Target::ProxyListener => {
             let ManagerStream { frames, writer, attachment: _attachment } = stream;
-            return match &sandbox.egress {
-                Some(egress) => egress.attach(frames, writer).await,
-                None => drop(writer),
+            return match (&sandbox.egress, target) {
+                (Some(egress), Target::Egress) => egress.attach(frames, writer).await,
+                (Some(egress), _) => egress.hand_over(frames, writer).await,
+                (None, _) => drop(writer),
             };
         }
     };

@@ -31,8 +31,11 @@ pub enum Target {
     Process(ProcessId),
     /// The sandbox itself: requests, and no events.
     Sandbox,
+    /// The socket that listens on the sandbox's proxy port. The agent sends it with one byte, and the manager accepts the connections
+    /// itself, as long as this connection is open. The agent closes it where it cannot send a descriptor. No hello follows.
+    ProxyListener,
     /// The connections of the sandbox's proxy port, as streams; see [`StreamFrame`](super::StreamFrame). The newest connection replaces an
-    /// earlier one. No hello follows.
+    /// earlier one, as with [`Target::ProxyListener`]. No hello follows.
     Egress,
 }
 

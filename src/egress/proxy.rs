@@ -4,20 +4,20 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use super::client::Client;
 use super::decisions::DecisionIndex;
 use super::dial::{DialError, dial};
 use super::request_head::{self, HeadEnd, ProxyRequest, RequestKind, own_response};
 use super::sandbox::{Asked, CurrentPolicy, SandboxState};
 use super::secrets::{self, Inspected};
-use super::shares::Place;
 use super::tls_hello::Opening;
 use super::traffic::Connection;
 use super::tunnel::{self, TunnelRules};
 use crate::policy::{HostName, NetworkPolicy};
-use crate::streams::{ByteStream, Meter};
+use crate::streams::{Meter, Pieces, read_some};
 
 /// How long a client may take to send the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,8 +25,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// As [`IDLE_TIMEOUT`], when the client has closed its side.
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection waits for others to end, when there are too many.
-const PLACE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client may take to close a connection that has been answered.
 const LINGER: Duration = Duration::from_secs(5);
 const READ_BUFFER: usize = 64 * 1024;
@@ -50,26 +48,31 @@ impl Refusal {
 }
 
 /// Serves a connection to its end, or until the client drops it.
-pub(super) async fn serve(stream: ByteStream, sandbox: &SandboxState) {
+pub(super) async fn serve(client: Client, sandbox: &SandboxState) {
     let served = async {
-        match tokio::time::timeout(HEAD_TIMEOUT, read_request(&stream)).await {
+        match tokio::time::timeout(HEAD_TIMEOUT, read_request(&client)).await {
             Err(_) | Ok(Ok(None)) => {}
-            Ok(Err(refusal)) => answer(&stream, &refusal).await,
-            Ok(Ok(Some((request, rest)))) => serve_request(&stream, request, rest, sandbox).await,
+            Ok(Err(refusal)) => answer(&client, &refusal).await,
+            Ok(Ok(Some((request, rest)))) => serve_request(&client, request, rest, sandbox).await,
         }
     };
     tokio::select! {
         () = served => {}
         // Whatever is being waited for, nobody is there any more.
-        () = stream.broken() => {}
+        () = client.broken() => {}
     }
 }
 
+/// Answers a connection for which there is no place.
+pub(super) async fn refuse_for_load(client: &Client) {
+    answer(client, &Refusal::new(503, "too many connections of sandboxes at once; retry".to_owned())).await;
+}
+
 /// Reads the head of a request, and what came with it; `None` if the client went away.
-async fn read_request(stream: &ByteStream) -> Result<Option<(ProxyRequest, Bytes)>, Refusal> {
+async fn read_request(client: &Client) -> Result<Option<(ProxyRequest, Bytes)>, Refusal> {
     let (mut head, mut end) = (BytesMut::new(), HeadEnd::default());
     loop {
-        let Ok(Some(bytes)) = stream.receive().await else { return Ok(None) };
+        let Ok(Some(bytes)) = client.receive().await else { return Ok(None) };
         head.extend_from_slice(&bytes);
         if !end.is_reached(&head) {
             continue;
@@ -85,15 +88,15 @@ async fn read_request(stream: &ByteStream) -> Result<Option<(ProxyRequest, Bytes
     }
 }
 
-async fn serve_request(stream: &ByteStream, request: ProxyRequest, rest: Bytes, sandbox: &SandboxState) {
+async fn serve_request(client: &Client, request: ProxyRequest, rest: Bytes, sandbox: &SandboxState) {
     let current = sandbox.current();
     let asked = Asked { host: &request.host, port: request.port, is_tunnel: request.kind == RequestKind::Tunnel };
     let connected = connect(&asked, &current, sandbox).await;
     let refused = connected.as_ref().err().and_then(|refusal| refusal.decision.as_deref());
     let index = sandbox.decide(&asked, &current.policy, refused);
-    let (mut socket, _place) = match connected {
+    let mut socket = match connected {
         Ok(connected) => connected,
-        Err(refusal) => return answer(stream, &refusal).await,
+        Err(refusal) => return answer(client, &refusal).await,
     };
     let connection = Connection::new(&sandbox.traffic);
     let counted = Counted { sandbox, connection: &connection, index };
@@ -104,21 +107,21 @@ async fn serve_request(stream: &ByteStream, request: ProxyRequest, rest: Bytes, 
     let copied = async {
         match request.kind {
             RequestKind::Tunnel => match needs_secrets(true) {
-                None => tunnel::serve(stream, &mut socket, rest, &rules, &connection).await,
-                Some(inspected) => match tunnel::open(stream, rest, &rules).await? {
+                None => tunnel::serve(client, &mut socket, rest, &rules, &connection).await,
+                Some(inspected) => match tunnel::open(client, rest, &rules).await? {
                     (opening, Opening::Tls { .. }) => {
-                        secrets::serve_tls(stream, opening, socket, inspected, &connection).await
+                        secrets::serve_tls(client, opening, socket, inspected, &connection).await
                     }
-                    (opening, Opening::Other) => tunnel::copy(stream, &mut socket, opening, &connection).await,
+                    (opening, Opening::Other) => tunnel::copy(client, &mut socket, opening, &connection).await,
                 },
             },
             RequestKind::Forward { head, .. } if let Some(inspected) = needs_secrets(false) => {
                 let opening = [&head, &rest[..]].concat().into();
-                secrets::serve_plain(stream, opening, socket, inspected, &connection).await
+                secrets::serve_plain(client, opening, socket, inspected, &connection).await
             }
             RequestKind::Forward { head, body, is_head } => {
                 let request = Forwarded { head, rest, body, is_head };
-                forward(stream, &mut socket, request, &connection).await
+                forward(client, &mut socket, request, &connection).await
             }
         }
     };
@@ -151,8 +154,8 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Decides, and connects. The place counts the connection.
-async fn connect(asked: &Asked<'_>, current: &CurrentPolicy, sandbox: &SandboxState) -> Result<(TcpStream, Place), Refusal> {
+/// Decides, and connects.
+async fn connect(asked: &Asked<'_>, current: &CurrentPolicy, sandbox: &SandboxState) -> Result<TcpStream, Refusal> {
     let Asked { host, port, .. } = *asked;
     let gateway = &sandbox.gateway;
     if !current.policy.allows(host, port, &gateway.0.packages) {
@@ -168,12 +171,9 @@ async fn connect(asked: &Asked<'_>, current: &CurrentPolicy, sandbox: &SandboxSt
         refusal.decision = Some("its volume is used up".to_owned());
         return Err(refusal);
     }
-    let Some(place) = current.share.connections.acquire(PLACE_TIMEOUT).await else {
-        return Err(Refusal::new(503, "too many connections of sandboxes at once; retry".to_owned()));
-    };
     let dialled = dial(&gateway.0.resolver, &current.share.lookups, &gateway.0.settings.private, host, port);
     match dialled.await {
-        Ok(socket) => Ok((socket, place)),
+        Ok(socket) => Ok(socket),
         Err(DialError::Failed(status, reason)) => Err(Refusal::new(status, reason)),
         Err(DialError::Refused(what)) => {
             let reason = format!("Forbidden: {host} leads to an address that is {what}, which sandboxes do not reach");
@@ -218,17 +218,17 @@ fn not_in_policy(policy: &NetworkPolicy, host: &HostName, port: u16) -> Refusal 
 }
 
 /// Sends a response of our own.
-async fn answer(stream: &ByteStream, refusal: &Refusal) {
-    send_last(stream, own_response(refusal.status, &refusal.reason, &refusal.body).into()).await;
+async fn answer(client: &Client, refusal: &Refusal) {
+    send_last(client, own_response(refusal.status, &refusal.reason, &refusal.body).into()).await;
 }
 
 /// Sends the last bytes of a connection, and waits until the client has had time to read them.
-pub(super) async fn send_last(stream: &ByteStream, bytes: Bytes) {
+pub(super) async fn send_last(client: &Client, bytes: Bytes) {
     let sending = async {
-        stream.send(bytes).await?;
-        stream.end().await?;
-        while stream.receive().await?.is_some() {}
-        Ok::<(), crate::streams::StreamBroken>(())
+        client.send(bytes).await?;
+        client.end().await?;
+        while client.receive().await?.is_some() {}
+        io::Result::Ok(())
     };
     let _ = tokio::time::timeout(LINGER, sending).await;
 }
@@ -242,39 +242,39 @@ struct Forwarded {
 }
 
 /// Sends one request on, and its response back.
-async fn forward(stream: &ByteStream, socket: &mut TcpStream, request: Forwarded, meter: &Connection<'_>) -> io::Result<()> {
+async fn forward(client: &Client, socket: &mut TcpStream, request: Forwarded, meter: &Connection<'_>) -> io::Result<()> {
     let Forwarded { head, rest, body, is_head } = request;
     let _ = socket.set_nodelay(true);
-    let (mut reader, mut writer) = socket.split();
+    let (reader, mut writer) = socket.split();
     let mut request = Box::pin(async {
         meter.outward(head.len()).await?;
         writer.write_all(&head).await?;
-        send_body(stream, &mut writer, rest, body, meter).await
+        send_body(client, &mut writer, rest, body, meter).await
     });
-    let mut response = Box::pin(send_response(&mut reader, stream, is_head, meter));
+    let mut response = Box::pin(send_response(reader.as_ref(), client, is_head, meter));
     let answered = tokio::select! {
         sent = &mut request => match sent {
             Err(error) => return Err(error),
             // A client that has said all may still read, but not for ever from a server that neither sends nor closes.
             Ok(()) => tokio::select! {
                 answered = &mut response => answered,
-                ended = until_abandoned(stream, meter) => return ended,
+                ended = until_abandoned(client, meter) => return ended,
             },
         },
         answered = &mut response => answered,
     };
     drop((request, response));
     answered?;
-    stream.end().await.map_err(io::Error::other)?;
-    let rest = async { while let Ok(Some(_)) = stream.receive().await {} };
+    client.end().await?;
+    let rest = async { while let Ok(Some(_)) = client.receive().await {} };
     let _ = tokio::time::timeout(LINGER, rest).await;
     Ok(())
 }
 
 /// Waits until the client has closed its side, and nothing is sent to it any more. What it sends after its request goes nowhere, and is
 /// counted like what goes somewhere.
-async fn until_abandoned(stream: &ByteStream, meter: &Connection<'_>) -> io::Result<()> {
-    while let Ok(Some(bytes)) = stream.receive().await {
+async fn until_abandoned(client: &Client, meter: &Connection<'_>) -> io::Result<()> {
+    while let Ok(Some(bytes)) = client.receive().await {
         meter.outward(bytes.len()).await?;
     }
     meter.idle_for(HALF_CLOSED_TIMEOUT).await;
@@ -283,7 +283,7 @@ async fn until_abandoned(stream: &ByteStream, meter: &Connection<'_>) -> io::Res
 
 /// Sends exactly the body. What follows it would be another request, which is not read.
 async fn send_body(
-    stream: &ByteStream,
+    client: &Client,
     socket: &mut (impl tokio::io::AsyncWrite + Unpin),
     mut rest: Bytes,
     mut left: u64,
@@ -292,7 +292,7 @@ async fn send_body(
     while left > 0 {
         if rest.is_empty() {
             let early = || io::Error::other("the request ended before its body");
-            rest = stream.receive().await.map_err(io::Error::other)?.ok_or_else(early)?;
+            rest = client.receive().await?.ok_or_else(early)?;
         }
         let now = rest.split_to(rest.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
         rest.truncate(if left == now.len() as u64 { 0 } else { rest.len() });
@@ -303,57 +303,49 @@ async fn send_body(
     socket.flush().await
 }
 
-async fn send_response(
-    socket: &mut (impl tokio::io::AsyncRead + Unpin),
-    stream: &ByteStream,
-    is_head: bool,
-    meter: &Connection<'_>,
-) -> io::Result<()> {
+async fn send_response(socket: &TcpStream, client: &Client, is_head: bool, meter: &Connection<'_>) -> io::Result<()> {
     let (mut buffer, mut end, mut heads) = (BytesMut::new(), HeadEnd::default(), 0);
     let mut left = loop {
         let parsed = if end.is_reached(&buffer) { request_head::parse_response(&buffer, is_head) } else { Ok(None) };
         match parsed {
             Ok(Some(_)) if heads == MAX_RESPONSE_HEADS => {
-                return bad_gateway(stream, "it announces its response for ever").await;
+                return bad_gateway(client, "it announces its response for ever").await;
             }
             Ok(Some(response)) => {
                 let _ = buffer.split_to(response.length);
                 (end, heads) = (HeadEnd::default(), heads + 1);
-                stream.send(response.head.into()).await.map_err(io::Error::other)?;
+                client.send(response.head.into()).await?;
                 if response.is_final {
                     break response.body.unwrap_or(u64::MAX);
                 }
             }
             Ok(None) => {
-                buffer.reserve(READ_BUFFER);
-                let read = socket.read_buf(&mut buffer).await?;
-                if read == 0 {
-                    return bad_gateway(stream, "the server closed the connection without a response").await;
-                }
-                meter.inward(read).await?;
+                let Some(bytes) = read_some(socket, READ_BUFFER).await? else {
+                    return bad_gateway(client, "the server closed the connection without a response").await;
+                };
+                buffer.extend_from_slice(&bytes);
+                meter.inward(bytes.len()).await?;
             }
-            Err(why) => return bad_gateway(stream, why).await,
+            Err(why) => return bad_gateway(client, why).await,
         }
     };
+    let mut body = buffer.freeze();
     loop {
-        buffer.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-        left -= buffer.len() as u64;
-        if !buffer.is_empty() {
-            stream.send(buffer.split().freeze()).await.map_err(io::Error::other)?;
-        }
+        body.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        left -= body.len() as u64;
+        client.send(body).await?;
         // A server may keep the connection open although the response is complete.
         if left == 0 {
             return Ok(());
         }
-        buffer.reserve(READ_BUFFER);
-        let read = socket.read_buf(&mut buffer).await?;
-        if read == 0 {
-            return Ok(());
-        }
-        meter.inward(read).await?;
+        body = match read_some(socket, client.room().await?).await? {
+            Some(bytes) => bytes,
+            None => return Ok(()),
+        };
+        meter.inward(body.len()).await?;
     }
 }
 
-async fn bad_gateway(stream: &ByteStream, why: &str) -> io::Result<()> {
-    stream.send(own_response(502, why, why).into()).await.map_err(io::Error::other)
+async fn bad_gateway(client: &Client, why: &str) -> io::Result<()> {
+    client.send(own_response(502, why, why).into()).await
 }

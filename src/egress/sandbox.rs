@@ -1,24 +1,32 @@
 //! The way out of one sandbox: its policy, and the connection to its agent while the policy needs one.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Gateway;
+use super::client::Client;
 use super::decisions::{DecisionIndex, DecisionList, DecisionLog, Recorder};
+use super::listener::{Listener, Slot};
 use super::proxy;
 use super::secrets::SandboxSecrets;
-use super::shares::Share;
+use super::shares::{Place, Share};
 use super::traffic::Traffic;
-use crate::agent_protocol::{FrameReader, PREAMBLE, StreamFrame, Target, ToAgent, read_preamble, write_all_vectored};
+use crate::agent_protocol::{
+    EGRESS_PORT, FrameReader, PREAMBLE, StreamFrame, Target, ToAgent, read_preamble, write_all_vectored,
+};
 use crate::ids::{PrincipalId, SandboxId};
 use crate::policy::{HostName, HostRule, NetworkPolicy};
 use crate::sandbox::{Sandbox, SandboxRecord};
-use crate::streams::Streams;
+use crate::streams::{ByteStream, Streams};
 
 /// Back-off between dials: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -51,6 +59,7 @@ pub(super) struct SandboxState {
     pub secrets: Option<Arc<SandboxSecrets>>,
     /// Whether connections of the sandbox come here.
     attached: watch::Sender<bool>,
+    listener: Slot,
 }
 
 /// The policy in force, and whose it is.
@@ -118,6 +127,7 @@ impl SandboxEgress {
         let task = self.0.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task {
             task.abort();
+            self.0.state.listener.interrupt();
             self.0.state.flush_at_end();
         }
     }
@@ -145,6 +155,7 @@ impl SandboxState {
             secrets,
             traffic: Traffic::new(settings.max_bytes, settings.bytes_per_second),
             attached: watch::Sender::new(false),
+            listener: Slot::default(),
         }
     }
 
@@ -213,12 +224,11 @@ async fn stay_attached(engine: &dyn Sandbox, state: &Arc<SandboxState>) {
     let mut back_off = BACK_OFF.0;
     loop {
         let began = Instant::now();
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, attach(engine, &state.record)).await {
-            Ok(Ok((streams, accepted))) => {
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, attach(engine, state)).await {
+            Ok(Ok(incoming)) => {
                 state.attached.send_replace(true);
-                serve(accepted, state).await;
+                serve(incoming, state).await;
                 state.attached.send_replace(false);
-                drop(streams);
             }
             Ok(Err(reason)) => tracing::debug!(sandbox = %state.id(), reason, "cannot attach to the egress of a sandbox"),
             Err(_) => {}
@@ -229,35 +239,105 @@ async fn stay_attached(engine: &dyn Sandbox, state: &Arc<SandboxState>) {
     }
 }
 
-type Accepted = tokio::sync::mpsc::Receiver<crate::streams::ByteStream>;
+/// The connections of a sandbox, as they come. Dropping it ends the connection to the agent.
+enum Incoming {
+    /// Accepted here.
+    Sockets { accepted: mpsc::Receiver<(Client, Place)>, _task: JoinSet<()> },
+    /// Accepted by the agent.
+    Streams { accepted: mpsc::Receiver<ByteStream>, _streams: Streams },
+}
 
-async fn attach(engine: &dyn Sandbox, record: &SandboxRecord) -> Result<(Streams, Accepted), String> {
-    let stream = engine.connect(record).await.map_err(|error| error.to_string())?;
-    let (mut reader, mut writer) = stream.into_split();
-    writer.write_all(&PREAMBLE).await.map_err(|error| error.to_string())?;
-    let open = ToAgent::Open { target: Target::Egress };
-    write_all_vectored(&mut writer, open.encode()).await.map_err(|error| error.to_string())?;
-    read_preamble(&mut reader).await.map_err(|error| error.to_string())?;
+impl Incoming {
+    /// The next connection, and its place if it has one already; `None` when no more come. Nothing is lost if it is not waited for.
+    async fn next(&mut self) -> Option<(Client, Option<Place>)> {
+        match self {
+            Self::Sockets { accepted, .. } => accepted.recv().await.map(|(client, place)| (client, Some(place))),
+            Self::Streams { accepted, .. } => accepted.recv().await.map(|stream| (Client::Stream(stream), None)),
+        }
+    }
+}
+
+/// Takes over the proxy port, or the streams of its connections where the agent cannot hand over a socket.
+async fn attach(engine: &dyn Sandbox, state: &Arc<SandboxState>) -> Result<Incoming, String> {
+    match take_listener(engine, state).await {
+        Ok(incoming) => return Ok(incoming),
+        Err(reason) => tracing::debug!(sandbox = %state.id(), reason, "the proxy port of a sandbox is not handed over"),
+    }
+    let (reader, writer) = open(engine, &state.record, Target::Egress).await?;
     let mut reader = FrameReader::new(reader, StreamFrame::cap);
     // From here on connections of the sandbox become streams.
     reader.next().await.map_err(|error| error.to_string())?;
-    Ok(Streams::acceptor(reader, writer))
+    let (streams, accepted) = Streams::acceptor(reader, writer);
+    Ok(Incoming::Streams { accepted, _streams: streams })
 }
 
-/// The most connections of one sandbox.
-const MAX_CONNECTIONS: usize = 320;
+async fn take_listener(engine: &dyn Sandbox, state: &Arc<SandboxState>) -> Result<Incoming, String> {
+    let (reader, writer) = open(engine, &state.record, Target::ProxyListener).await?;
+    let connection = reader.reunite(writer).map_err(|error| error.to_string())?;
+    let address = SocketAddr::from(([127, 0, 0, 1], EGRESS_PORT));
+    accept_from(connection, address, state).await.map_err(|error| error.to_string())
+}
 
-/// Serves streams until the connection ends. Then those that are left end with it.
-async fn serve(mut accepted: Accepted, state: &Arc<SandboxState>) {
+/// Accepts the connections to the socket that comes on this connection, as long as it is open.
+async fn accept_from(connection: UnixStream, address: SocketAddr, state: &Arc<SandboxState>) -> io::Result<Incoming> {
+    let (listener, connection) = state.listener.receive(connection, address).await?;
+    let (sender, accepted) = mpsc::channel(1);
+    let (state, mut task) = (state.clone(), JoinSet::new());
+    task.spawn(async move {
+        let ended = tokio::select! {
+            result = accept(&listener, &state, sender) => result,
+            // It sends nothing more, and closes the connection when it or another manager accepts.
+            ended = connection.ready(Interest::READABLE) => ended.map(drop),
+        };
+        tracing::debug!(sandbox = %state.id(), ?ended, "the proxy port of a sandbox is no longer ours");
+    });
+    Ok(Incoming::Sockets { accepted, _task: task })
+}
+
+/// Accepts connections for which there are places.
+async fn accept(listener: &Listener, state: &SandboxState, accepted: mpsc::Sender<(Client, Place)>) -> io::Result<()> {
+    loop {
+        let Ok(room) = accepted.reserve().await else { return Ok(()) };
+        listener.ready().await?;
+        let Some(place) = state.current().share.connections.wait().await else { return Ok(()) };
+        if let Some(socket) = listener.accept().await? {
+            room.send((Client::Socket(socket), place));
+        }
+    }
+}
+
+/// Opens a connection to the agent for a target.
+async fn open(
+    engine: &dyn Sandbox,
+    record: &SandboxRecord,
+    target: Target,
+) -> Result<(OwnedReadHalf, OwnedWriteHalf), String> {
+    let stream: UnixStream = engine.connect(record).await.map_err(|error| error.to_string())?;
+    let (mut reader, mut writer) = stream.into_split();
+    writer.write_all(&PREAMBLE).await.map_err(|error| error.to_string())?;
+    write_all_vectored(&mut writer, ToAgent::Open { target }.encode()).await.map_err(|error| error.to_string())?;
+    read_preamble(&mut reader).await.map_err(|error| error.to_string())?;
+    Ok((reader, writer))
+}
+
+/// The most connections of one sandbox. Its agent opens as many streams, of which some end later than it knows.
+const MAX_SOCKETS: usize = 128;
+const MAX_STREAMS: usize = 320;
+/// How long a stream waits for others to end, when there are too many connections.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Serves connections until no more come. Then those that are left end.
+async fn serve(mut incoming: Incoming, state: &Arc<SandboxState>) {
     let mut connections = JoinSet::new();
+    let most = if let Incoming::Sockets { .. } = incoming { MAX_SOCKETS } else { usize::MAX };
     loop {
         tokio::select! {
-            stream = accepted.recv() => match stream {
+            next = incoming.next(), if connections.len() < most => match next {
                 // A connection ends a moment after its stream: the number of streams is no bound.
-                Some(_) if connections.len() >= MAX_CONNECTIONS => {}
-                Some(stream) => {
+                Some(_) if connections.len() >= MAX_STREAMS => {}
+                Some((client, place)) => {
                     let state = state.clone();
-                    connections.spawn(async move { proxy::serve(stream, &state).await });
+                    connections.spawn(async move { serve_one(client, place, &state).await });
                 }
                 None => break,
             },
@@ -265,6 +345,17 @@ async fn serve(mut accepted: Accepted, state: &Arc<SandboxState>) {
         }
     }
     connections.shutdown().await;
+}
+
+async fn serve_one(client: Client, place: Option<Place>, state: &SandboxState) {
+    let place = match place {
+        Some(place) => Some(place),
+        None => state.current().share.connections.acquire(PLACE_TIMEOUT).await,
+    };
+    match place {
+        Some(_) => proxy::serve(client, state).await,
+        None => proxy::refuse_for_load(&client).await,
+    }
 }
 
 #[cfg(test)]
@@ -287,8 +378,14 @@ pub(super) mod testing {
     /// Serves the streams of an agent in memory.
     pub async fn serve_connection(agent: DuplexStream, state: Arc<SandboxState>) {
         let (reader, writer) = tokio::io::split(agent);
-        let (_streams, accepted) = Streams::acceptor(FrameReader::new(reader, StreamFrame::cap), writer);
-        serve(accepted, &state).await;
+        let (streams, accepted) = Streams::acceptor(FrameReader::new(reader, StreamFrame::cap), writer);
+        serve(Incoming::Streams { accepted, _streams: streams }, &state).await;
+    }
+
+    /// Serves connections to a socket, which the other end of `connection` sends.
+    pub async fn serve_listener(connection: UnixStream, address: SocketAddr, state: Arc<SandboxState>) {
+        let incoming = accept_from(connection, address, &state).await.unwrap();
+        serve(incoming, &state).await;
     }
 
     impl SandboxState {

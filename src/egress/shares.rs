@@ -79,13 +79,15 @@ impl Places {
         Self { own: Arc::new(Semaphore::new(own)), all: all.clone() }
     }
 
-    /// Waits for a place, at most so long. An owner that has its share waits for its own places, and keeps nobody from those of all.
+    /// Waits for a place. An owner that has its share waits for its own places, and keeps nobody from those of all.
+    pub async fn wait(&self) -> Option<Place> {
+        let own = self.own.clone().acquire_owned().await.ok()?;
+        Some(Place([own, self.all.clone().acquire_owned().await.ok()?]))
+    }
+
+    /// As [`Self::wait`], at most so long.
     pub async fn acquire(&self, patience: Duration) -> Option<Place> {
-        let both = async {
-            let own = self.own.clone().acquire_owned().await.ok()?;
-            Some(Place([own, self.all.clone().acquire_owned().await.ok()?]))
-        };
-        tokio::time::timeout(patience, both).await.ok().flatten()
+        tokio::time::timeout(patience, self.wait()).await.ok().flatten()
     }
 }
 

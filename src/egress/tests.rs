@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::sandbox::SandboxState;
-use super::sandbox::testing::{serve_connection, state};
+use super::sandbox::testing::{serve_connection, serve_listener, state};
 use super::*;
 use crate::agent_protocol::{FrameReader, StreamFrame};
-use crate::streams::{ByteStream, Streams};
+use crate::streams::{ByteStream, Streams, send_descriptor};
 
 /// A name server of a few names.
 struct Names(HashMap<&'static str, Vec<SocketAddr>>);
@@ -321,7 +321,7 @@ async fn through_tunnel(host: &str, takes_any_bytes: bool, sent: &[u8]) -> (Vec<
     let stream = client.open().await.unwrap();
     stream.send(sent.to_vec().into()).await.unwrap();
     stream.end().await.unwrap();
-    let (other_end, host) = (accepted.recv().await.unwrap(), HostName::parse(host).unwrap());
+    let (other_end, host) = (client::Client::Stream(accepted.recv().await.unwrap()), HostName::parse(host).unwrap());
     let served = async move {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let traffic = traffic::Traffic::new(None, None);
@@ -432,4 +432,114 @@ async fn volume_of_a_sandbox_is_limited() {
     assert!(length <= 100_100, "{length}");
     let answer = world.ask(&request).await;
     assert!(answer.starts_with("HTTP/1.1 403 Forbidden: this sandbox has used up"), "{answer}");
+}
+
+/// A sandbox whose agent has handed over the proxy port.
+struct HandedOver {
+    state: Arc<SandboxState>,
+    proxy: SocketAddr,
+    /// The agent's socket and its end of the connection.
+    agent: (std::net::TcpListener, UnixStream),
+    served: JoinHandle<()>,
+}
+
+impl HandedOver {
+    fn new(policy: NetworkPolicy, ports: &[u16], settings: EgressSettings) -> Self {
+        let World { state, .. } = World::new(policy, ports, settings);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (proxy, (agent, connection)) = (listener.local_addr().unwrap(), UnixStream::pair().unwrap());
+        send_descriptor(&agent, &listener).unwrap();
+        let served = tokio::spawn(serve_listener(connection, proxy, state.clone()));
+        Self { state, proxy, agent: (listener, agent), served }
+    }
+
+    async fn send(&self, text: &str) -> TcpStream {
+        let mut client = TcpStream::connect(self.proxy).await.unwrap();
+        client.write_all(text.as_bytes()).await.unwrap();
+        client
+    }
+
+    /// A tunnel that is established.
+    async fn tunnel(&self, port: u16) -> TcpStream {
+        let mut client = self.send(&format!("CONNECT good.example:{port} HTTP/1.1\r\n\r\n")).await;
+        assert_eq!(read_head(&mut client).await, "HTTP/1.1 200 Connection established\r\n\r\n");
+        client
+    }
+}
+
+/// Whether the other side has ended a connection.
+async fn has_ended(socket: &mut TcpStream) -> bool {
+    socket.read(&mut [0; 1]).await.unwrap_or(0) == 0
+}
+
+#[tokio::test]
+async fn handed_over_connections_follow_the_policy() {
+    let (server, port) = listener().await;
+    let world = HandedOver::new(allow(format!("good.example:{port}")), &[port], EgressSettings::default());
+    let mut client = world.tunnel(port).await;
+    let (mut socket, _) = server.accept().await.unwrap();
+    client.write_all(b"ping").await.unwrap();
+    let mut text = [0; 4];
+    socket.read_exact(&mut text).await.unwrap();
+    socket.write_all(&text).await.unwrap();
+    client.read_exact(&mut text).await.unwrap();
+    assert_eq!(&text, b"ping");
+    world.state.change_policy(NetworkPolicy::None);
+    assert!(has_ended(&mut socket).await && has_ended(&mut client).await);
+    let mut refused = String::new();
+    let mut client = world.send(&format!("CONNECT good.example:{port} HTTP/1.1\r\n\r\n")).await;
+    client.read_to_string(&mut refused).await.unwrap();
+    assert!(refused.starts_with("HTTP/1.1 403 Forbidden: the network policy none"), "{refused}");
+    let decision = world.state.list_decisions().decisions.into_iter().find(|decision| decision.refused.is_none()).unwrap();
+    assert_eq!((decision.sent_bytes, decision.received_bytes), (4, 4));
+}
+
+#[tokio::test]
+async fn handed_over_connections_need_places() {
+    let (server, port) = listener().await;
+    // One owner has half of them.
+    let settings = EgressSettings { max_connections: 4, ..EgressSettings::default() };
+    let world = HandedOver::new(allow(format!("good.example:{port}")), &[port], settings);
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        open.push((world.tunnel(port).await, server.accept().await.unwrap().0));
+    }
+    // A third one waits in the queue of the system, until one of them has ended.
+    let mut waiting = world.send(&format!("CONNECT good.example:{port} HTTP/1.1\r\n\r\n")).await;
+    let early = tokio::time::timeout(Duration::from_millis(100), server.accept()).await;
+    assert!(early.is_err());
+    // The proxy learns that a client has gone, although the server says nothing.
+    let (client, mut socket) = open.remove(0);
+    client.set_zero_linger().unwrap();
+    drop(client);
+    assert!(has_ended(&mut socket).await);
+    assert!(read_head(&mut waiting).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn handed_over_connections_are_limited_in_volume() {
+    let (server, port) = listener().await;
+    let settings = EgressSettings { max_bytes: Some(1_000_000), ..EgressSettings::default() };
+    let world = HandedOver::new(allow(format!("good.example:{port}")), &[port], settings);
+    let mut client = world.tunnel(port).await;
+    let (mut socket, _) = server.accept().await.unwrap();
+    tokio::spawn(async move { while socket.write_all(&[b'x'; 100_000]).await.is_ok() {} });
+    let mut received = Vec::new();
+    let _ = client.read_to_end(&mut received).await;
+    assert!(received.len() <= 1_000_000 && world.state.traffic.is_used_up());
+}
+
+#[tokio::test]
+async fn handed_over_connections_end_with_the_agents_own() {
+    let (server, port) = listener().await;
+    let world = HandedOver::new(allow(format!("good.example:{port}")), &[port], EgressSettings::default());
+    let mut client = world.tunnel(port).await;
+    let (mut socket, _) = server.accept().await.unwrap();
+    let HandedOver { agent: (listener, agent), proxy, served, .. } = world;
+    drop(agent);
+    served.await.unwrap();
+    assert!(has_ended(&mut socket).await && has_ended(&mut client).await);
+    // The agent accepts again.
+    let _client = TcpStream::connect(proxy).await.unwrap();
+    tokio::task::spawn_blocking(move || listener.accept().unwrap()).await.unwrap();
 }

@@ -8,11 +8,12 @@ use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
+use super::client::Client;
 use super::proxy::send_last;
 use super::tls_hello::{self, Opening, OpeningReader};
 use super::traffic::Connection;
 use crate::policy::HostName;
-use crate::streams::{ByteStream, copy_from_socket, copy_to_socket};
+use crate::streams::{Pieces, copy_from_socket, copy_to_socket};
 
 /// How long a client may take to begin TLS, where nothing else is expected.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,61 +48,56 @@ pub(super) fn refusal(error: &io::Error) -> Option<&'static str> {
 
 /// Answers that the tunnel stands, and copies until both directions have ended. `rest` came with the request.
 pub(super) async fn serve(
-    stream: &ByteStream,
+    client: &Client,
     socket: &mut TcpStream,
     rest: Bytes,
     rules: &TunnelRules<'_>,
     meter: &Connection<'_>,
 ) -> io::Result<()> {
     if !rules.takes_any_bytes {
-        let (opening, _) = open(stream, rest, rules).await?;
-        return copy(stream, socket, opening, meter).await;
+        let (opening, _) = open(client, rest, rules).await?;
+        return copy(client, socket, opening, meter).await;
     }
-    establish(stream).await?;
+    establish(client).await?;
     let _ = socket.set_nodelay(true);
-    let (mut reader, mut writer) = socket.split();
+    let (reader, mut writer) = socket.split();
     // The server may be the one that begins.
     let outward = async {
-        let (opening, _) = read_checked(stream, rest, rules).await?;
-        copy_to_socket(stream, opening, &mut writer, meter).await
+        let (opening, _) = read_checked(client, rest, rules).await?;
+        copy_to_socket(client, opening, &mut writer, meter).await
     };
-    let inward = copy_from_socket(&mut reader, stream, meter);
+    let inward = copy_from_socket(reader.as_ref(), client, meter);
     tokio::try_join!(outward, inward).map(drop)
 }
 
 /// Answers that the tunnel stands, and reads how the client begins.
-pub(super) async fn open(stream: &ByteStream, rest: Bytes, rules: &TunnelRules<'_>) -> io::Result<(Bytes, Opening)> {
-    establish(stream).await?;
-    let opening = tokio::time::timeout(HELLO_TIMEOUT, read_checked(stream, rest, rules));
+pub(super) async fn open(client: &Client, rest: Bytes, rules: &TunnelRules<'_>) -> io::Result<(Bytes, Opening)> {
+    establish(client).await?;
+    let opening = tokio::time::timeout(HELLO_TIMEOUT, read_checked(client, rest, rules));
     opening.await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
 /// Sends on how the client begins, and copies until both directions have ended.
-pub(super) async fn copy(
-    stream: &ByteStream,
-    socket: &mut TcpStream,
-    opening: Bytes,
-    meter: &Connection<'_>,
-) -> io::Result<()> {
+pub(super) async fn copy(client: &Client, socket: &mut TcpStream, opening: Bytes, meter: &Connection<'_>) -> io::Result<()> {
     let _ = socket.set_nodelay(true);
-    let (mut reader, mut writer) = socket.split();
-    let outward = copy_to_socket(stream, opening, &mut writer, meter);
-    let inward = copy_from_socket(&mut reader, stream, meter);
+    let (reader, mut writer) = socket.split();
+    let outward = copy_to_socket(client, opening, &mut writer, meter);
+    let inward = copy_from_socket(reader.as_ref(), client, meter);
     tokio::try_join!(outward, inward).map(drop)
 }
 
-async fn establish(stream: &ByteStream) -> io::Result<()> {
-    stream.send(Bytes::from_static(ESTABLISHED)).await.map_err(io::Error::other)
+async fn establish(client: &Client) -> io::Result<()> {
+    client.send(Bytes::from_static(ESTABLISHED)).await
 }
 
 /// Reads how the client begins, and ends the tunnel with an alert if that may not pass.
-async fn read_checked(stream: &ByteStream, rest: Bytes, rules: &TunnelRules<'_>) -> io::Result<(Bytes, Opening)> {
-    let (bytes, opening) = read_opening(stream, rest, rules).await?;
+async fn read_checked(client: &Client, rest: Bytes, rules: &TunnelRules<'_>) -> io::Result<(Bytes, Opening)> {
+    let (bytes, opening) = read_opening(client, rest, rules).await?;
     match opening.and_then(|opening| check(&opening, rules).map(|()| opening)) {
         Ok(opening) => Ok((bytes, opening)),
         Err(refused) => {
             let alert = tls_hello::alert(matches!(refused, TunnelRefused::OtherName));
-            send_last(stream, Bytes::copy_from_slice(&alert)).await;
+            send_last(client, Bytes::copy_from_slice(&alert)).await;
             Err(io::Error::other(refused))
         }
     }
@@ -109,7 +105,7 @@ async fn read_checked(stream: &ByteStream, rest: Bytes, rules: &TunnelRules<'_>)
 
 /// The first bytes of the client, and what they are.
 async fn read_opening(
-    stream: &ByteStream,
+    client: &Client,
     rest: Bytes,
     rules: &TunnelRules<'_>,
 ) -> io::Result<(Bytes, Result<Opening, TunnelRefused>)> {
@@ -121,7 +117,7 @@ async fn read_opening(
             Ok(None) => {}
             Err(_) => return Ok((all.freeze(), Err(TunnelRefused::BadHello))),
         }
-        match stream.receive().await.map_err(io::Error::other)? {
+        match client.receive().await? {
             Some(bytes) => new = bytes,
             // The client sends nothing, and may still receive.
             None if rules.takes_any_bytes => return Ok((all.freeze(), Ok(Opening::Other))),

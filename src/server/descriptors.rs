@@ -8,6 +8,9 @@ const MAX_CLIENTS: usize = 10_000;
 /// File descriptors for everything else: two for each session, the journal, starting kernels.
 const RESERVED: usize = 1_000;
 
+/// File descriptors of a connection of a sandbox: one to its program, one to the host.
+const OF_SANDBOX: usize = 2;
+
 /// How many connections there may be of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Connections {
@@ -19,7 +22,7 @@ impl Connections {
     /// As many as the process can hold; of sandboxes, at most so many. Raises the limit of file descriptors if possible.
     pub fn by_limit(of_sandboxes: usize) -> Self {
         let limit = getrlimit(Resource::Nofile);
-        let wanted = (MAX_CLIENTS + RESERVED).saturating_add(of_sandboxes) as u64;
+        let wanted = (MAX_CLIENTS + RESERVED).saturating_add(of_sandboxes.saturating_mul(OF_SANDBOX)) as u64;
         let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)).max(limit.current.unwrap_or(0));
         let descriptors = match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
             Ok(()) => raised,
@@ -31,8 +34,8 @@ impl Connections {
     /// For a number of file descriptors. Where they are few, a quarter is for sandboxes.
     fn of(descriptors: usize, of_sandboxes: usize) -> Self {
         let free = descriptors.saturating_sub(RESERVED).max(descriptors / 2);
-        let of_sandboxes = of_sandboxes.min((free / 4).max(1));
-        Self { of_clients: (free - of_sandboxes.min(free)).min(MAX_CLIENTS), of_sandboxes }
+        let of_sandboxes = of_sandboxes.min((free / 4 / OF_SANDBOX).max(1));
+        Self { of_clients: free.saturating_sub(of_sandboxes * OF_SANDBOX).min(MAX_CLIENTS), of_sandboxes }
     }
 }
 
@@ -46,13 +49,16 @@ mod tests {
             let Connections { of_clients, of_sandboxes } = Connections::of(descriptors, of_sandboxes);
             (of_clients, of_sandboxes)
         };
-        assert_eq!([of(256, 2048), of(1_400, 2048)], [(96, 32), (525, 175)]);
-        assert_eq!([of(13_048, 2048), of(usize::MAX, 2048)], [(10_000, 2048), (10_000, 2048)]);
-        assert_eq!([of(11_000, 2048), of(11_000, 8)], [(7_952, 2048), (9_992, 8)]);
+        assert_eq!([of(256, 2048), of(1_400, 2048)], [(96, 16), (526, 87)]);
+        assert_eq!([of(17_384, 2048), of(usize::MAX, 2048)], [(10_000, 2048), (10_000, 2048)]);
+        assert_eq!([of(11_000, 2048), of(11_000, 8)], [(7_500, 1_250), (9_984, 8)]);
         assert_eq!(of(0, 1), (0, 1));
         for descriptors in [64, 256, 1_024, 4_096, 20_000] {
             let (clients, sandboxes) = of(descriptors, 2048);
-            assert!(clients + sandboxes <= descriptors.saturating_sub(RESERVED).max(descriptors / 2), "{descriptors}");
+            assert!(
+                clients + OF_SANDBOX * sandboxes <= descriptors.saturating_sub(RESERVED).max(descriptors / 2),
+                "{descriptors}"
+            );
         }
     }
 }

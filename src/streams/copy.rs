@@ -1,19 +1,28 @@
-//! Copies between a stream and a socket. An idle connection holds no buffer.
+//! Copies between a connection in pieces and a socket. An idle connection holds no buffer.
 
 use std::io;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::ReadHalf;
 
-use super::ByteStream;
+/// A connection that is read and written in pieces. One task may receive while another one sends.
+pub(crate) trait Pieces {
+    /// The next bytes; `None` at the end.
+    async fn receive(&self) -> io::Result<Option<Bytes>>;
+    /// Waits until bytes can be sent, and returns how many should be sent at once.
+    async fn room(&self) -> io::Result<usize>;
+    /// Sends all bytes, as soon as the other side takes them.
+    async fn send(&self, bytes: Bytes) -> io::Result<()>;
+    /// Says that no more bytes come.
+    async fn end(&self) -> io::Result<()>;
+}
 
 /// Counts bytes before they are copied, and may delay or end the copying.
 pub(crate) trait Meter {
-    /// Bytes from the stream to the socket.
+    /// Bytes from the sandbox to the world.
     async fn outward(&self, bytes: usize) -> io::Result<()>;
-    /// Bytes from the socket to the stream.
+    /// Bytes from the world to the sandbox.
     async fn inward(&self, bytes: usize) -> io::Result<()>;
 }
 
@@ -31,22 +40,22 @@ impl Meter for () {
 /// Copies until both directions have ended, or one fails.
 ///
 /// # Errors
-/// Of the socket, the stream or the meter.
-pub(crate) async fn copy_both_ways(stream: &ByteStream, socket: &mut TcpStream, meter: &impl Meter) -> io::Result<()> {
+/// Of the socket, the connection or the meter.
+pub(crate) async fn copy_both_ways(pieces: &impl Pieces, socket: &mut TcpStream, meter: &impl Meter) -> io::Result<()> {
     // Small pieces are already as large as their writer made them.
     let _ = socket.set_nodelay(true);
-    let (mut reader, mut writer) = socket.split();
-    let outward = copy_to_socket(stream, Bytes::new(), &mut writer, meter);
-    let inward = copy_from_socket(&mut reader, stream, meter);
+    let (reader, mut writer) = socket.split();
+    let outward = copy_to_socket(pieces, Bytes::new(), &mut writer, meter);
+    let inward = copy_from_socket(reader.as_ref(), pieces, meter);
     tokio::try_join!(outward, inward).map(drop)
 }
 
-/// Sends what comes from the stream to the socket, to its end; first `received`, which has come already.
+/// Sends what comes from the connection to the socket, to its end; first `received`, which has come already.
 ///
 /// # Errors
-/// Of the socket, the stream or the meter.
+/// Of the socket, the connection or the meter.
 pub(crate) async fn copy_to_socket(
-    stream: &ByteStream,
+    pieces: &impl Pieces,
     received: Bytes,
     socket: &mut (impl AsyncWrite + Unpin),
     meter: &impl Meter,
@@ -55,26 +64,31 @@ pub(crate) async fn copy_to_socket(
     while let Some(bytes) = next {
         meter.outward(bytes.len()).await?;
         socket.write_all(&bytes).await?;
-        next = stream.receive().await.map_err(io::Error::other)?;
+        next = pieces.receive().await?;
     }
     socket.shutdown().await
 }
 
-/// Sends what comes from the socket to the stream, to its end.
+/// Sends what comes from the socket to the connection, to its end.
 ///
 /// # Errors
-/// Of the socket, the stream or the meter.
-pub(crate) async fn copy_from_socket(socket: &mut ReadHalf<'_>, stream: &ByteStream, meter: &impl Meter) -> io::Result<()> {
-    while let Some(bytes) = read_some(socket, stream.room().await.map_err(io::Error::other)?).await? {
+/// Of the socket, the connection or the meter.
+pub(crate) async fn copy_from_socket(socket: &TcpStream, pieces: &impl Pieces, meter: &impl Meter) -> io::Result<()> {
+    while let Some(bytes) = read_some(socket, pieces.room().await?).await? {
         meter.inward(bytes.len()).await?;
-        stream.send(bytes).await.map_err(io::Error::other)?;
+        pieces.send(bytes).await?;
     }
-    stream.end().await.map_err(io::Error::other)
+    pieces.end().await
 }
 
 /// Reads at most so many bytes; `None` at the end. The buffer is made when there is something to read.
-async fn read_some(socket: &mut ReadHalf<'_>, most: usize) -> io::Result<Option<Bytes>> {
+///
+/// # Errors
+/// Of the socket.
+pub(crate) async fn read_some(socket: &TcpStream, most: usize) -> io::Result<Option<Bytes>> {
     loop {
+        // A socket that always has something would keep the task from all else.
+        tokio::task::coop::consume_budget().await;
         socket.readable().await?;
         let mut buffer = BytesMut::with_capacity(most);
         match socket.try_read_buf(&mut buffer) {

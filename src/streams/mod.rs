@@ -10,6 +10,7 @@
 //! So a stream that nobody reads holds up no other. The other end is not trusted: what exceeds a bound ends the connection.
 
 mod copy;
+mod handover;
 mod stream;
 
 use std::collections::HashMap;
@@ -24,10 +25,16 @@ use tokio::task::JoinSet;
 use crate::agent_protocol::{FrameError, FrameReader, ProtocolError, StreamFrame, write_all_vectored};
 
 use self::stream::Half;
-pub(crate) use copy::{Meter, copy_both_ways};
+pub(crate) use copy::copy_both_ways;
 #[cfg(feature = "host")]
-pub(crate) use copy::{copy_from_socket, copy_to_socket};
-pub(crate) use stream::{ByteStream, StreamBroken};
+pub(crate) use copy::{Meter, Pieces, copy_from_socket, copy_to_socket, read_some};
+#[cfg(feature = "host")]
+pub(crate) use handover::receive_descriptor;
+#[cfg(any(feature = "agent", test))]
+pub(crate) use handover::send_descriptor;
+pub(crate) use stream::ByteStream;
+#[cfg(test)]
+pub(crate) use stream::StreamBroken;
 
 /// The most streams that the opening side has at a time. The other side tolerates twice as many, since it may end some of them later.
 pub(crate) const MAX_STREAMS: usize = 128;

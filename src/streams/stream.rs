@@ -1,6 +1,7 @@
 //! One stream: what has been received and not read, and how much may be sent.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -8,6 +9,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use super::Shared;
+use super::copy::Pieces;
 use crate::agent_protocol::{ACCEPTOR_WINDOW, OPENER_WINDOW, STREAM_CHUNK, StreamFrame};
 
 /// Data below this size is copied together: a small piece would keep the whole buffer that it was read into.
@@ -17,6 +19,12 @@ const SMALL: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the stream broke off")]
 pub(crate) struct StreamBroken;
+
+impl From<StreamBroken> for io::Error {
+    fn from(broken: StreamBroken) -> Self {
+        Self::new(io::ErrorKind::ConnectionReset, broken)
+    }
+}
 
 /// This side's half of a stream.
 pub(super) struct Half {
@@ -201,6 +209,24 @@ impl ByteStream {
         self.half.state().has_ended = true;
         place.send(StreamFrame::End { stream: self.id });
         Ok(())
+    }
+}
+
+impl Pieces for ByteStream {
+    async fn receive(&self) -> io::Result<Option<Bytes>> {
+        Ok(self.receive().await?)
+    }
+
+    async fn room(&self) -> io::Result<usize> {
+        Ok(self.room().await?)
+    }
+
+    async fn send(&self, bytes: Bytes) -> io::Result<()> {
+        Ok(self.send(bytes).await?)
+    }
+
+    async fn end(&self) -> io::Result<()> {
+        Ok(self.end().await?)
     }
 }
 

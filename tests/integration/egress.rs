@@ -30,6 +30,7 @@ in_every_sandbox!(
     killed_server_breaks_connections_and_serves_new_ones,
     network_of_a_sandbox_holds_for_its_sessions,
     failed_change_of_network_is_not_in_force,
+    connections_are_held_by_the_server_alone,
 );
 
 /// A web server. `/endless` sends until the client goes; every other path is answered with its name.
@@ -151,7 +152,7 @@ async def tunnel(host, port):
     return reader, writer
 ";
 
-async fn code_reaches_hosts_of_its_policy_only(place: TestSandbox) {
+pub async fn code_reaches_hosts_of_its_policy_only(place: TestSandbox) {
     let world = World::start().await;
     let living = session(place, &world, allow_world(&world)).await;
     living.ok(HELPERS).await;
@@ -183,6 +184,25 @@ async fn code_reaches_hosts_of_its_policy_only(place: TestSandbox) {
     assert_eq!(living.ok(&code).await.trim(), "no no no ['lo']");
     let certificates = "print(ssl.create_default_context().cert_store_stats()['x509_ca'] > 0, os.environ['https_proxy'])";
     assert_eq!(living.ok(certificates).await.trim(), "True http://127.0.0.1:3128");
+    living.end().await;
+}
+
+/// Their bytes pass through no other process: the server has accepted them on the agent's socket.
+async fn connections_are_held_by_the_server_alone(place: TestSandbox) {
+    let world = World::start().await;
+    let living = session(place, &world, allow_world(&world)).await;
+    living.ok(HELPERS).await;
+    // The proxy's end of the connection: its local port is 3128, its state is 1, and the tenth field is its number.
+    let code = format!(
+        "reader, writer = await tunnel('world.example', {})\nrows = [row.split() for row in open('/proc/net/tcp')][1:]\n\
+         print(*[row[9] for row in rows if row[1].endswith(':0C38') and row[3] == '01'])",
+        world.port
+    );
+    let number = living.ok(&code).await;
+    let name = format!("socket:[{}]", number.trim());
+    let mut held =
+        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    assert!(held.any(|link| link.to_string_lossy() == name), "{name}");
     living.end().await;
 }
 

@@ -4,7 +4,7 @@ use cellkeep::policy::IsolationLevel;
 
 use crate::cli::{Cli, scratch};
 use crate::support::TestSandbox;
-use crate::{abuse, neighbours};
+use crate::{abuse, egress, neighbours};
 
 /// Runs tests of other modules under gVisor.
 macro_rules! under_gvisor {
@@ -26,6 +26,7 @@ under_gvisor!(
     abuse::agent_socket_is_unreachable,
     abuse::forged_messages_do_not_end_execution,
     abuse::ignored_interrupt_escalates_to_kill,
+    egress::code_reaches_hosts_of_its_policy_only,
     neighbours::limits_of_agent_are_protected,
     neighbours::watching_shared_files_is_refused,
     neighbours::planted_names_do_not_stop_restart,

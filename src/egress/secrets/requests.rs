@@ -26,12 +26,13 @@ use super::masked_body::MaskedBody;
 use super::masking::{Masker, Values};
 use super::rewriting;
 use super::{ActiveSecret, SandboxSecrets};
+use crate::egress::client::Client;
 use crate::egress::dial::{DialError, dial};
 use crate::egress::sandbox::{Asked, SandboxState};
 use crate::egress::shares::Share;
 use crate::egress::traffic::Connection;
 use crate::policy::parse_authority;
-use crate::streams::{ByteStream, Meter, copy_to_socket};
+use crate::streams::{Meter, Pieces, copy_to_socket};
 
 const BUFFER: usize = 64 * 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -49,7 +50,7 @@ pub(in crate::egress) struct Inspected<'a> {
 
 /// Serves TLS of the client as the host. `opening` are the bytes that have been read, and `socket` leads to the host.
 pub(in crate::egress) async fn serve_tls(
-    stream: &ByteStream,
+    client: &Client,
     opening: Bytes,
     socket: TcpStream,
     inspected: &Inspected<'_>,
@@ -60,23 +61,23 @@ pub(in crate::egress) async fn serve_tls(
         let accepting = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(server).accept(near));
         inspected.serve(accepting.await??, socket, true).await
     };
-    with_client(stream, opening, meter, served).await
+    with_client(client, opening, meter, served).await
 }
 
 /// Serves one plain request, whose head and what came with it are in `opening`.
 pub(in crate::egress) async fn serve_plain(
-    stream: &ByteStream,
+    client: &Client,
     opening: Bytes,
     socket: TcpStream,
     inspected: &Inspected<'_>,
     meter: &Connection<'_>,
 ) -> io::Result<()> {
-    with_client(stream, opening, meter, async |near| inspected.serve(near, socket, false).await).await
+    with_client(client, opening, meter, async |near| inspected.serve(near, socket, false).await).await
 }
 
 /// Copies between the client and what serves it, until that has ended.
 async fn with_client(
-    stream: &ByteStream,
+    client: &Client,
     opening: Bytes,
     meter: &Connection<'_>,
     serve: impl AsyncFnOnce(DuplexStream) -> io::Result<()>,
@@ -84,7 +85,7 @@ async fn with_client(
     let (near, far) = tokio::io::duplex(BUFFER);
     let (mut reader, mut writer) = tokio::io::split(far);
     let outward = async {
-        copy_to_socket(stream, opening, &mut writer, meter).await?;
+        copy_to_socket(client, opening, &mut writer, meter).await?;
         std::future::pending::<io::Result<()>>().await
     };
     let inward = async {
@@ -92,10 +93,10 @@ async fn with_client(
         loop {
             buffer.reserve(BUFFER / 4);
             if reader.read_buf(&mut buffer).await? == 0 {
-                return stream.end().await.map_err(io::Error::other);
+                return client.end().await;
             }
             meter.inward(buffer.len()).await?;
-            stream.send(buffer.split().freeze()).await.map_err(io::Error::other)?;
+            client.send(buffer.split().freeze()).await?;
         }
     };
     let served = async {
@@ -107,7 +108,7 @@ async fn with_client(
         failed = outward => failed,
     };
     // Also after an error, which the client may have been answered.
-    let rest = async { while let Ok(Some(_)) = stream.receive().await {} };
+    let rest = async { while let Ok(Some(_)) = client.receive().await {} };
     let _ = tokio::time::timeout(LINGER, rest).await;
     ended
 }
