@@ -61,11 +61,13 @@ check:
 unit:
 	cargo nextest run --locked --all-features --no-fail-fast
 
-bench: setup-test build
-	@$(CELLKEEP) kernels install python
-	@-$(CELLKEEP) images build python
+# With the profile of what is shipped.
+bench: setup-test web
+	cargo build --locked --profile dist
+	@target/dist/cellkeep kernels install python
+	@-target/dist/cellkeep images build python
 	@-target/test-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r scripts/bench-requirements.txt
-	cargo bench --locked --bench spine
+	cargo bench --locked --profile dist --bench spine
 
 # Pins the Python packages of all requirements.in again; see scripts/pin-python.sh.
 pins:

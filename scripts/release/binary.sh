@@ -17,7 +17,7 @@ agent=$repository/target/agent/$target/agent/cellkeep-agent
 readelf --program-headers "$agent" | grep -q INTERP && die "the agent is not static"
 
 say "building the server for glibc $glibc"
-PATH=$tools/venv/bin:$PATH CELLKEEP_AGENT=$agent cargo zigbuild --quiet --locked --release --target "$target.$glibc"
+PATH=$tools/venv/bin:$PATH CELLKEEP_AGENT=$agent cargo zigbuild --quiet --locked --profile dist --target "$target.$glibc"
 needed=$(objdump -T "$binary" | sed -n 's/.*(\?GLIBC_\([0-9.]*\))\? .*/\1/p' | sort -uV | tail -n 1)
 say "the binary needs glibc $needed"
 [ "$(printf '%s\n' "$needed" "$glibc" | sort -V | tail -n 1)" = "$glibc" ] || die "that is newer than $glibc"

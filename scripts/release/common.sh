@@ -13,7 +13,7 @@ glibc=2.28
 tools=$repository/target/release-tools
 artifacts=$repository/target/release-artifacts
 # shellcheck disable=SC2034
-binary=$repository/target/$target/release/cellkeep
+binary=$repository/target/$target/dist/cellkeep
 # Times in archives, so that the same commit gives the same files.
 SOURCE_DATE_EPOCH=$(git -C "$repository" log -1 --format=%ct 2>/dev/null || date +%s)
 export SOURCE_DATE_EPOCH

@@ -6,5 +6,5 @@ cd "$repository"
 
 PATH=$tools/bin:$PATH
 package=$artifacts/cellkeep_${version}_$(dpkg --print-architecture).deb
-cargo deb --quiet --locked --no-build --no-strip --target "$target" --output "$package" >/dev/null
+cargo deb --quiet --locked --no-build --no-strip --profile dist --target "$target" --output "$package" >/dev/null
 made "$package"
