@@ -37,4 +37,16 @@ if ! cmp -s "$requirements" "$venv/made-from.txt"; then
     cp "$requirements" "$venv/made-from.txt"
 fi
 
+# The sandbox clients of two versions of the NeMo agent toolkit, without what else it needs.
+for requirements in "$repository"/scripts/nat-*.txt; do
+    folder=$repository/target/$(basename "$requirements" .txt)
+    if ! cmp -s "$requirements" "$folder/made-from.txt"; then
+        say "making $(realpath --relative-to="$repository" "$folder")"
+        rm -rf "$folder"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-deps \
+            --target "$folder" -r "$requirements"
+        cp "$requirements" "$folder/made-from.txt"
+    fi
+done
+
 sh "$repository/scripts/notebook-sources.sh"

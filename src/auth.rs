@@ -71,6 +71,9 @@ impl Identity {
 pub struct TokenHash([u8; 32]);
 
 impl TokenHash {
+    /// For requests that need no token. No token has it.
+    pub const NONE: Self = Self([0; 32]);
+
     fn of(secret: &str) -> Self {
         Self(Sha256::digest(secret.as_bytes()).into())
     }

@@ -106,6 +106,8 @@ pub struct MountConfig {
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct ServeConfig {
     pub listen: Option<SocketAddr>,
+    /// For the protocols of other sandboxes.
+    pub protocol_listen: Option<Vec<SocketAddr>>,
     /// `auto`, `docker` or `process`.
     pub sandbox: Option<String>,
     /// Threads that handle requests and sessions.

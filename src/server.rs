@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::{FutureExt as _, future};
 use rustix::fs::FlockOperation;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -37,6 +38,9 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 /// How long a stopping server waits for readers when it merges the write-ahead log into the database file.
 const MERGE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The ports of other protocols have this part of the connections, each.
+const PROTOCOL_SHARE: usize = 8;
+
 /// The name of the token from the command line or the environment.
 const CONFIGURED_TOKEN_NAME: &str = "given with --token";
 
@@ -44,6 +48,8 @@ const CONFIGURED_TOKEN_NAME: &str = "given with --token";
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
     pub listen: SocketAddr,
+    /// Addresses of their own for the protocols of other sandboxes. On loopback they need no token.
+    pub protocol_listen: Vec<SocketAddr>,
     /// A token that is valid in addition to the stored ones. With `None`, the first start creates one.
     pub token: Option<String>,
     /// Host names that are accepted in addition to those of loopback, if the server listens there.
@@ -68,6 +74,8 @@ pub enum ServerError {
     DataFolderInUse { folder: String },
     #[error("cannot listen on {address}: {source}; choose another address with --listen")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot listen on {address}: {source}; choose another address with --protocol-listen")]
+    ListenForProtocols { address: SocketAddr, source: io::Error },
     #[error("{operation}: {source}")]
     Io { operation: &'static str, source: io::Error },
     /// The settings of the model are invalid.
@@ -84,6 +92,8 @@ pub enum ServerError {
 #[derive(Clone, Debug)]
 pub struct Welcome {
     pub address: SocketAddr,
+    /// The addresses for the protocols of other sandboxes, and whether they need no token.
+    pub protocols: Vec<(SocketAddr, bool)>,
     /// The token that the first start has created. It is shown only once.
     pub new_token: Option<String>,
 }
@@ -112,6 +122,12 @@ pub async fn serve(
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|source| ServerError::Listen { address: settings.listen, source })?;
+    let mut protocol_listeners = Vec::new();
+    for address in settings.protocol_listen {
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| ServerError::ListenForProtocols { address, source })?;
+        protocol_listeners.push((listener, address.ip().is_loopback()));
+    }
     let address = listener.local_addr().map_err(io_error("cannot read the address of the listener"))?;
     let mut service = settings.service;
     let asked = service.egress.max_connections;
@@ -134,7 +150,7 @@ pub async fn serve(
         origins: settings.origins,
         open_metrics: settings.open_metrics,
     };
-    let router = api::router(Api {
+    let api = Api {
         reader: sessions.reader().clone(),
         sessions: sessions.clone(),
         chats,
@@ -145,12 +161,22 @@ pub async fn serve(
         audit: sessions.audit().clone(),
         audit_limit: api::AuditLimit::default(),
         spool: Arc::new(ResponseSpool::new(paths.data().to_owned())),
-    })
-    .merge(page::router());
+        piston_versions: Arc::default(),
+    };
+    let router = api::router(api.clone()).merge(page::router());
     let audit = sessions.audit().clone();
     audit.record(&started(&sessions));
-    welcome(Welcome { address, new_token });
-    connections::serve(connections.of_clients, listener, router, stop).await;
+    let protocols = protocol_listeners.iter().map(|(listener, is_open)| Ok((listener.local_addr()?, *is_open)));
+    let protocols = protocols.collect::<io::Result<_>>().map_err(io_error("cannot read the address of a listener"))?;
+    welcome(Welcome { address, protocols, new_token });
+    let stop = stop.shared();
+    let of_protocols = connections.of_clients / PROTOCOL_SHARE;
+    let of_api = connections.of_clients - of_protocols;
+    let protocols = protocol_listeners.into_iter().map(|(listener, is_open)| {
+        connections::serve(of_protocols, listener, api::protocol_router(api.clone(), is_open), stop.clone())
+    });
+    let protocols = future::join_all(protocols);
+    future::join(connections::serve(of_api, listener, router, stop.clone()), protocols).await;
     sessions.finish_one_shots().await;
     sessions.drain_pool().await;
     if settings.end_sessions {

@@ -28,6 +28,7 @@ mod output_text;
 mod paced_body;
 mod paging;
 mod processes;
+mod protocols;
 mod rate_limit;
 mod refused_body;
 mod response_spool;
@@ -69,6 +70,7 @@ use error::Problem;
 use extract::{Body, Query};
 pub use guard::Guard;
 pub use input_budget::InputBudget;
+pub use protocols::{PistonVersions, router as protocol_router};
 pub use rate_limit::RateLimits;
 pub use response_spool::ResponseSpool;
 pub use socket_input::ConnectionInput;
@@ -89,6 +91,7 @@ pub struct Api {
     pub input: Arc<InputBudget>,
     pub audit: AuditLog,
     pub audit_limit: AuditLimit,
+    pub piston_versions: Arc<PistonVersions>,
 }
 
 /// The permit and the input of a connection. A connection that has become a WebSocket keeps it.
@@ -236,6 +239,7 @@ pub fn router(api: Api) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY));
     Router::new()
         .nest("/v1", v1)
+        .merge(protocols::routes(&api))
         .merge(Router::from(public_routes()))
         .fallback(async || Problem::not_found("no_such_path", "this path does not exist; /v1/sessions does, for example"))
         .method_not_allowed_fallback(async || {

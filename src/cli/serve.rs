@@ -39,6 +39,10 @@ pub(super) struct ServeArgs {
     /// The address to listen on [default: 127.0.0.1:7788]
     #[arg(long, value_name = "ADDR:PORT", env = "CELLKEEP_LISTEN")]
     listen: Option<SocketAddr>,
+    /// Another address, for clients of NeMo's local sandbox (/execute) and of Piston (/api/v2/execute), which send no token: on
+    /// loopback, every program of this machine may run code there
+    #[arg(long, value_name = "ADDR:PORT")]
+    protocol_listen: Option<Vec<SocketAddr>>,
     /// Use this admin token instead of creating one. Other users of the machine can see it in the list of processes: better set
     /// CELLKEEP_TOKEN, or use --token-file
     #[arg(long, value_name = "TOKEN", env = "CELLKEEP_TOKEN", hide_env_values = true)]
@@ -179,6 +183,7 @@ impl ServeArgs {
         let idle_timeout = self.idle_timeout.or(file.idle_timeout);
         ServeConfig {
             listen: self.listen.or(file.listen).or(Some(SocketAddr::from(([127, 0, 0, 1], 7788)))),
+            protocol_listen: self.protocol_listen.clone().or(file.protocol_listen).or(Some(Vec::new())),
             sandbox: sandbox.or(file.sandbox).or(Some("auto".to_owned())),
             workers: self.workers.or(file.workers).or_else(|| Some(default_workers())),
             max_sessions: self.max_sessions.or(file.max_sessions).or(Some(defaults.max_sessions)),
@@ -291,6 +296,7 @@ fn settings(
     secrets.retain(|secret| egress.index_secrets.iter().all(|one| one.description.name != secret.description.name));
     Ok(ServerSettings {
         listen: config.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7788))),
+        protocol_listen: config.protocol_listen.unwrap_or_default(),
         token,
         hosts: config.allow_hosts.unwrap_or_default(),
         origins,
@@ -348,11 +354,15 @@ pub(super) async fn serve(paths: Paths, args: ServeArgs) -> Result<Exit, Failure
     Ok(Exit::Ok)
 }
 
-fn print_address(Welcome { address, new_token }: Welcome) {
+fn print_address(Welcome { address, protocols, new_token }: Welcome) {
     match new_token {
         Some(token) => {
             print_line!("cellkeep serves http://{address}/#token={token}\nThe token is {token}; it cannot be shown again.")
         }
         None => print_line!("cellkeep serves http://{address}"),
+    }
+    for (address, is_open) in protocols {
+        let who = if is_open { "every program of this machine may run code there" } else { "with a token in the URL" };
+        print_line!("/execute of NeMo and Piston's /api/v2: http://{address} ({who})");
     }
 }

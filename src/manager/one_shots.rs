@@ -1,4 +1,4 @@
-//! Sessions for one execution (`POST /v1/execute`). They wait for a place rather than being refused, and are deleted afterwards,
+//! Sessions and sandboxes for one request (`POST /v1/execute`, Piston's). They wait for a place rather than being refused, and are deleted afterwards,
 //! unless their client may ask again with a key.
 
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use futures_util::future;
 
 use super::service::SessionService;
 use super::session_config::{NewSession, ServiceError};
-use crate::ids::{Access, PrincipalId, SessionId};
+use crate::ids::{Access, PrincipalId, SandboxId, SessionId};
 
 /// How long a request waits for a place, and how long it waits at most before it looks again: a place that is free may be of
 /// no use to the first that waits, and of use to the next.
@@ -17,9 +17,25 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 impl SessionService {
     /// As [`Self::create`], once there is a place for the session: many requests at once wait for each other.
     pub async fn create_one_shot(&self, principal: &PrincipalId, new: NewSession) -> Result<SessionId, ServiceError> {
+        self.once_there_is_a_place(|| self.create(principal, new.clone())).await
+    }
+
+    /// As [`Self::create_sandbox`], once there is a place for it.
+    pub async fn create_one_shot_sandbox(
+        &self,
+        principal: &PrincipalId,
+        new: NewSession,
+    ) -> Result<SandboxId, ServiceError> {
+        self.once_there_is_a_place(|| self.create_sandbox(principal, new.clone())).await
+    }
+
+    async fn once_there_is_a_place<T, F>(&self, create: impl Fn() -> F) -> Result<T, ServiceError>
+    where
+        F: Future<Output = Result<T, ServiceError>>,
+    {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.create(principal, new.clone()).await {
+            match create().await {
                 Err(error) if error.is_lack_of_place() && Instant::now() < deadline => {
                     let _ = tokio::time::timeout(LOOK_AGAIN, self.place_is_free()).await;
                 }
@@ -49,7 +65,17 @@ impl SessionService {
         });
     }
 
-    /// Waits until all sessions of [`Self::finish_one_shot`] are gone. No request may come any more.
+    /// Deletes the sandbox of one request, in the background.
+    pub fn finish_one_shot_sandbox(&self, id: SandboxId, access: Access) {
+        let service = self.clone();
+        self.0.finishing.spawn(async move {
+            if let Err(error) = service.delete_sandbox(&id, &access).await {
+                tracing::warn!(sandbox = %id, %error, "cannot end the sandbox of a one-shot execution; it ends at its time limit");
+            }
+        });
+    }
+
+    /// Waits until all sessions and sandboxes of one request are gone. No request may come any more.
     pub async fn finish_one_shots(&self) {
         self.0.finishing.close();
         self.0.finishing.wait().await;

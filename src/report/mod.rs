@@ -172,12 +172,18 @@ pub struct Finished<'a> {
     pub surroundings: &'a Surroundings,
 }
 
+impl ReportOutput {
+    /// `outputs`: nbformat objects.
+    pub fn new(result: &ExecutionResult, outputs: &[Value]) -> Self {
+        Self { stdout: stdout_of(outputs), stderr: stream(outputs, "stderr"), exit_code: exit_code(result) }
+    }
+}
+
 impl ExecutionReport {
     pub fn new(finished: Finished<'_>) -> Self {
         let Finished { result, outputs, .. } = finished;
         let status = status_of(result.status);
-        let (stdout, stderr) = (stdout_of(outputs), stream(outputs, "stderr"));
-        let output = ReportOutput { exit_code: exit_code(result), stdout, stderr };
+        let output = ReportOutput::new(result, outputs);
         let error = (status != ReportStatus::Success).then(|| {
             let failure = failure(finished.language, finished.code, result, outputs);
             let suggestions = suggestions::suggest(&failure, finished.surroundings);

@@ -60,6 +60,7 @@ mod parameters;
 mod private_data;
 mod process_sockets;
 mod processes;
+mod protocols;
 mod removal;
 mod request_secrets;
 mod same_results;
