@@ -1,4 +1,4 @@
-//! Closes inherited descriptors at exec, so that a new program gets only those meant for it.
+//! Keeps descriptors from where they do not belong: inherited ones are closed at exec, and connections take none.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -33,6 +33,29 @@ pub fn keep_at_exec(number: std::os::fd::RawFd) -> io::Result<()> {
     #[expect(unsafe_code, reason = "the child of a fork knows inherited descriptors by their numbers")]
     let descriptor = unsafe { rustix::fd::BorrowedFd::borrow_raw(number) };
     Ok(rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?)
+}
+
+/// Sets whether the other side of a Unix socket can send descriptors.
+///
+/// Those that nobody takes are closed by the call that reads the bytes beside them, and closing can take as long as the sender likes: the
+/// last owner of a lingering socket (`SO_LINGER`) waits until its data is sent.
+///
+/// # Errors
+/// Before Linux 6.16, where it always can.
+#[cfg(feature = "host")]
+pub fn permit_descriptors(socket: impl std::os::fd::AsFd, permitted: bool) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // The number of all architectures but SPARC and PA-RISC.
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let value = libc::c_int::from(permitted);
+    let length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the value lives until the call returns, and has this length.
+    #[expect(unsafe_code, reason = "rustix does not have this option yet")]
+    let result = unsafe {
+        let value = std::ptr::from_ref(&value).cast();
+        libc::setsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, value, length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn mark_one_by_one() -> io::Result<()> {
@@ -76,6 +99,30 @@ mod tests {
         child.stdout.take().unwrap().read_to_string(&mut seen).unwrap();
         child.wait().unwrap();
         seen.trim().to_owned()
+    }
+
+    #[test]
+    #[cfg(feature = "host")]
+    fn refused_descriptors_cannot_be_sent() {
+        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+        use std::os::fd::AsFd;
+        let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let send = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let descriptors = [there.as_fd()];
+            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+            sendmsg(&there, &[io::IoSlice::new(b"x")], &mut control, SendFlags::empty())
+        };
+        assert!(send().is_ok());
+        match permit_descriptors(&here, false) {
+            Ok(()) => {
+                assert_eq!(send(), Err(rustix::io::Errno::PERM));
+                permit_descriptors(&here, true).unwrap();
+                assert!(send().is_ok());
+            }
+            Err(unsupported) => assert_eq!(unsupported.raw_os_error(), Some(libc::ENOPROTOOPT)),
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::traffic::Traffic;
 use crate::agent_protocol::{
     EGRESS_PORT, FrameReader, PREAMBLE, StreamFrame, Target, ToAgent, read_preamble, write_all_vectored,
 };
+use crate::descriptors;
 use crate::ids::{PrincipalId, SandboxId};
 use crate::policy::{HostName, HostRule, NetworkPolicy};
 use crate::sandbox::{Sandbox, SandboxRecord};
@@ -263,7 +264,8 @@ async fn attach(engine: &dyn Sandbox, state: &Arc<SandboxState>) -> Result<Incom
         Ok(incoming) => return Ok(incoming),
         Err(reason) => tracing::debug!(sandbox = %state.id(), reason, "the proxy port of a sandbox is not handed over"),
     }
-    let (reader, writer) = open(engine, &state.record, Target::Egress).await?;
+    let stream = engine.connect(&state.record).await.map_err(|error| error.to_string())?;
+    let (reader, writer) = open(stream, Target::Egress).await?;
     let mut reader = FrameReader::new(reader, StreamFrame::cap);
     // From here on connections of the sandbox become streams.
     reader.next().await.map_err(|error| error.to_string())?;
@@ -272,7 +274,9 @@ async fn attach(engine: &dyn Sandbox, state: &Arc<SandboxState>) -> Result<Incom
 }
 
 async fn take_listener(engine: &dyn Sandbox, state: &Arc<SandboxState>) -> Result<Incoming, String> {
-    let (reader, writer) = open(engine, &state.record, Target::ProxyListener).await?;
+    let stream = engine.connect(&state.record).await.map_err(|error| error.to_string())?;
+    let _ = descriptors::permit_descriptors(&stream, true);
+    let (reader, writer) = open(stream, Target::ProxyListener).await?;
     let connection = reader.reunite(writer).map_err(|error| error.to_string())?;
     let address = SocketAddr::from(([127, 0, 0, 1], EGRESS_PORT));
     accept_from(connection, address, state).await.map_err(|error| error.to_string())
@@ -306,13 +310,8 @@ async fn accept(listener: &Listener, state: &SandboxState, accepted: mpsc::Sende
     }
 }
 
-/// Opens a connection to the agent for a target.
-async fn open(
-    engine: &dyn Sandbox,
-    record: &SandboxRecord,
-    target: Target,
-) -> Result<(OwnedReadHalf, OwnedWriteHalf), String> {
-    let stream: UnixStream = engine.connect(record).await.map_err(|error| error.to_string())?;
+/// Attaches a connection to the agent to a target.
+async fn open(stream: UnixStream, target: Target) -> Result<(OwnedReadHalf, OwnedWriteHalf), String> {
     let (mut reader, mut writer) = stream.into_split();
     writer.write_all(&PREAMBLE).await.map_err(|error| error.to_string())?;
     write_all_vectored(&mut writer, ToAgent::Open { target }.encode()).await.map_err(|error| error.to_string())?;

@@ -19,9 +19,10 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::net::UnixStream;
+use tokio::net::{UnixSocket, UnixStream};
 
 use crate::config::Paths;
+use crate::descriptors;
 use crate::ids::{SandboxId, SessionId};
 use crate::kernels::KernelSpec;
 use crate::policy::{DataMount, Isolation, Limits, Network};
@@ -224,6 +225,13 @@ impl SandboxError {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
     }
+}
+
+/// Connects to an agent, which can send no descriptors on the connection where the system knows how to refuse them.
+async fn connect_to_agent(socket: &Path) -> std::io::Result<UnixStream> {
+    let connecting = UnixSocket::new_stream()?;
+    let _ = descriptors::permit_descriptors(&connecting, false);
+    connecting.connect(socket).await
 }
 
 /// Checks that the folders of packages and data mounts exist, and that data mounts are those that the operator named: nobody has put a link in

@@ -359,7 +359,7 @@ impl Drop for AgentStderr {
 async fn connect_to_socket(path: &Path) -> io::Result<UnixStream> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let socket = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
-    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
+    super::connect_to_agent(Path::new(&format!("/proc/self/fd/{}", socket.as_raw_fd()))).await
 }
 
 fn container_name(sandbox: &SandboxId) -> String {

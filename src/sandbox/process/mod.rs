@@ -296,7 +296,7 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn connect(&self, record: &SandboxRecord) -> Result<UnixStream, SandboxError> {
-        UnixStream::connect(&record.socket).await.map_err(SandboxError::io("cannot reach the agent"))
+        super::connect_to_agent(&record.socket).await.map_err(SandboxError::io("cannot reach the agent"))
     }
 
     async fn inspect(&self, record: &SandboxRecord) -> Result<SandboxState, SandboxError> {
