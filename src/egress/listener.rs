@@ -6,7 +6,7 @@
 //! - What it sends may be anything, so it is checked.
 //! - A call on the socket may block, since non-blocking mode belongs to all that have it, and so may closing it (`SO_LINGER`). Such calls
 //!   are made on threads that nobody waits for. Each sandbox has one slot for a foreign socket, and so at most one thread that hangs.
-//! - An accepted connection is this process's alone. The memory of its buffers counts as this process's, so they are small.
+//! - An accepted connection is this process's alone. The memory of its buffers counts as this process's, so they are bounded.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,8 +26,9 @@ use crate::streams::receive_descriptor;
 
 /// How long the agent may take to send the socket.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The buffers of an accepted connection in each direction, bytes; the system doubles it. The other end is on the same machine.
-const BUFFER: usize = 128 * 1024;
+/// The buffers of an accepted connection, bytes; the system doubles them. The other end is on the same machine, so this is enough.
+const SEND_BUFFER: usize = 512 * 1024;
+const RECEIVE_BUFFER: usize = 256 * 1024;
 
 /// The place for the listening socket of one sandbox.
 pub(super) struct Slot {
@@ -166,8 +167,8 @@ impl Listener {
 /// Sets what a connection has inherited from the listening socket, and what it needs.
 fn configure(socket: OwnedFd) -> io::Result<TcpStream> {
     sockopt::set_socket_linger(&socket, None)?;
-    sockopt::set_socket_send_buffer_size(&socket, BUFFER)?;
-    sockopt::set_socket_recv_buffer_size(&socket, BUFFER)?;
+    sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)?;
+    sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
     TcpStream::from_std(socket.into())
 }

@@ -17,7 +17,7 @@ use super::tls_hello::Opening;
 use super::traffic::Connection;
 use super::tunnel::{self, TunnelRules};
 use crate::policy::{HostName, NetworkPolicy};
-use crate::streams::{Meter, Pieces, read_some};
+use crate::streams::{Meter, Pieces, Room, read_some};
 
 /// How long a client may take to send the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -320,7 +320,7 @@ async fn send_response(socket: &TcpStream, client: &Client, is_head: bool, meter
                 }
             }
             Ok(None) => {
-                let Some(bytes) = read_some(socket, READ_BUFFER).await? else {
+                let Some(bytes) = read_some(socket, || Room { bytes: READ_BUFFER, permit: None }).await? else {
                     return bad_gateway(client, "the server closed the connection without a response").await;
                 };
                 buffer.extend_from_slice(&bytes);
@@ -338,7 +338,8 @@ async fn send_response(socket: &TcpStream, client: &Client, is_head: bool, meter
         if left == 0 {
             return Ok(());
         }
-        body = match read_some(socket, client.room().await?).await? {
+        client.until_sendable().await?;
+        body = match read_some(socket, || client.room()).await? {
             Some(bytes) => bytes,
             None => return Ok(()),
         };

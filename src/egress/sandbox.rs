@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Gateway;
-use super::client::Client;
+use super::client::{Client, LargePieces};
 use super::decisions::{DecisionIndex, DecisionList, DecisionLog, Recorder};
 use super::listener::{Listener, Slot};
 use super::proxy;
@@ -61,6 +61,7 @@ pub(super) struct SandboxState {
     /// Whether connections of the sandbox come here.
     attached: watch::Sender<bool>,
     listener: Slot,
+    large_pieces: LargePieces,
 }
 
 /// The policy in force, and whose it is.
@@ -157,6 +158,7 @@ impl SandboxState {
             traffic: Traffic::new(settings.max_bytes, settings.bytes_per_second),
             attached: watch::Sender::new(false),
             listener: Slot::default(),
+            large_pieces: LargePieces::default(),
         }
     }
 
@@ -305,7 +307,7 @@ async fn accept(listener: &Listener, state: &SandboxState, accepted: mpsc::Sende
         listener.ready().await?;
         let Some(place) = state.current().share.connections.wait().await else { return Ok(()) };
         if let Some(socket) = listener.accept().await? {
-            room.send((Client::Socket(socket), place));
+            room.send((Client::Socket { socket, pieces: state.large_pieces.clone() }, place));
         }
     }
 }

@@ -2,20 +2,42 @@
 
 use std::io;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A connection that is read and written in pieces. One task may receive while another one sends.
 pub(crate) trait Pieces {
     /// The next bytes; `None` at the end.
     async fn receive(&self) -> io::Result<Option<Bytes>>;
-    /// Waits until bytes can be sent, and returns how many should be sent at once.
-    async fn room(&self) -> io::Result<usize>;
+    /// Waits until bytes can be sent.
+    async fn until_sendable(&self) -> io::Result<()>;
+    /// How much should be sent at once, once it can.
+    fn room(&self) -> Room;
     /// Sends all bytes, as soon as the other side takes them.
     async fn send(&self, bytes: Bytes) -> io::Result<()>;
     /// Says that no more bytes come.
     async fn end(&self) -> io::Result<()>;
+}
+
+/// How much is read at once.
+pub(crate) struct Room {
+    pub bytes: usize,
+    /// Counts the memory of the piece until it is dropped.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What was read.
+struct Piece {
+    bytes: Vec<u8>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Counts bytes before they are copied, and may delay or end the copying.
@@ -37,6 +59,7 @@ impl Meter for () {
     }
 }
 
+#[cfg(any(feature = "agent", test))]
 /// Copies until both directions have ended, or one fails.
 ///
 /// # Errors
@@ -74,26 +97,28 @@ pub(crate) async fn copy_to_socket(
 /// # Errors
 /// Of the socket, the connection or the meter.
 pub(crate) async fn copy_from_socket(socket: &TcpStream, pieces: &impl Pieces, meter: &impl Meter) -> io::Result<()> {
-    while let Some(bytes) = read_some(socket, pieces.room().await?).await? {
+    loop {
+        pieces.until_sendable().await?;
+        let Some(bytes) = read_some(socket, || pieces.room()).await? else { return pieces.end().await };
         meter.inward(bytes.len()).await?;
         pieces.send(bytes).await?;
     }
-    pieces.end().await
 }
 
-/// Reads at most so many bytes; `None` at the end. The buffer is made when there is something to read.
+/// Reads as much as there is room for; `None` at the end. There is a buffer only when there is something to read.
 ///
 /// # Errors
 /// Of the socket.
-pub(crate) async fn read_some(socket: &TcpStream, most: usize) -> io::Result<Option<Bytes>> {
+pub(crate) async fn read_some(socket: &TcpStream, room: impl Fn() -> Room) -> io::Result<Option<Bytes>> {
     loop {
         // A socket that always has something would keep the task from all else.
         tokio::task::coop::consume_budget().await;
         socket.readable().await?;
-        let mut buffer = BytesMut::with_capacity(most);
-        match socket.try_read_buf(&mut buffer) {
+        let Room { bytes, permit } = room();
+        let mut bytes = Vec::with_capacity(bytes);
+        match socket.try_read_buf(&mut bytes) {
             Ok(0) => return Ok(None),
-            Ok(_) => return Ok(Some(buffer.freeze())),
+            Ok(_) => return Ok(Some(Bytes::from_owner(Piece { bytes, _permit: permit }))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }

@@ -25,9 +25,10 @@ use tokio::task::JoinSet;
 use crate::agent_protocol::{FrameError, FrameReader, ProtocolError, StreamFrame, write_all_vectored};
 
 use self::stream::Half;
+#[cfg(any(feature = "agent", test))]
 pub(crate) use copy::copy_both_ways;
 #[cfg(feature = "host")]
-pub(crate) use copy::{Meter, Pieces, copy_from_socket, copy_to_socket, read_some};
+pub(crate) use copy::{Meter, Pieces, Room, copy_from_socket, copy_to_socket, read_some};
 #[cfg(feature = "host")]
 pub(crate) use handover::receive_descriptor;
 #[cfg(any(feature = "agent", test))]
@@ -59,8 +60,10 @@ pub(crate) enum StreamsEnded {
 /// The streams of one connection. The last clone that is dropped ends them all.
 #[derive(Clone)]
 pub(crate) struct Streams {
+    #[cfg_attr(not(any(feature = "agent", test)), expect(dead_code, reason = "only the agent opens streams"))]
     shared: Arc<Shared>,
     /// Whether the connection has ended.
+    #[cfg_attr(not(any(feature = "agent", test)), expect(dead_code, reason = "the agent waits for it"))]
     ended: watch::Receiver<bool>,
     _tasks: Arc<JoinSet<()>>,
 }
@@ -82,6 +85,7 @@ struct Table {
 }
 
 impl Streams {
+    #[cfg(any(feature = "agent", test))]
     /// The opening side of a connection whose first frames have been exchanged.
     pub fn opener<R, W>(reader: FrameReader<R>, writer: W) -> Self
     where
@@ -127,6 +131,7 @@ impl Streams {
         Self { shared, ended, _tasks: Arc::new(tasks) }
     }
 
+    #[cfg(any(feature = "agent", test))]
     /// Opens a stream; `None` if the connection has ended.
     pub async fn open(&self) -> Option<ByteStream> {
         // The place first: between the number and its frame nothing may come, since numbers must arrive in order.
@@ -143,6 +148,7 @@ impl Streams {
         Some(ByteStream::new(id, half, self.shared.clone()))
     }
 
+    #[cfg(any(feature = "agent", test))]
     /// Waits for the end of the connection.
     pub async fn ended(&mut self) {
         let _ = self.ended.wait_for(|ended| *ended).await;

@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use super::Shared;
-use super::copy::Pieces;
+use super::copy::{Pieces, Room};
 use crate::agent_protocol::{ACCEPTOR_WINDOW, OPENER_WINDOW, STREAM_CHUNK, StreamFrame};
 
 /// Data below this size is copied together: a small piece would keep the whole buffer that it was read into.
@@ -53,6 +53,7 @@ struct State {
 }
 
 impl Half {
+    #[cfg(any(feature = "agent", test))]
     pub fn opener() -> Self {
         Self::new(OPENER_WINDOW, ACCEPTOR_WINDOW)
     }
@@ -173,7 +174,7 @@ impl ByteStream {
     }
 
     /// Waits until data can be sent, and returns how many bytes: at most [`STREAM_CHUNK`].
-    pub async fn room(&self) -> Result<usize, StreamBroken> {
+    async fn until_room(&self) -> Result<usize, StreamBroken> {
         loop {
             {
                 let state = self.half.state();
@@ -191,7 +192,7 @@ impl ByteStream {
     /// Sends data, as soon as the other side allows it.
     pub async fn send(&self, mut bytes: Bytes) -> Result<(), StreamBroken> {
         while !bytes.is_empty() {
-            let room = self.room().await?.min(bytes.len());
+            let room = self.until_room().await?.min(bytes.len());
             let place = self.shared.frames.reserve().await.map_err(|_| StreamBroken)?;
             let mut state = self.half.state();
             if state.is_broken {
@@ -217,8 +218,12 @@ impl Pieces for ByteStream {
         Ok(self.receive().await?)
     }
 
-    async fn room(&self) -> io::Result<usize> {
-        Ok(self.room().await?)
+    async fn until_sendable(&self) -> io::Result<()> {
+        Ok(self.until_room().await.map(drop)?)
+    }
+
+    fn room(&self) -> Room {
+        Room { bytes: self.half.state().credit.clamp(1, STREAM_CHUNK), permit: None }
     }
 
     async fn send(&self, bytes: Bytes) -> io::Result<()> {
