@@ -56,6 +56,7 @@ check:
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --quiet --no-deps --all-features --document-private-items
 	@sh scripts/check-links.sh
+	@sh scripts/check-python.sh
 
 # Unit, architecture, oracle and integration tests.
 unit:

@@ -61,6 +61,7 @@ mod private_data;
 mod process_sockets;
 mod processes;
 mod protocols;
+mod python_client;
 mod removal;
 mod request_secrets;
 mod same_results;
