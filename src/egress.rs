@@ -59,7 +59,7 @@ pub struct EgressSettings {
     pub ca_file: Option<PathBuf>,
     /// Connections at a time, of all sandboxes together. One owner may have half of them.
     pub max_connections: usize,
-    /// Bytes that one sandbox may send and receive while one server runs. `None` is unlimited.
+    /// Bytes that one sandbox may send and receive. `None` is unlimited.
     pub max_bytes: Option<u64>,
     /// Bytes a second of one sandbox, in both directions together. `None` is unlimited.
     pub bytes_per_second: Option<u64>,

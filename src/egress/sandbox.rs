@@ -155,7 +155,7 @@ impl SandboxState {
             }),
             decisions: DecisionLog::default(),
             secrets,
-            traffic: Traffic::new(settings.max_bytes, settings.bytes_per_second),
+            traffic: Traffic::new(settings.max_bytes, settings.bytes_per_second, record.folder().join("transferred")),
             attached: watch::Sender::new(false),
             listener: Slot::default(),
             large_pieces: LargePieces::default(),
@@ -220,7 +220,7 @@ async fn run(engine: Arc<dyn Sandbox>, state: Arc<SandboxState>) {
             state.flush();
         }
     };
-    tokio::join!(stay_attached(&*engine, &state), recording);
+    tokio::join!(stay_attached(&*engine, &state), recording, state.traffic.store_growth());
 }
 
 async fn stay_attached(engine: &dyn Sandbox, state: &Arc<SandboxState>) {

@@ -324,7 +324,7 @@ async fn through_tunnel(host: &str, takes_any_bytes: bool, sent: &[u8]) -> (Vec<
     let (other_end, host) = (client::Client::Stream(accepted.recv().await.unwrap()), HostName::parse(host).unwrap());
     let served = async move {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let traffic = traffic::Traffic::new(None, None);
+        let traffic = traffic::Traffic::new(None, None, Default::default());
         let rules = tunnel::TunnelRules { host: &host, takes_any_bytes };
         let connection = traffic::Connection::new(&traffic);
         let served = tunnel::serve(&other_end, &mut socket, Default::default(), &rules, &connection).await;

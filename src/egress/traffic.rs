@@ -1,9 +1,13 @@
 //! Counts the bytes of connections, and holds them to the limits of their sandbox.
 
+use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
 
 use crate::streams::Meter;
 
@@ -13,16 +17,41 @@ pub(super) struct Traffic {
     max_bytes: Option<u64>,
     per_second: Option<u64>,
     used: AtomicU64,
+    /// Where the number of used bytes outlives the server.
+    file: PathBuf,
+    /// Notified when the number has grown by a step since it was written.
+    grown: Notify,
     /// When the bytes that were copied so far are paid for, at the permitted rate.
     paid_at: Mutex<Instant>,
 }
 
+/// The number of used bytes is written so often while a volume is used up. What was used after the last time is forgotten with the server.
+const STEPS: u64 = 64;
 /// How far ahead of its rate a sandbox may be.
 const BURST: Duration = Duration::from_millis(500);
 
 impl Traffic {
-    pub fn new(max_bytes: Option<u64>, per_second: Option<u64>) -> Self {
-        Self { max_bytes, per_second, used: AtomicU64::new(0), paid_at: Mutex::new(Instant::now()) }
+    /// Goes on from the number in the file, if there is one.
+    pub fn new(max_bytes: Option<u64>, per_second: Option<u64>, file: PathBuf) -> Self {
+        let used = fs::read_to_string(&file).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        let (used, paid_at) = (AtomicU64::new(used), Mutex::new(Instant::now()));
+        Self { max_bytes, per_second, used, file, grown: Notify::new(), paid_at }
+    }
+
+    /// Writes the number of used bytes into the file whenever it has grown by a step. Never returns.
+    pub async fn store_growth(&self) {
+        loop {
+            self.grown.notified().await;
+            let (used, file) = (self.used.load(Ordering::Relaxed), self.file.clone());
+            let written = tokio::task::spawn_blocking(move || {
+                let temporary = file.with_extension("tmp");
+                fs::write(&temporary, used.to_string())?;
+                fs::rename(temporary, file)
+            });
+            if let Ok(Err(error)) = written.await {
+                tracing::warn!(file = %self.file.display(), %error, "cannot store what a sandbox has transferred");
+            }
+        }
     }
 
     /// Whether the volume is used up.
@@ -35,7 +64,13 @@ impl Traffic {
     }
 
     async fn pass(&self, bytes: usize) -> io::Result<()> {
-        self.used.fetch_add(bytes as u64, Ordering::Relaxed);
+        let before = self.used.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(most) = self.max_bytes {
+            let step = (most / STEPS).max(1);
+            if before / step != (before + bytes as u64) / step {
+                self.grown.notify_one();
+            }
+        }
         if self.is_used_up() {
             return Err(io::Error::other("the sandbox has used up its volume"));
         }
@@ -113,19 +148,38 @@ mod tests {
 
     #[tokio::test]
     async fn volume_is_limited() {
-        let traffic = Traffic::new(Some(1000), None);
+        let traffic = Traffic::new(Some(1000), None, PathBuf::new());
         let connection = Connection::new(&traffic);
         assert!(connection.outward(600).await.is_ok() && !traffic.is_used_up());
         assert!(connection.inward(400).await.is_err() && traffic.is_used_up());
         assert_eq!(connection.bytes(), (600, 400));
     }
 
+    #[tokio::test]
+    async fn used_volume_outlives_the_server() {
+        let file = std::env::temp_dir().join(format!("cellkeep-transferred-{}", crate::ids::random_uuid()));
+        let traffic = Traffic::new(Some(6400), None, file.clone());
+        assert!(traffic.pass(5999).await.is_ok());
+        let written = async {
+            while fs::read_to_string(&file).unwrap_or_default() != "5999" {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            () = traffic.store_growth() => {}
+            () = written => {}
+        }
+        let next = Traffic::new(Some(6400), None, file.clone());
+        assert!(next.pass(400).await.is_ok() && next.pass(1).await.is_err());
+        fs::remove_file(file).unwrap();
+    }
+
     #[test]
     fn rate_delays_what_exceeds_the_burst() {
-        let traffic = Traffic::new(None, Some(1_000_000));
+        let traffic = Traffic::new(None, Some(1_000_000), PathBuf::new());
         assert_eq!(traffic.delay(400_000), None);
         let delay = traffic.delay(1_000_000).unwrap();
         assert!(delay > Duration::from_millis(500) && delay <= Duration::from_millis(900), "{delay:?}");
-        assert_eq!(Traffic::new(None, None).delay(usize::MAX), None);
+        assert_eq!(Traffic::new(None, None, PathBuf::new()).delay(usize::MAX), None);
     }
 }

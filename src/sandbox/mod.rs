@@ -135,6 +135,13 @@ pub struct SandboxRecord {
     pub package_set: Option<String>,
 }
 
+impl SandboxRecord {
+    /// The sandbox's folder, which it does not see. It is removed with the sandbox.
+    pub fn folder(&self) -> &Path {
+        self.socket.parent().unwrap_or(&self.socket)
+    }
+}
+
 #[cfg(test)]
 impl SandboxRecord {
     /// The record of a sandbox that does not exist.
@@ -143,7 +150,7 @@ impl SandboxRecord {
             id: SandboxId::random(),
             kind: SandboxKind::Process,
             kernel: "python".to_owned(),
-            socket: "/nowhere".into(),
+            socket: "/nowhere/agent.sock".into(),
             isolation: Isolation::new(crate::policy::IsolationLevel::Process),
             owner: ProcessStamp::own(),
             keep: true,
