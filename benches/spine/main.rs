@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --bench spine                  everything
 //! cargo bench --bench spine -- round start   some of: round, start, memory, flood, cells, arrival, pool, server,
-//!                                            packages, notebooks
+//!                                            packages, proxy, notebooks
 //! ```
 //!
 //! Ours and the peers' measurements alternate in small blocks, so that whatever else this machine does hits both. The peers
@@ -15,6 +15,7 @@ mod memory;
 mod notebooks;
 mod packages;
 mod peer;
+mod proxy;
 mod round_trip;
 mod serve;
 mod start;
@@ -74,6 +75,9 @@ fn measure() -> anyhow::Result<()> {
         }
         if wants("packages") {
             table.section("Packages, from the index and installed", packages::measure(&lab).await);
+        }
+        if wants("proxy") {
+            table.section("The network of a sandbox, through the proxy", proxy::measure(&lab).await);
         }
         if wants("flood") {
             table.section("A cell with 60,000 flushed 1 KB writes, and one with a 50 MB output", flood::measure(&lab).await);
