@@ -14,6 +14,8 @@ use crate::ids::{Access, PrincipalId, SandboxId, SessionId};
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
+const NOT_ENDED: &str = "cannot end a one-shot execution; it ends at its time limit";
+
 impl SessionService {
     /// As [`Self::create`], once there is a place for the session: many requests at once wait for each other.
     pub async fn create_one_shot(&self, principal: &PrincipalId, new: NewSession) -> Result<SessionId, ServiceError> {
@@ -59,8 +61,10 @@ impl SessionService {
                 Ok(_) => service.delete(&id, &access).await,
                 Err(error) => Err(error),
             };
-            if let Err(error) = finished {
-                tracing::warn!(session = %id, %error, "cannot end the session of a one-shot execution; it ends at its time limit");
+            match finished {
+                // Its client may have deleted it meanwhile.
+                Ok(()) | Err(ServiceError::SessionNotFound { .. }) => {}
+                Err(error) => tracing::warn!(session = %id, %error, "{NOT_ENDED}"),
             }
         });
     }
@@ -70,7 +74,7 @@ impl SessionService {
         let service = self.clone();
         self.0.finishing.spawn(async move {
             if let Err(error) = service.delete_sandbox(&id, &access).await {
-                tracing::warn!(sandbox = %id, %error, "cannot end the sandbox of a one-shot execution; it ends at its time limit");
+                tracing::warn!(sandbox = %id, %error, "{NOT_ENDED}");
             }
         });
     }
