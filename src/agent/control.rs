@@ -8,22 +8,13 @@ use super::connection::ManagerStream;
 use super::file_requests::{self, DONE, to_answer};
 use super::sandbox::Sandbox;
 use super::uploads::Uploads;
-use crate::agent_protocol::{
-    Answer, AnswerBody, FromAgent, Hello, KernelState, ProcessInfo, Request, ToAgent, write_all_vectored,
-};
-use crate::ids::{Generation, Seq};
+use crate::agent_protocol::{Answer, AnswerBody, FromAgent, Hello, ProcessInfo, Request, ToAgent, write_all_vectored};
+use crate::ids::Seq;
 
 /// Serves a connection until it ends. Unfinished uploads end with it.
 pub(super) async fn serve(mut stream: ManagerStream, sandbox: Rc<Sandbox>) {
     let mut uploads = Uploads::default();
-    let hello = Hello {
-        epoch: sandbox.epoch,
-        generation: Generation(0),
-        first_seq: Seq::FIRST,
-        next_seq: Seq::FIRST,
-        kernel_state: KernelState::Exited,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let hello = Hello::without_kernel(sandbox.epoch, Seq::FIRST, Seq::FIRST);
     let mut frame = FromAgent::Hello(hello);
     while write_all_vectored(&mut stream.writer, frame.encode()).await.is_ok() {
         let Some(answer) = next_answer(&mut stream, &sandbox, &mut uploads).await else { break };

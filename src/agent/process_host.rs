@@ -21,8 +21,8 @@ use super::input::Input;
 use super::process_spawn::Ends;
 use super::processes::{MAX_OUTPUT, Process, now_ms};
 use super::sandbox::Sandbox;
-use crate::agent_protocol::{Event, Hello, KernelState, ProcessEvent, ProcessExit, ProcessStream, ToAgent};
-use crate::ids::{Generation, Seq};
+use crate::agent_protocol::{Event, Hello, ProcessEvent, ProcessExit, ProcessStream, ToAgent};
+use crate::ids::Seq;
 
 /// Read size, bytes.
 const CHUNK: usize = 64 * 1024;
@@ -144,14 +144,8 @@ impl ProcessHost {
             Input::Connection(stream) => {
                 self.connections += 1;
                 let buffer = self.process.buffer.clone();
-                let hello = Hello {
-                    epoch: self.sandbox.epoch,
-                    generation: Generation(0),
-                    first_seq: buffer.borrow().first(),
-                    next_seq: buffer.borrow().next_seq(),
-                    kernel_state: KernelState::Exited,
-                    version: env!("CARGO_PKG_VERSION").to_owned(),
-                };
+                let (first, next) = (buffer.borrow().first(), buffer.borrow().next_seq());
+                let hello = Hello::without_kernel(self.sandbox.epoch, first, next);
                 let inputs = self.process.readers.clone();
                 let connection = Connection::open(self.connections, stream, hello, buffer, inputs);
                 self.readers.push(Reader { connection, cursor: Seq::default(), moved: Instant::now() });

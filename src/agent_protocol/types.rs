@@ -56,6 +56,20 @@ pub struct Hello {
     pub version: String,
 }
 
+impl Hello {
+    /// For a target that is no kernel, with this version of the agent.
+    pub fn without_kernel(epoch: Epoch, first_seq: Seq, next_seq: Seq) -> Self {
+        Self {
+            epoch,
+            generation: Generation(0),
+            first_seq,
+            next_seq,
+            kernel_state: KernelState::Exited,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
 /// A signal to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
