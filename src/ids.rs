@@ -231,6 +231,30 @@ impl SessionPhase {
     }
 }
 
+/// The phase of a cell's latest execution as the store and the HTTP API name it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CellPhase {
+    Queued,
+    Running,
+    /// Ended, or never executed.
+    #[default]
+    Finished,
+}
+
+impl CellPhase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Finished => "finished",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Queued, Self::Running, Self::Finished].into_iter().find(|phase| phase.as_str() == name)
+    }
+}
+
 /// The number of an event within an epoch, counted from 1 without gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

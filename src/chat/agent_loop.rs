@@ -328,7 +328,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 fn as_thread_cell(cell: Cell, outputs: Summary) -> ThreadCell {
     let status = match (cell.execution.phase, cell.execution.status()) {
         (CellPhase::Finished, status) => status.map(|status| format!("status: {}", status.name())),
-        (phase, _) => Some(format!("status: {}", phase.name())),
+        (phase, _) => Some(format!("status: {}", phase.as_str())),
     };
     let is_code = cell.cell_type == CellType::Code;
     ThreadCell { is_code, metadata: ChatMetadata::parse(&cell.metadata), source: cell.source, status, outputs }

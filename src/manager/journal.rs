@@ -288,7 +288,7 @@ fn options_text(options: &ExecutionOptions) -> String {
 
 fn execution_row(execution: &CellExecution) -> CellState {
     CellState {
-        state: execution.phase.name().to_owned(),
+        phase: execution.phase,
         queued_at: execution.queued_at.map(to_ms),
         trace: execution.trace.clone(),
         id: execution.id.as_ref().map(|id| id.0.clone()),
@@ -314,7 +314,7 @@ pub(super) fn restore_cell(row: CellRow) -> Option<Cell> {
         metadata,
         options: serde_json::from_str(&row.options).unwrap_or_default(),
         execution: CellExecution {
-            phase: crate::session::CellPhase::parse(&row.execution.state).unwrap_or_default(),
+            phase: row.execution.phase,
             queued_at: row.execution.queued_at.map(from_ms),
             trace: row.execution.trace,
             id: row.execution.id.map(crate::ids::ExecutionId),

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::execution::{ExecutionResult, ExecutionStatus};
 use crate::agent_protocol::ExecutionContext;
+pub use crate::ids::CellPhase;
 use crate::ids::{CellNumber, ExecutionId, Seq};
 
 /// Type of a cell, named as in nbformat and in the HTTP API.
@@ -49,31 +50,6 @@ pub struct ExecutionOptions {
     pub allow_error: bool,
     #[serde(default, skip_serializing_if = "ExecutionContext::is_default")]
     pub context: ExecutionContext,
-}
-
-/// State of a cell's last execution, named as in the HTTP API.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CellPhase {
-    Queued,
-    Running,
-    /// Ended, or never executed.
-    #[default]
-    Finished,
-}
-
-impl CellPhase {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Finished => "finished",
-        }
-    }
-
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::Queued, Self::Running, Self::Finished].into_iter().find(|phase| phase.name() == name)
-    }
 }
 
 /// A cell's last execution.

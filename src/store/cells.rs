@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, named_params, params};
 
 use super::events::{self, BY_CELL, EventRow};
 use super::sessions::{signed, unsigned};
 use super::{Store, StoreError};
-use crate::ids::{Seq, SessionId};
+use crate::ids::{CellPhase, Seq, SessionId};
 
 /// A stored cell. The store does not read JSON columns.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,8 +32,7 @@ pub struct CellRow {
 /// The state of a cell's latest execution. Times are milliseconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CellState {
-    /// `queued`, `running` or `finished`.
-    pub state: String,
+    pub phase: CellPhase,
     pub queued_at: Option<i64>,
     /// The `traceparent` of the request that queued the execution, if traces are enabled.
     pub trace: Option<String>,
@@ -48,6 +48,18 @@ pub struct CellState {
     pub last_seq: Seq,
 }
 
+impl ToSql for CellPhase {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.as_str().into())
+    }
+}
+
+impl FromSql for CellPhase {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Self::parse(value.as_str()?).ok_or(FromSqlError::InvalidType)
+    }
+}
+
 const COLUMNS: &str = "number, id, place, cell_type, source, metadata, options, state, run, started_at, result, first_seq, last_seq, queued_at, trace";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<CellRow> {
@@ -60,7 +72,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<CellRow> {
         metadata: row.get(5)?,
         options: row.get(6)?,
         execution: CellState {
-            state: row.get(7)?,
+            phase: row.get(7)?,
             id: row.get(8)?,
             started_at: row.get(9)?,
             result: row.get(10)?,
@@ -121,7 +133,7 @@ pub(super) fn set_state(
     let update = "UPDATE cells SET state = :state, run = :run, started_at = :started_at, result = :result, \
                   first_seq = :first_seq, last_seq = :last_seq, queued_at = :queued_at, trace = :trace WHERE session = :session AND number = :number";
     connection.prepare_cached(update)?.execute(named_params! {
-        ":session": session.as_str(), ":number": number, ":state": execution.state, ":run": execution.id,
+        ":session": session.as_str(), ":number": number, ":state": execution.phase, ":run": execution.id,
         ":started_at": execution.started_at, ":result": execution.result, ":first_seq": signed(execution.first_seq.0),
         ":last_seq": signed(execution.last_seq.0), ":queued_at": execution.queued_at, ":trace": execution.trace,
     })?;

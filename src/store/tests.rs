@@ -1,5 +1,5 @@
 use super::*;
-use crate::ids::{Access, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
+use crate::ids::{Access, CellPhase, Epoch, PrincipalId, Seq, SessionId, SessionPhase};
 
 struct Folder(PathBuf);
 
@@ -56,7 +56,7 @@ fn cell(number: u32, id: &str, place: f64) -> CellRow {
         source: "1".to_owned(),
         metadata: "{}".to_owned(),
         options: "{}".to_owned(),
-        execution: CellState { state: "queued".to_owned(), ..CellState::default() },
+        execution: CellState { phase: CellPhase::Queued, ..CellState::default() },
     }
 }
 
@@ -86,7 +86,7 @@ async fn committed_data_survives_reopening() {
     {
         let store = Store::open(&folder.file()).unwrap();
         store.insert_session(row.clone()).await.unwrap();
-        let execution = CellState { state: "running".to_owned(), id: Some("r".to_owned()), ..CellState::default() };
+        let execution = CellState { phase: CellPhase::Running, id: Some("r".to_owned()), ..CellState::default() };
         let commit = Commit {
             events: vec![event(1, "{}"), event(2, r#"{"x":1}"#)],
             cells: vec![
@@ -116,7 +116,7 @@ async fn committed_data_survives_reopening() {
     assert_eq!(ids, ["c2", "c1"], "by place");
     let folds = store.folds(&row.id).await.unwrap();
     assert_eq!(folds, [(2, "two".to_owned()), (u32::MAX, "3".to_owned())]);
-    assert_eq!(store.cell(&row.id, "c1").await.unwrap().unwrap().execution.state, "running");
+    assert_eq!(store.cell(&row.id, "c1").await.unwrap().unwrap().execution.phase, CellPhase::Running);
     assert_eq!(store.events_after(&row.id, Seq(1), 10, 1000).await.unwrap(), [event(2, r#"{"x":1}"#)]);
     assert_eq!(store.events_after(&row.id, Seq(0), 10, 1).await.unwrap().len(), 1, "bytes bound a page");
     assert_eq!(store.cell_events(&row.id, "c1", Seq(2)).await.unwrap().len(), 1);
@@ -349,7 +349,7 @@ async fn merged_event_has_number_of_last_event() {
     let store = Store::open(&folder.file()).unwrap();
     let row = session("a");
     store.insert_session(row.clone()).await.unwrap();
-    let execution = CellState { state: "finished".to_owned(), first_seq: Seq(1), last_seq: Seq(20), ..CellState::default() };
+    let execution = CellState { phase: CellPhase::Finished, first_seq: Seq(1), last_seq: Seq(20), ..CellState::default() };
     let mut finished = cell(1, "c1", 1.0);
     finished.execution = execution;
     let events = (1..=20).map(|seq| event(seq, "{}")).collect();

@@ -80,7 +80,7 @@ impl Cells {
             return Err(Denied::NotCode { id: id.to_owned() });
         }
         if cell.execution.phase != CellPhase::Finished {
-            return Err(Denied::InProgress { id: id.to_owned(), phase: cell.execution.phase.name() });
+            return Err(Denied::InProgress { id: id.to_owned(), phase: cell.execution.phase.as_str() });
         }
         Ok(cell)
     }

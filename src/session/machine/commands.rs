@@ -53,7 +53,7 @@ impl Machine {
     pub fn replace_cells(&mut self, cx: Context, new: Vec<NewCell>, notebook: String) -> Result<(), Denied> {
         self.kernel.check_alive()?;
         if let Some(cell) = self.cells.iter().find(|cell| cell.execution.phase != CellPhase::Finished) {
-            return Err(Denied::InProgress { id: cell.id.clone(), phase: cell.execution.phase.name() });
+            return Err(Denied::InProgress { id: cell.id.clone(), phase: cell.execution.phase.as_str() });
         }
         if new.len() > MAX_CELLS {
             return Err(Denied::TooMany { what: "cells", limit: MAX_CELLS });
@@ -79,7 +79,7 @@ impl Machine {
         let (number, size_before) = (cell.number, size_of_cell(&cell));
         if let Some(cell_type) = edit.cell_type.filter(|kind| *kind != cell.cell_type) {
             if cell.execution.phase != CellPhase::Finished {
-                return Err(Denied::InProgress { id: id.to_owned(), phase: cell.execution.phase.name() });
+                return Err(Denied::InProgress { id: id.to_owned(), phase: cell.execution.phase.as_str() });
             }
             cell.cell_type = cell_type;
         }
@@ -112,7 +112,7 @@ impl Machine {
         let cell = self.cells.find(id)?;
         let (number, phase) = (cell.number, cell.execution.phase);
         match phase {
-            CellPhase::Running => return Err(Denied::InProgress { id: id.to_owned(), phase: phase.name() }),
+            CellPhase::Running => return Err(Denied::InProgress { id: id.to_owned(), phase: phase.as_str() }),
             CellPhase::Queued => self.cancel_queued(cx, number),
             CellPhase::Finished => {}
         }
