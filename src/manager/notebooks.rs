@@ -223,7 +223,7 @@ impl SessionService {
         // With the set's own id: what another principal's set claims to be must not be recorded here.
         let set = sandbox.package_set.as_deref().unwrap_or_default();
         let key = format!("{} {} {set}", kernel.name, run_record::environment_id(&self.0.paths, kernel, sandbox).await);
-        let cache = || self.0.environments.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = || self.0.environment_records.lock().unwrap_or_else(PoisonError::into_inner);
         let cached = cache().get(&key).cloned();
         if let Some(cached) = cached.filter(|_| !refresh) {
             return Ok(cached);

@@ -76,8 +76,8 @@ pub(super) struct Inner {
     pub audit: AuditLog,
     pub removal_backlog: RemovalBacklog,
     pub builds: Builds,
-    /// The environments of kernels. An environment is the same in every session that uses it.
-    pub environments: Mutex<HashMap<String, EnvironmentRecord>>,
+    /// The records of kernels' environments. An environment is the same in every session that uses it.
+    pub environment_records: Mutex<HashMap<String, EnvironmentRecord>>,
     pub keys_in_use: KeysInUse,
     reader: SessionReader,
     pool: Pool,
@@ -113,7 +113,7 @@ impl SessionService {
             audit,
             removal_backlog: RemovalBacklog::default(),
             builds: Builds::default(),
-            environments: Mutex::default(),
+            environment_records: Mutex::default(),
             keys_in_use: KeysInUse::default(),
             pool: Pool::default(),
             starting: Semaphore::new(settings.max_starting),
