@@ -15,13 +15,13 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod agent_protocol;
+#[cfg(any(feature = "agent", feature = "host"))]
+mod allocator;
 #[cfg(feature = "host")]
 mod counters;
 #[cfg(any(feature = "agent", feature = "host"))]
 mod descriptors;
 pub mod ids;
-#[cfg(any(feature = "agent", feature = "host"))]
-mod memory;
 pub mod policy;
 #[cfg(any(feature = "agent", feature = "host"))]
 mod streams;
@@ -78,9 +78,9 @@ pub mod sandbox;
 #[cfg(feature = "host")]
 pub mod server;
 #[cfg(feature = "host")]
-mod server_sent_events;
-#[cfg(feature = "host")]
 pub mod session;
+#[cfg(feature = "host")]
+mod sse_decoder;
 #[cfg(feature = "host")]
 pub mod store;
 #[cfg(feature = "host")]

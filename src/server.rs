@@ -17,13 +17,13 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 
 use self::descriptors::Connections;
+use crate::allocator;
 use crate::api::{self, Api, Guard, InputBudget, RateLimits, ResponseSpool};
 use crate::audit::AuditRecord;
 use crate::auth::{self, Identity, Scope, Tokens};
 use crate::chat::{Chats, ModelSettings};
 use crate::config::Paths;
 use crate::manager::{Reaper, Retention, ServiceError, ServiceSettings, SessionService};
-use crate::memory;
 use crate::page;
 use crate::private_files;
 use crate::store::{Store, StoreError};
@@ -112,7 +112,7 @@ pub async fn serve(
     private_files::by_default();
     private_files::create_data_folder(paths.data()).map_err(io_error("cannot create the data folder"))?;
     let _lock = lock(paths).await?;
-    memory::limit_free_memory();
+    allocator::limit_free_memory();
     telemetry::install();
     if let Err(error) = traces::install() {
         tracing::warn!(error, "traces are disabled");

@@ -19,11 +19,11 @@ use tokio_util::io::ReaderStream;
 
 use super::error::Problem;
 use super::{Api, input_budget};
+use crate::allocator;
 use crate::auth::Identity;
 use crate::counters::{InUse, UseCounter, UseGuard};
 use crate::ids::PrincipalId;
 use crate::manager::FileError;
-use crate::memory;
 use crate::policy::leaves_a_share;
 
 /// Responses up to this size are produced without a permit, and stay in memory until they are sent. Bytes.
@@ -194,7 +194,7 @@ pub(super) async fn spool_large(State(api): State<Api>, request: Request, next: 
         Ok(body) => {
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
             // The next response is produced on other threads, which have heaps of their own.
-            memory::release_free_memory();
+            allocator::release_free_memory();
             drop(permit);
             Response::from_parts(head, body)
         }

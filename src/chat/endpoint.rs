@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::error::{ChatError, refusal};
 use super::stream::{ModelReply, error_message};
 use crate::http_client::{HttpClient, HttpClientError};
-use crate::server_sent_events::SseDecoder;
+use crate::sse_decoder::SseDecoder;
 use crate::wire::json as wire_json;
 
 /// How long the body of an error response may take.

@@ -11,8 +11,8 @@ use super::compaction;
 use super::quota::{DataUse, Holding, QuotaState};
 use super::registry::SessionEntry;
 use super::service::SessionService;
+use crate::allocator;
 use crate::ids::{PrincipalId, SessionId, SessionPhase};
-use crate::memory;
 use crate::store::{Compactable, SessionBytes, StoreError, now_ms, seconds_in_ms};
 
 /// The time between two rounds.
@@ -72,7 +72,7 @@ impl Retention {
                 tracing::warn!(%error, "cannot shrink the journal");
             }
             // Many readers or much output leave free memory behind.
-            memory::release_free_memory();
+            allocator::release_free_memory();
             if let Err(error) = self.enforce_limit().await {
                 tracing::warn!(%error, "cannot measure the data");
             }

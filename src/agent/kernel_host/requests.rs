@@ -9,8 +9,8 @@ use crate::agent::execution_context;
 use crate::agent::file_requests::{self, DONE};
 use crate::agent::sandbox::MEMORY_INTERVAL;
 use crate::agent_protocol::{Answer, AnswerBody, FromAgent, KernelState, Request, ToAgent};
+use crate::allocator;
 use crate::ids::Generation;
-use crate::memory;
 use crate::wire::{Channel, Message};
 
 /// Bytes of stored events after which the allocator may retain enough memory to be worth a trim.
@@ -49,7 +49,7 @@ impl KernelHost {
     fn trim_memory(&mut self) {
         let mut buffer = self.buffer.borrow_mut();
         if buffer.is_empty() && !self.executions.is_running() && buffer.take_stored(TRIM_AFTER).is_some() {
-            memory::release_free_memory();
+            allocator::release_free_memory();
         }
     }
 

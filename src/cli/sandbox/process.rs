@@ -17,7 +17,7 @@ use super::client::{RequestError, ServerClient};
 use crate::cli::attend::{ProcessEvents, RunningProcess, Written};
 use crate::ids::Seq;
 use crate::manager::{ProcessExit, ProcessOutput, ProcessStream, TerminalSize};
-use crate::server_sent_events::SseDecoder;
+use crate::sse_decoder::SseDecoder;
 
 /// How long to wait for a server that does not answer before it is asked again, at first and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
