@@ -40,7 +40,8 @@ Examples:
   echo 'console.log(1)' | cellkeep exec -k js -
   cellkeep exec script.py --memory 2g --file data.csv
   cellkeep exec --packages humanize -c 'import humanize; print(humanize.naturalsize(1e9))'
-  cellkeep exec --json --return-file '*.csv' script.py
+  cellkeep exec --artifacts out --return-file '*.csv' script.py
+  cellkeep exec --json script.py
   cellkeep exec --file data.csv --shell 'wc -l data.csv'
   cellkeep exec --shell                      an interactive bash in a sandbox
 
@@ -67,9 +68,9 @@ pub(super) struct ExecArgs {
     /// suggestions
     #[arg(long)]
     json: bool,
-    /// A file of the workspace that the report has if the code makes or changes it: out.csv, *.csv (in any folder), output/ (all in
-    /// it)
-    #[arg(long = "return-file", value_name = "PATTERN", requires = "json")]
+    /// A file of the workspace that the report (--json) and the folder of --artifacts get if the code makes or changes it: out.csv,
+    /// *.csv (in any folder), output/ (all in it)
+    #[arg(long = "return-file", value_name = "PATTERN")]
     return_files: Vec<String>,
     /// Write images, documents and plot specifications into this folder
     #[arg(long, value_name = "DIR")]
@@ -88,6 +89,9 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     }
     let code = read_code(&args).map_err(Failure::usage)?;
     check_artifact_patterns(&args.return_files).map_err(Failure::usage)?;
+    if !args.return_files.is_empty() && !args.json && args.artifacts.is_none() {
+        return Err(Failure::usage(anyhow!("--return-file needs --json or --artifacts DIR, where the files go")));
+    }
     let from_stdin = args.file_or_stdin.as_deref() == Some(Path::new("-"));
     let mut signals = Signals::listen()?;
     let packages = args.sandbox.install(&paths, kernel, &[], signals.any()).await?;
@@ -117,7 +121,10 @@ pub(super) async fn exec(paths: Paths, args: ExecArgs) -> Result<Exit, Failure> 
     let Ended { outputs, result, returned } = finished.map_err(Failure::no_sandbox)?;
     let files = match &args.artifacts {
         Some(folder) => {
-            write_artifacts(folder, artifacts(&outputs, 1, ArtifactOptions::default())).map_err(Failure::usage)?
+            let plots = artifacts(&outputs, 1, ArtifactOptions::default());
+            let mut written = write_artifacts(folder, plots).map_err(Failure::usage)?;
+            written.extend(returned.write(folder).map_err(Failure::usage)?);
+            written
         }
         None => Vec::new(),
     };

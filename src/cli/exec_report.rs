@@ -1,8 +1,13 @@
 //! `cellkeep exec --json`: the report of `POST /v1/execute`.
 
-use super::options::SandboxArgs;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::options::{SandboxArgs, write_durably};
 use crate::ids;
 use crate::kernels::KernelSpec;
+use crate::manager::printable;
 use crate::policy::NetworkPolicy;
 use crate::report::{ExecutionReport, Finished, KeptFile, MAX_FILE_BYTES, Surroundings};
 use crate::session::{EventBody, ExecutionResult};
@@ -27,6 +32,26 @@ impl CollectedFiles {
         let content = fits.then(|| data.to_vec());
         self.bytes += content.as_ref().map_or(0, |content| content.len() as u64);
         self.files.push(KeptFile { change: change.clone(), content });
+    }
+
+    /// Writes the files into a folder, and returns their paths. A file that was not kept is left out with a warning.
+    pub fn write(&self, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+        let mut written = Vec::new();
+        for KeptFile { change, content } in &self.files {
+            // The sandbox chooses the path.
+            let is_inside = Path::new(&change.path).components().all(|part| matches!(part, Component::Normal(_)));
+            let Some(content) = content.as_ref().filter(|_| is_inside) else {
+                let reason = change.not_kept.as_deref().unwrap_or("all files together are too large");
+                eprint_line!("warning: {} is left out: {reason}", printable(&change.path));
+                continue;
+            };
+            let path = folder.join(&change.path);
+            let parent = path.parent().unwrap_or(folder);
+            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+            write_durably(&path, content)?;
+            written.push(path);
+        }
+        Ok(written)
     }
 }
 

@@ -16,6 +16,7 @@ in_every_sandbox!(
     many_at_once_wait_for_each_other,
     report_survives_a_kill_with_a_key,
     exec_gives_the_same_report,
+    pipeline_hands_files_on,
 );
 
 async fn execute(client: &Client, body: Value) -> Value {
@@ -297,4 +298,26 @@ async fn exec_gives_the_same_report(place: TestSandbox) {
     assert_eq!(reports[0], reports[1]);
     assert_eq!(reports[0]["results"]["files"][0]["content"], "a,b");
     server.end().await;
+}
+
+/// The example of three scripts. Its last step has what the first two have left.
+async fn pipeline_hands_files_on(place: TestSandbox) {
+    let folder = std::env::temp_dir().join(format!("ck-pipeline-{}-{}", place.kind, std::process::id()));
+    std::fs::create_dir(&folder).unwrap();
+    let steps = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pipeline/run.sh");
+    let ran = tokio::process::Command::new("sh")
+        .args([steps.as_os_str(), env!("CARGO_BIN_EXE_cellkeep").as_ref()])
+        .env("CELLKEEP_SANDBOX", place.kind.to_string())
+        .current_dir(&folder)
+        .output()
+        .await
+        .unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{stdout}{stderr}");
+    let report = std::fs::read_to_string(folder.join("results/report.md")).unwrap();
+    assert!(report.starts_with("# Report\n\n100 measurements, p = 0."), "{report}");
+    let plots = std::fs::read_dir(folder.join("results")).unwrap().map(|entry| entry.unwrap().path());
+    let plots = plots.filter(|path| path.extension().is_some_and(|ending| ending == "png" || ending == "svg")).count();
+    assert!(plots > 0, "the plot of the second step");
+    std::fs::remove_dir_all(&folder).unwrap();
 }
