@@ -48,6 +48,20 @@ export async function requestAll<T>(access: Access, path: string, items: string)
   }
 }
 
+/** Opens a WebSocket of the API. A browser sends no headers with it, so the token is in the query. */
+export function openSocket(access: Access, path: string, query: string): WebSocket {
+  const address = new URL(access.server || location.origin);
+  address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+  address.pathname = path;
+  address.search = `${query}&token=${encodeURIComponent(access.token)}`;
+  return new WebSocket(address);
+}
+
+/** Milliseconds until a lost connection is tried again, after so many attempts that failed. */
+export function retryDelay(failed: number): number {
+  return Math.min(250 * 2 ** failed, 3000);
+}
+
 const blobs = new Map<string, Promise<Blob>>();
 
 /** The bytes of an artifact; the latest 200 are cached. */

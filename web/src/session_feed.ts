@@ -1,5 +1,5 @@
 // The live events of a session: one socket for all of its cells, which resumes by event number after a disconnect.
-import { type Access, ApiError, request, requestAll, requestJson } from "./api.js";
+import { type Access, ApiError, openSocket, request, requestAll, requestJson, retryDelay } from "./api.js";
 import { type CellState, type Event, applyEvent, newCell } from "./cell_state.js";
 
 export type Connection = "connecting" | "live" | "lost" | "ended" | "refused";
@@ -96,12 +96,8 @@ export class SessionFeed {
   }
 
   private connect(): void {
-    const base = new URL(this.access.server || location.origin);
-    base.protocol = base.protocol === "https:" ? "wss:" : "ws:";
-    base.pathname = `${this.path}/socket`;
-    base.search = `after=${this.lastSeq}&outputs=refs&token=${encodeURIComponent(this.access.token)}`;
     this.socket?.close();
-    const socket = new WebSocket(base);
+    const socket = openSocket(this.access, `${this.path}/socket`, `after=${this.lastSeq}&outputs=refs`);
     this.socket = socket;
     socket.onopen = () => {
       this.retry = 0;
@@ -123,7 +119,7 @@ export class SessionFeed {
    */
   private async reconnect(): Promise<void> {
     this.setConnection("lost");
-    const wait = Math.min(250 * 2 ** this.retry, 3000);
+    const wait = retryDelay(this.retry);
     this.retry += 1;
     try {
       await request(this.access, "GET", this.path);

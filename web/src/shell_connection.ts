@@ -1,6 +1,6 @@
 // The connection to the shell of a session's terminal: started once by its key, read by event numbers, written by offsets. So it
 // survives reloads of the page and restarts of the server: nothing is shown or typed twice.
-import { type Access, ApiError, requestJson } from "./api.js";
+import { type Access, ApiError, openSocket, requestJson, retryDelay } from "./api.js";
 
 /** Output that the server sends ahead of what the terminal has drawn, bytes. */
 const WINDOW = 128 << 10;
@@ -143,16 +143,13 @@ export class ShellConnection {
   private reconnect(attempt: () => Promise<void>): void {
     this.listener.changed({ name: "lost" });
     clearTimeout(this.timer);
-    this.timer = window.setTimeout(() => void attempt(), Math.min(250 * 2 ** this.retry, 3000));
+    this.timer = window.setTimeout(() => void attempt(), retryDelay(this.retry));
     this.retry += 1;
   }
 
   private connect(path: string): void {
-    const address = new URL(this.access.server || location.origin);
-    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-    address.pathname = `${path}/${this.process?.id}/socket`;
-    address.search = `after=${this.lastSeq}&encoding=base64&window=${WINDOW}&token=${encodeURIComponent(this.access.token)}`;
-    const socket = new WebSocket(address);
+    const query = `after=${this.lastSeq}&encoding=base64&window=${WINDOW}`;
+    const socket = openSocket(this.access, `${path}/${this.process?.id}/socket`, query);
     this.socket = socket;
     socket.onopen = () => {
       this.retry = 0;
