@@ -38,6 +38,9 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 /// How long a stopping server waits for readers when it merges the write-ahead log into the database file.
 const MERGE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a stopping server waits for the ends of one-shot executions.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The ports of other protocols have this part of the connections, each.
 const PROTOCOL_SHARE: usize = 8;
 
@@ -177,7 +180,9 @@ pub async fn serve(
     });
     let protocols = future::join_all(protocols);
     future::join(connections::serve(of_api, listener, router, stop.clone()), protocols).await;
-    sessions.finish_one_shots().await;
+    if tokio::time::timeout(FINISH_TIMEOUT, sessions.finish_one_shots()).await.is_err() {
+        tracing::warn!("some one-shot executions have not ended; the next server ends them");
+    }
     sessions.drain_pool().await;
     if settings.end_sessions {
         sessions.delete_all().await;

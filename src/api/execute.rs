@@ -85,7 +85,8 @@ pub(super) struct Execute {
     /// Secrets, as for a session.
     secrets: Option<HashMap<String, RequestedSecret>>,
     /// Chosen by the client, at most 200 bytes: a retry with the same key and the same fields gets the report of the first request, also if
-    /// the server was killed meanwhile. The session of the execution then stays among those that have ended.
+    /// the server was killed meanwhile. The session of the execution then stays among those that have ended. Values of variables and
+    /// secrets are not compared.
     #[schema(min_length = 1, max_length = 200)]
     key: Option<String>,
 }
@@ -149,7 +150,7 @@ impl Plan {
             cwd: request.working_dir.filter(|folder| !folder.is_empty()),
             ..RequestedOptions::default()
         };
-        let described = format!("{options:?}");
+        let described = described(&options);
         let mut asked = vec![name.as_bytes(), request.code.as_bytes(), described.as_bytes()];
         asked.extend(files.iter().flat_map(|(path, bytes)| [path.as_bytes(), &bytes[..]]));
         let key = session.key.clone();
@@ -161,6 +162,13 @@ impl Plan {
         let language = kernel.map_or(name, |kernel| kernel.language.clone());
         Ok(Self { new, code: request.code, language, options, files, captures_output, has_key })
     }
+}
+
+/// What the options of the code ask for, in one spelling, without the values of variables.
+fn described(options: &RequestedOptions) -> String {
+    let mut variables: Vec<&str> = options.env.iter().flat_map(|env| env.keys().map(String::as_str)).collect();
+    variables.sort_unstable();
+    format!("{:?}", (&options.artifacts, &options.cwd, variables))
 }
 
 impl InputFile {
@@ -232,6 +240,8 @@ async fn run(api: &Api, caller: &Caller, plan: Plan) -> Result<(ExecutionReport,
 
 /// Runs the code in its session, to its end.
 async fn execute_in(api: &Api, id: &SessionId, access: &Access, plan: &Plan) -> Result<(), Problem> {
+    // Two requests with one key begin it once.
+    let beginning = api.sessions.hold_beginning(id).await;
     let begun = match plan.has_key {
         true => api.reader.cell(id, access, CELL).await?,
         false => None,
@@ -240,6 +250,7 @@ async fn execute_in(api: &Api, id: &SessionId, access: &Access, plan: &Plan) -> 
         Some(cell) => cell,
         None => begin(api, id, access, plan).await?,
     };
+    drop(beginning);
     if cell.execution.phase != CellPhase::Finished {
         // If the session ends first, the store has the end of the cell.
         let _ = api.sessions.handle(id, access)?.ended(&cell).await;

@@ -1,6 +1,7 @@
 //! Idempotent creation. A client that names a key may repeat its request: it gets what the first one has created.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
@@ -15,11 +16,21 @@ use crate::store::{CreationKey, KeyKind, StoreError};
 type KeyOfPrincipal = (PrincipalId, KeyKind, String);
 
 /// The keys with which something is being created now. A second request with one of them waits for the first.
-#[derive(Default)]
-pub(super) struct KeysInUse(Mutex<HashMap<KeyOfPrincipal, Arc<tokio::sync::Mutex<()>>>>);
+pub(super) type KeysInUse = Turns<KeyOfPrincipal>;
 
-impl KeysInUse {
-    async fn hold(&self, key: KeyOfPrincipal) -> OwnedMutexGuard<()> {
+/// Whose turn it is, by key.
+#[derive(Debug)]
+pub(super) struct Turns<K>(Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>);
+
+impl<K> Default for Turns<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash> Turns<K> {
+    /// Waits for the turn with a key, and keeps it until the guard is dropped.
+    pub async fn hold(&self, key: K) -> OwnedMutexGuard<()> {
         let turn = {
             let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // Nobody holds or awaits those that only the map has.

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future;
+use tokio::sync::OwnedMutexGuard;
 
 use super::service::SessionService;
 use super::session_config::{NewSession, ServiceError};
@@ -29,6 +30,11 @@ impl SessionService {
         new: NewSession,
     ) -> Result<SandboxId, ServiceError> {
         self.once_there_is_a_place(|| self.create_sandbox(principal, new.clone())).await
+    }
+
+    /// Waits until no other request begins the execution of this session, and keeps others waiting.
+    pub async fn hold_beginning(&self, id: &SessionId) -> OwnedMutexGuard<()> {
+        self.0.beginnings.hold(id.clone()).await
     }
 
     async fn once_there_is_a_place<T, F>(&self, create: impl Fn() -> F) -> Result<T, ServiceError>

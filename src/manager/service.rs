@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Allotment};
 use super::consumption::Consumption;
-use super::creation_keys::KeysInUse;
+use super::creation_keys::{KeysInUse, Turns};
 use super::environment_builds::Builds;
 use super::event_feed::EventFeed;
 use super::evictions::Evictions;
@@ -79,6 +79,8 @@ pub(super) struct Inner {
     /// The records of kernels' environments. An environment is the same in every session that uses it.
     pub environment_records: Mutex<HashMap<String, EnvironmentRecord>>,
     pub keys_in_use: KeysInUse,
+    /// Of one-shot executions.
+    pub beginnings: Turns<SessionId>,
     reader: SessionReader,
     pool: Pool,
     /// Limits how many kernels start at once.
@@ -115,6 +117,7 @@ impl SessionService {
             builds: Builds::default(),
             environment_records: Mutex::default(),
             keys_in_use: KeysInUse::default(),
+            beginnings: Turns::default(),
             pool: Pool::default(),
             starting: Semaphore::new(settings.max_starting),
             pending: Arc::default(),

@@ -246,7 +246,9 @@ async fn report_survives_a_kill_with_a_key(place: TestSandbox) {
     let client = server.client();
     let code =
         "import time, os\nprint('started', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.05)\nprint('ended')";
-    let keyed = json!({"code": code, "key": "k", "timeout": 300});
+    // Variables come in another order each time that the server reads them.
+    let variables: serde_json::Map<String, Value> = (0..12).map(|n| (format!("V{n}"), json!("1"))).collect();
+    let keyed = json!({"code": code, "key": "k", "timeout": 300, "environment": variables});
     let ask = |body: &Value| {
         let (client, body) = (server.client(), body.clone());
         tokio::spawn(async move { client.post("/v1/execute", body).await })
@@ -277,6 +279,11 @@ async fn report_survives_a_kill_with_a_key(place: TestSandbox) {
     let other = json!({"code": "1", "key": "k"});
     assert_eq!(client.post("/v1/execute", other).await.is(409)["code"], "key_of_other_request");
     client.delete(&format!("/v1/sessions/{id}")).await.is(204);
+    // At the same time.
+    let twins = json!({"code": "print(open('a').read())", "key": "t", "files": [{"path": "a", "content": "hi"}]});
+    let (one, two) = tokio::join!(execute(&client, twins.clone()), execute(&client, twins.clone()));
+    assert_eq!((&one, &one["output"]["stdout"]), (&two, &json!("hi\n")));
+    client.delete(&format!("/v1/sessions/{}", one["executionId"].as_str().unwrap())).await.is(204);
     server.end().await;
 }
 
