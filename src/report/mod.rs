@@ -95,6 +95,7 @@ pub struct ReportFile {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = ReportFileEncoding)]
 pub enum FileEncoding {
     #[serde(rename = "utf-8")]
     Utf8,
@@ -105,6 +106,7 @@ pub enum FileEncoding {
 /// The kind of a file, by its type and name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ReportFileType)]
 pub enum FileKind {
     Data,
     /// An image, a PDF, or the specification of a plot.
