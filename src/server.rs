@@ -41,7 +41,7 @@ const MERGE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a stopping server waits for the ends of one-shot executions.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The ports of other protocols have this part of the connections, each.
+/// The ports of other protocols have this part of the connections together, if there are any.
 const PROTOCOL_SHARE: usize = 8;
 
 /// The name of the token from the command line or the environment.
@@ -173,10 +173,11 @@ pub async fn serve(
     let protocols = protocols.collect::<io::Result<_>>().map_err(io_error("cannot read the address of a listener"))?;
     welcome(Welcome { address, protocols, new_token });
     let stop = stop.shared();
-    let of_protocols = connections.of_clients / PROTOCOL_SHARE;
+    let of_protocols = if protocol_listeners.is_empty() { 0 } else { connections.of_clients / PROTOCOL_SHARE };
     let of_api = connections.of_clients - of_protocols;
+    let of_port = (of_protocols / protocol_listeners.len().max(1)).max(1);
     let protocols = protocol_listeners.into_iter().map(|(listener, is_open)| {
-        connections::serve(of_protocols, listener, api::protocol_router(api.clone(), is_open), stop.clone())
+        connections::serve(of_port, listener, api::protocol_router(api.clone(), is_open), stop.clone())
     });
     let protocols = future::join_all(protocols);
     future::join(connections::serve(of_api, listener, router, stop.clone()), protocols).await;
