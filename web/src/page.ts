@@ -174,7 +174,7 @@ class CellkeepPage extends LitElement implements PageContext {
 
   override render(): TemplateResult {
     if (!this.access.token) return this.renderTokenForm();
-    // A reader has the plots only, and who reads is not known at first.
+    // Readers may open the panel of plots only. Until the rights of the token are known, no panel opens.
     const isPermitted = this.rights && (!this.isReadOnly || this.panels.open === "artifacts");
     const panel = this.selected && isPermitted && this.panels.open;
     const classes = `frame ${panel ? `with-panel with-${panel}` : ""} ${this.isListOpen ? "side" : ""} ${this.isDragging ? "drag" : ""}`;

@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(900);
 /// The longest token, bytes.
 const MAX_TOKEN: u64 = 4096;
 
-/// The server, and who asks.
+/// Which server is used, and with which token.
 #[derive(Args)]
 #[command(next_help_heading = "Server")]
 pub(super) struct ServerArgs {
