@@ -9,7 +9,6 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::stream;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -17,16 +16,16 @@ use super::cell_response::{no_cell, read_with_events};
 use super::error::Problem;
 use super::execution_options::RequestedOptions;
 use super::network::RequestedNetwork;
-use super::new_session::{Create, RequestedLimits};
+use super::new_session::{Create, RequestedLimits, bound_lifetime};
 use super::response_spool::{self, ProducePermit};
 use super::secrets::RequestedSecret;
 use super::view::{self, NetworkView};
 use super::{Api, Body, Caller, User, guard};
 use crate::ids::{Access, SessionId};
 use crate::kernels;
-use crate::manager::{EventRow, KeyKind, NewSession, PutOptions, SessionConfig, StoreError, changed_files, printable};
+use crate::manager::{EventRow, KeyKind, NewSession, SessionConfig, StoreError, changed_files, printable};
 use crate::report::{ExecutionReport, Finished, KeptFile, MAX_FILE_BYTES, Surroundings, failure, wanted};
-use crate::session::{Cell, CellPhase, ExecutionContext, ExecutionResult, FileChange, NewCell};
+use crate::session::{Cell, CellPhase, ExecutionContext, ExecutionResult, NewCell};
 use crate::telemetry::traces;
 
 /// The id of the only cell.
@@ -112,7 +111,6 @@ struct Plan {
     options: RequestedOptions,
     files: Vec<(String, Bytes)>,
     captures_output: bool,
-    has_key: bool,
 }
 
 impl Plan {
@@ -130,7 +128,6 @@ impl Plan {
             env if of_session => (env, None),
             env => (HashMap::new(), (!env.is_empty()).then_some(env)),
         };
-        let has_key = request.key.is_some();
         let session = Create {
             kernel: Some(name.clone()),
             env: session_env,
@@ -155,12 +152,16 @@ impl Plan {
         asked.extend(files.iter().flat_map(|(path, bytes)| [path.as_bytes(), &bytes[..]]));
         let key = session.key.clone();
         let mut new = session.validate(&api.sessions)?.with_key(KeyKind::Execution, key, &asked);
-        new.config.one_shot = !has_key;
-        let lifetime = new.config.timeout_seconds.map_or(0, |seconds| seconds.ceil() as u64).saturating_add(GRACE);
-        new.config.ttl_seconds = Some(lifetime.min(api.sessions.ceilings().lifetime_seconds.unwrap_or(u64::MAX)));
+        new.config.one_shot = new.key.is_none();
+        bound_lifetime(&mut new, &api.sessions, GRACE);
         let captures_output = request.capture_output.unwrap_or(true);
         let language = kernel.map_or(name, |kernel| kernel.language.clone());
-        Ok(Self { new, code: request.code, language, options, files, captures_output, has_key })
+        Ok(Self { new, code: request.code, language, options, files, captures_output })
+    }
+
+    /// Whether the client may ask again for the same execution.
+    fn has_key(&self) -> bool {
+        self.new.key.is_some()
     }
 }
 
@@ -200,7 +201,7 @@ pub(super) async fn execute(
     User(caller): User,
     Body(request): Body<Execute>,
 ) -> Result<Response, Problem> {
-    let slot = guard::acquire_wait_slot(&api, &caller.identity, Some(Duration::ZERO))?;
+    let slot = guard::open_stream(&api, &caller.identity)?;
     let plan = Plan::new(&api, request).map_err(in_own_words)?;
     // In a task of its own: the session must be ended if the client disconnects.
     let executing = tokio::spawn(traces::in_current_context(async move {
@@ -234,28 +235,30 @@ async fn run(api: &Api, caller: &Caller, plan: Plan) -> Result<(ExecutionReport,
         return Err(problem);
     }
     let report = report(api, &id, &access, &plan).await;
-    api.sessions.finish_one_shot(id.clone(), access, plan.has_key || report.is_err());
+    api.sessions.finish_one_shot(id.clone(), access, plan.has_key() || report.is_err());
     report.map_err(|problem| problem.and(&format!("the code has run, and its results are in the session {id}")))
 }
 
 /// Runs the code in its session, to its end.
 async fn execute_in(api: &Api, id: &SessionId, access: &Access, plan: &Plan) -> Result<(), Problem> {
-    // Two requests with one key begin it once.
-    let beginning = api.sessions.hold_beginning(id).await;
-    let begun = match plan.has_key {
-        true => api.reader.cell(id, access, CELL).await?,
-        false => None,
+    let cell = match plan.has_key() {
+        true => begin_once(api, id, access, plan).await?,
+        false => begin(api, id, access, plan).await?,
     };
-    let cell = match begun {
-        Some(cell) => cell,
-        None => begin(api, id, access, plan).await?,
-    };
-    drop(beginning);
     if cell.execution.phase != CellPhase::Finished {
         // If the session ends first, the store has the end of the cell.
         let _ = api.sessions.handle(id, access)?.ended(&cell).await;
     }
     Ok(())
+}
+
+/// As [`begin`], unless another request with the same key has begun it.
+async fn begin_once(api: &Api, id: &SessionId, access: &Access, plan: &Plan) -> Result<Cell, Problem> {
+    let _beginning = api.sessions.hold_beginning(id).await;
+    match api.reader.cell(id, access, CELL).await? {
+        Some(cell) => Ok(cell),
+        None => begin(api, id, access, plan).await,
+    }
 }
 
 /// The report of an execution that has ended.
@@ -265,11 +268,7 @@ async fn report(
     access: &Access,
     plan: &Plan,
 ) -> Result<(ExecutionReport, Option<ProducePermit>), Problem> {
-    let cell = api.reader.cell(id, access, CELL).await?.ok_or_else(|| no_cell(CELL))?;
-    let file_bytes = match cell.options.context.artifacts.is_empty() {
-        true => 0,
-        false => bytes_of_artifacts(&api.reader.changed_files(id, &cell).await?.files),
-    };
+    let file_bytes = bytes_of_artifacts(api, id, access, plan).await?;
     let (cell, events, permit) = read_with_events(api, id, access, CELL, file_bytes).await?;
     let result = cell.execution.result.clone().ok_or_else(|| no_cell(CELL))?;
     let outputs = view::outputs(&events, api.reader.blobs(), false).await?;
@@ -297,8 +296,7 @@ async fn begin(api: &Api, id: &SessionId, access: &Access, plan: &Plan) -> Resul
         workspace.make_folder(folder).await?;
     }
     for (path, bytes) in &plan.files {
-        let content = stream::iter([Ok::<_, std::convert::Infallible>(bytes.clone())]);
-        workspace.write(path, PutOptions::default(), content).await?;
+        workspace.write_bytes(path, bytes.clone()).await?;
     }
     let handle = api.sessions.handle_for_write(id, access)?;
     api.sessions.admit_executions(id, access, 1)?;
@@ -306,8 +304,15 @@ async fn begin(api: &Api, id: &SessionId, access: &Access, plan: &Plan) -> Resul
     Ok(handle.add_cell(cell).await?)
 }
 
-fn bytes_of_artifacts(files: &[FileChange]) -> u64 {
-    files.iter().filter(|file| file.artifact).map(|file| file.size).fold(0, u64::saturating_add).min(MAX_FILE_BYTES)
+/// The bytes of the files in the report.
+async fn bytes_of_artifacts(api: &Api, id: &SessionId, access: &Access, plan: &Plan) -> Result<u64, Problem> {
+    if plan.options.artifacts.as_ref().is_none_or(Vec::is_empty) {
+        return Ok(0);
+    }
+    let cell = api.reader.cell(id, access, CELL).await?.ok_or_else(|| no_cell(CELL))?;
+    let files = api.reader.changed_files(id, &cell).await?.files;
+    let sizes = files.iter().filter(|file| file.artifact).map(|file| file.size);
+    Ok(sizes.fold(0, u64::saturating_add).min(MAX_FILE_BYTES))
 }
 
 /// The files that were asked for, up to a limit of their content.

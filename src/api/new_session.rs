@@ -195,6 +195,12 @@ impl Create {
     }
 }
 
+/// Ends what one request creates this many seconds after its time limit, in case its server ends meanwhile.
+pub(super) fn bound_lifetime(new: &mut NewSession, sessions: &SessionService, grace: u64) {
+    let lifetime = new.config.timeout_seconds.map_or(0, |seconds| seconds.ceil() as u64).saturating_add(grace);
+    new.config.ttl_seconds = Some(lifetime.min(sessions.ceilings().lifetime_seconds.unwrap_or(u64::MAX)));
+}
+
 /// Checks the key of a request that may be repeated.
 pub(super) fn check_key(key: Option<&str>) -> Result<(), Problem> {
     match key.is_none_or(|key| (1..=MAX_KEY).contains(&key.len())) {

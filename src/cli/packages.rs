@@ -20,18 +20,25 @@ use crate::policy::{MAX_LOCK, PackageRequest, PackageRules};
 #[command(next_help_heading = "Packages")]
 pub(super) struct PackageArgs {
     /// Install a package first, as the package manager of the language names it: 'polars>=1', npm:chalk@5. Give it several times for
-    /// several. The next run with the same packages starts at once
+    /// several. The next start with the same packages needs no installation
     #[arg(long = "packages", value_name = "PACKAGE", visible_alias = "package")]
     packages: Vec<String>,
     /// Install the packages of this requirements.txt first
     #[arg(long, value_name = "FILE")]
     requirements: Option<PathBuf>,
-    /// Install exactly the packages of a lock that `cellkeep packages lock` has printed
+    /// Install exactly the packages of a lock, as `cellkeep packages lock` prints it
     #[arg(long, value_name = "FILE", conflicts_with_all = ["packages", "requirements"])]
     lock: Option<PathBuf>,
 }
 
 impl PackageArgs {
+    /// The packages, and the texts of the requirements and the lock, for a server that installs them.
+    pub fn texts(&self) -> anyhow::Result<(&[String], Option<String>, Option<String>)> {
+        let text = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
+        let requirements = text(&self.requirements).context("--requirements")?;
+        Ok((&self.packages, requirements, text(&self.lock).context("--lock")?))
+    }
+
     /// The request of these options and of what a notebook says that it needs. `None` if both are empty.
     pub fn request(&self, of_notebook: &[String]) -> anyhow::Result<Option<PackageRequest>> {
         if let Some(path) = &self.lock {

@@ -84,6 +84,12 @@ impl SessionReader {
         Ok(self.store.cells(id).await?.into_iter().filter_map(restore_cell).collect())
     }
 
+    /// The last cell in the order of the notebook.
+    pub async fn last_cell(&self, id: &SessionId, access: &Access) -> Result<Option<Cell>, ServiceError> {
+        self.check_visible(id, access)?;
+        Ok(self.store.last_cell(id).await?.and_then(restore_cell))
+    }
+
     pub async fn cell(&self, id: &SessionId, access: &Access, cell: &str) -> Result<Option<Cell>, ServiceError> {
         self.check_visible(id, access)?;
         Ok(self.store.cell(id, cell).await?.and_then(restore_cell))

@@ -177,7 +177,21 @@ pub struct Finished<'a> {
 impl ReportOutput {
     /// `outputs`: nbformat objects.
     pub fn new(result: &ExecutionResult, outputs: &[Value]) -> Self {
-        Self { stdout: stdout_of(outputs), stderr: stream(outputs, "stderr"), exit_code: exit_code(result) }
+        Self::with_plots(result, outputs).0
+    }
+
+    /// The text, and the plots that it leaves out: the text beside a plot only names it.
+    fn with_plots(result: &ExecutionResult, outputs: &[Value]) -> (Self, Vec<Plot>) {
+        let (mut shown, mut plots) = (Vec::new(), Vec::new());
+        for output in outputs {
+            match plots::of_output(output) {
+                Some(plot) => plots.push(plot),
+                None if is_stream(output, "stdout") || is_display(output) => shown.push(output.clone()),
+                None => {}
+            }
+        }
+        let stdout = strip_ansi(&text_of(&shown));
+        (Self { stdout, stderr: stream(outputs, "stderr"), exit_code: exit_code(result) }, plots)
     }
 }
 
@@ -185,7 +199,7 @@ impl ExecutionReport {
     pub fn new(finished: Finished<'_>) -> Self {
         let Finished { result, outputs, .. } = finished;
         let status = status_of(result.status);
-        let output = ReportOutput::new(result, outputs);
+        let (output, plots) = ReportOutput::with_plots(result, outputs);
         let error = (status != ReportStatus::Success).then(|| {
             let failure = failure(finished.language, finished.code, result, outputs);
             let suggestions = suggestions::suggest(&failure, finished.surroundings);
@@ -202,7 +216,7 @@ impl ExecutionReport {
             execution_id: finished.execution_id,
             status,
             output,
-            results: ReportResults { files, plots: plots::of(outputs), not_returned },
+            results: ReportResults { files, plots, not_returned },
             metrics: metrics_of(result, finished.sandbox_peak),
             error,
         }
@@ -271,13 +285,8 @@ fn stream(outputs: &[Value], name: &str) -> String {
     strip_ansi(&text_of(&wanted.cloned().collect::<Vec<_>>()))
 }
 
-/// Standard output and displayed values. The text beside a plot only names it.
-fn stdout_of(outputs: &[Value]) -> String {
-    let is_shown = |output: &&Value| {
-        let is_display = output["output_type"] == "execute_result" || output["output_type"] == "display_data";
-        is_stream(output, "stdout") || is_display && plots::of_output(output).is_none()
-    };
-    strip_ansi(&text_of(&outputs.iter().filter(is_shown).cloned().collect::<Vec<_>>()))
+fn is_display(output: &Value) -> bool {
+    output["output_type"] == "execute_result" || output["output_type"] == "display_data"
 }
 
 fn metrics_of(result: &ExecutionResult, sandbox_peak: Option<u64>) -> ReportMetrics {
@@ -314,9 +323,8 @@ fn files_of(kept: Vec<KeptFile>, patterns: &[String]) -> (Vec<ReportFile>, Vec<N
         }
     }
     let is_known = |pattern: &str| {
-        let paths = files.iter().map(|file| &file.path).chain(missing.iter().map(|missing| &missing.path));
-        let paths: Vec<&String> = paths.collect();
-        is_pattern(pattern) || paths.iter().any(|path| names(pattern, path))
+        let mut paths = files.iter().map(|file| &file.path).chain(missing.iter().map(|missing| &missing.path));
+        is_pattern(pattern) || paths.any(|path| names(pattern, path))
     };
     let unknown = patterns
         .iter()

@@ -25,11 +25,7 @@ pub struct Plot {
     pub caption: Option<String>,
 }
 
-/// One for each output that is a plot, in the best of its types.
-pub fn of(outputs: &[Value]) -> Vec<Plot> {
-    outputs.iter().filter_map(of_output).collect()
-}
-
+/// The plot of an output in the best of its types, if it is one.
 pub fn of_output(output: &Value) -> Option<Plot> {
     let found = artifacts_of(output, 0, 1, ArtifactOptions::default()).into_iter();
     let mut plots = found.filter_map(|artifact| Some((artifact.mime, artifact.content.ok()?)));
@@ -82,7 +78,7 @@ mod tests {
             json!({"output_type": "display_data", "data": {"image/png": "!!"}}),
             json!({"output_type": "stream", "name": "stdout", "text": "x"}),
         ];
-        let plots = of(&outputs);
+        let plots: Vec<Plot> = outputs.iter().filter_map(of_output).collect();
         let described: Vec<(&str, &str, Option<&str>)> =
             plots.iter().map(|plot| (&*plot.format, &*plot.data, plot.caption.as_deref())).collect();
         assert_eq!(

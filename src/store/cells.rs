@@ -211,6 +211,16 @@ impl Store {
         self.read(move |connection| all_of(connection, &id)).await
     }
 
+    /// The last cell in the order of the notebook.
+    pub async fn last_cell(&self, session: &SessionId) -> Result<Option<CellRow>, StoreError> {
+        let id = session.clone();
+        self.read(move |connection| {
+            let select = format!("SELECT {COLUMNS} FROM cells WHERE session = ?1 ORDER BY place DESC, number DESC LIMIT 1");
+            connection.prepare_cached(&select)?.query_map([id.as_str()], read)?.next().transpose()
+        })
+        .await
+    }
+
     /// The fold states of cells by their numbers.
     pub async fn folds(&self, session: &SessionId) -> Result<Vec<(u32, String)>, StoreError> {
         let id = session.clone();

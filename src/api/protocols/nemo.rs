@@ -1,7 +1,6 @@
 //! `/execute` as the local sandbox of the NeMo agent toolkit has it (nvidia-nat up to 1.8: each request is a program of its own, files
 //! stay), and as NeMo Skills has it (`language: ipython` with `X-Session-ID`: variables stay, too, in a session).
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
@@ -10,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use futures_util::stream;
 use serde_json::{Map, Value, json};
 
 use super::{checked, command_run};
@@ -21,7 +19,7 @@ use crate::api::extract::{media_type, read_body};
 use crate::api::new_session::Create;
 use crate::api::{Api, Caller, User, guard, view};
 use crate::ids::{self, Access, SandboxId, SessionId};
-use crate::manager::{KeyKind, NewProcess, PutOptions, SessionConfig, SessionFilter, from_ms};
+use crate::manager::{KeyKind, NewProcess, SessionConfig, SessionFilter, from_ms};
 use crate::output::strip_ansi;
 use crate::report::ReportOutput;
 use crate::session::{CellPhase, CellType, ExecutionStatus, NewCell, SessionState};
@@ -135,7 +133,7 @@ async fn execute(State(api): State<Api>, User(caller): User, request: Request) -
         Ok(execution) => execution,
         Err(message) => return Ok(refused(message)),
     };
-    let _slot = guard::acquire_wait_slot(&api, &caller.identity, Some(Duration::ZERO))?;
+    let _slot = guard::open_stream(&api, &caller.identity)?;
     let session = match session_id(&headers) {
         Ok(session) => session,
         Err(message) => return Ok(refused(message)),
@@ -203,8 +201,7 @@ impl HiddenFile {
     async fn write(api: &Api, sandbox: &SandboxId, access: &Access, text: &str) -> Result<Self, Problem> {
         let name = format!(".execute-{}", ids::random_uuid());
         let workspace = api.sessions.workspace_of_sandbox(sandbox, access)?;
-        let content = stream::iter([Ok::<_, Infallible>(Bytes::copy_from_slice(text.as_bytes()))]);
-        workspace.write(&name, PutOptions::default(), content).await?;
+        workspace.write_bytes(&name, Bytes::copy_from_slice(text.as_bytes())).await?;
         Ok(Self(name))
     }
 
@@ -225,8 +222,8 @@ impl HiddenFile {
 async fn run_in_session(api: &Api, caller: &Caller, name: &str, execution: Execution) -> Result<Value, Problem> {
     let access = caller.access();
     let (id, mut is_new) = find_or_create(api, caller, name).await?;
-    let before = api.reader.cells(&id, &access).await?;
-    is_new |= before.last().is_none_or(|cell| {
+    let before = api.reader.last_cell(&id, &access).await?;
+    is_new |= before.is_none_or(|cell| {
         cell.execution.result.as_ref().and_then(|result| result.error.as_ref()).is_some_and(|error| error.state_lost)
     });
     let requested = RequestedOptions { timeout_seconds: Some(execution.timeout.max(0.001)), ..RequestedOptions::default() };

@@ -4,9 +4,7 @@
 //! version of a language is that of the kernel's environment, whatever version a request names.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -16,17 +14,16 @@ use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use bytes::Bytes;
-use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{checked, command_run};
 use crate::api::error::Problem;
 use crate::api::extract::read_body;
-use crate::api::new_session::{Create, RequestedLimits};
+use crate::api::new_session::{Create, RequestedLimits, bound_lifetime};
 use crate::api::{Api, Caller, User, guard};
 use crate::ids::{self, Access, SandboxId};
-use crate::manager::{NewProcess, PutOptions};
+use crate::manager::NewProcess;
 
 /// The time limit of a program, milliseconds.
 const DEFAULT_TIMEOUT_MS: f64 = 3000.0;
@@ -217,7 +214,7 @@ fn find(language: &str) -> Result<&'static Runtime, Problem> {
 
 async fn execute(State(api): State<Api>, User(caller): User, request: Request) -> Result<Response, Problem> {
     let plan = Plan::read(&read_body(request).await?)?;
-    let _slot = guard::acquire_wait_slot(&api, &caller.identity, Some(Duration::ZERO))?;
+    let _slot = guard::open_stream(&api, &caller.identity)?;
     let sandbox = Sandbox::create(&api, &caller, plan.runtime, plan.memory_mb, plan.timeout_ms / 1000.0).await?;
     let ran = run(&api, &sandbox, &plan).await;
     sandbox.discard(&api);
@@ -292,16 +289,14 @@ impl Sandbox {
             ..Create::default()
         };
         let mut new = create.validate(&api.sessions)?;
-        let lifetime = (timeout.ceil() as u64).saturating_add(GRACE);
-        new.config.ttl_seconds = Some(lifetime.min(api.sessions.ceilings().lifetime_seconds.unwrap_or(u64::MAX)));
+        bound_lifetime(&mut new, &api.sessions, GRACE);
         let id = api.sessions.create_one_shot_sandbox(&caller.identity.principal, new).await?;
         Ok(Self { id, access: caller.access() })
     }
 
     async fn write(&self, api: &Api, name: &str, bytes: &[u8]) -> Result<(), Problem> {
-        let content = stream::iter([Ok::<_, Infallible>(Bytes::copy_from_slice(bytes))]);
         let workspace = api.sessions.workspace_of_sandbox(&self.id, &self.access)?;
-        workspace.write(name, PutOptions::default(), content).await?;
+        workspace.write_bytes(name, Bytes::copy_from_slice(bytes)).await?;
         Ok(())
     }
 

@@ -4,9 +4,8 @@ mod client;
 mod process;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Value, json};
@@ -15,8 +14,9 @@ use self::client::{RequestError, ServerArgs, ServerClient};
 use self::process::RemoteProcess;
 use super::attend::{attend, exit_of, has_terminal, window_size};
 use super::options::{parse_network, parse_seconds, parse_variable};
+use super::packages::PackageArgs;
 use super::signals::Signals;
-use super::{Exit, Failure, packages};
+use super::{Exit, Failure};
 use crate::policy::{NetworkPolicy, parse_size};
 
 /// The length of an id, a UUID as text.
@@ -91,15 +91,8 @@ struct CreateArgs {
     /// What code reaches: none, packages, hosts with commas between them, or open
     #[arg(long, default_value = "none", value_name = "POLICY", value_parser = parse_network)]
     network: NetworkPolicy,
-    /// Install a package first; give it several times for several
-    #[arg(long = "packages", value_name = "PACKAGE", visible_alias = "package")]
-    packages: Vec<String>,
-    /// Install the packages of this requirements.txt first
-    #[arg(long, value_name = "FILE")]
-    requirements: Option<PathBuf>,
-    /// Install exactly the packages of this lock
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["packages", "requirements"])]
-    lock: Option<PathBuf>,
+    #[command(flatten)]
+    packages: PackageArgs,
     /// Set an environment variable; NAME alone copies its value from here
     #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = parse_variable)]
     env: Vec<(String, String)>,
@@ -192,12 +185,12 @@ async fn create_sandbox(client: &ServerClient, args: CreateArgs) -> Result<(), F
 
 impl CreateArgs {
     fn request(self) -> anyhow::Result<Value> {
-        let read = |path: Option<PathBuf>| path.as_deref().map(packages::read).transpose();
+        let (packages, requirements, lock) = self.packages.texts()?;
         let limits = json!({"memory_mb": self.memory, "cpus": self.cpus, "pids": self.pids, "disk_mb": self.disk});
         let secrets: BTreeMap<String, Value> = self.secrets.into_iter().map(|name| (name, json!({}))).collect();
         Ok(json!({
-            "kernel": self.kernel, "name": self.name, "network": network(&self.network), "packages": self.packages,
-            "requirements": read(self.requirements).context("--requirements")?, "lock": read(self.lock).context("--lock")?,
+            "kernel": self.kernel, "name": self.name, "network": network(&self.network), "packages": packages,
+            "requirements": requirements, "lock": lock,
             "env": self.env.into_iter().collect::<BTreeMap<_, _>>(), "mounts": self.mounts, "secrets": secrets, "limits": limits,
             "ttl_seconds": self.ttl, "idle_timeout_seconds": self.idle_timeout,
         }))

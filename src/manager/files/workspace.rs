@@ -1,9 +1,10 @@
 //! The files of one session, by the requests that its agent answers.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{Stream, StreamExt};
+use futures_util::stream::{self, Stream, StreamExt};
 
 use super::owner::WorkspaceOwner;
 use super::{ArchiveLoad, FileError, MAX_FILE};
@@ -131,6 +132,11 @@ impl Workspace {
     /// Starts an upload of one file.
     pub(super) fn upload(&self, path: &str, options: PutOptions) -> Upload<WorkspaceOwner> {
         Upload::new(self.owner.clone(), path, options)
+    }
+
+    /// As [`Self::write`], for content that is at hand.
+    pub async fn write_bytes(&self, path: &str, content: Bytes) -> Result<FileStat, FileError> {
+        self.write(path, PutOptions::default(), stream::iter([Ok::<_, Infallible>(content)])).await
     }
 
     /// Writes a file and creates its folders. The file appears as a whole with its last chunk. Until then, and after an
